@@ -1,0 +1,47 @@
+# `make train` and `make test` need Python >= 3.11 and make, nothing else; every other target builds on the same .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+STAMP  := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install train test test-fast check ui lock clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lr_lightning needs Python >= 3.11; set it with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,plot,dev]"
+	@touch $@
+
+install: $(STAMP)  ## the virtual environment in .venv, with everything
+
+train: $(STAMP)  ## the main job: a CNN on the embedded digits; ARGS="schedule=constant optimizer.lr=0.05" passes overrides on
+	$(BIN)/python scripts/train.py $(ARGS)
+
+check: $(STAMP)  ## lint, format, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --cache-dir .import_linter_cache
+
+test: check  ## every check and every test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+test-fast: $(STAMP)  ## the tests that start no processes of their own
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+
+ui: $(STAMP)  ## the MLflow UI on this checkout's runs, on 127.0.0.1 only
+	$(BIN)/python scripts/ui.py $(ARGS)
+
+lock: $(STAMP)  ## write the installed versions to constraints.txt, after the tests have passed with them
+	@{ echo "# Every version that was tested; written by 'make lock'."; $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > constraints.txt.new
+	@mv constraints.txt.new constraints.txt && touch $(STAMP)
+
+clean:  ## remove the virtual environment and caches; runs and outputs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
