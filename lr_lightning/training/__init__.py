@@ -1,0 +1,1 @@
+"""The parts of the training app: data, models, optimizers and the LightningModule."""

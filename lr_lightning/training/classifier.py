@@ -1,0 +1,101 @@
+"""The app's own LightningModule: a network trained as a classifier."""
+
+from collections.abc import Callable
+
+import lightning as L
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+Batch = tuple[Tensor, Tensor]
+
+
+class LitClassifier(L.LightningModule):
+    """Cross-entropy training of a network, with exact epoch means of loss and accuracy on validation and test data.
+
+    The training step returns its loss and logs nothing: what is to be known about each step a callback takes from the
+    step's output, on the device. `val/loss`, `val/acc`, `test/loss` and `test/acc` are means over examples, not
+    over batches, and over all processes. Label smoothing acts on the training loss alone, so that losses on held-out
+    data are comparable between runs with and without it.
+
+    Only the network's weights go into a checkpoint, under "net.".
+
+    Args:
+        net: Maps images (batch, channels, height, width) to logits (batch, num_classes).
+        optimizer: Called with `net`, returns its optimizer; see `OptimizerFactory`. The learning rate's schedule is a
+            callback's business.
+        num_classes: Number of classes, >= 2.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        compile: Whether to run `net` through `torch.compile`; it compiles at the first batch.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Shapes:
+        A batch is (images, labels): images as `net` takes them, labels (batch,) of integers below `num_classes`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[[nn.Module], Optimizer],
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be >= 2, got {num_classes}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        self.net = net
+        self.label_smoothing = label_smoothing
+        self._make_optimizer = optimizer
+        self.val_loss, self.val_acc = _mean(), _accuracy(num_classes)
+        self.test_loss, self.test_acc = _mean(), _accuracy(num_classes)
+        if compile:
+            # In place: a wrapped network would change the names of the weights in checkpoints.
+            self.net.compile()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (batch, num_classes) of a batch of images."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean training loss of a batch, in nats."""
+        images, labels = batch
+        return F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to `val/loss` and `val/acc`."""
+        self._evaluate(batch, "val", self.val_loss, self.val_acc)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to `test/loss` and `test/acc`."""
+        self._evaluate(batch, "test", self.test_loss, self.test_acc)
+
+    def configure_optimizers(self) -> Optimizer:
+        """Build the optimizer over the network, so that parameters are named as they are in it."""
+        return self._make_optimizer(self.net)
+
+    def _evaluate(self, batch: Batch, split: str, loss: MeanMetric, accuracy: MulticlassAccuracy) -> None:
+        images, labels = batch
+        logits = self(images)
+        loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        accuracy.update(logits, labels)
+        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True)
+        self.log(f"{split}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+
+
+def _mean() -> MeanMetric:
+    # Looking for NaN would wait for the device at every batch, and dropping one would hide it. With the check off
+    # torchmetrics 1.9 ignores weights, so this mean must be given one loss per example and not a batch's mean.
+    return MeanMetric(nan_strategy="disable")
+
+
+def _accuracy(num_classes: int) -> MulticlassAccuracy:
+    # Validating the labels' range would wait for the device at every batch; cross_entropy refuses bad labels itself.
+    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)

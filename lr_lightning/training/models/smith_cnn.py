@@ -1,0 +1,82 @@
+"""The network of Smith's table on cyclical learning rates: Caffe's `cifar10_full`."""
+
+from torch import Tensor, nn
+
+from lr_lightning.training.models.checks import check_shape
+from lr_lightning.training.models.lrn import WithinChannelLRN
+
+_MIN_SIDE = 8  # three halvings, the last of which needs a 2 x 2 input
+
+
+class SmithCNN(nn.Module):
+    """Three 5 x 5 convolutions, each followed by a pool of 3 with stride 2, and one linear layer.
+
+    Layers: conv1 (32) - max pool - ReLU - LRN; conv2 (32) - ReLU - average pool - LRN; conv3 (64) - ReLU - average
+    pool; fc. Pools round the output size up, and a window that hangs over the edge is averaged over the pixels it
+    covers, as in Caffe.
+
+    Weights are drawn from a normal distribution of standard deviation 1e-4 (conv1) and 0.01 (the others); biases
+    start at 0. Smith's learning rates (0.001 to 0.006) belong to pixel values from 0 to 255 minus their mean: on inputs
+    of unit variance give `input_scale=64` to use them, or leave it at 1 and use rates of 0.03 to 0.1.
+
+    Args:
+        in_channels: Channels of an image.
+        num_classes: Length of the output.
+        image_size: Height and width in pixels, each >= 8; the linear layer's size follows from it.
+        input_scale: Factor on the input, > 0.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Shapes:
+        (batch, in_channels, height, width) to (batch, num_classes). 89,578 parameters at 3 x 32 x 32, 10 classes.
+
+    Source:
+        Caffe, `examples/cifar10/cifar10_full_train_test.prototxt`; Smith, "Cyclical learning rates for training
+        neural networks", 2017, section 4.1. Caffe's recipe doubles the lr of the biases of conv1, conv2 and fc,
+        decays all weights and biases but fc's bias, and decays fc's weights 250 times as much.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, image_size: tuple[int, int], input_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        check_shape(in_channels, num_classes, image_size, min_side=_MIN_SIDE)
+        if input_scale <= 0:
+            raise ValueError(f"input_scale must be > 0, got {input_scale}")
+        self.input_scale = input_scale
+        height, width = (_pooled(_pooled(_pooled(side))) for side in image_size)
+        self.conv1 = nn.Conv2d(in_channels, 32, 5, padding=2)
+        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.norm1 = WithinChannelLRN()
+        self.conv2 = nn.Conv2d(32, 32, 5, padding=2)
+        self.pool2 = nn.AvgPool2d(3, 2, ceil_mode=True)
+        self.norm2 = WithinChannelLRN()
+        self.conv3 = nn.Conv2d(32, 64, 5, padding=2)
+        self.pool3 = nn.AvgPool2d(3, 2, ceil_mode=True)
+        self.fc = nn.Linear(64 * height * width, num_classes)
+        for layer, std in ((self.conv1, 1e-4), (self.conv2, 0.01), (self.conv3, 0.01), (self.fc, 0.01)):
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
+        if self.input_scale != 1.0:
+            x = x * self.input_scale
+        # Neither a convolution nor a pool needs its own output for its gradient, so the ReLUs may overwrite it.
+        x = self.norm1(self.pool1(self.conv1(x)).relu_())
+        x = self.norm2(self.pool2(self.conv2(x).relu_()))
+        x = self.pool3(self.conv3(x).relu_())
+        logits: Tensor = self.fc(x.flatten(1))
+        return logits
+
+
+def _pooled(side: int) -> int:
+    """Return the side after a pool of 3 with stride 2, rounded up."""
+    return -((3 - side) // 2) + 1
+
+
+def smith_cnn(in_channels: int, num_classes: int, image_size: tuple[int, int], input_scale: float = 1.0) -> SmithCNN:
+    """Build a `SmithCNN`; its docstring has the arguments, the layers and the source."""
+    return SmithCNN(in_channels, num_classes, image_size, input_scale)
