@@ -1,0 +1,90 @@
+"""Lower the rate when a metric stops improving: a pure function of the metric's history."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lr_lightning.schedules.base import check_choice, check_number
+
+__all__ = ["Plateau"]
+
+_Mode = Literal["min", "max"]
+_ThresholdMode = Literal["rel", "abs"]
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """The factor that a history of a metric has earned. Not a Schedule: it needs the history, so it multiplies one.
+
+    Formula: ``max(factor ** k, min_factor)``, k = how often more than ``patience`` values in a row were no better than
+    the best before. Source: torch's ReduceLROnPlateau, as a function of all values so far; a value that is nan is
+    never better.
+
+    Attributes:
+        monitor: Name of the metric, such as ``"val/loss"``.
+        factor: Multiplied at each reduction, in (0, 1).
+        patience: Values without improvement that are tolerated, >= 0.
+        mode: ``"min"``: lower is better; ``"max"``: higher is.
+        threshold: How much better counts as better, >= 0.
+        threshold_mode: ``"rel"``: a share of the best; ``"abs"``: in the metric's unit.
+        cooldown: Values after a reduction that are not counted as bad, >= 0.
+        min_factor: Lower bound of the result, in [0, 1].
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> plateau = Plateau("val/loss", factor=0.5, patience=1)
+        >>> plateau([1.0, 0.9, 0.9]), plateau([1.0, 0.9, 0.9, 0.9])
+        (1.0, 0.5)
+    """
+
+    monitor: str
+    factor: float = 0.1
+    patience: int = 10
+    mode: _Mode = "min"
+    threshold: float = 1e-4
+    threshold_mode: _ThresholdMode = "rel"
+    cooldown: int = 0
+    min_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.monitor, str) or not self.monitor:
+            raise ValueError(f"monitor must be the name of a metric such as 'val/loss', got {self.monitor!r}")
+        check_number("factor", self.factor, high=1.0, above=True)
+        if self.factor == 1:
+            raise ValueError("factor must be < 1, got 1: it would change nothing")
+        check_choice("mode", self.mode, get_args(_Mode))
+        check_choice("threshold_mode", self.threshold_mode, get_args(_ThresholdMode))
+        check_number("patience", self.patience)
+        check_number("cooldown", self.cooldown)
+        check_number("threshold", self.threshold)
+        check_number("min_factor", self.min_factor, high=1.0)
+
+    def __call__(self, history: Sequence[float]) -> float:
+        """The factor after a history.
+
+        Args:
+            history: All values of the metric so far, oldest first.
+
+        Returns:
+            A factor in (0, 1], 1 for an empty history.
+        """
+        best = math.inf if self.mode == "min" else -math.inf
+        bad = rest = reductions = 0
+        for value in history:
+            if self._better(value, best):
+                best, bad = value, 0
+            else:
+                bad += 1
+            if rest > 0:
+                rest, bad = rest - 1, 0
+            if bad > self.patience:
+                reductions, rest, bad = reductions + 1, self.cooldown, 0
+        return max(float(self.factor**reductions), float(self.min_factor))
+
+    def _better(self, value: float, best: float) -> bool:
+        if self.mode == "min":
+            return value < (best * (1 - self.threshold) if self.threshold_mode == "rel" else best - self.threshold)
+        return value > (best * (1 + self.threshold) if self.threshold_mode == "rel" else best + self.threshold)
