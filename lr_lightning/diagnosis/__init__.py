@@ -1,0 +1,1 @@
+"""Pure functions of recorded numbers: no Lightning, no MLflow."""

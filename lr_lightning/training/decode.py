@@ -1,0 +1,295 @@
+"""From encoded images to uint8 pixels: one common format for a data set, decoded at once or on demand."""
+
+import logging
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from lr_lightning.training.images import DataError, Encoded, Images
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
+_CHUNK = 256
+_TINY = 3_000  # mean bytes of an encoded image; about 100 x 100 pixels as a JPEG
+_SIZE_SAMPLE = 64
+_DEFAULT_SIDE = 64
+_PROGRESS_FROM = 5_000
+# What Pillow raises on bytes that are no image, or only the first part of one.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Format:
+    """The common shape of all images of a data set.
+
+    Attributes:
+        channels: 1 if every image is greyscale, else 3.
+        height: Rows, in pixels.
+        width: Columns, in pixels.
+    """
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Bytes of one decoded image."""
+        return self.channels * self.height * self.width
+
+
+class ImageStore(Protocol):
+    """N images that can be cut into batches by index."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def take(self, indices: NDArray[np.int64]) -> Tensor:
+        """The images at ``indices``: uint8 [B, C, H, W] in channels_last layout."""
+        ...
+
+
+class MemoryImages:
+    """Decoded images in memory.
+
+    Args:
+        pixels: uint8 [N, H, W, C]. This order makes every batch channels_last without a copy.
+    """
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = torch.from_numpy(pixels)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pixels)
+
+    def take(self, indices: NDArray[np.int64]) -> Tensor:
+        """The images at ``indices``: uint8 [B, C, H, W] in channels_last layout."""
+        return self.pixels.index_select(0, torch.from_numpy(indices)).permute(0, 3, 1, 2)
+
+
+class EncodedImages:
+    """Images that stay encoded and are decoded each time they are asked for.
+
+    Args:
+        images: The encoded images.
+        fmt: The shape to bring them to.
+    """
+
+    def __init__(self, images: Images, fmt: Format) -> None:
+        self.images = images
+        self.format = fmt
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def take(self, indices: NDArray[np.int64]) -> Tensor:
+        """The images at ``indices``: uint8 [B, C, H, W] in channels_last layout.
+
+        Raises:
+            DataError: If an image cannot be decoded.
+        """
+        fmt = self.format
+        pixels = np.empty((len(indices), fmt.height, fmt.width, fmt.channels), np.uint8)
+        for out, index in zip(pixels, indices.tolist(), strict=True):
+            out[...] = _decode(self.images, index, fmt)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def choose_format(splits: Sequence[Images], image_size: int | None) -> Format:
+    """Read the headers of all images and choose the one shape they are brought to.
+
+    One channel if all images are greyscale, else three. The size is ``image_size`` squared; without it the common
+    size, or 64 x 64 (with one log line) if the sizes differ.
+
+    Raises:
+        DataError: If a file is missing, is no image, or has a kind of pixels that is not supported.
+    """
+    grey, sizes = True, set[tuple[int, int]]()
+    for images in splits:
+        for is_grey, size in _headers(images):
+            grey &= is_grey
+            sizes.add(size)
+    if image_size is not None:
+        width = height = image_size
+    elif len(sizes) == 1:
+        ((width, height),) = sizes
+    else:
+        width = height = _DEFAULT_SIDE
+        log.info(
+            "Images have %d different sizes: each is resized (shorter side) and centre-cropped to %d x %d. "
+            "Give data.image_size for another size.",
+            len(sizes),
+            height,
+            width,
+        )
+    return Format(1 if grey else 3, height, width)
+
+
+def decode_all(images: Images, fmt: Format, name: str = "images") -> MemoryImages:
+    """Decode every image once, on all cores where that helps.
+
+    Args:
+        images: The images.
+        fmt: The shape to bring them to.
+        name: What the progress bar calls them. It is shown on a terminal only, for more than 5,000 images.
+
+    Returns:
+        The decoded images.
+
+    Raises:
+        DataError: If an image cannot be decoded; the message names the first one.
+    """
+    array = images.array
+    if array is not None and array.shape[1:] == (fmt.channels, fmt.height, fmt.width):
+        return MemoryImages(np.ascontiguousarray(array.transpose(0, 2, 3, 1)))
+    pixels = np.empty((len(images), fmt.height, fmt.width, fmt.channels), np.uint8)
+
+    def decode_chunk(chunk: range) -> int:
+        for index in chunk:
+            pixels[index] = _decode(images, index, fmt)
+        return len(chunk)
+
+    for _ in _progress(
+        in_threads(decode_chunk, len(images), threads=useful_threads(images)), len(images), f"Decoding {name}"
+    ):
+        pass
+    return MemoryImages(pixels)
+
+
+def _headers(images: Images) -> Iterator[tuple[bool, tuple[int, int]]]:
+    """(is greyscale, (width, height)) of each image; of the first alone where all are alike by construction."""
+    if images.array is not None:
+        _, channels, height, width = images.array.shape
+        yield channels == 1, (width, height)
+        return
+
+    def read_chunk(chunk: range) -> set[tuple[bool, tuple[int, int]]]:
+        return {_header(images, index) for index in chunk}
+
+    # Reading a header from memory is all Python; from a file it is waiting.
+    threads = cores() if isinstance(images.item(0), Path) else 1
+    for found in in_threads(read_chunk, len(images), threads=threads):
+        yield from found
+
+
+def _header(images: Images, index: int) -> tuple[bool, tuple[int, int]]:
+    try:
+        with _open(images.item(index)) as image:
+            return image.mode in _GREY_MODES, image.size
+    except _BROKEN as error:
+        raise _unreadable(images, index, error) from error
+
+
+def _decode(images: Images, index: int, fmt: Format) -> NDArray[np.uint8]:
+    """One image as uint8 [H, W, C] in the given format."""
+    try:
+        with _open(images.item(index)) as image:
+            converted = _to_grey(image) if fmt.channels == 1 else _to_rgb(image)
+            pixels = np.asarray(_fit(converted, fmt))
+    except _BROKEN as error:
+        raise _unreadable(images, index, error) from error
+    return pixels.reshape(fmt.height, fmt.width, fmt.channels)
+
+
+def _open(item: Encoded | NDArray[np.uint8]) -> Image.Image:
+    if isinstance(item, np.ndarray):
+        return Image.fromarray(item[0] if item.shape[0] == 1 else item.transpose(1, 2, 0))
+    return Image.open(item if isinstance(item, Path) else BytesIO(item))
+
+
+def _unreadable(images: Images, index: int, error: BaseException) -> DataError:
+    # Pillow's text names the memory address of a buffer, which helps nobody; the place is named here.
+    reason = "is not an image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
+    return DataError(f"data: {images.describe(index)} {reason}. Repair or remove it.")
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits: Pillow's own conversion clips at 255 instead of scaling.
+        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    if image.mode in ("LA", "La"):
+        return _over_white(image).convert("L")
+    return image if image.mode == "L" else image.convert("L")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        return _to_grey(image).convert("RGB")
+    return _over_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _fit(image: Image.Image, fmt: Format) -> Image.Image:
+    """Scale until the image just covers the format, then cut out the centre."""
+    width, height = image.size
+    if (width, height) == (fmt.width, fmt.height):
+        return image
+    scale = max(fmt.width / width, fmt.height / height)
+    width, height = max(fmt.width, round(width * scale)), max(fmt.height, round(height * scale))
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - fmt.width) // 2, (height - fmt.height) // 2
+    return image.crop((left, top, left + fmt.width, top + fmt.height))
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(work: Callable[[range], T], total: int, *, threads: int, chunk: int = _CHUNK) -> Iterator[T]:
+    """Results of ``work`` on successive chunks of ``range(total)``, in order."""
+    chunks = [range(start, min(start + chunk, total)) for start in range(0, total, chunk)]
+    if threads == 1:
+        yield from map(work, chunks)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(work, chunks)
+
+
+def useful_threads(images: Images) -> int:
+    """Threads that decode the images fastest.
+
+    Pillow decodes without the interpreter's lock, but of a tiny image most of the time goes into Python around it: then
+    two threads wait for each other and take longer than one (measured: 1.5 times, for JPEG images of 32 x 32).
+    """
+    sample = [images.item(index) for index in range(min(len(images), _SIZE_SAMPLE))]
+    sizes = [item.stat().st_size if isinstance(item, Path) else len(item) for item in sample]
+    return cores() if images.array is None and sum(sizes) > _TINY * len(sizes) else 1
+
+
+def _progress(done: Iterable[int], total: int, text: str) -> Iterator[int]:
+    """Pass ``done`` through, with a bar when a person is watching and the wait is worth one."""
+    if total <= _PROGRESS_FROM or not sys.stderr.isatty():
+        yield from done
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=total)
+        for count in done:
+            bar.advance(task, count)
+            yield count

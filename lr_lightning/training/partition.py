@@ -1,0 +1,132 @@
+"""Which images each split of a run uses, and whether they can be trained on: pure functions of the raw splits."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lr_lightning.diagnosis.stratify import stratified_split, stratified_subset
+from lr_lightning.training.images import DataError, Images, RawSplits
+
+_FINGERPRINT_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Some images of a raw split.
+
+    Attributes:
+        origin: ``train``, ``val`` or ``test`` of the raw splits.
+        indices: Which of its images, int64.
+    """
+
+    origin: str
+    indices: NDArray[np.int64]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``DataError(message)`` unless the condition holds."""
+    if not condition:
+        raise DataError(message)
+
+
+def choose(raw: RawSplits, val_fraction: float, split_seed: int) -> dict[str, Choice]:
+    """Choose the images of ``train``, ``val``, ``probe`` and, if there is one, ``test``.
+
+    Args:
+        raw: The data.
+        val_fraction: Share of the training images to hold out, stratified, if the data has no validation split.
+        split_seed: Seed of that split and of the probe.
+
+    Returns:
+        The choices. The probe is a stratified subset of the training split, as large as the validation split.
+
+    Raises:
+        DataError: If a split would be empty.
+    """
+    for name, images in raw.present().items():
+        require(len(images) > 0, f"data: the {name} split has no images. Give one that has.")
+    train = np.arange(len(raw.train), dtype=np.int64)
+    if raw.val is None:
+        require(
+            0 < val_fraction < 1,
+            f"data.val_fraction must be in (0, 1) when the data has no validation split, got {val_fraction}",
+        )
+        train, held_out = stratified_split(raw.train.labels, val_fraction, split_seed)
+        require(
+            len(held_out) > 0,
+            f"data.val_fraction: {val_fraction} of {len(raw.train)} training images leaves none for validation. "
+            "Give a larger fraction or more images.",
+        )
+        val = Choice("train", held_out)
+    else:
+        val = Choice("val", np.arange(len(raw.val), dtype=np.int64))
+    probe = train[stratified_subset(raw.train.labels[train], len(val.indices), split_seed)]
+    chosen = {"train": Choice("train", train), "val": val, "probe": Choice("train", probe)}
+    if raw.test is not None:
+        chosen["test"] = Choice("test", np.arange(len(raw.test), dtype=np.int64))
+    return chosen
+
+
+def check(raw: RawSplits, chosen: Mapping[str, Choice], batch_size: int) -> None:
+    """Check that the training split can be trained on.
+
+    Raises:
+        DataError: If a label is out of range, a class is missing from the training split, or a batch is larger than it.
+    """
+    classes = len(raw.class_names)
+    for name, images in raw.present().items():
+        low, high = int(images.labels.min()), int(images.labels.max())
+        require(
+            low >= 0 and high < classes,
+            f"data: labels of the {name} split must be in 0..{classes - 1} (there are {classes} classes), "
+            f"got {low if low < 0 else high}",
+        )
+    train = chosen["train"].indices
+    missing = np.flatnonzero(np.bincount(raw.train.labels[train], minlength=classes) == 0)
+    names = ", ".join(repr(raw.class_names[index]) for index in missing[:5]) + " and others" * (len(missing) > 5)
+    require(
+        len(missing) == 0,
+        f"data: the training split has no image of class {names}. "
+        "Add training images of it, or remove the class from the data.",
+    )
+    require(
+        batch_size <= len(train),
+        f"data.batch_size: {batch_size} is larger than the training set of {len(train)} images. "
+        f"Give data.batch_size={len(train)} or less.",
+    )
+
+
+def fingerprint(raw: RawSplits, chosen: Mapping[str, Choice], shape: tuple[int, int, int]) -> str:
+    """Hash the classes, the images' shape, all labels of train, val and test, and some of their images as stored.
+
+    Args:
+        raw: The data.
+        chosen: The images of each split.
+        shape: Channels, height and width after decoding.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256(repr((raw.class_names, shape)).encode())
+    present = raw.present()
+    for name in ("train", "val", "test"):
+        if name not in chosen:
+            continue
+        images, indices = present[chosen[name].origin], chosen[name].indices
+        digest.update(f"{name} {len(indices)}".encode())
+        digest.update(images.labels[indices].astype("<i8").tobytes())
+        for index in indices[:: max(1, len(indices) // _FINGERPRINT_IMAGES)].tolist():
+            digest.update(_content(images, index))
+    return digest.hexdigest()[:16]
+
+
+def _content(images: Images, index: int) -> bytes:
+    """The bytes of an image as stored: decoded ones could differ between two versions of a JPEG library."""
+    item = images.item(index)
+    if isinstance(item, Path):
+        return item.read_bytes()
+    return item.tobytes() if isinstance(item, np.ndarray) else item

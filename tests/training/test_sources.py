@@ -1,0 +1,352 @@
+import io
+import json
+import logging
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from lr_lightning.training import decode, hub, sources
+from lr_lightning.training.decode import Format, MemoryImages, choose_format, decode_all
+from lr_lightning.training.images import DataError, Images
+
+RNG = np.random.default_rng
+
+
+def picture(mode="RGB", size=(6, 5), seed=0):
+    """A random picture of the given mode."""
+    return Image.fromarray(RNG(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+
+
+def encoded(image, kind="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def labelled(*items, origin="some.parquet"):
+    return Images(np.zeros(len(items), np.int64), encoded=list(items), origin=origin)
+
+
+def decoded(images, image_size=None):
+    fmt = choose_format([images], image_size)
+    return decode_all(images, fmt).take(np.arange(len(images))).numpy()
+
+
+def write(path, images, labels, *, image="image", label="label", struct=True, names=None):
+    column = [{"bytes": content, "path": None} for content in images] if struct else images
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if struct else pa.binary()
+    table = pa.table({image: pa.array(column, kind), "extra": range(len(labels)), label: labels})
+    if names:
+        features = {label: {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=3)
+    return path
+
+
+PICTURES = [encoded(picture(seed=seed)) for seed in range(8)]
+
+
+def save_tree(root, classes, size=(6, 5), mode="RGB"):
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            picture(mode, size, number).save(root / name / f"{number}.png")
+    return root
+
+
+# ---------------------------------------------------------------------------------------------------------- digits
+
+
+def test_digits_are_split_with_a_stratified_test_fifth():
+    raw = sources.digits()
+    assert (len(raw.train), raw.val, len(raw.test)) == (1438, None, 359)
+    assert raw.train.array.shape == (1438, 1, 8, 8)
+    assert raw.train.array.max() == 255
+    assert raw.class_names == tuple("0123456789")
+    assert np.abs(np.bincount(raw.test.labels) - np.bincount(raw.train.labels) / 4).max() <= 1
+    assert np.array_equal(raw.test.labels, sources.digits().test.labels)
+
+
+# ---------------------------------------------------------------------------------------------------------- decoding
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_pixels_are_those_of_the_file(kind):
+    image = picture()
+    got = decoded(labelled(encoded(image, kind)))
+    assert np.array_equal(got[0], np.asarray(image).transpose(2, 0, 1))
+
+
+def test_all_greyscale_gives_one_channel():
+    grey = picture("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    got = decoded(labelled(encoded(grey), encoded(deep), encoded(grey.convert("1"))))
+    assert got.shape == (3, 1, 5, 6)
+    assert np.array_equal(got[0, 0], np.asarray(grey))
+    assert np.array_equal(got[1, 0], np.asarray(grey))
+    assert set(np.unique(got[2])) == {0, 255}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
+def test_one_colour_image_makes_all_rgb(mode):
+    grey = picture("L")
+    got = decoded(labelled(encoded(grey), encoded(picture(mode), "TIFF")))
+    assert got.shape == (2, 3, 5, 6)
+    assert all(np.array_equal(got[0, channel], np.asarray(grey)) for channel in range(3))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGBA", 3), ("LA", 1)])
+def test_transparent_pixels_become_white(mode, channels):
+    image = Image.new(mode, (2, 1), (0,) * len(mode))
+    image.putpixel((1, 0), (*(40,) * (len(mode) - 1), 255))
+    got = decoded(labelled(encoded(image)))
+    assert got.shape == (1, channels, 1, 2)
+    assert (got[0, :, 0] == [255, 40]).all()
+
+
+def test_different_sizes_are_brought_to_64_with_one_log_line(caplog):
+    with caplog.at_level(logging.INFO, "lr_lightning"):
+        got = decoded(labelled(encoded(picture(size=(100, 50))), encoded(picture(size=(30, 90)))))
+    assert got.shape == (2, 3, 64, 64)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Images have 2 different sizes: each is resized (shorter side) and centre-cropped to 64 x 64. "
+        "Give data.image_size for another size."
+    ]
+
+
+def test_a_size_asked_for_is_given_and_the_centre_is_kept():
+    image = Image.new("RGB", (30, 10), "black")
+    image.paste("white", (10, 0, 20, 10))
+    assert (decoded(labelled(encoded(image)), 10) == 255).all()
+    assert decoded(Images(np.zeros(2, np.int64), array=np.zeros((2, 1, 8, 8), np.uint8)), 16).shape == (2, 1, 16, 16)
+
+
+def test_threads_and_order(monkeypatch):
+    monkeypatch.setattr(decode, "useful_threads", lambda images: 3)
+    items = [encoded(Image.new("L", (2, 2), number % 256)) for number in range(600)]
+    assert decoded(labelled(*items))[:, 0, 0, 0].tolist() == [number % 256 for number in range(600)]
+
+
+@pytest.mark.parametrize("broken", [b"", b"text", PICTURES[0][:60], encoded(picture(size=(64, 64)), "JPEG")[:900]])
+def test_a_broken_image_is_named_by_its_row(broken):
+    with pytest.raises(
+        DataError, match=r"^data: row 2 of some\.parquet (is not an image|cannot be read \(.*\))\. Repa"
+    ):
+        decoded(labelled(PICTURES[0], PICTURES[1], broken), 4)
+
+
+def test_images_are_checked():
+    with pytest.raises(DataError, match="one label for each image, got 1 images and 2 labels"):
+        Images(np.zeros(2, np.int64), encoded=[b""])
+    with pytest.raises(DataError, match="exactly one of"):
+        Images(np.zeros(2, np.int64))
+    with pytest.raises(DataError, match=r"uint8 \[N, C, H, W\], got float64"):
+        Images(np.zeros(2, np.int64), array=np.zeros((2, 1, 2, 2)))
+
+
+def test_memory_images_are_cut_in_channels_last():
+    store = MemoryImages(np.arange(2 * 2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 2, 3))
+    assert store.take(np.array([1]))[0, :, 0, 0].tolist() == [12, 13, 14]
+    assert Format(3, 2, 2).bytes_per_image == 12
+
+
+# ---------------------------------------------------------------------------------------------------------- parquet
+
+
+@pytest.mark.parametrize("struct", [True, False])
+@pytest.mark.parametrize(("image", "label"), [("image", "label"), ("img", "fine_label")])
+def test_parquet_finds_its_columns_and_names(tmp_path, monkeypatch, struct, image, label):
+    columns = {"image": image, "label": label, "struct": struct, "names": ["cat", "dog"]}
+    write(tmp_path / "train.parquet", PICTURES, [0, 1] * 4, **columns)
+    write(tmp_path / "test.parquet", PICTURES[:3], [1, 1, 0], **columns)
+    monkeypatch.chdir(tmp_path)
+    raw = sources.parquet("train.parquet", "test.parquet")
+    assert raw.class_names == ("cat", "dog")
+    assert raw.name == tmp_path.name
+    assert raw.train.labels.tolist() == [0, 1] * 4
+    assert raw.test.labels.tolist() == [1, 1, 0]
+    assert list(raw.train.encoded) == PICTURES
+    assert raw.val is None
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "names", "indices"),
+    [
+        (["b", "a", "c"], ["c"], ("a", "b", "c"), [1, 0, 2]),
+        ([10, 7, 8], [7], ("7", "8", "10"), [2, 0, 1]),
+        ([True, False, True], [True], ("0", "1"), [1, 0, 1]),
+    ],
+)
+def test_labels_without_names_are_sorted(tmp_path, train, test, names, indices):
+    paths = [write(tmp_path / f"{len(x)}.parquet", PICTURES[: len(x)], x) for x in (train, test)]
+    raw = sources.parquet(*paths)
+    assert raw.class_names == names
+    assert raw.train.labels.tolist() == indices
+    assert raw.test.labels.tolist() == [names.index(str(int(test[0]) if test[0] is True else test[0]))]
+
+
+@pytest.mark.parametrize(
+    ("columns", "labels", "message"),
+    [
+        ({"image": "picture"}, [0], r"no image column 'image' or 'img'; its columns are 'picture', 'extra', 'label'\."),
+        (
+            {"label": "class"},
+            [0],
+            r"no label column 'label' or .*; its columns are 'image', 'extra', 'class'\. Name one",
+        ),
+        ({}, [0.5], "expected integers or strings in column 'label' of .*, got double"),
+        ({}, [None], "row 0 of .* has no label"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_named(tmp_path, columns, labels, message):
+    path = write(tmp_path / "x.parquet", PICTURES[:1], labels, **columns)
+    with pytest.raises(DataError, match=f"^data.train: .*{message}"):
+        sources.parquet(path)
+
+
+def test_a_column_asked_for_is_taken(tmp_path):
+    path = write(tmp_path / "x.parquet", PICTURES[:3], [0, 0, 0], image="picture")
+    raw = sources.parquet(path, image_column="picture", label_column="extra")
+    assert raw.train.labels.tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match="no label column 'nothing'"):
+        sources.parquet(path, image_column="picture", label_column="nothing")
+    with pytest.raises(DataError, match="expected encoded images"):
+        sources.parquet(path, image_column="extra")
+
+
+def test_an_unknown_label_and_mixed_labels_are_refused(tmp_path):
+    train = write(tmp_path / "a.parquet", PICTURES[:2], ["x", "y"], names=["x", "y"])
+    with pytest.raises(DataError, match=r"^data.test: .*b\.parquet has the label 'z'"):
+        sources.parquet(train, write(tmp_path / "b.parquet", PICTURES[:1], ["z"]))
+    with pytest.raises(DataError, match="integers in one split and strings in another"):
+        sources.parquet(train, write(tmp_path / "c.parquet", PICTURES[:1], [0]))
+
+
+def test_a_missing_or_foreign_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=rf"^data.train: no such file: {tmp_path}/x\.parquet\. Give"):
+        sources.parquet(tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").write_text("hello, this is no parquet file")
+    with pytest.raises(DataError, match=r"^data.train: .*x\.parquet is not a readable parquet file"):
+        sources.parquet(tmp_path / "x.parquet")
+
+
+def test_a_row_without_an_image_is_named(tmp_path):
+    raw = sources.parquet(write(tmp_path / "x.parquet", [*PICTURES[:4], None], [0] * 5))
+    with pytest.raises(DataError, match=rf"^data: row 4 of {tmp_path}/x\.parquet cannot be read \(there is no image"):
+        choose_format([raw.train], None)
+
+
+# ---------------------------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_for_each_class(tmp_path):
+    save_tree(tmp_path / "pets", {"dog": 2, "cat": 3})
+    (tmp_path / "pets" / "README.txt").write_text("not in a class")
+    (tmp_path / "pets" / "cat" / ".hidden").write_text("x")
+    (tmp_path / "pets" / ".git").mkdir()
+    raw = sources.image_folder(tmp_path / "pets")
+    assert raw.class_names == ("cat", "dog")
+    assert raw.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert (raw.name, raw.val, raw.test) == ("pets", None, None)
+    assert decoded(raw.train).shape == (5, 3, 5, 6)
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", None])
+def test_folders_of_splits(tmp_path, monkeypatch, val):
+    save_tree(tmp_path / "pets" / "train", {"dog": 2, "cat": 3})
+    save_tree(tmp_path / "pets" / "test", {"dog": 1})
+    if val:
+        save_tree(tmp_path / "pets" / val, {"cat": 1, "dog": 1})
+    monkeypatch.chdir(tmp_path)
+    raw = sources.image_folder("pets")
+    assert raw.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert raw.test.labels.tolist() == [1]
+    assert (raw.val.labels.tolist() if val else raw.val) == ([0, 1] if val else None)
+
+
+def test_bad_folders_are_named(tmp_path):
+    with pytest.raises(DataError, match=rf"^data.root: no such folder: {tmp_path}/none\. Give"):
+        sources.image_folder(tmp_path / "none")
+    (tmp_path / "flat").mkdir()
+    with pytest.raises(DataError, match=r"^data.root: .*/flat has no folders in it"):
+        sources.image_folder(tmp_path / "flat")
+    save_tree(tmp_path / "pets", {"dog": 1, "cat": 0})
+    with pytest.raises(DataError, match=r"^data.root: the class folder .*/pets/cat is empty"):
+        sources.image_folder(tmp_path / "pets")
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    save_tree(tmp_path, {"dog": 1, "cat": 1})
+    (tmp_path / "dog" / "notes.txt").write_text("hello")
+    with pytest.raises(DataError, match=rf"^data: {tmp_path}/dog/notes\.txt is not an image\. Repair or remove it\.$"):
+        choose_format([sources.image_folder(tmp_path).train], None)
+
+
+# ---------------------------------------------------------------------------------------------------------- the hub
+
+
+@pytest.fixture
+def hub_folder(tmp_path):
+    (tmp_path / "set").mkdir()
+    for split, count in (("train", 8), ("validation", 3), ("test", 2)):
+        labels = [number % 2 for number in range(count)]
+        write(tmp_path / "set" / f"{split}.parquet", PICTURES[:count], labels, image="img", names=["cat", "dog"])
+    return tmp_path / "set"
+
+
+def test_the_hubs_code_reads_a_local_folder(tmp_path, hub_folder):
+    raw = sources.hub(str(hub_folder), cache_dir=tmp_path / "cache")
+    assert (len(raw.train), len(raw.val), len(raw.test)) == (8, 3, 2)
+    assert raw.train.labels.tolist() == [0, 1] * 4
+    assert list(raw.train.encoded) == PICTURES
+
+
+def test_the_hub_finds_names_and_images_of_a_published_set(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [{"bytes": content, "path": None} for content in PICTURES], "label": [0, 1] * 4}
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "set" / "train.parquet")
+    raw = sources.hub(str(tmp_path / "set"), cache_dir=tmp_path / "cache")
+    assert raw.class_names == ("cat", "dog")
+    assert list(raw.train.encoded) == PICTURES
+    assert decoded(raw.train).shape == (8, 3, 5, 6)
+    assert sources.parquet(tmp_path / "set" / "train.parquet").class_names == ("cat", "dog")
+
+
+def test_without_a_network_the_error_shows_the_way_to_local_files(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
+    before = datasets.config.HF_HUB_OFFLINE
+    with pytest.raises(DataError, match=r"^data.path: a/b is not in the local cache .* data=parquet data.train=FILE"):
+        sources.hub("a/b", cache_dir=tmp_path)
+    assert before == datasets.config.HF_HUB_OFFLINE
+
+
+def test_without_a_network_the_cache_is_enough(tmp_path, monkeypatch, hub_folder):
+    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
+    sources.hub(str(hub_folder), cache_dir=tmp_path / "cache")
+    # The library names a set's folder in the cache after its id: make it that of a set from the hub.
+    os.replace(tmp_path / "cache" / "set", tmp_path / "cache" / "a___set")
+    raw = sources.hub("a/set", cache_dir=tmp_path / "cache")
+    assert list(raw.train.encoded) == PICTURES
+    assert raw.name == "set"
+
+
+def test_the_probe_of_the_network_gives_up():
+    assert hub._reachable("http://127.0.0.1:9") is False
+
+
+def test_a_hub_set_without_train_or_columns_is_named(tmp_path):
+    for folder, split, label in (("a", "test", "label"), ("b", "train", "class")):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / f"{split}.parquet", PICTURES[:2], [0, 1], label=label)
+    with pytest.raises(DataError, match=r"^data.path: .* has no train split, only 'test'"):
+        sources.hub(str(tmp_path / "a"), cache_dir=tmp_path / "cache")
+    with pytest.raises(DataError, match=r"^data.path: the train split of .* has no label column"):
+        sources.hub(str(tmp_path / "b"), cache_dir=tmp_path / "cache")
