@@ -1,0 +1,1 @@
+"""Lightning callbacks: thin, each only gathers numbers or applies a pure result."""

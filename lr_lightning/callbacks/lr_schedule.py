@@ -1,0 +1,293 @@
+"""The callback that applies schedules to a LightningModule's optimizers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lr_lightning.callbacks.group_driver import GroupDriver
+from lr_lightning.callbacks.trainer_clock import trainer_clock
+from lr_lightning.schedules import Clock, DurationError, Plateau, Schedule
+
+__all__ = ["LRSchedule"]
+
+_T = TypeVar("_T")
+_LONGEST_DEV_RUN = 2**40
+
+
+class LRSchedule(Callback):
+    """Sets the lr of every param group to its own peak times a schedule's factor, before each update.
+
+    A step is one update of that optimizer. Under automatic optimization it is ``trainer.global_step``; under manual
+    optimization the callback counts each optimizer's updates. The lr used stays in ``group["lr"]`` until the next
+    batch. The number of steps is read in ``on_train_start``.
+
+    Args:
+        schedule: Factor of the peak; or one for each optimizer, as a list.
+        momentum: Schedule of the momentum itself (the first of ``betas`` where the optimizer has those), in [0, 1).
+        weight_decay: Factor of each group's own weight decay.
+        plateau: Multiplies the lr when its metric stops improving. One value is taken at each validation, or at each
+            training epoch's end where there is no validation.
+        groups: Other schedules for the lr of some param groups, by index or by ``group["name"]``.
+        total_steps: Number of updates, where Lightning cannot know it; or one for each optimizer, as a list.
+        on_resume: ``"rebase"``: a resumed run follows the length it has now; ``"keep"``: the length it had.
+
+    Raises:
+        ValueError: An argument is out of range. At the start of a fit: the module brings its own lr_scheduler, a
+            schedule needs a total that is not known, durations do not fit, or the optimizers do not match.
+
+    Example:
+        >>> from lr_lightning.schedules import Cosine, Warmup
+        >>> callback = LRSchedule(Warmup("5%", then=Cosine()))
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | Sequence[Schedule],
+        *,
+        momentum: Schedule | None = None,
+        weight_decay: Schedule | None = None,
+        plateau: Plateau | None = None,
+        groups: Mapping[int | str, Schedule] | None = None,
+        total_steps: int | Sequence[int] | None = None,
+        on_resume: Literal["rebase", "keep"] = "rebase",
+    ) -> None:
+        super().__init__()
+        self.schedule = _schedules(schedule)
+        self.momentum = _optional("momentum", momentum, Schedule)
+        self.weight_decay = _optional("weight_decay", weight_decay, Schedule)
+        self.plateau = _optional("plateau", plateau, Plateau)
+        self.groups = _groups(groups)
+        self.total_steps = _totals(total_steps)
+        if on_resume not in ("rebase", "keep"):
+            raise ValueError(f"on_resume must be 'rebase' or 'keep', got {on_resume!r}")
+        self.on_resume = on_resume
+        self._drivers: list[GroupDriver] = []
+        self._clocks: list[Clock] = []
+        self._steps: list[int] = []  # updates of each optimizer; used under manual optimization only
+        self._history: list[float] = []
+        self._scale = 1.0
+        self._hooks: list[RemovableHandle] = []
+
+    def last_lr(self, optimizer_index: int = 0) -> list[float]:
+        """The lr of each param group as last set, without asking the device.
+
+        Args:
+            optimizer_index: Which optimizer.
+
+        Returns:
+            One float for each group, in the order of ``optimizer.param_groups``. Between ``on_train_batch_start`` and
+            the next one these are the rates that the batch's update uses.
+
+        Raises:
+            IndexError: There is no such optimizer, or no fit has started.
+        """
+        return list(self._drivers[optimizer_index].lrs)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what can be checked before anything trains."""
+        for config in trainer.lr_scheduler_configs:
+            name, module = type(config.scheduler).__name__, type(pl_module).__name__
+            raise ValueError(
+                f"LRSchedule and an lr_scheduler would both set the lr: {module}.configure_optimizers returns {name}."
+                " Remove it there (return the optimizer alone), or remove LRSchedule from the Trainer's callbacks."
+            )
+        count = len(trainer.optimizers)
+        for name, values in (("schedule", self.schedule), ("total_steps", self.total_steps)):
+            if isinstance(values, tuple) and len(values) != count:
+                raise ValueError(f"LRSchedule: {name} has {len(values)} entries for {count} optimizers; give {count}.")
+        self._drivers = self._make_drivers(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the total, now that the loader and all state are there, and set the first rates."""
+        if trainer.global_step == 0:  # nothing carries over from an earlier fit
+            self._clocks, self._steps, self._history = [], [], []
+        self._drivers = self._make_drivers(trainer)
+        self._clocks = self._make_clocks(trainer, pl_module)
+        for driver, clock in zip(self._drivers, self._clocks, strict=True):
+            _check(driver, clock)
+        self._scale = 1.0 if self.plateau is None else self.plateau(self._history)
+        if pl_module.automatic_optimization:
+            self._steps = []
+        else:
+            self._steps = self._restored_steps(trainer)
+            self._attach()
+        self._drive(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the rates that this batch's update uses."""
+        self._drive(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the plateau's metric; after every ``on_validation_epoch_end``, before checkpoints are saved."""
+        if self.plateau is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._observe(trainer, self.plateau)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the plateau's metric where there is no validation."""
+        if self.plateau is not None and not trainer.enable_validation:
+            self._observe(trainer, self.plateau)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the optimizers."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the optimizers."""
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values only: updates counted, the length followed, the plateau's history."""
+        clocks = [(clock.total, clock.steps_per_epoch, clock.epoch_starts) for clock in self._clocks]
+        return {
+            "steps": list(self._steps),
+            "clocks": [
+                [total, per_epoch, None if starts is None else list(starts)] for total, per_epoch, starts in clocks
+            ],
+            "plateau": list(self._history),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self._steps = list(state_dict["steps"])
+        self._clocks = [Clock(total, per_epoch, starts) for total, per_epoch, starts in state_dict["clocks"]]
+        self._history = list(state_dict["plateau"])
+
+    def _make_drivers(self, trainer: Trainer) -> list[GroupDriver]:
+        shared = self.schedule
+        return [
+            GroupDriver(
+                optimizer,
+                shared[index] if isinstance(shared, tuple) else shared,
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                groups=self.groups,
+            )
+            for index, optimizer in enumerate(trainer.optimizers)
+        ]
+
+    def _make_clocks(self, trainer: Trainer, pl_module: LightningModule) -> list[Clock]:
+        count = len(self._drivers)
+        if self.on_resume == "keep" and trainer.global_step > 0:
+            if len(self._clocks) == count:
+                return self._clocks
+            rank_zero_warn("LRSchedule(on_resume='keep'): the checkpoint holds no length, so the new one is followed.")
+        totals = self.total_steps if isinstance(self.total_steps, tuple) else (self.total_steps,) * count
+        sharing = 1 if pl_module.automatic_optimization else max(1, count)
+        clocks = [trainer_clock(trainer, optimizers=sharing, total_steps=total) for total in totals]
+        # a development run is the first steps of a run that is long enough for its durations
+        dev_run = trainer.fast_dev_run  # type: ignore[attr-defined]  # set outside the class
+        return [
+            _stretched(driver, clock) if dev_run else clock for driver, clock in zip(self._drivers, clocks, strict=True)
+        ]
+
+    def _restored_steps(self, trainer: Trainer) -> list[int]:
+        count = len(self._drivers)
+        if trainer.global_step == 0:
+            return [0] * count
+        if len(self._steps) == count:
+            return self._steps
+        if count == 1:
+            return [trainer.global_step]
+        raise ValueError(
+            f"LRSchedule cannot know how many updates each of the {count} optimizers has made: the checkpoint was saved"
+            " without LRSchedule. Start a new run from its weights instead of resuming it."
+        )
+
+    def _attach(self) -> None:
+        """Follow each optimizer's own updates: in manual optimization there may be none or many in a batch."""
+        self._detach()
+        for index, driver in enumerate(self._drivers):
+
+            def before(optimizer: Optimizer, args: Any, kwargs: Any, index: int = index) -> None:
+                self._drivers[index].drive(self._steps[index], self._clocks[index], self._scale)
+
+            def after(optimizer: Optimizer, args: Any, kwargs: Any, index: int = index) -> None:
+                self._steps[index] += 1
+
+            self._hooks.append(driver.optimizer.register_step_pre_hook(before))
+            self._hooks.append(driver.optimizer.register_step_post_hook(after))
+
+    def _detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _drive(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        for index, driver in enumerate(self._drivers):
+            driver.drive(self._steps[index] if self._steps else step, self._clocks[index], self._scale)
+
+    def _observe(self, trainer: Trainer, plateau: Plateau) -> None:
+        metrics = trainer.callback_metrics
+        if plateau.monitor not in metrics:
+            known = ", ".join(sorted(metrics)) or "none"
+            raise ValueError(f"plateau.monitor: no metric {plateau.monitor!r} was logged. There are: {known}.")
+        # all processes must take the same decision
+        value = trainer.strategy.reduce(metrics[plateau.monitor].detach().to(torch.float64), reduce_op="mean")
+        self._history.append(float(value))
+        self._scale = plateau(self._history)
+
+
+def _check(driver: GroupDriver, clock: Clock) -> None:
+    """Raise now what would be raised in the middle of the run."""
+    for schedule in driver.schedules:
+        if clock.total is None and schedule.needs_total:
+            raise ValueError(
+                f"LRSchedule: {schedule!r} needs the number of steps, and nothing says it here (a loader without a"
+                " length, or only max_time). Give LRSchedule(total_steps=...) or Trainer(max_steps=...), or take a"
+                " schedule that needs none, such as Constant() or InverseSqrt(...)."
+            )
+        schedule.check(clock)
+    if absent := driver.absent_groups():
+        rank_zero_warn(f"LRSchedule(groups=...): no param group is called {absent} now; one added later may be.")
+
+
+def _stretched(driver: GroupDriver, clock: Clock) -> Clock:
+    total = clock.total
+    while total is not None and total < _LONGEST_DEV_RUN:
+        longer = Clock(total, clock.steps_per_epoch, clock.epoch_starts)
+        try:
+            for schedule in driver.schedules:
+                schedule.check(longer)
+        except DurationError:
+            total = max(1, 2 * total)
+        else:
+            return longer
+    return clock
+
+
+def _schedules(value: Schedule | Sequence[Schedule]) -> Schedule | tuple[Schedule, ...]:
+    every = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    for schedule in every:
+        if not isinstance(schedule, Schedule):
+            raise ValueError(f"schedule must be a schedule such as Cosine(), or one for each optimizer, got {value!r}")
+    return value if isinstance(value, Schedule) else tuple(value)
+
+
+def _totals(value: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    every = tuple(value) if isinstance(value, Sequence) else () if value is None else (value,)
+    for total in every:
+        if not isinstance(total, int) or isinstance(total, bool) or total < 1:
+            raise ValueError(f"total_steps must be a whole number >= 1, or one for each optimizer, got {value!r}")
+    return value if value is None or isinstance(value, int) else every
+
+
+def _groups(value: Mapping[int | str, Schedule] | None) -> dict[int | str, Schedule]:
+    for key, schedule in (value or {}).items():
+        if not isinstance(key, int | str) or not isinstance(schedule, Schedule):
+            raise ValueError(
+                f"groups must map indices or names of param groups to schedules, got {key!r}: {schedule!r}"
+            )
+    return dict(value or {})
+
+
+def _optional(name: str, value: _T | None, kind: type[Any]) -> _T | None:
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,81 @@
+"""The state of every random generator, in the checkpoint."""
+
+import random
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class RandomState(Callback):
+    """Keep the random states of torch, CUDA, numpy and Python in the checkpoint, so that dropout goes on as it was.
+
+    Lightning's own checkpoint holds none of them. With several processes each rank gets its own back. The state is
+    made of tensors and plain values: ``torch.load(weights_only=True)`` reads it. List it last among the callbacks
+    that draw numbers when training starts.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all ranks, in their order."""
+        state = collect()
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return {"ranks": [state]}
+        ranks: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(ranks, state)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until training starts: loading goes on drawing numbers until then."""
+        self._loaded = state_dict["ranks"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set this rank's generators; another number of ranks than was saved keeps its fresh ones."""
+        if self._loaded is not None and len(self._loaded) == trainer.world_size:
+            restore(self._loaded[trainer.global_rank])
+        self._loaded = None
+
+
+def collect() -> dict[str, Any]:
+    """The states of this process's global generators.
+
+    Returns:
+        ``torch`` (uint8 tensor), ``cuda`` (likewise, of the current device, or None), ``python`` (list), and ``numpy``
+        (list) where numpy is installed.
+    """
+    version, internal, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,  # type: ignore[no-untyped-call]
+        "python": [version, torch.tensor(internal, dtype=torch.int64), gauss],
+    }
+    try:
+        import numpy as np
+    except ImportError:
+        return state
+    numpy: Any = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, cached = numpy
+    state["numpy"] = [
+        str(kind),
+        torch.tensor(keys.tolist(), dtype=torch.int64),
+        int(position),
+        int(has_gauss),
+        float(cached),
+    ]
+    return state
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Set the global generators to what :func:`collect` returned."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal.tolist()), gauss))
+    if "numpy" in state:
+        import numpy as np
+
+        kind, keys, position, has_gauss, cached = state["numpy"]
+        np.random.set_state((kind, np.array(keys.tolist(), dtype=np.uint32), position, has_gauss, cached))

@@ -1,0 +1,49 @@
+"""How many updates a Trainer will make, and where its epochs start."""
+
+import math
+from collections.abc import Callable
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from lr_lightning.schedules import Clock
+from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
+
+__all__ = ["trainer_clock"]
+
+
+def trainer_clock(trainer: Trainer, *, optimizers: int = 1, total_steps: int | None = None) -> Clock:
+    """The clock of one optimizer in this fit. Call it in ``on_train_start``, never earlier.
+
+    Lightning's ``estimated_stepping_batches`` is not used: it is wrong under ``GradientAccumulationScheduler``.
+
+    Args:
+        trainer: In a fit, with its train loader built.
+        optimizers: How many optimizers share the Trainer's steps (manual optimization); each is taken to step once
+            a batch.
+        total_steps: The number of updates, where the user knows better.
+
+    Returns:
+        A clock whose total is None where nothing known in advance ends the fit, and which knows no epochs where the
+        loader has no length.
+    """
+    limits = [] if trainer.max_steps == -1 else [-(-trainer.max_steps // optimizers)]
+    max_epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
+    batches = trainer.num_training_batches
+    if math.isinf(batches):
+        return Clock(total_steps if total_steps is not None else min(limits, default=None))
+    accumulate, settled = _accumulation(trainer)
+    # without a last epoch it is enough to list them up to where accumulation has settled
+    epochs = max_epochs if max_epochs > 0 else settled + 1
+    updates = [updates_per_epoch(int(batches), accumulate(epoch)) for epoch in range(epochs)]
+    clock = epoch_clock(updates, ends=max_epochs > 0, totals=limits)
+    return clock if total_steps is None else Clock(total_steps, clock.steps_per_epoch, clock.epoch_starts)
+
+
+def _accumulation(trainer: Trainer) -> tuple[Callable[[int], int], int]:
+    """Batches for one update in each epoch, and the first epoch from which that stays the same."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches, max(callback.scheduling)
+    factor = int(trainer.accumulate_grad_batches)
+    return (lambda epoch: factor), 0
