@@ -1,0 +1,83 @@
+"""What a run ran on, as tags."""
+
+import getpass
+import importlib.metadata
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from lr_lightning.tracking.keys import MAX_TAG, clip, hide_password
+
+_PACKAGES = {"torch": "torch", "lightning": "lightning", "mlflow": "mlflow", "lr_lightning": "lr-lightning"}
+_GIT_SECONDS = 5.0
+
+
+def environment_tags(checkout: Path | None = None) -> dict[str, str]:
+    """Describe versions, device, host, git commit and command line.
+
+    Args:
+        checkout: Folder whose git commit is meant; by default the one this package lies in.
+
+    Returns:
+        Tags ``env.<package>``, ``env.device``, ``env.host``, ``env.command`` and, inside a git checkout, ``git.commit``
+        and ``git.dirty``; also the names under which MLflow's UI shows source, user and commit. Passwords in addresses
+        are masked.
+    """
+    tags = {f"env.{name}": _version(package) for name, package in _PACKAGES.items()}
+    tags["env.python"] = platform.python_version()
+    tags["env.device"] = device_name()
+    tags["env.host"] = socket.gethostname()
+    tags["env.command"] = clip(hide_password(shlex.join([sys.executable, *sys.argv])), MAX_TAG)
+    tags["mlflow.source.name"] = clip(sys.argv[0], MAX_TAG)
+    tags["mlflow.source.type"] = "LOCAL"
+    tags["mlflow.user"] = _user()
+    folder = checkout if checkout is not None else Path(__file__).resolve().parents[2]
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit:
+        tags["git.commit"] = tags["mlflow.source.git.commit"] = commit
+        tags["git.dirty"] = str(bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))).lower()
+    return tags
+
+
+def device_name() -> str:
+    """Name the accelerator if there is one, else the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if torch.backends.mps.is_available():
+        return "Apple MPS"
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user id without a name
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=_GIT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

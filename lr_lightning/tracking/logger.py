@@ -1,0 +1,234 @@
+"""The MLflow logger: Lightning's, but buffered, and never in the way of training."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
+from lightning.fabric.utilities import rank_zero_only
+from lightning.pytorch.loggers.mlflow import MLFlowLogger
+
+from lr_lightning.tracking.base import RunLogger
+from lr_lightning.tracking.errors import TrackingError
+from lr_lightning.tracking.locks import Holder, RunLock, run_lock
+from lr_lightning.tracking.sender import Sender, SenderThread
+from lr_lightning.tracking.state import LOG_NAME, SendState, load_state, refuse_other_run, unique_dir
+from lr_lightning.tracking.store import Store
+from lr_lightning.tracking.wal import History, MetricLog, Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+# A first start on this machine makes the database, one process after another; a server answers or is down.
+_LOCAL_CONTACT_SECONDS = 120.0
+_SERVER_CONTACT_SECONDS = 10.0
+_DRAIN_SECONDS = 15.0
+
+
+class MLflowLogger(RunLogger, MLFlowLogger):
+    """Logs a run to an MLflow store, by way of a complete local log.
+
+    Everything is written to ``<output_dir>/metrics.jsonl`` first; a thread copies it to the store. So training never
+    waits for the store, a store that is down loses nothing (``scripts/replay.py`` sends the rest later), and a resumed
+    run knows what it has stored.
+
+    Args:
+        store: The store, from :func:`~lr_lightning.tracking.store.open_store`.
+        experiment: Name of the MLflow experiment; made where there is none.
+        output_dir: Folder of the run's files, of this run alone. By default a new one below ``<store.root>/runs``.
+        run_name: Name of the run; MLflow invents one where there is none.
+        run_id: Go on with this run.
+        tags: Tags set at the start.
+        resume: Go on with the run that ``output_dir`` holds; ``run_id`` implies it.
+        end_on_finalize: Whether the end of ``fit`` or ``test`` ends the run. If not, call :meth:`end`.
+
+    Example:
+        >>> from lr_lightning.tracking import MLflowLogger, open_store
+        >>> logger = MLflowLogger(open_store("mlruns"), experiment="digits")  # nothing is written yet
+        >>> logger.name
+        'digits'
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        experiment: str = "lr_lightning",
+        output_dir: Path | str | None = None,
+        run_name: str | None = None,
+        run_id: str | None = None,
+        tags: Mapping[str, object] | None = None,
+        *,
+        resume: bool = False,
+        end_on_finalize: bool = True,
+    ) -> None:
+        super().__init__(
+            output_dir if output_dir is not None else unique_dir(store.root / "runs"),
+            run_name,
+            tags,
+            resume=resume or run_id is not None,
+            end_on_finalize=end_on_finalize,
+        )
+        if not experiment.strip():
+            raise ValueError(f"experiment must be a name, got {experiment!r}")
+        self.store = store
+        self.experiment_name = experiment
+        self._given_run_id = run_id
+        self._thread: SenderThread | None = None
+        self._run_lock: RunLock | None = None
+        self._state: SendState | None = None
+        self._wal = MetricLog(self.output_dir / LOG_NAME)
+
+    # ---- opening and closing
+
+    def _holder(self) -> Holder:
+        return Holder.here(self.store.public_uri, str(self.output_dir))
+
+    def _open(self, resume: bool) -> History:
+        state = self._find_state(resume)
+        self._wal.repair()
+        history = self._wal.history()
+        state = replace(state, offset=min(state.offset, self._wal.size))
+        state.save(self.output_dir)
+        if state.run_id is not None:
+            self._hold_run(state.run_id)
+        sender = Sender(self.output_dir, self.store, state, self._hold_run)
+        self._thread = SenderThread(sender, patience=3 if self.store.is_local else 1)
+        self._thread.start()
+        try:
+            self._meet_store(self._thread)
+            if resume and history.last_time == 0 and state.run_id is not None:
+                history = self._history_of_store(state.run_id)
+        except BaseException:
+            self._close()
+            raise
+        return history
+
+    def _find_state(self, resume: bool) -> SendState:
+        """Read the state of the run in the output directory, adjusted to the store and the run that were asked for."""
+        root = str(self.store.root)
+        artifacts = str(self.store.artifact_root) if self.store.artifact_root else None
+        state = load_state(self.output_dir)
+        if state is None:
+            return SendState(
+                self.store.uri, root, artifacts, self.experiment_name, self.run_name, run_id=self._given_run_id
+            )
+        refuse_other_run(self.output_dir, resume)
+        asked = self._given_run_id
+        if state.uri != self.store.uri:
+            # Another store than before: it gets the whole log.
+            return SendState(
+                self.store.uri, root, artifacts, self.experiment_name, self.run_name or state.run_name, run_id=asked
+            )
+        if asked is not None and state.run_id is not None and asked != state.run_id:
+            raise TrackingError(
+                f"{self.output_dir}: holds run {state.run_id}, not {asked}. Give that run's own folder."
+            )
+        return replace(state, run_id=state.run_id or asked)
+
+    def _meet_store(self, thread: SenderThread) -> None:
+        """Wait a little for the store's first answer, so that a wrong address or name is an error before training."""
+        patience = _LOCAL_CONTACT_SECONDS if self.store.is_local else _SERVER_CONTACT_SECONDS
+        if not thread.contact.wait(patience):
+            log.warning(
+                "the tracking store %s has not answered in %.0f s. Training goes on; rows are kept and sent later.",
+                self.store.public_uri,
+                patience,
+            )
+        if isinstance(thread.error, TrackingError):
+            raise thread.error
+
+    def _history_of_store(self, run_id: str) -> History:
+        """Ask the store what the run has stored, where its local log is not at hand."""
+        if self._thread is None or self._thread.error is not None or not self._thread.contact.is_set():
+            raise TrackingError(
+                f"run {run_id} cannot be resumed: {self.output_dir} holds no log of it, and the store does not answer."
+            )
+        run = self.store.run(run_id)
+        newest = {metric.key: metric for metric in run.data._metric_objs}
+        return History(
+            last_steps={key: int(metric.step) for key, metric in newest.items()},
+            last_values={key: float(metric.value) for key, metric in newest.items()},
+            params=dict(run.data.params),
+            status=run.info.status,
+        )
+
+    def _hold_run(self, run_id: str) -> None:
+        if self._run_lock is None:
+            lock = run_lock(self.store.lock_dir, run_id)
+            lock.acquire(self._holder())
+            self._run_lock = lock
+
+    def _close(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            complete = thread.close(_DRAIN_SECONDS)
+            self._state = thread.sender.state
+            if not complete:
+                why = f" ({thread.error})" if thread.error else ""
+                log.warning(
+                    "%d records were not sent to the tracking store%s. Send them later: python scripts/replay.py %s",
+                    thread.sender.pending(),
+                    why,
+                    self.output_dir,
+                )
+        if self._run_lock is not None:
+            self._run_lock.release()
+            self._run_lock = None
+
+    # ---- writing
+
+    def _write(self, records: list[Record]) -> None:
+        if not records:
+            return
+        self._wal.append(records)
+        if self._thread is not None:
+            self._thread.wake()
+
+    def _sync(self) -> None:
+        self._wal.sync()
+
+    # ---- Lightning's interface
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "MlflowClient":
+        """The MlflowClient. While the store has not answered, a stand-in that takes every call and does nothing."""
+        if not self._active and not self._ended:
+            self.start()
+        if self._thread is not None and (self._thread.error is not None or not self._thread.contact.is_set()):
+            return _DummyExperiment()  # type: ignore[return-value]
+        return self.store.client()
+
+    def _sender_state(self) -> SendState | None:
+        return self._thread.sender.state if self._thread is not None else self._state
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id; None on other ranks, and as long as the store has not answered."""
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return None
+        if not self._active and not self._ended and self._state is None:
+            self.start()
+        state = self._sender_state()
+        return state.run_id if state is not None else None
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The experiment's id; None where :attr:`run_id` is."""
+        if self.run_id is None or self._thread is None:
+            return None
+        return self._thread.sender.experiment_id
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.experiment_name
+
+    @property
+    def version(self) -> str | None:
+        """The run's id, or the output directory's name as long as the store has not given one."""
+        return self.run_id or self.output_dir.name

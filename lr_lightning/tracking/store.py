@@ -1,0 +1,290 @@
+"""The MLflow store: where it is, how it is made, and what its errors mean.
+
+This module and ``sender`` are the only places that import MLflow, and they do so late, because it takes seconds.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
+
+from filelock import FileLock
+
+from lr_lightning.tracking.errors import Rejected, StoreUnavailable, TrackingError
+from lr_lightning.tracking.keys import hide_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SERVER_SCHEMES = ("http", "https", "databricks")
+_DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+_DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_CONNECT_SECONDS = 3.0
+
+# Set only where the user has not: no telemetry, and a dead server costs seconds instead of four minutes.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# They print a page of text at every retry or at the first start; what matters is said once, by the sender.
+_NOISY_LOGGERS = {
+    "alembic": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,
+    "mlflow.store.db_migrations": logging.WARNING,
+    "urllib3.connectionpool": logging.ERROR,
+}
+_PERMANENT_CODES = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "RESOURCE_DOES_NOT_EXIST")
+_CONTENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+_clients: dict[str, "MlflowClient"] = {}
+_clients_lock = threading.Lock()
+
+
+def prepare_mlflow() -> None:
+    """Switch off MLflow's telemetry, long timeouts and chatter. Call before the first import of MLflow."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name, level in _NOISY_LOGGERS.items():
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET or name == "mlflow.store.db.utils":
+            logger.setLevel(level)
+
+
+def explain(error: BaseException, uri: str) -> Exception:
+    """Translate what MLflow and the libraries below it raise.
+
+    Args:
+        error: The exception.
+        uri: The store, for the message.
+
+    Returns:
+        :class:`TrackingError` if trying again cannot help, :class:`Rejected` if the content of the call was refused,
+        else :class:`StoreUnavailable`.
+    """
+    where = hide_password(uri)
+    if isinstance(error, (TrackingError, Rejected, StoreUnavailable)):
+        return error
+    if isinstance(error, ImportError):
+        return TrackingError(f"tracking store {where} needs a package that is not installed: {error}")
+    reason = hide_password(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    code = getattr(error, "error_code", None)
+    if code in _PERMANENT_CODES:
+        return TrackingError(f"tracking store {where}: {reason}")
+    if code in _CONTENT_CODES:
+        return Rejected(reason)
+    return StoreUnavailable(f"{where}: {reason}")
+
+
+@dataclass(frozen=True)
+class Store:
+    """An MLflow tracking store. Holds addresses only; nothing is opened before it is used.
+
+    Attributes:
+        uri: Tracking URI, absolute.
+        root: Local folder for locks, and for the database and artifacts of the default store.
+        artifact_root: Folder of artifacts, or None where a server decides.
+    """
+
+    uri: str
+    root: Path
+    artifact_root: Path | None
+
+    @property
+    def lock_dir(self) -> Path:
+        """Folder of the live runs' locks."""
+        return self.root / "locks"
+
+    @property
+    def public_uri(self) -> str:
+        """The URI without its password."""
+        return hide_password(self.uri)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is a database file of this machine."""
+        return self.uri.startswith("sqlite")
+
+    def client(self) -> "MlflowClient":
+        """Open the store; make its database first where there is none, one process at a time.
+
+        Raises:
+            TrackingError: It can never be opened like this (a missing driver, a folder that cannot be written).
+            StoreUnavailable: It does not answer.
+        """
+        with _clients_lock:
+            if self.uri not in _clients:
+                prepare_mlflow()
+                self._probe()
+                try:
+                    _clients[self.uri] = self._connect()
+                except Exception as error:  # drivers raise what they like
+                    problem = explain(error, self.uri)
+                    if isinstance(problem, Rejected):
+                        problem = TrackingError(f"tracking.uri: {self.public_uri}: {problem}")
+                    raise problem from None
+            return _clients[self.uri]
+
+    def _connect(self) -> "MlflowClient":
+        from mlflow import MlflowClient
+
+        if self.artifact_root is None:
+            return MlflowClient(self.uri)
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        # MLflow's own first start is not safe against a second process: without the lock one of them dies, or leaves
+        # a half-made database. The file's existence proves nothing, so every start takes its turn.
+        with FileLock(self.root / ".init.lock"):
+            # Gives MLflow's own "Default" experiment a place here; else it would be below the working directory.
+            open_database: Callable[..., object] = SqlAlchemyStore
+            open_database(self.uri, self.artifact_root.as_uri())
+            return MlflowClient(self.uri)
+
+    def _probe(self) -> None:
+        """Knock at the port first: MLflow retries a dead database for minutes, printing a page at each attempt."""
+        if self.artifact_root is not None:
+            _make_folder(self.root)
+        if self.is_local:
+            _make_folder(Path(unquote(self.uri.removeprefix("sqlite:///"))).parent)
+        parts = urlsplit(self.uri)
+        scheme = parts.scheme.split("+")[0]
+        port = parts.port or _DEFAULT_PORTS.get(scheme)
+        if not parts.hostname or port is None:
+            return
+        try:
+            socket.create_connection((parts.hostname, port), timeout=_CONNECT_SECONDS).close()
+        except OSError as error:
+            raise StoreUnavailable(f"{self.public_uri}: {error.strerror or error}") from None
+
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call ``MlflowClient.<method>`` and translate what it raises (see :func:`explain`).
+
+        Raises:
+            TrackingError: Trying again cannot help.
+            Rejected: The content was refused.
+            StoreUnavailable: The store does not answer or is busy.
+        """
+        client = self.client()
+        try:
+            return getattr(client, method)(*args, **kwargs)
+        except Exception as error:  # requests, sqlalchemy, drivers and MLflow all raise their own
+            raise explain(error, self.uri) from None
+
+    def experiment_id(self, name: str) -> str:
+        """Give the id of experiment ``name``; make it where there is none, with its artifacts at a fixed place.
+
+        Raises:
+            TrackingError: An experiment of that name was deleted.
+            StoreUnavailable: The store does not answer.
+        """
+        experiment = self.call("get_experiment_by_name", name)
+        if experiment is None:
+            try:
+                return str(self.call("create_experiment", name, artifact_location=self._artifact_location()))
+            except (Rejected, StoreUnavailable, TrackingError) as error:
+                # Another process may have made it in the same moment; if not, the first error is the true one.
+                experiment = self.call("get_experiment_by_name", name)
+                if experiment is None:
+                    raise TrackingError(f"experiment {name!r} could not be made: {error}") from None
+        if experiment.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"experiment {name!r} of {self.public_uri} was deleted. Restore it "
+                f"(MLFLOW_TRACKING_URI={self.public_uri} mlflow experiments restore -x {experiment.experiment_id}), "
+                "or use another name."
+            )
+        return str(experiment.experiment_id)
+
+    def _artifact_location(self) -> str | None:
+        return self.artifact_root.as_uri() if self.artifact_root else None
+
+    def run(self, run_id: str) -> Any:
+        """Give MLflow's ``Run`` of that id, for its tags, params and status.
+
+        Raises:
+            TrackingError: There is no such run, or it was deleted.
+            StoreUnavailable: The store does not answer.
+        """
+        try:
+            run = self.call("get_run", run_id)
+        except (TrackingError, Rejected):
+            raise TrackingError(f"there is no run {run_id!r} in {self.public_uri}") from None
+        if run.info.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"run {run_id!r} of {self.public_uri} was deleted. Restore it: "
+                f"MLFLOW_TRACKING_URI={self.public_uri} mlflow runs restore --run-id {run_id}"
+            )
+        return run
+
+    def run_tags(self, run_id: str) -> dict[str, str]:
+        """Give the tags of a run, e.g. its ``output_dir``. Raises what :meth:`run` raises."""
+        return dict(self.run(run_id).data.tags)
+
+    def end_if_running(self, run_id: str, status: str) -> bool:
+        """Set ``status`` and an end time if the run exists and says RUNNING.
+
+        Returns:
+            Whether it did.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        try:
+            if self.run(run_id).info.status != "RUNNING":
+                return False
+            self.call("set_terminated", run_id, status, int(time.time() * 1000))
+        except (TrackingError, Rejected):
+            return False
+        return True
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrackingError(f"{path}: cannot be made ({error.strerror}). Give another folder.") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise TrackingError(f"{path}: cannot be written to. Give another folder, or the right to write.")
+
+
+def open_store(root: Path | str, uri: str | None = None) -> Store:
+    """Describe the store at ``uri``, or the default one: ``<root>/mlflow.db`` with ``<root>/artifacts``.
+
+    Nothing is opened yet: the first use does it, one process at a time.
+
+    Args:
+        root: Local folder; made absolute, so that the working directory never matters.
+        uri: ``http(s)://`` for a server, ``postgresql://`` (or another database) to write to it directly, a relative
+            ``sqlite:///file.db`` is made absolute. None for the default.
+
+    Raises:
+        TrackingError: ``uri`` is of a kind that MLflow does not take.
+    """
+    root = Path(root).expanduser().absolute()
+    artifacts = root / "artifacts"
+    if uri is None:
+        return Store(_sqlite_uri(root / "mlflow.db"), root, artifacts)
+    scheme = uri.split(":", 1)[0].split("+")[0]
+    if scheme in _SERVER_SCHEMES:
+        return Store(uri.rstrip("/"), root, None)
+    if scheme not in _DATABASE_SCHEMES or "://" not in uri:
+        raise TrackingError(
+            f"tracking.uri: {hide_password(uri)!r} is no address of a store. Give http://host:port, "
+            "postgresql://user@host/database or sqlite:///file.db, or leave it out for the default store."
+        )
+    if scheme == "sqlite":
+        path = Path(unquote(uri.split("://", 1)[1].removeprefix("/"))).absolute()
+        return Store(_sqlite_uri(path), root, artifacts)
+    return Store(uri, root, artifacts)
+
+
+def _sqlite_uri(path: Path) -> str:
+    return f"sqlite:///{quote(str(path))}"

@@ -1,0 +1,160 @@
+"""A database made once and copied, and a store without a database that can be down or refuse a row."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lr_lightning.tracking import Store, open_store
+from lr_lightning.tracking import logger as logger_module
+from lr_lightning.tracking import store as store_module
+from lr_lightning.tracking.sender import SenderThread
+
+
+class Refused(Exception):
+    def __init__(self, text: str, code: str = "INVALID_PARAMETER_VALUE") -> None:
+        super().__init__(text)
+        self.error_code = code
+
+
+class FakeClient:
+    """What the package uses of MlflowClient, in memory, with MLflow's rules for rows and params."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.bad: set[str] = set()
+        self.fail_after_storing = 0
+        self.deleted = False
+        self.runs: dict[str, SimpleNamespace] = {}
+        self.batches: list[int] = []
+        self.artifacts: list[tuple[str, str | None]] = []
+        self.calls: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if callable(value):
+            self.calls.append(name)
+            if self.down:
+                return self._refuse
+        return value
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("connection refused")
+
+    def get_experiment_by_name(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(experiment_id="7", lifecycle_stage="deleted" if self.deleted else "active")
+
+    def create_run(self, experiment_id: str, start_time: int, tags: dict[str, str], run_name: str | None) -> Any:
+        run_id = f"run{len(self.runs)}"
+        info = SimpleNamespace(
+            run_id=run_id,
+            experiment_id=experiment_id,
+            status="RUNNING",
+            lifecycle_stage="active",
+            start_time=start_time,
+        )
+        self.runs[run_id] = SimpleNamespace(
+            info=info, rows=[], statuses=[], data=SimpleNamespace(params={}, tags=dict(tags), _metric_objs=[])
+        )
+        if self.fail_after_storing:
+            self.fail_after_storing -= 1
+            raise ConnectionError("answer lost")
+        return self.runs[run_id]
+
+    def search_runs(self, experiment_ids: list[str], filter_string: str, max_results: int) -> list[Any]:
+        key = filter_string.split("'")[1]
+        return [run for run in self.runs.values() if key in run.data.tags.values()][:max_results]
+
+    def get_run(self, run_id: str) -> Any:
+        if run_id not in self.runs:
+            raise Refused(f"no run {run_id}", "RESOURCE_DOES_NOT_EXIST")
+        return self.runs[run_id]
+
+    def log_batch(self, run_id: str, metrics: Any, params: Any, tags: Any, synchronous: bool) -> None:
+        run = self.runs[run_id]
+        if run.info.lifecycle_stage == "deleted":
+            raise Refused("the run must be active")
+        assert len(metrics) <= 1000
+        assert len(params) <= 100
+        assert len(tags) <= 100
+        self.batches.append(len(metrics))
+        for item in [*metrics, *params, *tags]:
+            if item.key in self.bad:
+                raise Refused(f"bad name {item.key}")
+        for param in params:
+            if run.data.params.setdefault(param.key, param.value) != param.value:
+                raise Refused("changing param values is not allowed")
+        run.data.tags.update({tag.key: tag.value for tag in tags})
+        for metric in metrics:
+            row = (metric.key, metric.value, metric.step, metric.timestamp)
+            if row not in run.rows:
+                run.rows.append(row)
+        if self.fail_after_storing:
+            self.fail_after_storing -= 1
+            raise ConnectionError("answer lost")
+
+    def set_terminated(self, run_id: str, status: str, end_time: int) -> None:
+        self.runs[run_id].info.status = status
+        self.runs[run_id].info.end_time = end_time
+        self.runs[run_id].statuses.append(status)
+
+    def update_run(self, run_id: str, status: str) -> None:
+        self.runs[run_id].info.status = status
+        self.runs[run_id].statuses.append(status)
+
+    def log_artifact(self, run_id: str, path: str, to: str | None) -> None:
+        self.artifacts.append((Path(path).name, to))
+
+    log_artifacts = log_artifact
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    """The client behind ``fake_store``; retries come at once."""
+    fake = FakeClient()
+    monkeypatch.setitem(store_module._clients, "http://fake.test", fake)
+    monkeypatch.setattr(logger_module, "SenderThread", partial(SenderThread, first_wait=0.001, longest_wait=0.002))
+    monkeypatch.setattr(logger_module, "_DRAIN_SECONDS", 0.05)
+    return fake
+
+
+@pytest.fixture
+def fake_store(client: FakeClient, tmp_path: Path) -> Store:
+    return open_store(tmp_path / "mlruns", "http://fake.test")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables: making them takes seconds, copying them does not."""
+    root = tmp_path_factory.mktemp("template")
+    (root / "mlflow.db").touch()  # as a poll by sqlite3.connect leaves it
+    open_store(root).client()
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def make_store(template: Path, tmp_path: Path) -> Iterator[Callable[[str], Store]]:
+    """Makes real stores on copies of the database."""
+    made: list[str] = []
+
+    def make(name: str = "mlruns") -> Store:
+        root = tmp_path / name
+        root.mkdir(parents=True)
+        shutil.copyfile(template, root / "mlflow.db")
+        store = open_store(root)
+        made.append(store.uri)
+        return store
+
+    yield make
+    for uri in made:
+        store_module._clients.pop(uri, None)
+
+
+@pytest.fixture
+def store(make_store: Callable[[], Store]) -> Store:
+    """A real, empty SQLite store."""
+    return make_store()

@@ -1,0 +1,147 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lr_lightning.tracking import MLflowLogger, RunningError, Store, mark_dead_runs, open_store
+from lr_lightning.tracking.locks import Holder, RunLock, run_lock
+
+
+def leave_behind(store: Store, run_id: str, **changes: Any) -> Path:
+    """The files of a run whose process is gone."""
+    store.lock_dir.mkdir(parents=True, exist_ok=True)
+    path = store.lock_dir / f"{run_id}.lock"
+    path.touch()
+    holder = {"uri": store.public_uri, "output_dir": "/out", "host": socket.gethostname(), "pid": 1, **changes}
+    path.with_suffix(".json").write_text(json.dumps(holder))
+    return path
+
+
+@pytest.fixture
+def running(fake_store: Store, client: Any) -> str:
+    return str(client.create_run("7", 0, {}, None).info.run_id)
+
+
+def test_a_run_whose_process_is_gone_is_killed(fake_store: Store, client: Any, running: str) -> None:
+    leave_behind(fake_store, running)
+    assert mark_dead_runs(fake_store) == [running]
+    assert client.runs[running].info.status == "KILLED"
+    assert client.runs[running].info.end_time > 0
+    assert not list(fake_store.lock_dir.iterdir())
+    assert mark_dead_runs(fake_store) == []
+
+
+@pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"uri": "http://other"}])
+def test_runs_of_other_hosts_and_stores_are_left_alone(
+    fake_store: Store, client: Any, running: str, changes: dict[str, str]
+) -> None:
+    path = leave_behind(fake_store, running, **changes)
+    assert mark_dead_runs(fake_store) == []
+    assert client.runs[running].info.status == "RUNNING"
+    assert path.exists()
+
+
+def test_a_live_run_is_left_alone(fake_store: Store, client: Any, running: str) -> None:
+    lock = run_lock(fake_store.lock_dir, running)
+    lock.acquire(Holder.here(fake_store.public_uri, "/out"))
+    assert mark_dead_runs(fake_store) == []
+    assert client.runs[running].info.status == "RUNNING"
+    lock.release()
+    assert not list(fake_store.lock_dir.iterdir())
+
+
+def test_a_run_that_ended_is_not_marked(fake_store: Store, client: Any, running: str) -> None:
+    client.set_terminated(running, "FINISHED", 5)
+    leave_behind(fake_store, running)
+    assert mark_dead_runs(fake_store) == []
+    assert client.runs[running].info.status == "FINISHED"
+
+
+def test_a_dead_store_and_unreadable_files_raise_nothing(fake_store: Store, client: Any, running: str) -> None:
+    path = leave_behind(fake_store, running)
+    (fake_store.lock_dir / "odd.json").write_text("{")
+    client.down = True
+    assert mark_dead_runs(fake_store) == []
+    assert path.exists()
+    client.down = False
+    assert mark_dead_runs(fake_store) == [running]
+
+
+def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
+    first, second = RunLock(tmp_path / "x.lock", "run x"), RunLock(tmp_path / "x.lock", "run x")
+    first.acquire(Holder.here("uri", "/out"))
+    with pytest.raises(
+        RunningError, match=rf"run x is still running \(pid {os.getpid()} on host {socket.gethostname()}\)"
+    ):
+        second.acquire(Holder.here("uri", "/out"), timeout=0)
+    first.release()
+    first.release()
+    second.acquire(Holder.here("uri", "/out"), timeout=0)
+    second.release()
+
+
+LIVE = """
+import sys
+from lr_lightning.tracking import MLflowLogger, open_store
+logger = MLflowLogger(open_store(sys.argv[1]), "exp", sys.argv[2], end_on_finalize=False)
+for step in range(100):
+    logger.log_metrics({"loss": float(step)}, step)
+logger.flush()
+print(logger.run_id, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_marked_and_its_run_goes_on(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", LIVE, str(store.root), str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    run_id = process.stdout.readline().strip()
+    with pytest.raises(RunningError, match=rf"is still running \(pid {process.pid} on host"):
+        MLflowLogger(store, "exp", out, run_id=run_id).start()
+    assert mark_dead_runs(store) == []
+    process.kill()
+    process.communicate()
+    assert mark_dead_runs(store) == [run_id]
+    assert store.run(run_id).info.status == "KILLED"
+    logger = MLflowLogger(store, "exp", out, run_id=run_id, end_on_finalize=False)
+    for step in range(80, 120):
+        logger.log_metrics({"loss": float(step)}, step)
+    logger.end("FINISHED")
+    assert store.run(run_id).info.status == "FINISHED"
+    assert [m.step for m in store.client().get_metric_history(run_id, "loss")] == list(range(120))
+
+
+LEAVES = """
+import sys
+from lr_lightning.tracking import MLflowLogger, open_store
+logger = MLflowLogger(open_store(sys.argv[1]), "exp", sys.argv[2])
+logger.log_metrics({"loss": 1.0}, 0)
+print(logger.run_id, flush=True)
+sys.exit(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_exits_without_a_word_loses_no_row(store: Store, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES, str(store.root), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    run = open_store(store.root).run(done.stdout.strip())
+    assert run.info.status == "KILLED"
+    assert run.data.metrics == {"loss": 1.0}

@@ -1,0 +1,348 @@
+import csv
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from lightning.fabric.utilities import rank_zero_only
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from lr_lightning.tracking import CSVLogger, MLflowLogger, RunLogger, RunningError, Store, TrackingError
+from lr_lightning.tracking.wal import MetricLog
+
+KINDS = ["mlflow", "csv"]
+
+
+def make(kind: str, store: Store, out: Path, **options: Any) -> RunLogger:
+    options.setdefault("end_on_finalize", False)
+    return MLflowLogger(store, "exp", out, **options) if kind == "mlflow" else CSVLogger(out, **options)
+
+
+def stored(kind: str, out: Path, key: str) -> list[tuple[int, float]]:
+    """(step, value) of ``key`` in the local file, in order."""
+    if kind == "mlflow":
+        records = [record for record, _ in MetricLog(out / "metrics.jsonl").read(0, 1 << 24)]
+        return [(r.step, r.value) for r in records if getattr(r, "step", None) is not None and r.key == key]
+    with (out / "metrics.csv").open() as file:
+        return [(int(r["step"]), float(r["value"])) for r in csv.DictReader(file) if r["key"] == key]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_written_before_the_first_use(kind: str, fake_store: Store, client: Any, tmp_path: Path) -> None:
+    logger = make(kind, fake_store, tmp_path / "out")
+    assert logger.save_dir == str(tmp_path / "out")
+    pickle.loads(pickle.dumps(logger))
+    logger.finalize("success")
+    assert not (tmp_path / "out").exists()
+    assert client.calls == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_wait_in_memory_until_a_flush_and_save_is_none(kind: str, fake_store: Store, tmp_path: Path) -> None:
+    logger = make(kind, fake_store, tmp_path / "out")
+    logger.log_metrics({"loss": 1.5}, 3)
+    logger.save()
+    assert stored(kind, tmp_path / "out", "loss") == []
+    logger.flush()
+    assert stored(kind, tmp_path / "out", "loss") == [(3, 1.5)]
+    logger.end("FINISHED")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_stores_no_row_twice_and_misses_none(kind: str, fake_store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    logger = make(kind, fake_store, out)
+    for step in range(10):
+        logger.log_metrics({"loss": 1 / (step + 1), "epoch": step // 4}, step)
+    logger.log_summary({"best": 0.5})
+    logger.end("KILLED")
+    again = make(kind, fake_store, out, resume=True)
+    for step in range(6, 14):
+        again.log_metrics({"loss": 1 / (step + 1), "epoch": step // 4}, step)
+    again.log_rows([("loss", 9.0, 2, 5), ("loss", 9.0, 14, 5)])
+    again.log_summary({"best": 0.75})
+    again.end("FINISHED")
+    assert stored(kind, out, "loss") == [(s, 1 / (s + 1)) for s in range(14)] + [(14, 9.0)]
+    assert stored(kind, out, "epoch") == [(0, 0.0), (4, 1.0), (8, 2.0), (12, 3.0)]
+    assert stored(kind, out, "summary/best") == [(0, 0.5), (0, 0.75)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_torn_line_is_cut_when_a_run_goes_on(kind: str, fake_store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    logger = make(kind, fake_store, out)
+    logger.log_metrics({"loss": 1.0}, 1)
+    logger.end("KILLED")
+    name = "metrics.jsonl" if kind == "mlflow" else "metrics.csv"
+    with (out / name).open("a") as file:
+        file.write('{"metric":"lo' if kind == "mlflow" else "loss,2.")
+    again = make(kind, fake_store, out, resume=True)
+    again.log_metrics({"loss": 2.0}, 2)
+    again.end("FINISHED")
+    assert stored(kind, out, "loss") == [(1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_run_in_the_same_folder_is_refused(kind: str, fake_store: Store, tmp_path: Path) -> None:
+    first = make(kind, fake_store, tmp_path / "out")
+    first.start()
+    with pytest.raises(RunningError, match=r"is still running \(pid \d+ on host .+\)"):
+        make(kind, fake_store, tmp_path / "out", resume=True).start()
+    first.end("FINISHED")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_with_a_run_needs_resume(kind: str, fake_store: Store, tmp_path: Path) -> None:
+    logger = make(kind, fake_store, tmp_path / "out")
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.end("FINISHED")
+    with pytest.raises(TrackingError, match="holds the log of a run already"):
+        make(kind, fake_store, tmp_path / "out").start()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_end_is_final_and_idempotent(
+    kind: str, fake_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = make(kind, fake_store, tmp_path / "out")
+    with pytest.raises(ValueError, match="status must be one of FINISHED, FAILED, KILLED, got 'done'"):
+        logger.end("done")
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.end("FAILED")
+    logger.end("FINISHED")
+    logger.log_metrics({"a": 2.0}, 1)
+    assert "the run has ended" in caplog.text
+    assert stored(kind, tmp_path / "out", "a") == [(0, 1.0)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_ranks_do_nothing(
+    kind: str, fake_store: Store, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    logger = make(kind, fake_store, tmp_path / "out")
+    logger.start()
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.log_hyperparams({"a": 1})
+    logger.set_tags({"a": 1})
+    logger.log_text("x", "f.txt")
+    logger.end("FINISHED")
+    assert getattr(logger, "run_id", None) is None
+    assert not (tmp_path / "out").exists()
+    assert client.calls == []
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", ""])
+def test_an_artifact_cannot_leave_its_folder(fake_store: Store, tmp_path: Path, name: str) -> None:
+    logger = make("mlflow", fake_store, tmp_path / "out")
+    with pytest.raises(ValueError, match="must be a relative path"):
+        logger.log_text("x", name)
+    logger.end("FAILED")
+
+
+def test_artifacts_from_elsewhere_are_copied_and_all_are_sent(fake_store: Store, client: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    outside = tmp_path / "f.txt"
+    outside.write_text("x")
+    logger = make("mlflow", fake_store, tmp_path / "out")
+    logger.log_artifact(outside, "notes")
+    outside.unlink()
+    logger.log_text("y", "config/c.yaml")
+    logger.log_figure(Figure(), "plots/lr.png")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        logger.log_artifact(tmp_path / "nothing")
+    logger.end("FINISHED")
+    assert client.artifacts == [("f.txt", "notes"), ("c.yaml", "config"), ("lr.png", "plots")]
+    assert (tmp_path / "out" / "artifacts" / "plots" / "lr.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_params_are_long_dotted_and_never_change(fake_store: Store, client: Any, tmp_path: Path) -> None:
+    logger = make("mlflow", fake_store, tmp_path / "out")
+    logger.log_hyperparams({"optimizer": {"lr": 0.1}, "long": "x" * 6001, "fits": "x" * 6000})
+    logger.end("KILLED")
+    again = make("mlflow", fake_store, tmp_path / "out", resume=True)
+    again.log_hyperparams({"optimizer": {"lr": 0.2}, "new": None})
+    again.end("FINISHED")
+    data = client.runs["run0"].data
+    assert data.params["optimizer.lr"] == "0.1"
+    assert data.params["new"] == "None"
+    assert data.params["fits"] == "x" * 6000
+    assert data.params["long"].endswith("... (6001 characters, cut)")
+    assert data.tags["resumed.optimizer.lr"] == "0.2"
+
+
+def test_the_same_run_goes_on_and_ends_finished(fake_store: Store, client: Any, tmp_path: Path) -> None:
+    logger = make("mlflow", fake_store, tmp_path / "out", tags={"seed": 0}, run_name="r")
+    assert logger.version == logger.run_id == "run0"
+    logger.end("FAILED")
+    assert client.runs["run0"].info.status == "FAILED"
+    again = MLflowLogger(fake_store, "exp", tmp_path / "out", run_id="run0")
+    again.start()
+    assert again.run_id == "run0"
+    again.end("FINISHED")
+    assert client.runs["run0"].statuses == ["RUNNING", "FAILED", "RUNNING", "FINISHED"]
+    assert client.runs["run0"].data.tags["output_dir"] == str(tmp_path / "out")
+    assert client.runs["run0"].data.tags["seed"] == "0"
+
+
+def test_a_run_of_another_folder_or_of_no_store_is_refused(fake_store: Store, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="there is no run 'nope'"):
+        MLflowLogger(fake_store, "exp", tmp_path / "new", run_id="nope").start()
+    for name in ("one", "two"):
+        logger = make("mlflow", fake_store, tmp_path / name)
+        logger.start()
+        logger.end("FINISHED")
+    with pytest.raises(TrackingError, match="holds run run1, not run0"):
+        MLflowLogger(fake_store, "exp", tmp_path / "two", run_id="run0").start()
+
+
+def test_a_dead_server_stops_nothing_and_replay_is_named(
+    fake_store: Store, client: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.down = True
+    logger = make("mlflow", fake_store, tmp_path / "out")
+    with caplog.at_level(logging.WARNING):
+        logger.log_metrics({"loss": 1.0}, 0)
+        assert logger.run_id is None
+        assert logger.version == "out"
+        logger.experiment.log_text("run", "x", "y")  # a stand-in: Lightning touches it before every fit
+        logger.end("FINISHED")
+    assert stored("mlflow", tmp_path / "out", "loss") == [(0, 1.0)]
+    assert sum("does not answer" in r.message and "Training goes on" in r.message for r in caplog.records) == 1
+    assert f"python scripts/replay.py {tmp_path / 'out'}" in caplog.records[-1].message
+    assert "4 records were not sent" in caplog.records[-1].message
+
+
+def test_a_server_that_went_away_and_came_back_has_everything(fake_store: Store, client: Any, tmp_path: Path) -> None:
+    logger = make("mlflow", fake_store, tmp_path / "out")
+    for step in range(60):
+        client.down = 20 <= step < 40
+        logger.log_metrics({"loss": float(step)}, step)
+        logger.flush()
+    logger.end("FINISHED")
+    assert [row[2] for row in client.runs["run0"].rows] == list(range(60))
+    assert client.runs["run0"].info.status == "FINISHED"
+
+
+def test_a_new_store_gets_the_whole_log(fake_store: Store, client: Any, make_store: Any, tmp_path: Path) -> None:
+    logger = make("mlflow", fake_store, tmp_path / "out")
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.end("KILLED")
+    other = make_store("other")
+    again = MLflowLogger(other, "exp", tmp_path / "out", resume=True)
+    again.log_metrics({"loss": 2.0}, 1)
+    run_id = again.run_id
+    assert isinstance(run_id, str)
+    again.end("FINISHED")
+    assert [(m.step, m.value) for m in other.client().get_metric_history(run_id, "loss")] == [(0, 1.0), (1, 2.0)]
+
+
+def test_without_its_folder_a_run_is_resumed_from_the_store(store: Store, tmp_path: Path) -> None:
+    logger = MLflowLogger(store, "exp", tmp_path / "out", end_on_finalize=False)
+    for step in range(5):
+        logger.log_metrics({"loss": float(step)}, step)
+    logger.log_hyperparams({"a": 1})
+    logger.end("KILLED")
+    run_id = logger.run_id
+    again = MLflowLogger(store, "exp", tmp_path / "elsewhere", run_id=run_id, end_on_finalize=False)
+    for step in range(3, 8):
+        again.log_metrics({"loss": float(step)}, step)
+    again.log_hyperparams({"a": 2})
+    again.end("FINISHED")
+    assert again.run_id == run_id
+    run = store.run(str(run_id))
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"a": "1"}
+    assert run.data.tags["resumed.a"] == "2"
+    assert [m.step for m in store.client().get_metric_history(run_id, "loss")] == list(range(8))
+
+
+def test_a_deleted_experiment_is_met_at_the_start(fake_store: Store, client: Any, tmp_path: Path) -> None:
+    client.deleted = True
+    with pytest.raises(TrackingError, match="was deleted"):
+        MLflowLogger(fake_store, "exp", tmp_path / "out").start()
+
+
+class Model(BoringModel):
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)["loss"]
+        self.log("train/loss", loss)
+        return loss
+
+    def test_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.log("test/loss", self(batch).sum())
+
+
+def trainer(logger: RunLogger, root: Path, **options: Any) -> L.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    limits = {"limit_train_batches": 4, "limit_val_batches": 1, "limit_test_batches": 1}
+    return L.Trainer(
+        logger=logger,
+        default_root_dir=root,
+        max_epochs=2,
+        log_every_n_steps=1,
+        accelerator="cpu",
+        **limits,
+        **quiet,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_a_trainer_fit_and_test_are_one_run(
+    kind: str, fake_store: Store, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    out = tmp_path / "out"
+    logger = make(kind, fake_store, out, end_on_finalize=True)
+    t = trainer(logger, tmp_path / "root")
+    t.fit(Model())
+    t.test(Model())
+    assert [step for step, _ in stored(kind, out, "train/loss")] == list(range(8))
+    assert len(stored(kind, out, "test/loss")) == 1
+    assert [value for _, value in stored(kind, out, "epoch")] == [0.0, 1.0, 2.0]
+    assert not list((tmp_path / "cwd").iterdir())
+    assert list(out.rglob("*.ckpt"))
+    if kind == "mlflow":
+        assert client.runs["run0"].statuses == ["RUNNING", "FINISHED", "RUNNING", "FINISHED"]
+        assert list(client.runs) == ["run0"]
+        assert client.artifacts == []
+
+
+def test_an_exception_in_training_ends_the_run_failed(fake_store: Store, client: Any, tmp_path: Path) -> None:
+    class Failing(Model):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+            if self.global_step == 3:
+                raise RuntimeError("boom")
+            return super().training_step(batch, batch_idx)
+
+    logger = MLflowLogger(fake_store, "exp", tmp_path / "out")
+    with pytest.raises(RuntimeError, match="boom"):
+        trainer(logger, tmp_path / "root", enable_checkpointing=False).fit(Failing())
+    assert client.runs["run0"].info.status == "FAILED"
+    assert [r[2] for r in client.runs["run0"].rows if r[0] == "train/loss"] == [0, 1, 2]
+
+
+def test_csv_files_hold_everything(fake_store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    logger = make("csv", fake_store, out, run_name="r", tags={"seed": 0})
+    logger.log_hyperparams({"optimizer": {"lr": 0.1}})
+    logger.log_rows([("a,b", 0.1 + 0.2, 1, 1700000000000)])
+    logger.log_summary({"best": 0.5})
+    logger.end("FINISHED")
+    assert (out / "metrics.csv").read_text().splitlines()[:2] == [
+        "key,value,step,time_ms",
+        "a_b,0.30000000000000004,1,1700000000000",
+    ]
+    assert yaml.safe_load((out / "params.yaml").read_text()) == {"optimizer.lr": "0.1"}
+    assert json.loads((out / "summary.json").read_text()) == {"summary/best": 0.5}
+    run = json.loads((out / "run.json").read_text())
+    assert (run["run_name"], run["status"], run["tags"]["seed"]) == ("r", "FINISHED", "0")

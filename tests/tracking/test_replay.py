@@ -1,0 +1,184 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lr_lightning.tracking import MLflowLogger, RunningError, Store, StoreUnavailable, TrackingError, open_store, replay
+from lr_lightning.tracking.wal import Metric, MetricLog, Tag
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "replay.py"
+
+
+def log_while_down(store: Store, client: Any, out: Path, status: str = "FINISHED") -> None:
+    client.down = True
+    logger = MLflowLogger(store, "exp", out, run_name="r", end_on_finalize=False)
+    for step in range(20):
+        logger.log_metrics({"loss": float(step)}, step)
+    logger.end(status)
+    client.down = False
+
+
+def test_a_run_the_store_never_saw_is_made_and_complete(fake_store: Store, client: Any, tmp_path: Path) -> None:
+    log_while_down(fake_store, client, tmp_path / "out", "FAILED")
+    assert client.runs == {}
+    done = replay(tmp_path / "out")
+    assert (done.records, done.run_id, done.uri) == (23, "run0", "http://fake.test")
+    assert [row[2] for row in client.runs["run0"].rows] == list(range(20))
+    assert client.runs["run0"].info.status == "FAILED"
+    assert replay(tmp_path / "out").records == 0
+
+
+def test_a_killed_run_is_ended_as_killed(fake_store: Store, client: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    log_while_down(fake_store, client, out)
+    log = MetricLog(out / "metrics.jsonl")
+    records = [r for r, _ in log.read(0) if isinstance(r, (Metric, Tag))]
+    log.path.unlink()
+    log.append(records)
+    with log.path.open("a") as file:
+        file.write('{"metric":"lo')
+    assert replay(out).records == 22
+    assert client.runs["run0"].info.status == "KILLED"
+    assert client.runs["run0"].info.end_time == records[-1].time  # type: ignore[union-attr]
+
+
+def test_a_store_that_is_still_down_is_said(fake_store: Store, client: Any, tmp_path: Path) -> None:
+    log_while_down(fake_store, client, tmp_path / "out")
+    client.down = True
+    with pytest.raises(StoreUnavailable):
+        replay(tmp_path / "out")
+    client.down = False
+    assert replay(tmp_path / "out").records == 23
+
+
+def test_a_live_run_is_refused(fake_store: Store, tmp_path: Path) -> None:
+    logger = MLflowLogger(fake_store, "exp", tmp_path / "out")
+    logger.start()
+    with pytest.raises(RunningError, match="is still running"):
+        replay(tmp_path / "out")
+    logger.end("FINISHED")
+
+
+def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="no such folder"):
+        replay(tmp_path / "nothing")
+    with pytest.raises(TrackingError, match="holds no log for a store"):
+        replay(tmp_path)
+    (tmp_path / "metrics.sent").write_text("{")
+    with pytest.raises(TrackingError, match="not readable as the state of a run"):
+        replay(tmp_path)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Server:
+    """A real MLflow server on loopback that can be stopped and started again."""
+
+    def __init__(self, database: Path, cwd: Path) -> None:
+        self.uri = f"http://127.0.0.1:{free_port()}"
+        self._database, self._cwd = database, cwd
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", self.uri.rsplit(":", 1)[1],
+            "--workers", "1", "--backend-store-uri", f"sqlite:///{self._database}",
+            "--artifacts-destination", str(self._cwd / "served"),
+        ]  # fmt: skip
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self._process = subprocess.Popen(
+            command, cwd=self._cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, 9)
+            self._process.wait()
+            self._process = None
+
+    def wait(self, logger: MLflowLogger) -> None:
+        """Until the logger's sender has sent everything; the sender itself tries again until the server is up."""
+        thread = logger._thread
+        assert thread is not None
+        thread.close(120)
+
+
+@pytest.mark.slow
+def test_a_real_server_down_at_the_start_in_the_middle_and_back(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import shutil
+
+    shutil.copyfile(template, tmp_path / "server.db")
+    server = Server(tmp_path / "server.db", tmp_path)
+    store = open_store(tmp_path / "mlruns", server.uri)
+    out = tmp_path / "out"
+    logger = MLflowLogger(store, "exp", out, end_on_finalize=False)
+    logger.log_metrics({"loss": 0.0}, 0)
+    logger.flush()
+    assert logger.run_id is None
+    try:
+        server.start()
+        server.wait(logger)
+        run_id = logger.run_id
+        assert run_id is not None
+        assert store.run(run_id).data.metrics == {"loss": 0.0}
+        server.stop()
+        monkeypatch.setattr("lr_lightning.tracking.logger._DRAIN_SECONDS", 0.5)
+        for step in range(1, 50):
+            logger.log_metrics({"loss": float(step)}, step)
+        logger.log_text("hello", "f.txt")
+        logger.end("FINISHED")
+        assert f"python scripts/replay.py {out}" in caplog.text
+        gone = subprocess.run([sys.executable, str(SCRIPT), str(out)], capture_output=True, text=True, check=False)
+        assert gone.returncode == 1
+        assert "does not answer" in gone.stderr
+        assert "Traceback" not in gone.stderr
+        server.start()
+        wait_for_port(server.uri)
+        done = subprocess.run([sys.executable, str(SCRIPT), str(out)], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"sent 51 records (run {run_id} of {server.uri})" in done.stdout
+        assert [m.step for m in store.client().get_metric_history(run_id, "loss")] == list(range(50))
+        assert store.run(run_id).info.status == "FINISHED"
+        assert [f.path for f in store.client().list_artifacts(run_id)] == ["f.txt"]
+    finally:
+        server.stop()
+
+
+def wait_for_port(uri: str) -> None:
+    """Until the server answers; bounded by the number of attempts, each of which may take MLflow's own timeout."""
+    store = Store(uri, Path("/nowhere"), None)
+    for _ in range(600):
+        try:
+            store.call("search_experiments", max_results=1)
+        except StoreUnavailable:
+            import threading
+
+            threading.Event().wait(0.2)
+        else:
+            return
+    raise AssertionError(f"{uri} does not answer")
+
+
+@pytest.mark.slow
+def test_the_script_says_what_it_did(store: Store, tmp_path: Path) -> None:
+    logger = MLflowLogger(store, "exp", tmp_path / "out")
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.end("FINISHED")
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nothing was left to send" in done.stdout
+    missing = subprocess.run([*command[:2], str(tmp_path / "no")], capture_output=True, text=True, check=False)
+    assert missing.returncode == 1
+    assert "no such folder" in missing.stderr

@@ -1,0 +1,143 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lr_lightning.tracking import Store, StoreUnavailable, TrackingError, open_store
+from lr_lightning.tracking.errors import Rejected
+from lr_lightning.tracking.store import explain
+
+
+def test_the_default_store_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = open_store("mlruns")
+    assert store.uri == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    assert store.artifact_root == tmp_path / "mlruns" / "artifacts"
+    assert open_store("mlruns", "sqlite:///my.db").uri == f"sqlite:///{tmp_path}/my.db"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/x", "/tmp/x", "sqlite", "ftp://x"])
+def test_an_address_that_mlflow_does_not_take_is_an_error(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(TrackingError, match=r"tracking\.uri: .* is no address of a store"):
+        open_store(tmp_path, uri)
+
+
+def test_passwords_are_not_shown(tmp_path: Path) -> None:
+    store = open_store(tmp_path, "postgresql://me:secret@127.0.0.1:1/db")
+    assert store.public_uri == "postgresql://me:***@127.0.0.1:1/db"
+    with pytest.raises(StoreUnavailable) as caught:
+        store.client()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_a_dead_server_is_known_at_once(tmp_path: Path, scheme: str) -> None:
+    with pytest.raises(StoreUnavailable, match="refused"):
+        open_store(tmp_path, f"{scheme}://127.0.0.1:1").client()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrackingError, match="cannot be made"):
+        open_store(tmp_path / "file" / "mlruns").client()
+
+
+def test_artifacts_have_a_fixed_place_in_odd_folders_too(make_store: Callable[[str], Store]) -> None:
+    store = make_store("a b%20#c")
+    run = store.call("create_run", store.experiment_id("x"))
+    store.call("log_text", run.info.run_id, "hello", "f.txt")
+    assert (store.root / "artifacts" / run.info.run_id / "artifacts" / "f.txt").read_text() == "hello"
+
+
+def test_an_experiment_is_made_once(store: Store) -> None:
+    assert store.experiment_id("x") == store.experiment_id("x")
+
+
+def test_a_deleted_experiment_is_an_error_with_its_remedy(store: Store) -> None:
+    store.call("delete_experiment", store.experiment_id("x"))
+    with pytest.raises(TrackingError, match=r"experiment 'x' .* was deleted\. Restore it .*experiments restore -x \d+"):
+        store.experiment_id("x")
+
+
+def test_a_run_that_is_not_there_is_an_error(store: Store) -> None:
+    with pytest.raises(TrackingError, match="there is no run 'abc'"):
+        store.run("abc")
+
+
+def test_a_file_that_exists_is_not_taken_for_a_database(template: Path) -> None:
+    assert template.stat().st_size > 0  # the fixture began with an empty file
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("INVALID_PARAMETER_VALUE", Rejected),
+        ("PERMISSION_DENIED", TrackingError),
+        ("TEMPORARILY_UNAVAILABLE", StoreUnavailable),
+        ("INTERNAL_ERROR", StoreUnavailable),
+    ],
+)
+def test_errors_are_told_apart(code: str, kind: type) -> None:
+    error = RuntimeError("first line\nsecond")
+    error.error_code = code  # type: ignore[attr-defined]
+    translated = explain(error, "http://h")
+    assert type(translated) is kind
+    assert "second" not in str(translated)
+
+
+def test_a_missing_driver_is_no_reason_to_try_again() -> None:
+    assert type(explain(ModuleNotFoundError("No module named 'psycopg2'"), "postgresql://h")) is TrackingError
+
+
+FIRST_RUN = """
+import sys
+from lr_lightning.tracking import MLflowLogger, mark_dead_runs, open_store
+store = open_store(sys.argv[1])
+sys.stdout.write("ready\\n"); sys.stdout.flush()
+sys.stdin.readline()
+mark_dead_runs(store)
+logger = MLflowLogger(store, "first", output_dir=sys.argv[2], end_on_finalize=False)
+logger.start()
+for step in range(300):
+    logger.log_metrics({"loss": step / 3}, step)
+logger.log_text("hello", "f.txt")
+logger.end("FINISHED")
+"""
+
+
+@pytest.mark.slow
+def test_eight_first_runs_at_once_all_survive(tmp_path: Path) -> None:
+    (tmp_path / "cwd").mkdir()
+    root = tmp_path / "mlruns"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST_RUN, str(root), str(tmp_path / f"out{n}")],
+            cwd=tmp_path / "cwd",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(8)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:  # all at once, now that all are imported
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, errors
+    store = open_store(root)
+    runs = store.call("search_runs", [store.experiment_id("first")])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 8
+    for run in runs:
+        history = store.client().get_metric_history(run.info.run_id, "loss")
+        assert [m.step for m in history] == list(range(300))
+        assert (root / "artifacts" / run.info.run_id / "artifacts" / "f.txt").exists()
+    assert not list((tmp_path / "cwd").iterdir())
+    assert not list(store.lock_dir.iterdir())
