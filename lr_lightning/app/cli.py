@@ -1,0 +1,99 @@
+"""`scripts/train.py`: Hydra composes the config, and every error of input becomes one message and an exit status."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lr_lightning.app.config import register
+from lr_lightning.app.errors import ConfigError, explain
+from lr_lightning.app.validate import validated
+from lr_lightning.callbacks.diverged import Diverged
+
+FAILED, BAD_INPUT = 1, 2
+"""Exit statuses of a run that failed, and of bad input, where nothing was started."""
+
+
+def main(root: Path) -> int:
+    """Run the command line.
+
+    Args:
+        root: The checkout: `conf/`, and where `mlruns/` and `outputs/` go, whatever the working directory.
+
+    Returns:
+        The exit status: 0; 1 if a run diverged; 2 for bad input. Any other failure raises; SIGTERM and Ctrl-C exit
+        with 143 and 130.
+    """
+    debug = "HYDRA_FULL_ERROR" in os.environ  # the user asks for tracebacks
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra prints and exits otherwise; here its errors are translated
+    OmegaConf.register_new_resolver("checkout", lambda: str(root), replace=True)
+    OmegaConf.register_new_resolver("choices", lambda: _choices(root / "conf"), replace=True)
+    register()
+    sys.path.append(os.getcwd())  # a user's own module=... lies where they work
+    errors: list[Exception] = []
+    composed = False
+
+    def job(cfg: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
+        # Errors are kept rather than raised: Hydra would print a traceback, and they must not end the other jobs of -m.
+        try:
+            return _job(cfg)
+        except (ConfigError, OmegaConfBaseException, Diverged) as e:
+            if debug:
+                raise
+            errors.append(e)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException, ValueError) as e:
+        if debug or composed:
+            raise
+        errors.append(e)
+    for error in errors:
+        text = str(error) if isinstance(error, ConfigError | Diverged) else explain(error)
+        print("\n".join(f"error: {line}" for line in text.splitlines()), file=sys.stderr)
+    if not errors:
+        return 0
+    return FAILED if any(isinstance(e, Diverged) for e in errors) else BAD_INPUT
+
+
+def _job(cfg: DictConfig) -> Any:
+    """One job of Hydra's: a run, or one of several with `-m`."""
+    overrides = list(HydraConfig.get().overrides.task)
+    if cfg.resume is not None:
+        from lr_lightning.app.resume import stored_config
+
+        config, previous = stored_config(cfg, overrides)
+    else:
+        config, previous = validated(cfg), None
+    trainer = config.trainer
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    if multirun and _several_processes(trainer.devices, trainer.num_nodes, trainer.strategy):
+        raise ConfigError(
+            "trainer: -m with several processes would train the ranks on different overrides. "
+            "Start the runs one by one, or set trainer.devices=1."
+        )
+
+    from lr_lightning.app.train import train
+
+    return train(config, previous=previous).objective
+
+
+def _several_processes(devices: int | str, nodes: int, strategy: str) -> bool:
+    parallel = strategy.startswith(("ddp", "fsdp", "deepspeed"))
+    return nodes > 1 or (parallel and str(devices) != "1") or (isinstance(devices, int) and devices > 1)
+
+
+def _choices(conf: Path) -> str:
+    """The groups of conf/ and their choices, a line a group, for `--help`."""
+    groups = sorted(folder for folder in conf.iterdir() if folder.is_dir())
+    width = max(len(folder.name) for folder in groups)
+    return "\n".join(f"  {g.name:<{width}}  {', '.join(sorted(f.stem for f in g.glob('*.yaml')))}" for g in groups)

@@ -1,0 +1,36 @@
+"""Two small callbacks that keep a run from ending without a result."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lr_lightning.app.errors import ConfigError, did_you_mean
+
+
+class FinalValidation(Callback):
+    """Validate at `max_steps` too: Lightning would end in mid-epoch with no validation, so with no checkpoint."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Ask for the end, which Lightning precedes with a validation."""
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+
+
+class MonitorCheck(Callback):
+    """Find out in the sanity check, not after the first epoch, that the monitored metric is not logged.
+
+    Args:
+        monitor: The metric that chooses the best checkpoint.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with what the validation has just logged; `overfit/*` and `probe/*` come only in real ones."""
+        known = sorted(str(key) for key in trainer.callback_metrics)
+        if self.monitor not in known and not self.monitor.startswith(("overfit/", "probe/")):
+            raise ConfigError(
+                f"callbacks.checkpoint.monitor: '{self.monitor}' is not logged by the validation. "
+                f"It logs: {', '.join(known) or 'nothing'}.{did_you_mean(self.monitor, known)}"
+            )

@@ -1,0 +1,199 @@
+"""Going on with a stopped run: its stored config, what may be changed about it, and what its config may name."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
+from lr_lightning.app.errors import ConfigError, explain
+from lr_lightning.app.output import LAST
+from lr_lightning.app.validate import flatten, validated
+
+CHANGEABLE = frozenset(
+    {
+        "trainer.max_epochs",
+        "trainer.max_steps",
+        "trainer.accelerator",
+        "trainer.devices",
+        "trainer.num_nodes",
+        "trainer.strategy",
+        "trainer.progress",
+        "data.num_workers",
+    }
+)
+"""The keys a resumed run may be given anew, besides `tracking`."""
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_DEVICE_KEYS = ("accelerator", "devices", "num_nodes", "strategy")
+_MODELS = ("small_cnn", "smith_cnn", "resnet9", "resnet20", "resnet56", "wrn16_4")
+
+
+def _default_target(schema: type) -> str | None:
+    target = getattr(schema, "_target_", None)
+    return target if isinstance(target, str) and target != MISSING else None
+
+
+ALLOWED_TARGETS = frozenset(
+    {target for choices in SCHEMAS.values() for schema in choices.values() if (target := _default_target(schema))}
+    | {f"lr_lightning.training.models.{name}" for name in _MODELS}
+)
+"""What a stored config may name without `trust`: whole names, since `lr_lightning.x.os.system` has the same start."""
+
+
+@dataclass(frozen=True)
+class Previous:
+    """The run that is gone on with."""
+
+    output_dir: Path
+    checkpoint: Path
+    changed: dict[str, Any]
+
+
+def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Previous]:
+    """The config of the run that ``cfg.resume`` names, with the changes that are allowed.
+
+    Args:
+        cfg: The config composed from this command line.
+        overrides: The command line's overrides, to know which keys were given.
+
+    Raises:
+        ConfigError: If there is no such run, no checkpoint of it, or the config was changed or names a target that
+            is not trusted.
+    """
+    folder = _folder(str(cfg.resume), Path(str(cfg.output_root)), cfg)
+    checkpoint = folder / "checkpoints" / LAST
+    if not checkpoint.is_file():
+        raise ConfigError(f"resume: {folder} has no checkpoint (checkpoints/{LAST}) yet. Start the run anew.")
+    stored = _load(folder / "config.yaml", trusted={*ALLOWED_TARGETS, *cfg.trust})
+    changed = _apply(stored, cfg, overrides)
+    stored.resume, stored.ckpt = None, None
+    if ":***@" in str(stored.tracking.uri):  # the password was left out; only its owner can read the run's own copy
+        from lr_lightning.tracking.state import load_state
+
+        stored.tracking.uri = state.uri if (state := load_state(folder)) else None
+    return validated(stored), Previous(folder, checkpoint, changed)
+
+
+def _folder(name: str, output_root: Path, cfg: DictConfig) -> Path:
+    """The output folder of a run, from its path or its MLflow run id."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.yaml").is_file():
+            raise ConfigError(f"resume: {path} is no run's output folder: it has no config.yaml.")
+        return path.resolve()
+    from lr_lightning.tracking.state import STATE_NAME, load_state
+
+    for run in sorted(output_root.glob(f"*/{STATE_NAME}")):
+        if (state := load_state(run.parent)) is not None and state.run_id == name:
+            return run.parent
+    if cfg.tracking.name == "mlflow" and _RUN_ID.fullmatch(name):
+        tag = _output_dir_tag(name, cfg)
+        if tag is not None and (Path(tag) / "config.yaml").is_file():
+            return Path(tag)
+        if tag is not None:
+            raise ConfigError(f"resume: run {name} kept its checkpoints in {tag}, which is not on this machine.")
+    raise ConfigError(
+        f"resume: no run '{name}': neither an output folder (in {Path.cwd()}) nor the id of a run below {output_root}. "
+        "The run's table names both."
+    )
+
+
+def _output_dir_tag(run_id: str, cfg: DictConfig) -> str | None:
+    """Ask the store where a run that is not below the output root has its folder."""
+    from lr_lightning.tracking import StoreUnavailable, TrackingError, open_store
+
+    try:
+        return open_store(Path(cfg.tracking.root), cfg.tracking.uri).run_tags(run_id).get("output_dir")
+    except (TrackingError, StoreUnavailable) as e:
+        raise ConfigError(f"resume: {e}") from e
+
+
+def _load(path: Path, trusted: set[str]) -> DictConfig:
+    """Read a stored config as data: no interpolation, no target that is not trusted."""
+    raw = yaml.safe_load(path.read_text())
+    for key, value in flatten(raw).items():
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(f"{key}: '{value}' in {path} holds an interpolation, which a stored config never does.")
+    for key, target in _targets(raw):
+        if target is not None and target not in trusted:
+            raise ConfigError(
+                f"{key}: the stored config names '{target}', which is not this project's own. "
+                f"If you trust it, add trust=[{target}]."
+            )
+    try:
+        config = OmegaConf.structured(Config)
+        for key, value in raw.items():
+            if key in GROUP_BASES:
+                config[key] = OmegaConf.merge(OmegaConf.structured(_schema(key, value)), value)
+            else:
+                config[key] = value
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"{path} does not fit this version: {explain(e)}") from e
+    result: DictConfig = config
+    return result
+
+
+def _targets(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            name = f"{prefix}.{key}" if prefix else str(key)
+            if key == "_target_":
+                yield name, value
+            else:
+                yield from _targets(value, name)
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _targets(value, f"{prefix}.{i}")
+
+
+def _schema(group: str, stored: dict[str, Any]) -> type:
+    """The schema a stored group was written from: the one with the same keys."""
+    for schema in SCHEMAS[group].values():
+        if {f.name for f in fields(schema)} == set(stored):
+            return schema
+    return GROUP_BASES[group]
+
+
+def _apply(stored: DictConfig, cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """Take over what may change; returns it.
+
+    Raises:
+        ConfigError: With every other difference.
+    """
+    refused: list[str] = []
+    changed: dict[str, Any] = {}
+
+    def take(key: str) -> None:
+        new = OmegaConf.select(cfg, key)
+        if new != OmegaConf.select(stored, key):
+            changed[key] = new
+            OmegaConf.update(stored, key, new)
+
+    for override in overrides:
+        key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
+        if key in ("resume", "trust"):
+            continue
+        if key == "trainer":
+            for name in _DEVICE_KEYS:
+                take(f"trainer.{name}")
+        elif key.split(".")[0] == "tracking":
+            stored.tracking = cfg.tracking
+        elif key in CHANGEABLE:
+            take(key)
+        elif key in GROUP_BASES:
+            if cfg[key].name != stored[key].name:
+                refused.append(f"{key}: the run has {stored[key].name}, not {cfg[key].name}.")
+        elif key == "experiment":
+            refused.append("experiment: cannot be given with resume; the run has its config.")
+        elif (new := OmegaConf.select(cfg, key)) != (old := OmegaConf.select(stored, key)):
+            refused.append(f"{key}: the run has {old}, not {new}.")
+    if refused:
+        may = "resume: only trainer.max_epochs, trainer.max_steps, device keys and tracking may change:"
+        raise ConfigError("\n".join([may, *refused]))
+    return changed

@@ -1,0 +1,123 @@
+"""The few numbers a run comes down to, and how they are shown."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from lr_lightning.app.config import Config
+from lr_lightning.app.resume import Previous
+from lr_lightning.training.data import ImageDataModule
+
+_TRACKED = {"val/loss": min, "val/acc": max}
+_LAST = {
+    "probe/loss": "probe_loss",
+    "probe/acc": "probe_acc",
+    "overfit/gap_loss": "gap_loss",
+    "overfit/gap_acc": "gap_acc",
+}
+
+
+class Summary(Callback):
+    """Keep the best and last validation values and the seconds of a run, over every resume of it."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self._seconds_before = 0.0
+        self._started: float | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the values of this validation."""
+        if trainer.sanity_checking:
+            return
+        for key, better in _TRACKED.items():
+            value = trainer.callback_metrics.get(key)
+            if value is not None and math.isfinite(value):
+                name = key.replace("/", "_")
+                self.values[f"last_{name}"] = float(value)
+                self.values[f"best_{name}"] = better(self.values.get(f"best_{name}", float(value)), float(value))
+        for key, name in _LAST.items():
+            if key in trainer.callback_metrics:
+                self.values[name] = float(trainer.callback_metrics[key])
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the fit so far, the parts before a resume included."""
+        return self._seconds_before + (time.monotonic() - self._started if self._started is not None else 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The values and seconds so far."""
+        return {"values": dict(self.values), "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from them."""
+        self.values, self._seconds_before = dict(state_dict["values"]), state_dict["seconds"]
+
+
+def summarise(trainer: Trainer) -> dict[str, float]:
+    """The values of `summary/*` after a fit: best and last validation, probe, gap, steps and seconds."""
+    callback = next(c for c in trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
+    return {**callback.values, "steps": float(trainer.global_step), "seconds": callback.seconds}
+
+
+def print_start(
+    config: Config, folder: Path, data: ImageDataModule, module: LightningModule, previous: Previous | None
+) -> None:
+    """Say in a few lines what is about to be trained, and where it will lie."""
+    parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    sizes = data.sizes
+    channels, (height, width) = data.in_channels, data.image_size
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(
+        f"{config.data.name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes.get('test', 0):,} test "
+        f"images of {channels}×{height}×{width}, {data.num_classes} classes"
+    )
+    console.print(
+        f"{config.model.name}: {parameters:,} parameters; {config.optimizer.name}, "
+        f"peak lr {config.optimizer.lr:g}, schedule {config.schedule.name}, batch {config.data.batch_size}"
+    )
+    if previous:
+        changes = "".join(f", {key}={value}" for key, value in previous.changed.items())
+        console.print(f"resuming from {previous.checkpoint}{changes}")
+    else:
+        console.print(f"output: {folder}")
+
+
+def print_summary(config: Config, folder: Path, run_id: str | None, summary: dict[str, float]) -> None:
+    """The table at the end, and the two commands that come next."""
+    console = Console(highlight=False)
+    table = Table(title=f"{config.model.name} on {config.data.name}, {config.schedule.name}", title_justify="left")
+    table.add_column("result")
+    table.add_column("value", justify="right")
+    rows = [
+        ("best validation accuracy", "best_val_acc", "{:.2%}"),
+        ("last validation accuracy", "last_val_acc", "{:.2%}"),
+        ("test accuracy (best checkpoint)", "test_acc", "{:.2%}"),
+        ("best validation loss", "best_val_loss", "{:.4f}"),
+        ("last validation loss", "last_val_loss", "{:.4f}"),
+        ("probe loss (training images)", "probe_loss", "{:.4f}"),
+        ("gap: validation − probe loss", "gap_loss", "{:+.4f}"),
+        ("gap: probe − validation accuracy", "gap_acc", "{:+.2%}"),
+        ("optimizer steps", "steps", "{:,.0f}"),
+        ("seconds", "seconds", "{:.1f}"),
+    ]
+    for name, key, form in rows:
+        if key in summary:
+            table.add_row(name, form.format(summary[key]))
+    console.print(table)
+    if run_id:
+        console.print(f"MLflow run {run_id}, output {folder}", soft_wrap=True)
+        console.print("next:  make ui", soft_wrap=True)
+    else:
+        console.print(f"output {folder}", soft_wrap=True)
+        console.print("next:", soft_wrap=True)
+    longer = config.trainer.max_epochs * 2 if config.trainer.max_epochs > 0 else 30
+    console.print(f"       python scripts/train.py resume={folder} trainer.max_epochs={longer}", soft_wrap=True)

@@ -1,0 +1,167 @@
+"""What can be known about a config before anything heavy is imported: unknown keys, missing values, bad values."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lr_lightning.app.config import Config
+from lr_lightning.app.errors import ConfigError, did_you_mean, explain
+
+
+def validated(cfg: DictConfig) -> Config:
+    """The composed config as plain dataclasses, if every key and value is good.
+
+    Raises:
+        ConfigError: With the first few problems, a line each: the key, the value and the remedy.
+    """
+    problems = list(_unknown_or_absent(cfg))
+    problems += [f"{key}: needs a value; give {key}=..." for key in sorted(OmegaConf.missing_keys(cfg))]
+    if not problems:
+        try:
+            config = cast(Config, OmegaConf.to_object(cfg))
+        except OmegaConfBaseException as e:
+            raise ConfigError(explain(e, getattr(e, "full_key", None))) from e
+        problems = list(_bad_values(config))
+        if not problems:
+            return config
+    raise ConfigError("\n".join(problems[:5]))
+
+
+def _unknown_or_absent(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Keys the schema does not have (``+sede=3`` passes Hydra), and those it has that were deleted (``~seed``)."""
+    schema = OmegaConf.get_type(node)
+    known = [f.name for f in fields(schema)] if is_dataclass(schema) else None
+    for key in map(str, node):
+        name = f"{prefix}{key}"
+        if known is not None and key not in known:
+            yield f"{name}: there is no such key.{did_you_mean(key, known)} `--cfg job` shows every key."
+        elif not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+            child = node[key]
+            if isinstance(child, DictConfig) and not child._is_none():
+                yield from _unknown_or_absent(child, f"{name}.")
+    present = set(map(str, node))
+    for key in known or ():
+        if key not in present:
+            yield f"{prefix}{key}: was deleted, but is needed; leave ~{prefix}{key} out."
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _not_negative(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
+
+
+def _momentum(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _limit(value: float) -> bool:
+    return value > 0 and (isinstance(value, int) or value <= 1)
+
+
+Rule = tuple[str, Callable[[Any], bool], str]
+_ONE_OR_MORE: tuple[Callable[[Any], bool], str] = (lambda v: v >= 1, "must be 1 or more")
+_RULES: tuple[Rule, ...] = (
+    ("seed", lambda v: 0 <= v < 2**32, "must lie in 0..4294967295"),
+    ("data.batch_size", *_ONE_OR_MORE),
+    ("data.eval_batch_size", *_ONE_OR_MORE),
+    ("data.val_fraction", lambda v: 0 < v < 1, "must lie between 0 and 1; the validation set chooses the checkpoint"),
+    ("data.split_seed", lambda v: v >= 0, "must be 0 or more"),
+    ("data.crop_padding", lambda v: v >= 0, "must be 0 (no crops) or more pixels"),
+    ("data.image_size", *_ONE_OR_MORE),
+    ("data.num_workers", lambda v: v >= 0, "must be 0 or more"),
+    ("model.lr", _positive, "must be a finite number above 0"),
+    ("optimizer.lr", _positive, "must be a finite number above 0, for instance 0.1 for SGD or 0.001 for Adam"),
+    ("optimizer.weight_decay", _not_negative, "must be a finite number, 0 or more"),
+    ("optimizer.momentum", _momentum, "must lie in [0, 1), for instance 0.9"),
+    ("optimizer.alpha", _momentum, "must lie in [0, 1), for instance 0.99"),
+    ("optimizer.eps", _not_negative, "must be a finite number, 0 or more"),
+    ("optimizer.betas", lambda v: len(v) == 2 and all(map(_momentum, v)), "must be two numbers in [0, 1)"),
+    ("schedule.total_steps", *_ONE_OR_MORE),
+    ("trainer.max_epochs", lambda v: v >= 1 or v == -1, "must be 1 or more, or -1 for no limit"),
+    ("trainer.max_steps", lambda v: v >= 1 or v == -1, "must be 1 or more, or -1 for no limit"),
+    ("trainer.num_nodes", *_ONE_OR_MORE),
+    ("trainer.gradient_clip_val", _positive, "must be a finite number above 0, or null for no clipping"),
+    ("trainer.accumulate_grad_batches", *_ONE_OR_MORE),
+    ("trainer.check_val_every_n_epoch", *_ONE_OR_MORE),
+    ("trainer.limit_train_batches", _limit, "must be a number of batches (an integer) or a fraction in (0, 1]"),
+    ("trainer.limit_val_batches", _limit, "must be a number of batches (an integer) or a fraction in (0, 1]"),
+    ("trainer.limit_test_batches", _limit, "must be a number of batches (an integer) or a fraction in (0, 1]"),
+    ("callbacks.checkpoint.every_n_steps", *_ONE_OR_MORE),
+    ("callbacks.overfitting.every_n_validations", *_ONE_OR_MORE),
+)
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "data.crop_fill": ("zero", "reflect"),
+    "model.inputs": ("standard", "unit", "mean_image"),
+    "schedule.warmup_shape": ("linear", "cosine", "exponential"),
+    "trainer.gradient_clip_algorithm": ("norm", "value"),
+    "trainer.progress": ("auto", "bar", "lines", "none"),
+    "callbacks.checkpoint.mode": ("min", "max"),
+    "tracking.name": ("mlflow", "csv", "none"),
+}
+
+
+def _bad_values(config: Config) -> Iterator[str]:
+    for key, good, expected in _RULES:
+        value = _value(config, key)
+        if value is not None and not good(value):
+            yield f"{key}: {expected}, got {value}."
+    for key, choices in _CHOICES.items():
+        value = _value(config, key)
+        if value is not None and value not in choices:
+            yield f"{key}: unknown choice '{value}'. Choices: {', '.join(choices)}.{did_you_mean(str(value), choices)}"
+    yield from _bad_combinations(config)
+    yield from _absent_paths(config)
+
+
+def _bad_combinations(config: Config) -> Iterator[str]:
+    if config.trainer.max_epochs == -1 and config.trainer.max_steps == -1:
+        yield "trainer.max_epochs: -1, and trainer.max_steps: -1: the run would never end. Give one of them."
+    if _value(config, "optimizer.nesterov") and not _value(config, "optimizer.momentum"):
+        yield "optimizer.nesterov: true needs optimizer.momentum above 0; give optimizer.nesterov=false."
+    if config.resume and config.ckpt:
+        yield "ckpt: cannot be given with resume, which has a checkpoint of its own. Leave one of the two out."
+    for pattern, factors in config.optimizer.multipliers.items():
+        for name, value in factors.items():
+            if name not in ("lr", "weight_decay"):
+                yield f"optimizer.multipliers.{pattern}: '{name}' is not one of lr, weight_decay."
+            elif not _not_negative(value):
+                yield f"optimizer.multipliers.{pattern}.{name}: must be a finite number, 0 or more, got {value}."
+
+
+def _absent_paths(config: Config) -> Iterator[str]:
+    for key in ("data.train", "data.val", "data.test"):
+        path = _value(config, key)
+        if path is not None and not Path(path).expanduser().is_file():
+            yield f"{key}: no such file: '{path}' (in {Path.cwd()}). Give the path of a parquet file."
+    root = _value(config, "data.root")
+    if root is not None and not Path(root).expanduser().is_dir():
+        yield f"data.root: no such folder: '{root}' (in {Path.cwd()}). Give a folder with one folder of images a class."
+    if config.ckpt is not None and not Path(config.ckpt).expanduser().is_file():
+        yield f"ckpt: no such file: '{config.ckpt}' (in {Path.cwd()}). Give the path of a checkpoint (*.ckpt)."
+
+
+def _value(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as one level of dotted keys; lists and empty mappings stay values."""
+    if isinstance(node, DictConfig | ListConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

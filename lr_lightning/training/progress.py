@@ -1,0 +1,124 @@
+"""What a person sees of a run: a bar with the whole run's time left, or a line an epoch where there is no terminal."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lr_lightning.callbacks.step_recorder import StepRecorder
+
+_SHOWN = {"val/loss": "val", "val/acc": "acc", "probe/loss": "probe", "overfit/gap_loss": "gap"}
+
+
+class RunProgress(ProgressBar):
+    """One bar for the whole run, with epoch, losses, rate and time left; or one line an epoch.
+
+    It never fetches a value from the device: the loss is the one of the last flush of :class:`StepRecorder`.
+
+    Args:
+        style: ``"auto"`` (a bar on a terminal, else lines), ``"bar"``, ``"lines"`` or ``"none"``.
+        console: Where to draw.
+    """
+
+    REFRESH = 0.1  # seconds between two drawings
+
+    def __init__(self, style: str = "auto", console: Console | None = None) -> None:
+        super().__init__()
+        self.console = console or Console()
+        self.style = ("bar" if self.console.is_terminal else "lines") if style == "auto" else style
+        self._bar: Progress | None = None
+        self._drawn = 0.0
+        self._started = 0.0
+        self._first_step = 0
+        self._total = 0
+        self._validated: dict[str, float] = {}
+
+    def disable(self) -> None:
+        """Lightning's way to silence all ranks but the first."""
+        self.style = "none"
+
+    def enable(self) -> None:
+        """Lightning's counterpart to :meth:`disable`; the style chosen at construction stays."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bar at the step the run starts from."""
+        self._started, self._first_step = time.monotonic(), trainer.global_step
+        total = trainer.estimated_stepping_batches
+        self._total = int(total) if total not in (-1, float("inf")) else 0
+        if self.style != "bar":
+            return
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._bar.add_task("", total=self._total or None, completed=trainer.global_step, epoch="", metrics="")
+        self._bar.start()
+        self._draw(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Move the bar, a few times a second at the most."""
+        if self._bar is not None and time.monotonic() - self._drawn >= self.REFRESH:
+            self._draw(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fetch the validation's values, once."""
+        if not trainer.sanity_checking and self.style != "none":
+            self._validated = {k: float(v) for k, v in trainer.callback_metrics.items() if k in _SHOWN}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the epoch's result."""
+        if self._bar is not None:
+            self._draw(trainer)
+        elif self.style == "lines":
+            now = time.monotonic() - self._started
+            done = trainer.global_step - self._first_step
+            left = f", {now / done * (self._total - trainer.global_step):.0f} s left" if done and self._total else ""
+            line = (
+                f"epoch {self._epoch(trainer)}  step {trainer.global_step}  {self._metrics(trainer)}  {now:.0f} s{left}"
+            )
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _draw(self, trainer: Trainer) -> None:
+        if self._bar is not None:
+            self._drawn = time.monotonic()
+            task = self._bar.task_ids[0]
+            epoch, metrics = self._epoch(trainer), self._metrics(trainer)
+            self._bar.update(task, completed=trainer.global_step, epoch=epoch, metrics=metrics)
+
+    @staticmethod
+    def _epoch(trainer: Trainer) -> str:
+        last = trainer.max_epochs
+        return f"{trainer.current_epoch + 1}" + (f"/{last}" if last not in (None, -1) else "")
+
+    def _metrics(self, trainer: Trainer) -> str:
+        parts = []
+        recorder = next((c for c in trainer.callbacks if isinstance(c, StepRecorder)), None)  # type: ignore[attr-defined]
+        if recorder is not None and recorder.last_loss is not None:
+            parts.append(f"train {recorder.last_loss:.4f}")
+        parts += [f"{name} {self._validated[key]:.4f}" for key, name in _SHOWN.items() if key in self._validated]
+        if trainer.optimizers:
+            parts.append(f"lr {float(trainer.optimizers[0].param_groups[0]['lr']):.3g}")
+        return "  ".join(parts)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._stop()

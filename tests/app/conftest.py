@@ -1,0 +1,24 @@
+"""Composing configs as the command line does, without starting a process."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from lr_lightning.app.config import register
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Iterator[Compose]:
+    """Compose the app's config with overrides; stores and outputs lie below `tmp_path`."""
+    OmegaConf.register_new_resolver("checkout", lambda: str(tmp_path), replace=True)
+    OmegaConf.register_new_resolver("choices", lambda: "", replace=True)
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        yield lambda *overrides: compose("config", overrides=list(overrides))

@@ -1,0 +1,305 @@
+"""Whole runs in processes of their own: what a run leaves behind, and that resuming is as if it had never stopped."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+pytestmark = pytest.mark.slow
+
+# Dropout draws from the global generator and flips from the data's: both must go on where they were.
+SMALL = [
+    "model.kwargs.width=8",
+    "model.kwargs.dropout=0.2",
+    "data.flip=true",
+    "data.crop_padding=1",
+    "trainer.max_epochs=3",
+    "trainer.accumulate_grad_batches=3",
+]
+
+
+def folder_of(tmp_path: Path) -> Path:
+    """The newest output folder."""
+    return max((tmp_path / "outputs").glob("*-s*-*"), key=lambda path: path.stat().st_mtime)
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return dict(checkpoint["state_dict"])
+
+
+def optimizer_state(folder: Path) -> Any:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
+
+
+def plain(node: Any) -> Any:
+    """A nested state with lists for tensors, so that == compares all of it."""
+    if isinstance(node, torch.Tensor):
+        return node.tolist()
+    if isinstance(node, dict):
+        return {key: plain(value) for key, value in node.items()}
+    return [plain(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def rows(tmp_path: Path, run_id: str | None = None) -> list[tuple[str, int, float]]:
+    """(key, step, value) of every metric row of a run in the store, but for times and costs."""
+    database = sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=ro", uri=True)
+    try:
+        where = "WHERE run_uuid = ?" if run_id else ""
+        found = database.execute(
+            f"SELECT key, step, value FROM metrics {where}", (run_id,) if run_id else ()
+        ).fetchall()
+    finally:
+        database.close()
+    return sorted(row for row in found if row[0] != "summary/seconds")
+
+
+def runs(tmp_path: Path) -> dict[str, str]:
+    database = sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=ro", uri=True)
+    try:
+        return dict(database.execute("SELECT run_uuid, status FROM runs").fetchall())
+    finally:
+        database.close()
+
+
+def tags(tmp_path: Path, run_id: str) -> dict[str, str]:
+    database = sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=ro", uri=True)
+    try:
+        return dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,)).fetchall())
+    finally:
+        database.close()
+
+
+def start(tmp_path: Path, *overrides: str) -> "subprocess.Popen[str]":
+    places = [f"output_root={tmp_path}/outputs", f"tracking.root={tmp_path}/mlruns"]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), *places, *overrides],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    """Poll for something a run does; a run that ends before that fails the test with its output."""
+    until = time.monotonic() + seconds
+    while not path():
+        assert process.poll() is None, "".join(process.communicate())
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    tmp_path = tmp_path_factory.mktemp("uninterrupted")
+    process = start(tmp_path, *SMALL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    return tmp_path
+
+
+def assert_same_run(tmp_path: Path, reference: Path) -> None:
+    """Weights, optimizer state and every metric row are equal, bit for bit, each row there once."""
+    ours, theirs = folder_of(tmp_path), folder_of(reference)
+    for name in ("last", "best"):
+        mine, other = weights(ours, name), weights(theirs, name)
+        assert mine.keys() == other.keys()
+        for key in mine:
+            assert torch.equal(mine[key], other[key]), f"{name}: {key}"
+    assert plain(optimizer_state(ours)) == plain(optimizer_state(theirs))
+    assert rows(tmp_path) == rows(reference)
+
+
+def test_a_run_leaves_its_record(uninterrupted: Path) -> None:
+    ((run_id, status),) = runs(uninterrupted).items()
+    assert status == "FINISHED"
+    found = rows(uninterrupted, run_id)
+    folder = folder_of(uninterrupted)
+    steps = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert steps == 21  # 20 batches an epoch, accumulated by three: seven updates
+    for key in ("train/loss", "lr/group0", "lr/group1"):
+        assert [step for name, step, _ in found if name == key] == list(range(steps)), key
+    for key in (
+        "val/loss",
+        "val/acc",
+        "probe/loss",
+        "probe/acc",
+        "overfit/gap_loss",
+        "overfit/gap_acc",
+        "train/loss_epoch",
+    ):
+        assert [step for name, step, _ in found if name == key] == [6, 13, 20], key
+    for key in ("best_val_acc", "last_val_acc", "best_val_loss", "test_acc", "probe_loss", "gap_loss", "steps"):
+        assert len([row for row in found if row[0] == f"summary/{key}"]) == 1, key
+    assert len([row for row in found if row[0] == "test/acc"]) == 1
+    known = tags(uninterrupted, run_id)
+    expected = {"schedule": "cosine", "optimizer": "sgd", "model": "small_cnn", "data": "digits", "seed": "0"}
+    assert expected.items() <= known.items()
+    assert known["output_dir"] == str(folder)
+    assert Path(known["checkpoint.best"]).is_file()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["lr"] == 0.1
+    assert sorted(path.name for path in uninterrupted.iterdir()) == ["mlruns", "outputs"]  # nothing beside them
+
+
+def test_the_learning_rates_used_are_the_schedules_own(uninterrupted: Path) -> None:
+    from lr_lightning.schedules import Cosine, Warmup
+
+    factors = Warmup("5%", then=Cosine()).factors(21)
+    logged = [value for key, _, value in rows(uninterrupted) if key == "lr/group0"]
+    assert logged == [0.1 * factor for factor in factors]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    uninterrupted: Path, tmp_path: Path, train_command: Command
+) -> None:
+    train_command(*SMALL)
+    assert_same_run(tmp_path, uninterrupted)
+    train_command(*SMALL, "seed=1", "tracking=none")
+    mine, other = weights(folder_of(tmp_path)), weights(folder_of(uninterrupted))
+    assert any(not torch.equal(mine[key], other[key]) for key in mine)
+
+
+def test_the_probe_does_not_disturb_the_run(uninterrupted: Path, tmp_path: Path, train_command: Command) -> None:
+    train_command(*SMALL, "callbacks.overfitting=null", "tracking=none")
+    mine, other = weights(folder_of(tmp_path)), weights(folder_of(uninterrupted))
+    assert all(torch.equal(mine[key], other[key]) for key in mine)
+
+
+def test_a_run_stopped_by_sigterm_goes_on_as_if_it_had_not(
+    uninterrupted: Path, tmp_path: Path, train_command: Command
+) -> None:
+    process = start(tmp_path, *SMALL, "+callbacks.extra.slow._target_=slow_down.Slow")
+    (tmp_path / "slow_down.py").write_text(
+        "import os, signal\nfrom lightning.pytorch import Callback\n"
+        "class Slow(Callback):\n"
+        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
+        "        if trainer.current_epoch == 1 and batch_idx == 7 and 'STOP' not in os.environ:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, out + err
+    assert "Traceback" not in err
+    assert list(runs(tmp_path).values()) == ["KILLED"]
+    folder = folder_of(tmp_path)
+    resumed = train_command(f"resume={folder}", "trust=[slow_down.Slow]", STOP="no")
+    assert "resuming from" in resumed.stdout
+    assert list(runs(tmp_path).values()) == ["FINISHED"]
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("at", ["epoch", "step"])
+def test_a_run_killed_outright_goes_on_as_if_it_had_not(
+    uninterrupted: Path, tmp_path: Path, train_command: Command, at: str
+) -> None:
+    (tmp_path / "die.py").write_text(
+        "import os, signal\nfrom lightning.pytorch import Callback\n"
+        "class Die(Callback):\n"
+        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
+        "        if trainer.current_epoch == 1 and batch_idx == 15 and 'STOP' not in os.environ:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    often = ["callbacks.checkpoint.every_n_steps=2"] if at == "step" else []
+    process = start(tmp_path, *SMALL, *often, "+callbacks.extra.die._target_=die.Die")
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    ((run_id, status),) = runs(tmp_path).items()
+    assert status == "RUNNING"
+    train_command(f"resume={run_id}", "trust=[die.Die]", STOP="no")  # by the run's id
+    assert runs(tmp_path) == {run_id: "FINISHED"}
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path, train_command: Command) -> None:
+    common = [*SMALL, "schedule=constant"]
+    train_command(*common, "trainer.max_epochs=2")
+    train_command(f"resume={folder_of(tmp_path)}", "trainer.max_epochs=3")
+    ((run_id, status),) = runs(tmp_path).items()
+    assert status == "FINISHED"
+    assert tags(tmp_path, run_id)["resumed.trainer.max_epochs"] == "3"
+    longer = weights(folder_of(tmp_path))
+    train_command(*common, "tracking=none")
+    at_once = weights(folder_of(tmp_path))
+    assert all(torch.equal(longer[key], at_once[key]) for key in at_once)
+
+
+def test_the_next_start_marks_a_dead_run_killed_and_leaves_a_live_one_alone(
+    tmp_path: Path, train_command: Command
+) -> None:
+    process = start(tmp_path, *SMALL, "trainer.max_epochs=1000")
+    wait_for(lambda: any((tmp_path / "outputs").glob("*/checkpoints/last.ckpt")), process)
+    (run_id,) = runs(tmp_path)
+    train_command(*SMALL, "trainer.max_epochs=1")
+    assert runs(tmp_path)[run_id] == "RUNNING"
+    refused = train_command(f"resume={run_id}", check=False)
+    assert refused.returncode == 2
+    assert "still running" in refused.stderr
+    process.kill()
+    process.communicate()
+    train_command(*SMALL, "trainer.max_epochs=1")
+    assert runs(tmp_path)[run_id] == "KILLED"
+
+
+def test_a_diverging_run_fails_with_step_and_rate_and_loses_nothing(tmp_path: Path, train_command: Command) -> None:
+    done = train_command(*SMALL, "schedule=constant", "optimizer.lr=1e6", "schedule.warmup=3", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "train/loss became" in done.stderr
+    assert "optimizer.lr" in done.stderr
+    ((run_id, status),) = runs(tmp_path).items()
+    assert status == "FAILED"
+    known = tags(tmp_path, run_id)
+    assert known["diverged"] == "true"
+    step = int(known["diverged_step"])
+    assert float(known["diverged_lr"]) == pytest.approx(1e6 * min(1, (step + 1) / 3))
+    found = rows(tmp_path, run_id)
+    assert [s for key, s, _ in found if key == "train/loss"] == list(range(step))
+    assert all(abs(value) < 1e300 for _, _, value in found)
+    checkpoints = list((tmp_path / "outputs").glob("*/checkpoints/*.ckpt"))
+    for path in checkpoints:
+        assert all(torch.isfinite(t).all() for t in torch.load(path, weights_only=True)["state_dict"].values())
+
+
+def test_eight_first_runs_at_once_all_survive(tmp_path: Path) -> None:
+    small = ["model.kwargs.width=4", "trainer.max_epochs=1", "trainer.limit_train_batches=3", "test=false"]
+    processes = [start(tmp_path, *small, f"seed={seed}") for seed in range(8)]
+    for process in processes:
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, out + err
+    assert list(runs(tmp_path).values()) == ["FINISHED"] * 8
+    assert len(list((tmp_path / "outputs").iterdir())) == 8
+
+
+def test_weights_of_another_run_are_where_training_starts(tmp_path: Path, train_command: Command) -> None:
+    train_command(*SMALL, "trainer.max_epochs=1", "tracking=none")
+    first = folder_of(tmp_path)
+    start_from = f"ckpt={first}/checkpoints/last.ckpt"
+    train_command(*SMALL, start_from, "optimizer.lr=1e-30", "optimizer.weight_decay=0", "tracking=csv")
+    second = folder_of(tmp_path)
+    mine, other = weights(second), weights(first)
+    assert all(torch.equal(mine[key], other[key]) for key in mine if "weight" in key)
+    assert (second / "metrics.csv").read_text().startswith("key,value,step,time_ms\n")
+
+
+def test_two_processes_make_one_run(tmp_path: Path, train_command: Command) -> None:
+    train_command(*SMALL, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", timeout=600)
+    ((run_id, status),) = runs(tmp_path).items()
+    assert status == "FINISHED"
+    assert len(list((tmp_path / "outputs").iterdir())) == 1
+    found = rows(tmp_path, run_id)
+    # 1,294 images in batches of 2 × 64: ten batches an epoch and rank, accumulated by three
+    assert [step for key, step, _ in found if key == "train/loss"] == list(range(12))
+    assert [step for key, step, _ in found if key == "val/acc"] == [3, 7, 11]

@@ -1,0 +1,121 @@
+"""Every file of conf/ composes and fits its schema; every bad input has one message with key, value and remedy."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
+from lr_lightning.app.errors import ConfigError, explain
+from lr_lightning.app.validate import flatten, validated
+
+Compose = Callable[..., DictConfig]
+CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+NEEDS = {"parquet": "data.train={file}", "image_folder": "data.root={folder}", "own": "module._target_=some.Module"}
+CHOICES = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml"))
+
+
+def _message(composed: Compose, *overrides: str) -> str:
+    """What the command line prints for these overrides."""
+    try:
+        validated(composed(*overrides))
+    except ConfigError as e:
+        return str(e)
+    except (HydraException, OmegaConfBaseException, ValueError) as e:
+        return explain(e)
+    pytest.fail(f"{overrides} was taken")
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_fits_its_schema(composed: Compose, tmp_path: Path, group: str, choice: str) -> None:
+    (tmp_path / "a.parquet").touch()
+    overrides = [f"{'+' if group == 'experiment' else ''}{group}={choice}".lstrip("+")]
+    if choice in NEEDS:
+        overrides.append(NEEDS[choice].format(file=tmp_path / "a.parquet", folder=tmp_path))
+    config = validated(composed(*overrides))
+    assert isinstance(config, Config)
+    if group in GROUP_BASES:
+        assert isinstance(getattr(config, group), GROUP_BASES[group])
+        assert getattr(config, group).name == choice
+
+
+def test_every_group_has_choices_and_every_schema_a_group() -> None:
+    groups = {group for group, _ in CHOICES}
+    assert groups == {*GROUP_BASES, "experiment"}
+    assert set(SCHEMAS) == set(GROUP_BASES)
+
+
+def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> None:
+    assert validated(composed()).optimizer.lr == 0.1
+    assert validated(composed("model=smith_cnn")).optimizer.lr == 0.001
+    assert validated(composed("model=smith_cnn", "optimizer.lr=0.5")).optimizer.lr == 0.5
+    assert validated(composed("model=smith_cnn", "optimizer=adam")).optimizer.lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["optimizer.lrr=3"], ["optimizer.lrr:", "no such key"]),
+        (["sede=3"], ["sede:", "no such key"]),
+        (["+sede=3"], ["sede:", "no such key", "Did you mean 'seed'?"]),
+        (["+optimizer.lrr=3"], ["optimizer.lrr:", "no such key", "Did you mean 'lr'?"]),
+        (["++trainer.max_epoch=3"], ["trainer.max_epoch:", "Did you mean 'max_epochs'?"]),
+        (["~seed"], ["seed:", "deleted"]),
+        (["seed=abc"], ["seed:", "'abc'", "not an integer"]),
+        (["seed=1.5"], ["seed:", "'1.5'", "not an integer"]),
+        (["optimizer.lr=fast"], ["optimizer.lr:", "'fast'", "not a number"]),
+        (["trainer.channels_last=perhaps"], ["trainer.channels_last:", "'perhaps'", "not true or false"]),
+        (["schedule=cosin"], ["schedule:", "'cosin'", "Choices: constant, cosine", "Did you mean 'cosine'?"]),
+        (["tracking.name=wandb"], ["tracking.name:", "'wandb'", "mlflow, csv, none"]),
+        (["data=parquet"], ["data.train:", "needs a value", "data.train=..."]),
+        (["data=image_folder"], ["data.root:", "needs a value"]),
+        (["module=own"], ["module._target_:", "needs a value"]),
+        (["optimizer.lr=0"], ["optimizer.lr:", "above 0", "got 0.0"]),
+        (["optimizer.lr=-1"], ["optimizer.lr:", "got -1.0"]),
+        (["optimizer.lr=nan"], ["optimizer.lr:", "got nan"]),
+        (["optimizer.lr=inf"], ["optimizer.lr:", "got inf"]),
+        (["optimizer.momentum=1"], ["optimizer.momentum:", "[0, 1)", "got 1.0"]),
+        (["optimizer.momentum=-0.1"], ["optimizer.momentum:", "got -0.1"]),
+        (["optimizer.weight_decay=-1"], ["optimizer.weight_decay:", "got -1.0"]),
+        (["optimizer=adam", "optimizer.betas=[0.9]"], ["optimizer.betas:", "[0.9]"]),
+        (["optimizer.momentum=0"], ["optimizer.nesterov:", "momentum above 0"]),
+        (["data.batch_size=0"], ["data.batch_size:", "1 or more", "got 0"]),
+        (["data.val_fraction=1.0"], ["data.val_fraction:", "got 1.0"]),
+        (["trainer.max_epochs=0"], ["trainer.max_epochs:", "got 0"]),
+        (["trainer.max_epochs=-1"], ["trainer.max_epochs:", "never end"]),
+        (["trainer.limit_train_batches=1.5"], ["trainer.limit_train_batches:", "got 1.5"]),
+        (["callbacks.checkpoint.mode=best"], ["callbacks.checkpoint.mode:", "'best'", "min, max"]),
+        (["schedule.warmup_shape=slow"], ["schedule.warmup_shape:", "'slow'"]),
+        (["seed=${nothing}"], ["seed:", "nothing"]),
+        (["data=parquet", "data.train=no.parquet"], ["data.train:", "no such file: 'no.parquet'", "Give the path"]),
+        (["data=image_folder", "data.root=nowhere"], ["data.root:", "no such folder: 'nowhere'"]),
+        (["ckpt=no.ckpt"], ["ckpt:", "no such file: 'no.ckpt'"]),
+        (["ckpt=a.ckpt", "resume=b"], ["ckpt:", "resume"]),
+        (["+optimizer.multipliers.fc={rate: 2}"], ["optimizer.multipliers.fc:", "'rate'", "lr, weight_decay"]),
+        (["+optimizer.multipliers={fc: {rate: 2}}"], ["optimizer.multipliers.fc:", "type hint 'float'"]),
+        (["optimizer=5"], ["not a choice", "group=choice"]),
+        (["trainer="], ["trainer:", "Choices: auto, cpu, ddp, gpu"]),
+        (["seed=1,2"], ["seed=1,2", "-m"]),
+        (["a b"], ["'a b'", "key=value"]),
+        (["optimizer.multipliers.fc={lr: 2}"], ["optimizer.multipliers.fc:", "+optimizer.multipliers.fc="]),
+        (["trainer.max_epochs="], ["trainer.max_epochs:", "''", "not an integer"]),
+    ],
+)
+def test_bad_input_names_key_value_and_remedy(composed: Compose, overrides: list[str], parts: list[str]) -> None:
+    message = _message(composed, *overrides)
+    for part in parts:
+        assert part in message
+    assert "Traceback" not in message
+    assert "To append to your config" not in message
+
+
+def test_several_problems_are_shown_together(composed: Compose) -> None:
+    message = _message(composed, "optimizer.lr=0", "data.batch_size=0")
+    assert [line.split(":")[0] for line in message.splitlines()] == ["data.batch_size", "optimizer.lr"]
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [1, 2]}) == {"a.b": 1, "a.c": {}, "d": [1, 2]}

@@ -1,0 +1,40 @@
+"""What importing the package costs and offers."""
+
+import subprocess
+import sys
+
+import pytest
+
+import lr_lightning
+
+
+def _loaded(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print('\\n'.join(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_plugin_and_its_names_loads_no_part_of_the_app() -> None:
+    loaded = _loaded("from lr_lightning import *")
+    assert "lightning" in loaded  # so the names were really loaded
+    assert not loaded & {"hydra", "omegaconf", "mlflow", "optuna", "datasets", "sklearn"}
+
+
+def test_importing_the_package_alone_loads_neither_torch_nor_lightning() -> None:
+    assert not _loaded("import lr_lightning") & {"torch", "lightning"}
+
+
+def test_the_command_line_is_read_before_anything_heavy_is_loaded() -> None:
+    assert not _loaded("import lr_lightning.app.cli") & {"torch", "lightning", "mlflow", "datasets", "sklearn"}
+
+
+def test_public_names() -> None:
+    assert lr_lightning.__all__ == ["LRSchedule", "OverfittingMonitor", "RandomState", "StepRecorder", "__version__"]
+    for name in lr_lightning.__all__:
+        assert getattr(lr_lightning, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'LRScheduler'"):
+        _ = lr_lightning.LRScheduler
