@@ -7,18 +7,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lr_lightning.callbacks.batch_size import BatchSizeSchedule
     from lr_lightning.callbacks.lr_schedule import LRSchedule
     from lr_lightning.callbacks.overfitting import OverfittingMonitor
     from lr_lightning.callbacks.random_state import RandomState
+    from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
     from lr_lightning.callbacks.step_recorder import StepRecorder
 
 __version__ = "0.1.0"
-__all__ = ["LRSchedule", "OverfittingMonitor", "RandomState", "StepRecorder", "__version__"]
+__all__ = [
+    "BatchSizeSchedule",
+    "LRSchedule",
+    "OverfittingMonitor",
+    "RandomState",
+    "ScheduleFreeMode",
+    "StepRecorder",
+    "__version__",
+]
 
 _HOMES = {
+    "BatchSizeSchedule": "batch_size",
     "LRSchedule": "lr_schedule",
     "OverfittingMonitor": "overfitting",
     "RandomState": "random_state",
+    "ScheduleFreeMode": "schedule_free",
     "StepRecorder": "step_recorder",
 }
 

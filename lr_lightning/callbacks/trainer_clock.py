@@ -6,6 +6,7 @@ from collections.abc import Callable
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.schedules import Clock
 from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
 
@@ -29,15 +30,24 @@ def trainer_clock(trainer: Trainer, *, optimizers: int = 1, total_steps: int | N
     """
     limits = [] if trainer.max_steps == -1 else [-(-trainer.max_steps // optimizers)]
     max_epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
-    batches = trainer.num_training_batches
-    if math.isinf(batches):
+    updates = _updates(trainer, max_epochs)
+    if updates is None:
         return Clock(total_steps if total_steps is not None else min(limits, default=None))
-    accumulate, settled = _accumulation(trainer)
-    # without a last epoch it is enough to list them up to where accumulation has settled
-    epochs = max_epochs if max_epochs > 0 else settled + 1
-    updates = [updates_per_epoch(int(batches), accumulate(epoch)) for epoch in range(epochs)]
     clock = epoch_clock(updates, ends=max_epochs > 0, totals=limits)
     return clock if total_steps is None else Clock(total_steps, clock.steps_per_epoch, clock.epoch_starts)
+
+
+def _updates(trainer: Trainer, max_epochs: int) -> list[int] | None:
+    """Updates in each epoch; without a last one, up to where they stay the same. None: the loader has no length."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BatchSizeSchedule):
+            return callback.updates(trainer)
+    batches = trainer.num_training_batches
+    if math.isinf(batches):
+        return None
+    accumulate, settled = _accumulation(trainer)
+    epochs = max_epochs if max_epochs > 0 else settled + 1
+    return [updates_per_epoch(int(batches), accumulate(epoch)) for epoch in range(epochs)]
 
 
 def _accumulation(trainer: Trainer) -> tuple[Callable[[int], int], int]:

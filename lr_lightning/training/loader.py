@@ -4,6 +4,7 @@
 which is less than collating its batch image by image would take.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -129,6 +130,21 @@ class BatchLoader:
             self._position = number + 1
             label = torch.from_numpy(self.labels[plan[number]])
             yield TrainBatch(image, label, self._draws(epoch, number)) if self.train else (image, label)
+
+    def with_batch_size(self, batch_size: int) -> "BatchLoader":
+        """The same loader at the same position, counted in batches, with another batch size.
+
+        Args:
+            batch_size: Examples in a batch of one rank.
+
+        Raises:
+            DataError: If it is < 1.
+        """
+        if batch_size < 1:
+            raise DataError(f"data.batch_size must be >= 1, got {batch_size}")
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
 
     def state_dict(self) -> dict[str, int]:
         """Where the iteration stands: the epoch, and the number of its batches that were handed out."""

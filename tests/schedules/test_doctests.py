@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "name", ["base", "clock", "compose", "cyclic", "durations", "plan", "plateau", "shapes", "steps"]
+    "name", ["base", "clock", "compose", "cyclic", "durations", "growth", "plan", "plateau", "shapes", "steps"]
 )
 def test_docstring_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"lr_lightning.schedules.{name}"))

@@ -292,3 +292,17 @@ def test_lightning_resumes_from_every_checkpoint_a_callback_saves(tmp_path, unin
         state = torch.load(path, weights_only=True)
         rest = fit(tmp_path, ckpt_path=path, **limits)
         assert rest == whole[state["global_step"] :], path.name
+
+
+def test_another_batch_size_keeps_order_and_position_and_leaves_the_original_alone():
+    original = loader(**TRAIN)
+    original.sampler.set_epoch(1)
+    larger = original.with_batch_size(10)
+    assert len(larger) == 2
+    order = flat(ids(original))
+    assert flat(ids(larger)) == order[:20]
+    original.load_state_dict({"epoch": 1, "position": 1})
+    assert flat(ids(original.with_batch_size(5))) == order[5:20]
+    assert flat(ids(original)) == order[4:]
+    with pytest.raises(DataError, match="batch_size must be >= 1, got 0"):
+        original.with_batch_size(0)

@@ -1,0 +1,307 @@
+"""The callback that grows the batch where others lower the rate."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lr_lightning.callbacks.resize import batch_size_of, can_resize, install, only_loader, resized
+from lr_lightning.schedules import DurationLike, Schedule
+from lr_lightning.schedules.base import check_number, check_schedule
+from lr_lightning.schedules.growth import (
+    BatchSize,
+    grown,
+    ideal_updates,
+    milestone_multiples,
+    mirror_multiples,
+    parse_milestones,
+)
+from lr_lightning.schedules.plan import updates_per_epoch
+
+__all__ = ["BatchSizeSchedule"]
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One epoch of the plan: what an update takes, and how many batches there are, where that is known."""
+
+    batch: BatchSize
+    batches: int | None
+
+    @property
+    def updates(self) -> int | None:
+        return None if self.batches is None else updates_per_epoch(self.batches, self.batch.accumulate)
+
+
+class BatchSizeSchedule(Callback):
+    """Grow the batch at epoch boundaries, instead of decaying the learning rate.
+
+    Source: Smith, Kindermans, Ying & Le 2017, "Don't Decay the Learning Rate, Increase the Batch Size" (1711.00489):
+    fewer updates for the same examples. The lr is left alone; an ``LRSchedule`` beside it knows the updates there will
+    be, so its schedule ends at the last one.
+
+    The training loader is rebuilt with a larger batch, up to ``max_batch_size``; beyond that, and where it cannot be
+    rebuilt, gradients are accumulated over more batches. It can be rebuilt if it is a map-style torch DataLoader that
+    batches by itself, or offers ``with_batch_size(n)``; sampler and generator stay the same. An update never takes
+    more than an epoch. Logged at the end of every epoch: ``batch/size``, the examples of an update over all processes,
+    and ``batch/updates``, the updates so far.
+
+    A whole number as ``limit_train_batches`` counts batches of the first size. A whole number as
+    ``val_check_interval`` counts batches as they are, at most an epoch of them.
+
+    Args:
+        milestones: When the batch grows: ``"60 epochs"`` or ``"30%"`` of the run's epochs, rounded to whole epochs.
+        factor: By which it grows at each milestone, > 1.
+        mirror: Instead of milestones: the batch grows by the inverse of what this lr schedule would have, without
+            growth, at the epoch's start.
+        max_batch_size: Most examples in a batch of one process; None for no limit but the epoch.
+
+    Raises:
+        ValueError: An argument is out of range; or, at the start of a fit, the milestones or the schedule do not fit
+            it, or accumulation would be needed where there is none (manual optimization, DeepSpeed).
+
+    Example:
+        >>> callback = BatchSizeSchedule(["30%", "60%", "80%"], factor=5, max_batch_size=1024)
+    """
+
+    def __init__(
+        self,
+        milestones: Sequence[DurationLike] | None = None,
+        factor: float = 5.0,
+        *,
+        mirror: Schedule | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if (milestones is None) == (mirror is None):
+            raise ValueError("BatchSizeSchedule takes either milestones=['30%', ...] or mirror=<an lr schedule>.")
+        if mirror is not None:
+            check_schedule("mirror", mirror)
+        check_number("factor", factor, low=1.0, above=True)
+        if max_batch_size is not None and (
+            not isinstance(max_batch_size, int) or isinstance(max_batch_size, bool) or max_batch_size < 1
+        ):
+            raise ValueError(f"max_batch_size must be a whole number >= 1, got {max_batch_size!r}")
+        self.milestones = None if milestones is None else parse_milestones(milestones)
+        self.factor, self.mirror, self.max_batch_size = float(factor), mirror, max_batch_size
+        self._plan: list[_Epoch] | None = None  # of this fit, the epochs before a resume included
+        self._started = 0  # epochs of the plan that have begun
+        self._restored: list[_Epoch] = []
+        self._examples: int | None = None  # of one process in an epoch
+        self._known_size = True
+        self._accumulate: int | None = None  # the Trainer's own
+
+    # -- what others may ask -----------------------------------------------------------------------------------------
+
+    def updates(self, trainer: Trainer) -> list[int] | None:
+        """Updates in each epoch of this fit, for the clock of a schedule. Not before ``on_train_start``.
+
+        Returns:
+            One count an epoch, from the first one on, up to ``max_epochs`` or to where it stays the same; None where
+            the training loader has no length.
+        """
+        counts = [epoch.updates for epoch in self._planned(trainer)]
+        known = [count for count in counts if count is not None]
+        return known if len(known) == len(counts) else None
+
+    def describe(self, trainer: Trainer) -> str:
+        """What happens in this fit, in one line. Not before ``on_train_start``."""
+        plan, world = self._planned(trainer), trainer.world_size
+        parts = []
+        for batch, group in groupby(enumerate(plan), key=lambda pair: pair[1].batch):
+            how = "" if world * batch.accumulate == 1 else f" ({_product(batch, world)})"
+            parts.append(f"{batch.examples * world:,}{how} from epoch {next(group)[0]}")
+        line = f"{'examples' if self._known_size else 'batches'} in an update: {', '.join(parts)}"
+        updates = self.updates(trainer)
+        if updates is None:
+            return line
+        line += f"; {sum(updates):,} updates in {len(plan)} epochs"
+        if self._examples is None:
+            return line
+        ideal = ideal_updates(self._examples, [epoch.batch.examples for epoch in plan])
+        return f"{line} (examples × epochs / batch: {float(ideal):,.1f})"
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what can be checked before anything trains."""
+        self._plan = None
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                raise ValueError(
+                    "BatchSizeSchedule and GradientAccumulationScheduler would both set the accumulation. Remove one."
+                )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plan the fit, and take up the batch a resumed run stands at."""
+        plan = self._planned(trainer)
+        rank_zero_info(f"BatchSizeSchedule: {self.describe(trainer)}.")
+        self._apply(trainer, plan)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Grow; Lightning makes the epoch's iterator after this."""
+        self._apply(trainer, self._planned(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the batch of this epoch and the updates so far."""
+        plan = self._planned(trainer)
+        metrics = {"batch/updates": float(trainer.global_step)}
+        if self._known_size:
+            batch = plan[min(self._started, len(plan)) - 1].batch
+            metrics["batch/size"] = float(batch.examples * trainer.world_size)
+        pl_module.log_dict(metrics)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the Trainer its own accumulation back."""
+        self._give_back(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the Trainer its own accumulation back."""
+        self._give_back(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values only: size, accumulation and batches of every epoch begun so far."""
+        plan = self._plan or self._restored
+        begun = [plan[min(index, len(plan) - 1)] for index in range(self._started)]
+        return {"epochs": [[epoch.batch.size, epoch.batch.accumulate, epoch.batches] for epoch in begun]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self._restored = [_Epoch(BatchSize(size, count), batches) for size, count, batches in state_dict["epochs"]]
+        self._started = len(self._restored)
+
+    # -- the plan ----------------------------------------------------------------------------------------------------
+
+    def _planned(self, trainer: Trainer) -> list[_Epoch]:
+        if self._plan is None:
+            self._plan = self._make_plan(trainer)
+        return self._plan
+
+    def _make_plan(self, trainer: Trainer) -> list[_Epoch]:
+        loader = only_loader(trainer)
+        if self._accumulate is None:
+            self._accumulate = int(trainer.accumulate_grad_batches)
+        size = None if loader is None else batch_size_of(loader)
+        self._known_size = size is not None
+        base = BatchSize(size or 1, self._accumulate)
+        self._check_limit(base.size)
+        rebuild = can_resize(loader)
+        if not rebuild:
+            rank_zero_warn(
+                "BatchSizeSchedule: the training loader cannot be rebuilt with another batch size (only one map-style"
+                " DataLoader that batches by itself, or a loader with with_batch_size(n), can be), so the batch grows"
+                " by gradient accumulation alone."
+            )
+        first = _Epoch(base, _whole(trainer.num_training_batches))
+        if rebuild:
+            self._examples = self._batches(trainer, loader, base.size, 1)
+        else:
+            self._examples = None if first.batches is None else first.batches * base.size
+        plan, multiples = self._past(trainer, first), self._multiples(trainer, first)
+        while len(plan) < len(multiples) or not plan:
+            multiple = multiples[len(plan)]
+            plan.append(self._grow(trainer, loader if rebuild else None, first, plan[-1] if plan else first, multiple))
+        _check_accumulation(trainer, base.accumulate, plan)
+        return plan
+
+    def _multiples(self, trainer: Trainer, first: _Epoch) -> tuple[float, ...]:
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        if self.milestones is not None:
+            return milestone_multiples(self.milestones, self.factor, epochs)
+        if self.mirror is None or epochs is None or first.updates is None:
+            raise ValueError(
+                "BatchSizeSchedule(mirror=...) needs a training loader with a length and Trainer(max_epochs=...)."
+                " Give them, or milestones in epochs instead."
+            )
+        return mirror_multiples(self.mirror, epochs, first.updates)
+
+    def _past(self, trainer: Trainer, first: _Epoch) -> list[_Epoch]:
+        """What the epochs begun before a resume were made of: their updates are counted as they were."""
+        if trainer.global_step == 0:
+            return []
+        # a checkpoint without this callback: the epochs it had begun were not grown
+        begun = int(_epochs(trainer).started)
+        return [*self._restored, *[first] * (begun - len(self._restored))]
+
+    def _grow(self, trainer: Trainer, loader: Any, first: _Epoch, before: _Epoch, multiple: float) -> _Epoch:
+        """The epoch after ``before``; never a smaller batch, so that a position in it stays one."""
+        base = first.batch
+        examples = max(base.examples * multiple, before.batch.examples)
+        if examples == before.batch.examples:
+            return before
+        if self._examples is not None:
+            examples = max(min(examples, self._examples), before.batch.examples)
+        if math.isinf(examples):
+            raise ValueError("BatchSizeSchedule: mirror is at 0, and the examples in an epoch are not known.")
+        limits = [limit for limit in (self.max_batch_size, self._examples) if limit is not None]
+        batch = grown(
+            examples,
+            base,
+            largest=min(limits, default=None),
+            at_least=before.batch.size,
+            fixed=loader is None,
+        )
+        batches = first.batches if loader is None else self._batches(trainer, loader, base.size, batch.size)
+        # Lightning divides each loss by the accumulation, however few batches the epoch has left for it.
+        accumulate = batch.accumulate if batches is None else max(base.accumulate, min(batch.accumulate, batches))
+        return _Epoch(BatchSize(batch.size, accumulate), batches)
+
+    def _batches(self, trainer: Trainer, loader: Any, base: int, size: int) -> int:
+        """Batches in an epoch with so many examples each; at least one."""
+        count, limit = len(resized(loader, size)), trainer.limit_train_batches
+        count = min(count, limit * base // size) if isinstance(limit, int) else int(count * limit)
+        return max(1, count)
+
+    def _check_limit(self, size: int) -> None:
+        if self.max_batch_size is not None and self.max_batch_size < size:
+            raise ValueError(
+                f"max_batch_size must be at least the loader's batch size, {size}, got {self.max_batch_size}."
+            )
+
+    # -- putting it into effect --------------------------------------------------------------------------------------
+
+    def _apply(self, trainer: Trainer, plan: list[_Epoch]) -> None:
+        index = int(_epochs(trainer).processed)
+        self._started = index + 1
+        epoch = plan[min(index, len(plan) - 1)]
+        trainer.accumulate_grad_batches = epoch.batch.accumulate
+        loader = only_loader(trainer)
+        if can_resize(loader) and epoch.batches is not None and batch_size_of(loader) != epoch.batch.size:
+            install(trainer, resized(loader, epoch.batch.size), epoch.batches)
+
+    def _give_back(self, trainer: Trainer) -> None:
+        if self._accumulate is not None:
+            trainer.accumulate_grad_batches = self._accumulate
+            self._accumulate = None
+        # a further fit of the same Trainer goes on from here
+        self._restored = [_Epoch(BatchSize(*row[:2]), row[2]) for row in self.state_dict()["epochs"]]
+
+
+def _epochs(trainer: Trainer) -> Any:
+    """Lightning's counts of epochs; those processed are the number it gives to the samplers."""
+    return trainer.fit_loop.epoch_progress.current
+
+
+def _whole(batches: float) -> int | None:
+    return None if math.isinf(batches) else int(batches)
+
+
+def _check_accumulation(trainer: Trainer, own: int, plan: list[_Epoch]) -> None:
+    if all(epoch.batch.accumulate == own for epoch in plan):
+        return
+    how = "Let the batch itself grow: a loader that can be rebuilt, and a larger max_batch_size."
+    if not trainer.lightning_module.automatic_optimization:
+        raise ValueError(f"BatchSizeSchedule cannot accumulate gradients under manual optimization. {how}")
+    if trainer.strategy.handles_gradient_accumulation:
+        name = type(trainer.strategy).__name__
+        raise ValueError(f"BatchSizeSchedule cannot change the accumulation of {name} during a fit. {how}")
+
+
+def _product(batch: BatchSize, world: int) -> str:
+    parts = [f"{batch.accumulate} batches" if batch.accumulate > 1 else "", f"{world} processes" if world > 1 else ""]
+    return " × ".join([str(batch.size), *filter(None, parts)])
