@@ -33,7 +33,15 @@ def test_the_command_line_is_read_before_anything_heavy_is_loaded() -> None:
 
 
 def test_public_names() -> None:
-    assert lr_lightning.__all__ == ["LRSchedule", "OverfittingMonitor", "RandomState", "StepRecorder", "__version__"]
+    assert lr_lightning.__all__ == [
+        "BatchSizeSchedule",
+        "LRSchedule",
+        "OverfittingMonitor",
+        "RandomState",
+        "ScheduleFreeMode",
+        "StepRecorder",
+        "__version__",
+    ]
     for name in lr_lightning.__all__:
         assert getattr(lr_lightning, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'LRScheduler'"):

@@ -29,6 +29,16 @@ def classification_loss(module: LightningModule, batch: Any) -> PerExample:
     return cross_entropy(logits.float(), y, reduction="none"), (logits.argmax(dim=1) == y).float()
 
 
+def can_measure(module: LightningModule) -> bool:
+    """Whether a probe can be measured without being told how: the module has ``per_example_loss`` or a ``forward``."""
+    return hasattr(module, "per_example_loss") or type(module).forward is not LightningModule.forward
+
+
+def _default_loss(module: LightningModule, batch: Any) -> Tensor | PerExample:
+    own: LossFunction | None = getattr(type(module), "per_example_loss", None)
+    return own(module, batch) if own is not None else classification_loss(module, batch)
+
+
 class OverfittingMonitor(Callback):
     """Measure the training loss as the validation loss is measured, and log the gap between the two.
 
@@ -42,12 +52,14 @@ class OverfittingMonitor(Callback):
 
     Args:
         loss: From ``(module, batch)`` to the losses of the examples (shape ``[batch]``), or to a pair of them and of
-            1/0 for right/wrong. Default: :func:`classification_loss`.
+            1/0 for right/wrong. Default: the module's own ``per_example_loss(batch)`` where it has one, else
+            :func:`classification_loss`.
         probe: Batches of training examples without augmentation, as any iterable that can be iterated again. Default:
             the data module's ``probe_dataloader()``, else as many stratified examples of the training loader's data
             set as the validation set has.
         every_n_validations: Measure at every so many validations.
         seed: Of the draw of the default probe.
+        same_loss: Whether the module's ``val/loss`` is this very loss; if not, there is no ``overfit/gap_loss``.
 
     Raises:
         ValueError: If ``every_n_validations`` < 1.
@@ -59,10 +71,12 @@ class OverfittingMonitor(Callback):
         probe: Iterable[Any] | None = None,
         every_n_validations: int = 1,
         seed: int = 0,
+        same_loss: bool = True,
     ) -> None:
         if every_n_validations < 1:
             raise ValueError(f"every_n_validations must be >= 1, got {every_n_validations}")
-        self.loss: LossFunction = loss or classification_loss
+        self.loss: LossFunction = loss or _default_loss
+        self.same_loss = same_loss
         self.probe = probe
         self.every_n_validations, self.seed = every_n_validations, seed
         self._validations = 0
@@ -81,11 +95,11 @@ class OverfittingMonitor(Callback):
                 return
             metrics = self._measure(trainer, pl_module)
         val_loss, val_acc = (trainer.callback_metrics.get(key) for key in ("val/loss", "val/acc"))
-        if val_loss is not None:
+        if val_loss is not None and self.same_loss:
             metrics["overfit/gap_loss"] = float(val_loss) - metrics["probe/loss"]
         if val_acc is not None and "probe/acc" in metrics:
             metrics["overfit/gap_acc"] = metrics["probe/acc"] - float(val_acc)
-        pl_module.log_dict(metrics)
+        pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # they are equal on all ranks already
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         # One accumulator on the device: nothing is fetched until the last batch.

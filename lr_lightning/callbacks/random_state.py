@@ -35,6 +35,11 @@ class RandomState(Callback):
         """Set this rank's generators; another number of ranks than was saved keeps its fresh ones."""
         if self._loaded is not None and len(self._loaded) == trainer.world_size:
             restore(self._loaded[trainer.global_rank])
+            fit_loop = trainer.fit_loop
+            if fit_loop.resumed_on_epoch_end or fit_loop.restarted_on_epoch_end:
+                # A DataLoader draws a number when its iterator is made. Without the stop that would come now, after
+                # the state that was saved; Lightning has made it already, before this.
+                iter(fit_loop._data_fetcher or ())
         self._loaded = None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lr_lightning.callbacks.diverged import Diverged
+from lr_lightning.callbacks.effective_lr import effective_lr
 
 
 @runtime_checkable
@@ -23,6 +24,9 @@ class Flushable(Protocol):
 
     def flush(self) -> None:
         """Write what is buffered."""
+
+    def reserve(self, keys: Iterable[str]) -> None:
+        """Take rows of these names through ``log_rows`` alone."""
 
 
 class StepRecorder(Callback):
@@ -59,17 +63,17 @@ class StepRecorder(Callback):
     # -- gathering ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of the flushes."""
+        """Start the clock of the flushes, and keep the module's own values of the same names out."""
         self._flushed_at = time.monotonic()
+        for logger in trainer.loggers:
+            if isinstance(logger, Flushable):
+                logger.reserve(("train/loss", "train/loss_epoch"))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Note the rates this step uses: only here are they neither of the step before nor of the one after."""
         index = _index(trainer, optimizer)
         prefix = "lr/group" if index == 0 else f"lr/opt{index}_group"
-        self._lrs[index] = [
-            (f"{prefix}{i}", lr.detach().clone() if isinstance(lr, Tensor) else lr)
-            for i, lr in enumerate(group["lr"] for group in optimizer.param_groups)
-        ]
+        self._lrs[index] = [(f"{prefix}{i}", effective_lr(group)) for i, group in enumerate(optimizer.param_groups)]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -179,6 +183,8 @@ class StepRecorder(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Log every step the checkpoint contains, and make it durable, before the checkpoint is written."""
         self.flush(trainer)
+        if self.stop_on_divergence and not _finite(pl_module):
+            raise Diverged("a weight", math.nan, _step(trainer), _first_lr(trainer))
         for logger in trainer.loggers:
             if isinstance(logger, Flushable) and trainer.is_global_zero:
                 logger.flush()
@@ -198,6 +204,12 @@ class StepRecorder(Callback):
         self._epoch_batches = state_dict["epoch_batches"]
 
 
+def _finite(module: LightningModule) -> bool:
+    """Whether all weights are: the loss of the step that spoilt them was computed before it."""
+    checks = [parameter.isfinite().all() for parameter in module.parameters() if parameter.is_floating_point()]
+    return not checks or bool(torch.stack(checks).all())
+
+
 def _step(trainer: Trainer) -> int:
     # Lightning's own step for logging: with several optimizers global_step counts each of them.
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
@@ -209,7 +221,7 @@ def _index(trainer: Trainer, optimizer: Optimizer) -> int:
 
 
 def _first_lr(trainer: Trainer) -> float | None:
-    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else None
+    return float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else None
 
 
 def _log(trainer: Trainer, rows: list[tuple[str, float, int, int]]) -> None:

@@ -1,0 +1,122 @@
+"""Running statistics of BatchNorm layers: kept, estimated anew, put back."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
+
+Norms = dict[str, _BatchNorm]
+Statistics = dict[str, list[Tensor]]
+
+
+def tracking_norms(module: nn.Module) -> Norms:
+    """The BatchNorm layers of a module that keep running statistics, by name."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+    }
+
+
+def statistics(norms: Norms) -> Statistics:
+    """Copies of the layers' running mean, running variance and count of batches."""
+    return {name: [buffer.clone() for buffer in _buffers(layer)] for name, layer in norms.items()}
+
+
+def set_statistics(norms: Norms, kept: Statistics) -> None:
+    """Put back what :func:`statistics` returned; layers it does not name stay as they are."""
+    for name, layer in norms.items():
+        if name in kept:
+            for buffer, value in zip(_buffers(layer), kept[name], strict=True):
+                buffer.copy_(value)
+
+
+@contextmanager
+def estimating(module: nn.Module, norms: Norms) -> Iterator[None]:
+    """Within it, each forward pass counts equally in the running statistics of ``norms``, which start anew.
+
+    All other layers are in eval mode, dropout included, as they are when the statistics are used. Afterwards every
+    layer has its former mode and momentum.
+    """
+    modes = [(layer, layer.training) for layer in module.modules()]
+    momenta = [(layer, layer.momentum) for layer in norms.values()]
+    try:
+        module.eval()
+        for layer in norms.values():
+            layer.reset_running_stats()
+            layer.momentum = None  # a cumulative average
+            layer.training = True
+        yield
+    finally:
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+        for layer_, mode in modes:
+            layer_.training = mode
+
+
+def average_over_ranks(trainer: Trainer, norms: Norms) -> None:
+    """Give all processes the mean of their statistics, so that they evaluate alike."""
+    if trainer.world_size == 1 or not norms:
+        return
+    floats = [buffer for layer in norms.values() for buffer in _buffers(layer) if buffer.is_floating_point()]
+    flat = trainer.strategy.reduce(torch.cat([buffer.flatten() for buffer in floats]), reduce_op="mean")
+    for buffer, value in zip(floats, flat.split([buffer.numel() for buffer in floats]), strict=True):
+        buffer.copy_(value.view_as(buffer))
+
+
+def calibration_batches(trainer: Trainer, count: int, seed: int) -> Iterable[Any] | None:
+    """Training batches for the statistics; the training loader's own position is left alone.
+
+    A torch DataLoader's data set is drawn from at random, the same examples each time, in batches of the loader's size.
+    Any other loader is iterated through a shallow copy.
+
+    Args:
+        trainer: In a fit.
+        count: How many batches are wanted of this process.
+        seed: Of the draw.
+
+    Returns:
+        None where no such batches can be had without disturbing the loader.
+    """
+    loader: Any = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        several_or_spent = isinstance(loader, Mapping | Sequence | CombinedLoader | Iterator)
+        return None if loader is None or several_or_spent else copy.copy(loader)
+    indices = _indices(loader)
+    if indices is None or loader.batch_size is None:
+        return None
+    wanted = count * loader.batch_size * trainer.world_size
+    drawn = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))[:wanted]
+    mine = [indices[i] for i in drawn.tolist()][trainer.global_rank :: trainer.world_size]
+    return DataLoader(Subset(loader.dataset, mine), batch_size=loader.batch_size, collate_fn=loader.collate_fn)
+
+
+def _indices(loader: DataLoader[Any]) -> Sequence[int] | None:
+    """The examples that a loader of a map-style data set draws from; None where its sampler does not say."""
+    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
+        return None
+    if type(loader.sampler) is SubsetRandomSampler:
+        return list(loader.sampler.indices)
+    if type(loader.sampler) in (RandomSampler, SequentialSampler, DistributedSampler):
+        return range(len(loader.dataset))
+    return None
+
+
+def _buffers(layer: _BatchNorm) -> list[Tensor]:
+    every = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
+    return [buffer for buffer in every if buffer is not None]

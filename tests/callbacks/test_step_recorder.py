@@ -1,0 +1,133 @@
+"""Every step's rate and loss, once, and a diverged run stopped before its checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.nn.functional import cross_entropy
+
+from lr_lightning.callbacks.diverged import Diverged
+from lr_lightning.callbacks.step_recorder import StepRecorder
+from tests.callbacks.tiny import Memory, Tiny, loader, trainer
+
+
+class Explodes(Tiny):
+    """The loss is not finite from one batch on."""
+
+    def __init__(self, at: int, value: float = float("nan")) -> None:
+        super().__init__()
+        self.at, self.value = at, value
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * self.value if self.trainer.global_step >= self.at else loss
+
+
+def test_every_step_is_logged_once_with_the_rate_it_used(tmp_path: Path) -> None:
+    module, memory = Tiny(), Memory()
+
+    class Halve(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            trainer.optimizers[0].param_groups[0]["lr"] = 0.5**trainer.global_step
+
+    trainer(tmp_path, [Halve(), StepRecorder(flush_steps=5)], memory).fit(module, loader(), loader())
+    assert memory.of("train/loss") == [(i, pytest.approx(loss, abs=0)) for i, loss in enumerate(module.losses)]
+    assert memory.of("lr/group0") == [(i, 0.5**i) for i in range(12)]
+    means = [sum(module.losses[:6]) / 6, sum(module.losses[6:]) / 6]
+    assert memory.of("train/loss_epoch") == [(5, pytest.approx(means[0])), (11, pytest.approx(means[1]))]
+
+
+@pytest.mark.parametrize("accumulate", [4, 6])
+def test_an_accumulated_step_has_the_mean_loss_of_its_batches(tmp_path: Path, accumulate: int) -> None:
+    module, memory = Tiny(), Memory()
+    trainer(tmp_path, [StepRecorder()], memory, accumulate_grad_batches=accumulate, max_epochs=1).fit(module, loader())
+    chunks = [module.losses[i : i + accumulate] for i in range(0, 6, accumulate)]
+    assert memory.of("train/loss") == [(i, pytest.approx(sum(c) / len(c))) for i, c in enumerate(chunks)]
+
+
+def test_rates_of_two_optimizers_under_manual_optimization(tmp_path: Path) -> None:
+    class Two(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = cross_entropy(self(batch[0]), batch[1])
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            layers = self.net[0], self.net[3]
+            return [torch.optim.SGD(layer.parameters(), lr=lr) for layer, lr in zip(layers, (0.1, 0.2), strict=True)]
+
+    memory = Memory()
+    trainer(tmp_path, [StepRecorder()], memory, max_epochs=1).fit(Two(), loader())
+    assert memory.of("lr/group0") == [(i, 0.1) for i in range(6)]
+    assert memory.of("lr/opt1_group0") == [(i, 0.2) for i in range(6)]
+    assert [step for step, _ in memory.of("train/loss")] == list(range(6))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_run_stops_before_its_checkpoint_and_keeps_the_steps_before(tmp_path: Path, value: float) -> None:
+    memory = Memory()
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    fit = trainer(tmp_path, [StepRecorder(), checkpoint], memory, enable_checkpointing=True)
+    with pytest.raises(Diverged) as caught:
+        fit.fit(Explodes(at=3, value=value), loader())
+    assert (caught.value.metric, caught.value.step, caught.value.lr) == ("train/loss", 3, 0.1)
+    assert "optimizer.lr" in str(caught.value)
+    assert [step for step, _ in memory.of("train/loss")] == [0, 1, 2]
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    class Bad(Tiny):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val/loss", torch.tensor(float("inf")))
+
+    with pytest.raises(Diverged, match="val/loss became inf at step 5"):
+        trainer(tmp_path, [StepRecorder()]).fit(Bad(), loader(), loader())
+
+
+def test_divergence_can_be_recorded_without_stopping(tmp_path: Path) -> None:
+    memory = Memory()
+    trainer(tmp_path, [StepRecorder(stop_on_divergence=False)], memory, max_epochs=1).fit(Explodes(at=3), loader())
+    assert [step for step, _ in memory.of("train/loss")] == [0, 1, 2]
+    assert [step for step, _ in memory.of("lr/group0")] == list(range(6))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_is_lost_on_an_exception(tmp_path: Path, error: type[BaseException]) -> None:
+    class Fails(Tiny):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            if self.trainer.global_step == 4:
+                raise error("stop")
+            return super().training_step(batch, batch_idx)
+
+    memory = Memory()
+    with pytest.raises((error, SystemExit)):
+        trainer(tmp_path, [StepRecorder()], memory).fit(Fails(), loader())
+    assert [step for step, _ in memory.of("train/loss")] == [0, 1, 2, 3]
+
+
+def test_it_does_not_disturb_the_run(tmp_path: Path) -> None:
+    weights = []
+    for callbacks in ([], [StepRecorder(flush_steps=1)]):
+        seed_everything(3, verbose=False)
+        module = Tiny()
+        trainer(tmp_path, list(callbacks), Memory()).fit(module, loader(), loader())
+        weights.append(module.state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize(("name", "value"), [("flush_seconds", 0.0), ("flush_steps", 0)])
+def test_bad_arguments(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        StepRecorder(**{name: value})
