@@ -6,12 +6,14 @@ from lr_lightning.tracking.environment import environment_tags
 from lr_lightning.tracking.errors import RunningError, StoreUnavailable, TrackingError
 from lr_lightning.tracking.locks import mark_dead_runs
 from lr_lightning.tracking.logger import MLflowLogger
+from lr_lightning.tracking.no_logger import NoLogger
 from lr_lightning.tracking.replay import Replayed, replay
 from lr_lightning.tracking.store import Store, open_store
 
 __all__ = [
     "CSVLogger",
     "MLflowLogger",
+    "NoLogger",
     "Replayed",
     "RunLogger",
     "RunningError",

@@ -220,6 +220,10 @@ class RunLogger(Logger, ABC):
                 self._buffer.add(key, value, step, at)
             self._flush_if_due()
 
+    def reserve(self, keys: Iterable[str]) -> None:
+        """Take rows of these names through :meth:`log_rows` alone: a recorder logs them at every step."""
+        self._buffer.reserve(keys)
+
     @rank_zero_only
     def log_summary(self, values: Mapping[str, float]) -> None:
         """Store single values as ``summary/<name>``, at step 0. An unchanged one is not stored again.

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lr_lightning.tracking.keys import clean_key
@@ -32,12 +32,17 @@ class RowBuffer:
         self._names: dict[str, str] = {}
         self._warned: set[str] = set()
         self._floor: dict[str, int] = {}
+        self._reserved: set[str] = set()
         self._last_values: dict[str, float] = {}
 
     def resume(self, history: History) -> None:
         """Leave out from now on what ``history`` has: a resumed run repeats the steps after its checkpoint."""
         self._floor = {k: v for k, v in history.last_steps.items() if not k.startswith(SUMMARY)}
         self._last_values = dict(history.last_values)
+
+    def reserve(self, keys: Iterable[str]) -> None:
+        """Take these names only with times of their own, so that a value logged in both ways is stored once."""
+        self._reserved.update(keys)
 
     def add(self, key: str, value: Any, step: int, at: int) -> bool:
         """Take one row.
@@ -78,6 +83,13 @@ class RowBuffer:
                 if self._last_values.get(key) == value:
                     continue
                 self._last_values[key] = float(value)
+            if key in self._reserved:
+                if key not in self._warned:
+                    self._warned.add(key)
+                    log.warning(
+                        "metric %r is recorded at every step already: the one that is logged besides is left out", key
+                    )
+                continue
             self.add(key, value, step, at)
 
     def add_summary(self, values: Mapping[str, Any], at: int) -> None:

@@ -9,6 +9,7 @@ MAX_TAG = 8000
 
 _FOREIGN = re.compile(r"[^/\w.\- ]")
 _PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]*(?=@)")
+_IN_QUERY = re.compile(r"(?<=[?&])((?:password|sslpassword)=)[^&\s]+", re.IGNORECASE)
 
 
 def clean_key(key: str) -> str:
@@ -69,4 +70,4 @@ def hide_password(text: str) -> str:
         >>> hide_password("postgresql://me:secret@db/x")
         'postgresql://me:***@db/x'
     """
-    return _PASSWORD.sub(r"\1:***", text)
+    return _IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***", text))

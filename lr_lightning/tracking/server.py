@@ -31,8 +31,10 @@ def serve(root: Path, uri: str | None, port: int) -> int:
     prepare_mlflow()
     store = open_store(root, uri)
     free = free_port(port)
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, **quiet}
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(free), "--workers", "1"]
+    command += ["--uvicorn-opts", "--log-level warning"]
     command += ["--backend-store-uri", store.uri, "--allowed-hosts", f"{HOST}:{free},localhost:{free}"]
     if store.artifact_root is not None:
         command += ["--default-artifact-root", store.artifact_root.as_uri()]
