@@ -1,8 +1,10 @@
 """From config to objects: the only place that instantiates what a config names."""
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from importlib.util import find_spec
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
@@ -14,14 +16,22 @@ from torch.optim import Optimizer
 
 from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.schedule import ScheduleCheck, completed, momentum_of, named, plateau_of, target_arguments
+from lr_lightning.app.schemas.optimizer import OPTIMIZER_PACKAGES
+from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.lr_schedule import LRSchedule
-from lr_lightning.callbacks.overfitting import OverfittingMonitor
+from lr_lightning.callbacks.overfitting import OverfittingMonitor, can_measure
 from lr_lightning.callbacks.random_state import RandomState
+from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
 from lr_lightning.callbacks.step_recorder import StepRecorder
-from lr_lightning.schedules import Schedule, Warmup
+from lr_lightning.schedules import Schedule
+from lr_lightning.training.classifier import LitClassifier
 from lr_lightning.training.data import ImageDataModule
+from lr_lightning.training.images import DataError
 from lr_lightning.training.optimizers import OptimizerFactory
 from lr_lightning.training.progress import RunProgress
+
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it prints what is raised here as an error anyway
 
 
 def own_arguments(group: str, node: Any) -> dict[str, Any]:
@@ -39,7 +49,10 @@ def located(target: str, key: str) -> Any:
     try:
         return get_object(target)
     except (ImportError, ValueError, AttributeError) as e:
-        reason = str(e).splitlines()[0]
+        package = target.split(".")[0]
+        if package in OPTIMIZER_PACKAGES and find_spec(package) is None:
+            raise ConfigError(f"{key}._target_: needs `pip install {package}`, for '{target}'.") from e
+        reason = str(e.__cause__ or e).splitlines()[0]
         raise ConfigError(f"{key}._target_: cannot import '{target}' ({reason}). Check the name, or install it.") from e
 
 
@@ -61,7 +74,12 @@ def call(group: str, target: str, arguments: Mapping[str, Any], **objects: Any) 
         raise ConfigError(f"{group}: {target} does not take these arguments ({e}). It takes: {names}.") from e
     except ValueError:
         pass  # a callable without a signature: the call itself will tell
-    return callee(**plain, **objects)
+    try:
+        return callee(**plain, **objects)
+    except DataError:
+        raise  # it names its key already
+    except (ValueError, TypeError) as e:
+        raise ConfigError(f"{group}.kwargs: {e}") from e
 
 
 def accepted(callee: Callable[..., Any], offers: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,15 +89,21 @@ def accepted(callee: Callable[..., Any], offers: Mapping[str, Any]) -> dict[str,
 
 
 def build_schedule(config: Config) -> Schedule:
-    """The schedule over the whole run, with its warm-up. Pure arithmetic: cheap and early."""
+    """The schedule over the whole run, with its warm-up. Pure arithmetic: cheap and early.
+
+    Raises:
+        ConfigError: If one of the schedule's keys is bad, those of its momentum and plateau included.
+    """
     node = config.schedule
+    target = located(node._target_, "schedule")
     try:
-        piece: Schedule = call("schedule", node._target_, own_arguments("schedule", node))
-        if node.warmup in (0, "0"):
-            return piece
-        return Warmup(node.warmup, then=piece, shape=cast(Any, node.warmup_shape))
+        own_warmup = "warmup" in inspect.signature(target).parameters
+        piece = call("schedule", node._target_, target_arguments(node, own_warmup=own_warmup))
+        momentum_of(node)
+        plateau_of(node)  # both are made again with the callback; here, what is wrong with them is found early
+        return completed(config, piece, own_warmup=own_warmup)
     except ValueError as e:
-        raise e if isinstance(e, ConfigError) else ConfigError(f"schedule: {e}") from e
+        raise named(e, node) from e
 
 
 def build_data(config: Config) -> ImageDataModule:
@@ -141,15 +165,19 @@ def build_module(config: Config, net: nn.Module, data: ImageDataModule) -> Light
     return module
 
 
-def build_callbacks(config: Config, schedule: Schedule) -> list[Callback]:
+def build_callbacks(config: Config, schedule: Schedule, module: LightningModule) -> list[Callback]:
     """What watches and drives the run; the checkpoints, which need the output folder, come in ``train``."""
     callbacks: list[Callback] = [
-        LRSchedule(schedule, total_steps=config.schedule.total_steps),
+        *_growth_callbacks(config),
+        *_schedule_callbacks(config, schedule),
+        ScheduleFreeMode(),  # does nothing for other optimizers
         StepRecorder(),
         RunProgress(config.trainer.progress),
     ]
-    if config.callbacks.overfitting is not None:
-        callbacks.append(OverfittingMonitor(**asdict(config.callbacks.overfitting), seed=config.data.split_seed))
+    if config.callbacks.overfitting is not None and can_measure(module):
+        same_loss = isinstance(module, LitClassifier) or hasattr(module, "per_example_loss")
+        settings = asdict(config.callbacks.overfitting)
+        callbacks.append(OverfittingMonitor(**settings, seed=config.data.split_seed, same_loss=same_loss))
     for name, extra in config.callbacks.extra.items():
         if extra is None:
             continue
@@ -159,3 +187,25 @@ def build_callbacks(config: Config, schedule: Schedule) -> list[Callback]:
             raise ConfigError(f"callbacks.extra.{name}: needs a _target_, the callback's class.")
         callbacks.append(call(f"callbacks.extra.{name}", target, arguments))
     return [*callbacks, RandomState()]
+
+
+def _schedule_callbacks(config: Config, schedule: Schedule) -> list[Callback]:
+    node = config.schedule
+    momentum, plateau = momentum_of(node), plateau_of(node)
+    check = ScheduleCheck([schedule] if momentum is None else [schedule, momentum], plateau, node.total_steps)
+    return [check, LRSchedule(schedule, momentum=momentum, plateau=plateau, total_steps=node.total_steps)]
+
+
+def _growth_callbacks(config: Config) -> list[Callback]:
+    node = getattr(config.schedule, "growth", None)
+    if node is None:
+        return []
+    if node.max_batch_size is not None and node.max_batch_size < config.data.batch_size:
+        raise ConfigError(
+            f"schedule.growth.max_batch_size: {node.max_batch_size} is below data.batch_size, "
+            f"{config.data.batch_size}. Give that or more, or null for no limit."
+        )
+    try:
+        return [BatchSizeSchedule(node.milestones, node.factor, max_batch_size=node.max_batch_size)]
+    except ValueError as e:
+        raise ConfigError(f"schedule.growth.{e}") from e

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.config import register
 from lr_lightning.app.errors import ConfigError, explain
+from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.validate import validated
 from lr_lightning.callbacks.diverged import Diverged
 
@@ -57,6 +58,8 @@ def main(root: Path) -> int:
         if debug or composed:
             raise
         errors.append(e)
+    except KeyboardInterrupt:
+        return 130  # before the run itself takes care of it
     for error in errors:
         text = str(error) if isinstance(error, ConfigError | Diverged) else explain(error)
         print("\n".join(f"error: {line}" for line in text.splitlines()), file=sys.stderr)
@@ -74,9 +77,7 @@ def _job(cfg: DictConfig) -> Any:
         config, previous = stored_config(cfg, overrides)
     else:
         config, previous = validated(cfg), None
-    trainer = config.trainer
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    if multirun and _several_processes(trainer.devices, trainer.num_nodes, trainer.strategy):
+    if HydraConfig.get().mode == RunMode.MULTIRUN and _processes(config.trainer) > 1:
         raise ConfigError(
             "trainer: -m with several processes would train the ranks on different overrides. "
             "Start the runs one by one, or set trainer.devices=1."
@@ -87,9 +88,17 @@ def _job(cfg: DictConfig) -> Any:
     return train(config, previous=previous).objective
 
 
-def _several_processes(devices: int | str, nodes: int, strategy: str) -> bool:
-    parallel = strategy.startswith(("ddp", "fsdp", "deepspeed"))
-    return nodes > 1 or (parallel and str(devices) != "1") or (isinstance(devices, int) and devices > 1)
+def _processes(trainer: TrainerConfig) -> int:
+    """How many processes the run would be, as far as can be told before it starts."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) * trainer.num_nodes
+    devices = str(trainer.devices)
+    if devices in ("auto", "-1"):
+        import torch
+
+        count = 1 if trainer.accelerator == "cpu" else torch.cuda.device_count()
+    else:
+        count = len([part for part in devices.split(",") if part.strip()]) if "," in devices else int(devices)
+    return max(started, count)
 
 
 def _choices(conf: Path) -> str:

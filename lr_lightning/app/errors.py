@@ -51,12 +51,13 @@ def explain(error: BaseException, override: str | None = None) -> str:
     if found := re.search(r"Ambiguous value for argument '(.*?)'", text):
         return f"{found[1]}: several values need -m, which runs one after another. A list is written key=[a,b]."
     if isinstance(error, OverrideParseException):
-        word = text.splitlines()[0].split(": ")[-1]
-        return f"cannot read the override {word!r}. Write key=value, in quotes if it has spaces."
+        return f"cannot read the override '{error.override}'. Write key=value, in quotes if it has spaces."
     key = _key_of(text, override)
     if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text, flags=re.DOTALL):
         return f"{key}: '{found[1]}' is not {_TYPES.get(found[2], found[2])}."
     if found := re.search(r"Value '(.*?)' of type '(\w+)' is incompatible with type hint '(.*?)'", text):
+        if found[3] == "Union[int, str]" and key.startswith("schedule."):
+            return f"{key}: {found[1]} has no unit: of what? Give steps (500), '5%' or '2 epochs'."
         return f"{key}: '{found[1]}' ({found[2]}) is not one of the allowed types: {found[3]}."
     if found := re.search(r"Value '(.*?)' is not a valid bool", text):
         return f"{key}: '{found[1]}' is not true or false."

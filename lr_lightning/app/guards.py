@@ -8,7 +8,16 @@ from lr_lightning.app.errors import ConfigError, did_you_mean
 
 
 class FinalValidation(Callback):
-    """Validate at `max_steps` too: Lightning would end in mid-epoch with no validation, so with no checkpoint."""
+    """End every fit with a validation, and so with a checkpoint.
+
+    Lightning ends at `max_steps` in mid-epoch without one, and after the last epoch where `check_val_every_n_epoch`
+    does not divide the number of epochs.
+    """
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate in the last epoch, whatever its number."""
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Ask for the end, which Lightning precedes with a validation."""

@@ -25,11 +25,12 @@ class Interrupted(SystemExit):
 class Interrupts(Callback):
     """Turn the first SIGTERM or Ctrl-C into an orderly stop, the second into an immediate one.
 
-    During a fit the step that runs is completed (a validation as well), ``checkpoint`` is saved, and the fit ends;
-    at any other time the run ends at once. As a context manager it holds the handlers for the whole run.
+    During a fit the optimizer step that runs is completed (a validation as well), ``checkpoint`` is saved, and the fit
+    ends, on all ranks at the same step; at any other time the run ends at once. As a context manager it holds the
+    handlers for the whole run. List it before the other callbacks, so that they are whole when it saves.
 
     Args:
-        checkpoint: Where the checkpoint of a stopped fit goes; None on ranks that save none by themselves.
+        checkpoint: Where the checkpoint of a stopped fit goes; None on ranks other than the first.
     """
 
     def __init__(self, checkpoint: Path | None = None) -> None:
@@ -48,36 +49,47 @@ class Interrupts(Callback):
             signal.signal(number, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._trainer is None or self.signum is not None:
-            self.signum = signum
-            raise Interrupted(signum)
+        trainer, again = self._trainer, self.signum is not None
         self.signum = signum
-        # Lightning's own handler has just asked for a stop after this very batch. In the middle of an accumulated step
-        # that would lose the gradients so far, so the stop waits for the step's end.
-        self._ask(self._trainer, False)
-
-    @staticmethod
-    def _ask(trainer: Trainer, stop: bool) -> None:
-        # Lightning looks at this at the end of every batch and raises; it knows SIGTERM alone.
-        trainer._signal_connector.received_sigterm = stop
+        launcher = trainer.strategy.launcher if trainer is not None else None
+        if launcher is not None and signum == signal.SIGTERM:
+            launcher.kill(signum)  # Ctrl-C reaches the other ranks by itself
+        if trainer is None or again:
+            raise Interrupted(signum)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on a stop is orderly."""
+        """From now on a stop is orderly.
+
+        Lightning has set a handler for SIGTERM of its own, which stops in the middle of an accumulated step and, with
+        several processes, starts a collective inside the handler, which deadlocks with the one that was under way.
+        """
         self._trainer = trainer
+        if self._before:
+            signal.signal(signal.SIGTERM, self._handle)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Stop now if told so, and if the step is complete."""
-        if self.signum is not None and not trainer.fit_loop._should_accumulate():
-            self._ask(trainer, True)
+        if not trainer.fit_loop._should_accumulate():
+            self._stop_if_told(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop after a validation in which the signal came."""
-        if self.signum is not None and not trainer.sanity_checking:
-            self._ask(trainer, True)
+        if not trainer.sanity_checking and self._trainer is not None:
+            self._stop_if_told(trainer)
+
+    def _stop_if_told(self, trainer: Trainer) -> None:
+        told = self.signum is not None
+        if trainer.world_size > 1:
+            told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        if told:
+            # Lightning looks at this at the end of the batch and raises SIGTERMException.
+            trainer._signal_connector.received_sigterm = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The fit is over: a stop is immediate again."""
+        """The fit is over: a stop is immediate again, also one that came too late for the fit to see it."""
         self._trainer = None
+        if self.signum is not None:
+            raise Interrupted(self.signum)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where the run stands, if it stopped in good order."""

@@ -10,7 +10,7 @@ from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.output import LAST, write_config
 from lr_lightning.app.resume import Previous
 from lr_lightning.app.validate import flatten
-from lr_lightning.tracking import CSVLogger, MLflowLogger, RunLogger
+from lr_lightning.tracking import CSVLogger, MLflowLogger, NoLogger, RunLogger
 from lr_lightning.tracking.environment import environment_tags
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.tracking.locks import mark_dead_runs
@@ -20,22 +20,21 @@ from lr_lightning.training.data import ImageDataModule
 
 def open_logger(
     config: Config, folder: Path, previous: Previous | None, data: ImageDataModule, module: LightningModule
-) -> RunLogger | None:
-    """Store the config in the output folder and open the run's record; None with ``tracking=none``.
+) -> RunLogger:
+    """Open the run's record, which takes the lock of its output folder, and store the config there.
 
     Raises:
         ConfigError: If the store cannot be used, or the run to go on with is still running.
     """
     container = asdict(config)
     container["tracking"]["uri"] = hide_password(config.tracking.uri) if config.tracking.uri else None
-    artifact = write_config(folder, container)
     node = config.tracking
-    if node.name == "none":
-        return None
     tags = _tags(config, folder, data)
     logger: RunLogger
     try:
-        if node.name == "csv":
+        if node.name == "none":
+            logger = NoLogger(folder, end_on_finalize=False)
+        elif node.name == "csv":
             logger = CSVLogger(folder, tags=tags, resume=previous is not None, end_on_finalize=False)
         else:
             store = open_store(Path(node.root), node.uri)
@@ -52,9 +51,10 @@ def open_logger(
         logger.start()
     except ValueError as e:
         raise ConfigError(f"tracking: {e}") from e
+    artifact = write_config(folder, container)  # only now: until the lock is held the folder may be a live run's
     logger.log_hyperparams({key: value for key, value in flatten(container).items() if value not in (None, {}, [])})
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    logger.log_hyperparams({"model.parameters": parameters, **{f"data.{k}": v for k, v in data.describe().items()}})
+    logger.log_hyperparams({"model.parameters": parameters, **{f"dataset.{k}": v for k, v in data.describe().items()}})
     logger.log_artifact(artifact)
     return logger
 

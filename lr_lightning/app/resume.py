@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lr_lightning import schedules
 from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
 from lr_lightning.app.errors import ConfigError, explain
 from lr_lightning.app.output import LAST
-from lr_lightning.app.validate import flatten, validated
+from lr_lightning.app.validate import validated
 
 CHANGEABLE = frozenset(
     {
@@ -34,6 +35,12 @@ _DEVICE_KEYS = ("accelerator", "devices", "num_nodes", "strategy")
 _MODELS = ("small_cnn", "smith_cnn", "resnet9", "resnet20", "resnet56", "wrn16_4")
 
 
+def untrusted(config: Config) -> list[str]:
+    """The targets of a config that a resume of it would have to be told to trust."""
+    named = {target for _, target in _targets(asdict(config)) if target is not None}
+    return sorted(named - ALLOWED_TARGETS)
+
+
 def _default_target(schema: type) -> str | None:
     target = getattr(schema, "_target_", None)
     return target if isinstance(target, str) and target != MISSING else None
@@ -42,6 +49,7 @@ def _default_target(schema: type) -> str | None:
 ALLOWED_TARGETS = frozenset(
     {target for choices in SCHEMAS.values() for schema in choices.values() if (target := _default_target(schema))}
     | {f"lr_lightning.training.models.{name}" for name in _MODELS}
+    | {f"lr_lightning.schedules.{name}" for name in schedules.__all__}
 )
 """What a stored config may name without `trust`: whole names, since `lr_lightning.x.os.system` has the same start."""
 
@@ -116,10 +124,15 @@ def _output_dir_tag(run_id: str, cfg: DictConfig) -> str | None:
 
 def _load(path: Path, trusted: set[str]) -> DictConfig:
     """Read a stored config as data: no interpolation, no target that is not trusted."""
-    raw = yaml.safe_load(path.read_text())
-    for key, value in flatten(raw).items():
-        if isinstance(value, str) and "${" in value:
-            raise ConfigError(f"{key}: '{value}' in {path} holds an interpolation, which a stored config never does.")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"resume: {path} cannot be read ({str(e).splitlines()[0]}).") from e
+    if not isinstance(raw, dict):
+        raise ConfigError(f"resume: {path} is no stored config.")
+    for text in _texts(raw):
+        if "${" in text:  # also as a key, or in a list: it could build a _target_ that is not seen here
+            raise ConfigError(f"resume: '{text}' in {path} holds an interpolation, which a stored config never does.")
     for key, target in _targets(raw):
         if target is not None and target not in trusted:
             raise ConfigError(
@@ -129,7 +142,7 @@ def _load(path: Path, trusted: set[str]) -> DictConfig:
     try:
         config = OmegaConf.structured(Config)
         for key, value in raw.items():
-            if key in GROUP_BASES:
+            if key in GROUP_BASES and isinstance(value, dict):
                 config[key] = OmegaConf.merge(OmegaConf.structured(_schema(key, value)), value)
             else:
                 config[key] = value
@@ -137,6 +150,19 @@ def _load(path: Path, trusted: set[str]) -> DictConfig:
         raise ConfigError(f"{path} does not fit this version: {explain(e)}") from e
     result: DictConfig = config
     return result
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """Every text in a nested value: keys, values, and items of lists."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from _texts(key)
+            yield from _texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
 
 
 def _targets(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -182,9 +208,9 @@ def _apply(stored: DictConfig, cfg: DictConfig, overrides: list[str]) -> dict[st
         if key == "trainer":
             for name in _DEVICE_KEYS:
                 take(f"trainer.{name}")
-        elif key.split(".")[0] == "tracking":
+        elif key == "tracking":
             stored.tracking = cfg.tracking
-        elif key in CHANGEABLE:
+        elif key in CHANGEABLE or key.startswith("tracking."):
             take(key)
         elif key in GROUP_BASES:
             if cfg[key].name != stored[key].name:

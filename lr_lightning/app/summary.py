@@ -1,6 +1,8 @@
 """The few numbers a run comes down to, and how they are shown."""
 
 import math
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.resume import Previous
+from lr_lightning.app.resume import Previous, untrusted
 from lr_lightning.training.data import ImageDataModule
 
 _TRACKED = {"val/loss": min, "val/acc": max}
@@ -29,6 +31,11 @@ class Summary(Callback):
         self.values: dict[str, float] = {}
         self._seconds_before = 0.0
         self._started: float | None = None
+        self.stepped = False
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """From here on an error is not one of the input."""
+        self.stepped = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -64,8 +71,17 @@ class Summary(Callback):
 
 def summarise(trainer: Trainer) -> dict[str, float]:
     """The values of `summary/*` after a fit: best and last validation, probe, gap, steps and seconds."""
-    callback = next(c for c in trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
+    callback = _callback(trainer)
     return {**callback.values, "steps": float(trainer.global_step), "seconds": callback.seconds}
+
+
+def stepped(trainer: Trainer) -> bool:
+    """Whether this process has begun a training step."""
+    return _callback(trainer).stepped
+
+
+def _callback(trainer: Trainer) -> Summary:
+    return next(c for c in trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
 
 
 def print_start(
@@ -75,7 +91,7 @@ def print_start(
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
     sizes = data.sizes
     channels, (height, width) = data.in_channels, data.image_size
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{config.data.name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes.get('test', 0):,} test "
         f"images of {channels}×{height}×{width}, {data.num_classes} classes"
@@ -93,7 +109,7 @@ def print_start(
 
 def print_summary(config: Config, folder: Path, run_id: str | None, summary: dict[str, float]) -> None:
     """The table at the end, and the two commands that come next."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     table = Table(title=f"{config.model.name} on {config.data.name}, {config.schedule.name}", title_justify="left")
     table.add_column("result")
     table.add_column("value", justify="right")
@@ -113,11 +129,40 @@ def print_summary(config: Config, folder: Path, run_id: str | None, summary: dic
         if key in summary:
             table.add_row(name, form.format(summary[key]))
     console.print(table)
-    if run_id:
-        console.print(f"MLflow run {run_id}, output {folder}", soft_wrap=True)
-        console.print("next:  make ui", soft_wrap=True)
-    else:
-        console.print(f"output {folder}", soft_wrap=True)
-        console.print("next:", soft_wrap=True)
-    longer = config.trainer.max_epochs * 2 if config.trainer.max_epochs > 0 else 30
-    console.print(f"       python scripts/train.py resume={folder} trainer.max_epochs={longer}", soft_wrap=True)
+    console.print(f"MLflow run {run_id}" if run_id else "not in MLflow", f"output {folder}", sep=", ", soft_wrap=True)
+    for name, command in _next_commands(config, folder):
+        console.print(f"{name}:  {command}", soft_wrap=True)
+
+
+def print_interrupted(config: Config, checkpoint: Path | None, reason: str, step: int) -> None:
+    """Say that the run was stopped, and how to go on with it."""
+    if checkpoint is None:
+        return  # not the first rank
+    console = Console(stderr=True, highlight=False, markup=False)
+    console.print(f"{reason} at step {step}", soft_wrap=True)
+    if checkpoint.is_file():
+        command = shlex.join(["python", sys.argv[0], f"resume={checkpoint.parent.parent}", *_trust(config)])
+        console.print(f"go on with it:  {command}", soft_wrap=True)
+
+
+def _trust(config: Config) -> list[str]:
+    """What a resume of this run must be told to trust."""
+    targets = untrusted(config)
+    return [f"trust=[{','.join(targets)}]"] if targets else []
+
+
+def _next_commands(config: Config, folder: Path) -> list[tuple[str, str]]:
+    """The two commands that come next, as they can be typed in the folder the run was started from."""
+    script = Path(sys.argv[0])
+    root = Path(__file__).resolve().parents[2] / "mlruns"
+    own = ["--root", config.tracking.root] if Path(config.tracking.root) != root else []
+    own += ["--uri", config.tracking.uri] if config.tracking.uri else []
+    limit = "max_steps" if config.trainer.max_steps > 0 else "max_epochs"
+    longer = f"trainer.{limit}={2 * getattr(config.trainer, limit)}"
+    resume = ("train on", shlex.join(["python", str(script), f"resume={folder}", *_trust(config), longer]))
+    if config.tracking.name == "mlflow":
+        if (config.tracking.uri or "").startswith("http"):
+            return [("look at it", str(config.tracking.uri)), resume]
+        return [("look at it", shlex.join(["python", str(script.with_name("ui.py")), *own])), resume]
+    other = shlex.join(["python", str(script), "schedule=constant", "tracking=mlflow"])
+    return [("another one, tracked", other), resume]

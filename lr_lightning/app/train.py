@@ -6,30 +6,30 @@ import os
 import shutil
 import signal
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lr_lightning.app import build
+from lr_lightning.app.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, load_weights, read_checkpoint
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.guards import FinalValidation, MonitorCheck
 from lr_lightning.app.interrupt import Interrupted, Interrupts
-from lr_lightning.app.output import LAST, new_output_dir
+from lr_lightning.app.output import LAST, new_output_dir, output_root
 from lr_lightning.app.record import open_logger, run_id_of
 from lr_lightning.app.resume import Previous
-from lr_lightning.app.summary import Summary, print_start, print_summary, summarise
-from lr_lightning.app.weights import load_weights
+from lr_lightning.app.summary import Summary, print_interrupted, print_start, print_summary, stepped, summarise
 from lr_lightning.callbacks.diverged import Diverged
+from lr_lightning.schedules import Schedule
+from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
 from lr_lightning.tracking import RunLogger
 from lr_lightning.training.data import ImageDataModule
+from lr_lightning.training.images import DataError
 
 _NOT_LIGHTNINGS = frozenset({"name", "channels_last", "compile", "deterministic", "progress", "kwargs"})
 
@@ -68,14 +68,19 @@ def train(config: Config, previous: Previous | None = None) -> Result:
         Diverged: If a loss becomes non-finite; the run is FAILED.
         Interrupted: On SIGTERM or Ctrl-C; the run is KILLED.
     """
-    _quiet()
+    quiet()
     _check_device(config)
+    output_root(config)
     schedule = build.build_schedule(config)
     data, module = _build(config)
+    _check_durations(config, schedule, data)
+    if previous:
+        _check_checkpoint(previous.checkpoint, data)
+    watching = build.build_callbacks(config, schedule, module)
     first = getattr(rank_zero_only, "rank", 0) == 0
     folder = (previous.output_dir if previous else new_output_dir(config)) if first else None
     interrupts = Interrupts(folder / "checkpoints" / LAST if folder else None)
-    callbacks = [*build.build_callbacks(config, schedule), Summary(), *_checkpoints(config, folder), interrupts]
+    callbacks = [interrupts, *watching, Summary(), *checkpoint_callbacks(config, folder)]
     try:
         trainer = _trainer(config, folder, callbacks)
         logger = open_logger(config, folder, previous, data, module) if folder else None
@@ -116,9 +121,17 @@ def _recorded(
         if logger:
             logger.set_tags({"diverged": "true", "diverged_step": str(e.step), "diverged_lr": str(e.lr)})
         raise
+    except DataError as e:  # an image that no longer can be read, in the middle of the run
+        raise ConfigError(str(e)) from e
+    except ValueError as e:
+        if stepped(trainer):
+            raise
+        raise ConfigError(str(e)) from e  # what only the trainer can tell, before the first step
     except (SIGTERMException, Interrupted, KeyboardInterrupt) as e:
         status = "KILLED"
-        raise (e if isinstance(e, Interrupted) else Interrupted(interrupts.signum or signal.SIGINT)) from None
+        interrupted = e if isinstance(e, Interrupted) else Interrupted(interrupts.signum or signal.SIGINT)
+        print_interrupted(config, interrupts.checkpoint, str(interrupted), trainer.global_step)
+        raise interrupted from None
     finally:
         if logger:
             logger.end(status)
@@ -164,22 +177,32 @@ def _build(config: Config) -> tuple[ImageDataModule, LightningModule]:
     return data, module
 
 
-def _checkpoints(config: Config, folder: Path | None) -> list[Callback]:
-    node = config.callbacks.checkpoint
-    if node is None:
-        return [FinalValidation()]
-    # Ranks other than the first take the folder from it, through Lightning's own broadcast.
-    common: dict[str, Any] = {
-        "dirpath": str(folder / "checkpoints") if folder else None,
-        "enable_version_counter": False,
-        "auto_insert_metric_name": False,
-    }
-    last = Path(LAST).stem
-    best = ModelCheckpoint(filename="best", monitor=node.monitor, mode=node.mode, **common)
-    kept = [best, ModelCheckpoint(filename=last, every_n_epochs=1, save_on_train_epoch_end=False, **common)]
-    if node.every_n_steps:
-        kept.append(ModelCheckpoint(filename=last, every_n_train_steps=node.every_n_steps, **common))
-    return [FinalValidation(), MonitorCheck(node.monitor), *kept]
+def _check_checkpoint(path: Path, data: ImageDataModule) -> None:
+    """Find a damaged checkpoint, or data that has changed since, before the run is opened again."""
+    checkpoint = read_checkpoint(path, "resume")
+    try:
+        data.load_state_dict(checkpoint.get(type(data).__qualname__, {}))
+    except DataError as e:
+        raise ConfigError(str(e)) from e
+
+
+def _check_durations(config: Config, schedule: Schedule, data: ImageDataModule) -> None:
+    """Find a warm-up that is longer than the run before the run appears in the store.
+
+    Where the number of steps is not yet known (several processes, limited batches), LRSchedule finds it itself.
+    """
+    node = config.trainer
+    if node.limit_train_batches != 1.0 or node.strategy != "auto" or node.devices not in ("auto", 1, "1"):
+        return
+    steps = updates_per_epoch(len(data.train_dataloader()), node.accumulate_grad_batches)
+    limits = [node.max_steps] if node.max_steps > 0 else []
+    clock = epoch_clock([steps] * max(1, node.max_epochs), ends=node.max_epochs > 0, totals=limits)
+    if config.schedule.total_steps is not None:
+        clock = replace(clock, total=config.schedule.total_steps)
+    try:
+        schedule.check(clock)
+    except ValueError as e:
+        raise ConfigError(f"schedule: {e}") from e
 
 
 def _trainer(config: Config, folder: Path | None, callbacks: list[Callback]) -> Trainer:
@@ -196,6 +219,7 @@ def _trainer(config: Config, folder: Path | None, callbacks: list[Callback]) -> 
             default_root_dir=folder,
             enable_model_summary=False,
             enable_checkpointing=config.callbacks.checkpoint is not None,
+            plugins=[AtomicCheckpointIO()],
             **node.kwargs,
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as e:
@@ -210,7 +234,7 @@ def _check_device(config: Config) -> None:
         )
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No telemetry, and none of the libraries' chatter that a user of the app can do nothing about."""
     for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "true")

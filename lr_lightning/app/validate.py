@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,6 +29,7 @@ def validated(cfg: DictConfig) -> Config:
             raise ConfigError(explain(e, getattr(e, "full_key", None))) from e
         problems = list(_bad_values(config))
         if not problems:
+            config.optimizer.lr = _peak(config)
             return config
     raise ConfigError("\n".join(problems[:5]))
 
@@ -84,7 +86,18 @@ _RULES: tuple[Rule, ...] = (
     ("optimizer.alpha", _momentum, "must lie in [0, 1), for instance 0.99"),
     ("optimizer.eps", _not_negative, "must be a finite number, 0 or more"),
     ("optimizer.betas", lambda v: len(v) == 2 and all(map(_momentum, v)), "must be two numbers in [0, 1)"),
+    ("optimizer.warmup_steps", lambda v: v >= 0, "must be 0 (no warm-up) or more steps"),
+    ("optimizer.r", _not_negative, "must be a finite number, 0 or more"),
+    ("optimizer.weight_lr_power", _not_negative, "must be a finite number, 0 or more"),
+    ("optimizer.beta3", _momentum, "must lie in [0, 1), or null for the root of the second of optimizer.betas"),
+    ("optimizer.d0", _positive, "must be a finite number above 0, for instance 1e-6"),
+    ("optimizer.d_coef", _positive, "must be a finite number above 0, for instance 0.5, 1 or 2"),
+    ("optimizer.growth_rate", lambda v: v > 1, "must be above 1, for instance 1.02, or .inf for no limit"),
     ("schedule.total_steps", *_ONE_OR_MORE),
+    ("schedule.max_lr", _positive, "must be a finite number above 0, or null for optimizer.lr"),
+    ("schedule.base_lr", _positive, "must be a finite number above 0, or null for the choice's share of the peak"),
+    ("schedule.base_momentum", _momentum, "must lie in [0, 1), for instance 0.85"),
+    ("schedule.max_momentum", _momentum, "must lie in [0, 1), for instance 0.95"),
     ("trainer.max_epochs", lambda v: v >= 1 or v == -1, "must be 1 or more, or -1 for no limit"),
     ("trainer.max_steps", lambda v: v >= 1 or v == -1, "must be 1 or more, or -1 for no limit"),
     ("trainer.num_nodes", *_ONE_OR_MORE),
@@ -119,6 +132,8 @@ def _bad_values(config: Config) -> Iterator[str]:
         if value is not None and value not in choices:
             yield f"{key}: unknown choice '{value}'. Choices: {', '.join(choices)}.{did_you_mean(str(value), choices)}"
     yield from _bad_combinations(config)
+    yield from _bad_bounds(config)
+    yield from _bad_momentum(config)
     yield from _absent_paths(config)
 
 
@@ -127,14 +142,91 @@ def _bad_combinations(config: Config) -> Iterator[str]:
         yield "trainer.max_epochs: -1, and trainer.max_steps: -1: the run would never end. Give one of them."
     if _value(config, "optimizer.nesterov") and not _value(config, "optimizer.momentum"):
         yield "optimizer.nesterov: true needs optimizer.momentum above 0; give optimizer.nesterov=false."
+    yield from _bad_for_optimizer(config)
     if config.resume and config.ckpt:
         yield "ckpt: cannot be given with resume, which has a checkpoint of its own. Leave one of the two out."
+    monitor = _value(config, "callbacks.checkpoint.monitor")
+    if monitor is not None and monitor.startswith(("overfit/", "probe/")):
+        logged = ("probe/loss", "probe/acc", "overfit/gap_loss", "overfit/gap_acc")
+        if config.callbacks.overfitting is None:
+            yield f"callbacks.checkpoint.monitor: '{monitor}' needs callbacks.overfitting, which is off."
+        elif monitor not in logged:
+            yield f"callbacks.checkpoint.monitor: '{monitor}' is not logged. Choices: val/..., {', '.join(logged)}."
     for pattern, factors in config.optimizer.multipliers.items():
         for name, value in factors.items():
             if name not in ("lr", "weight_decay"):
                 yield f"optimizer.multipliers.{pattern}: '{name}' is not one of lr, weight_decay."
             elif not _not_negative(value):
                 yield f"optimizer.multipliers.{pattern}.{name}: must be a finite number, 0 or more, got {value}."
+
+
+def _peak(config: Config) -> float:
+    """The peak rate, which has two names where the schedule is cyclical."""
+    max_lr = _value(config, "schedule.max_lr")
+    return config.optimizer.lr if max_lr is None else float(max_lr)
+
+
+def _lr_given(config: Config) -> bool:
+    """Whether optimizer.lr was asked for: it is not its default, or it stands on the command line."""
+    default = getattr(type(config.optimizer), "lr", None)
+    default = config.model.lr if default == "${model.lr}" else default
+    if config.optimizer.lr != default:
+        return True
+    known = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return any(override.lstrip("+").startswith("optimizer.lr=") for override in known)
+
+
+def _bad_bounds(config: Config) -> Iterator[str]:
+    lr, peak, base_lr = config.optimizer.lr, _peak(config), _value(config, "schedule.base_lr")
+    if peak != lr and _lr_given(config):
+        yield (
+            f"schedule.max_lr: {peak:g}, but optimizer.lr: {lr:g}. "
+            "They are two names of the peak rate: give one of them."
+        )
+    elif base_lr is not None and base_lr > peak:
+        yield f"schedule.base_lr: must be at most the peak (optimizer.lr or schedule.max_lr), {peak:g}, got {base_lr}."
+
+
+def _bad_momentum(config: Config) -> Iterator[str]:
+    low, high = _value(config, "schedule.base_momentum"), _value(config, "schedule.max_momentum")
+    if low is None and high is None:
+        return
+    if low is None or high is None:
+        absent, given = ("base", "max") if low is None else ("max", "base")
+        yield f"schedule.{absent}_momentum: needs a value beside schedule.{given}_momentum; give both or none."
+    elif low > high:
+        yield f"schedule.base_momentum: must be at most schedule.max_momentum, {high}, got {low}."
+    known = {f.name for f in fields(config.optimizer)} | set(config.optimizer.kwargs)
+    if not known & {"momentum", "betas"}:
+        yield (
+            f"schedule.max_momentum: {config.optimizer.name} has neither momentum nor betas to move. "
+            "Leave schedule.base_momentum and schedule.max_momentum out, or take another optimizer."
+        )
+
+
+def _bad_for_optimizer(config: Config) -> Iterator[str]:
+    """What the optimizers from packages of their own cannot do."""
+    package, name = config.optimizer._target_.split(".")[0], config.optimizer.name
+    if package == "schedulefree":
+        betas = _value(config, "optimizer.betas")
+        if _value(config, "schedule.max_momentum") is not None:
+            yield (
+                f"schedule.max_momentum: {name} averages by its momentum, which must stay as it is. Leave "
+                "schedule.base_momentum and schedule.max_momentum out."
+            )
+        if _value(config, "optimizer.momentum") == 0:
+            yield f"optimizer.momentum: must be above 0 with {name}, which averages by it, got 0."
+        if betas and betas[0] == 0:
+            yield f"optimizer.betas: the first must be above 0 with {name}, which averages by it, got {betas}."
+    elif package in ("prodigyopt", "dadaptation"):
+        if _value(config, "optimizer.eps") == 0:
+            yield f"optimizer.eps: must be above 0 with {name}, for instance 1e-8, got 0."
+        for pattern, factors in config.optimizer.multipliers.items():
+            if factors.get("lr", 1) not in (0, 1):
+                yield (
+                    f"optimizer.multipliers.{pattern}.lr: {name} estimates one rate for all parameters, so it must be "
+                    f"left out (or be 0, for parameters that stay as they are), got {factors['lr']}."
+                )
 
 
 def _absent_paths(config: Config) -> Iterator[str]:

@@ -8,7 +8,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lr_lightning.callbacks.effective_lr import effective_lr
 from lr_lightning.callbacks.step_recorder import StepRecorder
+from lr_lightning.callbacks.trainer_clock import trainer_clock
 
 _SHOWN = {"val/loss": "val", "val/acc": "acc", "probe/loss": "probe", "overfit/gap_loss": "gap"}
 
@@ -46,8 +48,7 @@ class RunProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar at the step the run starts from."""
         self._started, self._first_step = time.monotonic(), trainer.global_step
-        total = trainer.estimated_stepping_batches
-        self._total = int(total) if total not in (-1, float("inf")) else 0
+        self._total = trainer_clock(trainer).total or 0
         if self.style != "bar":
             return
         self._bar = Progress(
@@ -86,7 +87,8 @@ class RunProgress(ProgressBar):
             line = (
                 f"epoch {self._epoch(trainer)}  step {trainer.global_step}  {self._metrics(trainer)}  {now:.0f} s{left}"
             )
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self._validated = {}  # the next epoch may have none of its own
 
     def _draw(self, trainer: Trainer) -> None:
         if self._bar is not None:
@@ -107,7 +109,7 @@ class RunProgress(ProgressBar):
             parts.append(f"train {recorder.last_loss:.4f}")
         parts += [f"{name} {self._validated[key]:.4f}" for key, name in _SHOWN.items() if key in self._validated]
         if trainer.optimizers:
-            parts.append(f"lr {float(trainer.optimizers[0].param_groups[0]['lr']):.3g}")
+            parts.append(f"lr {float(effective_lr(trainer.optimizers[0].param_groups[0])):.3g}")
         return "  ".join(parts)
 
     def _stop(self) -> None:

@@ -1,6 +1,7 @@
 """Whole runs in processes of their own: what a run leaves behind, and that resuming is as if it had never stopped."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -102,9 +103,27 @@ def wait_for(path: Callable[[], bool], process: "subprocess.Popen[str]", seconds
         time.sleep(0.05)
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without a run: making one takes MLflow seconds, so it is made once and copied."""
+    from lr_lightning.tracking import open_store
+
+    root = tmp_path_factory.mktemp("store")
+    open_store(root).call("search_experiments")  # an experiment would remember this very folder
+    return root / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def prepared_store(tmp_path: Path, empty_database: Path, request: pytest.FixtureRequest) -> None:
+    """Every test starts with a copy of it, but for those about the first start itself."""
+    if request.node.get_closest_marker("first_start") is None:
+        (tmp_path / "mlruns").mkdir()
+        shutil.copy(empty_database, tmp_path / "mlruns")
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was never stopped."""
+    """A run that was never stopped, and the first in its store."""
     tmp_path = tmp_path_factory.mktemp("uninterrupted")
     process = start(tmp_path, *SMALL)
     out, err = process.communicate(timeout=300)
@@ -273,6 +292,7 @@ def test_a_diverging_run_fails_with_step_and_rate_and_loses_nothing(tmp_path: Pa
         assert all(torch.isfinite(t).all() for t in torch.load(path, weights_only=True)["state_dict"].values())
 
 
+@pytest.mark.first_start
 def test_eight_first_runs_at_once_all_survive(tmp_path: Path) -> None:
     small = ["model.kwargs.width=4", "trainer.max_epochs=1", "trainer.limit_train_batches=3", "test=false"]
     processes = [start(tmp_path, *small, f"seed={seed}") for seed in range(8)]
@@ -303,3 +323,70 @@ def test_two_processes_make_one_run(tmp_path: Path, train_command: Command) -> N
     # 1,294 images in batches of 2 × 64: ten batches an epoch and rank, accumulated by three
     assert [step for key, step, _ in found if key == "train/loss"] == list(range(12))
     assert [step for key, step, _ in found if key == "val/acc"] == [3, 7, 11]
+
+
+def test_a_dead_server_neither_stops_nor_stalls_a_run_and_replay_sends_it_later(
+    tmp_path: Path, train_command: Command
+) -> None:
+    done = train_command(*SMALL, "tracking.uri=http://127.0.0.1:9")
+    assert done.stderr.count("127.0.0.1:9") <= 2  # one warning at the start, one word at the end
+    assert "replay.py" in done.stderr
+    folder = folder_of(tmp_path)
+    assert '"train/loss"' in (folder / "metrics.jsonl").read_text()
+    failed = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "replay.py"), str(folder)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+
+
+def test_the_users_own_module_with_its_own_loss_and_metrics(tmp_path: Path, train_command: Command) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import lightning as L, torch\n"
+        "class Mine(L.LightningModule):\n"
+        "    def __init__(self, net, optimizer, scale):\n"
+        "        super().__init__()\n"
+        "        self.net, self.make, self.scale = net, optimizer, scale\n"
+        "    def forward(self, x):\n"
+        "        return self.net(x)\n"
+        "    def training_step(self, batch, i):\n"
+        "        return self.scale * torch.nn.functional.multi_margin_loss(self(batch[0]), batch[1])\n"
+        "    def validation_step(self, batch, i):\n"
+        "        self.log('val/right', (self(batch[0]).argmax(1) == batch[1]).float().mean())\n"
+        "    def test_step(self, batch, i):\n"
+        "        self.log('test/right', (self(batch[0]).argmax(1) == batch[1]).float().mean())\n"
+        "    def configure_optimizers(self):\n"
+        "        return self.make(self.net)\n"
+    )
+    own = ["module=own", "module._target_=mine.Mine", "+module.kwargs.scale=2.0"]
+    wrong = train_command(*SMALL, *own, check=False)
+    assert wrong.returncode == 2
+    assert "callbacks.checkpoint.monitor: 'val/acc' is not logged" in wrong.stderr
+    train_command(*SMALL, *own, "callbacks.checkpoint.monitor=val/right")
+    found = rows(tmp_path)
+    assert {"val/right", "test/right", "train/loss", "lr/group0", "probe/loss"} <= {key for key, _, _ in found}
+
+
+def test_a_module_with_its_own_scheduler_is_told_which_of_the_two_to_remove(
+    tmp_path: Path, train_command: Command
+) -> None:
+    (tmp_path / "scheduled.py").write_text(
+        "import torch\nfrom lr_lightning.training.classifier import LitClassifier\n"
+        "class Scheduled(LitClassifier):\n"
+        "    def configure_optimizers(self):\n"
+        "        o = super().configure_optimizers()\n"
+        "        return {'optimizer': o, 'lr_scheduler': torch.optim.lr_scheduler.StepLR(o, 1)}\n"
+    )
+    own = ["module=own", "module._target_=scheduled.Scheduled"]
+    # its __init__ is inherited, so it names net, optimizer and num_classes
+    done = train_command(*SMALL, *own, "tracking=none", check=False)
+    assert done.returncode == 2
+    assert "Remove it there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_run_ends_at_max_steps_with_a_validation_and_a_test(tmp_path: Path, train_command: Command) -> None:
+    train_command(*SMALL, "trainer.max_steps=9")
+    found = rows(tmp_path)
+    assert [step for key, step, _ in found if key == "val/acc"] == [6, 8]
+    assert [key for key, _, _ in found].count("test/acc") == 1

@@ -68,7 +68,10 @@ def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> No
         (["seed=1.5"], ["seed:", "'1.5'", "not an integer"]),
         (["optimizer.lr=fast"], ["optimizer.lr:", "'fast'", "not a number"]),
         (["trainer.channels_last=perhaps"], ["trainer.channels_last:", "'perhaps'", "not true or false"]),
-        (["schedule=cosin"], ["schedule:", "'cosin'", "Choices: constant, cosine", "Did you mean 'cosine'?"]),
+        (
+            ["schedule=cosin"],
+            ["schedule:", "'cosin'", "Choices: batch_growth, constant, cosine", "Did you mean 'cosine'?"],
+        ),
         (["tracking.name=wandb"], ["tracking.name:", "'wandb'", "mlflow, csv, none"]),
         (["data=parquet"], ["data.train:", "needs a value", "data.train=..."]),
         (["data=image_folder"], ["data.root:", "needs a value"]),

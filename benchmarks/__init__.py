@@ -1,0 +1,1 @@
+"""What the project claims, measured side by side: ``python -m benchmarks.<name>`` (``--quick`` for a small form)."""
