@@ -1,12 +1,11 @@
 """Cost of LRSchedule for each optimizer step, in microseconds, on the CPU and, where there is one, on a GPU.
 
-Run: ``python benchmarks/lr_schedule_cost.py``. Each row is the median over 20 repeats of the time that
+Run: ``python -m benchmarks.lr_schedule_cost [--quick]``. Each row is the median over 20 repeats of the time that
 ``on_train_batch_start`` takes, in a run of 100,000 steps, AdamW with two param groups. On a GPU, rates are tensors and
 any synchronisation is an error.
 """
 
-import platform
-import statistics
+import argparse
 import time
 from types import SimpleNamespace
 from typing import cast
@@ -14,6 +13,7 @@ from typing import cast
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from benchmarks.report import show, spread, store
 from lr_lightning.callbacks.group_driver import GroupDriver
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.schedules import (
@@ -64,8 +64,8 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def microseconds(schedule: Schedule, device: str) -> float:
-    """Median cost of one call, over the whole run."""
+def microseconds(schedule: Schedule, device: str) -> dict[str, float]:
+    """Cost of one call, over the whole run."""
     lr: float | torch.Tensor = 0.1 if device == "cpu" else torch.tensor(0.1, device=device)
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1, device=device))]} for _ in range(2)]
     optimizer = torch.optim.AdamW(groups, lr=lr, capturable=device != "cpu")
@@ -86,16 +86,22 @@ def microseconds(schedule: Schedule, device: str) -> float:
         times.append((time.perf_counter() - start) / CALLS * 1e6)
     if device != "cpu":
         torch.cuda.set_sync_debug_mode("default")
-    return statistics.median(times)
+    return spread(times)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table and store it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three schedules, nothing stored")
+    quick = parser.parse_args().quick
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, microseconds a step")
-    print(f"{'schedule':<26}" + "".join(f"{device:>8}" for device in devices))
-    for name, schedule in SCHEDULES.items():
-        print(f"{name:<26}" + "".join(f"{microseconds(schedule, device):>8.1f}" for device in devices))
+    chosen = dict(list(SCHEDULES.items())[:3]) if quick else SCHEDULES
+    print("microseconds a step, median (smallest to largest)")
+    print(f"{'schedule':<26}" + "".join(f"{device:>24}" for device in devices))
+    result = {name: {device: microseconds(schedule, device) for device in devices} for name, schedule in chosen.items()}
+    for name, found in result.items():
+        print(f"{name:<26}" + "".join(f"{show(found[device], '{:.1f}'):>24}" for device in devices))
+    store("lr_schedule_cost", {"microseconds": result}, quick)
 
 
 if __name__ == "__main__":

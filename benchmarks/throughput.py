@@ -1,15 +1,18 @@
 """The training step of the app beside a hand-written torch loop and beside Lightning alone, over the same batches.
 
 Run: ``python -m benchmarks.throughput [--quick] [--cifar10 FOLDER]``. Three arms take turns in one process, so that a
-busy machine slows all of them: ``loop`` (plain torch: forward, backward, SGD, cosine rate), ``lightning`` (the same
-module in a Trainer without callbacks or logger) and ``app`` (every callback of the app and its MLflow logger on SQLite:
-each step's rate and loss is stored). A round's ratio is the app's (or Lightning's) mean step over the loop's of the
-same round; the table gives the median over rounds, with the smallest and largest. Validation, probe and checkpoints are
-per epoch, not per step: they are left out here. digits always runs; CIFAR-10 where its two parquet files are given.
+busy machine slows all of them alike: ``loop`` (plain torch: forward, backward, SGD, cosine rate), ``lightning`` (the
+same module in a Trainer without callbacks or logger) and ``app`` (every callback of the app and its MLflow logger on
+SQLite: each step's rate and loss is stored). A round's ratio is the app's (or Lightning's) median step over the loop's
+of the same round; the table gives the median over rounds, with the smallest and largest. The last column is the ratio
+of the mean steps of all rounds: it contains what comes only now and then, such as a flush of the log, and the machine's
+noise. Validation, probe and checkpoints are per epoch, not per step: they are left out here. digits always runs;
+CIFAR-10 where its two parquet files are given.
 """
 
 import argparse
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,16 +39,18 @@ WARMUP = 20  # steps that are not measured
 
 
 class Clock(Callback):
-    """Times the steps from the end of the warm-up to the end of the run."""
+    """Notes when each step ends."""
 
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == WARMUP:
-            self.started = time.perf_counter()
-        self.ended, self.steps = time.perf_counter(), trainer.global_step - WARMUP
+    def __init__(self) -> None:
+        self.ends: list[float] = []
 
-    @property
-    def seconds(self) -> float:
-        return (self.ended - self.started) / self.steps
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def durations(ends: list[float]) -> list[float]:
+    """Milliseconds of each step after the warm-up."""
+    return [1000 * (b - a) for a, b in zip(ends[WARMUP - 1 :], ends[WARMUP:], strict=False)]
 
 
 def endless(data: ImageDataModule) -> Iterator[Any]:
@@ -64,17 +69,16 @@ def fresh(config: Config, data: ImageDataModule) -> Any:
     return build.build_module(config, net, data)
 
 
-def loop(config: Config, data: ImageDataModule, steps: int) -> float:
-    """Seconds a step of the hand-written loop."""
+def loop(config: Config, data: ImageDataModule, steps: int) -> list[float]:
+    """The hand-written loop."""
     net = fresh(config, data).net.train()
     optimizer = torch.optim.SGD(
         net.parameters(), lr=config.optimizer.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
     data.trainer = None
     batches = endless(data)
+    ends = []
     for step in range(WARMUP + steps):
-        if step == WARMUP:
-            started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = config.optimizer.lr * 0.5 * (1 + math.cos(math.pi * step / (WARMUP + steps)))
         images, labels = next(batches)
@@ -82,11 +86,14 @@ def loop(config: Config, data: ImageDataModule, steps: int) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return (time.perf_counter() - started) / steps
+        ends.append(time.perf_counter())
+    return durations(ends)
 
 
-def fit(config: Config, data: ImageDataModule, steps: int, callbacks: list[Callback], logger: Any = False) -> float:
-    """Seconds a step of a Trainer."""
+def fit(
+    config: Config, data: ImageDataModule, steps: int, callbacks: list[Callback], logger: Any = False
+) -> list[float]:
+    """A Trainer."""
     clock = Clock()
     trainer = Trainer(
         accelerator="cpu",
@@ -103,16 +110,16 @@ def fit(config: Config, data: ImageDataModule, steps: int, callbacks: list[Callb
     if logger:
         trainer.loggers = [logger]
     trainer.fit(module, datamodule=data)
-    return clock.seconds
+    return durations(clock.ends)
 
 
-def lightning(config: Config, data: ImageDataModule, steps: int) -> float:
-    """Seconds a step of Lightning alone."""
+def lightning(config: Config, data: ImageDataModule, steps: int) -> list[float]:
+    """Lightning alone."""
     return fit(config, data, steps, [])
 
 
-def app(config: Config, data: ImageDataModule, steps: int) -> float:
-    """Seconds a step with every callback of the app and its logger; the logger's own thread works meanwhile."""
+def app(config: Config, data: ImageDataModule, steps: int) -> list[float]:
+    """Every callback of the app and its logger; the logger's own thread works meanwhile."""
     callbacks = [*build.build_callbacks(config, build.build_schedule(config), fresh(config, data)), Summary()]
     folder = Path(tempfile.mkdtemp(dir=config.output_root))
     logger = open_logger(config, folder, None, data, fresh(config, data))
@@ -123,26 +130,36 @@ def app(config: Config, data: ImageDataModule, steps: int) -> float:
             logger.end("FINISHED")
 
 
-ARMS: dict[str, Callable[[Config, ImageDataModule, int], float]] = {"loop": loop, "lightning": lightning, "app": app}
+ARMS: dict[str, Callable[[Config, ImageDataModule, int], list[float]]] = {
+    "loop": loop,
+    "lightning": lightning,
+    "app": app,
+}
 
 
 def measure(config: Config, steps: int, rounds: int) -> dict[str, Any]:
     """All arms in turn, several rounds; the order changes from round to round."""
     data = build.build_data(config)
     data.prepare()
-    times: dict[str, list[float]] = {name: [] for name in ARMS}
+    medians: dict[str, list[float]] = {name: [] for name in ARMS}
+    means: dict[str, list[float]] = {name: [] for name in ARMS}
     for number in range(rounds):
         names = list(ARMS) if number % 2 == 0 else list(reversed(ARMS))
         for name in names:
-            times[name].append(1000 * ARMS[name](config, data, steps))
-        print(f"  round {number + 1}: " + ", ".join(f"{n} {times[n][-1]:.2f} ms" for n in ARMS), flush=True)
-    ratios = {name: spread([a / b for a, b in zip(times[name], times["loop"], strict=True)]) for name in ARMS}
-    over = spread([a / b for a, b in zip(times["app"], times["lightning"], strict=True)])
+            taken = ARMS[name](config, data, steps)
+            medians[name].append(statistics.median(taken))
+            means[name].append(statistics.fmean(taken))
+        print(f"  round {number + 1}: " + ", ".join(f"{n} {medians[n][-1]:.2f} ms" for n in ARMS), flush=True)
+
+    def ratio(over: str, under: str) -> dict[str, float]:
+        rounds = spread([a / b for a, b in zip(medians[over], medians[under], strict=True)])
+        return {**rounds, "of_means": sum(means[over]) / sum(means[under])}
+
     return {
-        "steps": steps,
-        "ms_per_step": {n: spread(t) for n, t in times.items()},
-        "ratio_to_loop": ratios,
-        "app_to_lightning": over,
+        "steps_a_round": steps,
+        "ms_per_step": {name: spread(values) for name, values in medians.items()},
+        "ratio_to_loop": {name: ratio(name, "loop") for name in ARMS},
+        "app_to_lightning": ratio("app", "lightning"),
     }
 
 
@@ -154,10 +171,10 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet()
     register()
-    problems = {"digits/small_cnn": (["data=digits"], 400)}
+    problems = {"digits/small_cnn": (["data=digits"], 200)}
     if arguments.cifar10:
         files = [f"data.{split}={arguments.cifar10.absolute()}/{split}.parquet" for split in ("train", "test")]
-        problems["cifar10/smith_cnn"] = (["data=parquet", *files, "model=smith_cnn"], 150)
+        problems["cifar10/smith_cnn"] = (["data=parquet", *files, "model=smith_cnn"], 50)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         OmegaConf.register_new_resolver("checkout", lambda: folder, replace=True)
@@ -166,12 +183,14 @@ def main() -> None:
             with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
                 config = validated(compose("config", [*overrides, f"output_root={folder}", "trainer.progress=none"]))
             print(name, flush=True)
-            result[name] = measure(config, 30 if arguments.quick else steps, 1 if arguments.quick else 7)
-    print(f"\n{'':20}{'arm':12}{'ms/step':>24}{'ratio to the loop':>26}")
+            result[name] = measure(config, 30 if arguments.quick else steps, 1 if arguments.quick else 15)
+    print(f"\n{'':20}{'arm':12}{'ms/step':>24}{'ratio to the loop':>26}{'of means':>10}")
     for name, found in result.items():
         for arm in ARMS:
-            print(f"{name:20}{arm:12}{show(found['ms_per_step'][arm]):>24}{show(found['ratio_to_loop'][arm]):>26}")
-        print(f"{name:20}{'app / lightning':36}{show(found['app_to_lightning']):>26}")
+            ms, ratio = found["ms_per_step"][arm], found["ratio_to_loop"][arm]
+            print(f"{name:20}{arm:12}{show(ms):>24}{show(ratio):>26}{ratio['of_means']:>10.2f}")
+        over = found["app_to_lightning"]
+        print(f"{name:20}{'app / lightning':36}{show(over):>26}{over['of_means']:>10.2f}")
     store("throughput", result, arguments.quick)
 
 

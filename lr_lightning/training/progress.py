@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.effective_lr import effective_lr
 from lr_lightning.callbacks.step_recorder import StepRecorder
 from lr_lightning.callbacks.trainer_clock import trainer_clock
@@ -49,6 +50,9 @@ class RunProgress(ProgressBar):
         """Start the bar at the step the run starts from."""
         self._started, self._first_step = time.monotonic(), trainer.global_step
         self._total = trainer_clock(trainer).total or 0
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, BatchSizeSchedule) and self.style != "none":
+                self.console.print(callback.describe(trainer), highlight=False, soft_wrap=True, markup=False)
         if self.style != "bar":
             return
         self._bar = Progress(

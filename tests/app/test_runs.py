@@ -390,3 +390,51 @@ def test_the_run_ends_at_max_steps_with_a_validation_and_a_test(tmp_path: Path, 
     found = rows(tmp_path)
     assert [step for key, step, _ in found if key == "val/acc"] == [6, 8]
     assert [key for key, _, _ in found].count("test/acc") == 1
+
+
+def test_sigterm_stops_both_processes_at_the_same_step(tmp_path: Path, train_command: Command) -> None:
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    process = start(tmp_path, *SMALL, *ddp, "trainer.max_epochs=1000")
+    wait_for(lambda: any((tmp_path / "outputs").glob("*/checkpoints/last.ckpt")), process, seconds=200)
+    process.terminate()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, out + err
+    (status,) = runs(tmp_path).values()
+    assert status == "KILLED"
+    folder = folder_of(tmp_path)
+    steps = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert [step for key, step, _ in rows(tmp_path) if key == "train/loss"] == list(range(steps))
+
+
+def test_a_run_ends_with_a_validation_where_they_are_rarer_than_epochs(tmp_path: Path, train_command: Command) -> None:
+    train_command(*SMALL, "trainer.check_val_every_n_epoch=2")
+    assert [step for key, step, _ in rows(tmp_path) if key == "val/acc"] == [13, 20]
+    assert torch.load(folder_of(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 21
+
+
+def test_a_moved_output_folder_keeps_its_best_checkpoint(tmp_path: Path, train_command: Command) -> None:
+    train_command(*SMALL, "tracking=none", "schedule=constant")
+    moved = folder_of(tmp_path).rename(tmp_path / "moved")
+    best = (moved / "checkpoints" / "best.ckpt").read_bytes()
+    done = train_command(f"resume={moved}", "trainer.max_epochs=4", "tracking=none")
+    assert "dirpath has changed" not in done.stderr
+    state = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (monitor,) = (value for key, value in state.items() if "'monitor': 'val/acc'" in key)
+    assert monitor["best_model_path"] == str(moved / "checkpoints" / "best.ckpt")
+    improved = (moved / "checkpoints" / "best.ckpt").read_bytes() != best
+    again = torch.load(moved / "checkpoints" / "best.ckpt", weights_only=True)
+    assert improved == (again["epoch"] == 3)
+
+
+def test_a_damaged_checkpoint_is_told_before_the_run_is_touched(tmp_path: Path, train_command: Command) -> None:
+    train_command(*SMALL, "trainer.max_epochs=1")
+    folder = folder_of(tmp_path)
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:5000])
+    config = (folder / "config.yaml").read_text()
+    done = train_command(f"resume={folder}", "trainer.max_epochs=2", check=False)
+    assert done.returncode == 2
+    assert "resume:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(runs(tmp_path).values()) == ["FINISHED"]
+    assert (folder / "config.yaml").read_text() == config
