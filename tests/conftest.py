@@ -18,6 +18,13 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning keeps the seed in the environment and acts on it: it would change the loaders of every later test."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def train_command(tmp_path: Path) -> Command:
     """`scripts/train.py` in a process of its own, from a foreign folder, its store and outputs below `tmp_path`."""

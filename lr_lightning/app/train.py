@@ -129,6 +129,9 @@ def _recorded(
         raise ConfigError(str(e)) from e  # what only the trainer can tell, before the first step
     except (SIGTERMException, Interrupted, KeyboardInterrupt) as e:
         status = "KILLED"
+        if logger is None:
+            # Lightning kills the first rank when another one ends with a status, in the middle of closing its record.
+            raise SystemExit(0) from None
         interrupted = e if isinstance(e, Interrupted) else Interrupted(interrupts.signum or signal.SIGINT)
         print_interrupted(config, interrupts.checkpoint, str(interrupted), trainer.global_step)
         raise interrupted from None
