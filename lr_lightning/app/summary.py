@@ -1,6 +1,7 @@
 """The few numbers a run comes down to, and how they are shown."""
 
 import math
+import os
 import shlex
 import sys
 import time
@@ -159,10 +160,15 @@ def _next_commands(config: Config, folder: Path) -> list[tuple[str, str]]:
     own += ["--uri", config.tracking.uri] if config.tracking.uri else []
     limit = "max_steps" if config.trainer.max_steps > 0 else "max_epochs"
     longer = f"trainer.{limit}={2 * getattr(config.trainer, limit)}"
-    resume = ("train on", shlex.join(["python", str(script), f"resume={folder}", *_trust(config), longer]))
+    arguments = [f"resume={folder}", *_trust(config), longer]
+    by_make = "MAKELEVEL" in os.environ  # started by `make train`: the virtual environment may not be active
+    resume = ("train on", f'make train ARGS="{shlex.join(arguments)}"' if by_make else _command(script, *arguments))
     if config.tracking.name == "mlflow":
         if (config.tracking.uri or "").startswith("http"):
             return [("look at it", str(config.tracking.uri)), resume]
-        return [("look at it", shlex.join(["python", str(script.with_name("ui.py")), *own])), resume]
-    other = shlex.join(["python", str(script), "schedule=constant", "tracking=mlflow"])
-    return [("another one, tracked", other), resume]
+        return [("look at it", "make ui" if by_make and not own else _command(script.with_name("ui.py"), *own)), resume]
+    return [("another one, tracked", _command(script, "schedule=constant", "tracking=mlflow")), resume]
+
+
+def _command(script: Path, *arguments: str) -> str:
+    return shlex.join(["python", str(script), *arguments])
