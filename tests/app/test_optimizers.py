@@ -243,8 +243,10 @@ def test_bad_values_are_named(composed: Compose, overrides: list[str], message: 
 
 
 def test_one_rate_may_still_be_zero_for_some_and_decay_may_differ(composed: Compose) -> None:
-    validated(composed("optimizer=prodigy", "+optimizer.multipliers={bias:{lr:0.0,weight_decay:2.0}}"))
-    validated(composed("optimizer=schedule_free_sgd", "+optimizer.multipliers={bias:{lr:2.0}}"))
+    frozen = validated(composed("optimizer=prodigy", "+optimizer.multipliers={bias:{lr:0.0,weight_decay:2.0}}"))
+    assert frozen.optimizer.multipliers == {"bias": {"lr": 0.0, "weight_decay": 2.0}}
+    doubled = validated(composed("optimizer=schedule_free_sgd", "+optimizer.multipliers={bias:{lr:2.0}}"))
+    assert doubled.optimizer.multipliers == {"bias": {"lr": 2.0}}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.errors import HydraException
 from lightning.pytorch import Callback, LightningModule
 from omegaconf import DictConfig
 
@@ -164,7 +165,7 @@ def test_two_different_peaks_are_an_error(composed: Compose, monkeypatch: pytest
 def test_bad_input_names_key_value_and_remedy(composed: Compose, overrides: list[str], parts: list[str]) -> None:
     try:
         text = message(composed, *overrides)
-    except Exception as e:  # composing itself refuses: what the command line then says is the errors module's
+    except HydraException as e:  # composing itself refuses: what the command line then says is the errors module's
         text = validate.explain(e)
     for part in parts:
         assert part in text
