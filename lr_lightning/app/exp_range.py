@@ -58,6 +58,11 @@ class ExpRange(Schedule):
         """One line, such as ``exp_range 0.25 to 1, 30 steps up, 30 down, gamma 0.992354``."""
         return self._on(clock).describe(clock)
 
+    @property
+    def has_base(self) -> bool:
+        """Always."""
+        return True
+
     def _with_base(self, ratio: float) -> Self:
         return replace(self, base=ratio)
 

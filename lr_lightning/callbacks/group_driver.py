@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lr_lightning.range_test.param_groups import initial, put
 from lr_lightning.schedules import Clock, Schedule
 
 __all__ = ["GroupDriver"]
@@ -81,13 +82,13 @@ class GroupDriver:
         lrs = []
         for index, group in enumerate(self.optimizer.param_groups):
             own = self.groups.get(group.get("name", index), self.groups.get(index)) if self.groups else None
-            lr = _initial(group, "lr") * (factor if own is None else own(step, clock) * scale)
-            _put(group, "lr", lr)
+            lr = initial(group, "lr") * (factor if own is None else own(step, clock) * scale)
+            put(group, "lr", lr)
             lrs.append(lr)
             if momentum is not None:
                 _put_momentum(group, momentum)
             if decay is not None:
-                _put(group, "weight_decay", _initial(group, "weight_decay") * decay)
+                put(group, "weight_decay", initial(group, "weight_decay") * decay)
         self.lrs = lrs
 
 
@@ -100,26 +101,9 @@ def _checked_momentum(value: float, step: int) -> float:
     return value
 
 
-def _initial(group: dict[str, Any], name: str) -> float:
-    """The group's own value, remembered in the group when it is first seen."""
-    value = group.get(f"initial_{name}")
-    if value is None or isinstance(value, Tensor):
-        # reading a tensor waits for its device: once, not at every step
-        value = group[f"initial_{name}"] = float(group[name] if value is None else value)
-    return float(value)
-
-
-def _put(group: dict[str, Any], name: str, value: float) -> None:
-    current = group[name]
-    if isinstance(current, Tensor):
-        current.fill_(value)  # a captured graph or a compiled step holds this very tensor
-    else:
-        group[name] = value
-
-
 def _put_momentum(group: dict[str, Any], value: float) -> None:
     if "momentum" in group:
-        _put(group, "momentum", value)
+        put(group, "momentum", value)
         return
     first, *rest = group["betas"]
     if isinstance(first, Tensor):

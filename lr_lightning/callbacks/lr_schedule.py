@@ -73,6 +73,30 @@ class LRSchedule(Callback):
         self._history: list[float] = []
         self._scale = 1.0
         self._hooks: list[RemovableHandle] = []
+        self._base: float | None = None  # found by a range test
+        self._unbounded = (self.schedule, self.groups)  # before it
+
+    @property
+    def has_base(self) -> bool:
+        """Whether one of the schedules of the lr is cyclical between a base_lr and the peak."""
+        return any(schedule.has_base for schedule in (*_each(self.schedule), *self.groups.values()))
+
+    def set_base(self, ratio: float) -> None:
+        """Give cyclical schedules this lower bound, in this fit and when it is resumed. Not after ``on_fit_start``.
+
+        Args:
+            ratio: base_lr / max_lr, in [0, 1].
+
+        Raises:
+            ValueError: ``ratio`` is outside [0, 1].
+        """
+        if self._base is None:
+            self._unbounded = (self.schedule, self.groups)
+        schedule, groups = self._unbounded
+        bounded = tuple(each.with_base(ratio) for each in _each(schedule))
+        self.schedule = bounded if isinstance(schedule, tuple) else bounded[0]
+        self.groups = {key: each.with_base(ratio) for key, each in groups.items()}
+        self._base = ratio
 
     def last_lr(self, optimizer_index: int = 0) -> list[float]:
         """The lr of each param group as last set, without asking the device.
@@ -88,6 +112,11 @@ class LRSchedule(Callback):
             IndexError: There is no such optimizer, or no fit has started.
         """
         return list(self._drivers[optimizer_index].lrs)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the bounds of an earlier fit; a checkpoint's state is loaded after this."""
+        if stage == "fit" and self._base is not None:
+            (self.schedule, self.groups), self._base = self._unbounded, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what can be checked before anything trains."""
@@ -142,7 +171,7 @@ class LRSchedule(Callback):
         self._detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values only: updates counted, the length followed, the plateau's history."""
+        """Plain values only: updates counted, the length followed, the plateau's history, a found lower bound."""
         clocks = [(clock.total, clock.steps_per_epoch, clock.epoch_starts) for clock in self._clocks]
         return {
             "steps": list(self._steps),
@@ -150,6 +179,7 @@ class LRSchedule(Callback):
                 [total, per_epoch, None if starts is None else list(starts)] for total, per_epoch, starts in clocks
             ],
             "plateau": list(self._history),
+            "base": self._base,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -157,6 +187,8 @@ class LRSchedule(Callback):
         self._steps = list(state_dict["steps"])
         self._clocks = [Clock(total, per_epoch, starts) for total, per_epoch, starts in state_dict["clocks"]]
         self._history = list(state_dict["plateau"])
+        if state_dict.get("base") is not None:
+            self.set_base(state_dict["base"])
 
     def _make_drivers(self, trainer: Trainer) -> list[GroupDriver]:
         shared = self.schedule
@@ -260,6 +292,10 @@ def _stretched(driver: GroupDriver, clock: Clock) -> Clock:
         else:
             return longer
     return clock
+
+
+def _each(value: Schedule | tuple[Schedule, ...]) -> tuple[Schedule, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _schedules(value: Schedule | Sequence[Schedule]) -> Schedule | tuple[Schedule, ...]:

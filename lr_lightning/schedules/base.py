@@ -71,6 +71,18 @@ class Schedule(ABC):
         clock = Clock(total_steps, steps_per_epoch)
         return [self(step, clock) for step in range(total_steps)]
 
+    @property
+    def has_base(self) -> bool:
+        """Whether a base_lr is among its parameters, however nested: triangular cycles have one."""
+        found: list[bool] = []
+
+        def look(child: "Schedule") -> "Schedule":
+            found.append(child.has_base)
+            return child
+
+        self._map(look)
+        return any(found)
+
     def with_base(self, ratio: float) -> "Schedule":
         """The same schedule with a new lower bound wherever it is cyclical, however nested.
 

@@ -87,6 +87,11 @@ class Triangular(Schedule):
         shrink = "" if self.gamma is None else f", gamma {self.gamma:g}"
         return f"{self.mode} {self.base:g} to 1, {up} steps up, {down} down{shrink}"
 
+    @property
+    def has_base(self) -> bool:
+        """Always."""
+        return True
+
     def _with_base(self, ratio: float) -> Self:
         return replace(self, base=ratio)
 
