@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lr_lightning.callbacks.batch_size import BatchSizeSchedule
+    from lr_lightning.callbacks.lr_finder import LRFinder
+    from lr_lightning.callbacks.lr_grid import LRGrid
     from lr_lightning.callbacks.lr_schedule import LRSchedule
     from lr_lightning.callbacks.overfitting import OverfittingMonitor
     from lr_lightning.callbacks.random_state import RandomState
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BatchSizeSchedule",
+    "LRFinder",
+    "LRGrid",
     "LRSchedule",
     "OverfittingMonitor",
     "RandomState",
@@ -27,6 +31,8 @@ __all__ = [
 
 _HOMES = {
     "BatchSizeSchedule": "batch_size",
+    "LRFinder": "lr_finder",
+    "LRGrid": "lr_grid",
     "LRSchedule": "lr_schedule",
     "OverfittingMonitor": "overfitting",
     "RandomState": "random_state",

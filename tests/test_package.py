@@ -35,6 +35,8 @@ def test_the_command_line_is_read_before_anything_heavy_is_loaded() -> None:
 def test_public_names() -> None:
     assert lr_lightning.__all__ == [
         "BatchSizeSchedule",
+        "LRFinder",
+        "LRGrid",
         "LRSchedule",
         "OverfittingMonitor",
         "RandomState",

@@ -10,7 +10,7 @@ from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.schedules import Clock
 from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
 
-__all__ = ["trainer_clock"]
+__all__ = ["accumulation", "trainer_clock"]
 
 
 def trainer_clock(trainer: Trainer, *, optimizers: int = 1, total_steps: int | None = None) -> Clock:
@@ -45,12 +45,12 @@ def _updates(trainer: Trainer, max_epochs: int) -> list[int] | None:
     batches = trainer.num_training_batches
     if math.isinf(batches):
         return None
-    accumulate, settled = _accumulation(trainer)
+    accumulate, settled = accumulation(trainer)
     epochs = max_epochs if max_epochs > 0 else settled + 1
     return [updates_per_epoch(int(batches), accumulate(epoch)) for epoch in range(epochs)]
 
 
-def _accumulation(trainer: Trainer) -> tuple[Callable[[int], int], int]:
+def accumulation(trainer: Trainer) -> tuple[Callable[[int], int], int]:
     """Batches for one update in each epoch, and the first epoch from which that stays the same."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):

@@ -1,0 +1,114 @@
+"""Handing figures and texts to whatever loggers a Trainer has. Best effort: a run never fails over a picture."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["give", "log_figure", "log_text"]
+
+log = logging.getLogger(__name__)
+
+
+def log_figure(trainer: Trainer, figure: "Figure", artifact_file: str) -> None:
+    """Give a matplotlib figure to every logger that can take one.
+
+    Args:
+        trainer: Whose loggers.
+        figure: The figure.
+        artifact_file: Its name as an artifact, such as ``"plots/lr.png"``; elsewhere the tag it gets.
+    """
+    give(trainer, artifact_file, lambda logger: _figure(logger, figure, artifact_file, trainer.global_step))
+
+
+def log_text(trainer: Trainer, text: str, artifact_file: str) -> None:
+    """Give a text, such as a CSV, to every logger that can keep a file.
+
+    Args:
+        trainer: Whose loggers.
+        text: The whole content.
+        artifact_file: Its name as an artifact, such as ``"range_test/points.csv"``.
+    """
+    give(trainer, artifact_file, lambda logger: _text(logger, text, artifact_file))
+
+
+def give(trainer: Trainer, name: str, how: Callable[[Any], None]) -> None:
+    """Give every logger something, from the first process; one that raises is named in a warning.
+
+    Args:
+        trainer: Whose loggers.
+        name: What is given, for the warning.
+        how: Gives it to a logger.
+    """
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        try:
+            how(logger)
+        except Exception as e:
+            rank_zero_warn(f"{type(logger).__name__} did not take {name} ({type(e).__name__}: {e}).")
+
+
+def _figure(logger: Any, figure: "Figure", name: str, step: int) -> None:
+    run, experiment = _mlflow_run(logger)
+    if run is not None:
+        experiment.log_figure(run, figure, name)
+    elif callable(getattr(logger, "log_figure", None)):
+        logger.log_figure(figure, name)
+    elif callable(getattr(experiment, "add_figure", None)):  # TensorBoard
+        experiment.add_figure(_tag(name), figure, step, close=False)
+    elif callable(getattr(logger, "log_image", None)):  # Weights & Biases
+        logger.log_image(_tag(name), [_pixels(figure)])
+    elif (path := _file(logger, name)) is not None:
+        figure.savefig(path)
+
+
+def _text(logger: Any, text: str, name: str) -> None:
+    run, experiment = _mlflow_run(logger)
+    if run is not None:
+        experiment.log_text(run, text, name)
+    elif callable(getattr(logger, "log_text", None)) and hasattr(logger, "log_rows"):  # one of this package
+        logger.log_text(text, name)
+    elif (path := _file(logger, name)) is not None:
+        path.write_text(text, encoding="utf-8")
+
+
+def _mlflow_run(logger: Any) -> tuple[str | None, Any]:
+    """The run id, if it is Lightning's MLFlowLogger or one like it, and the logger's experiment."""
+    if hasattr(logger, "log_rows"):
+        return None, None  # this package's: it keeps the artifact first, and sends it when the store answers
+    experiment = getattr(logger, "experiment", None)
+    is_mlflow = hasattr(logger, "run_id") and hasattr(experiment, "log_text")
+    return (logger.run_id if is_mlflow else None), experiment
+
+
+def _file(logger: Any, name: str) -> Path | None:
+    """A place in the folder that a logger writes to, such as CSVLogger's."""
+    folder = getattr(logger, "log_dir", None)
+    if folder is None:
+        log.debug("%s takes no files: %s is not kept there", type(logger).__name__, name)
+        return None
+    path = Path(folder) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _tag(name: str) -> str:
+    return name.rsplit(".", 1)[0]
+
+
+def _pixels(figure: Any) -> Any:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    buffer.seek(0)
+    return Image.open(buffer)

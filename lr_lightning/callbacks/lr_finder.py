@@ -1,0 +1,181 @@
+"""The learning-rate finder: Smith's range test before training, or in the middle of it, without a trace."""
+
+from collections.abc import Collection
+from typing import Any, Literal, get_args
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from tqdm.auto import tqdm
+
+from lr_lightning.callbacks.figures import give
+from lr_lightning.callbacks.peak import rate_ratios, reference_rate
+from lr_lightning.callbacks.rate_search import Found, RateSearch, check_count
+from lr_lightning.callbacks.trainer_clock import accumulation
+from lr_lightning.range_test.bench import Bench
+from lr_lightning.range_test.curve import DivergenceStop
+from lr_lightning.range_test.result import RangeTest
+from lr_lightning.range_test.validation import Validation
+from lr_lightning.schedules.base import check_choice, check_number
+
+__all__ = ["LRFinder"]
+
+_Mode = Literal["exponential", "linear"]
+_Metric = Literal["loss", "val_loss", "accuracy"]
+_FEWEST_STEPS = 10
+
+
+class LRFinder(RateSearch):
+    """Find a good peak learning rate before training, and train with it.
+
+    Smith's range test (Smith 2017, "Cyclical learning rates for training neural networks", 1506.01186, section 3.3):
+    the rate rises from update to update while the loss is recorded; then everything is put back. What the curve says,
+    and when it says nothing, is :func:`~lr_lightning.range_test.curve.read_curve`'s business.
+
+    The run is as if there had been no test, bit for bit, but for the rate that is set: weights, optimizer state,
+    buffers, metrics, attributes of the module, gradients, data order and all random generators are put back, also
+    after an exception. What cannot be put back (an iterator or an open file that the module holds) is named in a
+    warning. A resumed run is not tested again: it has the rate that was found.
+
+    Param groups keep the ratios of their rates. The found rate becomes the peak of each group (``initial_lr``), of
+    ``LRSchedule`` and of schedulers that ``configure_optimizers`` made, and the module's ``lr`` or ``learning_rate``
+    (of its hparams too); triangular schedules and CyclicLR get ``base_lr`` and ``max_lr``. Where the curve supports no
+    suggestion, training goes on with the configured rate, and a warning says why and what to try.
+
+    Where it misleads: fine-tuning a pretrained transformer (it says 1e-3 where 1e-5 is right), and runs very much
+    longer than the test, which bear less.
+
+    Args:
+        min_lr: The first rate, > 0. Rates are those of the param group that has the module's own rate, else the first.
+        max_lr: The last rate, > ``min_lr``.
+        num_steps: Optimizer updates, >= 10, on a grid from ``min_lr`` to ``max_lr``.
+        mode: ``"exponential"`` (a geometric grid) or ``"linear"``.
+        metric: ``"loss"`` (of the training batches), or ``"val_loss"`` or ``"accuracy"`` of the first validation
+            batches, measured before each update.
+        repeats: Tests with other batches and random numbers, from the same start; the curve is their mean.
+        apply: Whether to train with what was found.
+        at_epochs: Test at the start of these epochs instead, counted from 0, and apply nothing.
+        early_stop: Whether to end a test where the loss has clearly diverged.
+        val_batches: How many validation batches, where ``metric`` needs them, >= 1.
+        monitor: The name under which the module logs that metric, if it is not a usual one.
+        attribute: The name of the module's own rate, if it is not ``lr`` or ``learning_rate``; dots lead into hparams.
+        progress: Whether to show a progress bar on a terminal.
+
+    Attributes:
+        result: The last test, None before it.
+        results: All tests of this fit, by epoch.
+
+    Raises:
+        ValueError: An argument is out of range; at the start of a fit, before anything runs: manual optimization,
+            several optimizers, or a loader that cannot be iterated twice.
+
+    Example:
+        >>> finder = LRFinder(min_lr=1e-5, max_lr=1.0)
+    """
+
+    kind = RangeTest
+    artifact = "range_test/curve"
+
+    def __init__(
+        self,
+        min_lr: float = 1e-6,
+        max_lr: float = 10.0,
+        num_steps: int = 100,
+        mode: _Mode = "exponential",
+        metric: _Metric = "loss",
+        repeats: int = 1,
+        apply: bool = True,
+        *,
+        at_epochs: Collection[int] | None = None,
+        early_stop: bool = True,
+        val_batches: int = 4,
+        monitor: str | None = None,
+        attribute: str | None = None,
+        progress: bool = True,
+    ) -> None:
+        super().__init__(apply, attribute, progress)
+        check_number("min_lr", min_lr, above=True)
+        check_number("max_lr", max_lr, above=True)
+        if min_lr >= max_lr:
+            raise ValueError(f"max_lr must be > min_lr, got min_lr={min_lr!r} and max_lr={max_lr!r}")
+        check_count("num_steps", num_steps, _FEWEST_STEPS)
+        check_count("repeats", repeats, 1)
+        check_count("val_batches", val_batches, 1)
+        check_choice("mode", mode, get_args(_Mode))
+        check_choice("metric", metric, get_args(_Metric))
+        for epoch in at_epochs or ():
+            check_count("each of at_epochs", epoch, 0)
+        self.min_lr, self.max_lr, self.num_steps, self.mode = float(min_lr), float(max_lr), num_steps, mode
+        self.metric, self.repeats = metric, repeats
+        self.at_epochs = None if at_epochs is None else frozenset(at_epochs)
+        self.early_stop, self.val_batches, self.monitor = early_stop, val_batches, monitor
+
+    @property
+    def result(self) -> RangeTest | None:
+        """The last test, None before it."""
+        return next(reversed(self.results.values()), None)
+
+    @property
+    def state_key(self) -> str:
+        """Under which a checkpoint keeps it: one for the start and one for later may be in one run."""
+        return self._generate_state_key(at_epochs=sorted(self.at_epochs)) if self.at_epochs else super().state_key
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The rates that are tested: ``num_steps`` of them, from ``min_lr`` to ``max_lr``, both exact."""
+        spaced = np.geomspace if self.mode == "exponential" else np.linspace
+        return tuple(map(float, spaced(self.min_lr, self.max_lr, self.num_steps)))
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    def _due(self, trainer: Trainer) -> bool:
+        return self.at_epochs is None and super()._due(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Test, if this is one of ``at_epochs``."""
+        if self.at_epochs is not None and trainer.current_epoch in self.at_epochs:
+            result = self._run(trainer, pl_module, reference_rate(trainer, pl_module, self.attribute))
+            values = {"lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
+            found = {f"lr_finder/{name}": value for name, value in values.items() if value is not None}
+            if found:
+                give(trainer, "what LRFinder found", lambda logger: logger.log_metrics(found, step=trainer.global_step))
+
+    # -- the test ----------------------------------------------------------------------------------------------------
+
+    def _search(self, trainer: Trainer, module: LightningModule, reference: float) -> RangeTest:
+        grid = self.grid
+        ratios, accumulate = rate_ratios(trainer, reference), accumulation(trainer)[0](trainer.current_epoch)
+        total = self.repeats * len(grid)
+        with (
+            tqdm(total=total, desc="LR range test", unit="step", leave=False, disable=self._no_bar(trainer)) as bar,
+            Bench(trainer, module, ratios, accumulate, started=self.at_epochs is not None) as bench,
+        ):
+            validation = None
+            if self.metric != "loss":
+                validation = Validation(bench, self.metric, batches=self.val_batches, monitor=self.monitor)
+            runs = []
+            for number in range(self.repeats):
+                with bench.run(number):
+                    runs.append(self._sweep(bench, grid, validation, bar))
+                bar.update((number + 1) * len(grid) - bar.n)  # one that ended early
+        return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=trainer.current_epoch)
+
+    def _sweep(
+        self, bench: Bench, grid: tuple[float, ...], validation: Validation | None, bar: Any
+    ) -> tuple[float, ...]:
+        """One test: the value before each update, up to where it diverged or is not finite."""
+        diverged = DivergenceStop(higher_is_better=self.metric == "accuracy")
+        values: list[float] = []
+        for lr in grid:
+            value = validation() if validation is not None else None
+            loss = bench.step(lr)
+            value = loss if value is None else value
+            bar.update()
+            if not np.isfinite(value):
+                break
+            values.append(value)
+            if diverged(value) and self.early_stop:
+                break
+        return tuple(values)
+
+    def _artifact(self, found: Found) -> str:
+        return self.artifact if self.at_epochs is None else f"range_test/epoch_{found.epoch}"

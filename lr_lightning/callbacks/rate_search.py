@@ -1,0 +1,195 @@
+"""What every search for a rate before training has in common: when it runs, what it sets, and what it leaves."""
+
+import logging
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lr_lightning.callbacks.figures import give, log_figure, log_text
+from lr_lightning.callbacks.peak import is_cyclical, reference_rate, set_default_rate, set_module_rate, set_peak
+from lr_lightning.range_test.bench import check_optimization
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Found", "RateSearch", "check_count"]
+
+log = logging.getLogger(__name__)
+
+
+class Found(Protocol):
+    """What a search found."""
+
+    @property
+    def suggestion(self) -> float | None:
+        """The peak rate to train with, None where there is no telling."""
+
+    @property
+    def base_lr(self) -> float | None:
+        """The lower bound of a cyclical schedule."""
+
+    @property
+    def max_lr(self) -> float | None:
+        """The upper bound of a cyclical schedule."""
+
+    @property
+    def epoch(self) -> int:
+        """At the start of which it was made."""
+
+    def describe(self) -> str:
+        """It in one line."""
+
+    def to_csv(self) -> str:
+        """Its points."""
+
+    def plot(self) -> "Figure":
+        """Its picture."""
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, from which ``from_state`` makes the same."""
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The one that gave this state."""
+
+
+class RateSearch(Callback):
+    """Search for a peak rate before a fit, and train with it.
+
+    Args:
+        apply: Whether to train with what was found.
+        attribute: The name of the module's own rate, if it is not ``lr`` or ``learning_rate``.
+        progress: Whether to show a progress bar on a terminal.
+    """
+
+    kind: type[Any]
+    """The class of the results."""
+    artifact: str
+    """Name of figure and points among a run's artifacts, without suffix."""
+
+    def __init__(self, apply: bool, attribute: str | None, progress: bool) -> None:
+        super().__init__()
+        self.apply, self.attribute, self.progress = apply, attribute, progress
+        self._forget()
+
+    def _forget(self) -> None:
+        self.results: dict[int, Any] = {}
+        self._applied: float | None = None
+        self._configured = 1.0
+
+    @property
+    def applied(self) -> float | None:
+        """The peak rate that the run trains with, None if it is the configured one."""
+        return self._applied
+
+    @abstractmethod
+    def _search(self, trainer: Trainer, module: LightningModule, reference: float) -> Found:
+        """Measure, and leave no trace of it.
+
+        Args:
+            trainer: In a fit.
+            module: Its module.
+            reference: The configured rate, to which the param groups' ratios are taken.
+        """
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit; a checkpoint's state is loaded after this."""
+        if stage == "fit":
+            self._forget()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Search and apply, before anything has run; nothing in a run that is resumed."""
+        name = type(self).__name__
+        check_optimization(trainer, pl_module, name)
+        self._configured = reference = reference_rate(trainer, pl_module, self.attribute)
+        if not self._due(trainer):
+            return
+        found = self._run(trainer, pl_module, reference)
+        if not self.apply or found.suggestion is None:
+            return
+        lr, base_lr = found.suggestion, None
+        if is_cyclical(trainer) and found.base_lr is not None and found.max_lr is not None:
+            lr, base_lr = found.max_lr, found.base_lr
+        set_peak(trainer, pl_module, lr, base_lr, self.attribute)
+        self._applied = lr
+        bounds = "" if base_lr is None else f", between {base_lr:.3g} and it"
+        rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, in place of {reference:.3g}.")
+        values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
+        give(trainer, "the rate that was found", lambda logger: logger.log_hyperparams(values))
+
+    def _due(self, trainer: Trainer) -> bool:
+        """Whether this fit is to be searched before."""
+        name = type(self).__name__
+        if trainer.ckpt_path is not None or trainer.limit_train_batches == 0:
+            return False
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
+            rank_zero_warn(f"{name}: no search for a rate in a development run (fast_dev_run).")
+            return False
+        if trainer.global_step > 0:
+            rank_zero_warn(
+                f"{name}: this Trainer has trained before and goes on, so no rate is searched for. Test in the middle "
+                "of training with LRFinder(at_epochs=[...])."
+            )
+            return False
+        return True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give a resumed run's module the rate that was found, and its optimizer for later param groups.
+
+        All else that has it comes from the checkpoint.
+        """
+        if trainer.ckpt_path is not None and self._applied is not None:
+            set_default_rate(trainer.optimizers[0], self._configured, self._applied)
+            set_module_rate(pl_module, self._applied, self.attribute)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The points of every search as plain values, and the rate that was applied."""
+        return {"results": [found.state() for found in self.results.values()], "applied": self._applied}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        every = [self.kind.from_state(state) for state in state_dict["results"]]
+        self.results = {found.epoch: found for found in every}
+        self._applied = state_dict["applied"]
+
+    # -- what a search leaves ----------------------------------------------------------------------------------------
+
+    def _run(self, trainer: Trainer, module: LightningModule, reference: float) -> Found:
+        """Search; a line in the log, and figure and points in every logger that takes them."""
+        found = self._search(trainer, module, reference)
+        self.results[found.epoch] = found
+        if found.suggestion is None:
+            rank_zero_warn(f"{type(self).__name__}: {found.describe()} The configured lr stays as it is.")
+        else:
+            rank_zero_info(f"{type(self).__name__}: {found.describe()}.")
+        if trainer.loggers and trainer.is_global_zero:
+            name = self._artifact(found)
+            log_text(trainer, found.to_csv(), f"{name}.csv")
+            try:
+                figure = found.plot()
+            except ImportError as e:
+                log.info("no figure: %s", e)
+            else:
+                log_figure(trainer, figure, f"{name}.png")
+        return found
+
+    def _artifact(self, found: Found) -> str:
+        return self.artifact
+
+    def _no_bar(self, trainer: Trainer) -> bool | None:
+        """What tqdm calls ``disable``; None: only where there is no terminal."""
+        return None if self.progress and trainer.is_global_zero and trainer.progress_bar_callback is not None else True
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Refuse what is no whole number of at least ``least``.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")

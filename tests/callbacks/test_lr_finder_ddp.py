@@ -1,0 +1,108 @@
+"""LRFinder in two processes: one decision, from the mean of their losses, and no trace in either."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from lr_lightning import LRFinder, LRSchedule
+from lr_lightning.range_test.result import RangeTest
+from lr_lightning.schedules import Cosine
+from tests.callbacks.finding import Nasty, Rates, frozen, random_states, seed
+from tests.callbacks.tiny import X, Y, loader, trainer
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
+
+
+class Leaves(Callback):
+    """Writes what a process has at the end."""
+
+    def __init__(self, folder: Path, finder: LRFinder | None, rates: Rates) -> None:
+        self.folder, self.finder, self.rates = folder, finder, rates
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        seed(7 + trainer.global_rank)  # Python has seeded random anew in the forked process
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        result = None if self.finder is None else self.finder.result
+        left = {
+            "module": frozen(pl_module),
+            "optimizer": frozen(trainer.optimizers[0].state_dict()),
+            "random": random_states(),
+            "rates": self.rates.used,
+            "losses": pl_module.losses,
+            "result": None if result is None else result.state(),
+            "applied": None if self.finder is None else self.finder.applied,
+        }
+        self.folder.mkdir(exist_ok=True)
+        torch.save(left, self.folder / f"rank{trainer.global_rank}.pt")
+
+
+class Losses(Nasty):
+    """Writes the loss of every batch of the test."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        del self.expanded  # DDP refuses it
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        if not self.trainer.callbacks:
+            with (self.folder / f"losses{self.global_rank}.txt").open("a") as file:
+                file.write(f"{loss.item()!r}\n")
+        return loss
+
+
+def run(folder: Path, finder: LRFinder | None, **options: Any) -> list[dict[str, Any]]:
+    folder.mkdir()
+    seed()
+    Nasty.shared.clear()
+    rates = Rates()
+    callbacks = [LRSchedule(Cosine()), *([] if finder is None else [finder]), rates, Leaves(folder, finder, rates)]
+    settings = {"devices": 2, "strategy": "ddp_fork_find_unused_parameters_true", "max_epochs": 2, **options}
+    data = DataLoader(TensorDataset(X, Y), batch_size=5, shuffle=True)
+    trainer(folder, callbacks, **settings).fit(Losses(folder), data, loader())
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ({}, {}),
+        ({"repeats": 2}, {"accumulate_grad_batches": 3}),
+        ({"metric": "val_loss", "monitor": "val/loss"}, {}),
+        ({"at_epochs": [1]}, {}),
+    ],
+    ids=str,
+)
+def test_two_processes(tmp_path: Path, arguments: dict[str, Any], options: dict[str, Any]) -> None:
+    finder = LRFinder(num_steps=12, apply=False, early_stop=False, max_lr=0.5, **arguments)
+    bare = run(tmp_path / "without", None, **options)
+    searched = run(tmp_path / "with", finder, **options)
+    for one, other in zip(bare, searched, strict=True):
+        for part in ("module", "optimizer", "random", "rates", "losses"):
+            if part == "module":  # knows its folder
+                one[part], other[part] = (repr(each[part]).replace("'without'", "") for each in (one, other))
+                one[part] = one[part].replace("/without", "/with")
+            assert one[part] == other[part], part
+    results = [RangeTest.from_state(each["result"]) for each in searched]
+    assert results[0] == results[1]
+    assert len(results[0].losses) == 12
+    if arguments == {}:
+        ranks = [[float(line) for line in (tmp_path / f"with/losses{rank}.txt").read_text().split()] for rank in (0, 1)]
+        means = torch.tensor(ranks).sum(0) / 2
+        assert results[0].losses == means.tolist()
+        assert ranks[0] != ranks[1]
+
+
+def test_two_processes_train_with_the_same_found_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"suggestion": 0.2, "base_lr": None, "max_lr": None, "interval": None, "reason": None}.items():
+        monkeypatch.setattr(RangeTest, name, property(lambda self, value=value: value))
+    one, two = run(tmp_path / "with", LRFinder(num_steps=12))
+    assert one["applied"] == two["applied"] == 0.2
+    assert one["rates"] == two["rates"]
+    assert one["rates"][0] == [0.2]
