@@ -22,6 +22,7 @@ from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor, can_measure
 from lr_lightning.callbacks.random_state import RandomState
+from lr_lightning.callbacks.rate_search import RateSearch
 from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
 from lr_lightning.callbacks.step_recorder import StepRecorder
 from lr_lightning.schedules import Schedule
@@ -187,6 +188,27 @@ def build_callbacks(config: Config, schedule: Schedule, module: LightningModule)
             raise ConfigError(f"callbacks.extra.{name}: needs a _target_, the callback's class.")
         callbacks.append(call(f"callbacks.extra.{name}", target, arguments))
     return [*callbacks, RandomState()]
+
+
+def build_finder(config: Config, module: LightningModule) -> RateSearch | None:
+    """The search for a rate before training, or None.
+
+    Raises:
+        ConfigError: If it is none, or the module cannot be searched for.
+    """
+    node = config.finder
+    if node._target_ is None:
+        return None
+    if not module.automatic_optimization:
+        raise ConfigError(
+            f"finder: {type(module).__name__} optimizes by hand (automatic_optimization=False), so its rate cannot be "
+            "moved from outside. Give finder=none."
+        )
+    finder = call("finder", node._target_, own_arguments("finder", node))
+    if not isinstance(finder, RateSearch):
+        raise ConfigError(f"finder._target_: '{node._target_}' gave a {type(finder).__name__}, not a RateSearch.")
+    finder.progress = config.trainer.progress in ("auto", "bar")
+    return finder
 
 
 def _schedule_callbacks(config: Config, schedule: Schedule) -> list[Callback]:

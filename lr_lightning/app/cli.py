@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,15 +18,21 @@ from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.validate import validated
 from lr_lightning.callbacks.diverged import Diverged
 
+Job = Literal["train", "find_lr"]
+_PURPOSES: dict[Job, str] = {
+    "train": "Train a CNN on a learning-rate schedule; the run is tracked in MLflow.",
+    "find_lr": "Search for a learning rate, without training; the search is tracked in MLflow.",
+}
 FAILED, BAD_INPUT = 1, 2
 """Exit statuses of a run that failed, and of bad input, where nothing was started."""
 
 
-def main(root: Path) -> int:
+def main(root: Path, job: Job = "train") -> int:
     """Run the command line.
 
     Args:
         root: The checkout: `conf/`, and where `mlruns/` and `outputs/` go, whatever the working directory.
+        job: What to do with a config: train, or only search for a rate.
 
     Returns:
         The exit status: 0; 1 if a run diverged; 2 for bad input. Any other failure raises; SIGTERM and Ctrl-C exit
@@ -36,24 +42,27 @@ def main(root: Path) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra prints and exits otherwise; here its errors are translated
     OmegaConf.register_new_resolver("checkout", lambda: str(root), replace=True)
     OmegaConf.register_new_resolver("choices", lambda: _choices(root / "conf"), replace=True)
+    OmegaConf.register_new_resolver("purpose", lambda: _PURPOSES[job], replace=True)
+    if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
+        sys.argv.append("finder=range_test")
     register()
     sys.path.append(os.getcwd())  # a user's own module=... lies where they work
     errors: list[Exception] = []
     composed = False
 
-    def job(cfg: DictConfig) -> Any:
+    def one(cfg: DictConfig) -> Any:
         nonlocal composed
         composed = True
         # Errors are kept rather than raised: Hydra would print a traceback, and they must not end the other jobs of -m.
         try:
-            return _job(cfg)
+            return _job(cfg, job)
         except (ConfigError, OmegaConfBaseException, Diverged) as e:
             if debug:
                 raise
             errors.append(e)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(one)()
     except (HydraException, OmegaConfBaseException, ValueError) as e:
         if debug or composed:
             raise
@@ -68,9 +77,11 @@ def main(root: Path) -> int:
     return FAILED if any(isinstance(e, Diverged) for e in errors) else BAD_INPUT
 
 
-def _job(cfg: DictConfig) -> Any:
+def _job(cfg: DictConfig, job: Job) -> Any:
     """One job of Hydra's: a run, or one of several with `-m`."""
     overrides = list(HydraConfig.get().overrides.task)
+    if job == "find_lr" and cfg.resume is not None:
+        raise ConfigError("resume: a stopped run has its rate already. Leave resume out, or give ckpt=... its weights.")
     if cfg.resume is not None:
         from lr_lightning.app.resume import stored_config
 
@@ -83,6 +94,10 @@ def _job(cfg: DictConfig) -> Any:
             "Start the runs one by one, or set trainer.devices=1."
         )
 
+    if job == "find_lr":
+        from lr_lightning.app.find import find
+
+        return find(config, overrides).summary.get("suggested_lr")
     from lr_lightning.app.train import train
 
     return train(config, previous=previous).objective

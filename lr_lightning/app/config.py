@@ -14,6 +14,7 @@ from lr_lightning.app.schemas.data import (
     ImageFolderConfig,
     ParquetConfig,
 )
+from lr_lightning.app.schemas.finder import FinderConfig, LRGridConfig, RangeTestConfig
 from lr_lightning.app.schemas.model import (
     ClassifierConfig,
     ModelConfig,
@@ -54,7 +55,6 @@ from lr_lightning.app.schemas.schedule import (
 )
 from lr_lightning.app.schemas.trainer import (
     CallbacksConfig,
-    FinderConfig,
     TrackingConfig,
     TrainerConfig,
 )
@@ -116,7 +116,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "plateau": PlateauConfig,
         "batch_growth": BatchGrowthConfig,
     },
-    "finder": {"base": FinderConfig},
+    "finder": {"base": FinderConfig, "range_test": RangeTestConfig, "lr_grid": LRGridConfig},
     "trainer": {"base": TrainerConfig},
     "callbacks": {"base": CallbacksConfig},
     "tracking": {"base": TrackingConfig},

@@ -17,15 +17,19 @@ LAST = "last.ckpt"
 """Name of the checkpoint a run is resumed from, in the output folder's `checkpoints/`."""
 
 
-def new_output_dir(config: Config) -> Path:
+def new_output_dir(config: Config, job: str | None = None) -> Path:
     """Make a folder of its own for a run below ``config.output_root``.
 
     Two runs that start in the same moment get different ones, also on a file system they share.
 
+    Args:
+        config: The run's config.
+        job: What stands in its name in place of the schedule.
+
     Raises:
         ConfigError: If no folder can be made there.
     """
-    names = [config.data.name, config.model.name, config.schedule.name, f"s{config.seed}"]
+    names = [config.data.name, config.model.name, job or config.schedule.name, f"s{config.seed}"]
     stem = "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *(re.sub(r"[^\w.]+", "_", name) for name in names)])
     root = output_root(config)
     while True:

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.found import default_run_name, stale_keys
 from lr_lightning.app.output import LAST, write_config
 from lr_lightning.app.resume import Previous
 from lr_lightning.app.validate import flatten
@@ -19,9 +20,22 @@ from lr_lightning.training.data import ImageDataModule
 
 
 def open_logger(
-    config: Config, folder: Path, previous: Previous | None, data: ImageDataModule, module: LightningModule
+    config: Config,
+    folder: Path,
+    previous: Previous | None,
+    data: ImageDataModule,
+    module: LightningModule,
+    job: str = "train",
 ) -> RunLogger:
     """Open the run's record, which takes the lock of its output folder, and store the config there.
+
+    Args:
+        config: The run's config.
+        folder: Its output folder.
+        previous: The run that is gone on with.
+        data: Its data.
+        module: Its module.
+        job: What the run does, a tag of it.
 
     Raises:
         ConfigError: If the store cannot be used, or the run to go on with is still running.
@@ -29,7 +43,8 @@ def open_logger(
     container = asdict(config)
     container["tracking"]["uri"] = hide_password(config.tracking.uri) if config.tracking.uri else None
     node = config.tracking
-    tags = _tags(config, folder, data)
+    tags = {"job": job, **_tags(config, folder, data)}
+    lr = None if stale_keys(config) else config.optimizer.lr
     logger: RunLogger
     try:
         if node.name == "none":
@@ -43,7 +58,7 @@ def open_logger(
                 store,
                 experiment=node.experiment,
                 output_dir=folder,
-                run_name=node.run_name or f"{config.schedule.name} lr={config.optimizer.lr:g} seed={config.seed}",
+                run_name=node.run_name or (default_run_name(config, lr) if job == "train" else job),
                 tags=tags,
                 resume=previous is not None,
                 end_on_finalize=False,
@@ -52,7 +67,8 @@ def open_logger(
     except ValueError as e:
         raise ConfigError(f"tracking: {e}") from e
     artifact = write_config(folder, container)  # only now: until the lock is held the folder may be a live run's
-    logger.log_hyperparams({key: value for key, value in flatten(container).items() if value not in (None, {}, [])})
+    known = {key: value for key, value in flatten(container).items() if key not in stale_keys(config)}
+    logger.log_hyperparams({key: value for key, value in known.items() if value not in (None, {}, [])})
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
     logger.log_hyperparams({"model.parameters": parameters, **{f"dataset.{k}": v for k, v in data.describe().items()}})
     logger.log_artifact(artifact)
@@ -72,6 +88,7 @@ def _tags(config: Config, folder: Path, data: ImageDataModule) -> dict[str, str]
         "model": config.model.name,
         "data": config.data.name,
         "seed": str(config.seed),
+        "finder": config.finder.name,
         "output_dir": str(folder),
         "checkpoint.last": str(folder / "checkpoints" / LAST),
         "checkpoint.best": str(folder / "checkpoints" / "best.ckpt"),

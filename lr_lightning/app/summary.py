@@ -99,13 +99,19 @@ def print_start(
     )
     console.print(
         f"{config.model.name}: {parameters:,} parameters; {config.optimizer.name}, "
-        f"peak lr {config.optimizer.lr:g}, schedule {config.schedule.name}, batch {config.data.batch_size}"
+        f"{_peak(config)}, schedule {config.schedule.name}, batch {config.data.batch_size}"
     )
     if previous:
         changes = "".join(f", {key}={value}" for key, value in previous.changed.items())
         console.print(f"resuming from {previous.checkpoint}{changes}")
     else:
         console.print(f"output: {folder}")
+
+
+def _peak(config: Config) -> str:
+    if getattr(config.finder, "apply", False):
+        return f"peak lr from {config.finder.name} (else {config.optimizer.lr:g})"
+    return f"peak lr {config.optimizer.lr:g}"
 
 
 def print_summary(config: Config, folder: Path, run_id: str | None, summary: dict[str, float]) -> None:

@@ -6,8 +6,10 @@ import os
 import shutil
 import signal
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,6 +21,7 @@ from lr_lightning.app import build
 from lr_lightning.app.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, load_weights, read_checkpoint
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.found import FoundRate
 from lr_lightning.app.interrupt import Interrupted, Interrupts
 from lr_lightning.app.output import LAST, new_output_dir, output_root
 from lr_lightning.app.record import open_logger, run_id_of
@@ -69,20 +72,21 @@ def train(config: Config, previous: Previous | None = None) -> Result:
         Interrupted: On SIGTERM or Ctrl-C; the run is KILLED.
     """
     quiet()
-    _check_device(config)
+    check_device(config)
     output_root(config)
     schedule = build.build_schedule(config)
-    data, module = _build(config)
+    data, module = build_run(config)
     _check_durations(config, schedule, data)
     if previous:
         _check_checkpoint(previous.checkpoint, data)
+    finder = build.build_finder(config, module)
     watching = build.build_callbacks(config, schedule, module)
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    folder = (previous.output_dir if previous else new_output_dir(config)) if first else None
+    folder = (previous.output_dir if previous else new_output_dir(config)) if is_first_rank() else None
     interrupts = Interrupts(folder / "checkpoints" / LAST if folder else None)
-    callbacks = [interrupts, *watching, Summary(), *checkpoint_callbacks(config, folder)]
+    searching = [] if finder is None else [finder, FoundRate(config, finder, folder)]
+    callbacks = [interrupts, *searching, *watching, Summary(), *checkpoint_callbacks(config, folder)]
     try:
-        trainer = _trainer(config, folder, callbacks)
+        trainer = make_trainer(config, folder, callbacks)
         logger = open_logger(config, folder, previous, data, module) if folder else None
     except ValueError as e:
         if folder and not previous:
@@ -93,26 +97,24 @@ def train(config: Config, previous: Previous | None = None) -> Result:
     if folder:
         print_start(config, folder, data, module, previous)
     with interrupts:
-        summary = _recorded(config, trainer, module, data, previous, logger, interrupts)
+        summary = recorded(config, trainer, logger, interrupts, lambda: _run(config, trainer, module, data, previous))
     run_id = run_id_of(logger)
     if folder:
         print_summary(config, folder, run_id, summary)
     return Result(folder, run_id, summary)
 
 
-def _recorded(
+def recorded(
     config: Config,
     trainer: Trainer,
-    module: LightningModule,
-    data: ImageDataModule,
-    previous: Previous | None,
     logger: RunLogger | None,
     interrupts: Interrupts,
+    work: Callable[[], dict[str, float]],
 ) -> dict[str, float]:
-    """Run, and give the record its true status, whatever happens."""
+    """Do the work of a run, whose summary it gives, and give the record its true status, whatever happens."""
     status = "FAILED"
     try:
-        summary = _run(config, trainer, module, data, previous)
+        summary = work()
         if logger:
             logger.log_summary(summary)
         status = "FINISHED"
@@ -156,7 +158,7 @@ def _run(
     return summary
 
 
-def _build(config: Config) -> tuple[ImageDataModule, LightningModule]:
+def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
     """Data, loaded, and the module for it.
 
     Raises:
@@ -208,7 +210,12 @@ def _check_durations(config: Config, schedule: Schedule, data: ImageDataModule) 
         raise ConfigError(f"schedule: {e}") from e
 
 
-def _trainer(config: Config, folder: Path | None, callbacks: list[Callback]) -> Trainer:
+def make_trainer(config: Config, folder: Path | None, callbacks: list[Callback], **settings: Any) -> Trainer:
+    """Lightning's Trainer, as the config asks for it.
+
+    Raises:
+        ConfigError: If it refuses.
+    """
     node = config.trainer
     passed = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in _NOT_LIGHTNINGS}
     if node.gradient_clip_val is None:
@@ -223,18 +230,28 @@ def _trainer(config: Config, folder: Path | None, callbacks: list[Callback]) -> 
             enable_model_summary=False,
             enable_checkpointing=config.callbacks.checkpoint is not None,
             plugins=[AtomicCheckpointIO()],
-            **node.kwargs,
+            **{**node.kwargs, **settings},
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as e:
         raise ConfigError(f"trainer: {e}") from e
 
 
-def _check_device(config: Config) -> None:
+def check_device(config: Config) -> None:
+    """Refuse a GPU that is not there.
+
+    Raises:
+        ConfigError: If it is not.
+    """
     if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(
             f"trainer.accelerator: '{config.trainer.accelerator}', but torch {torch.__version__} sees no GPU here. "
             "Use trainer=cpu or trainer=auto."
         )
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that records the run, as far as can be told before there is a Trainer."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def quiet() -> None:
@@ -248,6 +265,7 @@ def quiet() -> None:
         "The number of training batches",
         "Checkpoint directory .* exists and is not empty",
         "isinstance.treespec",
+        "The configured lr stays as it is",  # FoundRate says it
     )
     for text in (f".*{part}.*" for part in known):
         warnings.filterwarnings("ignore", message=text)

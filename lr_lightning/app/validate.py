@@ -98,6 +98,12 @@ _RULES: tuple[Rule, ...] = (
     ("schedule.base_lr", _positive, "must be a finite number above 0, or null for the choice's share of the peak"),
     ("schedule.base_momentum", _momentum, "must lie in [0, 1), for instance 0.85"),
     ("schedule.max_momentum", _momentum, "must lie in [0, 1), for instance 0.95"),
+    ("finder.min_lr", _positive, "must be a finite number above 0, for instance 1e-6"),
+    ("finder.max_lr", _positive, "must be a finite number above 0, for instance 10"),
+    ("finder.num_steps", lambda v: v >= 10, "must be 10 or more optimizer updates, for instance 100"),
+    ("finder.num_lrs", lambda v: v >= 3, "must be 3 or more rates, for instance 13"),
+    ("finder.repeats", *_ONE_OR_MORE),
+    ("finder.val_batches", *_ONE_OR_MORE),
     ("trainer.max_epochs", lambda v: v >= 1 or v == -1, "must be 1 or more, or -1 for no limit"),
     ("trainer.max_steps", lambda v: v >= 1 or v == -1, "must be 1 or more, or -1 for no limit"),
     ("trainer.num_nodes", *_ONE_OR_MORE),
@@ -118,6 +124,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.gradient_clip_algorithm": ("norm", "value"),
     "trainer.progress": ("auto", "bar", "lines", "none"),
     "callbacks.checkpoint.mode": ("min", "max"),
+    "finder.mode": ("exponential", "linear"),
+    "finder.metric": ("loss", "val_loss", "accuracy"),
     "tracking.name": ("mlflow", "csv", "none"),
 }
 
@@ -134,6 +142,7 @@ def _bad_values(config: Config) -> Iterator[str]:
     yield from _bad_combinations(config)
     yield from _bad_bounds(config)
     yield from _bad_momentum(config)
+    yield from _bad_finder(config)
     yield from _absent_paths(config)
 
 
@@ -201,6 +210,28 @@ def _bad_momentum(config: Config) -> Iterator[str]:
         yield (
             f"schedule.max_momentum: {config.optimizer.name} has neither momentum nor betas to move. "
             "Leave schedule.base_momentum and schedule.max_momentum out, or take another optimizer."
+        )
+
+
+def _bad_finder(config: Config) -> Iterator[str]:
+    """What a search for a rate cannot do."""
+    low, high = _value(config, "finder.min_lr"), _value(config, "finder.max_lr")
+    if low is None or high is None:
+        return
+    if low >= high:
+        yield f"finder.max_lr: must be above finder.min_lr, {low:g}, got {high:g}."
+    if config.finder.metric != "loss" and config.trainer.limit_val_batches == 0:  # type: ignore[attr-defined]
+        yield "finder.metric: needs validation batches, and trainer.limit_val_batches is 0. Give finder.metric=loss."
+    if _value(config, "finder.apply") and _value(config, "schedule.base_lr") is not None:
+        yield (
+            f"schedule.base_lr: finder={config.finder.name} sets both bounds of a cyclical schedule. Leave it out, or "
+            "give finder.apply=false."
+        )
+    package = config.optimizer._target_.split(".")[0]
+    if package in ("prodigyopt", "dadaptation"):
+        yield (
+            f"finder: {config.optimizer.name} estimates its rate by itself, so there is none to find. Give finder=none "
+            "or another optimizer."
         )
 
 

@@ -53,6 +53,7 @@ class LitClassifier(L.LightningModule):
         self.net = net
         self.label_smoothing = label_smoothing
         self._make_optimizer = optimizer
+        self.lr: float | None = getattr(optimizer, "lr", None)  # the peak rate; a finder sets it anew
         self.val_loss, self.val_acc = _mean(), _accuracy(num_classes)
         self.test_loss, self.test_acc = _mean(), _accuracy(num_classes)
         if compile:

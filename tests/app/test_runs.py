@@ -438,3 +438,68 @@ def test_a_damaged_checkpoint_is_told_before_the_run_is_touched(tmp_path: Path, 
     assert "Traceback" not in done.stderr
     assert list(runs(tmp_path).values()) == ["FINISHED"]
     assert (folder / "config.yaml").read_text() == config
+
+
+def params(tmp_path: Path, run_id: str) -> dict[str, str]:
+    database = sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=ro", uri=True)
+    try:
+        return dict(database.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run_id,)).fetchall())
+    finally:
+        database.close()
+
+
+FOUND = [*SMALL, "finder=range_test", "schedule=triangular", "schedule.up=4"]
+
+
+def test_a_found_rate_survives_a_kill_and_no_record_has_another(tmp_path: Path, train_command: Command) -> None:
+    (whole := tmp_path / "whole").mkdir()
+    (whole / "mlruns").mkdir()
+    shutil.copy(tmp_path / "mlruns" / "mlflow.db", whole / "mlruns")
+    process = start(whole, *FOUND)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    (tmp_path / "die.py").write_text(
+        "import os, signal\nfrom lightning.pytorch import Callback\n"
+        "class Die(Callback):\n"
+        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
+        "        if trainer.current_epoch == 1 and batch_idx == 15 and 'STOP' not in os.environ:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    process = start(tmp_path, *FOUND, "callbacks.checkpoint.every_n_steps=2", "+callbacks.extra.die._target_=die.Die")
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    (run_id,) = runs(tmp_path)
+    train_command(f"resume={run_id}", "trust=[die.Die]", STOP="no")
+    assert_same_run(tmp_path, whole)
+    rates = [value for key, _, value in rows(tmp_path, run_id) if key == "lr/group0"]
+    recorded, known = params(tmp_path, run_id), tags(tmp_path, run_id)
+    assert float(recorded["optimizer.lr"]) == max(rates)
+    assert float(recorded["lr_finder.base_lr"]) == pytest.approx(min(rates), rel=1e-12)
+    assert known["mlflow.runName"] == f"triangular lr={max(rates):g} seed=0"
+    assert not [tag for tag in known if tag.startswith("resumed.optimizer")]
+
+
+def test_find_lr_only_searches(tmp_path: Path) -> None:
+    places = [f"output_root={tmp_path}/outputs", f"tracking.root={tmp_path}/mlruns"]
+    command = [sys.executable, str(ROOT / "scripts" / "find_lr.py"), *places, "model.kwargs.width=8"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "for comparison: valley" in done.stdout
+    assert "train with it:" in done.stdout
+    ((run_id, status),) = runs(tmp_path).items()
+    assert status == "FINISHED"
+    assert {"job": "find_lr", "finder": "range_test"}.items() <= tags(tmp_path, run_id).items()
+    assert {key for key, _, _ in rows(tmp_path, run_id)} == {
+        "summary/suggested_lr",
+        "summary/base_lr",
+        "summary/max_lr",
+    }
+    stored = {path.name for path in (tmp_path / "mlruns").rglob("curve.*")}
+    assert stored == {"curve.csv", "curve.png"}
+    refused = subprocess.run(
+        [*command, "finder=none"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert refused.returncode == 2
+    assert "finder: 'none' finds nothing" in refused.stderr
+    assert len(runs(tmp_path)) == 1

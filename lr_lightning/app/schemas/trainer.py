@@ -1,4 +1,4 @@
-"""The trainer, what watches a run, where it is recorded, and the search for a rate before it."""
+"""The trainer, what watches a run, and where it is recorded."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,12 +69,3 @@ class TrackingConfig:
     experiment: str = "lr_lightning"
     run_name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class FinderConfig:
-    """A search for the rate before training."""
-
-    name: str = "none"
-    _target_: str | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,88 @@
+"""A search for a rate without the training after it."""
+
+import shlex
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from lr_lightning.app import build
+from lr_lightning.app.config import Config
+from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.found import print_found
+from lr_lightning.app.interrupt import Interrupts
+from lr_lightning.app.output import new_output_dir, output_root
+from lr_lightning.app.record import open_logger, run_id_of
+from lr_lightning.app.summary import Summary, print_start
+from lr_lightning.app.train import Result, build_run, check_device, is_first_rank, make_trainer, quiet, recorded
+from lr_lightning.range_test.grid import GridTest
+from lr_lightning.range_test.result import RangeTest
+
+__all__ = ["find"]
+
+
+def find(config: Config, overrides: list[str]) -> Result:
+    """Build everything as for training, search for a rate, record it as a run of its own, and print what was found.
+
+    Args:
+        config: The checked config, with a finder.
+        overrides: The command line's, for the command that comes next.
+
+    Raises:
+        ConfigError: If the input is bad.
+        Interrupted: On SIGTERM or Ctrl-C; the run is KILLED.
+    """
+    quiet()
+    check_device(config)
+    output_root(config)
+    build.build_schedule(config)
+    # nothing is trained: Lightning ends the fit before its first step
+    config = replace(config, trainer=replace(config.trainer, max_steps=0))
+    data, module = build_run(config)
+    finder = build.build_finder(config, module)
+    if finder is None:
+        raise ConfigError("finder: 'none' finds nothing. Give finder=range_test or finder=lr_grid.")
+    finder.apply = False
+    folder = new_output_dir(config, job=f"find_lr-{config.finder.name}") if is_first_rank() else None
+    interrupts = Interrupts()
+    try:
+        trainer = make_trainer(config, folder, [interrupts, finder, Summary()], num_sanity_val_steps=0)
+        logger = open_logger(config, folder, None, data, module, job="find_lr") if folder else None
+    except ValueError as e:
+        if folder:
+            shutil.rmtree(folder)  # nothing was started: no run, no folder
+        raise ConfigError(str(e)) from e
+    if logger:
+        trainer.loggers = [logger]
+    if folder:
+        print_start(config, folder, data, module, None)
+
+    def work() -> dict[str, float]:
+        trainer.fit(module, datamodule=data)
+        result = finder.results[0]
+        found = {"suggested_lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
+        return {name: value for name, value in found.items() if value is not None}
+
+    with interrupts:
+        summary = recorded(config, trainer, logger, interrupts, work)
+    if folder:
+        _print(config, folder, finder.results[0], overrides)
+    return Result(folder, run_id_of(logger), summary)
+
+
+def _print(config: Config, folder: Path, found: RangeTest | GridTest, overrides: list[str]) -> None:
+    """The table, where figure and points are, and the commands that come next."""
+    print_found(found, f"{config.finder.name}: {config.model.name} on {config.data.name}, {config.optimizer.name}")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for path in sorted((folder / "artifacts").rglob("*.[pc][ns][gv]")):
+        console.print(path)
+    own = [word for word in overrides if not word.lstrip("+").startswith(("finder", "optimizer.lr=", "schedule"))]
+    train = [Path(sys.argv[0]).with_name("train.py"), *own]
+    if found.suggestion is not None:
+        command = shlex.join(map(str, ["python", *train, f"optimizer.lr={found.suggestion:.3g}"]))
+        console.print(f"train with it:  {command}")
+    if found.base_lr is not None and found.max_lr is not None:
+        bounds = ["schedule=triangular", f"schedule.base_lr={found.base_lr:.3g}", f"schedule.max_lr={found.max_lr:.3g}"]
+        console.print(f"in cycles:  {shlex.join(map(str, ['python', *train, *bounds]))}")

@@ -1,0 +1,107 @@
+"""A rate that is found before training: said on the terminal, and recorded in place of the configured one."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from lr_lightning.app.config import Config
+from lr_lightning.callbacks.rate_search import RateSearch
+from lr_lightning.range_test.grid import GridTest
+from lr_lightning.range_test.result import RangeTest
+from lr_lightning.tracking import MLflowLogger, RunLogger
+
+__all__ = ["FoundRate", "default_run_name", "print_found", "stale_keys"]
+
+
+def stale_keys(config: Config) -> frozenset[str]:
+    """Keys whose configured values may not be those that a run trains with: recorded once the latter are known."""
+    searched = getattr(config.finder, "apply", False)
+    return frozenset({"optimizer.lr", "schedule.max_lr"}) if searched else frozenset()
+
+
+def default_run_name(config: Config, lr: float | None) -> str:
+    """A run's name where none was given.
+
+    Args:
+        config: Its config.
+        lr: The peak rate; None where it is yet to be found.
+    """
+    rate = config.finder.name if lr is None else f"{lr:g}"
+    return f"{config.schedule.name} lr={rate} seed={config.seed}"
+
+
+class FoundRate(Callback):
+    """Record and say what rate a run trains with, once the search before it is over. List it after the search.
+
+    Args:
+        config: The run's config.
+        finder: The search.
+        folder: The run's output folder; None on ranks other than the first.
+    """
+
+    def __init__(self, config: Config, finder: RateSearch, folder: Path | None) -> None:
+        self.config, self.finder, self.folder = config, finder, folder
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The rate is known now; a resumed run has had it all along."""
+        if self.folder is None:
+            return
+        lr = self.config.optimizer.lr if self.finder.applied is None else self.finder.applied
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.log_hyperparams(dict.fromkeys(stale_keys(self.config), lr))
+                if isinstance(logger, MLflowLogger) and self.config.tracking.run_name is None:
+                    logger.set_tags({"mlflow.runName": default_run_name(self.config, lr)})
+        found = next(reversed(self.finder.results.values()), None)
+        if found is None or trainer.ckpt_path is not None:
+            return
+        console = Console(soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{self.config.finder.name}: {found.describe().removesuffix('.')}")
+        if self.finder.apply:
+            how = "found" if self.finder.applied is not None else "as configured"
+            console.print(f"training with a peak lr of {lr:.4g} ({how})")
+
+
+def print_found(found: RangeTest | GridTest, title: str) -> None:
+    """The table of a search: what it suggests, and what other rules would, or the score of each rate.
+
+    Args:
+        found: The result.
+        title: Above the table.
+    """
+    console = Console(highlight=False, markup=False)
+    table = Table(title=title, title_justify="left")
+    rows = _rules(found) if isinstance(found, RangeTest) else _scores(found)
+    for name, justify in rows[0]:
+        table.add_column(name, justify=justify)
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+    console.print(found.describe().removesuffix(".") + ".", soft_wrap=True)
+
+
+def _rules(found: RangeTest) -> list[Any]:
+    def rate(value: float | None) -> str:
+        return "none" if value is None else f"{value:.3g}"
+
+    interval = "" if found.interval is None else f"{found.interval[0]:.2g} to {found.interval[1]:.2g}"
+    return [
+        [("rule", "left"), ("lr", "right"), ("plausible", "right")],
+        ("suggestion", rate(found.suggestion), interval),
+        ("base_lr, for a cyclical schedule", rate(found.base_lr), ""),
+        ("max_lr, for a cyclical schedule", rate(found.max_lr), ""),
+        *((f"for comparison: {name}", rate(value), "") for name, value in found.rules.items()),
+    ]
+
+
+def _scores(found: GridTest) -> list[Any]:
+    rows: list[Any] = [
+        [("lr", "right"), (f"{found.metric} after {found.num_steps} steps", "right"), ("± s.e.", "right")]
+    ]
+    for lr, mean, error in zip(found.lrs, found.losses, found.errors, strict=True):
+        best = "  ← best" if lr == found.suggestion else ""
+        rows.append((f"{lr:.3g}", f"{mean:.4g}{best}" if mean == mean else "diverged", f"{error:.2g}" if error else ""))
+    return rows
