@@ -102,6 +102,8 @@ class LRFinder(RateSearch):
         check_count("val_batches", val_batches, 1)
         check_choice("mode", mode, get_args(_Mode))
         check_choice("metric", metric, get_args(_Metric))
+        if isinstance(at_epochs, int):
+            raise ValueError(f"at_epochs must be several epochs, such as [{at_epochs}], got {at_epochs!r}")
         for epoch in at_epochs or ():
             check_count("each of at_epochs", epoch, 0)
         self.min_lr, self.max_lr, self.num_steps, self.mode = float(min_lr), float(max_lr), num_steps, mode

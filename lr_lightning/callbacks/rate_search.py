@@ -71,6 +71,8 @@ class RateSearch(Callback):
 
     def __init__(self, apply: bool, attribute: str | None, progress: bool) -> None:
         super().__init__()
+        if not isinstance(apply, bool):
+            raise ValueError(f"apply must be True or False, got {apply!r}")
         self.apply, self.attribute, self.progress = apply, attribute, progress
         self._forget()
 
