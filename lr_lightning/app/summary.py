@@ -14,6 +14,10 @@ from rich.table import Table
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.resume import Previous, untrusted
+from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
+from lr_lightning.callbacks.overfitting import OverfittingMonitor
+from lr_lightning.callbacks.run_cost import RunCost
+from lr_lightning.diagnosis import Verdict
 from lr_lightning.training.data import ImageDataModule
 
 _TRACKED = {"val/loss": min, "val/acc": max}
@@ -71,9 +75,22 @@ class Summary(Callback):
 
 
 def summarise(trainer: Trainer) -> dict[str, float]:
-    """The values of `summary/*` after a fit: best and last validation, probe, gap, steps and seconds."""
+    """The values of `summary/*` after a fit: best and last validation, probe, gap, steps, seconds, and the cost."""
     callback = _callback(trainer)
-    return {**callback.values, "steps": float(trainer.global_step), "seconds": callback.seconds}
+    own = {**callback.values, "steps": float(trainer.global_step), "seconds": callback.seconds}
+    return own | next((c.summary for c in trainer.callbacks if isinstance(c, RunCost)), {})  # type: ignore[attr-defined]
+
+
+def verdict_of(trainer: Trainer) -> Verdict | None:
+    """The verdict on the fit, where it was measured."""
+    monitors = (c for c in trainer.callbacks if isinstance(c, OverfittingMonitor))  # type: ignore[attr-defined]
+    return next((monitor.verdict for monitor in monitors), None)
+
+
+def stopped_early(trainer: Trainer) -> str | None:
+    """Why the run ended before its time, if it did."""
+    stops = (c for c in trainer.callbacks if isinstance(c, ScheduleAwareStopping))  # type: ignore[attr-defined]
+    return next((stop.stopping_reason_message for stop in stops if stop.stopped_epoch), None)
 
 
 def stepped(trainer: Trainer) -> bool:
@@ -108,7 +125,9 @@ def print_start(
         console.print(f"output: {folder}")
 
 
-def print_summary(config: Config, folder: Path, run_id: str | None, summary: dict[str, float]) -> None:
+def print_summary(
+    config: Config, folder: Path, run_id: str | None, summary: dict[str, float], verdict: Verdict | None = None
+) -> None:
     """The table at the end, and the two commands that come next."""
     console = Console(highlight=False, markup=False)
     table = Table(title=f"{config.model.name} on {config.data.name}, {config.schedule.name}", title_justify="left")
@@ -125,11 +144,22 @@ def print_summary(config: Config, folder: Path, run_id: str | None, summary: dic
         ("gap: probe − validation accuracy", "gap_acc", "{:+.2%}"),
         ("optimizer steps", "steps", "{:,.0f}"),
         ("seconds", "seconds", "{:.1f}"),
+        ("examples per second", "examples_per_second", "{:,.0f}"),
+        ("seconds to the target", "seconds_to_target", "{:.1f}"),
+        ("optimizer steps to the target", "steps_to_target", "{:,.0f}"),
+        ("price", "price", "{:.4g}"),
+        ("spikes of the training loss", "spikes", "{:.0f}"),
     ]
     for name, key, form in rows:
         if key in summary:
             table.add_row(name, form.format(summary[key]))
+    if summary.get("target_reached") == 0.0:
+        table.add_row("target", "not reached")
+    if verdict is not None:
+        table.add_row("verdict", verdict.label + (f" ({verdict.detail})" if verdict.detail else ""))
     console.print(table)
+    for line in verdict.advice if verdict is not None else ():
+        console.print(f"- {line}", soft_wrap=True)
     console.print(f"MLflow run {run_id}" if run_id else "not in MLflow", f"output {folder}", sep=", ", soft_wrap=True)
     for name, command in _next_commands(config, folder):
         console.print(f"{name}:  {command}", soft_wrap=True)

@@ -23,8 +23,17 @@ from lr_lightning.app.interrupt import Interrupted, Interrupts
 from lr_lightning.app.output import LAST, new_output_dir, output_root
 from lr_lightning.app.record import open_logger, run_id_of
 from lr_lightning.app.resume import Previous
-from lr_lightning.app.summary import Summary, print_interrupted, print_start, print_summary, stepped, summarise
+from lr_lightning.app.summary import (
+    Summary,
+    print_interrupted,
+    print_start,
+    print_summary,
+    stepped,
+    summarise,
+    verdict_of,
+)
 from lr_lightning.callbacks.diverged import Diverged
+from lr_lightning.diagnosis import Verdict
 from lr_lightning.schedules import Schedule
 from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
 from lr_lightning.tracking import RunLogger
@@ -42,11 +51,13 @@ class Result:
         output_dir: Its output folder; None on ranks other than the first.
         run_id: Its MLflow run id, where it has one.
         summary: The values logged as ``summary/*``, without the prefix.
+        verdict: Whether it over- or underfits, where that was measured.
     """
 
     output_dir: Path | None
     run_id: str | None
     summary: dict[str, float] = field(default_factory=dict)
+    verdict: Verdict | None = None
 
     @property
     def objective(self) -> float | None:
@@ -54,7 +65,7 @@ class Result:
         return self.summary.get("best_val_acc")
 
 
-def train(config: Config, previous: Previous | None = None) -> Result:
+def train(config: Config, previous: Previous | None = None, *, report: bool = True) -> Result:
     """Build everything, fit, test the best checkpoint once, and record the run.
 
     All that can be wrong with the input is found before the run appears in the store.
@@ -62,6 +73,7 @@ def train(config: Config, previous: Previous | None = None) -> Result:
     Args:
         config: The checked config.
         previous: The run to go on with, or None for a new one.
+        report: Whether to print what is trained, and its result.
 
     Raises:
         ConfigError: If the input is bad.
@@ -90,14 +102,14 @@ def train(config: Config, previous: Previous | None = None) -> Result:
         raise ConfigError(str(e)) from e
     if logger:
         trainer.loggers = [logger]
-    if folder:
+    if folder and report:
         print_start(config, folder, data, module, previous)
     with interrupts:
-        summary = _recorded(config, trainer, module, data, previous, logger, interrupts)
+        summary, verdict = _recorded(config, trainer, module, data, previous, logger, interrupts)
     run_id = run_id_of(logger)
-    if folder:
-        print_summary(config, folder, run_id, summary)
-    return Result(folder, run_id, summary)
+    if folder and report:
+        print_summary(config, folder, run_id, summary, verdict)
+    return Result(folder, run_id, summary, verdict)
 
 
 def _recorded(
@@ -108,15 +120,15 @@ def _recorded(
     previous: Previous | None,
     logger: RunLogger | None,
     interrupts: Interrupts,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Verdict | None]:
     """Run, and give the record its true status, whatever happens."""
     status = "FAILED"
     try:
-        summary = _run(config, trainer, module, data, previous)
+        summary, verdict = _run(config, trainer, module, data, previous)
         if logger:
             logger.log_summary(summary)
         status = "FINISHED"
-        return summary
+        return summary, verdict
     except Diverged as e:
         if logger:
             logger.set_tags({"diverged": "true", "diverged_step": str(e.step), "diverged_lr": str(e.lr)})
@@ -142,18 +154,19 @@ def _recorded(
 
 def _run(
     config: Config, trainer: Trainer, module: LightningModule, data: ImageDataModule, previous: Previous | None
-) -> dict[str, float]:
-    """Fit, and evaluate the best checkpoint on the test set; the summary of both."""
+) -> tuple[dict[str, float], Verdict | None]:
+    """Fit, and evaluate the best checkpoint on the test set; the summary of both, and the verdict on the fit."""
     ckpt = str(previous.checkpoint) if previous else None
     trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True if ckpt else None)
-    summary = summarise(trainer)  # before the test, which restores the callbacks of the best checkpoint
+    # before the test, which restores the callbacks of the best checkpoint
+    summary, verdict = summarise(trainer), verdict_of(trainer)
     if config.test and data.has_test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         results = trainer.test(
             module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False
         )
         summary |= {key.replace("/", "_"): value for key, value in results[0].items() if math.isfinite(value)}
-    return summary
+    return summary, verdict
 
 
 def _build(config: Config) -> tuple[ImageDataModule, LightningModule]:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError, did_you_mean, explain
+from lr_lightning.app.validate_callbacks import bad_callbacks
 
 
 def validated(cfg: DictConfig) -> Config:
@@ -118,6 +119,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.gradient_clip_algorithm": ("norm", "value"),
     "trainer.progress": ("auto", "bar", "lines", "none"),
     "callbacks.checkpoint.mode": ("min", "max"),
+    "callbacks.early_stopping.mode": ("min", "max"),
+    "callbacks.early_stopping.criterion": ("patience", "gl", "pq", "up"),
     "tracking.name": ("mlflow", "csv", "none"),
 }
 
@@ -145,13 +148,7 @@ def _bad_combinations(config: Config) -> Iterator[str]:
     yield from _bad_for_optimizer(config)
     if config.resume and config.ckpt:
         yield "ckpt: cannot be given with resume, which has a checkpoint of its own. Leave one of the two out."
-    monitor = _value(config, "callbacks.checkpoint.monitor")
-    if monitor is not None and monitor.startswith(("overfit/", "probe/")):
-        logged = ("probe/loss", "probe/acc", "overfit/gap_loss", "overfit/gap_acc")
-        if config.callbacks.overfitting is None:
-            yield f"callbacks.checkpoint.monitor: '{monitor}' needs callbacks.overfitting, which is off."
-        elif monitor not in logged:
-            yield f"callbacks.checkpoint.monitor: '{monitor}' is not logged. Choices: val/..., {', '.join(logged)}."
+    yield from bad_callbacks(config)
     for pattern, factors in config.optimizer.multipliers.items():
         for name, value in factors.items():
             if name not in ("lr", "weight_decay"):

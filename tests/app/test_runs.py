@@ -30,6 +30,20 @@ SMALL = [
 ]
 
 
+COSTS = {
+    f"summary/{name}"
+    for name in (
+        "seconds",
+        "train_seconds",
+        "device_seconds",
+        "examples_per_second",
+        "peak_memory_mb",
+        *(f"step_ms_p{p}" for p in (50, 95, 99)),
+    )
+}
+"""What differs between two runs that are otherwise equal."""
+
+
 def folder_of(tmp_path: Path) -> Path:
     """The newest output folder."""
     return max((tmp_path / "outputs").glob("*-s*-*"), key=lambda path: path.stat().st_mtime)
@@ -63,7 +77,7 @@ def rows(tmp_path: Path, run_id: str | None = None) -> list[tuple[str, int, floa
         ).fetchall()
     finally:
         database.close()
-    return sorted(row for row in found if row[0] != "summary/seconds")
+    return sorted(row for row in found if not row[0].startswith("cost/") and row[0] not in COSTS)
 
 
 def runs(tmp_path: Path) -> dict[str, str]:
