@@ -128,6 +128,8 @@ def build_data(config: Config) -> ImageDataModule:
         num_workers=node.num_workers,
         channels_last=config.trainer.channels_last,
         drop_last=node.drop_last,
+        train_size=node.train_size,
+        flip_labels=node.flip_labels,
     )
 
 
@@ -207,7 +209,7 @@ def _cost_callbacks(config: Config) -> list[Callback]:
 
 def _stopping_callbacks(config: Config) -> list[Callback]:
     node = config.callbacks.early_stopping
-    if node is None:
+    if node is None or node.criterion is None:
         return []
     return [MonitorCheck(node.monitor, "callbacks.early_stopping.monitor"), ScheduleAwareStopping(**asdict(node))]
 

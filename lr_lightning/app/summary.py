@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from rich.table import Table
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.resume import Previous, untrusted
-from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.run_cost import RunCost
-from lr_lightning.diagnosis import Verdict
+from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.training.data import ImageDataModule
 
 _TRACKED = {"val/loss": min, "val/acc": max}
@@ -74,23 +74,29 @@ class Summary(Callback):
         self.values, self._seconds_before = dict(state_dict["values"]), state_dict["seconds"]
 
 
-def summarise(trainer: Trainer) -> dict[str, float]:
-    """The values of `summary/*` after a fit: best and last validation, probe, gap, steps, seconds, and the cost."""
+@dataclass(frozen=True)
+class Outcome:
+    """What a fit came to.
+
+    Attributes:
+        summary: The values of ``summary/*``, without the prefix.
+        history: What was measured at its validations, where it was measured.
+        verdict: Whether it over- or underfits.
+    """
+
+    summary: dict[str, float] = field(default_factory=dict)
+    history: History | None = None
+    verdict: Verdict | None = None
+
+
+def outcome_of(trainer: Trainer) -> Outcome:
+    """Best and last validation, probe, gap, steps, seconds and cost of a fit, and the verdict on it."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callback = _callback(trainer)
-    own = {**callback.values, "steps": float(trainer.global_step), "seconds": callback.seconds}
-    return own | next((c.summary for c in trainer.callbacks if isinstance(c, RunCost)), {})  # type: ignore[attr-defined]
-
-
-def verdict_of(trainer: Trainer) -> Verdict | None:
-    """The verdict on the fit, where it was measured."""
-    monitors = (c for c in trainer.callbacks if isinstance(c, OverfittingMonitor))  # type: ignore[attr-defined]
-    return next((monitor.verdict for monitor in monitors), None)
-
-
-def stopped_early(trainer: Trainer) -> str | None:
-    """Why the run ended before its time, if it did."""
-    stops = (c for c in trainer.callbacks if isinstance(c, ScheduleAwareStopping))  # type: ignore[attr-defined]
-    return next((stop.stopping_reason_message for stop in stops if stop.stopped_epoch), None)
+    summary = {**callback.values, "steps": float(trainer.global_step), "seconds": callback.seconds}
+    summary |= next((c.summary for c in callbacks if isinstance(c, RunCost)), {})
+    monitor = next((c for c in callbacks if isinstance(c, OverfittingMonitor)), None)
+    return Outcome(summary) if monitor is None else Outcome(summary, monitor.history, monitor.verdict)
 
 
 def stepped(trainer: Trainer) -> bool:

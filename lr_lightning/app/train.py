@@ -24,16 +24,16 @@ from lr_lightning.app.output import LAST, new_output_dir, output_root
 from lr_lightning.app.record import open_logger, run_id_of
 from lr_lightning.app.resume import Previous
 from lr_lightning.app.summary import (
+    Outcome,
     Summary,
+    outcome_of,
     print_interrupted,
     print_start,
     print_summary,
     stepped,
-    summarise,
-    verdict_of,
 )
 from lr_lightning.callbacks.diverged import Diverged
-from lr_lightning.diagnosis import Verdict
+from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.schedules import Schedule
 from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
 from lr_lightning.tracking import RunLogger
@@ -52,12 +52,14 @@ class Result:
         run_id: Its MLflow run id, where it has one.
         summary: The values logged as ``summary/*``, without the prefix.
         verdict: Whether it over- or underfits, where that was measured.
+        history: What that was measured from.
     """
 
     output_dir: Path | None
     run_id: str | None
     summary: dict[str, float] = field(default_factory=dict)
     verdict: Verdict | None = None
+    history: History | None = None
 
     @property
     def objective(self) -> float | None:
@@ -105,11 +107,11 @@ def train(config: Config, previous: Previous | None = None, *, report: bool = Tr
     if folder and report:
         print_start(config, folder, data, module, previous)
     with interrupts:
-        summary, verdict = _recorded(config, trainer, module, data, previous, logger, interrupts)
+        outcome = _recorded(config, trainer, module, data, previous, logger, interrupts)
     run_id = run_id_of(logger)
     if folder and report:
-        print_summary(config, folder, run_id, summary, verdict)
-    return Result(folder, run_id, summary, verdict)
+        print_summary(config, folder, run_id, outcome.summary, outcome.verdict)
+    return Result(folder, run_id, outcome.summary, outcome.verdict, outcome.history)
 
 
 def _recorded(
@@ -120,16 +122,17 @@ def _recorded(
     previous: Previous | None,
     logger: RunLogger | None,
     interrupts: Interrupts,
-) -> tuple[dict[str, float], Verdict | None]:
+) -> Outcome:
     """Run, and give the record its true status, whatever happens."""
     status = "FAILED"
     try:
-        summary, verdict = _run(config, trainer, module, data, previous)
+        outcome = _run(config, trainer, module, data, previous)
         if logger:
-            logger.log_summary(summary)
+            logger.log_summary(outcome.summary)
         status = "FINISHED"
-        return summary, verdict
+        return outcome
     except Diverged as e:
+        e.outcome = outcome_of(trainer)
         if logger:
             logger.set_tags({"diverged": "true", "diverged_step": str(e.step), "diverged_lr": str(e.lr)})
         raise
@@ -154,19 +157,20 @@ def _recorded(
 
 def _run(
     config: Config, trainer: Trainer, module: LightningModule, data: ImageDataModule, previous: Previous | None
-) -> tuple[dict[str, float], Verdict | None]:
-    """Fit, and evaluate the best checkpoint on the test set; the summary of both, and the verdict on the fit."""
+) -> Outcome:
+    """Fit, and evaluate the best checkpoint on the test set; what both came to."""
     ckpt = str(previous.checkpoint) if previous else None
     trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True if ckpt else None)
     # before the test, which restores the callbacks of the best checkpoint
-    summary, verdict = summarise(trainer), verdict_of(trainer)
+    outcome = outcome_of(trainer)
     if config.test and data.has_test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         results = trainer.test(
             module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False
         )
-        summary |= {key.replace("/", "_"): value for key, value in results[0].items() if math.isfinite(value)}
-    return summary, verdict
+        tested = {key.replace("/", "_"): value for key, value in results[0].items() if math.isfinite(value)}
+        outcome = replace(outcome, summary=outcome.summary | tested)
+    return outcome
 
 
 def _build(config: Config) -> tuple[ImageDataModule, LightningModule]:

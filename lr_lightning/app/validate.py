@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError, did_you_mean, explain
-from lr_lightning.app.validate_callbacks import bad_callbacks
+from lr_lightning.app.validate_callbacks import bad_callbacks, bad_study
 
 
 def validated(cfg: DictConfig) -> Config:
@@ -79,6 +79,8 @@ _RULES: tuple[Rule, ...] = (
     ("data.split_seed", lambda v: v >= 0, "must be 0 or more"),
     ("data.crop_padding", lambda v: v >= 0, "must be 0 (no crops) or more pixels"),
     ("data.image_size", *_ONE_OR_MORE),
+    ("data.train_size", *_ONE_OR_MORE),
+    ("data.flip_labels", lambda v: 0 <= v <= 1, "must lie in [0, 1], a share of the training labels"),
     ("data.num_workers", lambda v: v >= 0, "must be 0 or more"),
     ("model.lr", _positive, "must be a finite number above 0"),
     ("optimizer.lr", _positive, "must be a finite number above 0, for instance 0.1 for SGD or 0.001 for Adam"),
@@ -149,6 +151,7 @@ def _bad_combinations(config: Config) -> Iterator[str]:
     if config.resume and config.ckpt:
         yield "ckpt: cannot be given with resume, which has a checkpoint of its own. Leave one of the two out."
     yield from bad_callbacks(config)
+    yield from bad_study(config)
     for pattern, factors in config.optimizer.multipliers.items():
         for name, value in factors.items():
             if name not in ("lr", "weight_decay"):

@@ -28,10 +28,35 @@ def bad_callbacks(config: Config) -> Iterator[str]:
     node = config.callbacks
     if node.checkpoint is not None:
         yield from _bad_monitor(config, "callbacks.checkpoint.monitor", node.checkpoint.monitor)
-    if node.early_stopping is not None:
+    if node.early_stopping is not None and node.early_stopping.criterion is not None:
         yield from _bad_stopping(config)
     if node.cost is not None:
         yield from _bad_cost(config)
+
+
+def bad_study(config: Config) -> Iterator[str]:
+    """The same of the keys of a study, and of what it needs."""
+    node = config.study
+    if node is None:
+        return
+    rates = node.lrs if node.lrs is not None else [node.low, node.high]
+    key = "study.lrs" if node.lrs is not None else "study.low and study.high"
+    if not all(math.isfinite(lr) and lr > 0 for lr in rates) or len(set(rates)) < 2:
+        yield f"{key}: must be two or more different finite numbers above 0, got {rates}."
+    elif node.lrs is None and node.low >= node.high:
+        yield f"study.low: must be below study.high, {node.high:g}, got {node.low:g}."
+    if node.points < 2:
+        yield f"study.points: must be 2 or more, got {node.points}."
+    if not node.seeds or len(set(node.seeds)) < len(node.seeds) or not all(0 <= seed < 2**32 for seed in node.seeds):
+        yield f"study.seeds: must be one or more different numbers in 0..4294967295, got {node.seeds}."
+    if not 0 < node.level < 1:
+        yield f"study.level: must lie between 0 and 1, for instance 0.95, got {node.level}."
+    if config.callbacks.overfitting is None:
+        yield "study: needs callbacks.overfitting, which is off."
+    if config.callbacks.cost is None or config.callbacks.cost.target is None:
+        yield "study: needs a target to measure the speed by; give 'callbacks.cost.target=\"val/acc>=0.95\"'."
+    if getattr(config.schedule, "max_lr", None) is not None or getattr(config.schedule, "base_lr", None) is not None:
+        yield "study: sets the rates itself; leave schedule.max_lr and schedule.base_lr out."
 
 
 def _bad_monitor(config: Config, key: str, monitor: str) -> Iterator[str]:

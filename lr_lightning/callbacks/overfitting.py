@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -269,7 +268,7 @@ class OverfittingMonitor(Callback):
             "source": self._val.source,
             "chance": self._chance,
             "overconfident": self._overconfident,
-            "points": [_packed(point) for point in self._points],
+            **_packed(self._points),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -278,7 +277,7 @@ class OverfittingMonitor(Callback):
         self._first_loss = state_dict["first_loss"]
         self._val.source, self._chance = state_dict["source"], state_dict["chance"]
         self._overconfident = state_dict["overconfident"]
-        self._points = [_unpacked(point) for point in state_dict["points"]]
+        self._points = _unpacked(state_dict)
 
 
 def _logged(trainer: Trainer, key: str) -> float | None:
@@ -296,10 +295,27 @@ def _epoch(trainer: Trainer) -> float:
     return trainer.current_epoch + (min(1.0, done / batches) if math.isfinite(batches) and batches else 1.0)
 
 
-def _packed(point: Point) -> dict[str, Any]:
-    return {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in vars(point).items()}
+_ROWS = ("val_losses", "probe_losses")
 
 
-def _unpacked(packed: dict[str, Any]) -> Point:
-    values: dict[str, Any] = {key: v.numpy() if isinstance(v, Tensor) else v for key, v in packed.items()}
-    return Point(**values)
+def _packed(points: list[Point]) -> dict[str, Any]:
+    """The points as plain values and one tensor of each kind: a checkpoint of many small tensors is slow to write."""
+    packed: dict[str, Any] = {"points": [{k: v for k, v in vars(p).items() if k not in _ROWS} for p in points]}
+    for name in _ROWS:
+        rows = [getattr(point, name) for point in points]
+        sizes = [-1 if row is None else len(row) for row in rows]
+        known = [torch.from_numpy(row) for row in rows if row is not None]
+        packed[name] = (torch.cat(known) if known else torch.empty(0), sizes)
+    return packed
+
+
+def _unpacked(packed: dict[str, Any]) -> list[Point]:
+    kinds: list[list[Any]] = []
+    for name in _ROWS:
+        values, sizes = packed[name]
+        rows = iter(values.split([size for size in sizes if size >= 0]))
+        kinds.append([None if size < 0 else next(rows).numpy() for size in sizes])
+    return [
+        Point(**values, val_losses=val, probe_losses=probe)
+        for values, val, probe in zip(packed["points"], *kinds, strict=True)
+    ]

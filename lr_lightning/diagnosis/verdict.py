@@ -21,7 +21,7 @@ _FEWEST = 4  # validations; with fewer only a divergence can be told
 _DIVERGED = 1.5  # times the larger of start and chance
 _STILL = 0.1  # of all that was learnt: falling by less in the last quarter counts as having stopped
 _BY_HEART = 0.02  # of chance: a probe loss below it is that of examples learnt by heart
-_WIDE = 0.2  # of chance: a gap above it is wide
+_WIDE = 0.1  # of chance: a gap above it is wide
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def diagnose(history: History) -> Verdict:
     1. ``diverged``: a loss is not finite at the end, or both are above 1.5 times the larger of start and chance.
     2. ``overfitting``: the validation loss is above its best, by 5 % of it and beyond its noise, and since the best the
        probe loss fell beyond its noise. ``memorised``: the validation is no better than chance, and the probe is.
-       ``gap``: the probe is learnt by heart (2 % of chance) and the validation loss has stopped far above it (20 %).
+       ``gap``: the probe is learnt by heart (2 % of chance), the validation loss is far above it (10 % of chance), and
+       half the run or more brought the validation nothing.
     3. ``underfitting``: the probe loss is high, above 15 % of chance. ``under-trained`` if in the last quarter of the
        learning it fell beyond its noise, by 10 % or more of all it fell; near chance if it falls at all, or if single
        examples hardly change their losses. The learning is the sum of all steps' rates, so a rate that has gone to 0
@@ -119,7 +120,7 @@ def _diverged(history: History) -> Verdict | None:
     above = [p.probe_loss > limit and p.val_loss > limit for p in points]
     if limit > 0 and above[-1] and all(above[-max(1, min(3, len(above) // 2)) :]) and _not_recovering(points):
         first = len(above) - next((i for i, a in enumerate(reversed(above)) if not a), len(above))
-        return Verdict("diverged", "the losses are far above chance", points[first].epoch, _levels(last))
+        return Verdict("diverged", "far above chance", points[first].epoch, _levels(last))
     return None
 
 
@@ -158,11 +159,21 @@ def _overfitting(c: Curves) -> Verdict | None:
         return Verdict("overfitting", _detail(c, learnt and useless), _onset(c), numbers)
     if learnt and useless:
         return Verdict("overfitting", "memorised", _onset(c), numbers)
-    stopped = not c.val.difference(c.at(0.75), c.end).above(RISE * c.val_end)
-    if chance is not None and c.probe_end < _BY_HEART * chance and c.val_end - c.probe_end > _WIDE * chance and stopped:
-        numbers["gap"] = c.val_end - c.probe_end
+    numbers["gap"] = c.val_end - c.probe_end
+    if (
+        chance is not None
+        and c.probe_end < _BY_HEART * chance
+        and numbers["gap"] > _WIDE * chance
+        and _only_by_heart(c)
+    ):
         return Verdict("overfitting", "gap", c.points[_reached(c)].epoch, numbers)
     return None
+
+
+def _only_by_heart(c: Curves) -> bool:
+    """Whether half the run and more brought the validation nothing."""
+    falls = c.val.difference(c.at(0.75), c.end).above(RISE * c.val_end)
+    return not falls and c.points[_reached(c)].epoch <= c.points[c.end].epoch / 2
 
 
 def _reached(c: Curves) -> int:

@@ -63,7 +63,7 @@ class EarlyStoppingConfig:
     """When to stop before the end; never on the rising half of a cycle, nor before a cooldown."""
 
     monitor: str = "val/loss"
-    criterion: str = "patience"  # patience | gl | pq | up: Lightning's, and Prechelt's three
+    criterion: str | None = None  # patience | gl | pq | up: Lightning's, and Prechelt's three; null: never
     patience: int = 5  # validations that count without improvement
     threshold: float | None = None  # of gl (default 5 percent), pq (0.75) and up (3 strips)
     strip: int = 5  # validations in a strip, for pq and up
@@ -79,7 +79,7 @@ class CallbacksConfig:
     checkpoint: CheckpointConfig | None = field(default_factory=CheckpointConfig)
     overfitting: OverfittingConfig | None = field(default_factory=OverfittingConfig)
     cost: CostConfig | None = field(default_factory=CostConfig)
-    early_stopping: EarlyStoppingConfig | None = None
+    early_stopping: EarlyStoppingConfig | None = field(default_factory=EarlyStoppingConfig)
     extra: dict[str, Any] = field(default_factory=dict)  # own ones: +callbacks.extra.mine._target_=package.MyCallback
 
 
