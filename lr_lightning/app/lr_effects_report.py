@@ -58,7 +58,7 @@ def as_text(rows: Sequence[Row], claims: Sequence[Claim], trials: Sequence[Trial
     notes = [
         f"Mean ± {level:.0%} confidence interval (Student's) over up to {seeds} seeds; a dash where it is not known. "
         "Runs that diverged are in no mean, and runs that missed the target in no mean of what it took.",
-        f"'matched': where the probe loss came down to {matched:.4g}, which two thirds of the runs reached.",
+        f"'matched': where the probe loss came down to {matched:.4g}, as every run did that reached the target.",
     ]
     return "\n".join([*lines, "", *notes, "", *_claims(claims, trials), ""])
 
@@ -146,8 +146,11 @@ def draw(trials: Sequence[Trial], rows: Sequence[Row]) -> "Figure":
     stability.scatter(lrs, [worst if t.diverged else t.instability for t in trials], c=colours, s=22)
     stability.set_title("spikes in 1000 steps (top: diverged)", loc="left", fontsize=10)
     for name, colour, label in (("val_loss", "#d1495b", "validation"), ("probe_loss", "#2e6f95", "probe")):
-        known = [(r.lr, *getattr(r, name)) for r in rows if math.isfinite(getattr(r, name)[0])]
+        known = [(r.lr, getattr(r, name)[0], math.nan) for r in rows if math.isfinite(getattr(r, name)[0])]
         _band(losses, known, colour, label)
+        losses.scatter(
+            lrs, [math.nan if t.diverged else getattr(t, name) for t in trials], s=6, color=colour, alpha=0.5
+        )
     losses.set_yscale("log")
     losses.set_title("loss at the end of the budget", loc="left", fontsize=10)
     for name, colour, label in (

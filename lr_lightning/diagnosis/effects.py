@@ -60,23 +60,21 @@ class Trial:
 
 
 def matched_level(trials: Sequence[Trial]) -> float:
-    """The probe loss at which gaps are compared: the lowest that two thirds of the runs that did not diverge reached.
+    """The probe loss at which gaps are compared: the lowest that every run that reached the target came down to.
 
     Returns:
-        nan if there is no such run.
+        nan if no run reached it.
     """
-    lowest = sorted(
-        min((p for p, _ in t.curve if math.isfinite(p)), default=math.inf) for t in trials if not t.diverged
-    )
-    level = lowest[min(len(lowest) - 1, math.ceil(2 * len(lowest) / 3) - 1)] if lowest else math.nan
-    return level if math.isfinite(level) else math.nan
+    able = [t for t in trials if not t.diverged and math.isfinite(t.steps_to_target)]
+    lowest = [min((p for p, _ in t.curve if math.isfinite(p)), default=math.inf) for t in able]
+    return max(lowest) if lowest and max(lowest) < math.inf else math.nan
 
 
 def matched_gap(trial: Trial, level: float) -> float:
     """The gap where a run's probe loss first came down to a level, between two validations in the probe loss's log.
 
     Returns:
-        nan if it never did.
+        nan if it never did, or had come down to half of it by the first validation.
 
     Example:
         >>> trial = Trial(0.1, 0, "healthy", False, 2, 1.0, 0, 1.0, 1, 1.0, 1.5, 0.1, ((1.0, 1.0), (0.1, 1.5)))
@@ -89,7 +87,7 @@ def matched_gap(trial: Trial, level: float) -> float:
             return math.nan
         if probe <= level:
             if before is None or before[0] == probe or probe <= 0:
-                return val - probe
+                return val - probe if probe > level / 2 else math.nan
             share = math.log(before[0] / level) / math.log(before[0] / probe)
             return before[1] + share * (val - before[1]) - level
         before = (probe, val)

@@ -60,7 +60,8 @@ def diagnose(history: History) -> Verdict:
     of up to five validations, at equal phase of the schedule (see :func:`low_ends`); chance is the loss of a model that
     knows nothing but the classes' shares, or else the loss at the start.
 
-    1. ``diverged``: a loss is not finite at the end, or both are above 1.5 times the larger of start and chance.
+    1. ``diverged``: a loss is not finite at the end; or both are above 1.5 times the larger of start and chance, at the
+       last validations, or at any of the second half of a run that has never learnt.
     2. ``overfitting``: the validation loss is above its best, by 5 % of it and beyond its noise, and since the best the
        probe loss fell beyond its noise. ``memorised``: the validation is no better than chance, and the probe is.
        ``gap``: the probe is learnt by heart (2 % of chance), the validation loss is far above it (10 % of chance), and
@@ -118,8 +119,13 @@ def _diverged(history: History) -> Verdict | None:
     # A first validation comes after an epoch, which is enough to diverge in: it is a start only where nothing else is.
     limit = _DIVERGED * max(known) if known else 3 * _DIVERGED * min(points[0].val_loss, points[0].probe_loss)
     above = [p.probe_loss > limit and p.val_loss > limit for p in points]
-    if limit > 0 and above[-1] and all(above[-max(1, min(3, len(above) // 2)) :]) and _not_recovering(points):
+    late = above[-max(1, min(3, len(above) // 2)) :]
+    learnt = min(p.probe_loss for p in points if finite(p)) < AT_CHANCE * limit / _DIVERGED
+    # What has never learnt, and jumps far above chance in its second half, is not at rest at chance.
+    jumps = not learnt and any(above[len(above) // 2 :])
+    if limit > 0 and (all(late) or jumps) and _not_recovering(points):
         first = len(above) - next((i for i, a in enumerate(reversed(above)) if not a), len(above))
+        first = first if all(late) else above.index(True)
         return Verdict("diverged", "far above chance", points[first].epoch, _levels(last))
     return None
 

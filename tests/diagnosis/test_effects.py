@@ -97,14 +97,15 @@ def test_the_table_has_means_with_students_interval() -> None:
     assert (row.lr, row.runs, row.reached) == (0.01, 4, 4)
 
 
-def test_gaps_are_matched_at_a_probe_loss_that_two_thirds_reach() -> None:
+def test_gaps_are_matched_at_a_probe_loss_that_every_run_that_reached_the_target_reached() -> None:
     trials = _textbook()
     level = matched_level(trials)
-    reached = [min(p for p, _ in t.curve) <= level for t in trials]
-    assert sum(reached) >= 2 * len(trials) / 3
-    assert math.isnan(matched_gap(trials[0], level)) or min(p for p, _ in trials[0].curve) <= level
+    assert level == max(min(p for p, _ in t.curve) for t in trials if t.lr > 1e-3)
+    assert math.isnan(matched_gap(trials[0], level))  # it never came down to it
     assert matched_gap(trials[3], 2.3 * 0.5**3) == pytest.approx(0.30 * 3 / 6)
     assert matched_gap(trials[3], 2.3 * 0.5**2.5) == pytest.approx(0.30 * 2.5 / 6, abs=0.06)
+    assert math.isnan(matched_gap(trials[3], 9.0))  # it was far below before it was first measured
+    assert math.isnan(matched_level([t for t in trials if t.lr == 1e-3]))
 
 
 @pytest.mark.parametrize(("n", "m"), [(3, 9), (5, 5), (6, 24)])
