@@ -135,6 +135,7 @@ def _recorded(
         e.outcome = outcome_of(trainer)
         if logger:
             logger.set_tags({"diverged": "true", "diverged_step": str(e.step), "diverged_lr": str(e.lr)})
+            logger.log_summary({k: v for k, v in e.outcome.summary.items() if math.isfinite(v)})
         raise
     except DataError as e:  # an image that no longer can be read, in the middle of the run
         raise ConfigError(str(e)) from e

@@ -39,6 +39,8 @@ def _diverged(detail: str, n: Numbers) -> list[str]:
 
 def _overfitting(detail: str, n: Numbers) -> list[str]:
     onset = n.get("onset_epoch", n.get("best_epoch", 0.0))
+    # A rate that falls to 0 over twice the time learns, in sum, as much as one that stayed at its peak.
+    length = max(1.0, min(2 * onset, n["epochs"]))
     lines = []
     if detail == "receding":
         lines.append("The validation loss is falling again: lengthen the run before you shorten it.")
@@ -48,12 +50,12 @@ def _overfitting(detail: str, n: Numbers) -> list[str]:
         )
     if _high_rate(n) and detail != "memorised":
         lines.append(
-            f"Cool down: the rate is still {_share(n):.0%} of its peak. Let it fall to 0 by about epoch {onset:.0f}."
+            f"Cool down: the rate is still {_share(n):.0%} of its peak. Let it fall to 0 by about epoch {length:.0f}."
         )
-    elif detail not in ("receding", "memorised"):
+    elif detail not in ("receding", "memorised") and length < n["epochs"]:
         lines.append(
             f"Shorten: {'nothing was gained' if detail == 'gap' else 'the validation loss rose'} after epoch "
-            f"{onset:.0f} of {n['epochs']:.0f}; a schedule that ends there is enough."
+            f"{onset:.0f} of {n['epochs']:.0f}; a schedule that ends at about {length:.0f} is enough."
         )
     lines.append("Regularise: more or augmented data, dropout, weight decay.")
     if n.get("overconfident"):
