@@ -226,10 +226,15 @@ def _underfitting(c: Curves) -> Verdict | None:
         return None
     if fell.above() and share >= _STILL:
         return Verdict("underfitting", "under-trained", None, numbers)
-    lost = c.probe.difference(c.end, int(np.argmin(c.probe.smooth)))
-    if lost.above(0.1 * c.probe_end) or c.reference is None:
+    if _unstable(c) or c.reference is None:
         return None  # it had been lower: neither too short nor too small; or nothing says what is high
     return Verdict("underfitting", "limited", None, numbers)
+
+
+def _unstable(c: Curves) -> bool:
+    """Whether the probe loss is above its own best by a fifth, and beyond its noise."""
+    lowest = int(np.argmin(c.probe.smooth))
+    return c.probe.difference(c.end, lowest).above(0.2 * c.probe_end + c.probe.search_bias(lowest))
 
 
 def _hardly_moved(c: Curves, since: int) -> bool:
@@ -277,10 +282,8 @@ def _healthy(c: Curves) -> Verdict | None:
 def _inconclusive(c: Curves) -> Verdict:
     rise = c.rise
     numbers = {"val_loss": c.val_end, "probe_loss": c.probe_end, "rise": rise.value, "rise_noise": rise.noise}
-    lowest = int(np.argmin(c.probe.smooth))
-    lost = c.probe.difference(c.end, lowest)
-    if lost.above(0.1 * c.probe_end):
-        numbers |= {"lowest_probe_loss": float(c.probe.smooth[lowest]), "probe_rise": lost.value}
+    if _unstable(c):
+        numbers |= {"lowest_probe_loss": float(c.probe.smooth.min())}
         return Verdict("inconclusive", "the probe loss rose above its own best: unstable", None, numbers)
     if rise.risen:
         return Verdict("inconclusive", "the validation loss rose, but the probe did not go on falling", None, numbers)
