@@ -32,6 +32,8 @@ from lr_lightning.diagnosis.verdict import Verdict, diagnose
 
 __all__ = ["OverfittingMonitor", "can_measure", "classification_loss"]
 
+_MOST_PQ = 1e6  # in place of infinity, where the training made no progress at all
+
 
 class OverfittingMonitor(Callback):
     """Measure whether a model over- or underfits, and say so with the numbers that decided.
@@ -220,8 +222,10 @@ class OverfittingMonitor(Callback):
         if not math.isnan(point.val_loss) or point.val_losses is not None:
             metrics["overfit/gap_loss"] = point.val_loss - point.probe_loss
             metrics["overfit/gl"] = _finite(generalization_loss(val))
-            metrics["overfit/pq"] = _finite(progress_quotient(val, [p.probe_loss for p in self._points]))
-            metrics["overfit/up"] = float(successive_rises(val)) if len(val) >= STRIP else None
+            # From the first validation on, since what is monitored must be there: a first strip is as long as it is.
+            quotient = progress_quotient(val, [p.probe_loss for p in self._points], min(STRIP, len(val)))
+            metrics["overfit/pq"] = 0.0 if math.isnan(quotient) else min(quotient, _MOST_PQ)
+            metrics["overfit/up"] = float(successive_rises(val))
         if point.val_acc is not None and point.probe_acc is not None:
             metrics["overfit/gap_acc"] = point.probe_acc - point.val_acc
         return {key: value for key, value in metrics.items() if value is not None}

@@ -207,6 +207,12 @@ def test_the_default_probe_is_stratified_and_as_large_as_the_validation_set(tmp_
     assert labels.sum().item() == pytest.approx(20 * Y.float().mean().item(), abs=1)
 
 
+@pytest.mark.parametrize("name", ["gl", "pq", "up", "ece", "temperature", "gap_acc", "gap_loss_scaled"])
+def test_everything_can_be_monitored_from_the_first_validation_on(tmp_path: Path, name: str) -> None:
+    _, memory = _fit(tmp_path, OverfittingMonitor(), EarlyStopping(f"overfit/{name}", patience=9), max_epochs=7)
+    assert len(memory.of(f"overfit/{name}")) == 7
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_early_stopping_and_checkpoints_may_monitor_it_in_any_order(tmp_path: Path, order: int) -> None:
     stop = EarlyStopping("overfit/gap_loss", mode="min", patience=1, min_delta=1e9)
