@@ -23,6 +23,7 @@ from lr_lightning.callbacks.measure import (
     default_loss,
     entropy,
 )
+from lr_lightning.callbacks.points import packed, unpacked
 from lr_lightning.callbacks.probe import default_probe
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.callbacks.validation_pass import ValidationLosses
@@ -272,7 +273,7 @@ class OverfittingMonitor(Callback):
             "source": self._val.source,
             "chance": self._chance,
             "overconfident": self._overconfident,
-            **_packed(self._points),
+            **packed(self._points),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -281,7 +282,7 @@ class OverfittingMonitor(Callback):
         self._first_loss = state_dict["first_loss"]
         self._val.source, self._chance = state_dict["source"], state_dict["chance"]
         self._overconfident = state_dict["overconfident"]
-        self._points = _unpacked(state_dict)
+        self._points = unpacked(state_dict)
 
 
 def _logged(trainer: Trainer, key: str) -> float | None:
@@ -297,29 +298,3 @@ def _epoch(trainer: Trainer) -> float:
     """Epochs trained so far, with the share of the one under way."""
     done, batches = trainer.fit_loop.epoch_loop.batch_idx + 1, trainer.num_training_batches
     return trainer.current_epoch + (min(1.0, done / batches) if math.isfinite(batches) and batches else 1.0)
-
-
-_ROWS = ("val_losses", "probe_losses")
-
-
-def _packed(points: list[Point]) -> dict[str, Any]:
-    """The points as plain values and one tensor of each kind: a checkpoint of many small tensors is slow to write."""
-    packed: dict[str, Any] = {"points": [{k: v for k, v in vars(p).items() if k not in _ROWS} for p in points]}
-    for name in _ROWS:
-        rows = [getattr(point, name) for point in points]
-        sizes = [-1 if row is None else len(row) for row in rows]
-        known = [torch.from_numpy(row) for row in rows if row is not None]
-        packed[name] = (torch.cat(known) if known else torch.empty(0), sizes)
-    return packed
-
-
-def _unpacked(packed: dict[str, Any]) -> list[Point]:
-    kinds: list[list[Any]] = []
-    for name in _ROWS:
-        values, sizes = packed[name]
-        rows = iter(values.split([size for size in sizes if size >= 0]))
-        kinds.append([None if size < 0 else next(rows).numpy() for size in sizes])
-    return [
-        Point(**values, val_losses=val, probe_losses=probe)
-        for values, val, probe in zip(packed["points"], *kinds, strict=True)
-    ]

@@ -9,7 +9,18 @@ from numpy.typing import NDArray
 from lr_lightning.diagnosis.history import History, Point, low_ends
 from lr_lightning.diagnosis.noise import Difference, Track
 
-__all__ = ["AT_CHANCE", "HIGH", "RISE", "Curves", "Rise", "finite", "reference_loss"]
+__all__ = [
+    "AT_CHANCE",
+    "HIGH",
+    "RISE",
+    "Curves",
+    "Rise",
+    "finite",
+    "hardly_moved",
+    "reached",
+    "reference_loss",
+    "unstable",
+]
 
 Floats = NDArray[np.float64]
 
@@ -132,3 +143,30 @@ def _learning(points: tuple[Point, ...]) -> Floats:
     made = np.diff(steps, prepend=0.0) * (rate + np.concatenate([rate[:1], rate[:-1]])) / 2
     done: Floats = np.cumsum(made) / max(float(made.sum()), 1e-300)
     return done
+
+
+def reached(c: Curves) -> int:
+    """The first validation at which the loss was at its best, but for the noise of both."""
+    slack = RISE * float(c.val.smooth[c.best]) + 2 * math.sqrt(2) * c.val.level_noise(c.best)
+    return int(np.flatnonzero(c.val.smooth <= c.val.smooth[c.best] + slack)[0])
+
+
+def unstable(c: Curves) -> bool:
+    """Whether the probe loss is above its own best by a fifth, and beyond its noise."""
+    lowest = int(np.argmin(c.probe.smooth))
+    return c.probe.difference(c.end, lowest).above(0.2 * c.probe_end + c.probe.search_bias(lowest))
+
+
+def hardly_moved(c: Curves, since: int) -> bool:
+    """Whether single examples keep the losses they had half the learning ago, and not all the same ones.
+
+    A network that has collapsed gives all examples of a class the same loss; one that learns too slowly, each its own.
+    """
+    rows = c.probe.rows
+    if rows is None:
+        return False
+    before, now = rows[since].astype(np.float64), rows[-1].astype(np.float64)
+    different = len(np.unique(np.round(now / max(c.probe_end, 1e-300), 5)))
+    if different < len(now) / 2 or before.std() == 0 or now.std() == 0:
+        return False
+    return float(np.corrcoef(before, now)[0, 1]) > 0.95

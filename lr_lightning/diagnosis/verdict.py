@@ -9,7 +9,16 @@ from types import MappingProxyType
 import numpy as np
 
 from lr_lightning.diagnosis.advice import advise
-from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, finite, reference_loss
+from lr_lightning.diagnosis.curves import (
+    AT_CHANCE,
+    RISE,
+    Curves,
+    finite,
+    hardly_moved,
+    reached,
+    reference_loss,
+    unstable,
+)
 from lr_lightning.diagnosis.history import History, Point
 from lr_lightning.diagnosis.noise import jitter
 
@@ -172,20 +181,14 @@ def _overfitting(c: Curves) -> Verdict | None:
         and numbers["gap"] > _WIDE * chance
         and _only_by_heart(c)
     ):
-        return Verdict("overfitting", "gap", c.points[_reached(c)].epoch, numbers)
+        return Verdict("overfitting", "gap", c.points[reached(c)].epoch, numbers)
     return None
 
 
 def _only_by_heart(c: Curves) -> bool:
     """Whether half the run and more brought the validation nothing."""
     falls = c.val.difference(c.at(0.75), c.end).above(RISE * c.val_end)
-    return not falls and c.points[_reached(c)].epoch <= c.points[c.end].epoch / 2
-
-
-def _reached(c: Curves) -> int:
-    """The first validation at which the loss was at its best, but for the noise of both."""
-    slack = RISE * float(c.val.smooth[c.best]) + 2 * math.sqrt(2) * c.val.level_noise(c.best)
-    return int(np.flatnonzero(c.val.smooth <= c.val.smooth[c.best] + slack)[0])
+    return not falls and c.points[reached(c)].epoch <= c.points[c.end].epoch / 2
 
 
 def _detail(c: Curves, memorised: bool) -> str:
@@ -221,35 +224,14 @@ def _underfitting(c: Curves) -> Verdict | None:
         "probe_jitter": jitter(c.probe.values),
     }
     if near:
-        if fell.above(strictness=1.5) or _hardly_moved(c, since):
+        if fell.above(strictness=1.5) or hardly_moved(c, since):
             return Verdict("underfitting", "under-trained", None, numbers)
         return None
     if fell.above() and share >= _STILL:
         return Verdict("underfitting", "under-trained", None, numbers)
-    if _unstable(c) or c.reference is None:
+    if unstable(c) or c.reference is None:
         return None  # it had been lower: neither too short nor too small; or nothing says what is high
     return Verdict("underfitting", "limited", None, numbers)
-
-
-def _unstable(c: Curves) -> bool:
-    """Whether the probe loss is above its own best by a fifth, and beyond its noise."""
-    lowest = int(np.argmin(c.probe.smooth))
-    return c.probe.difference(c.end, lowest).above(0.2 * c.probe_end + c.probe.search_bias(lowest))
-
-
-def _hardly_moved(c: Curves, since: int) -> bool:
-    """Whether single examples keep the losses they had half the learning ago, and not all the same ones.
-
-    A network that has collapsed gives all examples of a class the same loss; one that learns too slowly, each its own.
-    """
-    rows = c.probe.rows
-    if rows is None:
-        return False
-    before, now = rows[since].astype(np.float64), rows[-1].astype(np.float64)
-    different = len(np.unique(np.round(now / max(c.probe_end, 1e-300), 5)))
-    if different < len(now) / 2 or before.std() == 0 or now.std() == 0:
-        return False
-    return float(np.corrcoef(before, now)[0, 1]) > 0.95
 
 
 def _collapsed(c: Curves) -> Verdict | None:
@@ -282,7 +264,7 @@ def _healthy(c: Curves) -> Verdict | None:
 def _inconclusive(c: Curves) -> Verdict:
     rise = c.rise
     numbers = {"val_loss": c.val_end, "probe_loss": c.probe_end, "rise": rise.value, "rise_noise": rise.noise}
-    if _unstable(c):
+    if unstable(c):
         numbers |= {"lowest_probe_loss": float(c.probe.smooth.min())}
         return Verdict("inconclusive", "the probe loss rose above its own best: unstable", None, numbers)
     if rise.risen:
