@@ -14,7 +14,7 @@ KEPT = 32  # examples whose single losses are recorded
 
 
 def save(name: str, history: History) -> None:
-    """Write a history to ``curves/<name>.json``, a line a validation."""
+    """Write a history to ``curves/<name>.jsonl``, a line a validation."""
     head = {"chance": history.chance, "start": history.start, "total_steps": history.total_steps}
     lines = [json.dumps(head)]
     for point in history.points:
@@ -25,12 +25,12 @@ def save(name: str, history: History) -> None:
             else:
                 row[key] = float(f"{value:.7g}") if isinstance(value, float) else value
         lines.append(json.dumps(row, separators=(",", ":")))
-    (FOLDER / f"{name}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (FOLDER / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def load(name: str) -> History:
     """Read what :func:`save` wrote."""
-    head, *rows = map(json.loads, (FOLDER / f"{name}.json").read_text(encoding="utf-8").splitlines())
+    head, *rows = map(json.loads, (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
     for row in rows:
         for key in ("val_losses", "probe_losses"):
             row[key] = np.frombuffer(base64.b64decode(row[key]), "<f4")
@@ -39,4 +39,4 @@ def load(name: str) -> History:
 
 def names() -> list[str]:
     """Of all recorded curves."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+    return sorted(path.stem for path in FOLDER.glob("*.jsonl"))
