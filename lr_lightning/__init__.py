@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lr_lightning.callbacks.batch_size import BatchSizeSchedule
+    from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
     from lr_lightning.callbacks.lr_finder import LRFinder
     from lr_lightning.callbacks.lr_grid import LRGrid
     from lr_lightning.callbacks.lr_schedule import LRSchedule
     from lr_lightning.callbacks.overfitting import OverfittingMonitor
     from lr_lightning.callbacks.random_state import RandomState
+    from lr_lightning.callbacks.run_cost import RunCost
     from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
     from lr_lightning.callbacks.step_recorder import StepRecorder
 
@@ -24,6 +26,8 @@ __all__ = [
     "LRSchedule",
     "OverfittingMonitor",
     "RandomState",
+    "RunCost",
+    "ScheduleAwareStopping",
     "ScheduleFreeMode",
     "StepRecorder",
     "__version__",
@@ -36,6 +40,8 @@ _HOMES = {
     "LRSchedule": "lr_schedule",
     "OverfittingMonitor": "overfitting",
     "RandomState": "random_state",
+    "RunCost": "run_cost",
+    "ScheduleAwareStopping": "early_stopping",
     "ScheduleFreeMode": "schedule_free",
     "StepRecorder": "step_recorder",
 }

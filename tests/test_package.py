@@ -40,6 +40,8 @@ def test_public_names() -> None:
         "LRSchedule",
         "OverfittingMonitor",
         "RandomState",
+        "RunCost",
+        "ScheduleAwareStopping",
         "ScheduleFreeMode",
         "StepRecorder",
         "__version__",

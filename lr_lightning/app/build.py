@@ -16,17 +16,19 @@ from torch.optim import Optimizer
 
 from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.guards import MonitorCheck
 from lr_lightning.app.schedule import ScheduleCheck, completed, momentum_of, named, plateau_of, target_arguments
 from lr_lightning.app.schemas.optimizer import OPTIMIZER_PACKAGES
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
+from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor, can_measure
 from lr_lightning.callbacks.random_state import RandomState
 from lr_lightning.callbacks.rate_search import RateSearch
+from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
 from lr_lightning.callbacks.step_recorder import StepRecorder
 from lr_lightning.schedules import Schedule
-from lr_lightning.training.classifier import LitClassifier
 from lr_lightning.training.data import ImageDataModule
 from lr_lightning.training.images import DataError
 from lr_lightning.training.optimizers import OptimizerFactory
@@ -127,6 +129,8 @@ def build_data(config: Config) -> ImageDataModule:
         num_workers=node.num_workers,
         channels_last=config.trainer.channels_last,
         drop_last=node.drop_last,
+        train_size=node.train_size,
+        flip_labels=node.flip_labels,
     )
 
 
@@ -176,9 +180,8 @@ def build_callbacks(config: Config, schedule: Schedule, module: LightningModule)
         RunProgress(config.trainer.progress),
     ]
     if config.callbacks.overfitting is not None and can_measure(module):
-        same_loss = isinstance(module, LitClassifier) or hasattr(module, "per_example_loss")
-        settings = asdict(config.callbacks.overfitting)
-        callbacks.append(OverfittingMonitor(**settings, seed=config.data.split_seed, same_loss=same_loss))
+        callbacks.append(OverfittingMonitor(**asdict(config.callbacks.overfitting), seed=config.data.split_seed))
+    callbacks += [*_cost_callbacks(config), *_stopping_callbacks(config)]
     for name, extra in config.callbacks.extra.items():
         if extra is None:
             continue
@@ -216,6 +219,21 @@ def _schedule_callbacks(config: Config, schedule: Schedule) -> list[Callback]:
     momentum, plateau = momentum_of(node), plateau_of(node)
     check = ScheduleCheck([schedule] if momentum is None else [schedule, momentum], plateau, node.total_steps)
     return [check, LRSchedule(schedule, momentum=momentum, plateau=plateau, total_steps=node.total_steps)]
+
+
+def _cost_callbacks(config: Config) -> list[Callback]:
+    node = config.callbacks.cost
+    if node is None:
+        return []
+    cost = RunCost(**asdict(node))
+    return [cost] if cost.target is None else [MonitorCheck(cost.target.metric, "callbacks.cost.target"), cost]
+
+
+def _stopping_callbacks(config: Config) -> list[Callback]:
+    node = config.callbacks.early_stopping
+    if node is None or node.criterion is None:
+        return []
+    return [MonitorCheck(node.monitor, "callbacks.early_stopping.monitor"), ScheduleAwareStopping(**asdict(node))]
 
 
 def _growth_callbacks(config: Config) -> list[Callback]:

@@ -63,7 +63,7 @@ def main(root: Path, job: Job = "train") -> int:
 
     try:
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(one)()
-    except (HydraException, OmegaConfBaseException, ValueError) as e:
+    except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
         if debug or composed:
             raise
         errors.append(e)
@@ -88,6 +88,8 @@ def _job(cfg: DictConfig, job: Job) -> Any:
         config, previous = stored_config(cfg, overrides)
     else:
         config, previous = validated(cfg), None
+    if config.study is not None and _processes(config.trainer) > 1:
+        raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
     if HydraConfig.get().mode == RunMode.MULTIRUN and _processes(config.trainer) > 1:
         raise ConfigError(
             "trainer: -m with several processes would train the ranks on different overrides. "
@@ -98,6 +100,11 @@ def _job(cfg: DictConfig, job: Job) -> Any:
         from lr_lightning.app.find import find
 
         return find(config, overrides).summary.get("suggested_lr")
+    if config.study is not None:
+        from lr_lightning.app.lr_effects import run_study
+
+        return run_study(config)
+
     from lr_lightning.app.train import train
 
     return train(config, previous=previous).objective

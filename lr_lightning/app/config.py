@@ -53,6 +53,7 @@ from lr_lightning.app.schemas.schedule import (
     WarmupConstantConfig,
     WSDConfig,
 )
+from lr_lightning.app.schemas.study import StudyConfig
 from lr_lightning.app.schemas.trainer import (
     CallbacksConfig,
     TrackingConfig,
@@ -74,6 +75,7 @@ class Config:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     finder: FinderConfig = field(default_factory=FinderConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    study: StudyConfig | None = None  # many runs in place of one: experiment=lr_effects
     test: bool = True  # evaluate the best checkpoint on the test set, once, at the end
     output_root: str = "${checkout:}/outputs"  # every run gets a folder of its own below it
     ckpt: str | None = None  # start from this checkpoint's weights

@@ -52,6 +52,10 @@ def explain(error: BaseException, override: str | None = None) -> str:
         return f"{found[1]}: several values need -m, which runs one after another. A list is written key=[a,b]."
     if isinstance(error, OverrideParseException):
         return f"cannot read the override '{error.override}'. Write key=value, in quotes if it has spaces."
+    if "Unexpected type for root: NoneType" in text:  # OmegaConf asserts it, and does not say where
+        return (
+            "a key was given of something that is off (null) here, such as callbacks.cost.target with callbacks=none."
+        )
     key = _key_of(text, override)
     if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text, flags=re.DOTALL):
         return f"{key}: '{found[1]}' is not {_TYPES.get(found[2], found[2])}."

@@ -15,7 +15,7 @@ from lr_lightning.app.found import print_found
 from lr_lightning.app.interrupt import Interrupts
 from lr_lightning.app.output import new_output_dir, output_root
 from lr_lightning.app.record import open_logger, run_id_of
-from lr_lightning.app.summary import Summary, print_start
+from lr_lightning.app.summary import Outcome, Summary, print_start
 from lr_lightning.app.train import Result, build_run, check_device, is_first_rank, make_trainer, quiet, recorded
 from lr_lightning.range_test.grid import GridTest
 from lr_lightning.range_test.result import RangeTest
@@ -59,14 +59,14 @@ def find(config: Config, overrides: list[str]) -> Result:
     if folder:
         print_start(config, folder, data, module, None)
 
-    def work() -> dict[str, float]:
+    def work() -> Outcome:
         trainer.fit(module, datamodule=data)
         result = finder.results[0]
         found = {"suggested_lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
-        return {name: value for name, value in found.items() if value is not None}
+        return Outcome({name: value for name, value in found.items() if value is not None})
 
     with interrupts:
-        summary = recorded(config, trainer, logger, interrupts, work)
+        summary = recorded(config, trainer, logger, interrupts, work).summary
     if folder:
         _print(config, folder, finder.results[0], overrides)
     return Result(folder, run_id_of(logger), summary)

@@ -26,20 +26,26 @@ class FinalValidation(Callback):
 
 
 class MonitorCheck(Callback):
-    """Find out in the sanity check, not after the first epoch, that the monitored metric is not logged.
+    """Find out in the sanity check, not after the first epoch, that a metric that is monitored is not logged.
 
     Args:
-        monitor: The metric that chooses the best checkpoint.
+        monitor: The metric.
+        key: The config key that named it.
     """
 
-    def __init__(self, monitor: str) -> None:
-        self.monitor = monitor
+    def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:
+        self.monitor, self.key = monitor, key
+
+    @property
+    def state_key(self) -> str:
+        """One for each, since a run has several."""
+        return f"MonitorCheck({self.key})"
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare with what the validation has just logged; `overfit/*` and `probe/*` come only in real ones."""
         known = sorted(str(key) for key in trainer.callback_metrics)
-        if self.monitor not in known and not self.monitor.startswith(("overfit/", "probe/")):
+        if self.monitor not in known and not self.monitor.startswith(("overfit/", "probe/", "train/", "cost/")):
             raise ConfigError(
-                f"callbacks.checkpoint.monitor: '{self.monitor}' is not logged by the validation. "
+                f"{self.key}: '{self.monitor}' is not logged by the validation. "
                 f"It logs: {', '.join(known) or 'nothing'}.{did_you_mean(self.monitor, known)}"
             )

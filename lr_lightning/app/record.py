@@ -42,15 +42,52 @@ def open_logger(
     """
     container = asdict(config)
     container["tracking"]["uri"] = hide_password(config.tracking.uri) if config.tracking.uri else None
-    node = config.tracking
-    tags = {"job": job, **_tags(config, folder, data)}
     lr = None if stale_keys(config) else config.optimizer.lr
+    name = config.tracking.run_name or (default_run_name(config, lr) if job == "train" else job)
+    tags = {"job": job, **_tags(config, folder, data)}
+    logger = _opened(config, folder, name, tags, resume=previous is not None)
+    artifact = write_config(folder, container)  # only now: until the lock is held the folder may be a live run's
+    known = {key: value for key, value in flatten(container).items() if key not in stale_keys(config)}
+    logger.log_hyperparams({key: value for key, value in known.items() if value not in (None, {}, [])})
+    parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    logger.log_hyperparams({"model.parameters": parameters, **{f"dataset.{k}": v for k, v in data.describe().items()}})
+    logger.log_artifact(artifact)
+    return logger
+
+
+def open_study_logger(config: Config, folder: Path, sweep: str) -> RunLogger:
+    """Open the record of a study's own run, which holds its table.
+
+    Raises:
+        ConfigError: If the store cannot be used.
+    """
+    tags = {
+        "job": "lr_effects",
+        "study": "lr_effects",
+        "sweep": sweep,
+        "model": config.model.name,
+        "data": config.data.name,
+        "optimizer": config.optimizer.name,
+        "schedule": config.schedule.name,
+        **environment_tags(),
+        **config.tracking.tags,
+    }
+    logger = _opened(config, folder, f"lr_effects {config.model.name} {config.data.name}", tags, resume=False)
+    container = asdict(config)
+    container["tracking"]["uri"] = None
+    logger.log_hyperparams({key: value for key, value in flatten(container).items() if value not in (None, {}, [])})
+    return logger
+
+
+def _opened(config: Config, folder: Path, run_name: str, tags: dict[str, str], *, resume: bool) -> RunLogger:
+    """A logger of the chosen kind, started."""
+    node = config.tracking
     logger: RunLogger
     try:
         if node.name == "none":
             logger = NoLogger(folder, end_on_finalize=False)
         elif node.name == "csv":
-            logger = CSVLogger(folder, tags=tags, resume=previous is not None, end_on_finalize=False)
+            logger = CSVLogger(folder, tags=tags, resume=resume, end_on_finalize=False)
         else:
             store = open_store(Path(node.root), node.uri)
             mark_dead_runs(store)
@@ -58,20 +95,14 @@ def open_logger(
                 store,
                 experiment=node.experiment,
                 output_dir=folder,
-                run_name=node.run_name or (default_run_name(config, lr) if job == "train" else job),
+                run_name=run_name,
                 tags=tags,
-                resume=previous is not None,
+                resume=resume,
                 end_on_finalize=False,
             )
         logger.start()
     except ValueError as e:
         raise ConfigError(f"tracking: {e}") from e
-    artifact = write_config(folder, container)  # only now: until the lock is held the folder may be a live run's
-    known = {key: value for key, value in flatten(container).items() if key not in stale_keys(config)}
-    logger.log_hyperparams({key: value for key, value in known.items() if value not in (None, {}, [])})
-    parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    logger.log_hyperparams({"model.parameters": parameters, **{f"dataset.{k}": v for k, v in data.describe().items()}})
-    logger.log_artifact(artifact)
     return logger
 
 

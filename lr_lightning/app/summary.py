@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from rich.table import Table
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.resume import Previous, untrusted
+from lr_lightning.callbacks.overfitting import OverfittingMonitor
+from lr_lightning.callbacks.run_cost import RunCost
+from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.training.data import ImageDataModule
 
 _TRACKED = {"val/loss": min, "val/acc": max}
@@ -70,10 +74,29 @@ class Summary(Callback):
         self.values, self._seconds_before = dict(state_dict["values"]), state_dict["seconds"]
 
 
-def summarise(trainer: Trainer) -> dict[str, float]:
-    """The values of `summary/*` after a fit: best and last validation, probe, gap, steps and seconds."""
+@dataclass(frozen=True)
+class Outcome:
+    """What a fit came to.
+
+    Attributes:
+        summary: The values of ``summary/*``, without the prefix.
+        history: What was measured at its validations, where it was measured.
+        verdict: Whether it over- or underfits.
+    """
+
+    summary: dict[str, float] = field(default_factory=dict)
+    history: History | None = None
+    verdict: Verdict | None = None
+
+
+def outcome_of(trainer: Trainer) -> Outcome:
+    """Best and last validation, probe, gap, steps, seconds and cost of a fit, and the verdict on it."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callback = _callback(trainer)
-    return {**callback.values, "steps": float(trainer.global_step), "seconds": callback.seconds}
+    summary = {**callback.values, "steps": float(trainer.global_step), "seconds": callback.seconds}
+    summary |= next((c.summary for c in callbacks if isinstance(c, RunCost)), {})
+    monitor = next((c for c in callbacks if isinstance(c, OverfittingMonitor)), None)
+    return Outcome(summary) if monitor is None else Outcome(summary, monitor.history, monitor.verdict)
 
 
 def stepped(trainer: Trainer) -> bool:
@@ -114,7 +137,9 @@ def _peak(config: Config) -> str:
     return f"peak lr {config.optimizer.lr:g}"
 
 
-def print_summary(config: Config, folder: Path, run_id: str | None, summary: dict[str, float]) -> None:
+def print_summary(
+    config: Config, folder: Path, run_id: str | None, summary: dict[str, float], verdict: Verdict | None = None
+) -> None:
     """The table at the end, and the two commands that come next."""
     console = Console(highlight=False, markup=False)
     table = Table(title=f"{config.model.name} on {config.data.name}, {config.schedule.name}", title_justify="left")
@@ -131,11 +156,22 @@ def print_summary(config: Config, folder: Path, run_id: str | None, summary: dic
         ("gap: probe − validation accuracy", "gap_acc", "{:+.2%}"),
         ("optimizer steps", "steps", "{:,.0f}"),
         ("seconds", "seconds", "{:.1f}"),
+        ("examples per second", "examples_per_second", "{:,.0f}"),
+        ("seconds to the target", "seconds_to_target", "{:.1f}"),
+        ("optimizer steps to the target", "steps_to_target", "{:,.0f}"),
+        ("price", "price", "{:.4g}"),
+        ("spikes of the training loss", "spikes", "{:.0f}"),
     ]
     for name, key, form in rows:
         if key in summary:
             table.add_row(name, form.format(summary[key]))
+    if summary.get("target_reached") == 0.0:
+        table.add_row("target", "not reached")
+    if verdict is not None:
+        table.add_row("verdict", verdict.label + (f" ({verdict.detail})" if verdict.detail else ""))
     console.print(table)
+    for line in verdict.advice if verdict is not None else ():
+        console.print(f"- {line}", soft_wrap=True)
     console.print(f"MLflow run {run_id}" if run_id else "not in MLflow", f"output {folder}", sep=", ", soft_wrap=True)
     for name, command in _next_commands(config, folder):
         console.print(f"{name}:  {command}", soft_wrap=True)

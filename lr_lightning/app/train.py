@@ -26,8 +26,17 @@ from lr_lightning.app.interrupt import Interrupted, Interrupts
 from lr_lightning.app.output import LAST, new_output_dir, output_root
 from lr_lightning.app.record import open_logger, run_id_of
 from lr_lightning.app.resume import Previous
-from lr_lightning.app.summary import Summary, print_interrupted, print_start, print_summary, stepped, summarise
+from lr_lightning.app.summary import (
+    Outcome,
+    Summary,
+    outcome_of,
+    print_interrupted,
+    print_start,
+    print_summary,
+    stepped,
+)
 from lr_lightning.callbacks.diverged import Diverged
+from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.schedules import Schedule
 from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
 from lr_lightning.tracking import RunLogger
@@ -45,11 +54,15 @@ class Result:
         output_dir: Its output folder; None on ranks other than the first.
         run_id: Its MLflow run id, where it has one.
         summary: The values logged as ``summary/*``, without the prefix.
+        verdict: Whether it over- or underfits, where that was measured.
+        history: What that was measured from.
     """
 
     output_dir: Path | None
     run_id: str | None
     summary: dict[str, float] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    history: History | None = None
 
     @property
     def objective(self) -> float | None:
@@ -57,7 +70,7 @@ class Result:
         return self.summary.get("best_val_acc")
 
 
-def train(config: Config, previous: Previous | None = None) -> Result:
+def train(config: Config, previous: Previous | None = None, *, report: bool = True) -> Result:
     """Build everything, fit, test the best checkpoint once, and record the run.
 
     All that can be wrong with the input is found before the run appears in the store.
@@ -65,6 +78,7 @@ def train(config: Config, previous: Previous | None = None) -> Result:
     Args:
         config: The checked config.
         previous: The run to go on with, or None for a new one.
+        report: Whether to print what is trained, and its result.
 
     Raises:
         ConfigError: If the input is bad.
@@ -94,14 +108,14 @@ def train(config: Config, previous: Previous | None = None) -> Result:
         raise ConfigError(str(e)) from e
     if logger:
         trainer.loggers = [logger]
-    if folder:
+    if folder and report:
         print_start(config, folder, data, module, previous)
     with interrupts:
-        summary = recorded(config, trainer, logger, interrupts, lambda: _run(config, trainer, module, data, previous))
+        outcome = recorded(config, trainer, logger, interrupts, lambda: _run(config, trainer, module, data, previous))
     run_id = run_id_of(logger)
-    if folder:
-        print_summary(config, folder, run_id, summary)
-    return Result(folder, run_id, summary)
+    if folder and report:
+        print_summary(config, folder, run_id, outcome.summary, outcome.verdict)
+    return Result(folder, run_id, outcome.summary, outcome.verdict, outcome.history)
 
 
 def recorded(
@@ -109,19 +123,21 @@ def recorded(
     trainer: Trainer,
     logger: RunLogger | None,
     interrupts: Interrupts,
-    work: Callable[[], dict[str, float]],
-) -> dict[str, float]:
-    """Do the work of a run, whose summary it gives, and give the record its true status, whatever happens."""
+    work: Callable[[], Outcome],
+) -> Outcome:
+    """Do the work of a run, and give the record its true status, whatever happens."""
     status = "FAILED"
     try:
-        summary = work()
+        outcome = work()
         if logger:
-            logger.log_summary(summary)
+            logger.log_summary(outcome.summary)
         status = "FINISHED"
-        return summary
+        return outcome
     except Diverged as e:
+        e.outcome = outcome_of(trainer)
         if logger:
             logger.set_tags({"diverged": "true", "diverged_step": str(e.step), "diverged_lr": str(e.lr)})
+            logger.log_summary({k: v for k, v in e.outcome.summary.items() if math.isfinite(v)})
         raise
     except DataError as e:  # an image that no longer can be read, in the middle of the run
         raise ConfigError(str(e)) from e
@@ -144,18 +160,20 @@ def recorded(
 
 def _run(
     config: Config, trainer: Trainer, module: LightningModule, data: ImageDataModule, previous: Previous | None
-) -> dict[str, float]:
-    """Fit, and evaluate the best checkpoint on the test set; the summary of both."""
+) -> Outcome:
+    """Fit, and evaluate the best checkpoint on the test set; what both came to."""
     ckpt = str(previous.checkpoint) if previous else None
     trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True if ckpt else None)
-    summary = summarise(trainer)  # before the test, which restores the callbacks of the best checkpoint
+    # before the test, which restores the callbacks of the best checkpoint
+    outcome = outcome_of(trainer)
     if config.test and data.has_test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         results = trainer.test(
             module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False
         )
-        summary |= {key.replace("/", "_"): value for key, value in results[0].items() if math.isfinite(value)}
-    return summary
+        tested = {key.replace("/", "_"): value for key, value in results[0].items() if math.isfinite(value)}
+        outcome = replace(outcome, summary=outcome.summary | tested)
+    return outcome
 
 
 def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:

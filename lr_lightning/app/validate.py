@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError, did_you_mean, explain
+from lr_lightning.app.validate_callbacks import bad_callbacks, bad_study
 
 
 def validated(cfg: DictConfig) -> Config:
@@ -78,6 +79,8 @@ _RULES: tuple[Rule, ...] = (
     ("data.split_seed", lambda v: v >= 0, "must be 0 or more"),
     ("data.crop_padding", lambda v: v >= 0, "must be 0 (no crops) or more pixels"),
     ("data.image_size", *_ONE_OR_MORE),
+    ("data.train_size", *_ONE_OR_MORE),
+    ("data.flip_labels", lambda v: 0 <= v <= 1, "must lie in [0, 1], a share of the training labels"),
     ("data.num_workers", lambda v: v >= 0, "must be 0 or more"),
     ("model.lr", _positive, "must be a finite number above 0"),
     ("optimizer.lr", _positive, "must be a finite number above 0, for instance 0.1 for SGD or 0.001 for Adam"),
@@ -126,6 +129,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "callbacks.checkpoint.mode": ("min", "max"),
     "finder.mode": ("exponential", "linear"),
     "finder.metric": ("loss", "val_loss", "accuracy"),
+    "callbacks.early_stopping.mode": ("min", "max"),
+    "callbacks.early_stopping.criterion": ("patience", "gl", "pq", "up"),
     "tracking.name": ("mlflow", "csv", "none"),
 }
 
@@ -154,13 +159,8 @@ def _bad_combinations(config: Config) -> Iterator[str]:
     yield from _bad_for_optimizer(config)
     if config.resume and config.ckpt:
         yield "ckpt: cannot be given with resume, which has a checkpoint of its own. Leave one of the two out."
-    monitor = _value(config, "callbacks.checkpoint.monitor")
-    if monitor is not None and monitor.startswith(("overfit/", "probe/")):
-        logged = ("probe/loss", "probe/acc", "overfit/gap_loss", "overfit/gap_acc")
-        if config.callbacks.overfitting is None:
-            yield f"callbacks.checkpoint.monitor: '{monitor}' needs callbacks.overfitting, which is off."
-        elif monitor not in logged:
-            yield f"callbacks.checkpoint.monitor: '{monitor}' is not logged. Choices: val/..., {', '.join(logged)}."
+    yield from bad_callbacks(config)
+    yield from bad_study(config)
     for pattern, factors in config.optimizer.multipliers.items():
         for name, value in factors.items():
             if name not in ("lr", "weight_decay"):
@@ -227,6 +227,8 @@ def _bad_finder(config: Config) -> Iterator[str]:
             f"schedule.base_lr: finder={config.finder.name} sets both bounds of a cyclical schedule. Leave it out, or "
             "give finder.apply=false."
         )
+    if config.study is not None:
+        yield "finder: the study trains given rates, so there is none to find. Give finder=none."
     package = config.optimizer._target_.split(".")[0]
     if package in ("prodigyopt", "dadaptation"):
         yield (

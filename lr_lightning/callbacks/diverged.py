@@ -1,5 +1,7 @@
 """The error of a run whose loss is no longer finite. Light to import."""
 
+from typing import Any
+
 
 class Diverged(RuntimeError):
     """The loss is no longer finite.
@@ -9,7 +11,10 @@ class Diverged(RuntimeError):
         value: What it was.
         step: The optimizer step, counted from 0, whose loss it was.
         lr: The rate of the first param group used at that step, or None where none was used yet.
+        outcome: What the run had come to, for who catches the error; None unless the app sets it.
     """
+
+    outcome: Any = None
 
     def __init__(self, metric: str, value: float, step: int, lr: float | None) -> None:
         self.metric, self.value, self.step, self.lr = metric, value, step, lr

@@ -1,7 +1,7 @@
-"""Handing figures and texts to whatever loggers a Trainer has. Best effort: a run never fails over a picture."""
+"""Handing figures, texts and tags to whatever loggers a Trainer has. Best effort: a run never fails over a picture."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["give", "log_figure", "log_text"]
+__all__ = ["give", "log_figure", "log_tags", "log_text"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,16 @@ def log_text(trainer: Trainer, text: str, artifact_file: str) -> None:
         artifact_file: Its name as an artifact, such as ``"range_test/points.csv"``.
     """
     give(trainer, artifact_file, lambda logger: _text(logger, text, artifact_file))
+
+
+def log_tags(trainer: Trainer, tags: Mapping[str, str]) -> None:
+    """Set tags in every logger that knows tags.
+
+    Args:
+        trainer: Whose loggers.
+        tags: Name to value.
+    """
+    give(trainer, "tags", lambda logger: _tags(logger, tags))
 
 
 def give(trainer: Trainer, name: str, how: Callable[[Any], None]) -> None:
@@ -77,6 +87,15 @@ def _text(logger: Any, text: str, name: str) -> None:
         logger.log_text(text, name)
     elif (path := _file(logger, name)) is not None:
         path.write_text(text, encoding="utf-8")
+
+
+def _tags(logger: Any, tags: Mapping[str, str]) -> None:
+    run, experiment = _mlflow_run(logger)
+    if run is not None:
+        for key, value in tags.items():
+            experiment.set_tag(run, key, value)
+    elif callable(getattr(logger, "set_tags", None)):
+        logger.set_tags(tags)
 
 
 def _mlflow_run(logger: Any) -> tuple[str | None, Any]:

@@ -113,6 +113,15 @@ class LRSchedule(Callback):
         """
         return list(self._drivers[optimizer_index].lrs)
 
+    def plan(self, optimizer_index: int = 0) -> tuple[Schedule, Clock]:
+        """The schedule that an optimizer follows, and the clock it reads; the plateau is not in it.
+
+        Raises:
+            IndexError: There is no such optimizer, or no training has started.
+        """
+        shared = self.schedule
+        return shared[optimizer_index] if isinstance(shared, tuple) else shared, self._clocks[optimizer_index]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the bounds of an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit" and self._base is not None:

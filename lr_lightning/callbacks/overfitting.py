@@ -1,68 +1,78 @@
-"""The gap between validation and a frozen training probe: the first sign of overfitting."""
+"""Over- or underfitting, measured at every validation: the gap to a frozen training probe, and a verdict."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Subset
 
-from lr_lightning.diagnosis.stratify import stratified_subset
+from lr_lightning.callbacks.diverged import Diverged
+from lr_lightning.callbacks.effective_lr import effective_lr
+from lr_lightning.callbacks.figures import log_figure, log_tags, log_text
+from lr_lightning.callbacks.measure import (
+    Gathered,
+    LossFunction,
+    Sample,
+    calibration,
+    can_measure,
+    classification_loss,
+    default_loss,
+    entropy,
+)
+from lr_lightning.callbacks.points import packed, unpacked
+from lr_lightning.callbacks.probe import default_probe
+from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
+from lr_lightning.callbacks.validation_pass import ValidationLosses
+from lr_lightning.diagnosis.history import History, Point
+from lr_lightning.diagnosis.prechelt import STRIP, generalization_loss, progress_quotient, successive_rises
+from lr_lightning.diagnosis.verdict import Verdict, diagnose
 
-PerExample = tuple[Tensor, Tensor | None]
-LossFunction = Callable[[LightningModule, Any], Tensor | PerExample]
+__all__ = ["OverfittingMonitor", "can_measure", "classification_loss"]
 
-
-def classification_loss(module: LightningModule, batch: Any) -> PerExample:
-    """Cross-entropy and correctness of each example of a batch ``(x, y)`` whose logits are ``module(x)``.
-
-    Returns:
-        Two float tensors of shape ``[batch]``: losses in nats, and 1 where the prediction is right.
-    """
-    x, y = batch
-    logits = module(x)
-    return cross_entropy(logits.float(), y, reduction="none"), (logits.argmax(dim=1) == y).float()
-
-
-def can_measure(module: LightningModule) -> bool:
-    """Whether a probe can be measured without being told how: the module has ``per_example_loss`` or a ``forward``."""
-    return hasattr(module, "per_example_loss") or type(module).forward is not LightningModule.forward
-
-
-def _default_loss(module: LightningModule, batch: Any) -> Tensor | PerExample:
-    own: LossFunction | None = getattr(type(module), "per_example_loss", None)
-    return own(module, batch) if own is not None else classification_loss(module, batch)
+_MOST_PQ = 1e6  # in place of infinity, where the training made no progress at all
 
 
 class OverfittingMonitor(Callback):
-    """Measure the training loss as the validation loss is measured, and log the gap between the two.
+    """Measure whether a model over- or underfits, and say so with the numbers that decided.
 
     The running training loss is no measure of it: it is averaged over moving weights, with dropout and augmentation
     on. So a frozen, stratified subset of the training set (the probe) is evaluated beside the validation set: the same
-    weights, eval mode, no augmentation. Logged with each validation: ``probe/loss``, ``probe/acc``, and, where the
-    module logs ``val/loss`` and ``val/acc``, ``overfit/gap_loss`` (validation minus probe) and ``overfit/gap_acc``
-    (probe minus validation): both grow as the model overfits. EarlyStopping and ModelCheckpoint may monitor them.
+    weights, eval mode, no augmentation, the same loss of each example. Logged with each validation:
 
-    The run itself is not disturbed: its weights are the same, bit for bit, with and without the monitor.
+    - ``probe/loss``, ``probe/acc``; ``overfit/gap_loss`` (validation minus probe), ``overfit/gap_acc`` (probe minus
+      validation): both grow as the model overfits;
+    - ``overfit/gl``, ``overfit/pq``, ``overfit/up``: Prechelt's measures, in strips of five validations;
+    - ``overfit/ece``, the calibration error of the validation; ``overfit/temperature``, the one that fits it best;
+      ``overfit/gap_loss_scaled``, the gap that temperature scaling would leave, and ``overfit/overconfident``, 1 where
+      it would leave none.
+
+    EarlyStopping and ModelCheckpoint may monitor them. :attr:`verdict` may be asked for at any time; at the end of the
+    fit it is logged with a figure.
+
+    The run is not disturbed: its weights are the same, bit for bit, with and without the monitor. It costs its pass
+    over the probe. The losses of single validation examples come from the validation that runs anyway: what the module
+    gave for ``x`` in ``validation_step`` is given to ``loss`` again. Where ``validation_step`` does not call the module
+    as ``loss`` does, the monitor says so once, and takes ``val/loss`` where that is the same loss; only where it is
+    not, or is not logged, it evaluates the validation batches itself. Of several validation loaders it takes the first.
 
     Args:
-        loss: From ``(module, batch)`` to the losses of the examples (shape ``[batch]``), or to a pair of them and of
-            1/0 for right/wrong. Default: the module's own ``per_example_loss(batch)`` where it has one, else
-            :func:`classification_loss`.
+        loss: From ``(module, batch)`` to the losses of the examples (shape ``[batch]``), or to a tuple of them and of
+            1/0 for right/wrong, and, for the calibration, logits and labels. Default: the module's own
+            ``per_example_loss(batch)`` where it has one, else :func:`classification_loss`.
         probe: Batches of training examples without augmentation, as any iterable that can be iterated again. Default:
             the data module's ``probe_dataloader()``, else as many stratified examples of the training loader's data
             set as the validation set has.
         every_n_validations: Measure at every so many validations.
         seed: Of the draw of the default probe.
-        same_loss: Whether the module's ``val/loss`` is this very loss; if not, there is no ``overfit/gap_loss``.
+        keep: Most examples of a set whose single losses are kept, for the noise; beyond it, every n-th.
+        chance: Loss of a model that knows nothing but the classes' shares. Default: from the probe's labels.
 
     Raises:
-        ValueError: If ``every_n_validations`` < 1.
+        ValueError: If a number is < 1. In the first validation: if the default loss does not fit the module.
     """
 
     def __init__(
@@ -71,107 +81,220 @@ class OverfittingMonitor(Callback):
         probe: Iterable[Any] | None = None,
         every_n_validations: int = 1,
         seed: int = 0,
-        same_loss: bool = True,
+        keep: int = 1000,
+        chance: float | None = None,
     ) -> None:
-        if every_n_validations < 1:
-            raise ValueError(f"every_n_validations must be >= 1, got {every_n_validations}")
-        self.loss: LossFunction = loss or _default_loss
-        self.same_loss = same_loss
+        for name, value in (("every_n_validations", every_n_validations), ("keep", keep)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        self.loss: LossFunction = loss or default_loss
         self.probe = probe
-        self.every_n_validations, self.seed = every_n_validations, seed
+        self.every_n_validations, self.seed, self.keep, self.chance = every_n_validations, seed, keep, chance
+        self._reset()
+
+    def _reset(self) -> None:
+        self._drawn: Iterable[Any] | None = None
+        self._val = ValidationLosses(self.loss, self.keep)
+        self._chance = self.chance
         self._validations = 0
+        self._points: list[Point] = []
+        self._first_loss: Tensor | float | None = None
+        self._diverged: str | None = None
+        self._overconfident = False
+        self._total_steps: int | None = None
+
+    # -- the verdict -------------------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> History:
+        """What was measured so far."""
+        first = self._first_loss
+        return History(
+            tuple(self._points),
+            chance=self._chance,
+            start=None if first is None else float(first),
+            total_steps=self._total_steps,
+            diverged=self._diverged,
+            overconfident=self._overconfident,
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """Under- or overfitting, diverged, collapsed or healthy, as far as the run has come; else inconclusive."""
+        return diagnose(self.history)
+
+    # -- gathering ---------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit; a checkpoint's state is loaded after this."""
+        if stage == "fit":
+            self._reset()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the loss of the first batch, which is that of the initial weights; it stays on its device."""
+        if self._first_loss is None and not self._points and trainer.fit_loop.total_batch_idx == 0:
+            loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+            if isinstance(loss, Tensor):
+                scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+                self._first_loss = loss.detach().float().mean() * scale
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch the module's forward passes, in the sanity check too: what does not fit is found there."""
+        if trainer.state.fn == "fit" and (trainer.sanity_checking or self._validations % self.every_n_validations == 0):
+            self._val.start(pl_module)
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """Forget what other callbacks have run through the module."""
+        self._val.before_batch()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take the losses of this batch's examples from what the module gave for it."""
+        if not dataloader_idx:
+            self._val.take(trainer, pl_module, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the probe; before the callbacks that monitor a metric look at it."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        if trainer.state.fn != "fit":
             return
-        self._validations += 1
-        if (self._validations - 1) % self.every_n_validations:
+        self._validations += not trainer.sanity_checking
+        if not self._val.watching:
+            return
+        val = self._val.finish(trainer, pl_module)
+        if trainer.sanity_checking:
             return
         with isolate_rng(), torch.no_grad():
-            if self.probe is None:
-                self.probe = _default_probe(trainer, self.seed)
-            if self.probe is None:
-                return
-            metrics = self._measure(trainer, pl_module)
-        val_loss, val_acc = (trainer.callback_metrics.get(key) for key in ("val/loss", "val/acc"))
-        if val_loss is not None and self.same_loss:
-            metrics["overfit/gap_loss"] = float(val_loss) - metrics["probe/loss"]
-        if val_acc is not None and "probe/acc" in metrics:
-            metrics["overfit/gap_acc"] = metrics["probe/acc"] - float(val_acc)
+            probe = self._measure(trainer, pl_module)
+        if probe is None:
+            return
+        point = self._point(trainer, probe, val)
+        self._points.append(point)
+        metrics = {**self._gaps(point), **calibration(val, probe)}
+        self._overconfident = bool(metrics.get("overfit/overconfident"))
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # they are equal on all ranks already
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        # One accumulator on the device: nothing is fetched until the last batch.
-        total = torch.zeros(3, dtype=torch.float64, device=pl_module.device)
-        scored = False
-        for batch in self.probe or ():
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Sample | None:
+        if self._drawn is None:
+            self._drawn = self.probe if self.probe is not None else default_probe(trainer, self.seed)
+        gathered = Gathered(self.keep)
+        for batch in self._drawn or ():
             batch = trainer.precision_plugin.convert_input(batch)
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             with trainer.precision_plugin.forward_context():
-                result = self.loss(pl_module, batch)
-            losses, right = result if isinstance(result, tuple) else (result, None)
-            total[0] += losses.double().sum()
-            total[2] += losses.numel()
-            if right is not None:
-                scored = True
-                total[1] += right.double().sum()
-        if trainer.world_size > 1:
-            total = trainer.strategy.reduce(total, reduce_op="sum")
-        loss_sum, right_sum, count = total.tolist()
-        metrics = {"probe/loss": loss_sum / count}
-        if scored:
-            metrics["probe/acc"] = right_sum / count
-        return metrics
+                gathered.add(self.loss(pl_module, batch))
+        probe = gathered.finish(trainer, pl_module.device) if self._drawn is not None else None
+        if self._chance is None and probe is not None and probe.labels is not None:
+            self._chance = entropy(probe.labels)
+        return probe
+
+    def _point(self, trainer: Trainer, probe: Sample, val: Sample | None) -> Point:
+        first = self._first_loss
+        if isinstance(first, Tensor):
+            self._first_loss = float(trainer.strategy.reduce(first, reduce_op="mean"))
+        lr = float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else None
+        val_loss, val_acc = (val.loss, val.acc) if val else (_logged(trainer, "val/loss"), _logged(trainer, "val/acc"))
+        return Point(
+            epoch=_epoch(trainer),
+            step=updates_made(trainer),
+            lr=lr,
+            val_loss=math.nan if val_loss is None else val_loss,
+            probe_loss=probe.loss,
+            val_acc=val_acc,
+            probe_acc=probe.acc,
+            val_losses=val.losses if val else None,
+            probe_losses=probe.losses,
+            val_size=val.size if val else None,
+            probe_size=probe.size,
+        )
+
+    def _gaps(self, point: Point) -> dict[str, float]:
+        metrics: dict[str, float | None] = {"probe/loss": point.probe_loss, "probe/acc": point.probe_acc}
+        val = [p.val_loss for p in self._points]
+        if not math.isnan(point.val_loss) or point.val_losses is not None:
+            metrics["overfit/gap_loss"] = point.val_loss - point.probe_loss
+            metrics["overfit/gl"] = _finite(generalization_loss(val))
+            # From the first validation on, since what is monitored must be there: a first strip is as long as it is.
+            quotient = progress_quotient(val, [p.probe_loss for p in self._points], min(STRIP, len(val)))
+            metrics["overfit/pq"] = 0.0 if math.isnan(quotient) else min(quotient, _MOST_PQ)
+            metrics["overfit/up"] = float(successive_rises(val))
+        if point.val_acc is not None and point.probe_acc is not None:
+            metrics["overfit/gap_acc"] = point.probe_acc - point.val_acc
+        return {key: value for key, value in metrics.items() if value is not None}
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learn how long the run will be."""
+        self._total_steps = trainer_clock(trainer).total
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the verdict to every logger: as a tag, a text, and a figure."""
+        self._conclude(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the module; a loss that was not finite is a verdict as well."""
+        self._val.close()
+        if isinstance(exception, Diverged):
+            self._diverged = str(exception).split(". ")[0]
+            self._conclude(trainer)
+
+    def _conclude(self, trainer: Trainer) -> None:
+        if (not self._points and self._diverged is None) or not trainer.is_global_zero:
+            return
+        verdict = self.verdict
+        log_tags(trainer, {"verdict": verdict.label, "mlflow.note.content": verdict.text()})
+        log_text(trainer, verdict.text() + "\n", "verdict.txt")
+        if not trainer.loggers or not self._points:
+            return
+        try:
+            from lr_lightning.callbacks.verdict_figure import draw
+        except ImportError:  # matplotlib is the [plot] extra
+            return
+        log_figure(trainer, draw(self.history, verdict), "verdict.png")
+
+    # -- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """How many validations there were."""
-        return {"validations": self._validations}
+        """How many validations there were, and what was measured, as tensors and plain values."""
+        first = self._first_loss
+        return {
+            "validations": self._validations,
+            "first_loss": None if first is None else float(first),
+            "source": self._val.source,
+            "chance": self._chance,
+            "overconfident": self._overconfident,
+            **packed(self._points),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Go on from there."""
         self._validations = state_dict["validations"]
+        self._first_loss = state_dict["first_loss"]
+        self._val.source, self._chance = state_dict["source"], state_dict["chance"]
+        self._overconfident = state_dict["overconfident"]
+        self._points = unpacked(state_dict)
 
 
-def _default_probe(trainer: Trainer, seed: int) -> Iterable[Any] | None:
-    """The data module's probe, else a stratified subset of the training loader's data set, else None with a warning."""
-    datamodule: Any = getattr(trainer, "datamodule", None)
-    if hasattr(datamodule, "probe_dataloader"):
-        probe: Iterable[Any] = datamodule.probe_dataloader()
-        return probe
-    loader = trainer.train_dataloader
-    dataset: Any = getattr(loader, "dataset", None)
-    if not isinstance(loader, DataLoader) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        rank_zero_warn(
-            "OverfittingMonitor cannot draw a probe from this training loader, so it measures nothing: "
-            "give it batches of training examples with OverfittingMonitor(probe=...)."
-        )
-        return None
-    size = min(len(dataset), sum(_examples(loader) for loader in _loaders(trainer.val_dataloaders)) or len(dataset))
-    chosen = stratified_subset(np.fromiter(_labels(dataset), np.int64), size, seed)
-    mine = chosen[trainer.global_rank :: trainer.world_size].tolist()
-    return DataLoader(Subset(dataset, mine), batch_size=loader.batch_size, collate_fn=loader.collate_fn)
+def _logged(trainer: Trainer, key: str) -> float | None:
+    value = trainer.callback_metrics.get(key)
+    return None if value is None else float(value)
 
 
-def _loaders(loaders: Any) -> Iterator[Any]:
-    if isinstance(loaders, Sequence):
-        yield from loaders
-    elif loaders is not None:
-        yield loaders
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-def _examples(loader: Any) -> int:
-    dataset = getattr(loader, "dataset", None)
-    return len(dataset) if dataset is not None and hasattr(dataset, "__len__") else 0
-
-
-def _labels(dataset: Any) -> Iterator[int]:
-    for name in ("targets", "labels"):
-        if hasattr(dataset, name):
-            return (int(label) for label in getattr(dataset, name))
-    if hasattr(dataset, "tensors"):
-        return (
-            (int(label) for label in dataset.tensors[1]) if dataset.tensors[1].dim() == 1 else iter([0] * len(dataset))
-        )
-    return iter([0] * len(dataset))  # labels that cannot be read without decoding everything: a plain random probe
+def _epoch(trainer: Trainer) -> float:
+    """Epochs trained so far, with the share of the one under way."""
+    done, batches = trainer.fit_loop.epoch_loop.batch_idx + 1, trainer.num_training_batches
+    return trainer.current_epoch + (min(1.0, done / batches) if math.isfinite(batches) and batches else 1.0)

@@ -10,7 +10,7 @@ from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.schedules import Clock
 from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
 
-__all__ = ["accumulation", "trainer_clock"]
+__all__ = ["accumulation", "trainer_clock", "updates_made"]
 
 
 def trainer_clock(trainer: Trainer, *, optimizers: int = 1, total_steps: int | None = None) -> Clock:
@@ -35,6 +35,11 @@ def trainer_clock(trainer: Trainer, *, optimizers: int = 1, total_steps: int | N
         return Clock(total_steps if total_steps is not None else min(limits, default=None))
     clock = epoch_clock(updates, ends=max_epochs > 0, totals=limits)
     return clock if total_steps is None else Clock(total_steps, clock.steps_per_epoch, clock.epoch_starts)
+
+
+def updates_made(trainer: Trainer) -> int:
+    """Updates so far, of each optimizer where several share the Trainer's steps."""
+    return int(trainer.global_step) // max(1, len(trainer.optimizers))
 
 
 def _updates(trainer: Trainer, max_epochs: int) -> list[int] | None:

@@ -16,7 +16,7 @@ from lr_lightning.training import augment, normalize
 from lr_lightning.training.decode import EncodedImages, ImageStore, choose_format, cores, decode_all
 from lr_lightning.training.images import DataError, RawSplits
 from lr_lightning.training.loader import BatchLoader, TrainBatch
-from lr_lightning.training.partition import check, choose, fingerprint, require
+from lr_lightning.training.partition import check, choose, fingerprint, require, with_flipped_labels
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _MAX_EVAL_BATCH = 1000
@@ -55,6 +55,9 @@ class ImageDataModule(L.LightningDataModule):
         num_workers: Processes that decode what does not fit; ``None`` or ``"auto"`` for one less than there are cores.
         channels_last: Memory layout of the batches.
         drop_last: Whether an incomplete last training batch is left out.
+        train_size: Training images to keep, stratified; all by default.
+        flip_labels: Share of the training images, the probe's among them, that get the label of another class: what a
+            network can only memorise.
 
     Raises:
         DataError: If a setting cannot be used.
@@ -78,6 +81,8 @@ class ImageDataModule(L.LightningDataModule):
         num_workers: int | Literal["auto"] | None = "auto",
         channels_last: bool = True,
         drop_last: bool = True,
+        train_size: int | None = None,
+        flip_labels: float = 0.0,
     ) -> None:
         super().__init__()
         workers = max(1, cores() - 1) if num_workers in (None, "auto") else num_workers
@@ -89,6 +94,8 @@ class ImageDataModule(L.LightningDataModule):
         for (key, least), value in zip(at_least.items(), given, strict=True):
             require(value >= least, f"data.{key} must be >= {least}, got {value}")
         require(isinstance(workers, int) and workers >= 0, f"data.num_workers must be >= 0 or auto, got {num_workers}")
+        require(train_size is None or train_size >= 1, f"data.train_size must be >= 1, got {train_size}")
+        require(0 <= flip_labels <= 1, f"data.flip_labels must be in [0, 1], got {flip_labels}")
         require(seed >= 0, f"seed must be >= 0, got {seed}")
         _one_of("data.normalize", normalize, ("standard", "mean_image", "unit"))
         _one_of("data.crop_fill", crop_fill, ("zero", "reflect"))
@@ -107,6 +114,7 @@ class ImageDataModule(L.LightningDataModule):
         self.num_workers = int(workers or 0)
         self.channels_last = channels_last
         self.drop_last = drop_last
+        self.train_size, self.flip_labels = train_size, flip_labels
         self.class_names: tuple[str, ...] = ()
         self.dataset_name = ""
         self.fingerprint = ""
@@ -123,8 +131,9 @@ class ImageDataModule(L.LightningDataModule):
         if self._parts:
             return
         raw = self.source()
-        chosen = choose(raw, self.val_fraction, self.split_seed)
+        chosen = choose(raw, self.val_fraction, self.split_seed, self.train_size)
         check(raw, chosen, self.batch_size)
+        raw = with_flipped_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
         present = raw.present()
         self.dataset_name, self.class_names = raw.name, raw.class_names
         fmt = choose_format(list(present.values()), self.requested_size)
@@ -181,6 +190,7 @@ class ImageDataModule(L.LightningDataModule):
             "height": height,
             "width": width,
             "split_seed": self.split_seed,
+            "flipped_labels": self.flip_labels,
             "in_memory": str(self.in_memory).lower(),
         }
 

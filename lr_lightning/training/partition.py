@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from lr_lightning.diagnosis.stratify import stratified_split, stratified_subset
 from lr_lightning.training.images import DataError, Images, RawSplits
 
 _FINGERPRINT_IMAGES = 64
+_FLIP_STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ def require(condition: bool, message: str) -> None:
         raise DataError(message)
 
 
-def choose(raw: RawSplits, val_fraction: float, split_seed: int) -> dict[str, Choice]:
+def choose(raw: RawSplits, val_fraction: float, split_seed: int, train_size: int | None = None) -> dict[str, Choice]:
     """Choose the images of ``train``, ``val``, ``probe`` and, if there is one, ``test``.
 
     Args:
         raw: The data.
         val_fraction: Share of the training images to hold out, stratified, if the data has no validation split.
-        split_seed: Seed of that split and of the probe.
+        split_seed: Seed of that split, of the probe and of the training images that are kept.
+        train_size: Images to keep in the training split, stratified; all by default.
 
     Returns:
         The choices. The probe is a stratified subset of the training split, as large as the validation split.
@@ -64,6 +66,12 @@ def choose(raw: RawSplits, val_fraction: float, split_seed: int) -> dict[str, Ch
         val = Choice("train", held_out)
     else:
         val = Choice("val", np.arange(len(raw.val), dtype=np.int64))
+    if train_size is not None:
+        require(
+            train_size <= len(train),
+            f"data.train_size: {train_size} is more than the {len(train)} training images. Give that or less.",
+        )
+        train = train[stratified_subset(raw.train.labels[train], train_size, split_seed)]
     probe = train[stratified_subset(raw.train.labels[train], len(val.indices), split_seed)]
     chosen = {"train": Choice("train", train), "val": val, "probe": Choice("train", probe)}
     if raw.test is not None:
@@ -98,6 +106,25 @@ def check(raw: RawSplits, chosen: Mapping[str, Choice], batch_size: int) -> None
         f"data.batch_size: {batch_size} is larger than the training set of {len(train)} images. "
         f"Give data.batch_size={len(train)} or less.",
     )
+
+
+def with_flipped_labels(raw: RawSplits, train: NDArray[np.int64], share: float, seed: int) -> RawSplits:
+    """The same data with a share of the training labels replaced by another class, each of the others as likely.
+
+    Args:
+        raw: The data.
+        train: The training images, of which the validation images are none.
+        share: Share of them whose labels are flipped, in [0, 1].
+        seed: Of the draw; nothing else influences it.
+    """
+    classes = len(raw.class_names)
+    if share == 0 or classes < 2:
+        return raw
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(_FLIP_STREAM,))))
+    chosen = rng.permutation(train)[: round(share * len(train))]
+    labels = raw.train.labels.copy()
+    labels[chosen] = (labels[chosen] + rng.integers(1, classes, len(chosen))) % classes
+    return replace(raw, train=replace(raw.train, labels=labels))
 
 
 def fingerprint(raw: RawSplits, chosen: Mapping[str, Choice], shape: tuple[int, int, int]) -> str:

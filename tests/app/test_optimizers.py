@@ -96,10 +96,10 @@ def plain(node: Any) -> Any:
 
 
 def rows(folder: Path) -> list[tuple[str, ...]]:
-    """(key, step, value) of all metrics but those of time."""
+    """(key, step, value) of all metrics but those of time and memory."""
     with (folder / "metrics.csv").open() as file:
         found = [(row["key"], row["step"], row["value"]) for row in csv.DictReader(file)]
-    return sorted(row for row in found if "second" not in row[0])
+    return sorted(row for row in found if not any(cost in row[0] for cost in ("second", "step_ms", "memory")))
 
 
 def rates(folder: Path) -> list[float]:

@@ -30,6 +30,20 @@ SMALL = [
 ]
 
 
+COSTS = {
+    f"summary/{name}"
+    for name in (
+        "seconds",
+        "train_seconds",
+        "device_seconds",
+        "examples_per_second",
+        "peak_memory_mb",
+        *(f"step_ms_p{p}" for p in (50, 95, 99)),
+    )
+}
+"""What differs between two runs that are otherwise equal."""
+
+
 def folder_of(tmp_path: Path) -> Path:
     """The newest output folder."""
     return max((tmp_path / "outputs").glob("*-s*-*"), key=lambda path: path.stat().st_mtime)
@@ -63,7 +77,7 @@ def rows(tmp_path: Path, run_id: str | None = None) -> list[tuple[str, int, floa
         ).fetchall()
     finally:
         database.close()
-    return sorted(row for row in found if row[0] != "summary/seconds")
+    return sorted(row for row in found if not row[0].startswith("cost/") and row[0] not in COSTS)
 
 
 def runs(tmp_path: Path) -> dict[str, str]:
@@ -315,7 +329,8 @@ def test_weights_of_another_run_are_where_training_starts(tmp_path: Path, train_
 
 
 def test_two_processes_make_one_run(tmp_path: Path, train_command: Command) -> None:
-    train_command(*SMALL, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", timeout=600)
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    train_command(*SMALL, *ddp, 'callbacks.cost.target="val/loss<9"', timeout=600)
     ((run_id, status),) = runs(tmp_path).items()
     assert status == "FINISHED"
     assert len(list((tmp_path / "outputs").iterdir())) == 1
@@ -323,6 +338,14 @@ def test_two_processes_make_one_run(tmp_path: Path, train_command: Command) -> N
     # 1,294 images in batches of 2 × 64: ten batches an epoch and rank, accumulated by three
     assert [step for key, step, _ in found if key == "train/loss"] == list(range(12))
     assert [step for key, step, _ in found if key == "val/acc"] == [3, 7, 11]
+    values = {key: [value for name, _, value in found if name == key] for key, _, _ in found}
+    # each rank has half of the validation set and of the probe; the gap is that of the whole
+    for val, probe, gap in zip(values["val/loss"], values["probe/loss"], values["overfit/gap_loss"], strict=True):
+        assert gap == pytest.approx(val - probe, abs=1e-5)
+    for val, probe, gap in zip(values["val/acc"], values["probe/acc"], values["overfit/gap_acc"], strict=True):
+        assert gap == pytest.approx(probe - val, abs=1e-5)
+    assert values["summary/target_reached"] == [1.0]
+    assert tags(tmp_path, run_id)["verdict"] == "inconclusive"  # three validations are too few
 
 
 def test_a_dead_server_neither_stops_nor_stalls_a_run_and_replay_sends_it_later(
@@ -503,3 +526,39 @@ def test_find_lr_only_searches(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "finder: 'none' finds nothing" in refused.stderr
     assert len(runs(tmp_path)) == 1
+
+
+def test_a_run_that_stops_early_has_its_verdict_and_cost_in_its_record(tmp_path: Path, train_command: Command) -> None:
+    early = ["callbacks=early_stopping", "callbacks.early_stopping.criterion=gl", "schedule=constant"]
+    early += ["callbacks.early_stopping.threshold=1e-9", "trainer.max_epochs=200", "model.kwargs.width=8"]
+    done = train_command(*early, "callbacks.cost.price_per_gpu_hour=2")
+    ((run_id, status),) = runs(tmp_path).items()
+    assert status == "FINISHED"
+    found = rows(tmp_path)
+    assert 1 < len([step for key, step, _ in found if key == "val/loss"]) < 200
+    kept = tags(tmp_path, run_id)
+    assert kept["mlflow.note.content"].startswith(f"verdict: {kept['verdict']}")
+    assert kept["verdict"] in done.stdout
+    assert {"verdict.png", "verdict.txt"} <= {path.name for path in (folder_of(tmp_path) / "artifacts").iterdir()}
+    logged = {"overfit/gl", "overfit/ece", "overfit/temperature", "summary/price", "summary/spikes"}
+    assert logged <= {key for key, _, _ in found}
+
+
+def test_lr_effects_makes_one_table_of_many_runs(tmp_path: Path, train_command: Command) -> None:
+    grid = ["study.lrs=[0.003,0.1,1e30]", "study.seeds=[0]", "trainer.max_epochs=4", "model.kwargs.width=8"]
+    done = train_command("experiment=lr_effects", *grid, "data.flip_labels=0.1")
+    assert "[3/3] lr 1e+30 seed 0" in done.stdout
+    assert "a high rate converges faster" in done.stdout
+    (folder,) = (tmp_path / "outputs").glob("*-lr_effects-*")
+    assert {"trials.csv", "table.csv", "table.txt", "lr_effects.png"} <= {path.name for path in folder.iterdir()}
+    assert (folder / "table.txt").read_text() in done.stdout
+    lines = (folder / "table.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["lr", "0.003", "0.1", "1e+30"]
+    assert "diverged: 1" in lines[3]
+    every = [(tags(tmp_path, run_id), status) for run_id, status in runs(tmp_path).items()]
+    assert len({kept["sweep"] for kept, _ in every}) == 1
+    (study,) = (kept for kept, _ in every if kept.get("study") == "lr_effects")
+    assert "a low rate underfits" in study["mlflow.note.content"]
+    (diverged,) = (kept for kept, status in every if status == "FAILED")
+    assert (diverged["trial"], diverged["verdict"]) == ("3", "diverged")
+    assert "Lower the rate" in diverged["mlflow.note.content"]

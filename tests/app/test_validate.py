@@ -24,7 +24,7 @@ def _message(composed: Compose, *overrides: str) -> str:
         validated(composed(*overrides))
     except ConfigError as e:
         return str(e)
-    except (HydraException, OmegaConfBaseException, ValueError) as e:
+    except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
         return explain(e)
     pytest.fail(f"{overrides} was taken")
 
@@ -105,6 +105,34 @@ def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> No
         (["a b"], ["'a b'", "key=value"]),
         (["optimizer.multipliers.fc={lr: 2}"], ["optimizer.multipliers.fc:", "+optimizer.multipliers.fc="]),
         (["trainer.max_epochs="], ["trainer.max_epochs:", "''", "not an integer"]),
+        (["data.flip_labels=2"], ["data.flip_labels:", "[0, 1]", "got 2.0"]),
+        (["data.train_size=0"], ["data.train_size:", "1 or more", "got 0"]),
+        (["callbacks.checkpoint.monitor=overfit/gapp_loss"], ["is not logged", "Did you mean 'overfit/gap_loss'?"]),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.criterion=best"],
+            ["callbacks.early_stopping.criterion:", "'best'", "patience, gl, pq, up"],
+        ),
+        (["callbacks=early_stopping", "callbacks.early_stopping.patience=0"], ["patience: must be 1 or more, got 0"]),
+        (["callbacks=early_stopping", "callbacks.early_stopping.threshold=-1"], ["threshold:", "above 0", "got -1.0"]),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.criterion=gl", "callbacks.early_stopping.mode=max"],
+            ["callbacks.early_stopping.criterion:", "'gl' takes a loss"],
+        ),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.criterion=pq", "callbacks.overfitting=null"],
+            ["callbacks.early_stopping.criterion:", "'pq' needs the probe's loss"],
+        ),
+        (["callbacks=none", "callbacks.cost.target=a"], ["is off (null)", "callbacks.cost.target"]),
+        (["callbacks.cost.target=val/acc"], ["callbacks.cost.target: must be a metric", "val/acc>=0.97", "'val/acc'"]),
+        (["callbacks.cost.price_per_gpu_hour=-2"], ["callbacks.cost.price_per_gpu_hour:", "got -2.0"]),
+        (["experiment=lr_effects", "study.low=10"], ["study.low", "study.high"]),
+        (["experiment=lr_effects", "study.points=1"], ["study.points:", "got 1"]),
+        (["experiment=lr_effects", "study.seeds=[]"], ["study.seeds:", "got []"]),
+        (["experiment=lr_effects", "study.seeds=[1,1]"], ["study.seeds:", "different"]),
+        (["experiment=lr_effects", "study.lrs=[0.1]"], ["study.lrs:", "got [0.1]"]),
+        (["experiment=lr_effects", "study.level=95"], ["study.level:", "got 95.0"]),
+        (["experiment=lr_effects", "callbacks.overfitting=null"], ["study: needs callbacks.overfitting"]),
+        (["experiment=lr_effects", "callbacks.cost.target=null"], ["study: needs a target"]),
     ],
 )
 def test_bad_input_names_key_value_and_remedy(composed: Compose, overrides: list[str], parts: list[str]) -> None:

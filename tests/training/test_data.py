@@ -331,3 +331,50 @@ def test_cifar10_of_the_hub():
     assert data.class_names[:3] == ("airplane", "automobile", "bird")
     mean = data.state_dict()["offset"].flatten() / 255
     assert torch.allclose(mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=0.01)
+
+
+# ---------------------------------------------------------------------------------------- fewer, and flipped labels
+
+
+def labels_of(data):
+    """The label of each training, probe and validation image, by its pixels."""
+    loaders = {"train": data.train_dataloader(), "probe": data.probe_dataloader(), "val": data.val_dataloader()}
+    return {
+        name: {image.numpy().tobytes(): int(y) for x, labels, *_ in loader for image, y in zip(x, labels, strict=True)}
+        for name, loader in loaders.items()
+    }
+
+
+def test_flipped_labels_are_those_of_another_class_in_the_training_split_alone():
+    plain, flipped = labels_of(module(drop_last=False)), labels_of(module(drop_last=False, flip_labels=0.25))
+    assert flipped["val"] == plain["val"]
+    changed = {key for key, label in plain["train"].items() if flipped["train"][key] != label}
+    assert len(changed) == 12
+    assert all(0 <= label < 3 for label in flipped["train"].values())
+    assert all(flipped["train"][key] == label for key, label in flipped["probe"].items())  # memorised noise shows there
+    again = labels_of(module(drop_last=False, flip_labels=0.25, seed=5))
+    assert again == flipped
+    assert labels_of(module(drop_last=False, flip_labels=0.25, split_seed=5)) != flipped
+    assert module(flip_labels=0.25).fingerprint != module().fingerprint
+
+
+def test_a_smaller_training_split_is_stratified_and_the_validation_stays():
+    small, whole = module(train_size=12, drop_last=False), module(drop_last=False)
+    assert small.sizes == {"train": 12, "val": 12, "probe": 12, "test": 20}
+    labels = labels_of(small)
+    assert labels["val"] == labels_of(whole)["val"]
+    assert sorted(labels["train"].values()) == [0] * 4 + [1] * 4 + [2] * 4
+    assert labels["probe"] == labels["train"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_size": 0}, "data.train_size must be >= 1, got 0"),
+        ({"train_size": 49}, "data.train_size: 49 is more than the 48 training images"),
+        ({"flip_labels": 1.5}, r"data.flip_labels must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_what_cannot_be_kept_or_flipped(settings, message):
+    with pytest.raises(DataError, match=message):
+        module(**settings)

@@ -24,6 +24,8 @@ class DataConfig:
     in_memory_limit: str = "2 GB"  # larger sets are decoded by DataLoader workers
     num_workers: int | None = None  # of those; default: one less than the cores
     drop_last: bool = True  # leave out an epoch's last, smaller batch
+    train_size: int | None = None  # keep so many training images, stratified; default: all
+    flip_labels: float = 0.0  # share of the training labels that are replaced by another class: noise to memorise
 
 
 @dataclass

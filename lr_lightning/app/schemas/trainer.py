@@ -50,12 +50,36 @@ class OverfittingConfig:
 
 
 @dataclass
+class CostConfig:
+    """What the run costs, and when it reaches a target."""
+
+    target: str | None = None  # such as val/acc>=0.97; in quotes on a command line: 'callbacks.cost.target="..."'
+    price_per_gpu_hour: float | None = None  # in any currency; without a GPU it is the CPU's
+    gradient_norms: bool = True  # of every step, for their percentiles
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """When to stop before the end; never on the rising half of a cycle, nor before a cooldown."""
+
+    monitor: str = "val/loss"
+    criterion: str | None = None  # patience | gl | pq | up: Lightning's, and Prechelt's three; null: never
+    patience: int = 5  # validations that count without improvement
+    threshold: float | None = None  # of gl (default 5 percent), pq (0.75) and up (3 strips)
+    strip: int = 5  # validations in a strip, for pq and up
+    min_delta: float = 0.0  # least change that counts as improvement, for patience
+    mode: str = "min"  # min | max
+
+
+@dataclass
 class CallbacksConfig:
     """What watches the run; null turns one off."""
 
     name: str = "default"
     checkpoint: CheckpointConfig | None = field(default_factory=CheckpointConfig)
     overfitting: OverfittingConfig | None = field(default_factory=OverfittingConfig)
+    cost: CostConfig | None = field(default_factory=CostConfig)
+    early_stopping: EarlyStoppingConfig | None = field(default_factory=EarlyStoppingConfig)
     extra: dict[str, Any] = field(default_factory=dict)  # own ones: +callbacks.extra.mine._target_=package.MyCallback
 
 

@@ -1,0 +1,185 @@
+"""How the table of `experiment=lr_effects` is written and drawn."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from lr_lightning.diagnosis.effects import Claim, Row, Trial, matched_gap, matched_level, reference_rate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["as_text", "csv_rows", "draw"]
+
+_PAIRS = {
+    "steps_to_target": "steps to target",
+    "device_seconds_to_target": "seconds to target",
+    "spikes": "spikes/1000",
+    "grad_ratio": "grad p95/p50",
+    "val_loss": "val loss",
+    "probe_loss": "probe loss",
+    "gap": "gap",
+    "gap_matched": "gap, matched",
+}
+
+
+def as_text(rows: Sequence[Row], claims: Sequence[Claim], trials: Sequence[Trial], level: float, target: str) -> str:
+    """The table and the claims, to be read.
+
+    Args:
+        rows: One for each rate.
+        claims: What became of each.
+        trials: All runs.
+        level: Of the confidence intervals.
+        target: By which the speed was measured.
+    """
+    seeds = max(row.runs for row in rows)
+    head = ["lr", "runs", "diverged", f"reached {target}", *_PAIRS.values(), "verdicts"]
+    body = [
+        [
+            f"{row.lr:g}",
+            str(row.runs),
+            str(row.diverged),
+            f"{row.reached}/{row.runs}",
+            *(_pair(*getattr(row, name)) for name in _PAIRS),
+            ", ".join(f"{count}× {label}" for label, count in row.verdicts),
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (head, *body)
+    ]
+    matched = matched_level(trials)
+    notes = [
+        f"Mean ± {level:.0%} confidence interval (Student's) over up to {seeds} seeds; a dash where it is not known. "
+        "Runs that diverged are in no mean, and runs that missed the target in no mean of what it took.",
+        f"'matched': where the probe loss came down to {matched:.4g}, as every run did that reached the target.",
+    ]
+    return "\n".join([*lines, "", *notes, "", *_claims(claims, trials), ""])
+
+
+def _claims(claims: Sequence[Claim], trials: Sequence[Trial]) -> list[str]:
+    try:
+        reference = reference_rate(trials)
+    except ValueError:
+        return ["At every rate a run diverged, so there is none to compare the others with: lower study.high."]
+    lines = [
+        f"Which claims held on this model: the rates above and below {reference:g}, which had the lowest validation "
+        "loss, against it. In so many of the pairs of runs; p of a two-sided permutation test of the ranks, each claim "
+        "alone."
+    ]
+    for claim in claims:
+        numbers = (
+            f"{claim.share:.0%} of pairs, p = {claim.p:.2g}" if math.isfinite(claim.share) else "no runs to compare"
+        )
+        lines.append(
+            f"- {claim.text}: {claim.outcome} ({claim.measure}; {numbers}, "
+            f"{claim.runs[0]} against {claim.runs[1]} runs)"
+        )
+    return lines
+
+
+def _pair(mean: float, half: float) -> str:
+    if not math.isfinite(mean):
+        return "–"
+    return f"{mean:.3g} ± {half:.2g}" if math.isfinite(half) else f"{mean:.3g}"
+
+
+def csv_rows(rows: Sequence[Row]) -> str:
+    """The table with a column for each number: ``gap`` and ``gap_ci``, and so on."""
+    names: list[str] = []
+    for f in fields(Row):
+        names += [f.name, f"{f.name}_ci"] if f.name in _PAIRS else [f.name]
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        cells: list[object] = []
+        for f in fields(Row):
+            value = getattr(row, f.name)
+            if f.name in _PAIRS:
+                cells += value
+            else:
+                cells.append(
+                    "; ".join(f"{label}: {count}" for label, count in value) if f.name == "verdicts" else value
+                )
+        writer.writerow(cells)
+    return out.getvalue()
+
+
+_COLOURS = {
+    "healthy": "#3a7d44",
+    "overfitting": "#d1495b",
+    "underfitting": "#2e6f95",
+    "collapsed": "#6d597a",
+    "diverged": "#222222",
+    "inconclusive": "#aaaaaa",
+}
+
+
+def draw(trials: Sequence[Trial], rows: Sequence[Row]) -> "Figure":
+    """Four panels over the rate: speed, stability, losses, and the gap at the end and at matched probe loss.
+
+    Raises:
+        ImportError: There is no matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    (speed, stability), (losses, gaps) = figure.subplots(2, 2, sharex=True)
+    level = matched_level(trials)
+    lrs = [t.lr for t in trials]
+    colours = [_COLOURS[t.verdict.split(" ")[0]] for t in trials]
+    budget = max(t.steps for t in trials)
+    reached = [t.steps_to_target for t in trials]
+    speed.scatter(lrs, [min(r, budget) for r in reached], c=colours, s=22)
+    late = [(lr, budget) for lr, r in zip(lrs, reached, strict=True) if not math.isfinite(r)]
+    if late:
+        speed.scatter(*zip(*late, strict=True), marker="^", s=60, facecolors="none", edgecolors="#666666")
+    speed.set_title("steps to the target (triangles: not reached)", loc="left", fontsize=10)
+    worst = max([t.instability for t in trials if not t.diverged], default=0.0) + 1
+    stability.scatter(lrs, [worst if t.diverged else t.instability for t in trials], c=colours, s=22)
+    stability.set_title("spikes in 1000 steps (top: diverged)", loc="left", fontsize=10)
+    for name, colour, label in (("val_loss", "#d1495b", "validation"), ("probe_loss", "#2e6f95", "probe")):
+        known = [(r.lr, getattr(r, name)[0], math.nan) for r in rows if math.isfinite(getattr(r, name)[0])]
+        _band(losses, known, colour, label)
+        losses.scatter(
+            lrs, [math.nan if t.diverged else getattr(t, name) for t in trials], s=6, color=colour, alpha=0.5
+        )
+    losses.set_yscale("log")
+    losses.set_title("loss at the end of the budget", loc="left", fontsize=10)
+    for name, colour, label in (
+        ("gap", "#d1495b", "at the end"),
+        ("gap_matched", "#edae49", f"at probe loss {level:.3g}"),
+    ):
+        known = [(r.lr, *getattr(r, name)) for r in rows if math.isfinite(getattr(r, name)[0])]
+        _band(gaps, known, colour, label)
+    gaps.scatter(lrs, [math.nan if t.diverged else t.gap for t in trials], s=6, color="#d1495b", alpha=0.5)
+    gaps.scatter(lrs, [matched_gap(t, level) for t in trials], s=6, color="#edae49", alpha=0.5)
+    gaps.axhline(0, color="#999999", lw=0.8)
+    gaps.set_title("gap: validation − probe loss", loc="left", fontsize=10)
+    for axes in (speed, stability, losses, gaps):
+        axes.set_xscale("log")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    for axes in (losses, gaps):
+        axes.set_xlabel("learning rate")
+        axes.legend(frameon=False, fontsize=9)
+    used = {t.verdict.split(" ")[0] for t in trials}
+    for label in (label for label in _COLOURS if label in used):
+        speed.scatter([], [], color=_COLOURS[label], s=22, label=label)
+    speed.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _band(axes: "object", known: Sequence[tuple[float, float, float]], colour: str, label: str) -> None:
+    x, mean = [k[0] for k in known], [k[1] for k in known]
+    half = [k[2] if math.isfinite(k[2]) else 0.0 for k in known]
+    axes.plot(x, mean, color=colour, marker="o", ms=4, label=label)  # type: ignore[attr-defined]
+    low, high = [m - h for m, h in zip(mean, half, strict=True)], [m + h for m, h in zip(mean, half, strict=True)]
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)  # type: ignore[attr-defined]

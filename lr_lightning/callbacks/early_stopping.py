@@ -1,0 +1,155 @@
+"""Early stopping that knows the schedule, by patience or by Prechelt's criteria."""
+
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+from lr_lightning.callbacks.effective_lr import effective_lr
+from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.trainer_clock import updates_made
+from lr_lightning.diagnosis.prechelt import STRIP
+from lr_lightning.diagnosis.stopping import CRITERIA, THRESHOLDS, Phases, stop_reason
+
+__all__ = ["ScheduleAwareStopping"]
+
+
+class ScheduleAwareStopping(EarlyStopping):
+    """Lightning's EarlyStopping, which does not take the schedule's effect for the model's.
+
+    Only some validations count, and a run stops at these alone: of a cyclical schedule those at the low end of a
+    cycle, and otherwise not those of a warm-up, nor those before a cooldown or drop that is still to come (see
+    :class:`~lr_lightning.diagnosis.stopping.Phases`). That takes an LRSchedule among the Trainer's callbacks; with
+    another scheduler only a rate that has risen since the validation before is known, and does not count.
+
+    Args:
+        monitor: The metric; a loss, for Prechelt's criteria.
+        criterion: ``"patience"`` (Lightning's), or one of Prechelt 1998: ``"gl"``, the loss is so many percent above
+            its lowest; ``"pq"``, that divided by the progress of the training; ``"up"``, it rose in so many successive
+            strips.
+        patience: Validations that count without improvement, for ``"patience"``.
+        threshold: For Prechelt's criteria; default 5 percent, 0.75, 3 strips.
+        strip: Validations in a strip.
+        training: The training loss for ``"pq"``: measured as the validation loss is, such as OverfittingMonitor's.
+        min_delta: Least change that counts as improvement, for ``"patience"``.
+        mode: ``"min"`` or ``"max"``; Prechelt's criteria take ``"min"``.
+        verbose: Whether to say when and why it stops.
+
+    Raises:
+        ValueError: An argument is out of range. In the first validation: a metric is missing.
+
+    Example:
+        >>> ScheduleAwareStopping("val/loss", criterion="gl").threshold
+        5.0
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/loss",
+        criterion: str = "patience",
+        *,
+        patience: int = 5,
+        threshold: float | None = None,
+        strip: int = STRIP,
+        training: str = "probe/loss",
+        min_delta: float = 0.0,
+        mode: str = "min",
+        verbose: bool = True,
+    ) -> None:
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+        for name, count in (("patience", patience), ("strip", strip)):
+            if count < 1:
+                raise ValueError(f"{name} must be >= 1, got {count}")
+        if threshold is not None and not threshold > 0:
+            raise ValueError(f"threshold must be > 0, got {threshold}")
+        if criterion != "patience" and mode != "min":
+            raise ValueError(f"criterion={criterion!r} takes a loss, which is better when it is lower: use mode='min'")
+        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=False)
+        self.criterion, self.strip, self.training, self.talks = criterion, strip, training, verbose
+        self.threshold = THRESHOLDS.get(criterion, 0.0) if threshold is None else float(threshold)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._validation: list[float] = []  # of the validations that count
+        self._training: list[float] = []
+        self._before = 0
+        self._rate = 0.0
+        self._phases: Phases | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit; a checkpoint's state is loaded after this."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._reset()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask the criterion, if this validation counts."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        needed = [self.monitor, *([self.training] if self.criterion == "pq" else [])]
+        for name in needed:
+            if name not in trainer.callback_metrics:
+                known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "none"
+                raise ValueError(f"ScheduleAwareStopping: no metric {name!r} was logged. There are: {known}.")
+        counts = self._counts(trainer)
+        if not counts:
+            return
+        was = trainer.should_stop
+        if self.criterion == "patience":
+            super().on_validation_end(trainer, pl_module)
+        else:
+            self._ask(trainer)
+        if self.talks and trainer.should_stop and not was:
+            rank_zero_info(f"Stopped early after epoch {trainer.current_epoch + 1}: {self.stopping_reason_message}")
+
+    def _counts(self, trainer: Trainer) -> bool:
+        step = updates_made(trainer)
+        before, self._before = self._before, step
+        rate = float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else 0.0
+        rose, self._rate = 0.0 < self._rate < rate, rate
+        if self._phases is None:
+            self._phases = _phases(trainer)
+        if self._phases is None:
+            return not rose
+        return step > before and self._phases.counts(step, before)
+
+    def _ask(self, trainer: Trainer) -> None:
+        metrics = trainer.callback_metrics
+        self._validation.append(float(metrics[self.monitor]))
+        if self.criterion == "pq":
+            self._training.append(float(metrics[self.training]))
+        reason = stop_reason(self.criterion, self._validation, self._training, self.threshold, self.strip)
+        stop = trainer.strategy.reduce_boolean_decision(reason is not None, all=False)
+        trainer.should_stop = trainer.should_stop or stop
+        if stop:
+            self.stopped_epoch = trainer.current_epoch
+            self.stopping_reason_message = reason
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's state, and the losses of the validations that count."""
+        own = {
+            "validation": list(self._validation),
+            "training": list(self._training),
+            "before": self._before,
+            "rate": self._rate,
+        }
+        return {**super().state_dict(), "own": own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        super().load_state_dict(state_dict)
+        own = state_dict["own"]
+        self._validation, self._training = list(own["validation"]), list(own["training"])
+        self._before, self._rate = own["before"], own["rate"]
+
+
+def _phases(trainer: Trainer) -> Phases | None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LRSchedule):
+            schedule, clock = callback.plan()
+            return Phases(partial(schedule, clock=clock), clock.total)
+    return None

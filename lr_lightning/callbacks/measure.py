@@ -1,0 +1,211 @@
+"""What is measured of each example, and how it comes from the ranks' devices to one place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchmetrics.functional.classification import binary_calibration_error
+
+from lr_lightning.diagnosis.calibration import scale_gap
+
+__all__ = [
+    "Examples",
+    "Gathered",
+    "LossFunction",
+    "Sample",
+    "calibration",
+    "can_measure",
+    "classification_loss",
+    "default_loss",
+    "entropy",
+]
+
+
+class Examples(NamedTuple):
+    """What a loss function may say of the examples of a batch.
+
+    Attributes:
+        losses: Shape [batch].
+        right: 1 where the prediction is right, 0 elsewhere; shape [batch].
+        logits: Shape [batch, classes]; with ``labels``, for the calibration.
+        labels: Integers, shape [batch].
+    """
+
+    losses: Tensor
+    right: Tensor | None = None
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+
+
+LossFunction = Callable[[LightningModule, Any], Tensor | tuple[Tensor | None, ...]]
+
+
+def classification_loss(module: LightningModule, batch: Any) -> Examples:
+    """Cross-entropy and correctness of each example of a batch ``(x, y)`` whose logits are ``module(x)``.
+
+    Returns:
+        Losses in nats, and 1 where the prediction is right; for a dense prediction the means over an example.
+
+    Raises:
+        ValueError: The batch is no such pair, or the module gives no logits [batch, classes, ...] for it.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"{_EXPECTED}, got a batch that is a {type(batch).__name__}. {_REMEDY}")
+    x, y = batch
+    logits = module(x)
+    if not isinstance(y, Tensor) or not isinstance(logits, Tensor):
+        raise ValueError(f"{_EXPECTED}, got y: {type(y).__name__}, module(x): {type(logits).__name__}. {_REMEDY}")
+    if logits.ndim < 2 or y.is_floating_point() or logits.shape[:1] + logits.shape[2:] != y.shape:
+        raise ValueError(
+            f"{_EXPECTED}, got logits {tuple(logits.shape)} for y {tuple(y.shape)} of {y.dtype}. {_REMEDY}"
+        )
+    losses = cross_entropy(logits.float(), y, reduction="none")
+    right = (logits.argmax(dim=1) == y).float()
+    if losses.ndim > 1:
+        return Examples(losses.flatten(1).mean(1), right.flatten(1).mean(1))
+    return Examples(losses, right, logits.float(), y)
+
+
+_EXPECTED = "OverfittingMonitor takes batches (x, y) with class labels y and logits module(x)"
+_REMEDY = "Say how a loss per example comes from a batch: OverfittingMonitor(loss=...)."
+
+
+def can_measure(module: LightningModule) -> bool:
+    """Whether a probe can be measured without being told how: the module has ``per_example_loss`` or a ``forward``."""
+    return hasattr(module, "per_example_loss") or type(module).forward is not LightningModule.forward
+
+
+def default_loss(module: LightningModule, batch: Any) -> Tensor | tuple[Tensor | None, ...]:
+    """The module's own ``per_example_loss(batch)`` where it has one, else :func:`classification_loss`."""
+    own: LossFunction | None = getattr(type(module), "per_example_loss", None)
+    return own(module, batch) if own is not None else classification_loss(module, batch)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was measured of a set of examples, of all ranks, on the host.
+
+    Attributes:
+        loss: Mean over all examples.
+        acc: Share that is right; None where that is not known.
+        size: Number of examples.
+        losses: Of the examples that are kept, the same ones each time where the order is; shape [K].
+        confidences: Highest probability of each example, shape [N]; with ``right``, shape [N].
+        logits: Of the kept examples, shape [K, classes].
+        labels: Shape [K].
+    """
+
+    loss: float
+    acc: float | None
+    size: int
+    losses: NDArray[np.float32]
+    right: NDArray[np.float32] | None = None
+    confidences: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
+    labels: NDArray[np.int64] | None = None
+
+
+@dataclass
+class Gathered:
+    """Collects what batches say on the device, and fetches it at once.
+
+    Attributes:
+        keep: Most examples of which single losses and logits are fetched.
+    """
+
+    keep: int
+    _batches: list[Examples] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def add(self, result: Tensor | tuple[Tensor | None, ...]) -> None:
+        """Take what a loss function returned for a batch."""
+        examples = Examples(result) if isinstance(result, Tensor) else Examples(*result)  # type: ignore[arg-type]
+        if not isinstance(examples.losses, Tensor) or examples.losses.ndim != 1:
+            got = tuple(examples.losses.shape) if isinstance(examples.losses, Tensor) else examples.losses
+            raise ValueError(
+                f"OverfittingMonitor(loss=...) must return one loss for each example, shape [batch], got {got}. "
+                "Compute it with reduction='none'."
+            )
+        self._batches.append(examples)
+
+    def finish(self, trainer: Trainer, device: torch.device) -> Sample | None:
+        """Bring everything to the host, from all ranks. A collective, if there are several; None without examples."""
+        columns = self._columns()
+        logits = [_thin(b.logits, b.labels) for b in self._batches if b.logits is not None and b.labels is not None]
+        detail = torch.cat(logits) if logits and len(logits) == len(self._batches) else None
+        if trainer.world_size > 1:
+            columns = _from_all_ranks(trainer, columns.to(device))
+        every = columns.cpu().numpy()
+        if not len(every):
+            return None
+        losses, right, confidences = every.T.copy()
+        stride = -(-len(every) // self.keep)
+        known = not np.isnan(right).any()
+        parts: dict[str, Any] = {}
+        if detail is not None:
+            mine = detail[:: -(-len(detail) * trainer.world_size // self.keep)]
+            if trainer.world_size > 1:
+                mine = _from_all_ranks(trainer, mine.to(device))
+            kept = mine.cpu().numpy()
+            parts = {"logits": kept[:, :-1], "labels": kept[:, -1].astype(np.int64), "confidences": confidences}
+        return Sample(
+            float(losses.mean(dtype=np.float64)),
+            float(right.mean(dtype=np.float64)) if known else None,
+            len(every),
+            losses[::stride].copy(),
+            right=right if known else None,
+            **parts,
+        )
+
+    def _columns(self) -> Tensor:
+        """Loss, correctness and confidence of each example, nan where not known; shape [N, 3], in float32."""
+        rows = []
+        for losses, right, logits, _ in self._batches:
+            unknown = torch.full_like(losses, torch.nan, dtype=torch.float32)
+            confidence = unknown if logits is None else logits.softmax(1).amax(1).float().clamp(max=1.0)
+            rows.append(torch.stack([losses.float(), unknown if right is None else right.float(), confidence], 1))
+        return torch.cat(rows).detach() if rows else torch.empty(0, 3)
+
+
+def calibration(val: Sample | None, probe: Sample) -> dict[str, float]:
+    """``overfit/ece`` of the validation, and what temperature scaling would do to the gap, where logits are known."""
+    if val is None or val.confidences is None or val.right is None or not np.isfinite(val.confidences).all():
+        return {}
+    # The multiclass error is the binary one of the confidences, so the probabilities need not be kept.
+    confidences, right = torch.from_numpy(val.confidences), torch.from_numpy(val.right).int()
+    metrics = {"overfit/ece": float(binary_calibration_error(confidences, right, n_bins=15, validate_args=False))}
+    if val.logits is None or val.labels is None or probe.logits is None or probe.labels is None:
+        return metrics
+    scaling = scale_gap(val.logits, val.labels, probe.logits, probe.labels)
+    if scaling is not None:
+        metrics["overfit/temperature"] = scaling.temperature
+        metrics["overfit/gap_loss_scaled"] = scaling.gap
+        metrics["overfit/overconfident"] = float(scaling.overconfident)
+    return metrics
+
+
+def entropy(labels: NDArray[np.int64]) -> float:
+    """The entropy of the classes' shares, in nats: the loss of a model that knows nothing else."""
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float(-(shares * np.log(shares)).sum())
+
+
+def _thin(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.cat([logits.float(), labels[:, None].float()], 1).detach()
+
+
+def _from_all_ranks(trainer: Trainer, rows: Tensor) -> Tensor:
+    """The rows of all ranks, which may differ in number, one rank after the other."""
+    counts: Any = trainer.strategy.all_gather(torch.tensor(len(rows), device=rows.device)).flatten().tolist()
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    every = trainer.strategy.all_gather(padded)
+    return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])

@@ -1,0 +1,111 @@
+"""Targets, spikes and percentiles: pure functions of what a run recorded."""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Target", "parse_target", "percentiles", "spikes"]
+
+Floats = NDArray[np.float64]
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_TARGET = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|>|<)\s*(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a run is to reach, such as ``val/acc>=0.97``.
+
+    Attributes:
+        metric: Name of the metric.
+        sign: ``>=``, ``<=``, ``>`` or ``<``.
+        value: The bound.
+    """
+
+    metric: str
+    sign: str
+    value: float
+
+    def reached(self, metrics: Mapping[str, float]) -> bool:
+        """Whether these metrics meet it; False where the metric is missing."""
+        return self.metric in metrics and _OPERATORS[self.sign](float(metrics[self.metric]), self.value)
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.sign}{self.value:g}"
+
+
+def parse_target(text: str) -> Target:
+    """Read a target.
+
+    Raises:
+        ValueError: It is no metric, sign and finite number.
+
+    Example:
+        >>> parse_target("val/acc >= 0.97")
+        Target(metric='val/acc', sign='>=', value=0.97)
+    """
+    found = _TARGET.fullmatch(text)
+    try:
+        value = float(found[3]) if found else math.nan
+    except ValueError:
+        value = math.nan
+    if found is None or not math.isfinite(value):
+        raise ValueError(
+            f"target must be a metric, one of >= <= > <, and a number, such as val/acc>=0.97, got {text!r}"
+        )
+    return Target(found[1], found[2], value)
+
+
+def percentiles(values: ArrayLike, at: tuple[float, ...] = (50, 95, 99)) -> dict[str, float]:
+    """Percentiles by name, ``p50`` and so on; none of no values, and those that are not finite are left out.
+
+    Example:
+        >>> percentiles([1.0, 2.0, 3.0], at=(50,))
+        {'p50': 2.0}
+    """
+    known = np.asarray(values, np.float64)
+    known = known[np.isfinite(known)]
+    return {f"p{p:g}": float(np.percentile(known, p)) for p in at} if known.size else {}
+
+
+def spikes(losses: ArrayLike, window: int = 50, height: float = 6.0) -> NDArray[np.int64]:
+    """The steps at which the training loss jumped above its smoothed course.
+
+    The course is the median of the ``window`` losses before a step. A spike is above it by ``height`` of their standard
+    deviations (from the median absolute deviation, so that earlier spikes do not hide later ones), and by a tenth of
+    the first losses' median, so that the ripples of a loss near 0 do not count. A loss that is not finite is one.
+
+    Args:
+        losses: One for each step, shape [T].
+        window: Steps that are looked back on, >= 4.
+        height: How far above is a spike.
+
+    Returns:
+        Indices of the steps where a spike begins, shape [spikes]; none in the first ``window`` steps.
+
+    Example:
+        >>> spikes([1.0, 1.1] * 20 + [5.0, 4.0] + [1.0, 1.1] * 5, window=10).tolist()
+        [40]
+    """
+    curve = np.asarray(losses, np.float64)
+    if len(curve) <= window:
+        return np.flatnonzero(~np.isfinite(curve))
+    bounded = np.where(np.isfinite(curve), curve, np.inf)
+    before = np.lib.stride_tricks.sliding_window_view(bounded, window)[:-1]
+    course = np.median(before, axis=1)
+    least = 0.1 * abs(float(np.median(bounded[:window])))
+    with np.errstate(invalid="ignore"):
+        spread = 1.4826 * np.median(np.abs(before - course[:, None]), axis=1)
+        jumps = bounded[window:] > course + np.maximum(height * spread, least)
+    high = np.concatenate([~np.isfinite(curve[:window]), jumps | ~np.isfinite(curve[window:])])
+    return np.flatnonzero(high & ~np.concatenate([[False], high[:-1]]))

@@ -1,0 +1,172 @@
+"""A run's losses at equal phase of its schedule, and what the rules of a verdict ask of them."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lr_lightning.diagnosis.history import History, Point, low_ends
+from lr_lightning.diagnosis.noise import Difference, Track
+
+__all__ = [
+    "AT_CHANCE",
+    "HIGH",
+    "RISE",
+    "Curves",
+    "Rise",
+    "finite",
+    "hardly_moved",
+    "reached",
+    "reference_loss",
+    "unstable",
+]
+
+Floats = NDArray[np.float64]
+
+RISE = 0.05
+"""Of the best validation loss: a rise by less is no matter, however certain."""
+HIGH = 0.15
+"""Of chance: a probe loss above it is high."""
+AT_CHANCE = 0.95
+"""Of chance: a loss above it has not left chance."""
+
+
+def finite(point: Point) -> bool:
+    """Whether both losses are."""
+    return math.isfinite(point.val_loss) and math.isfinite(point.probe_loss)
+
+
+def reference_loss(history: History) -> float | None:
+    """The loss of a model that has learnt nothing: chance, else the loss at the start."""
+    for value in (history.chance, history.start):
+        if value is not None and math.isfinite(value) and value > 0:
+            return value
+    return None
+
+
+@dataclass(frozen=True)
+class Rise:
+    """A rise of the validation loss, its noise, since when, and whether it is beyond its noise."""
+
+    value: float
+    noise: float
+    since: int
+    risen: bool
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The points that are compared, and what several rules ask of them."""
+
+    points: tuple[Point, ...]
+    val: Track
+    probe: Track
+    best: int  # where the validation loss was lowest
+    done: Floats  # the share of the learning that was done at each
+    reference: float | None
+    start: float | None
+
+    @staticmethod
+    def of(history: History) -> "Curves":
+        """The curves of a history with finite losses at its end."""
+        known = tuple(p for p in history.points if finite(p))
+        compared = low_ends([p.lr for p in known])
+        points = tuple(known[i] for i in compared)
+        val, probe = Track.of(points, "val"), Track.of(points, "probe")
+        best = int(np.argmin(val.smooth))
+        return Curves(points, val, probe, best, _learning(known)[compared], reference_loss(history), history.start)
+
+    @property
+    def end(self) -> int:
+        """Index of the last validation."""
+        return len(self.points) - 1
+
+    def at(self, share: float) -> int:
+        """Where so much of the learning was done."""
+        return min(int(np.searchsorted(self.done, share)), self.end - 1)
+
+    @property
+    def probe_end(self) -> float:
+        """Level of the probe loss at the end."""
+        return float(self.probe.smooth[-1])
+
+    @property
+    def val_end(self) -> float:
+        """Level of the validation loss at the end."""
+        return float(self.val.smooth[-1])
+
+    @property
+    def high(self) -> bool:
+        """Whether the probe loss is high at the end, or nothing says what is high."""
+        return self.reference is None or self.probe_end > HIGH * self.reference
+
+    @property
+    def rise(self) -> "Rise":
+        """How far the validation loss is above its best.
+
+        The noise of a difference grows with the distance: over a long rise the losses of single examples drift far
+        apart. So the rise is looked for from the best on, and from some later levels, which are higher than the best.
+        """
+        best = float(self.val.smooth[self.best])
+        least = RISE * abs(best)
+        found = []
+        for since in sorted({self.best + int((self.end - self.best) * part / 10) for part in range(8)} - {self.end}):
+            one = self.val.difference(self.end, since)
+            found.append((one.above(least + self.val.search_bias(since)), one, since))
+        if not found:
+            return Rise(0.0, 0.0, self.best, False)
+        risen, one, since = max(found, key=lambda f: (f[0], f[1].value / max(f[1].noise, 1e-300) if f[0] else -f[2]))
+        return Rise(one.value, one.noise, since, risen)
+
+    def fall(self, index: int) -> "tuple[Difference, float]":
+        """By how much the probe loss fell since ``index``, and what share that is of all it fell in the run.
+
+        The share is that of a quarter of the learning, whatever the distance really was.
+        """
+        found = self.probe.difference(index, self.end)
+        before = max([v for v in (self.reference, self.start) if v is not None] or [float(self.probe.values[0])])
+        if self.reference is not None:
+            before = min(before, 2 * self.reference)
+        learnt = before - self.probe_end
+        distance = self.done[self.probe.window(self.end)].mean() - self.done[self.probe.window(index)].mean()
+        share = found.value / learnt if learnt > 0 else float(found.value > 0)
+        return found, float(share * 0.25 / max(distance, 0.05))
+
+
+def _learning(points: tuple[Point, ...]) -> Floats:
+    """The share of the learning that was done at each point: of the steps, each counted by its rate."""
+    steps = np.array([p.step for p in points], np.float64)
+    rates = [p.lr for p in points]
+    known = all(rate is not None and math.isfinite(rate) for rate in rates) and any(rates)
+    rate = np.array(rates if known else [1.0] * len(points), np.float64)
+    made = np.diff(steps, prepend=0.0) * (rate + np.concatenate([rate[:1], rate[:-1]])) / 2
+    done: Floats = np.cumsum(made) / max(float(made.sum()), 1e-300)
+    return done
+
+
+def reached(c: Curves) -> int:
+    """The first validation at which the loss was at its best, but for the noise of both."""
+    slack = RISE * float(c.val.smooth[c.best]) + 2 * math.sqrt(2) * c.val.level_noise(c.best)
+    return int(np.flatnonzero(c.val.smooth <= c.val.smooth[c.best] + slack)[0])
+
+
+def unstable(c: Curves) -> bool:
+    """Whether the probe loss is above its own best by a fifth, and beyond its noise."""
+    lowest = int(np.argmin(c.probe.smooth))
+    return c.probe.difference(c.end, lowest).above(0.2 * c.probe_end + c.probe.search_bias(lowest))
+
+
+def hardly_moved(c: Curves, since: int) -> bool:
+    """Whether single examples keep the losses they had half the learning ago, and not all the same ones.
+
+    A network that has collapsed gives all examples of a class the same loss; one that learns too slowly, each its own.
+    """
+    rows = c.probe.rows
+    if rows is None:
+        return False
+    before, now = rows[since].astype(np.float64), rows[-1].astype(np.float64)
+    different = len(np.unique(np.round(now / max(c.probe_end, 1e-300), 5)))
+    if different < len(now) / 2 or before.std() == 0 or now.std() == 0:
+        return False
+    return float(np.corrcoef(before, now)[0, 1]) > 0.95

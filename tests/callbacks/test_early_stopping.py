@@ -1,0 +1,126 @@
+"""Early stopping asks its criterion only where the schedule lets it, in a real Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
+
+from lr_lightning import LRSchedule, OverfittingMonitor, ScheduleAwareStopping
+from lr_lightning.schedules import WSD, Constant, Cosine, Schedule, Triangular, Warmup
+from tests.callbacks.tiny import Tiny, loader, trainer
+
+
+class Scripted(Tiny):
+    """Logs a validation loss of the test's choice."""
+
+    def __init__(self, losses: list[float]) -> None:
+        super().__init__()
+        self.script, self.done = losses, 0
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        if not self.trainer.sanity_checking:
+            self.log("val/scripted", self.script[self.done])
+
+    def on_validation_epoch_end(self) -> None:
+        self.done += not self.trainer.sanity_checking
+
+
+def _epochs(tmp_path: Path, losses: list[float], schedule: Schedule | None, stop: Any, *more: Any) -> int:
+    """After how many epochs a run of at most as many as there are losses ends."""
+    seed_everything(5, verbose=False)
+    callbacks = [stop, *more, *([LRSchedule(schedule)] if schedule else [])]
+    fit = trainer(tmp_path, callbacks, max_epochs=len(losses))
+    fit.fit(Scripted(losses), loader(), loader(60))
+    return fit.current_epoch
+
+
+RISING = [1.0 + 0.1 * n for n in range(20)]
+
+
+def _stop(**settings: Any) -> ScheduleAwareStopping:
+    return ScheduleAwareStopping("val/scripted", **{"patience": 2, **settings})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs"),
+    [
+        (None, 3),  # as Lightning's own
+        (Constant(), 3),
+        (Warmup("25%", Cosine()), 8),  # five epochs of warm-up count for nothing
+        (
+            WSD(warmup=0),
+            19,
+        ),  # the last fifth is its cooldown: the first validation in it is the best, two more are worse
+        (Triangular(0.1, "10%"), 12),  # low ends after 4, 8, 12 epochs
+    ],
+)
+def test_patience_waits_for_the_schedule(tmp_path: Path, schedule: Schedule | None, epochs: int) -> None:
+    assert _epochs(tmp_path, RISING, schedule, _stop()) == epochs
+    assert _epochs(tmp_path, RISING, schedule, EarlyStopping("val/scripted", patience=2)) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        ({"criterion": "gl", "threshold": 45.0}, 6),  # 1.5 is the first above 1.45
+        ({"criterion": "up", "threshold": 2, "strip": 3}, 9),
+        ({"criterion": "pq", "threshold": 1e-3, "strip": 4}, 4),
+    ],
+)
+def test_prechelts_criteria(tmp_path: Path, settings: dict[str, Any], epochs: int) -> None:
+    stop = _stop(**settings)
+    assert _epochs(tmp_path, RISING, Constant(), stop, OverfittingMonitor()) == epochs
+    assert stop.stopping_reason_message
+    assert stop.stopped_epoch == epochs - 1
+
+
+@pytest.mark.parametrize("criterion", ["gl", "up", "pq", "patience"])
+def test_nothing_stops_a_run_that_gets_better(tmp_path: Path, criterion: str) -> None:
+    falling = [2.0 * 0.9**n for n in range(12)]
+    assert _epochs(tmp_path, falling, Cosine(), _stop(criterion=criterion), OverfittingMonitor()) == 12
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_it_may_monitor_the_monitor_in_any_order(tmp_path: Path, order: int) -> None:
+    stop = ScheduleAwareStopping("overfit/gl", patience=1, min_delta=1e9)
+    fit = trainer(tmp_path, [OverfittingMonitor(), stop][::order], max_epochs=9)
+    fit.fit(Tiny(), loader(), loader())
+    assert fit.current_epoch == 2
+
+
+def test_a_resumed_run_stops_where_the_whole_one_does(tmp_path: Path) -> None:
+    stop = _stop(criterion="gl", threshold=45.0)
+    seed_everything(5, verbose=False)
+    first = trainer(tmp_path, [stop, LRSchedule(Constant())], max_epochs=3)
+    first.fit(Scripted(RISING), loader(), loader(60))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"]
+    again = Scripted(RISING)
+    again.done = 3
+    second = trainer(tmp_path, [_stop(criterion="gl", threshold=45.0), LRSchedule(Constant())], max_epochs=20)
+    second.fit(again, loader(), loader(60), ckpt_path=tmp_path / "a.ckpt")
+    assert second.current_epoch == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"criterion": "best"}, "criterion must be one of patience, gl, pq, up, got 'best'"),
+        ({"patience": 0}, "patience must be >= 1, got 0"),
+        ({"strip": 0}, "strip must be >= 1, got 0"),
+        ({"threshold": 0.0}, "threshold must be > 0, got 0.0"),
+        ({"criterion": "gl", "mode": "max"}, "takes a loss"),
+    ],
+)
+def test_bad_arguments(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScheduleAwareStopping(**settings)
+
+
+def test_a_metric_that_is_missing_is_named_beside_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no metric 'probe/loss' was logged. There are: .*val/loss"):
+        trainer(tmp_path, [ScheduleAwareStopping(criterion="pq")]).fit(Tiny(), loader(), loader())

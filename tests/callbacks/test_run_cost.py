@@ -1,0 +1,145 @@
+"""What a run costs is measured without changing it."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+
+from lr_lightning import RunCost
+from lr_lightning.callbacks.energy import EnergyMeter
+from tests.callbacks.tiny import Memory, Tiny, loader, trainer
+
+
+class Norms(Tiny):
+    """Keeps the norm of the gradient of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms: list[float] = []
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        grads = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
+        self.norms.append(torch.cat(grads).norm().item())
+
+
+def _fit(tmp_path: Path, *callbacks: Any, **options: Any) -> tuple[Norms, Memory]:
+    seed_everything(5, verbose=False)
+    module, memory = Norms(), Memory()
+    trainer(tmp_path, list(callbacks), memory, **options).fit(module, loader(), loader(20))
+    return module, memory
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 4}, {"gradient_clip_val": 0.01}])
+def test_the_run_is_the_same_with_and_without_and_its_numbers_are_right(tmp_path: Path, options: Any) -> None:
+    plain, _ = _fit(tmp_path, **options)
+    cost = RunCost(price_per_gpu_hour=3600.0)
+    module, memory = _fit(tmp_path, cost, **options)
+    assert all(torch.equal(plain.state_dict()[key], module.state_dict()[key]) for key in plain.state_dict())
+    summary = cost.summary
+    assert cost._norms == pytest.approx(module.norms, rel=1e-5)  # before clipping
+    assert summary["grad_norm_p50"] == pytest.approx(
+        float(torch.tensor(module.norms, dtype=torch.float64).quantile(0.5))
+    )
+    steps = torch.tensor(module.losses).split(options.get("accumulate_grad_batches", 1))
+    if "accumulate_grad_batches" not in options:
+        assert cost._losses == pytest.approx([s.mean().item() for s in steps], rel=1e-5)
+    assert len(cost._losses) == len(module.norms)
+    assert summary["price"] == pytest.approx(summary["device_seconds"])
+    assert summary["device_seconds"] == summary["train_seconds"] > 0
+    assert summary["examples_per_second"] > 0
+    assert summary["step_ms_p50"] <= summary["step_ms_p95"] <= summary["step_ms_p99"]
+    assert 0 < sum(cost._step_seconds) < summary["train_seconds"]
+    assert summary["peak_memory_mb"] > 50
+    assert summary["spikes"] == 0
+    assert not summary.keys() & {"gpu_seconds", "energy_kj", "target_reached", "seconds_to_target"}
+    assert [step for step, _ in memory.of("cost/seconds")] == [step for step, _ in memory.of("val/loss")]
+    assert memory.of("summary/train_seconds")[0][1] == summary["train_seconds"]
+
+
+def test_the_target_is_reached_in_a_validation_or_censored(tmp_path: Path) -> None:
+    cost = RunCost(target="val/loss<=100")
+    _fit(tmp_path, cost)
+    assert (cost.summary["target_reached"], cost.summary["steps_to_target"]) == (1.0, 6.0)
+    assert 0 < cost.summary["seconds_to_target"] < cost.summary["train_seconds"]
+    censored = RunCost(target="val/acc>1")
+    _fit(tmp_path, censored)
+    assert censored.summary["target_reached"] == 0.0
+    assert not censored.summary.keys() & {"steps_to_target", "seconds_to_target"}
+
+
+def test_a_target_that_is_not_logged_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"no metric 'val/f1' was logged, for the target val/f1>=1. There are: .*val/acc"
+    ):
+        _fit(tmp_path, RunCost(target="val/f1>=1"))
+
+
+def test_a_resumed_run_sums_up_what_one_that_never_stopped_does(tmp_path: Path) -> None:
+    def run(*epochs: int) -> RunCost:
+        cost = RunCost(target="val/loss<=100")
+        for last in epochs:
+            cost = RunCost(target="val/loss<=100")
+            seed_everything(5, verbose=False)
+            fit = trainer(tmp_path, [cost], max_epochs=last)
+            fit.fit(
+                Tiny(dropout=0.0), loader(), loader(20), ckpt_path=None if last == epochs[0] else tmp_path / "a.ckpt"
+            )
+            fit.save_checkpoint(tmp_path / "a.ckpt")
+        assert torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"]
+        return cost
+
+    whole, resumed = run(4), run(2, 4)
+    assert resumed._losses == whole._losses
+    assert resumed._norms == whole._norms
+    assert resumed._examples == whole._examples
+    assert len(resumed._step_seconds) == len(whole._step_seconds)
+    for name in ("steps_to_target", "spikes", "grad_norm_p95"):
+        assert resumed.summary[name] == whole.summary[name]
+    assert resumed.summary["seconds_to_target"] < resumed.summary["train_seconds"]
+
+
+def test_a_run_that_fails_has_cost_as_well(tmp_path: Path) -> None:
+    class Fails(Tiny):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if len(self.losses) == 8:
+                raise RuntimeError("no more")
+            return super().training_step(batch, batch_idx)
+
+    cost = RunCost()
+    with pytest.raises(RuntimeError, match="no more"):
+        trainer(tmp_path, [cost]).fit(Fails(), loader(), loader())
+    assert cost.summary["train_seconds"] > 0
+    assert len(cost._losses) == 8
+
+
+def test_energy_is_that_between_two_readings_of_the_device_with_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([1000, 5000])
+    fake = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(readings) if handle == "GPU-abc" else None,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="abc"))
+    meter = EnergyMeter(torch.device("cuda", 0))
+    assert meter.joules() == 4.0
+    assert meter.joules() is None  # the driver no longer answers
+    assert EnergyMeter(torch.device("cpu")).joules() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert EnergyMeter(torch.device("cuda", 0)).joules() is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": "val/acc"}, "target must be a metric"),
+        ({"price_per_gpu_hour": -1.0}, "price_per_gpu_hour must be a finite number >= 0, got -1.0"),
+    ],
+)
+def test_bad_arguments(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunCost(**settings)

@@ -1,0 +1,57 @@
+"""Targets are read, spikes found, percentiles taken."""
+
+import numpy as np
+import pytest
+
+from lr_lightning.diagnosis.cost import parse_target, percentiles, spikes
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "reached"),
+    [
+        ("val/acc>=0.97", 0.97, True),
+        ("val/acc>0.97", 0.97, False),
+        ("val/acc <= 1e0", 0.97, True),
+        ("val/acc<.5", 0.97, False),
+        ("val/other>=0", 0.97, False),
+    ],
+)
+def test_targets(text: str, value: float, reached: bool) -> None:
+    assert parse_target(text).reached({"val/acc": value}) is reached
+
+
+@pytest.mark.parametrize("text", ["val/acc", "val/acc>=", ">=0.9", "val/acc=0.9", "val/acc>=fast", "val/acc>=nan", ""])
+def test_what_is_no_target(text: str) -> None:
+    with pytest.raises(ValueError, match=r"target must be a metric, one of >= <= > <, and a number"):
+        parse_target(text)
+
+
+def test_a_target_prints_as_it_is_written() -> None:
+    assert str(parse_target("val/loss < 0.1")) == "val/loss<0.1"
+
+
+def test_spikes_are_found_where_they_were_put_and_nowhere_else() -> None:
+    rng = np.random.default_rng(0)
+    curve = 2 * np.exp(-np.arange(1000) / 300) + 0.05 * rng.normal(size=1000)
+    assert len(spikes(curve)) == 0
+    curve[[200, 201, 202, 600]] += 2.0
+    assert spikes(curve).tolist() == [200, 600]  # one that lasts is one
+    curve[700:710] = np.nan
+    assert spikes(curve).tolist() == [200, 600, 700]
+
+
+def test_ripples_of_a_loss_near_zero_are_none() -> None:
+    curve = np.concatenate([np.linspace(2, 0, 100), np.full(200, 1e-4)])
+    curve[250] = 0.05
+    assert len(spikes(curve)) == 0
+
+
+def test_short_curves_have_none_unless_they_are_not_finite() -> None:
+    assert spikes([]).tolist() == []
+    assert spikes([1.0, 9.0]).tolist() == []
+    assert spikes([1.0, np.inf]).tolist() == [1]
+
+
+def test_percentiles_leave_out_what_is_not_finite() -> None:
+    assert percentiles([1.0, 2.0, 3.0, np.nan], at=(50, 100)) == {"p50": 2.0, "p100": 3.0}
+    assert percentiles([]) == {}
