@@ -108,8 +108,10 @@ def _state(run: Run) -> str:
 
 
 def group_of(run: Run, by: Sequence[str]) -> str:
-    """The name of a run's group; what it lacks is said in brackets."""
-    return ", ".join(value_of(run, key) or f"(no {key})" for key in by)
+    """The name of a run's group, such as ``cosine, lr=0.1``; what it lacks is said in brackets."""
+    first, *rest = by
+    more = [f"{key.rsplit('.', 1)[-1]}={value_of(run, key) or '–'}" for key in rest]
+    return ", ".join([value_of(run, first) or f"(no {first})", *more])
 
 
 def value_of(run: Run, key: str) -> str:

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lr_lightning.tracking import Store
+from lr_lightning.tracking.view import REPORT_NAME
 from lr_lightning.tracking.wal import write_atomically
 
 JOB = "compare"
@@ -64,7 +65,7 @@ def log_to_store(
         "mlflow.source.name": "scripts/compare.py",
         "mlflow.source.type": "LOCAL",
     }
-    run = store.call("create_run", experiment_id, tags=tags, run_name=f"comparison by {by}"[:250])
+    run = store.call("create_run", experiment_id, tags=tags, run_name=REPORT_NAME)
     run_id = str(run.info.run_id)
     status = "FAILED"
     try:
