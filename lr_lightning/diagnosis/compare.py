@@ -145,6 +145,9 @@ def permutation_p(first: ArrayLike, second: ArrayLike) -> float:
         return math.nan
     if a.size + b.size == 2 or np.ptp(np.concatenate([a, b])) == 0:
         return 1.0
+    if min(a.size, b.size) == 1:  # scipy takes no sample of one: any of the values could have been the single one
+        one, pool = (a[0], np.concatenate([a, b])) if a.size == 1 else (b[0], np.concatenate([b, a]))
+        return min(1.0, 2 * float(min((pool <= one).mean(), (pool >= one).mean())))
     return _p(stats.permutation_test((a, b), _mean_difference, permutation_type="independent", **_how()))
 
 

@@ -56,7 +56,7 @@ def test_sign_flips_equal_brute_force(differences: list[float]) -> None:
     assert sign_flip_p(d) == pytest.approx((means >= abs(d.mean()) - 1e-12).mean())
 
 
-@given(small, small)
+@given(st.one_of(small, st.tuples(st.integers(-9, 9).map(float)).map(list)), small)
 def test_permutations_equal_brute_force(first: list[float], second: list[float]) -> None:
     first, second = first[:4], second[:4]
     pool, n = np.array(first + second), len(first)
