@@ -28,6 +28,12 @@ def p_value(p: float) -> str:
     return "–" if math.isnan(p) else ("< 0.001" if p < 0.001 else f"{p:.3f}")
 
 
+def p_equals(name: str, p: float) -> str:
+    """``p = 0.031`` or ``p < 0.001``."""
+    shown = p_value(p)
+    return f"{name} {shown}" if shown.startswith("<") else f"{name} = {shown}"
+
+
 def plain(text: str) -> str:
     """Text without control characters, which could move a terminal's cursor or hide what follows."""
     return "".join(c if unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)
@@ -51,7 +57,7 @@ def finding(c: Comparison) -> str:
 def in_a_line(c: Comparison) -> str:
     """A comparison in short."""
     ci = "" if math.isnan(c.low) else f" ({interval(c)})"
-    return f"{c.better} > {c.worse}: {c.difference:.4f}{ci}, adjusted p {p_value(c.adjusted)}: {finding(c)}"
+    return f"{c.better} > {c.worse}: {c.difference:.4f}{ci}, {p_equals('adjusted p', c.adjusted)}: {finding(c)}"
 
 
 def headline(outcome: Outcome) -> str:
@@ -71,7 +77,7 @@ def headline(outcome: Outcome) -> str:
         least = max(c.adjusted for c in told)
         return (
             f"{best.name} won: {own.removeprefix(best.name + ' ')}, told apart from every other group "
-            f"(adjusted p ≤ {p_value(least)}). {_ahead(next_best)}"
+            f"(largest {p_equals('adjusted p', least)}). {_ahead(next_best)}"
         )
     rest = f" It is told apart from {', '.join(c.worse for c in told)}, not from the others." if told else ""
     return f"No winner can be named. {own}. {_ahead(next_best)}{rest}"
@@ -81,9 +87,8 @@ def _ahead(c: Comparison) -> str:
     seeds = f"by {c.n} paired seeds" if c.paired else f"unpaired, at least {c.n} runs each"
     ci = "" if math.isnan(c.low) else f", 95 % interval {interval(c)}"
     lead = f"is {c.difference:.4f} ahead of" if c.difference >= 5e-5 else "is level with"
-    return (
-        f"{c.better} {lead} {c.worse} ({seeds}{ci}, p = {p_value(c.p)}, adjusted {p_value(c.adjusted)}): {finding(c)}."
-    )
+    ps = f"{p_equals('p', c.p)}, {p_equals('adjusted', c.adjusted)}"
+    return f"{c.better} {lead} {c.worse} ({seeds}{ci}, {ps}): {finding(c)}."
 
 
 def counted_of(group: Group) -> str:
