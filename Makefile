@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install train test test-fast check ui lock clean
+.PHONY: help install train test test-fast check ui compare lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -38,6 +38,9 @@ test-fast: $(STAMP)  ## the tests that start no processes of their own
 
 ui: $(STAMP)  ## the MLflow UI on this checkout's runs, on 127.0.0.1 only
 	$(BIN)/python scripts/ui.py $(ARGS)
+
+compare: $(STAMP)  ## a report on the runs so far; ARGS='--by schedule --target "val/acc>=0.97"' passes options on
+	$(BIN)/python scripts/compare.py $(ARGS)
 
 lock: $(STAMP)  ## write the installed versions to constraints.txt, after the tests have passed with them
 	@{ echo "# Every version that was tested; written by 'make lock'."; $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > constraints.txt.new

@@ -1,4 +1,4 @@
-"""Serve the MLflow UI on this checkout's own store, on 127.0.0.1 only: python scripts/ui.py [--port 5000]."""
+"""Serve the MLflow UI on this checkout's own store, on 127.0.0.1 only: python scripts/ui.py [--port 5000] [--open]."""
 
 import argparse
 import sys
@@ -7,18 +7,33 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def _port(text: str) -> int:
+    if not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be 0 (any) to 65535, got {text}")
+    return int(text)
+
+
 def main() -> int:
-    """Start the server and print where it is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=5000, help="the port; a free one is taken if it is in use")
+    """Start the server and print where it is; 2 for bad input, 1 if the store does not answer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=_port, default=5000, help="the port; a free one is taken if it is in use")
+    parser.add_argument("--open", action="store_true", help="open the charts in a browser")
+    parser.add_argument("--experiment", help="whose charts; by default the one that was written to last")
     parser.add_argument("--root", type=Path, default=ROOT / "mlruns", help="the store: this checkout's mlruns/")
     parser.add_argument("--uri", help="another store: postgresql://...")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     try:
-        from lr_lightning.tracking.server import serve
+        from lr_lightning.tracking.server import StoreUnavailable, TrackingError, serve
     except ModuleNotFoundError as e:
         sys.exit(f"error: {e}. Run it with `make ui`, or activate .venv first (`make install`).")
-    return serve(arguments.root, arguments.uri, arguments.port)
+    try:
+        return serve(given.root, given.uri, given.port, given.experiment, show=given.open)
+    except TrackingError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except StoreUnavailable as e:
+        print(f"error: the store does not answer: {e}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lr_lightning.app.config import register
 from lr_lightning.app.errors import ConfigError, explain
 from lr_lightning.app.schemas.trainer import TrainerConfig
+from lr_lightning.app.sweep import Sweep
 from lr_lightning.app.validate import validated
 from lr_lightning.callbacks.diverged import Diverged
 
@@ -49,13 +50,14 @@ def main(root: Path, job: Job = "train") -> int:
     sys.path.append(os.getcwd())  # a user's own module=... lies where they work
     errors: list[Exception] = []
     composed = False
+    sweep = Sweep()
 
     def one(cfg: DictConfig) -> Any:
         nonlocal composed
         composed = True
         # Errors are kept rather than raised: Hydra would print a traceback, and they must not end the other jobs of -m.
         try:
-            return _job(cfg, job)
+            return _job(cfg, job, sweep)
         except (ConfigError, OmegaConfBaseException, Diverged) as e:
             if debug:
                 raise
@@ -69,6 +71,7 @@ def main(root: Path, job: Job = "train") -> int:
         errors.append(e)
     except KeyboardInterrupt:
         return 130  # before the run itself takes care of it
+    sweep.compare()
     for error in errors:
         text = str(error) if isinstance(error, ConfigError | Diverged) else explain(error)
         print("\n".join(f"error: {line}" for line in text.splitlines()), file=sys.stderr)
@@ -77,7 +80,7 @@ def main(root: Path, job: Job = "train") -> int:
     return FAILED if any(isinstance(e, Diverged) for e in errors) else BAD_INPUT
 
 
-def _job(cfg: DictConfig, job: Job) -> Any:
+def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     """One job of Hydra's: a run, or one of several with `-m`."""
     overrides = list(HydraConfig.get().overrides.task)
     if job == "find_lr" and cfg.resume is not None:
@@ -95,6 +98,8 @@ def _job(cfg: DictConfig, job: Job) -> Any:
             "trainer: -m with several processes would train the ranks on different overrides. "
             "Start the runs one by one, or set trainer.devices=1."
         )
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name)
 
     if job == "find_lr":
         from lr_lightning.app.find import find

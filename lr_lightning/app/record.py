@@ -12,10 +12,12 @@ from lr_lightning.app.output import LAST, write_config
 from lr_lightning.app.resume import Previous
 from lr_lightning.app.validate import flatten
 from lr_lightning.tracking import CSVLogger, MLflowLogger, NoLogger, RunLogger
+from lr_lightning.tracking.colours import COLOUR_TAG, style
 from lr_lightning.tracking.environment import environment_tags
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.tracking.locks import mark_dead_runs
 from lr_lightning.tracking.store import open_store
+from lr_lightning.tracking.view import keep_view
 from lr_lightning.training.data import ImageDataModule
 
 
@@ -101,6 +103,8 @@ def _opened(config: Config, folder: Path, run_name: str, tags: dict[str, str], *
                 end_on_finalize=False,
             )
         logger.start()
+        if isinstance(logger, MLflowLogger) and logger.experiment_id is not None:
+            keep_view(logger.store, logger.experiment_id)
     except ValueError as e:
         raise ConfigError(f"tracking: {e}") from e
     return logger
@@ -124,6 +128,7 @@ def _tags(config: Config, folder: Path, data: ImageDataModule) -> dict[str, str]
         "checkpoint.last": str(folder / "checkpoints" / LAST),
         "checkpoint.best": str(folder / "checkpoints" / "best.ckpt"),
         "data.fingerprint": data.fingerprint,
+        COLOUR_TAG: style(config.schedule.name).colour,
         **environment_tags(),
         **config.tracking.tags,
     }

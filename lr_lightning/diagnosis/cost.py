@@ -5,21 +5,22 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Target", "parse_target", "percentiles", "spikes"]
+__all__ = ["OPERATORS", "Target", "parse_target", "percentiles", "spikes"]
 
 Floats = NDArray[np.float64]
 
-_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
     "<=": operator.le,
     ">": operator.gt,
     "<": operator.lt,
 }
-_TARGET = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|>|<)\s*(\S+)\s*")
+_TARGET = re.compile(r"\s*([^<>=]*[^<>=\s])\s*(>=|<=|>|<)\s*(\S+)\s*")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Target:
 
     def reached(self, metrics: Mapping[str, float]) -> bool:
         """Whether these metrics meet it; False where the metric is missing."""
-        return self.metric in metrics and _OPERATORS[self.sign](float(metrics[self.metric]), self.value)
+        return self.metric in metrics and bool(OPERATORS[self.sign](float(metrics[self.metric]), self.value))
 
     def __str__(self) -> str:
         return f"{self.metric}{self.sign}{self.value:g}"

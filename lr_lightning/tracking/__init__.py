@@ -3,7 +3,7 @@
 from lr_lightning.tracking.base import RunLogger
 from lr_lightning.tracking.csv_logger import CSVLogger
 from lr_lightning.tracking.environment import environment_tags
-from lr_lightning.tracking.errors import RunningError, StoreUnavailable, TrackingError
+from lr_lightning.tracking.errors import Rejected, RunningError, StoreUnavailable, TrackingError
 from lr_lightning.tracking.locks import mark_dead_runs
 from lr_lightning.tracking.logger import MLflowLogger
 from lr_lightning.tracking.no_logger import NoLogger
@@ -14,6 +14,7 @@ __all__ = [
     "CSVLogger",
     "MLflowLogger",
     "NoLogger",
+    "Rejected",
     "Replayed",
     "RunLogger",
     "RunningError",

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.mlflow import MLFlowLogger
 from lr_lightning.tracking.base import RunLogger
 from lr_lightning.tracking.errors import TrackingError
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
+from lr_lightning.tracking.rates import write_rates
 from lr_lightning.tracking.sender import Sender, SenderThread
 from lr_lightning.tracking.state import LOG_NAME, SendState, load_state, refuse_other_run, unique_dir
 from lr_lightning.tracking.store import Store
@@ -178,6 +179,22 @@ class MLflowLogger(RunLogger, MLFlowLogger):
         if self._run_lock is not None:
             self._run_lock.release()
             self._run_lock = None
+
+    def _finish(self, status: str) -> None:
+        if self._active:
+            self.flush()
+            self._keep_rates()
+        super()._finish(status)
+
+    def _keep_rates(self) -> None:
+        """Keep the rate of every step as a table: MLflow's charts show 320 points of it."""
+        try:
+            path = write_rates(self._wal, self.output_dir)
+        except OSError as error:
+            log.warning("the table of learning rates could not be written: %s", error)
+            return
+        if path is not None:
+            self.log_artifact(path)
 
     # ---- writing
 

@@ -1,0 +1,59 @@
+"""The runs of one `-m` command: a tag they share, and their comparison at the end."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lr_lightning.app.config import Config
+
+_MOST_KEYS = 3
+
+
+class Sweep:
+    """Collects the runs of a multirun. Nothing heavy is imported before there are two to compare."""
+
+    def __init__(self) -> None:
+        self._jobs: list[tuple[Config, list[str]]] = []
+        self._name = ""
+
+    def add(self, config: Config, overrides: Sequence[str], name: str) -> None:
+        """Give a run that is about to start the tags `sweep` and `trial`.
+
+        Args:
+            config: Its config; the tags are added to it.
+            overrides: What makes it differ from the others.
+            name: Of the sweep.
+        """
+        config.tracking.tags = {"sweep": name, "trial": str(len(self._jobs)), **config.tracking.tags}
+        self._jobs.append((config, list(overrides)))
+        self._name = name
+
+    def compare(self) -> None:
+        """Compare the runs and print what came out. Never raises: the runs are what counts, and they are done."""
+        tracked = [config for config, _ in self._jobs if config.tracking.name == "mlflow"]
+        if len(tracked) < 2:
+            return
+        config = tracked[-1]
+        try:
+            from lr_lightning.app.compare import run
+
+            print(f"\nsweep {self._name}: {len(self._jobs)} runs", flush=True)
+            run(
+                Path(config.tracking.root),
+                config.tracking.uri,
+                Path(config.output_root),
+                experiments=sorted({other.tracking.experiment for other in tracked}),
+                by=self._by(),
+                filter_string=f"tags.sweep = '{self._name}'",
+            )
+        except Exception as e:  # whatever it is, it must not change how the command ends
+            print(f"the runs are not compared: {type(e).__name__}: {e}", file=sys.stderr)
+
+    def _by(self) -> list[str]:
+        """The keys that vary, other than the seed."""
+        values: dict[str, set[str]] = {}
+        for _, overrides in self._jobs:
+            for override in overrides:
+                key, _, value = override.lstrip("+~").partition("=")
+                values.setdefault(key, set()).add(value)
+        return [key for key, found in values.items() if len(found) > 1 and key != "seed"][:_MOST_KEYS] or ["schedule"]

@@ -1,0 +1,214 @@
+"""One comparison from a store to its files."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from lr_lightning.diagnosis.targets import Target, parse_target
+from lr_lightning.reports import names, page, pictures, publish, tables, words
+from lr_lightning.reports.figures import all_figures
+from lr_lightning.reports.groups import Outcome, compare_measured
+from lr_lightning.reports.measure import measure
+from lr_lightning.tracking import Rejected, Store, StoreUnavailable, TrackingError
+from lr_lightning.tracking.colours import styles
+from lr_lightning.tracking.runs import Run, experiments, read_curves, read_runs
+
+log = logging.getLogger(__name__)
+
+DEFAULT_EXPERIMENT = "lr_lightning"
+DEFAULT_SERVER = "http://127.0.0.1:5000"
+
+
+class CompareError(ValueError):
+    """Bad input, or nothing to compare. Its text is shown without a traceback."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be compared.
+
+    Attributes:
+        store: Where the runs are.
+        output_root: Where the comparison's folder is made.
+        experiments: Names of experiments; none for the default one, or the only one with runs.
+        by: Tags or params whose values make the groups.
+        filter_string: In MLflow's search language.
+        target: Such as ``val/acc>=0.97``, or nothing.
+        metric: The validation metric that decides, or nothing for ``val/acc``, else ``val/loss``.
+        against: A group chosen beforehand, the only one that others are compared with.
+        log_run: Whether the files go to MLflow as well.
+        server: Where the MLflow UI is or will be, for links.
+    """
+
+    store: Store
+    output_root: Path
+    experiments: Sequence[str] = ()
+    by: Sequence[str] = ("schedule",)
+    filter_string: str = ""
+    target: str | None = None
+    metric: str | None = None
+    against: str | None = None
+    log_run: bool = True
+    server: str | None = None
+
+
+@dataclass
+class Comparison:
+    """What a comparison gives back.
+
+    Attributes:
+        outcome: What is said about the groups.
+        target: What times were taken to.
+        folder: Where the files are.
+        files: Report, CSV and pictures.
+        title: One line that says what was compared.
+        address: The report in MLflow, or None where it is not there.
+    """
+
+    outcome: Outcome
+    target: Target | None
+    folder: Path
+    title: str
+    files: list[Path] = field(default_factory=list)
+    address: str | None = None
+
+
+def compare(request: Request) -> Comparison:
+    """Read runs, compare them and write the report.
+
+    Raises:
+        CompareError: An experiment, filter, target, metric or group is not there, or there is no run.
+        StoreUnavailable: The store does not answer.
+    """
+    started = time.monotonic()
+    target = _target(request.target)
+    chosen = _experiments(request)
+    runs, left = _runs(request, chosen)
+    objective = _objective(request.metric, runs)
+    keys = [*names.READ, *([objective] if objective else []), *([target.metric] if target else [])]
+    _read(request.store, runs, keys)
+    if target and not any(names.find(target.metric, run.last) for run in runs):
+        raise CompareError(f"--target: no run has a metric {target.metric!r}. {_metrics(runs)}")
+    measured = [measure(run, request.by, objective, target) for run in runs]
+    against = request.against
+    if against is not None and against not in {m.group for m in measured}:
+        raise CompareError(
+            f"--against: there is no group {against!r}. Groups: {', '.join(sorted({m.group for m in measured}))}."
+        )
+    outcome = compare_measured(measured, objective, against)
+    looks = styles(group.name for group in outcome.groups)
+    figures = all_figures(outcome, looks, request.by)
+    name = ", ".join(chosen)
+    title = f"{name}: {len(runs)} runs by {', '.join(request.by)}"
+    done = Comparison(outcome, target, publish.new_folder(request.output_root / "compare", name), words.plain(title))
+    server = (request.server or _server_of(request.store)).rstrip("/")
+    facts = f"{datetime.now():%Y-%m-%d %H:%M}, {request.store.public_uri}" + (
+        f", filter {request.filter_string}" if request.filter_string else ""
+    )
+    text = page.render(outcome, figures, looks, left, title=title, facts=facts, target=target, base=server)
+    done.files.append(publish.write_page(done.folder, text))
+    done.files.append(publish.write_csv(done.folder, tables.csv_rows(measured, target, [*outcome.varying])))
+    done.files += pictures.save_pictures(figures, done.folder)
+    if request.log_run:
+        done.address = _log(request, chosen, done, server)
+    log.debug("compared %d runs in %.1f s", len(runs), time.monotonic() - started)
+    return done
+
+
+def _target(text: str | None) -> Target | None:
+    try:
+        return parse_target(text) if text else None
+    except ValueError as e:
+        raise CompareError(f"--target: {e}") from None
+
+
+def _experiments(request: Request) -> dict[str, str]:
+    """Name to id of the experiments that are asked for."""
+    known = experiments(request.store)
+    missing = [name for name in request.experiments if name not in known]
+    if missing:
+        raise CompareError(
+            f"--experiment: {request.store.public_uri} has no experiment {missing[0]!r}. "
+            f"It has: {', '.join(sorted(known)) or 'none'}."
+        )
+    if request.experiments:
+        return {name: known[name] for name in request.experiments}
+    if DEFAULT_EXPERIMENT in known:
+        return {DEFAULT_EXPERIMENT: known[DEFAULT_EXPERIMENT]}
+    used = {name: key for name, key in known.items() if name != "Default"} or known
+    if len(used) == 1:
+        return used
+    raise CompareError(f"--experiment: choose one of {', '.join(sorted(used)) or 'none: there is no run yet'}.")
+
+
+def _runs(request: Request, chosen: dict[str, str]) -> tuple[list[Run], list[tuple[Run, str]]]:
+    """The runs to compare, and those left out, each with the reason."""
+    try:
+        found = read_runs(request.store, [*chosen.values()], request.filter_string)
+    except TrackingError as e:
+        raise CompareError(str(e)) from None
+    runs = [run for run in found if run.job == "train"]
+    left = [(run, f"a run of the job {run.job!r}, not a training") for run in found if run.job != "train"]
+    if not runs:
+        where = f"experiment {', '.join(chosen)} of {request.store.public_uri}"
+        jobs = Counter(run.job for run in found)
+        if request.filter_string:
+            raise CompareError(f"--filter: no training run of {where} matches {request.filter_string!r}.")
+        only = f" (only {', '.join(f'{n} of the job {job}' for job, n in jobs.items())})" if jobs else ""
+        raise CompareError(
+            f"{where} has no training run yet{only}. Train some, such as: "
+            "python scripts/train.py -m schedule=constant,cosine seed=0,1,2,3,4,5"
+        )
+    return runs, left
+
+
+def _objective(asked: str | None, runs: Sequence[Run]) -> str | None:
+    """The metric that decides, by this project's name."""
+    for key in (asked,) if asked else (names.VAL_ACC, names.VAL_LOSS):
+        if any(names.find(key, run.last) for run in runs):
+            return key
+    if asked:
+        raise CompareError(f"--metric: no run has a metric {asked!r}. {_metrics(runs)}")
+    return None
+
+
+def _metrics(runs: Sequence[Run]) -> str:
+    found = sorted({key for run in runs for key in run.last if not key.startswith("summary/")})
+    return f"They have: {', '.join(found[:30]) or 'none'}{', ...' if len(found) > 30 else ''}."
+
+
+def _read(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> None:
+    """Read the curves, also where another program named them, under the names the run has for them."""
+    wanted: dict[frozenset[str], list[Run]] = {}
+    for run in runs:
+        own = frozenset(found for key in keys if (found := names.find(key, run.last)) is not None)
+        wanted.setdefault(own, []).append(run)
+    for own, some in wanted.items():
+        read_curves(store, some, own)
+
+
+def _server_of(store: Store) -> str:
+    return store.uri if store.artifact_root is None else DEFAULT_SERVER
+
+
+def _log(request: Request, chosen: dict[str, str], done: Comparison, server: str) -> str | None:
+    """Best effort: the files are there, whatever the store says."""
+    experiment_id = next(iter(chosen.values()))
+    try:
+        run_id = publish.log_to_store(
+            request.store,
+            experiment_id,
+            done.folder,
+            by=", ".join(request.by),
+            filter_string=request.filter_string,
+            headline=words.plain(words.headline(done.outcome)),
+            runs=sum(len(group.runs) for group in done.outcome.groups),
+        )
+    except (TrackingError, Rejected, StoreUnavailable) as e:
+        log.warning("the comparison could not be logged to MLflow: %s", e)
+        return None
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html"

@@ -1,0 +1,163 @@
+"""Runs of one group taken together, and the groups set against each other."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lr_lightning.diagnosis.compare import Comparison, Mean, compare_groups, mean_ci
+from lr_lightning.diagnosis.targets import Reach, median_time
+from lr_lightning.reports import names
+from lr_lightning.reports.measure import Measured
+
+_NOT_COMPARED = ("tracking.", "output_root")
+"""Params that say where a run is kept, not what it does."""
+
+
+@dataclass(eq=False)
+class Group:
+    """Runs that share a value of what is compared.
+
+    Attributes:
+        name: That value.
+        runs: All of them, whatever became of them.
+    """
+
+    name: str
+    runs: list[Measured] = field(default_factory=list)
+
+    @property
+    def counted(self) -> list[Measured]:
+        """Those that came to their end and have the objective."""
+        return [m for m in self.runs if m.counts]
+
+    def units(self, value: Callable[[Measured], float]) -> dict[str, float]:
+        """One value for each seed, the mean over its runs; a run without a seed stands for itself."""
+        by_seed: dict[str, list[float]] = {}
+        for m in self.counted:
+            if math.isfinite(value(m)):
+                by_seed.setdefault(m.seed or f"run {m.run.id}", []).append(value(m))
+        return {seed: float(np.mean(values)) for seed, values in by_seed.items()}
+
+    def mean(self, value: Callable[[Measured], float]) -> Mean:
+        """Mean and interval over seeds."""
+        return mean_ci([*self.units(value).values()])
+
+    @property
+    def states(self) -> str:
+        """What became of the runs that are not counted: "1 diverged, 2 running"."""
+        lost = Counter(m.state if m.state != "finished" else "without the metric" for m in self.runs if not m.counts)
+        return ", ".join(f"{count} {state}" for state, count in sorted(lost.items()))
+
+    @property
+    def verdicts(self) -> str:
+        """The runs' own verdicts, counted."""
+        found = Counter(m.verdict for m in self.counted if m.verdict)
+        return ", ".join(f"{count}× {verdict}" for verdict, count in found.most_common())
+
+    def reaches(self, which: Callable[[Measured], Reach | None]) -> list[Reach]:
+        """The times to the target of every run that has the metric, finished or not."""
+        return [reach for m in self.runs if (reach := which(m)) is not None]
+
+    def time_to_target(self, which: Callable[[Measured], Reach | None], form: str) -> str:
+        """The median over runs and how many reached it, the censored ones shown as such."""
+        reaches = self.reaches(which)
+        if not reaches:
+            return "–"
+        median = median_time(reaches)
+        text = form.format(median) if math.isfinite(median) else "not reached by half"
+        missed = [r for r in reaches if not r.reached]
+        if not missed:
+            return f"{text} (all {len(reaches)})"
+        longest = max((r.time for r in missed if math.isfinite(r.time)), default=math.nan)
+        beyond = f", {len(missed)} censored" + (f" at > {form.format(longest)}" if math.isfinite(longest) else "")
+        return f"{text} ({len(reaches) - len(missed)} of {len(reaches)}{beyond})"
+
+
+@dataclass(eq=False)
+class Outcome:
+    """Everything that is said about the groups.
+
+    Attributes:
+        objective: The metric that decides, or None.
+        groups: Best mean first; those without a counted run last.
+        comparisons: Of pairs of groups.
+        varying: Params that differ between runs, name to the values there are.
+        warnings: What makes the comparison less than it seems.
+    """
+
+    objective: str | None
+    groups: list[Group]
+    comparisons: list[Comparison]
+    varying: dict[str, list[str]]
+    warnings: list[str]
+
+
+def compare_measured(measured: Sequence[Measured], objective: str | None, against: str | None) -> Outcome:
+    """Group measured runs and compare the groups by the best value of the objective.
+
+    Args:
+        measured: The runs.
+        objective: The metric that decides, or None.
+        against: A group chosen beforehand, or None.
+    """
+    by_name: dict[str, Group] = {}
+    for m in measured:
+        by_name.setdefault(m.group, Group(m.group)).runs.append(m)
+    sign = 1.0 if objective is None or names.higher_is_better(objective) else -1.0
+
+    def rank(group: Group) -> tuple[bool, float, str]:
+        mean = group.mean(lambda m: m.best).mean
+        return math.isnan(mean), 0.0 if math.isnan(mean) else -sign * mean, group.name
+
+    groups = sorted(by_name.values(), key=rank)
+    comparisons = compare_groups(
+        {group.name: group.units(lambda m: m.best) for group in groups}, higher_is_better=sign > 0, against=against
+    )
+    varying = varying_params(measured)
+    return Outcome(objective, groups, comparisons, varying, _warnings(groups, varying))
+
+
+def varying_params(measured: Sequence[Measured]) -> dict[str, list[str]]:
+    """The params that differ between runs, a run without one included."""
+    keys = sorted({key for m in measured for key in m.run.params if not key.startswith(_NOT_COMPARED)})
+    keys = [key for key in keys if not key.endswith("._target_")]  # its choice has a name beside it
+    found = {key: sorted({m.run.params.get(key, "–") for m in measured}) for key in keys}
+    return {key: values for key, values in found.items() if len(values) > 1}
+
+
+def _warnings(groups: list[Group], varying: dict[str, list[str]]) -> list[str]:
+    warnings = []
+    inside: dict[str, int] = {}
+    for group in groups:
+        for key in varying:
+            values = {m.run.params.get(key, "–") for m in group.counted}
+            if key.rsplit(".", 1)[-1] not in ("seed", "split_seed") and len(values) > 1:
+                inside[key] = max(inside.get(key, 0), len(values))
+    if inside:
+        listed = ", ".join(f"{key} ({count} values)" for key, count in list(inside.items())[:6])
+        warnings.append(
+            f"Runs of one group also differ in {listed}. Their mean is over those too; group by them as well, "
+            "or leave some out with --filter."
+        )
+    for group in groups:
+        lengths = [m.steps for m in group.counted if math.isfinite(m.steps)]
+        if lengths and min(lengths) < max(lengths):
+            warnings.append(f"{group.name}: the runs have {min(lengths):,.0f} to {max(lengths):,.0f} steps.")
+    ends = {round(group.mean(lambda m: m.steps).mean) for group in groups if group.mean(lambda m: m.steps).n}
+    if len(ends) > 1:
+        warnings.append(
+            f"The groups were trained for different lengths, {min(ends):,} to {max(ends):,} steps: "
+            "look at accuracy against cost."
+        )
+    return warnings + _lost(groups)
+
+
+def _lost(groups: list[Group]) -> list[str]:
+    return [
+        f"{group.name}: {len(group.counted)} of {len(group.runs)} runs are in its means ({group.states})."
+        for group in groups
+        if group.states
+    ]

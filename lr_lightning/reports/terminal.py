@@ -1,0 +1,46 @@
+"""A comparison in the terminal."""
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from lr_lightning.diagnosis.targets import Target
+from lr_lightning.reports import tables, words
+from lr_lightning.reports.groups import Outcome
+
+_MOST_ROWS = 30
+_WIDE = 160
+# What a narrow terminal has no room for; the report has it.
+_IN_THE_REPORT = ("last ", "examples", "worst setback", "loss spikes", "price", "steps")
+
+
+def print_outcome(outcome: Outcome, target: Target | None, title: str) -> None:
+    """Print the tables of groups and pairs, and the findings."""
+    console = Console(highlight=False, markup=False)  # a name is a name, not markup
+    narrow = console.width < _WIDE
+    _print(console, tables.group_table(outcome, target), words.plain(title), _IN_THE_REPORT if narrow else ())
+    pairs = tables.comparison_table(outcome)
+    if pairs.rows:
+        console.print()
+        title = "who won: pairs of groups, the better one first"
+        if narrow:
+            console.print(title)
+            for c in outcome.comparisons[:_MOST_ROWS]:
+                console.print(f"  {words.plain(words.in_a_line(c))}", soft_wrap=True)
+        else:
+            _print(console, pairs, title, ())
+    console.print()
+    console.print(words.plain(words.headline(outcome)), soft_wrap=True)
+    for warning in outcome.warnings:
+        console.print(f"note: {words.plain(warning)}", soft_wrap=True)
+
+
+def _print(console: Console, table: tables.Table, title: str, without: tuple[str, ...]) -> None:
+    shown = RichTable(title=title, title_justify="left")
+    keep = [i for i, column in enumerate(table.columns) if i == 0 or not column.startswith(without or "\0")]
+    for i in keep:
+        shown.add_column(table.columns[i], justify="left" if i == 0 else "right", overflow="fold")
+    for row in table.rows[:_MOST_ROWS]:
+        shown.add_row(*(row[i] for i in keep))
+    console.print(shown)
+    if len(table.rows) > _MOST_ROWS:
+        console.print(f"and {len(table.rows) - _MOST_ROWS} more, in the report")

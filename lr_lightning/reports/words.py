@@ -1,0 +1,98 @@
+"""Numbers and comparisons as text, the same in the terminal, the page and the pictures."""
+
+import math
+import unicodedata
+
+from lr_lightning.diagnosis.compare import Comparison, Mean
+from lr_lightning.reports.groups import Group, Outcome
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number with so many significant digits; a dash for nan."""
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    text = f"{value:,.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
+    return text.replace("-", "−")
+
+
+def with_interval(mean: Mean, decimals: int = 4) -> str:
+    """``mean ± half of the interval``; without the latter for one value."""
+    if math.isnan(mean.mean):
+        return "–"
+    text = f"{mean.mean:.{decimals}f}".replace("-", "−")
+    return text if math.isnan(mean.half) else f"{text} ± {mean.half:.{decimals}f}"
+
+
+def p_value(p: float) -> str:
+    """``p`` as it is reported."""
+    return "–" if math.isnan(p) else ("< 0.001" if p < 0.001 else f"{p:.3f}")
+
+
+def p_equals(name: str, p: float) -> str:
+    """``p = 0.031`` or ``p < 0.001``."""
+    shown = p_value(p)
+    return f"{name} {shown}" if shown.startswith("<") else f"{name} = {shown}"
+
+
+def plain(text: str) -> str:
+    """Text without control characters, which could move a terminal's cursor or hide what follows."""
+    return "".join(c if unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)
+
+
+def interval(c: Comparison) -> str:
+    """The bootstrap interval of a difference."""
+    return "–" if math.isnan(c.low) else f"{c.low:+.4f} to {c.high:+.4f}".replace("-", "−")
+
+
+def finding(c: Comparison) -> str:
+    """What may be said about two groups."""
+    if c.told_apart:
+        return "told apart"
+    what = "seeds" if c.paired else "runs each"
+    if not c.enough:
+        return f"not enough {what} to tell (n = {c.n}, needs {c.needs})"
+    return f"not told apart (n = {c.n})"
+
+
+def in_a_line(c: Comparison) -> str:
+    """A comparison in short."""
+    ci = "" if math.isnan(c.low) else f" ({interval(c)})"
+    return f"{c.better} > {c.worse}: {c.difference:.4f}{ci}, {p_equals('adjusted p', c.adjusted)}: {finding(c)}"
+
+
+def headline(outcome: Outcome) -> str:
+    """One or two sentences: who won, by how much, and how surely."""
+    counted = [group for group in outcome.groups if group.counted]
+    if outcome.objective is None or not counted:
+        return "No finished run has a validation metric, so there is nothing to rank."
+    best = counted[0]
+    mean = best.mean(lambda m: m.best)
+    own = f"{best.name} has the best mean {outcome.objective}, {with_interval(mean)} (n = {mean.n})"
+    rivals = [c for c in outcome.comparisons if best.name in (c.better, c.worse)]
+    if len(counted) == 1 or not rivals:
+        return f"{own}. There is no other group to compare it with."
+    told = [c for c in rivals if c.told_apart and c.better == best.name]
+    next_best = rivals[0]
+    if len(told) == len(counted) - 1:
+        least = max(c.adjusted for c in told)
+        return (
+            f"{best.name} won: {own.removeprefix(best.name + ' ')}, told apart from every other group "
+            f"(largest {p_equals('adjusted p', least)}). {_ahead(next_best)}"
+        )
+    rest = f" It is told apart from {', '.join(c.worse for c in told)}, not from the others." if told else ""
+    return f"No winner can be named. {own}. {_ahead(next_best)}{rest}"
+
+
+def _ahead(c: Comparison) -> str:
+    seeds = f"by {c.n} paired seeds" if c.paired else f"unpaired, at least {c.n} runs each"
+    ci = "" if math.isnan(c.low) else f", 95 % interval {interval(c)}"
+    lead = f"is {c.difference:.4f} ahead of" if c.difference >= 5e-5 else "is level with"
+    ps = f"{p_equals('p', c.p)}, {p_equals('adjusted', c.adjusted)}"
+    return f"{c.better} {lead} {c.worse} ({seeds}{ci}, {ps}): {finding(c)}."
+
+
+def counted_of(group: Group) -> str:
+    """How many seeds the means are over, and how many runs there are."""
+    n = group.mean(lambda m: m.best).n
+    runs = len(group.runs)
+    return str(n) if n == runs else f"{n} ({len(group.counted)} of {runs} runs)"

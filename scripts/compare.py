@@ -1,0 +1,57 @@
+"""Compare runs: python scripts/compare.py --by schedule --target "val/acc>=0.97" writes a report below outputs/."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--experiment", action="append", default=[], help="name of an MLflow experiment; may be given more than once")
+    add("--by", default="schedule", help="tags or params that make the groups, such as schedule,optimizer.lr")
+    add("--filter", default="", help="in MLflow's search language: \"params.`optimizer.lr` = '0.1'\"")
+    add("--target", help='what the time is taken to, such as "val/acc>=0.97"')
+    add("--metric", help="the validation metric that decides (val/acc, else val/loss)")
+    add("--against", metavar="GROUP", help="compare with this group alone, chosen beforehand: fewer seeds are needed")
+    add("--root", type=Path, default=ROOT / "mlruns", help="the store: this checkout's mlruns/")
+    add("--uri", help="another store: postgresql://... or http://...")
+    add(
+        "--out",
+        type=Path,
+        default=ROOT / "outputs",
+        help="where to: outputs/ of the checkout, in compare/",
+    )
+    add("--server", help="address of the MLflow UI, for the links (http://127.0.0.1:5000)")
+    add("--no-log", action="store_true", help="do not log the report to MLflow")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Compare what the command line asks for; 2 if it is bad, 1 if the store does not answer."""
+    given = _arguments()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        from lr_lightning.app.compare import run
+    except ModuleNotFoundError as e:
+        sys.exit(f"error: {e}. Activate .venv first (`make install` makes it).")
+    return run(
+        given.root,
+        given.uri,
+        given.out,
+        experiments=given.experiment,
+        by=[key.strip() for key in given.by.split(",") if key.strip()],
+        filter_string=given.filter,
+        target=given.target,
+        metric=given.metric,
+        against=given.against,
+        log_run=not given.no_log,
+        server=given.server,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The end of a multirun: what is compared with what, and that nothing of it can fail the runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lr_lightning.app import compare as app_compare
+from lr_lightning.app.config import Config
+from lr_lightning.app.sweep import Sweep
+from lr_lightning.app.validate import validated
+
+
+@dataclass
+class Asked:
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What would have been compared."""
+    found = Asked()
+    monkeypatch.setattr(app_compare, "run", lambda *places, **rest: found.calls.append({"places": places, **rest}))
+    return found
+
+
+@pytest.fixture
+def config(composed: Callable[..., Any]) -> Callable[..., Config]:
+    return lambda *overrides: validated(composed(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("jobs", "by"),
+    [
+        (["seed=0", "seed=1"], ["schedule"]),
+        (["schedule=cosine,seed=0", "schedule=wsd,seed=1"], ["schedule"]),
+        (["schedule=cosine,optimizer.lr=0.1", "schedule=cosine,optimizer.lr=0.2"], ["optimizer.lr"]),
+        (["schedule=cosine,optimizer.lr=0.1", "schedule=wsd,optimizer.lr=0.2"], ["schedule", "optimizer.lr"]),
+        (["data.batch_size=32", "data.batch_size=64"], ["data.batch_size"]),
+    ],
+)
+def test_runs_are_grouped_by_what_was_varied(
+    config: Callable[..., Config], asked: Asked, jobs: list[str], by: list[str]
+) -> None:
+    sweep = Sweep()
+    for job in jobs:
+        overrides = job.split(",")
+        sweep.add(config(*overrides), overrides, "s1")
+    sweep.compare()
+    (call,) = asked.calls
+    assert (call["by"], call["filter_string"]) == (by, "tags.sweep = 's1'")
+    assert call["experiments"] == ["lr_lightning"]
+
+
+def test_every_run_gets_the_sweeps_tags_but_the_users_own_stay(config: Callable[..., Config]) -> None:
+    sweep = Sweep()
+    configs = [config("+tracking.tags.sweep=mine"), config("seed=1")]
+    for number, made in enumerate(configs):
+        sweep.add(made, [f"seed={number}"], "s1")
+    assert [c.tracking.tags for c in configs] == [{"sweep": "mine", "trial": "0"}, {"sweep": "s1", "trial": "1"}]
+
+
+@pytest.mark.parametrize("overrides", [["tracking=none"], ["tracking=csv"]])
+def test_what_is_not_in_mlflow_is_not_compared(
+    config: Callable[..., Config], asked: Asked, overrides: list[str]
+) -> None:
+    sweep = Sweep()
+    for seed in range(2):
+        sweep.add(config(*overrides), [f"seed={seed}"], "s1")
+    sweep.compare()
+    assert not asked.calls
+
+
+def test_a_failure_of_the_comparison_is_said_and_no_more(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("whatever")
+
+    monkeypatch.setattr(app_compare, "run", fail)
+    sweep = Sweep()
+    for seed in range(2):
+        sweep.add(config(), [f"seed={seed}"], "s1")
+    sweep.compare()
+    assert "the runs are not compared: RuntimeError: whatever" in capsys.readouterr().err
+
+
+def test_the_experiments_folder_needs_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app_compare.run(tmp_path / "mlruns", "nonsense", tmp_path / "out", by=["schedule"]) == 2
+    assert "is no address of a store" in capsys.readouterr().err

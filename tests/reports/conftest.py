@@ -1,0 +1,111 @@
+"""Stores with runs of every kind, written in milliseconds."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lr_lightning.reports import pictures
+from lr_lightning.reports.compare import Comparison, Request, compare
+from lr_lightning.tracking import Store, open_store
+from lr_lightning.tracking import store as store_module
+
+START = 1_700_000_000_000
+Rows = Mapping[str, Sequence[tuple[int, float]]]
+
+
+class Runs:
+    """Writes runs into a store as another program would.
+
+    Args:
+        store: The store.
+        experiment: Name of the experiment.
+    """
+
+    def __init__(self, store: Store, experiment: str = "exp") -> None:
+        self.store, self.experiment = store, experiment
+        self.id = store.experiment_id(experiment)
+
+    def add(
+        self,
+        name: str,
+        rows: Rows,
+        *,
+        status: str = "FINISHED",
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> str:
+        from mlflow.entities import Metric, Param
+
+        run = self.store.call("create_run", self.id, run_name=name, tags=dict(tags or {}), start_time=START)
+        metrics = [
+            Metric(key, value, START + 1000 + 20 * step, step) for key, points in rows.items() for step, value in points
+        ]
+        some = [Param(key, value) for key, value in (params or {}).items()]
+        self.store.call("log_batch", run.info.run_id, metrics=metrics, params=some)
+        if status != "RUNNING":
+            self.store.call("set_terminated", run.info.run_id, status)
+        return str(run.info.run_id)
+
+    def train(self, schedule: str, seed: int, best: float, *, steps: int = 40, lr: float = 0.1, **more: Any) -> str:
+        """A run of this project's app: 4 epochs, the best accuracy in the last but one."""
+        accuracy = [best / 2, best - 0.1, best, best - 0.01]
+        ends = [steps * (i + 1) // 4 - 1 for i in range(4)]
+        rows: dict[str, list[tuple[int, float]]] = {
+            "lr/group0": [(i, lr * (1 - i / steps)) for i in range(steps)],
+            "train/loss": [(i, 2.0 / (1 + i) + 0.01 * (i % 3)) for i in range(steps)],
+            "train/loss_epoch": [(end, 1.0 - i / 5) for i, end in enumerate(ends)],
+            "val/acc": [*zip(ends, accuracy, strict=True)],
+            "val/loss": [(end, 1.0 - a) for end, a in zip(ends, accuracy, strict=True)],
+            "overfit/gap_loss": [(end, 0.01 * i) for i, end in enumerate(ends)],
+            "test/acc": [(steps, best - 0.02)],
+            "summary/steps": [(0, float(steps))],
+        }
+        tags = {"schedule": schedule, "seed": str(seed), **more.pop("tags", {})}
+        params = {
+            "schedule.name": schedule,
+            "seed": str(seed),
+            "optimizer.lr": str(lr),
+            "data.batch_size": "64",
+            "trainer.max_epochs": "4",
+        }
+        name = more.pop("name", f"{schedule} seed={seed}")
+        return self.add(name, rows, tags=tags, params=params | more.pop("params", {}), **more)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables: making them takes seconds, copying them does not."""
+    root = tmp_path_factory.mktemp("template")
+    open_store(root).client()
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> Iterator[Store]:
+    root = tmp_path / "mlruns"
+    root.mkdir()
+    shutil.copyfile(empty_store, root / "mlflow.db")
+    made = open_store(root)
+    yield made
+    store_module._clients.pop(made.uri, None)
+
+
+@pytest.fixture
+def runs(store: Store) -> Runs:
+    return Runs(store)
+
+
+@pytest.fixture
+def comparison(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Comparison]:
+    """Compares what is in the store; with pictures, which take a second, only where they are asked for."""
+
+    def run(draw: bool = False, **asked: Any) -> Comparison:
+        with monkeypatch.context() as patch:
+            if not draw:
+                patch.setattr(pictures, "save_pictures", lambda figures, folder: [])
+            return compare(Request(store, tmp_path / "outputs", **{"experiments": ["exp"], **asked}))
+
+    return run

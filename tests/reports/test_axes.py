@@ -1,0 +1,100 @@
+"""What a step is on the other x axes, and which metric is which."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from lr_lightning.reports import names, words
+from lr_lightning.reports.axes import RunAxes
+from lr_lightning.tracking.runs import Curve, Run
+
+STEPS = np.array([0, 9, 19, 39])
+
+
+def curve(points: Sequence[tuple[int, float]], ms: int = 100) -> Curve:
+    step, value = map(np.array, zip(*points, strict=True))
+    return Curve(step, value.astype(np.float64), 1_000 + ms * step)
+
+
+def axes(curves: Mapping[str, Curve], finished: bool = True, **params: str) -> RunAxes:
+    run = Run("id", "name", "1", "FINISHED", 0, None, params={k.replace("__", "."): v for k, v in params.items()})
+    dense = {names.TRAIN_LOSS: curve([(i, 1.0) for i in range(40)])}
+    return RunAxes(run, {**dense, **curves}, finished)
+
+
+def at(found: RunAxes, axis: str) -> list[float]:
+    places = found.at(axis, STEPS)
+    assert places is not None
+    return places.tolist()
+
+
+def test_steps_seconds_and_shares() -> None:
+    plain = axes({})
+    assert at(plain, "step") == [0, 9, 19, 39]
+    assert at(plain, "seconds") == pytest.approx([0, 0.9, 1.9, 3.9])
+    assert at(plain, "fraction") == [1 / 40, 0.25, 0.5, 1.0]
+    assert plain.at("epochs", STEPS) is None
+    assert plain.at("examples", STEPS) is None
+
+
+def test_epochs_end_where_their_means_were_logged_or_where_the_epoch_changes() -> None:
+    means = {names.EPOCH_MEAN: curve([(9, 1.0), (19, 0.9), (39, 0.8)])}  # the last epoch is twice as long
+    assert at(axes(means), "epochs") == pytest.approx([0.1, 1.0, 2.0, 3.0])
+    foreign = {names.EPOCH: curve([(4, 0.0), (19, 0.0), (29, 1.0), (39, 1.0), (40, 2.0)])}
+    assert at(axes(foreign), "epochs") == pytest.approx([0.05, 0.5, 1.0, 2.0])
+    after = axes(means).at("epochs", np.array([59]))
+    assert after is not None
+    assert after[0] == pytest.approx(4.0)  # a test after the last epoch has a place too
+
+
+def test_examples_by_the_batch_or_as_it_grows() -> None:
+    assert at(axes({}, data__batch_size="32"), "examples") == [32, 320, 640, 1280]
+    accumulated = axes({}, data__batch_size="32", trainer__accumulate_grad_batches="2")
+    assert at(accumulated, "examples") == [64, 640, 1280, 2560]
+    grows = {names.BATCH_SIZE: curve([(19, 32.0), (39, 64.0)])}
+    assert at(axes(grows), "examples") == [32, 320, 640, 640 + 20 * 64]
+    assert axes({}, batch_size="many").at("examples", STEPS) is None
+
+
+def test_seconds_as_the_run_measured_them() -> None:
+    measured = {names.COST_SECONDS: curve([(19, 10.0), (39, 20.0)], ms=10**9)}
+    assert at(axes(measured), "seconds") == pytest.approx([0, 90 / 19, 10, 20])
+
+
+def test_the_budget_of_a_run_that_was_stopped_is_what_it_planned() -> None:
+    assert at(axes({}, finished=False, trainer__max_steps="80"), "fraction")[-1] == 0.5
+    means = {names.EPOCH_MEAN: curve([(19, 1.0), (39, 0.9)])}
+    assert at(axes(means, finished=False, trainer__max_epochs="8", trainer__max_steps="-1"), "fraction")[-1] == 0.25
+    assert at(axes({}, finished=False), "fraction")[-1] == 1.0
+
+
+def test_a_run_without_rows_has_no_places() -> None:
+    empty = RunAxes(Run("id", "n", "1", "RUNNING", 0, None), {}, False)
+    assert empty.at("seconds", STEPS) is None
+    assert empty.at("fraction", STEPS) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "available", "found"),
+    [
+        ("val/acc", ["val_acc", "val/acc"], "val/acc"),
+        ("val/acc", ["validation_accuracy", "x"], "validation_accuracy"),
+        ("val/loss", ["valid_loss_epoch"], "valid_loss_epoch"),
+        ("lr/group0", ["lr/opt1_group0", "lr-SGD"], "lr/opt1_group0"),
+        ("lr/group0", ["learning_rate"], "learning_rate"),
+        ("train/loss", ["train_loss_epoch", "train_loss_step"], "train_loss_step"),
+        ("train/loss", ["val_loss"], None),
+        ("custom metric", ["custom metric"], "custom metric"),
+    ],
+)
+def test_a_metric_is_found_by_its_name_or_by_what_it_means(key: str, available: list[str], found: str | None) -> None:
+    assert names.find(key, available) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(float("nan"), "–"), (float("inf"), "∞"), (-0.5, "−0.5"), (1234567.0, "1,234,567"), (0.12345, "0.1235"), (0, "0")],
+)
+def test_numbers_as_text(value: float, text: str) -> None:
+    assert words.number(value) == text
