@@ -167,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few steps, one round, nothing stored")
     quick = parser.parse_args().quick
-    steps, rounds = (20, 1) if quick else (STEPS, 15)
+    steps, rounds = (20, 1) if quick else (STEPS, 10)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):

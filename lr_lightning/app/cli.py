@@ -47,7 +47,9 @@ def main(root: Path, job: Job = "train") -> int:
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")
     register()
-    sys.path.append(os.getcwd())  # a user's own module=... lies where they work
+    # A user's own module=... lies where they work; the scripts' folder, which Python has put first, would hide one that
+    # is called as a script is.
+    sys.path[:] = [path for path in sys.path if path != str(root / "scripts")] + [os.getcwd()]
     errors: list[Exception] = []
     composed = False
     sweep = Sweep()

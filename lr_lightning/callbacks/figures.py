@@ -83,7 +83,7 @@ def _text(logger: Any, text: str, name: str) -> None:
     run, experiment = _mlflow_run(logger)
     if run is not None:
         experiment.log_text(run, text, name)
-    elif callable(getattr(logger, "log_text", None)) and hasattr(logger, "log_rows"):  # one of this package
+    elif callable(getattr(logger, "log_text", None)) and not hasattr(logger, "log_image"):  # W&B's takes tables
         logger.log_text(text, name)
     elif (path := _file(logger, name)) is not None:
         path.write_text(text, encoding="utf-8")

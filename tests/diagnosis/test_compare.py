@@ -26,7 +26,7 @@ RNG = np.random.default_rng(3)
 small = st.lists(st.integers(-50, 50).map(lambda i: i / 8), min_size=2, max_size=9)
 
 
-@pytest.mark.parametrize("name", ["compare", "curves", "targets"])
+@pytest.mark.parametrize("name", ["compare", "thinning", "targets"])
 def test_docstring_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"lr_lightning.diagnosis.{name}"))
     assert (result.failed, result.attempted > 0) == (0, True)
