@@ -85,6 +85,8 @@ def main(root: Path, job: Job = "train") -> int:
 def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     """One job of Hydra's: a run, or one of several with `-m`."""
     overrides = list(HydraConfig.get().overrides.task)
+    if job == "find_lr" and cfg.study is not None:
+        raise ConfigError("experiment: a study is no search for a rate. Leave it out.")
     if job == "find_lr" and cfg.resume is not None:
         raise ConfigError("resume: a stopped run has its rate already. Leave resume out, or give ckpt=... its weights.")
     if cfg.resume is not None:
@@ -101,7 +103,12 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
             "Start the runs one by one, or set trainer.devices=1."
         )
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name)
+        if config.study is not None:
+            raise ConfigError(
+                "experiment: a study is a sweep of its own. Leave -m out; give study.seeds=[...] or study.lrs=[...]."
+            )
+        if job == "train":
+            sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name)
 
     if job == "find_lr":
         from lr_lightning.app.find import find

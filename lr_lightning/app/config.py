@@ -139,6 +139,13 @@ GROUP_BASES: dict[str, type] = {
 """The keys that every choice of a group has; what a choice adds to them are its `_target_`'s arguments."""
 
 
+def stale_keys(config: Config) -> frozenset[str]:
+    """Keys whose configured values may not be those that a run trains with: recorded once the latter are known."""
+    if not getattr(config.finder, "apply", False):
+        return frozenset()
+    return frozenset({"optimizer.lr"} | ({"schedule.max_lr"} if hasattr(config.schedule, "max_lr") else set()))
+
+
 def register() -> None:
     """Put the schemas into Hydra's store. Calling it again changes nothing."""
     store = ConfigStore.instance()

@@ -61,6 +61,8 @@ def find(config: Config, overrides: list[str]) -> Result:
 
     def work() -> Outcome:
         trainer.fit(module, datamodule=data)
+        if not finder.results:
+            raise ConfigError("trainer.kwargs.fast_dev_run: a development run searches for no rate. Leave it out.")
         result = finder.results[0]
         found = {"suggested_lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
         return Outcome({name: value for name, value in found.items() if value is not None})
@@ -78,11 +80,13 @@ def _print(config: Config, folder: Path, found: RangeTest | GridTest, overrides:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for path in sorted((folder / "artifacts").rglob("*.[pc][ns][gv]")):
         console.print(path)
-    own = [word for word in overrides if not word.lstrip("+").startswith(("finder", "optimizer.lr=", "schedule"))]
+    rates = ("finder", "optimizer.lr=", "schedule.max_lr=", "schedule.base_lr=")
+    own = [word for word in overrides if not word.lstrip("+").startswith(rates)]
     train = [Path(sys.argv[0]).with_name("train.py"), *own]
     if found.suggestion is not None:
         command = shlex.join(map(str, ["python", *train, f"optimizer.lr={found.suggestion:.3g}"]))
         console.print(f"train with it:  {command}")
     if found.base_lr is not None and found.max_lr is not None:
         bounds = ["schedule=triangular", f"schedule.base_lr={found.base_lr:.3g}", f"schedule.max_lr={found.max_lr:.3g}"]
-        console.print(f"in cycles:  {shlex.join(map(str, ['python', *train, *bounds]))}")
+        cyclical = [word for word in map(str, train) if not word.lstrip("+").startswith("schedule")]
+        console.print(f"in cycles:  {shlex.join(['python', *cyclical, *bounds])}")

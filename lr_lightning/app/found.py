@@ -7,19 +7,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from lr_lightning.app.config import Config
+from lr_lightning.app.config import Config, stale_keys
 from lr_lightning.callbacks.rate_search import RateSearch
 from lr_lightning.range_test.grid import GridTest
 from lr_lightning.range_test.result import RangeTest
 from lr_lightning.tracking import MLflowLogger, RunLogger
 
-__all__ = ["FoundRate", "default_run_name", "print_found", "stale_keys"]
-
-
-def stale_keys(config: Config) -> frozenset[str]:
-    """Keys whose configured values may not be those that a run trains with: recorded once the latter are known."""
-    searched = getattr(config.finder, "apply", False)
-    return frozenset({"optimizer.lr", "schedule.max_lr"}) if searched else frozenset()
+__all__ = ["FoundRate", "default_run_name", "print_found"]
 
 
 def default_run_name(config: Config, lr: float | None) -> str:
@@ -53,6 +47,8 @@ class FoundRate(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.log_hyperparams(dict.fromkeys(stale_keys(self.config), lr))
+                if trainer.ckpt_path is None:
+                    logger.log_summary({"search_seconds": self.finder.seconds})  # in no other number of the run
                 if isinstance(logger, MLflowLogger) and self.config.tracking.run_name is None:
                     logger.set_tags({"mlflow.runName": default_run_name(self.config, lr)})
         found = next(reversed(self.finder.results.values()), None)

@@ -30,7 +30,7 @@ def rates(node: StudyConfig) -> list[float]:
     """The rates of a study, the lowest first, to three digits."""
     if node.lrs is not None:
         return sorted(set(node.lrs))
-    return [float(f"{lr:.3g}") for lr in np.geomspace(node.low, node.high, node.points)]
+    return sorted({float(f"{lr:.3g}") for lr in np.geomspace(node.low, node.high, node.points)})
 
 
 def run_study(config: Config) -> None:
@@ -67,7 +67,7 @@ def _train(config: Config, lr: float, seed: int, sweep: str, number: int) -> Out
     own = deepcopy(config)
     own.study, own.seed, own.optimizer.lr = None, seed, lr
     own.trainer.progress = "none"
-    own.tracking.tags = {**own.tracking.tags, "sweep": sweep, "trial": str(number)}
+    own.tracking.tags = {**own.tracking.tags, "study": "lr_effects", "sweep": sweep, "trial": str(number)}
     try:
         result = train(own, report=False)
     except Diverged as e:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule
 
-from lr_lightning.app.config import Config
+from lr_lightning.app.config import Config, stale_keys
 from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.found import default_run_name, stale_keys
+from lr_lightning.app.found import default_run_name
 from lr_lightning.app.output import LAST, write_config
 from lr_lightning.app.resume import Previous
 from lr_lightning.app.validate import flatten
@@ -66,13 +66,13 @@ def open_study_logger(config: Config, folder: Path, sweep: str) -> RunLogger:
     tags = {
         "job": "lr_effects",
         "study": "lr_effects",
-        "sweep": sweep,
         "model": config.model.name,
         "data": config.data.name,
         "optimizer": config.optimizer.name,
         "schedule": config.schedule.name,
         **environment_tags(),
         **config.tracking.tags,
+        "sweep": sweep,
     }
     logger = _opened(config, folder, f"lr_effects {config.model.name} {config.data.name}", tags, resume=False)
     container = asdict(config)

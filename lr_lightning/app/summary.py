@@ -179,11 +179,9 @@ def print_summary(
 
 def print_interrupted(config: Config, checkpoint: Path | None, reason: str, step: int) -> None:
     """Say that the run was stopped, and how to go on with it."""
-    if checkpoint is None:
-        return  # not the first rank
     console = Console(stderr=True, highlight=False, markup=False)
     console.print(f"{reason} at step {step}", soft_wrap=True)
-    if checkpoint.is_file():
+    if checkpoint is not None and checkpoint.is_file():
         command = shlex.join(["python", sys.argv[0], f"resume={checkpoint.parent.parent}", *_trust(config)])
         console.print(f"go on with it:  {command}", soft_wrap=True)
 

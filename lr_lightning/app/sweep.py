@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lr_lightning.app.config import Config
+from lr_lightning.app.config import Config, stale_keys
 
 _MOST_KEYS = 3
 
@@ -24,7 +24,11 @@ class Sweep:
             overrides: What makes it differ from the others.
             name: Of the sweep.
         """
-        config.tracking.tags = {"sweep": name, "trial": str(len(self._jobs)), **config.tracking.tags}
+        config.tracking.tags = {
+            "sweep": name,
+            "trial": str(len(self._jobs)),
+            **config.tracking.tags,
+        }  # a user's own win
         self._jobs.append((config, list(overrides)))
         self._name = name
 
@@ -44,16 +48,22 @@ class Sweep:
                 Path(config.output_root),
                 experiments=sorted({other.tracking.experiment for other in tracked}),
                 by=self._by(),
-                filter_string=f"tags.sweep = '{self._name}'",
+                filter_string=f"tags.sweep = '{config.tracking.tags['sweep']}'",
             )
         except Exception as e:  # whatever it is, it must not change how the command ends
             print(f"the runs are not compared: {type(e).__name__}: {e}", file=sys.stderr)
 
     def _by(self) -> list[str]:
-        """The keys that vary, other than the seed."""
+        """The keys that vary, other than the seed, and those that a search for the rate sets anew."""
+        found_anew = (
+            {"optimizer.lr", "schedule.max_lr"} if any(stale_keys(config) for config, _ in self._jobs) else set()
+        )
+        passed_over = {"seed", "resume", *found_anew}
         values: dict[str, set[str]] = {}
         for _, overrides in self._jobs:
             for override in overrides:
                 key, _, value = override.lstrip("+~").partition("=")
                 values.setdefault(key, set()).add(value)
-        return [key for key, found in values.items() if len(found) > 1 and key != "seed"][:_MOST_KEYS] or ["schedule"]
+        return [key for key, found in values.items() if len(found) > 1 and key not in passed_over][:_MOST_KEYS] or [
+            "schedule"
+        ]

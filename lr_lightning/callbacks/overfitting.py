@@ -90,6 +90,7 @@ class OverfittingMonitor(Callback):
         self.loss: LossFunction = loss or default_loss
         self.probe = probe
         self.every_n_validations, self.seed, self.keep, self.chance = every_n_validations, seed, keep, chance
+        self._fitting = True
         self._reset()
 
     def _reset(self) -> None:
@@ -127,7 +128,8 @@ class OverfittingMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
-        if stage == "fit":
+        self._fitting = stage == "fit"
+        if self._fitting:
             self._reset()
 
     def on_train_batch_end(
@@ -277,7 +279,9 @@ class OverfittingMonitor(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there; a test of a checkpoint leaves what the fit came to."""
+        if not self._fitting:
+            return
         self._validations = state_dict["validations"]
         self._first_loss = state_dict["first_loss"]
         self._val.source, self._chance = state_dict["source"], state_dict["chance"]

@@ -54,8 +54,9 @@ def _labels(dataset: Any) -> Iterator[int]:
         every = list(_labels(dataset.dataset))
         return (every[index] for index in dataset.indices)
     for name in ("targets", "labels"):
-        if hasattr(dataset, name):
-            return (int(label) for label in getattr(dataset, name))
+        labels = np.asarray(getattr(dataset, name, ()))
+        if labels.ndim == 1 and len(labels) == len(dataset):  # of any kind: only which are equal matters
+            return iter(np.unique(labels, return_inverse=True)[1].tolist())
     tensors = getattr(dataset, "tensors", None)
     if tensors is not None and len(tensors) > 1 and tensors[1].dim() == 1 and not tensors[1].is_floating_point():
         return (int(label) for label in tensors[1])

@@ -1,6 +1,7 @@
 """What every search for a rate before training has in common: when it runs, what it sets, and what it leaves."""
 
 import logging
+import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -79,6 +80,8 @@ class RateSearch(Callback):
     def _forget(self) -> None:
         self.results: dict[int, Any] = {}
         self._applied: float | None = None
+        self.seconds = 0.0
+        """Wall time of the searches of this fit."""
         self._configured = 1.0
 
     @property
@@ -162,7 +165,9 @@ class RateSearch(Callback):
 
     def _run(self, trainer: Trainer, module: LightningModule, reference: float) -> Found:
         """Search; a line in the log, and figure and points in every logger that takes them."""
+        began = time.monotonic()
         found = self._search(trainer, module, reference)
+        self.seconds += time.monotonic() - began
         self.results[found.epoch] = found
         if found.suggestion is None:
             rank_zero_warn(f"{type(self).__name__}: {found.describe()} The configured lr stays as it is.")

@@ -64,6 +64,7 @@ class RunCost(Callback):
         if price_per_gpu_hour is not None and not (math.isfinite(price_per_gpu_hour) and price_per_gpu_hour >= 0):
             raise ValueError(f"price_per_gpu_hour must be a finite number >= 0, got {price_per_gpu_hour}")
         self.price_per_gpu_hour, self.gradient_norms = price_per_gpu_hour, gradient_norms
+        self._fitting = True
         self._reset()
 
     def _reset(self) -> None:
@@ -93,7 +94,8 @@ class RunCost(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
-        if stage == "fit":
+        self._fitting = stage == "fit"
+        if self._fitting:
             self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -262,7 +264,9 @@ class RunCost(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there; a test of a checkpoint leaves what the fit came to."""
+        if not self._fitting:
+            return
         for name in ("losses", "norms", "step_seconds"):
             setattr(self, f"_{name}", state_dict[name].tolist())
         losses, norms = state_dict["pending_losses"], state_dict["pending_norms"]

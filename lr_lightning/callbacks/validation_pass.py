@@ -168,6 +168,7 @@ class ValidationLosses:
         """After batches had to be evaluated again, see whether ``val/loss`` will do from now on."""
         logged = trainer.callback_metrics.get("val/loss")
         same = logged is not None and abs(float(logged) - sample.loss) <= 0.01 * abs(sample.loss) + 1e-6
+        same = trainer.strategy.reduce_boolean_decision(same, all=True)  # val/loss may be each rank's own
         if same:
             self.source = "logged"
         if not self._told:

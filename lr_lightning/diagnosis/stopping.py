@@ -12,6 +12,7 @@ CRITERIA = ("patience", "gl", "pq", "up")
 THRESHOLDS = {"gl": 5.0, "pq": 0.75, "up": 3.0}
 """Prechelt's own choices: percent, percent for each per mille, strips."""
 
+_GOLDEN = (5**0.5 - 1) / 2
 _LOOK = 200  # points at which a schedule is looked at
 _FALL = 0.9  # a rate below this share of the one now is a fall that is worth waiting for
 _STEADY = 0.999  # a rate above this share of the one before is not falling
@@ -92,7 +93,7 @@ class Phases:
         """Whether the rate rises again somewhere after it has fallen."""
         if "cyclical" not in self._known:
             fallen, lowest, cyclical = False, math.inf, False
-            for value in (self.factor(t) for t in self._points(0, self.total or horizon)):
+            for value in (self.factor(t) for t in _scattered(self.total or horizon)):
                 cyclical = cyclical or (fallen and value > 1.1 * lowest + 0.01)
                 fallen = fallen or value < lowest * _STEADY < math.inf
                 lowest = value if value < lowest or not fallen else lowest
@@ -107,3 +108,8 @@ class Phases:
     def _points(self, start: int, stop: int) -> list[int]:
         stride = max(1, (stop - start) // _LOOK)
         return sorted({*range(min(start, stop - 1), stop, stride), stop - 1})
+
+
+def _scattered(stop: int) -> list[int]:
+    """Steps all over a run at uneven distances: even ones may meet every cycle at the same phase."""
+    return sorted({int(stop * (i * _GOLDEN % 1.0)) for i in range(10 * _LOOK)} | {0, max(0, stop - 1)})

@@ -269,6 +269,8 @@ def _inconclusive(c: Curves) -> Verdict:
         return Verdict("inconclusive", "the probe loss rose above its own best: unstable", None, numbers)
     if rise.risen:
         return Verdict("inconclusive", "the validation loss rose, but the probe did not go on falling", None, numbers)
+    if c.reference is not None:
+        return Verdict("inconclusive", "near chance, neither falling nor at rest", None, numbers)
     return Verdict("inconclusive", "neither chance nor the loss at the start is known", None, numbers)
 
 

@@ -151,8 +151,14 @@ def _runs(request: Request, chosen: dict[str, str]) -> tuple[list[Run], list[tup
         found = read_runs(request.store, [*chosen.values()], request.filter_string)
     except TrackingError as e:
         raise CompareError(str(e)) from None
-    runs = [run for run in found if run.job == "train"]
-    left = [(run, f"a run of the job {run.job!r}, not a training") for run in found if run.job != "train"]
+    runs, left = [], []
+    for run in found:
+        if run.job != "train":
+            left.append((run, f"a run of the job {run.job!r}, not a training"))
+        elif "study" in run.tags and not request.filter_string:  # its rates are bad on purpose
+            left.append((run, f"a run of the study {run.tags['study']!r}, which --filter would admit"))
+        else:
+            runs.append(run)
     if not runs:
         where = f"experiment {', '.join(chosen)} of {request.store.public_uri}"
         jobs = Counter(run.job for run in found)

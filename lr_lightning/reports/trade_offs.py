@@ -71,14 +71,15 @@ def accuracy_against_cost(outcome: Outcome, looks: dict[str, Style]) -> Figure |
 
 
 def sensitivity(outcome: Outcome, looks: dict[str, Style], by: Sequence[str]) -> Figure | None:
-    """The objective over the configured peak rate, for each schedule, where a sweep has more than one rate."""
+    """The objective over the peak rate, for each schedule, where a sweep has more than one rate."""
     if outcome.objective is None:
         return None
     rest = [key for key in by if key not in _RATE] or ["schedule"]
     lines: dict[str, dict[float, dict[str, list[float]]]] = {}
     for group in outcome.groups:
         for m in group.counted:
-            if math.isfinite(m.peak) and m.peak > 0:
+            # a rate that a range test found varies with the seed: it is no rate of a sweep
+            if math.isfinite(m.peak) and m.peak > 0 and "lr_finder.lr" not in m.run.params:
                 seeds = lines.setdefault(group_of(m.run, rest), {}).setdefault(m.peak, {})
                 seeds.setdefault(m.seed or m.run.id, []).append(m.best)
     lines = {name: peaks for name, peaks in lines.items() if len(peaks) > 1}

@@ -35,6 +35,7 @@ COSTS = {
     for name in (
         "seconds",
         "train_seconds",
+        "search_seconds",
         "device_seconds",
         "examples_per_second",
         "peak_memory_mb",
@@ -557,7 +558,8 @@ def test_lr_effects_makes_one_table_of_many_runs(tmp_path: Path, train_command: 
     assert "diverged: 1" in lines[3]
     every = [(tags(tmp_path, run_id), status) for run_id, status in runs(tmp_path).items()]
     assert len({kept["sweep"] for kept, _ in every}) == 1
-    (study,) = (kept for kept, _ in every if kept.get("study") == "lr_effects")
+    (study,) = (kept for kept, _ in every if kept["job"] == "lr_effects")
+    assert {kept["study"] for kept, _ in every} == {"lr_effects"}  # comparisons leave all of them out
     assert "a low rate underfits" in study["mlflow.note.content"]
     (diverged,) = (kept for kept, status in every if status == "FAILED")
     assert (diverged["trial"], diverged["verdict"]) == ("3", "diverged")
