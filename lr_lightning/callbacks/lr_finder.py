@@ -9,13 +9,13 @@ from tqdm.auto import tqdm
 
 from lr_lightning.callbacks.figures import give
 from lr_lightning.callbacks.peak import rate_ratios, reference_rate
-from lr_lightning.callbacks.rate_search import Found, RateSearch, check_count
+from lr_lightning.callbacks.rate_search import Found, RateSearch, check_count, check_range
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.range_test.bench import Bench
 from lr_lightning.range_test.curve import DivergenceStop
 from lr_lightning.range_test.result import RangeTest
 from lr_lightning.range_test.validation import Validation
-from lr_lightning.schedules.base import check_choice, check_number
+from lr_lightning.schedules.base import check_choice
 
 __all__ = ["LRFinder"]
 
@@ -93,10 +93,7 @@ class LRFinder(RateSearch):
         progress: bool = True,
     ) -> None:
         super().__init__(apply, attribute, progress)
-        check_number("min_lr", min_lr, above=True)
-        check_number("max_lr", max_lr, above=True)
-        if min_lr >= max_lr:
-            raise ValueError(f"max_lr must be > min_lr, got min_lr={min_lr!r} and max_lr={max_lr!r}")
+        check_range(min_lr, max_lr)
         check_count("num_steps", num_steps, _FEWEST_STEPS)
         check_count("repeats", repeats, 1)
         check_count("val_batches", val_batches, 1)

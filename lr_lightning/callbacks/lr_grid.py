@@ -8,12 +8,12 @@ from lightning.pytorch import LightningModule, Trainer
 from tqdm.auto import tqdm
 
 from lr_lightning.callbacks.peak import rate_ratios
-from lr_lightning.callbacks.rate_search import RateSearch, check_count
+from lr_lightning.callbacks.rate_search import RateSearch, check_count, check_range
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.range_test.bench import Bench
 from lr_lightning.range_test.grid import GridTest
 from lr_lightning.range_test.validation import Validation
-from lr_lightning.schedules.base import check_choice, check_number
+from lr_lightning.schedules.base import check_choice
 
 __all__ = ["LRGrid"]
 
@@ -67,10 +67,7 @@ class LRGrid(RateSearch):
         progress: bool = True,
     ) -> None:
         super().__init__(apply, attribute, progress)
-        check_number("min_lr", min_lr, above=True)
-        check_number("max_lr", max_lr, above=True)
-        if min_lr >= max_lr:
-            raise ValueError(f"max_lr must be > min_lr, got min_lr={min_lr!r} and max_lr={max_lr!r}")
+        check_range(min_lr, max_lr)
         for name, value, least in (("num_lrs", num_lrs, 3), ("num_steps", num_steps, 10), ("repeats", repeats, 1)):
             check_count(name, value, least)
         check_count("val_batches", val_batches, 1)

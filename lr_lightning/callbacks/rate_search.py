@@ -11,11 +11,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lr_lightning.callbacks.figures import give, log_figure, log_text
 from lr_lightning.callbacks.peak import is_cyclical, reference_rate, set_default_rate, set_module_rate, set_peak
 from lr_lightning.range_test.bench import check_optimization
+from lr_lightning.schedules.base import check_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Found", "RateSearch", "check_count"]
+__all__ = ["Found", "RateSearch", "check_count", "check_range"]
 
 log = logging.getLogger(__name__)
 
@@ -200,3 +201,15 @@ def check_count(name: str, value: int, least: int) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
+def check_range(min_lr: float, max_lr: float) -> None:
+    """Refuse what is no range of rates.
+
+    Raises:
+        ValueError: A rate is not above 0, or the last one is not above the first.
+    """
+    check_number("min_lr", min_lr, above=True)
+    check_number("max_lr", max_lr, above=True)
+    if min_lr >= max_lr:
+        raise ValueError(f"max_lr must be > min_lr, got min_lr={min_lr!r} and max_lr={max_lr!r}")

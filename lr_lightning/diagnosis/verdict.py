@@ -106,14 +106,6 @@ def diagnose(history: History) -> Verdict:
 # -- diverged --------------------------------------------------------------------------------------------------------
 
 
-def _reference(history: History) -> float | None:
-    """The loss of a model that has learnt nothing: chance, else the loss at the start."""
-    for value in (history.chance, history.start):
-        if value is not None and math.isfinite(value) and value > 0:
-            return value
-    return None
-
-
 def _diverged(history: History) -> Verdict | None:
     points = history.points
     bad = [p for p in points if not finite(p)]
