@@ -9,10 +9,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.config import register
+from lr_lightning.app.compose import prepare
 from lr_lightning.app.errors import ConfigError, explain
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.sweep import Sweep
@@ -40,16 +40,9 @@ def main(root: Path, job: Job = "train") -> int:
         with 143 and 130.
     """
     debug = "HYDRA_FULL_ERROR" in os.environ  # the user asks for tracebacks
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra prints and exits otherwise; here its errors are translated
-    OmegaConf.register_new_resolver("checkout", lambda: str(root), replace=True)
-    OmegaConf.register_new_resolver("choices", lambda: _choices(root / "conf"), replace=True)
-    OmegaConf.register_new_resolver("purpose", lambda: _PURPOSES[job], replace=True)
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")
-    register()
-    # A user's own module=... lies where they work; the scripts' folder, which Python has put first, would hide one that
-    # is called as a script is.
-    sys.path[:] = [path for path in sys.path if path != str(root / "scripts")] + [os.getcwd()]
+    prepare(root, _PURPOSES[job])
     errors: list[Exception] = []
     composed = False
     sweep = Sweep()
@@ -85,6 +78,8 @@ def main(root: Path, job: Job = "train") -> int:
 def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     """One job of Hydra's: a run, or one of several with `-m`."""
     overrides = list(HydraConfig.get().overrides.task)
+    if cfg.search is not None:
+        raise ConfigError("search: is what scripts/search.py takes. Start that one, or leave search out.")
     if job == "find_lr" and cfg.study is not None:
         raise ConfigError("experiment: a study is no search for a rate. Leave it out.")
     if job == "find_lr" and cfg.resume is not None:
@@ -95,9 +90,9 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
         config, previous = stored_config(cfg, overrides)
     else:
         config, previous = validated(cfg), None
-    if config.study is not None and _processes(config.trainer) > 1:
+    if config.study is not None and processes(config.trainer) > 1:
         raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
-    if HydraConfig.get().mode == RunMode.MULTIRUN and _processes(config.trainer) > 1:
+    if HydraConfig.get().mode == RunMode.MULTIRUN and processes(config.trainer) > 1:
         raise ConfigError(
             "trainer: -m with several processes would train the ranks on different overrides. "
             "Start the runs one by one, or set trainer.devices=1."
@@ -124,7 +119,7 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     return train(config, previous=previous).objective
 
 
-def _processes(trainer: TrainerConfig) -> int:
+def processes(trainer: TrainerConfig) -> int:
     """How many processes the run would be, as far as can be told before it starts."""
     started = int(os.environ.get("WORLD_SIZE", "1")) * trainer.num_nodes
     devices = str(trainer.devices)
@@ -135,10 +130,3 @@ def _processes(trainer: TrainerConfig) -> int:
     else:
         count = len([part for part in devices.split(",") if part.strip()]) if "," in devices else int(devices)
     return max(started, count)
-
-
-def _choices(conf: Path) -> str:
-    """The groups of conf/ and their choices, a line a group, for `--help`."""
-    groups = sorted(folder for folder in conf.iterdir() if folder.is_dir())
-    width = max(len(folder.name) for folder in groups)
-    return "\n".join(f"  {g.name:<{width}}  {', '.join(sorted(f.stem for f in g.glob('*.yaml')))}" for g in groups)

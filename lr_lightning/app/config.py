@@ -53,6 +53,7 @@ from lr_lightning.app.schemas.schedule import (
     WarmupConstantConfig,
     WSDConfig,
 )
+from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.app.schemas.study import StudyConfig
 from lr_lightning.app.schemas.trainer import (
     CallbacksConfig,
@@ -76,6 +77,7 @@ class Config:
     finder: FinderConfig = field(default_factory=FinderConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     study: StudyConfig | None = None  # many runs in place of one: experiment=lr_effects
+    search: SearchConfig | None = None  # the same, of scripts/search.py
     test: bool = True  # evaluate the best checkpoint on the test set, once, at the end
     output_root: str = "${checkout:}/outputs"  # every run gets a folder of its own below it
     ckpt: str | None = None  # start from this checkpoint's weights
@@ -122,6 +124,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "trainer": {"base": TrainerConfig},
     "callbacks": {"base": CallbacksConfig},
     "tracking": {"base": TrackingConfig},
+    "search": {"base": SearchConfig},
 }
 """The schema of each choice, by group: `/schema/<group>/<choice>@_here_` in conf/<group>/*.yaml."""
 

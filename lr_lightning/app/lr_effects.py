@@ -16,7 +16,7 @@ from rich.console import Console
 from lr_lightning.app.config import Config
 from lr_lightning.app.lr_effects_report import as_text, csv_rows, draw
 from lr_lightning.app.output import output_root
-from lr_lightning.app.record import open_study_logger
+from lr_lightning.app.record import open_sweep_logger
 from lr_lightning.app.schemas.study import StudyConfig
 from lr_lightning.app.summary import Outcome
 from lr_lightning.app.train import train
@@ -132,7 +132,7 @@ def _conclude(config: Config, folder: Path, name: str, trials: list[Trial], cons
     except ImportError:
         console.print("no figure: it needs matplotlib, pip install 'lr-lightning[plot]'")
     console.print(text)
-    logger = open_study_logger(config, folder / "record", name)
+    logger = open_sweep_logger(config, folder / "record", name, "lr_effects")
     try:
         for file in files:
             logger.log_artifact(folder / file)

@@ -57,15 +57,21 @@ def open_logger(
     return logger
 
 
-def open_study_logger(config: Config, folder: Path, sweep: str) -> RunLogger:
-    """Open the record of a study's own run, which holds its table.
+def open_sweep_logger(config: Config, folder: Path, sweep: str, job: str) -> RunLogger:
+    """Open the record of a sweep's own run, which holds its table.
+
+    Args:
+        config: The config that its runs share.
+        folder: Of the record.
+        sweep: Name of the sweep, which its runs have as a tag.
+        job: What made it: ``lr_effects`` or ``search``.
 
     Raises:
         ConfigError: If the store cannot be used.
     """
     tags = {
-        "job": "lr_effects",
-        "study": "lr_effects",
+        "job": job,
+        **({"study": job} if job == "lr_effects" else {}),
         "model": config.model.name,
         "data": config.data.name,
         "optimizer": config.optimizer.name,
@@ -74,7 +80,7 @@ def open_study_logger(config: Config, folder: Path, sweep: str) -> RunLogger:
         **config.tracking.tags,
         "sweep": sweep,
     }
-    logger = _opened(config, folder, f"lr_effects {config.model.name} {config.data.name}", tags, resume=False)
+    logger = _opened(config, folder, f"{job} {config.model.name} {config.data.name}", tags, resume=False)
     container = asdict(config)
     container["tracking"]["uri"] = None
     logger.log_hyperparams({key: value for key, value in flatten(container).items() if value not in (None, {}, [])})

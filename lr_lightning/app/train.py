@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,9 @@ class Result:
         return self.summary.get("best_val_acc")
 
 
-def train(config: Config, previous: Previous | None = None, *, report: bool = True) -> Result:
+def train(
+    config: Config, previous: Previous | None = None, *, report: bool = True, watching: Sequence[Callback] = ()
+) -> Result:
     """Build everything, fit, test the best checkpoint once, and record the run.
 
     All that can be wrong with the input is found before the run appears in the store.
@@ -79,6 +81,8 @@ def train(config: Config, previous: Previous | None = None, *, report: bool = Tr
         config: The checked config.
         previous: The run to go on with, or None for a new one.
         report: Whether to print what is trained, and its result.
+        watching: Callbacks beside the config's, such as a search's. One that has ``gives_up`` and says so spares the
+            test.
 
     Raises:
         ConfigError: If the input is bad.
@@ -94,11 +98,11 @@ def train(config: Config, previous: Previous | None = None, *, report: bool = Tr
     if previous:
         _check_checkpoint(previous.checkpoint, data)
     finder = build.build_finder(config, module)
-    watching = build.build_callbacks(config, schedule, module)
+    configured = build.build_callbacks(config, schedule, module)
     folder = (previous.output_dir if previous else new_output_dir(config)) if is_first_rank() else None
     interrupts = Interrupts(folder / "checkpoints" / LAST if folder else None)
     searching = [] if finder is None else [finder, FoundRate(config, finder, folder)]
-    callbacks = [interrupts, *searching, *watching, Summary(), *checkpoint_callbacks(config, folder)]
+    callbacks = [interrupts, *searching, *configured, *watching, Summary(), *checkpoint_callbacks(config, folder)]
     try:
         trainer = make_trainer(config, folder, callbacks)
         logger = open_logger(config, folder, previous, data, module) if folder else None
@@ -166,7 +170,8 @@ def _run(
     trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True if ckpt else None)
     # before the test, which restores the callbacks of the best checkpoint
     outcome = outcome_of(trainer)
-    if config.test and data.has_test:
+    given_up = any(getattr(callback, "gives_up", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if config.test and data.has_test and not given_up:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         results = trainer.test(
             module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False

@@ -1,0 +1,83 @@
+"""A checked config from overrides, without Hydra's command line: how a search makes the config of each of its runs."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from lr_lightning.app.config import Config, register
+from lr_lightning.app.errors import ConfigError, explain
+from lr_lightning.app.validate import validated
+
+__all__ = ["checked", "choices_of", "composed", "prepare"]
+
+
+def prepare(root: Path, purpose: str = "") -> None:
+    """Make the checkout's config known to Hydra, and the user's own modules importable. Calling it again is harmless.
+
+    Args:
+        root: The checkout.
+        purpose: One line for `--help`.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra prints and exits otherwise; here its errors are translated
+    OmegaConf.register_new_resolver("checkout", lambda: str(root), replace=True)
+    OmegaConf.register_new_resolver("choices", lambda: listed_choices(root / "conf"), replace=True)
+    OmegaConf.register_new_resolver("purpose", lambda: purpose, replace=True)
+    register()
+    # A user's own module=... lies where they work; the scripts' folder, which Python has put first, would hide one that
+    # is called as a script is.
+    here = os.getcwd()
+    sys.path[:] = [path for path in sys.path if path not in (str(root / "scripts"), here)] + [here]
+
+
+def composed(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The config of a command line, and the choice of each group.
+
+    Args:
+        root: The checkout, whose `conf/` is read.
+        overrides: As on the command line.
+
+    Raises:
+        ConfigError: It cannot be composed.
+    """
+    try:
+        with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+            cfg = compose("config", list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
+        raise ConfigError(explain(e)) from e
+    HydraConfig.instance().set_config(cfg)  # the check of the rate's two names looks at what was typed
+    choices = {str(k): str(v) for k, v in cfg.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, choices
+
+
+def checked(root: Path, overrides: Sequence[str]) -> Config:
+    """The config of a command line, all of whose keys and values are good.
+
+    Raises:
+        ConfigError: If one is not.
+    """
+    try:
+        return validated(composed(root, overrides)[0])
+    except OmegaConfBaseException as e:
+        raise ConfigError(explain(e)) from e
+
+
+def choices_of(root: Path) -> dict[str, list[str]]:
+    """The config groups of `conf/`, and their choices."""
+    folders = sorted(folder for folder in (root / "conf").iterdir() if folder.is_dir())
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def listed_choices(conf: Path) -> str:
+    """The same as text, a line a group, for `--help`."""
+    groups = choices_of(conf.parent)
+    width = max(len(name) for name in groups)
+    return "\n".join(f"  {name:<{width}}  {', '.join(choices)}" for name, choices in groups.items())

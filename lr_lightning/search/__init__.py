@@ -1,0 +1,1 @@
+"""Searching for the rate and what interacts with it. The only importer of Optuna."""

@@ -1,0 +1,115 @@
+"""`scripts/search.py`: from a command line to a search that is done, or to one clear error."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from lr_lightning.app.compose import listed_choices, prepare
+from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.interrupt import Interrupted
+
+__all__ = ["main"]
+
+FAILED, BAD_INPUT = 1, 2
+
+HELP = """Search for the learning rate and what interacts with it; every trial is a training run, tracked in MLflow.
+
+  python scripts/search.py search=grid                    seven rates on a log grid, and nothing else
+  python scripts/search.py search=random n_trials=20 schedule=cosine,one_cycle,wsd
+  python scripts/search.py 'search.start=[{{optimizer.lr: finder}}]' 'optimizer.momentum=interval(0.5,0.99)'
+  python scripts/search.py search=hyperband workers=4 sweep=mine storage=postgresql://user@host/database
+
+A key with several values is searched: key=a,b,c, key=interval(low,high), key=tag(log,interval(low,high)), or
+'search.space.key={{log: [low, high], when: {{optimizer: sgd}}}}' (log, linear, int, log_int, choice). Every other
+key=value goes to each trial. The same sweep=NAME again goes on where it was, on any number of machines.
+
+Groups and their choices:
+{choices}
+
+Keys of the search:
+{keys}
+"""
+
+
+def main(root: Path) -> int:
+    """Run the command line.
+
+    Args:
+        root: The checkout.
+
+    Returns:
+        The exit status: 0; 1 if no trial is complete; 2 for bad input; 143 and 130 after SIGTERM and Ctrl-C.
+    """
+    words = sys.argv[1:]
+    if any(word in ("-h", "--help") for word in words):
+        print(HELP.format(choices=listed_choices(root / "conf"), keys=_keys(root)))
+        return 0
+    prepare(root)
+    try:
+        return _search(root, words)
+    except ConfigError as e:
+        if "LR_LIGHTNING_DEBUG" in os.environ:
+            raise
+        print("\n".join(f"error: {line}" for line in str(e).splitlines()), file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return 130  # before a trial takes care of it
+
+
+def _search(root: Path, words: list[str]) -> int:
+    from lr_lightning.search.settings import read
+
+    search = read(root, words)
+    console = Console()
+    from lr_lightning.search.conclusion import conclude, same_again
+    from lr_lightning.search.driver import Driver, start_points
+    from lr_lightning.search.progress import Progress, in_words
+    from lr_lightning.search.rehearsal import rehearse, suggested
+    from lr_lightning.search.study import Study
+
+    study = Study(search)
+    if study.is_new:
+        try:
+            rehearse(search)
+            suggestion = suggested(search)
+        except BaseException:
+            study.discard()
+            raise
+        study.fill(start_points(search, suggestion))
+    else:
+        study.fill(start_points(search, None))
+    done, left = len(study.ended()), study.open_tickets()
+    state = "starts" if study.is_new else "goes on"
+    limit = f"{done + left} trials" if left or done else "trials without a limit"
+    _say(console, f"{search.name} {state}: {limit}, {done} of them done, over {', '.join(search.space.keys)}")
+    driver = Driver(search, study, Progress(search, console))
+    began = time.monotonic()
+    try:
+        driver.run()
+    except (Interrupted, KeyboardInterrupt) as e:
+        _say(console, f"{e or 'interrupted'}; nothing is lost. Go on with it:  {same_again(search)}")
+        return e.code if isinstance(e, Interrupted) and isinstance(e.code, int) else 130
+    seconds = time.monotonic() - began
+    conclude(search, study, console)
+    if driver.trial_seconds > 0 and search.node.workers <= 1:
+        beyond = seconds / driver.trial_seconds - 1
+        _say(console, f"{in_words(seconds)} of searching, {beyond:.1%} beyond the trials' own time")
+    return 0 if study.best() is not None else FAILED
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _keys(root: Path) -> str:
+    """The keys of the search with their comments, from the schema's source, which is the one place they stand in."""
+    import lr_lightning.app.schemas.search as schema
+
+    lines = Path(schema.__file__).read_text(encoding="utf-8").splitlines()
+    entries = [line.strip() for line in lines if "  # " in line and ":" in line.split("#")[0]]
+    found = [(entry.split(":")[0], entry.split("  # ", 1)[1]) for entry in entries]
+    width = max(len(name) for name, _ in found)
+    return "\n".join(f"  search.{name:<{width}}  {text}" for name, text in found)

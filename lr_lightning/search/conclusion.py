@@ -1,0 +1,196 @@
+"""What a search came to: the table of its trials, the best one as a command, what mattered, and the comparison."""
+
+import csv
+import io
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+
+from lr_lightning.app.record import open_sweep_logger
+from lr_lightning.search.progress import in_words, values
+from lr_lightning.search.settings import Search
+from lr_lightning.search.study import Study
+from lr_lightning.tracking.wal import write_atomically
+
+__all__ = ["best_command", "conclude", "importances"]
+
+_SHOWN = 10
+_FEWEST = 10  # complete trials below which an importance is a guess
+
+
+def conclude(search: Search, study: Study, console: Console) -> None:
+    """Print and write what came out; compare the trials; record it all as a run of its own."""
+    ended = study.ended()
+    search.folder.mkdir(parents=True, exist_ok=True)
+    table = search.folder / "trials.csv"
+    write_atomically(table, _csv(search, ended))
+    _print_trials(search, ended, console)
+    best = study.best()
+    command = None if best is None else best_command(search, best)
+    found = importances(study, search)
+    if found:
+        text = ", ".join(f"{key} {share:.0%}" for key, share in found.items())
+        few = sum(t.state == TrialState.COMPLETE for t in ended.values())
+        doubt = f" (of {few} trials only: a guess)" if few < _FEWEST else ""
+        console.print(f"importance:  {text}{doubt}", soft_wrap=True, highlight=False, markup=False)
+    if command is not None:
+        console.print(f"train with the best:  {command}", soft_wrap=True, highlight=False, markup=False)
+    else:
+        console.print("no trial is complete, so there is no best one; trials.csv has the reasons", highlight=False)
+    console.print(f"trials:  {table}", soft_wrap=True, highlight=False, markup=False)
+    waiting = study.open_tickets()
+    if waiting:
+        console.print(
+            f"{waiting} trials are left or run elsewhere; go on:  {same_again(search)}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+        return
+    if search.config.tracking.name == "mlflow":
+        _compare(search, ended)
+        _record(search, study, table, command, found)
+
+
+def best_command(search: Search, best: FrozenTrial) -> str:
+    """The best trial as a command line; its seed stays the training's own."""
+    script = Path(sys.argv[0]).with_name("train.py")
+    point = {key: best.params[key] for key in search.space.keys if key in best.params}
+    return shlex.join(["python", str(script), *search.composer.overrides(point)])
+
+
+def same_again(search: Search) -> str:
+    """The command that goes on with this search."""
+    words = [word for word in sys.argv[1:] if not word.startswith(("sweep=", "search.sweep="))]
+    return shlex.join(["python", sys.argv[0], *words, f"sweep={search.name}"])
+
+
+def importances(study: Study, search: Search) -> dict[str, float]:
+    """Each key's share in the variance of the objective (functional ANOVA), the largest first.
+
+    There are none where too little varies to tell. Keys under a condition are left out, unless it held in all trials.
+
+    Source: Hutter, Hoos & Leyton-Brown 2014 (ICML, PMLR 32).
+    """
+    complete = [t for t in study.trials(TrialState.COMPLETE) if t.value is not None]
+    if len(search.space.keys) < 2 or len(complete) < 4 or len({t.value for t in complete}) < 2:
+        return {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            found: dict[str, float] = optuna.importance.get_param_importances(study.study, evaluator=evaluator)
+    except (ValueError, RuntimeError):
+        return {}
+    return found
+
+
+def _rows(search: Search, ended: dict[int, FrozenTrial]) -> list[tuple[int, FrozenTrial]]:
+    """The trials, the best first, those without a value last."""
+    sign = -1.0 if search.higher else 1.0
+    return sorted(
+        ended.items(),
+        key=lambda item: (
+            (item[1].state != TrialState.COMPLETE, sign * (item[1].value or 0.0), item[0])
+            if item[1].state == TrialState.COMPLETE
+            else (True, 0.0, item[0])
+        ),
+    )
+
+
+def _state(trial: FrozenTrial) -> str:
+    return {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
+
+
+def _csv(search: Search, ended: dict[int, FrozenTrial]) -> str:
+    out = io.StringIO(newline="")
+    keys = list(search.space.keys)
+    names = ["trial", "state", search.node.objective, "standard_error", *keys, "epochs", "seconds", "verdict", "reason"]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*names, "runs"])
+    for number, trial in sorted(ended.items()):
+        attrs = trial.user_attrs
+        value = trial.value if trial.state == TrialState.COMPLETE else None
+        cells = [number, _state(trial), value, attrs.get("error"), *(trial.params.get(key) for key in keys)]
+        cells += [attrs.get(name) for name in ("epochs", "seconds", "verdict", "reason")]
+        writer.writerow([*cells, " ".join(attrs.get("runs", []))])
+    return out.getvalue()
+
+
+def _print_trials(search: Search, ended: dict[int, FrozenTrial], console: Console) -> None:
+    states = [_state(trial) for trial in ended.values()]
+    counts = ", ".join(f"{states.count(name)} {name}" for name in ("complete", "pruned", "failed") if name in states)
+    table = Table(title=f"{search.name}: {counts or 'no trial has ended'}", title_justify="left")
+    table.add_column("trial", justify="right")
+    table.add_column(search.node.objective, justify="right")
+    table.add_column("values")
+    table.add_column("time", justify="right")
+    table.add_column("verdict")
+    for number, trial in _rows(search, ended)[:_SHOWN]:
+        value = _state(trial)
+        if trial.state == TrialState.COMPLETE:
+            error = trial.user_attrs.get("error")
+            value = f"{trial.value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
+        seconds = in_words(float(trial.user_attrs.get("seconds") or 0))
+        point = {key: trial.params[key] for key in search.space.keys if key in trial.params}
+        table.add_row(str(number), value, values(point), seconds, trial.user_attrs.get("verdict") or "")
+    console.print(table)
+    if len(ended) > _SHOWN:
+        console.print(f"... and {len(ended) - _SHOWN} more", highlight=False)
+
+
+def _compare(search: Search, ended: dict[int, FrozenTrial]) -> None:
+    """The report over all trials. Never raises: the trials are what counts, and they are done."""
+    config = search.config
+    try:
+        from lr_lightning.app.compare import run as compare
+
+        print(flush=True)
+        compare(
+            Path(config.tracking.root),
+            config.tracking.uri,
+            Path(config.output_root),
+            experiments=[config.tracking.experiment],
+            by=_by(search, len(ended)),
+            filter_string=f"tags.sweep = '{search.name}'",
+        )
+    except Exception as e:
+        print(f"the trials are not compared: {type(e).__name__}: {e}", file=sys.stderr)
+
+
+def _by(search: Search, count: int) -> Sequence[str]:
+    """What makes the groups: the searched keys where each of their combinations is meant, as on a grid."""
+    keys = list(search.space.keys)
+    if search.node.sampler == "grid" and len(keys) <= 3:
+        return keys
+    return ["trial"]
+
+
+def _record(search: Search, study: Study, table: Path, command: str | None, found: dict[str, float]) -> None:
+    """A run of its own in MLflow with the table and the best command. Best effort, as the comparison."""
+    try:
+        logger = open_sweep_logger(search.config, search.folder / "record", search.name, "search")
+    except Exception as e:
+        print(f"the search itself is not recorded: {type(e).__name__}: {e}", file=sys.stderr)
+        return
+    try:
+        logger.log_artifact(table)
+        best = study.best()
+        text = f"best: {command}" if command else "no trial is complete"
+        shares = "\n".join(f"- {key}: {share:.0%}" for key, share in found.items())
+        logger.set_tags({"mlflow.note.content": f"`{text}`\n\n{shares}".strip()})
+        numbers = {"trials": float(len(study.ended()))}
+        if best is not None and best.value is not None:
+            numbers["best_objective"] = best.value
+        logger.log_summary(numbers)
+    except BaseException:
+        logger.end("FAILED")
+        raise
+    logger.end("FINISHED")

@@ -1,0 +1,370 @@
+"""One search as a study of Optuna's: its tickets, who has which, and what came out.
+
+A *ticket* is one trial that is to be run, numbered from 0. They are put into the storage when the study is made, so any
+number of workers share a budget exactly: taking one is atomic, and when none is left the search is done. A trial whose
+worker has gone is failed and its ticket put back, with its parameters, as Optuna does it.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import optuna
+import psutil
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from lr_lightning.app.errors import ConfigError
+from lr_lightning.search.pruners import pruner_of
+from lr_lightning.search.settings import Search
+from lr_lightning.search.space import Choice, Range, Space, Value
+from lr_lightning.search.storage import HEARTBEAT, SILENCE, connect, lock_of
+from lr_lightning.tracking.keys import hide_password
+
+__all__ = ["Study", "Ticket", "distribution", "sampler"]
+
+_READY_SECONDS = 60.0
+
+
+@dataclass
+class Ticket:
+    """A trial that is being run.
+
+    Attributes:
+        number: Of the ticket, from 0.
+        point: The values of the space's keys.
+        trial: Optuna's.
+        attempt: How often it has been taken up before.
+    """
+
+    number: int
+    point: dict[str, Value]
+    trial: optuna.Trial = field(repr=False)
+    attempt: int = 0
+
+
+class Study:
+    """A study that is open.
+
+    Args:
+        search: What is searched.
+
+    Raises:
+        ConfigError: The storage cannot be used, or the name belongs to another search.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+        self._lock = lock_of(search.storage)
+        self._storage = connect(search.storage, self._requeue)
+        self.study, self.is_new = self._opened()
+        self._checked = 0.0
+        self._owner = _owner()
+        self._beats: dict[int, threading.Event] = {}
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def _opened(self) -> tuple[optuna.Study, bool]:
+        name, direction = self.search.name, cast(Any, self.search.node.direction)
+        node = self.search.node
+        prune = pruner_of(node.pruners, self.search.validations, node.patience)
+        try:
+            study = optuna.create_study(storage=self._storage, study_name=name, direction=direction, pruner=prune)
+        except optuna.exceptions.DuplicatedStudyError:
+            study = optuna.load_study(study_name=name, storage=self._storage, pruner=prune)
+            self._compare(study)
+            return study, False
+        study.set_user_attr("search", json.dumps(self.search.identity, sort_keys=True))
+        return study, True
+
+    def _compare(self, study: optuna.Study) -> None:
+        """Refuse a study of that name that searches something else."""
+        until = time.monotonic() + 10
+        while "search" not in (attrs := study.user_attrs):
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"sweep: {hide_password(self.search.storage)} has a study '{study.study_name}' that is not this "
+                    "program's. Give another sweep=NAME."
+                )
+            time.sleep(0.2)
+        theirs = json.loads(attrs["search"])
+        ours = json.loads(json.dumps(self.search.identity))
+        differences = [
+            f"{key}: there {_short(theirs.get(key))}, here {_short(ours.get(key))}"
+            for key in ours
+            if ours[key] != theirs.get(key)
+        ]
+        if differences:
+            raise ConfigError(
+                f"sweep: '{study.study_name}' is another search already ({'; '.join(differences)}). "
+                "Give another sweep=NAME, or the same search to go on with it."
+            )
+
+    def fill(self, start: Sequence[Mapping[str, Value]] = ()) -> None:
+        """Put the tickets into the study: all of them if it is new, more of them if more trials are asked for.
+
+        Args:
+            start: Points of the first tickets.
+        """
+        if not self.is_new:
+            self._wait_until_filled()
+        with self._lock:
+            there = {self._number(trial) for trial in self.trials()}
+            for number, point in enumerate(self._points(start)):
+                if number not in there:
+                    self.study.enqueue_trial(dict(point), user_attrs={"ticket": number})
+            self.study.set_user_attr("filled", True)
+
+    def _points(self, start: Sequence[Mapping[str, Value]]) -> Sequence[Mapping[str, Value]]:
+        """The values that each ticket fixes; an empty one leaves them to the sampler."""
+        limit = self.search.node.n_trials
+        if self.search.node.sampler == "grid":
+            grid = list(self.search.space.grid(self.search.base))
+            first = [dict(point) for point in start]
+            points = [*first, *(point for point in grid if point not in first)]
+            return points[:limit] if limit else points
+        count = limit if limit is not None else len(start)
+        return [*start, *({} for _ in range(count - len(start)))][:count]
+
+    def _wait_until_filled(self) -> None:
+        until = time.monotonic() + _READY_SECONDS
+        while not self.study.user_attrs.get("filled") and time.monotonic() < until:
+            time.sleep(0.2)  # its maker is filling it, or has died, and then this process does
+
+    def discard(self) -> None:
+        """Take a study out again that has not begun."""
+        optuna.delete_study(study_name=self.study.study_name, storage=self._storage)
+
+    # -- tickets -----------------------------------------------------------------------------------------------------
+
+    def take(self) -> Ticket | None:
+        """Take the next ticket and have its values suggested; None if none is left."""
+        with self._lock:
+            trial_id = self._claimed()
+        if trial_id is None:
+            return None
+        self._beat(trial_id)
+        number = int(self._storage.get_trial_user_attrs(trial_id).get("ticket", 0))
+        self.study.sampler = sampler(self.search, number)
+        trial = optuna.Trial(self.study, trial_id)
+        for key, value in self._owner.items():
+            trial.set_user_attr(key, value)
+        point = suggest(trial, self.search.space, self.search.base)
+        return Ticket(number, point, trial, int(trial.user_attrs.get("attempt", 0)))
+
+    def _claimed(self) -> int | None:
+        """The id of a trial that now is this process's; taking it is atomic in the storage (see Optuna's ask)."""
+        study_id = self.study._study_id
+        waiting = self._storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.WAITING,))
+        for trial in sorted(waiting, key=lambda t: (self._number(t), t.number)):
+            try:
+                if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+                    return trial._trial_id
+            except optuna.exceptions.UpdateFinishedTrialError:
+                continue
+        if self.search.node.n_trials is None and self.search.node.sampler != "grid":
+            trial_id = self._storage.create_new_trial(study_id)  # without a limit of trials there are always more
+            self._storage.set_trial_user_attr(trial_id, "ticket", self._storage.get_trial(trial_id).number)
+            return trial_id
+        return None
+
+    def _beat(self, trial_id: int) -> None:
+        """Give signs of life for a trial until it is told."""
+        stop = self._beats[trial_id] = threading.Event()
+
+        def beat() -> None:
+            while True:
+                with contextlib.suppress(Exception):  # a database that is away for a while: it is tried again
+                    self._storage.record_heartbeat(trial_id)
+                if stop.wait(HEARTBEAT):
+                    return
+
+        threading.Thread(target=beat, daemon=True, name=f"heartbeat of trial {trial_id}").start()
+
+    def finish(self, ticket: Ticket, state: TrialState, value: float | None = None, **attributes: Any) -> bool:
+        """Give back what a trial came to.
+
+        Returns:
+            Whether it counts: not if its worker had been taken for dead and its ticket given to another one.
+        """
+        trial_id = ticket.trial._trial_id
+        self._beats.pop(trial_id, threading.Event()).set()
+        try:
+            for key, attribute in attributes.items():
+                if attribute is not None:
+                    ticket.trial.set_user_attr(key, attribute)
+            self.study.tell(ticket.trial, value, state=state)
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            return False
+        return True
+
+    def put_back(self, ticket: Ticket, reason: str) -> None:
+        """Give a ticket back whose trial was interrupted: whoever comes next goes on with it."""
+        trial_id = ticket.trial._trial_id
+        self._beats.pop(trial_id, threading.Event()).set()
+        self._fail(self._storage.get_trial(trial_id), reason, attempt=ticket.attempt)
+
+    def recover(self) -> list[int]:
+        """Put back the tickets of workers that are gone: at once those of this machine, others after a silence.
+
+        Returns:
+            Their numbers.
+        """
+        if time.monotonic() - self._checked < HEARTBEAT and self._checked:
+            return []
+        self._checked = time.monotonic()
+        before = {self._number(t) for t in self.trials(TrialState.WAITING)}
+        for trial in self.trials(TrialState.RUNNING):
+            attrs = trial.user_attrs
+            if attrs.get("host") == self._owner["host"] and not _alive(attrs.get("pid"), attrs.get("born")):
+                _end(attrs.get("child"))
+                self._fail(trial, "its worker is gone", attempt=int(attrs.get("attempt", 0)) + 1)
+        optuna.storages.fail_stale_trials(self.study)
+        return sorted({self._number(t) for t in self.trials(TrialState.WAITING)} - before)
+
+    def _requeue(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """What Optuna calls for a trial whose worker has gone silent."""
+        self._clone(trial, attempt=int(trial.user_attrs.get("attempt", 0)) + 1)
+
+    def _fail(self, trial: FrozenTrial, reason: str, attempt: int) -> None:
+        try:
+            self._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL):
+                self._clone(trial, attempt)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            pass  # another worker was first
+
+    def _clone(self, trial: FrozenTrial, attempt: int) -> None:
+        if attempt > self.search.node.retries:
+            return
+        kept = {key: value for key, value in trial.user_attrs.items() if key in ("ticket", "folder")}
+        self.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={**kept, "attempt": attempt},
+                system_attrs={k: v for k, v in trial.system_attrs.items() if k == "fixed_params"},
+            )
+        )
+
+    # -- what there is -----------------------------------------------------------------------------------------------
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """The trials in these states, or all."""
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def ended(self) -> dict[int, FrozenTrial]:
+        """For each ticket that is done with, the trial that ended it."""
+        last = {self._number(t): t for t in sorted(self.trials(), key=lambda t: t.number)}
+        return {number: t for number, t in sorted(last.items()) if t.state.is_finished()}
+
+    def open_tickets(self) -> int:
+        """Tickets that wait or are being run."""
+        return len(self.trials(TrialState.WAITING, TrialState.RUNNING))
+
+    def has_waiting(self) -> bool:
+        """Whether a ticket waits."""
+        return bool(self._storage.get_all_trials(self.study._study_id, deepcopy=False, states=(TrialState.WAITING,)))
+
+    def others_running(self) -> int:
+        """Trials that other workers run."""
+        return sum(t._trial_id not in self._beats for t in self.trials(TrialState.RUNNING))
+
+    def best(self) -> FrozenTrial | None:
+        """The best trial that is complete."""
+        complete = self.trials(TrialState.COMPLETE)
+        pick = max if self.search.higher else min
+        return pick(complete, key=lambda t: t.value if t.value is not None else 0.0) if complete else None
+
+    @staticmethod
+    def _number(trial: FrozenTrial) -> int:
+        return int(trial.user_attrs.get("ticket", trial.number))
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a worker that is gone has been found out."""
+        return SILENCE + 2 * HEARTBEAT
+
+
+def suggest(trial: optuna.Trial, space: Space, base: Mapping[str, Value]) -> dict[str, Value]:
+    """Have the values of those keys suggested whose conditions hold."""
+    point: dict[str, Value] = {}
+    for key, domain in space.keys.items():
+        if space.active(key, point, base):
+            value = trial._suggest(key, distribution(domain))
+            point[key] = int(value) if isinstance(domain, Range) and domain.integer else value
+    return point
+
+
+def distribution(domain: Range | Choice) -> BaseDistribution:
+    """Optuna's description of a domain."""
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(domain.values)
+    if domain.integer:
+        return IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=int(domain.step or 1))
+    return FloatDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
+
+
+def sampler(search: Search, ticket: int) -> optuna.samplers.BaseSampler:
+    """The sampler for one ticket. Its seed depends on the ticket alone, so it does not matter which worker takes it."""
+    seed = int(np.random.SeedSequence([search.node.seed, ticket]).generate_state(1)[0])
+    kind = search.node.sampler
+    if kind == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    if kind == "gp":
+        return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
+    if kind == "qmc":
+        return optuna.samplers.QMCSampler(seed=search.node.seed, scramble=True, warn_independent_sampling=False)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _owner() -> dict[str, Any]:
+    """Who runs a trial, so that another process of the same machine can tell whether it still does."""
+    return {"host": host(), "pid": os.getpid(), "born": psutil.Process().create_time(), "child": None}
+
+
+def host() -> str:
+    """This machine, or rather this space of process ids: containers may share a name."""
+    parts = [socket.gethostname()]
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        try:
+            parts.append(os.readlink(path) if path.endswith("pid") else Path(path).read_text().strip())
+        except OSError:
+            continue
+    return " ".join(parts)
+
+
+def _alive(pid: Any, born: Any) -> bool:
+    try:
+        process = psutil.Process(int(pid))
+        return bool(abs(process.create_time() - float(born)) < 1.0) and bool(process.status() != psutil.STATUS_ZOMBIE)
+    except (psutil.Error, TypeError, ValueError):
+        return False
+
+
+def _end(child: Any) -> None:
+    """End a trial's own process that has outlived its worker; it sees to that itself within seconds."""
+    if not isinstance(child, list):
+        return
+    pid, born = child
+    until = time.monotonic() + 20
+    while _alive(pid, born):
+        try:
+            (psutil.Process(pid).terminate if time.monotonic() < until else psutil.Process(pid).kill)()
+        except psutil.Error:
+            return
+        time.sleep(0.3)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
