@@ -81,7 +81,8 @@ def _search(root: Path, words: list[str]) -> int:
         study.fill(start_points(search, suggestion))
     else:
         study.fill(start_points(search, None))
-    done, left = len(study.ended()), study.open_tickets()
+    standing = study.standing()
+    done, left = len(standing.ended), standing.left
     state = "starts" if study.is_new else "goes on"
     limit = f"{done + left} trials" if left or done else "trials without a limit"
     _say(console, f"{search.name} {state}: {limit}, {done} of them done, over {', '.join(search.space.keys)}")
@@ -93,11 +94,11 @@ def _search(root: Path, words: list[str]) -> int:
         _say(console, f"{e or 'interrupted'}; nothing is lost. Go on with it:  {same_again(search)}")
         return e.code if isinstance(e, Interrupted) and isinstance(e.code, int) else 130
     seconds = time.monotonic() - began
-    conclude(search, study, console)
+    conclude(search, study, console, compare=driver.told_last or not left)
     if driver.trial_seconds > 0 and search.node.workers <= 1:
         beyond = seconds / driver.trial_seconds - 1
         _say(console, f"{in_words(seconds)} of searching, {beyond:.1%} beyond the trials' own time")
-    return 0 if study.best() is not None else FAILED
+    return 0 if study.standing().best is not None else FAILED
 
 
 def _say(console: Console, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import secrets
 import shlex
 import sys
 import warnings
@@ -16,7 +17,7 @@ from rich.table import Table
 from lr_lightning.app.record import open_sweep_logger
 from lr_lightning.search.progress import in_words, values
 from lr_lightning.search.settings import Search
-from lr_lightning.search.study import Study
+from lr_lightning.search.study import Standing, Study
 from lr_lightning.tracking.wal import write_atomically
 
 __all__ = ["best_command", "conclude", "importances"]
@@ -25,14 +26,21 @@ _SHOWN = 10
 _FEWEST = 10  # complete trials below which an importance is a guess
 
 
-def conclude(search: Search, study: Study, console: Console) -> None:
-    """Print and write what came out; compare the trials; record it all as a run of its own."""
-    ended = study.ended()
+def conclude(search: Search, study: Study, console: Console, *, compare: bool) -> None:
+    """Print and write what came out; compare the trials; record it all as a run of its own.
+
+    Args:
+        search: The search.
+        study: Its study.
+        console: Where it is printed.
+        compare: Whether the trials are compared and recorded, if none is left: one of several workers does it.
+    """
+    standing = study.standing()
+    ended, best = standing.ended, standing.best
     search.folder.mkdir(parents=True, exist_ok=True)
     table = search.folder / "trials.csv"
     write_atomically(table, _csv(search, ended))
     _print_trials(search, ended, console)
-    best = study.best()
     command = None if best is None else best_command(search, best)
     found = importances(study, search)
     if found:
@@ -45,18 +53,17 @@ def conclude(search: Search, study: Study, console: Console) -> None:
     else:
         console.print("no trial is complete, so there is no best one; trials.csv has the reasons", highlight=False)
     console.print(f"trials:  {table}", soft_wrap=True, highlight=False, markup=False)
-    waiting = study.open_tickets()
-    if waiting:
+    if standing.left:
         console.print(
-            f"{waiting} trials are left or run elsewhere; go on:  {same_again(search)}",
+            f"{standing.left} trials are left or run elsewhere; go on:  {same_again(search)}",
             soft_wrap=True,
             highlight=False,
             markup=False,
         )
         return
-    if search.config.tracking.name == "mlflow":
+    if compare and search.config.tracking.name == "mlflow":
         _compare(search, ended)
-        _record(search, study, table, command, found)
+        _record(search, standing, table, command, found)
 
 
 def best_command(search: Search, best: FrozenTrial) -> str:
@@ -116,7 +123,7 @@ def _csv(search: Search, ended: dict[int, FrozenTrial]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*names, "runs"])
     for number, trial in sorted(ended.items()):
-        attrs = trial.user_attrs
+        attrs = trial.user_attrs.get("result", {})
         value = trial.value if trial.state == TrialState.COMPLETE else None
         cells = [number, _state(trial), value, attrs.get("error"), *(trial.params.get(key) for key in keys)]
         cells += [attrs.get(name) for name in ("epochs", "seconds", "verdict", "reason")]
@@ -134,13 +141,13 @@ def _print_trials(search: Search, ended: dict[int, FrozenTrial], console: Consol
     table.add_column("time", justify="right")
     table.add_column("verdict")
     for number, trial in _rows(search, ended)[:_SHOWN]:
-        value = _state(trial)
+        value, result = _state(trial), trial.user_attrs.get("result", {})
         if trial.state == TrialState.COMPLETE:
-            error = trial.user_attrs.get("error")
+            error = result.get("error")
             value = f"{trial.value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
-        seconds = in_words(float(trial.user_attrs.get("seconds") or 0))
+        seconds = in_words(float(result.get("seconds") or 0))
         point = {key: trial.params[key] for key in search.space.keys if key in trial.params}
-        table.add_row(str(number), value, values(point), seconds, trial.user_attrs.get("verdict") or "")
+        table.add_row(str(number), value, values(point), seconds, result.get("verdict") or "")
     console.print(table)
     if len(ended) > _SHOWN:
         console.print(f"... and {len(ended) - _SHOWN} more", highlight=False)
@@ -173,20 +180,21 @@ def _by(search: Search, count: int) -> Sequence[str]:
     return ["trial"]
 
 
-def _record(search: Search, study: Study, table: Path, command: str | None, found: dict[str, float]) -> None:
+def _record(search: Search, standing: Standing, table: Path, command: str | None, found: dict[str, float]) -> None:
     """A run of its own in MLflow with the table and the best command. Best effort, as the comparison."""
     try:
-        logger = open_sweep_logger(search.config, search.folder / "record", search.name, "search")
+        folder = search.folder / f"record-{secrets.token_hex(2)}"
+        logger = open_sweep_logger(search.config, folder, search.name, "search")
     except Exception as e:
         print(f"the search itself is not recorded: {type(e).__name__}: {e}", file=sys.stderr)
         return
     try:
         logger.log_artifact(table)
-        best = study.best()
+        best = standing.best
         text = f"best: {command}" if command else "no trial is complete"
         shares = "\n".join(f"- {key}: {share:.0%}" for key, share in found.items())
         logger.set_tags({"mlflow.note.content": f"`{text}`\n\n{shares}".strip()})
-        numbers = {"trials": float(len(study.ended()))}
+        numbers = {"trials": float(len(standing.ended))}
         if best is not None and best.value is not None:
             numbers["best_objective"] = best.value
         logger.log_summary(numbers)

@@ -60,12 +60,15 @@ class Driver:
         search: The search.
         study: Its study.
         progress: What is told of each trial.
+        trial_seconds: What its own trials took so far, one after another.
+        told_last: Whether it was this process that ended the last trial of all.
     """
 
     search: Search
     study: Study
     progress: Progress
     trial_seconds: float = 0.0
+    told_last: bool = False
     _running: list[TrialRuns] = field(default_factory=list)
     _failed_in_a_row: int = 0
     _started: float = field(default_factory=time.monotonic)
@@ -91,7 +94,9 @@ class Driver:
             self.progress.say(f"the limit of {node.hours:g} hours is reached: no further trial starts")
             return False
         if node.epochs is not None:
-            spent = sum(float(t.user_attrs.get("epochs", 0)) for t in self.study.ended().values())
+            spent = sum(
+                float(t.user_attrs.get("result", {}).get("epochs", 0)) for t in self.study.standing().ended.values()
+            )
             if spent >= node.epochs:
                 self.progress.say(f"the limit of {node.epochs:g} epochs is reached: no further trial starts")
                 return False
@@ -205,14 +210,16 @@ class Driver:
     # -- both --------------------------------------------------------------------------------------------------------
 
     def _tell(self, ticket: Ticket, ending: Ending) -> None:
-        counts = self.study.finish(ticket, ending.state, ending.value, **ending.attributes)
+        counts = self.study.finish(ticket, ending.state, ending.value, ending.attributes)
         if not counts:
             self.progress.say(f"trial {ticket.number}: was given to another worker meanwhile; this result is left out")
             return
         self._failed_in_a_row = self._failed_in_a_row + 1 if ending.state == TrialState.FAIL else 0
-        self.progress.tell(ticket, ending, self.study)
+        standing = self.study.standing()
+        self.progress.tell(ticket, ending, standing)
+        self.told_last = standing.left == 0
         limit = self.search.node.failures
-        if self._failed_in_a_row >= limit and self.study.best() is None:
+        if self._failed_in_a_row >= limit and standing.best is None:
             raise TooManyFailures(
                 f"the first {limit} trials have failed, the last one with: {ending.reason}\n"
                 f"search.failures={limit} ends the search there. Mend it, and start the same search again."

@@ -60,12 +60,16 @@ class StudyJudge:
             self._values[:0] = [self._sign * value for _, value in sorted(found.items())]
         return found
 
+    @staticmethod
+    def _phase(attributes: Mapping[str, Any]) -> Any:
+        return attributes.get("run", {}).get("phase")
+
     def _peers(self) -> list[list[float]]:
         """What the other trials of the same schedule and length reported, each in order."""
-        own = self._trial.user_attrs.get("phase")
+        own = self._phase(self._trial.user_attrs)
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         return [
             [self._sign * value for _, value in sorted(trial.intermediate_values.items())]
             for trial in self._trial.study.get_trials(deepcopy=False, states=states)
-            if trial._trial_id != self._trial._trial_id and trial.user_attrs.get("phase") == own
+            if trial._trial_id != self._trial._trial_id and self._phase(trial.user_attrs) == own
         ]

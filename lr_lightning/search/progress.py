@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 
 from lr_lightning.search.settings import Search
 from lr_lightning.search.space import Value, override
-from lr_lightning.search.study import Study, Ticket
+from lr_lightning.search.study import Standing, Ticket
 from lr_lightning.search.trial import Ending
 
 __all__ = ["Progress", "in_words"]
@@ -62,11 +62,9 @@ class Progress:
             self.console.print(text, soft_wrap=True, highlight=False, markup=False)
         self._said = text
 
-    def tell(self, ticket: Ticket, ending: Ending, study: Study) -> None:
+    def tell(self, ticket: Ticket, ending: Ending, standing: Standing) -> None:
         """A trial that has ended."""
-        ended = study.ended()
-        done, total = len(ended), len(ended) + study.open_tickets()
-        best = study.best()
+        done, total, best = len(standing.ended), len(standing.ended) + standing.left, standing.best
         self._told += 1
         waiting = total - done
         left = (time.monotonic() - self._started) / self._told * waiting

@@ -57,14 +57,14 @@ def rehearse(search: Search) -> None:
 def _check_objective(search: Search, result: Result) -> None:
     name = search.node.objective
     logged = sorted([*(f"summary/{key}" for key in result.summary), *result.logged])
+    if objective_of(name, result) is None and name not in logged:
+        raise ConfigError(
+            f"search.objective: no run logs '{name}'. They log: {', '.join(logged)}.{did_you_mean(name, logged)}"
+        )
     if search.node.pruners and search.monitor not in result.logged:
         raise ConfigError(
             f"search.pruners: need '{search.monitor}' at each validation, which is not logged. "
             f"It logs: {', '.join(sorted(result.logged))}. Give search.pruners=[]."
-        )
-    if objective_of(name, result) is None and name not in logged:
-        raise ConfigError(
-            f"search.objective: no run logs '{name}'. They log: {', '.join(logged)}.{did_you_mean(name, logged)}"
         )
 
 

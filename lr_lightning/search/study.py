@@ -29,7 +29,7 @@ from lr_lightning.search.space import Choice, Range, Space, Value
 from lr_lightning.search.storage import HEARTBEAT, SILENCE, connect, lock_of
 from lr_lightning.tracking.keys import hide_password
 
-__all__ = ["Study", "Ticket", "distribution", "sampler"]
+__all__ = ["Standing", "Study", "Ticket", "distribution", "sampler"]
 
 _READY_SECONDS = 60.0
 
@@ -51,6 +51,21 @@ class Ticket:
     attempt: int = 0
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far a search has come.
+
+    Attributes:
+        ended: For each ticket that is done with, the trial that ended it.
+        left: Tickets that wait or are being run.
+        best: The best trial that is complete.
+    """
+
+    ended: dict[int, FrozenTrial]
+    left: int
+    best: FrozenTrial | None
+
+
 class Study:
     """A study that is open.
 
@@ -64,22 +79,22 @@ class Study:
     def __init__(self, search: Search) -> None:
         self.search = search
         self._lock = lock_of(search.storage)
-        self._storage = connect(search.storage, self._requeue)
-        self.study, self.is_new = self._opened()
+        self.study, self.is_new = self._opened(connect(search.storage, self._requeue))
+        self._storage: Any = self.study._storage  # the one above with Optuna's cache around it
         self._checked = 0.0
         self._owner = _owner()
         self._beats: dict[int, threading.Event] = {}
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
-    def _opened(self) -> tuple[optuna.Study, bool]:
+    def _opened(self, storage: optuna.storages.BaseStorage) -> tuple[optuna.Study, bool]:
         name, direction = self.search.name, cast(Any, self.search.node.direction)
         node = self.search.node
         prune = pruner_of(node.pruners, self.search.validations, node.patience)
         try:
-            study = optuna.create_study(storage=self._storage, study_name=name, direction=direction, pruner=prune)
+            study = optuna.create_study(storage=storage, study_name=name, direction=direction, pruner=prune)
         except optuna.exceptions.DuplicatedStudyError:
-            study = optuna.load_study(study_name=name, storage=self._storage, pruner=prune)
+            study = optuna.load_study(study_name=name, storage=storage, pruner=prune)
             self._compare(study)
             return study, False
         study.set_user_attr("search", json.dumps(self.search.identity, sort_keys=True))
@@ -155,8 +170,7 @@ class Study:
         number = int(self._storage.get_trial_user_attrs(trial_id).get("ticket", 0))
         self.study.sampler = sampler(self.search, number)
         trial = optuna.Trial(self.study, trial_id)
-        for key, value in self._owner.items():
-            trial.set_user_attr(key, value)
+        trial.set_user_attr("owner", self._owner)  # one attribute: each is a transaction
         point = suggest(trial, self.search.space, self.search.base)
         return Ticket(number, point, trial, int(trial.user_attrs.get("attempt", 0)))
 
@@ -167,13 +181,13 @@ class Study:
         for trial in sorted(waiting, key=lambda t: (self._number(t), t.number)):
             try:
                 if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
-                    return trial._trial_id
+                    return int(trial._trial_id)
             except optuna.exceptions.UpdateFinishedTrialError:
                 continue
         if self.search.node.n_trials is None and self.search.node.sampler != "grid":
             trial_id = self._storage.create_new_trial(study_id)  # without a limit of trials there are always more
             self._storage.set_trial_user_attr(trial_id, "ticket", self._storage.get_trial(trial_id).number)
-            return trial_id
+            return int(trial_id)
         return None
 
     def _beat(self, trial_id: int) -> None:
@@ -189,8 +203,16 @@ class Study:
 
         threading.Thread(target=beat, daemon=True, name=f"heartbeat of trial {trial_id}").start()
 
-    def finish(self, ticket: Ticket, state: TrialState, value: float | None = None, **attributes: Any) -> bool:
+    def finish(
+        self, ticket: Ticket, state: TrialState, value: float | None, result: Mapping[str, Any] | None = None
+    ) -> bool:
         """Give back what a trial came to.
+
+        Args:
+            ticket: Its ticket.
+            state: How it ended.
+            value: The objective, of one that is complete.
+            result: What else is known of it, as plain values.
 
         Returns:
             Whether it counts: not if its worker had been taken for dead and its ticket given to another one.
@@ -198,9 +220,7 @@ class Study:
         trial_id = ticket.trial._trial_id
         self._beats.pop(trial_id, threading.Event()).set()
         try:
-            for key, attribute in attributes.items():
-                if attribute is not None:
-                    ticket.trial.set_user_attr(key, attribute)
+            ticket.trial.set_user_attr("result", dict(result or {}))
             self.study.tell(ticket.trial, value, state=state)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             return False
@@ -223,10 +243,10 @@ class Study:
         self._checked = time.monotonic()
         before = {self._number(t) for t in self.trials(TrialState.WAITING)}
         for trial in self.trials(TrialState.RUNNING):
-            attrs = trial.user_attrs
-            if attrs.get("host") == self._owner["host"] and not _alive(attrs.get("pid"), attrs.get("born")):
-                _end(attrs.get("child"))
-                self._fail(trial, "its worker is gone", attempt=int(attrs.get("attempt", 0)) + 1)
+            owner = trial.user_attrs.get("owner", {})
+            if owner.get("host") == self._owner["host"] and not _alive(owner.get("pid"), owner.get("born")):
+                _end(trial.user_attrs.get("child"))
+                self._fail(trial, "its worker is gone", attempt=int(trial.user_attrs.get("attempt", 0)) + 1)
         optuna.storages.fail_stale_trials(self.study)
         return sorted({self._number(t) for t in self.trials(TrialState.WAITING)} - before)
 
@@ -236,7 +256,7 @@ class Study:
 
     def _fail(self, trial: FrozenTrial, reason: str, attempt: int) -> None:
         try:
-            self._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            self._storage.set_trial_user_attr(trial._trial_id, "result", {"reason": reason})
             if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL):
                 self._clone(trial, attempt)
         except optuna.exceptions.UpdateFinishedTrialError:
@@ -245,7 +265,7 @@ class Study:
     def _clone(self, trial: FrozenTrial, attempt: int) -> None:
         if attempt > self.search.node.retries:
             return
-        kept = {key: value for key, value in trial.user_attrs.items() if key in ("ticket", "folder")}
+        kept = {key: value for key, value in trial.user_attrs.items() if key in ("ticket", "run")}
         self.study.add_trial(
             optuna.create_trial(
                 state=TrialState.WAITING,
@@ -262,14 +282,15 @@ class Study:
         """The trials in these states, or all."""
         return self.study.get_trials(deepcopy=False, states=states or None)
 
-    def ended(self) -> dict[int, FrozenTrial]:
-        """For each ticket that is done with, the trial that ended it."""
-        last = {self._number(t): t for t in sorted(self.trials(), key=lambda t: t.number)}
-        return {number: t for number, t in sorted(last.items()) if t.state.is_finished()}
-
-    def open_tickets(self) -> int:
-        """Tickets that wait or are being run."""
-        return len(self.trials(TrialState.WAITING, TrialState.RUNNING))
+    def standing(self) -> "Standing":
+        """How far the search has come; one question to the storage."""
+        trials = self.trials()
+        last = {self._number(t): t for t in sorted(trials, key=lambda t: t.number)}
+        ended = {number: t for number, t in sorted(last.items()) if t.state.is_finished()}
+        complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+        pick = max if self.search.higher else min
+        best = pick(complete, key=lambda t: cast(float, t.value)) if complete else None
+        return Standing(ended, len(last) - len(ended), best)
 
     def has_waiting(self) -> bool:
         """Whether a ticket waits."""
@@ -278,12 +299,6 @@ class Study:
     def others_running(self) -> int:
         """Trials that other workers run."""
         return sum(t._trial_id not in self._beats for t in self.trials(TrialState.RUNNING))
-
-    def best(self) -> FrozenTrial | None:
-        """The best trial that is complete."""
-        complete = self.trials(TrialState.COMPLETE)
-        pick = max if self.search.higher else min
-        return pick(complete, key=lambda t: t.value if t.value is not None else 0.0) if complete else None
 
     @staticmethod
     def _number(trial: FrozenTrial) -> int:
@@ -329,7 +344,7 @@ def sampler(search: Search, ticket: int) -> optuna.samplers.BaseSampler:
 
 def _owner() -> dict[str, Any]:
     """Who runs a trial, so that another process of the same machine can tell whether it still does."""
-    return {"host": host(), "pid": os.getpid(), "born": psutil.Process().create_time(), "child": None}
+    return {"host": host(), "pid": os.getpid(), "born": psutil.Process().create_time()}
 
 
 def host() -> str:

@@ -4,6 +4,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,8 +55,9 @@ class TrialRuns:
         self.search, self.ticket = search, ticket
         self.environment = environment or {}
         self.folder = search.folder / f"trial-{ticket.number:04d}"
-        self.again = "folder" in ticket.trial.user_attrs  # taken up before, by a worker that is gone or was stopped
+        self.again = "run" in ticket.trial.user_attrs  # taken up before, by a worker that is gone or was stopped
         self.results: list[Result] = []
+        self._config = search.composer.config(ticket.point)
         self._tasks = self._planned()
         self.process: RunProcess | None = None
 
@@ -99,10 +101,10 @@ class TrialRuns:
 
     def describe(self) -> None:
         """Record with the trial what can be known before it runs: its peers are those of the same phase."""
-        config = self.search.composer.config(self.ticket.point)
-        total = config.trainer.max_steps if config.trainer.max_steps > 0 else config.trainer.max_epochs
-        self.ticket.trial.set_user_attr("phase", f"{config.schedule.name} {total}")
-        self.ticket.trial.set_user_attr("folder", str(self.folder))
+        trainer = self._config.trainer
+        total = trainer.max_steps if trainer.max_steps > 0 else trainer.max_epochs
+        phase = f"{self._config.schedule.name} {total}"
+        self.ticket.trial.set_user_attr("run", {"phase": phase, "folder": str(self.folder)})
 
     # -- in this process ---------------------------------------------------------------------------------------------
 
@@ -116,13 +118,13 @@ class TrialRuns:
             judge = None
             if task.trial is not None and task.pruners:
                 judge = partial(StudyJudge, self.ticket.trial, task.pruners, task.higher, task.patience)
-            result = run(task, self._config(task), judge)
+            result = run(task, self._config_of(task), judge)
             write(Path(task.folder), result)
             self.results.append(result)
         return self.ending()
 
-    def _config(self, task: Task) -> Config:
-        config = self.search.composer.config(self.ticket.point)
+    def _config_of(self, task: Task) -> Config:
+        config = deepcopy(self._config)
         seed = [word for word in task.overrides if word.startswith("seed=")]
         if seed and self.search.node.seeds:
             config.seed = int(seed[-1].removeprefix("seed="))

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.schemas.search import SearchConfig
@@ -59,7 +59,7 @@ def parse(words: Sequence[str]) -> Words:
             name = f"search.{name}"
         try:
             override = parser.parse_override(word)
-        except OverrideParseException as e:
+        except HydraException as e:
             raise ConfigError(
                 f"cannot read '{word}'. Write key=value, in quotes if it has spaces or brackets: "
                 "'search.space.optimizer.lr={log: [1e-4, 1]}'."

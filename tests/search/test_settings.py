@@ -1,0 +1,99 @@
+"""A search's command line: what is understood, and the one error for what is not."""
+
+from collections.abc import Callable
+
+import pytest
+
+from lr_lightning.app.errors import ConfigError
+from lr_lightning.search.settings import Search
+
+Searched = Callable[..., Search]
+
+
+def test_the_textbooks_grid_is_at_least_five_rates_and_nothing_else(searched: Searched) -> None:
+    search = searched("search=grid")
+    points = list(search.space.grid({}))
+    assert len(points) >= 5
+    assert all(list(point) == ["optimizer.lr"] for point in points)
+    assert not search.node.pruners
+
+
+@pytest.mark.parametrize(
+    ("words", "space"),
+    [
+        (["schedule=cosine,wsd"], {"schedule": {"choice": ["cosine", "wsd"]}}),
+        (["optimizer.momentum=interval(0.5,0.9)"], {"optimizer.momentum": {"low": 0.5, "high": 0.9}}),
+        (
+            ["optimizer.momentum=tag(log,interval(0.5,0.9))"],
+            {"optimizer.momentum": {"low": 0.5, "high": 0.9, "log": True}},
+        ),
+        (
+            ["data.batch_size={log_int: [16, 64]}"],
+            {"data.batch_size": {"low": 16.0, "high": 64.0, "log": True, "integer": True}},
+        ),
+        (["trainer.max_epochs=range(1,4)"], {"trainer.max_epochs": {"choice": [1, 2, 3]}}),
+    ],
+)
+def test_a_key_with_several_values_is_searched(searched: Searched, words: list[str], space: dict[str, object]) -> None:
+    found = searched("search=random", *words).space.described()
+    found.pop("optimizer.lr")
+    assert found == space
+
+
+def test_a_key_with_one_value_is_not_searched_and_several_seeds_are_seeds(searched: Searched) -> None:
+    search = searched("optimizer.lr=0.05", "schedule=cosine,wsd", "seed=3,4")
+    assert list(search.space.keys) == ["schedule"]
+    assert search.node.seeds == [3, 4]
+    assert search.composer.config({"schedule": "wsd"}).optimizer.lr == 0.05
+
+
+def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) -> None:
+    from lr_lightning.app.compose import checked
+
+    search = searched("search=random", "schedule=cosine,wsd", "trainer.max_epochs=3", "optimizer.weight_decay=0.001")
+    point = {"optimizer.lr": 0.0123, "schedule": "wsd"}
+    assert search.composer.config(point) == checked(search.root, search.composer.overrides(point))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search.space.optimizer.lr=null"], "search.space: is empty"),
+        (["optimizer.lrr=0.1,0.2"], "search.space.optimizer.lrr: there is no such key"),
+        (["search.space.optimizer.lr={log: [0, 1]}"], "search.space.optimizer.lr.log: a logarithm needs"),
+        (["search.space.optimizer.lr={lg: [0.1, 1]}"], "by one of choice, int, linear, log, log_int, not by 'lg'"),
+        (["optimizer.lr=abc,def"], "search.space.optimizer.lr: 'abc' is not a number"),
+        (["data.batch_size=[16],32"], "is no single value"),
+        (["schedule=cosine,wsdd"], "search.space.schedule: unknown choice 'wsdd'"),
+        (["search.objective=test/acc"], "the test set must not choose"),
+        (["n_trials=0"], "search.n_trials: must be above 0"),
+        (["n_trials=null"], "would never end"),
+        (["search=foo"], "search: unknown choice 'foo'. Choices: bayes, grid, hyperband, random"),
+        (["search.sampler=tp"], "Did you mean 'tpe'?"),
+        (["search.pruners=[medain]"], "Did you mean 'median'?"),
+        (["search.direction=up"], "must be maximize or minimize"),
+        (
+            ["optimizer=sgd,adam", "search.space.optimizer.momentum={linear: [0.5, 0.99]}"],
+            "there is no such key with optimizer=adam",
+        ),
+        (["search.space.optimizer.momentum={linear: [0.5, 1.5]}"], "optimizer.momentum: must lie in [0, 1)"),
+        (
+            ["search.space.data.batch_size={linear: [16, 256]}"],
+            "search.space.data.batch_size: '16.0' is not an integer",
+        ),
+        (["search.start=[{optimizer.lr: 5}]"], "search.start[0].optimizer.lr: 5 is not in search.space"),
+        (["search.start=[{optimizer.l: 5}]"], "Did you mean 'optimizer.lr'?"),
+        (["finder=range_test"], "finder: range_test would set another rate"),
+        (["workers=0", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], "workers: 0 trains in this"),
+        (["storage=foo"], "is no address of a database"),
+        (["sweep=a/b"], "sweep: must be a name"),
+        (["resume=x"], "resume: the trials of a search are new runs"),
+        (["-m"], "-m: no such option"),
+        (["nope=3"], "nope: there is no such key"),
+        (["schedule=[cosine"], "cannot read 'schedule=[cosine'"),
+    ],
+)
+def test_bad_input_is_one_clear_error(searched: Searched, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        searched(*words)
+    assert message in str(error.value)
