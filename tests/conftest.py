@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 ROOT = Path(__file__).resolve().parent.parent
 
+SCRIPTS = ROOT / "scripts"
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -27,20 +30,24 @@ def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def train_command(tmp_path: Path) -> Command:
-    """`scripts/train.py` in a process of its own, from a foreign folder, its store and outputs below `tmp_path`."""
+    """`scripts/train.py` in a process of its own, from a foreign folder, its store and outputs below `tmp_path`.
+
+    It is forked from one with the imports; with ``from_scratch=True`` it is `python scripts/train.py`, seconds later.
+    """
 
     def run(
-        *overrides: str, check: bool = True, timeout: float = 300, **env: str
+        *overrides: str, check: bool = True, timeout: float = 300, from_scratch: bool = False, **env: str
     ) -> "subprocess.CompletedProcess[str]":
-        places = [f"output_root={tmp_path}/outputs", f"tracking.root={tmp_path}/mlruns"]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / "train.py"), *places, *overrides],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        command = [str(SCRIPTS / "train.py"), f"output_root={tmp_path}/outputs", f"tracking.root={tmp_path}/mlruns"]
+        command += overrides
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env}
+        if from_scratch:
+            command.insert(0, sys.executable)
+            done = subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout
+            )
+        else:
+            done = forked.run(*command, cwd=tmp_path, env=environment, timeout=timeout)
         if check:
             assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
