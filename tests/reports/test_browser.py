@@ -34,7 +34,6 @@ FLAGS = [
 SCRIPT, IMAGE = "<script>alert(1)</script>", "<img src=x onerror=alert(1)>"
 
 pytestmark = [
-    pytest.mark.xdist_group("browser"),  # one sweep, one server, one port
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed (apt-get install chromium)"),
 ]
