@@ -1,8 +1,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 
 from lr_lightning.tracking import MLflowLogger, RunningError, Store, mark_dead_runs, open_store
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
+from tests import forked
 from tests.forked import Forked
 
 
@@ -135,12 +134,9 @@ sys.exit(3)
 
 @pytest.mark.slow
 def test_a_process_that_exits_without_a_word_loses_no_row(store: Store, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LEAVES, str(store.root), str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    words = [str(store.root), str(tmp_path / "out")]
+    done = forked.run(tmp_path / "leaves.py", *words, cwd=tmp_path, env=dict(os.environ))
     assert done.returncode == 3
     run = open_store(store.root).run(done.stdout.strip())
     assert run.info.status == "KILLED"
