@@ -31,7 +31,7 @@ check: $(STAMP)  ## lint, format, types, and who may import whom
 	$(BIN)/lint-imports --cache-dir .import_linter_cache
 
 test: check  ## every check and every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
 
 test-fast: $(STAMP)  ## the tests that start no processes of their own
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" $(ARGS)

@@ -5,12 +5,38 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import forked
+
 ROOT = Path(__file__).resolve().parent.parent
 
+SCRIPTS = ROOT / "scripts"
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+WHOLE = ("tests/reports/test_browser.py",)  # one sweep, one server, one browser
+"""Files whose tests share what is slow to make: one worker of pytest-xdist runs them."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests go to whichever worker is free, but for those files (its loadgroup sees no groups with pytest 9.2)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByTest(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file in WHOLE else nodeid
+
+    return ByTest(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first: at the end no worker waits for another."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
@@ -27,20 +53,24 @@ def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def train_command(tmp_path: Path) -> Command:
-    """`scripts/train.py` in a process of its own, from a foreign folder, its store and outputs below `tmp_path`."""
+    """`scripts/train.py` in a process of its own, from a foreign folder, its store and outputs below `tmp_path`.
+
+    It is forked from one with the imports; with ``from_scratch=True`` it is `python scripts/train.py`, seconds later.
+    """
 
     def run(
-        *overrides: str, check: bool = True, timeout: float = 300, **env: str
+        *overrides: str, check: bool = True, timeout: float = 300, from_scratch: bool = False, **env: str
     ) -> "subprocess.CompletedProcess[str]":
-        places = [f"output_root={tmp_path}/outputs", f"tracking.root={tmp_path}/mlruns"]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / "train.py"), *places, *overrides],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        command = [str(SCRIPTS / "train.py"), f"output_root={tmp_path}/outputs", f"tracking.root={tmp_path}/mlruns"]
+        command += overrides
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env}
+        if from_scratch:
+            command.insert(0, sys.executable)
+            done = subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout
+            )
+        else:
+            done = forked.run(*command, cwd=tmp_path, env=environment, timeout=timeout)
         if check:
             assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

@@ -18,8 +18,8 @@ def _loaded(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_importing_the_plugin_and_its_names_loads_no_part_of_the_app() -> None:
-    loaded = _loaded("from lr_lightning import *")
+def test_importing_the_plugin_with_its_names_or_the_tracking_loads_no_part_of_the_app_nor_mlflow() -> None:
+    loaded = _loaded("from lr_lightning import *\nimport lr_lightning.tracking")
     assert "lightning" in loaded  # so the names were really loaded
     assert not loaded & {"hydra", "omegaconf", "mlflow", "optuna", "datasets", "sklearn"}
 

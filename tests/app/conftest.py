@@ -14,11 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 Compose = Callable[..., DictConfig]
 
 
+@pytest.fixture(scope="session")
+def schemas() -> None:
+    register()
+
+
 @pytest.fixture
-def composed(tmp_path: Path) -> Iterator[Compose]:
+def composed(tmp_path: Path, schemas: None) -> Iterator[Compose]:
     """Compose the app's config with overrides; stores and outputs lie below `tmp_path`."""
     OmegaConf.register_new_resolver("checkout", lambda: str(tmp_path), replace=True)
     OmegaConf.register_new_resolver("choices", lambda: "", replace=True)
-    register()
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         yield lambda *overrides: compose("config", overrides=list(overrides))

@@ -1,5 +1,6 @@
 """The picture of the schedules: what is drawn, as a file and as text, and what bad input is told."""
 
+import os
 import struct
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.plot_schedules import Curve, as_text, curves, save_figure
+from tests import forked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONF = ROOT / "conf"
@@ -124,11 +126,13 @@ def test_an_unknown_format_names_the_option(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_draws_and_refuses(tmp_path: Path) -> None:
-    def run(*words: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, str(ROOT / "scripts" / "plot_schedules.py"), *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    script = str(ROOT / "scripts" / "plot_schedules.py")
 
-    done = run("cosine", "--steps", "100", "wsd", "schedule.cooldown=40%", "--terminal", "--out", "a.png")
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        return forked.run(script, *words, cwd=tmp_path, env=dict(os.environ))
+
+    words = ["cosine", "--steps", "100", "wsd", "schedule.cooldown=40%", "--terminal", "--out", "a.png"]
+    done = subprocess.run([sys.executable, script, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "wsd cooldown=40%: linear warmup over 5 steps" in done.stdout
     assert png_size(tmp_path / "a.png")[0] == 1280

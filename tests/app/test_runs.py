@@ -15,6 +15,9 @@ import pytest
 import torch
 import yaml
 
+from tests import forked
+from tests.forked import Forked
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 pytestmark = pytest.mark.slow
@@ -68,9 +71,14 @@ def plain(node: Any) -> Any:
     return [plain(value) for value in node] if isinstance(node, list | tuple) else node
 
 
+def connect(tmp_path: Path) -> sqlite3.Connection:
+    """For reading; what a kill left half-written is rolled back, which a read-only connection cannot do."""
+    return sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=rw", uri=True)
+
+
 def rows(tmp_path: Path, run_id: str | None = None) -> list[tuple[str, int, float]]:
     """(key, step, value) of every metric row of a run in the store, but for times and costs."""
-    database = sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=ro", uri=True)
+    database = connect(tmp_path)
     try:
         where = "WHERE run_uuid = ?" if run_id else ""
         found = database.execute(
@@ -82,7 +90,7 @@ def rows(tmp_path: Path, run_id: str | None = None) -> list[tuple[str, int, floa
 
 
 def runs(tmp_path: Path) -> dict[str, str]:
-    database = sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=ro", uri=True)
+    database = connect(tmp_path)
     try:
         return dict(database.execute("SELECT run_uuid, status FROM runs").fetchall())
     finally:
@@ -90,26 +98,20 @@ def runs(tmp_path: Path) -> dict[str, str]:
 
 
 def tags(tmp_path: Path, run_id: str) -> dict[str, str]:
-    database = sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=ro", uri=True)
+    database = connect(tmp_path)
     try:
         return dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,)).fetchall())
     finally:
         database.close()
 
 
-def start(tmp_path: Path, *overrides: str) -> "subprocess.Popen[str]":
+def start(tmp_path: Path, *overrides: str) -> Forked:
     places = [f"output_root={tmp_path}/outputs", f"tracking.root={tmp_path}/mlruns"]
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), *places, *overrides],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return Forked(ROOT / "scripts" / "train.py", *places, *overrides, cwd=tmp_path, env=environment)
 
 
-def wait_for(path: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+def wait_for(path: Callable[[], bool], process: Forked, seconds: float = 120) -> None:
     """Poll for something a run does; a run that ends before that fails the test with its output."""
     until = time.monotonic() + seconds
     while not path():
@@ -200,7 +202,7 @@ def test_the_learning_rates_used_are_the_schedules_own(uninterrupted: Path) -> N
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     uninterrupted: Path, tmp_path: Path, train_command: Command
 ) -> None:
-    train_command(*SMALL)
+    train_command(*SMALL, from_scratch=True)  # so a forked run is that of the real command, bit for bit
     assert_same_run(tmp_path, uninterrupted)
     train_command(*SMALL, "seed=1", "tracking=none")
     mine, other = weights(folder_of(tmp_path)), weights(folder_of(uninterrupted))
@@ -216,7 +218,6 @@ def test_the_probe_does_not_disturb_the_run(uninterrupted: Path, tmp_path: Path,
 def test_a_run_stopped_by_sigterm_goes_on_as_if_it_had_not(
     uninterrupted: Path, tmp_path: Path, train_command: Command
 ) -> None:
-    process = start(tmp_path, *SMALL, "+callbacks.extra.slow._target_=slow_down.Slow")
     (tmp_path / "slow_down.py").write_text(
         "import os, signal\nfrom lightning.pytorch import Callback\n"
         "class Slow(Callback):\n"
@@ -224,9 +225,9 @@ def test_a_run_stopped_by_sigterm_goes_on_as_if_it_had_not(
         "        if trainer.current_epoch == 1 and batch_idx == 7 and 'STOP' not in os.environ:\n"
         "            os.kill(os.getpid(), signal.SIGTERM)\n"
     )
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGTERM, out + err
-    assert "Traceback" not in err
+    stopped = train_command(*SMALL, "+callbacks.extra.slow._target_=slow_down.Slow", check=False, from_scratch=True)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stdout + stopped.stderr
+    assert "Traceback" not in stopped.stderr
     assert list(runs(tmp_path).values()) == ["KILLED"]
     folder = folder_of(tmp_path)
     resumed = train_command(f"resume={folder}", "trust=[slow_down.Slow]", STOP="no")
@@ -273,12 +274,19 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path, train_command: Comman
 def test_the_next_start_marks_a_dead_run_killed_and_leaves_a_live_one_alone(
     tmp_path: Path, train_command: Command
 ) -> None:
-    process = start(tmp_path, *SMALL, "trainer.max_epochs=1000")
+    (tmp_path / "idle.py").write_text(
+        "import time\nfrom lightning.pytorch import Callback\n"
+        "class Idle(Callback):\n"
+        "    def on_train_epoch_start(self, trainer, module):\n"
+        "        while trainer.current_epoch == 1:\n"
+        "            time.sleep(0.1)\n"
+    )
+    process = start(tmp_path, *SMALL, "+callbacks.extra.idle._target_=idle.Idle")
     wait_for(lambda: any((tmp_path / "outputs").glob("*/checkpoints/last.ckpt")), process)
     (run_id,) = runs(tmp_path)
     train_command(*SMALL, "trainer.max_epochs=1")
     assert runs(tmp_path)[run_id] == "RUNNING"
-    refused = train_command(f"resume={run_id}", check=False)
+    refused = train_command(f"resume={run_id}", "trust=[idle.Idle]", check=False)
     assert refused.returncode == 2
     assert "still running" in refused.stderr
     process.kill()
@@ -352,14 +360,18 @@ def test_two_processes_make_one_run(tmp_path: Path, train_command: Command) -> N
 def test_a_dead_server_neither_stops_nor_stalls_a_run_and_replay_sends_it_later(
     tmp_path: Path, train_command: Command
 ) -> None:
-    done = train_command(*SMALL, "tracking.uri=http://127.0.0.1:9")
+    (tmp_path / "hurry.py").write_text(
+        "from lightning.pytorch import Callback\nfrom lr_lightning.tracking import logger\n"
+        "class Hurry(Callback):\n"
+        "    def on_fit_start(self, trainer, module):\n"
+        "        logger._DRAIN_SECONDS = 1.0\n"  # at the end it gives the server so long to come back
+    )
+    done = train_command(*SMALL, "tracking.uri=http://127.0.0.1:9", "+callbacks.extra.hurry._target_=hurry.Hurry")
     assert done.stderr.count("127.0.0.1:9") <= 2  # one warning at the start, one word at the end
     assert "replay.py" in done.stderr
     folder = folder_of(tmp_path)
     assert '"train/loss"' in (folder / "metrics.jsonl").read_text()
-    failed = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "replay.py"), str(folder)], capture_output=True, text=True, cwd=tmp_path
-    )
+    failed = forked.run(ROOT / "scripts" / "replay.py", str(folder), cwd=tmp_path, env=dict(os.environ))
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
 
@@ -465,7 +477,7 @@ def test_a_damaged_checkpoint_is_told_before_the_run_is_touched(tmp_path: Path, 
 
 
 def params(tmp_path: Path, run_id: str) -> dict[str, str]:
-    database = sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=ro", uri=True)
+    database = connect(tmp_path)
     try:
         return dict(database.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run_id,)).fetchall())
     finally:
@@ -505,9 +517,11 @@ def test_a_found_rate_survives_a_kill_and_no_record_has_another(tmp_path: Path, 
 
 def test_find_lr_only_searches(tmp_path: Path) -> None:
     places = [f"output_root={tmp_path}/outputs", f"tracking.root={tmp_path}/mlruns"]
-    command = [sys.executable, str(ROOT / "scripts" / "find_lr.py"), *places, "model.kwargs.width=8"]
+    command = [str(ROOT / "scripts" / "find_lr.py"), *places, "model.kwargs.width=8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "for comparison: valley" in done.stdout
     assert "train with it:" in done.stdout
@@ -521,9 +535,7 @@ def test_find_lr_only_searches(tmp_path: Path) -> None:
     }
     stored = {path.name for path in (tmp_path / "mlruns").rglob("curve.*")}
     assert stored == {"curve.csv", "curve.png"}
-    refused = subprocess.run(
-        [*command, "finder=none"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+    refused = forked.run(*command, "finder=none", cwd=tmp_path, env=environment)
     assert refused.returncode == 2
     assert "finder: 'none' finds nothing" in refused.stderr
     assert len(runs(tmp_path)) == 1

@@ -1,6 +1,7 @@
 """What a person sees, in a real browser: the report without a network, and MLflow's page of a real sweep."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 from lr_lightning.reports.compare import Comparison
 from lr_lightning.tracking import open_store
 from lr_lightning.tracking.runs import read_runs
+from tests import forked
 
 from .conftest import Runs
 
@@ -32,7 +34,6 @@ FLAGS = [
 SCRIPT, IMAGE = "<script>alert(1)</script>", "<img src=x onerror=alert(1)>"
 
 pytestmark = [
-    pytest.mark.xdist_group("browser"),  # one sweep, one server, one port
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed (apt-get install chromium)"),
 ]
@@ -149,10 +150,10 @@ def test_it_fits_the_screen_and_nothing_lies_over_the_data(
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A real sweep of two schedules and two seeds, and what the command said."""
     root = tmp_path_factory.mktemp("sweep")
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", f"output_root={root}/outputs"]
+    command = [str(ROOT / "scripts" / "train.py"), "-m", f"output_root={root}/outputs"]
     command += [f"tracking.root={root}/mlruns", "schedule=constant,cosine", "seed=0,1"]
     command += ["model.kwargs.width=4", "trainer.max_epochs=2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
+    done = forked.run(*command, cwd=root, env=dict(os.environ))
     assert done.returncode == 0, done.stdout + done.stderr
     return root, done.stdout
 

@@ -1,8 +1,7 @@
 import json
 import os
 import socket
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import pytest
 
 from lr_lightning.tracking import MLflowLogger, RunningError, Store, mark_dead_runs, open_store
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
+from tests import forked
+from tests.forked import Forked
 
 
 def leave_behind(store: Store, run_id: str, **changes: Any) -> Path:
@@ -86,28 +87,26 @@ def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
 
 
 LIVE = """
-import sys
+import sys, time
 from lr_lightning.tracking import MLflowLogger, open_store
 logger = MLflowLogger(open_store(sys.argv[1]), "exp", sys.argv[2], end_on_finalize=False)
 for step in range(100):
     logger.log_metrics({"loss": float(step)}, step)
 logger.flush()
 print(logger.run_id, flush=True)
-sys.stdin.readline()
+time.sleep(600)
 """
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_marked_and_its_run_goes_on(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-c", LIVE, str(store.root), str(out)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    run_id = process.stdout.readline().strip()
+    (tmp_path / "live.py").write_text(LIVE)
+    process = Forked(tmp_path / "live.py", str(store.root), str(out), cwd=tmp_path, env=dict(os.environ))
+    while not process.out().endswith("\n"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    run_id = process.out().strip()
     with pytest.raises(RunningError, match=rf"is still running \(pid {process.pid} on host"):
         MLflowLogger(store, "exp", out, run_id=run_id).start()
     assert mark_dead_runs(store) == []
@@ -135,12 +134,9 @@ sys.exit(3)
 
 @pytest.mark.slow
 def test_a_process_that_exits_without_a_word_loses_no_row(store: Store, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LEAVES, str(store.root), str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    words = [str(store.root), str(tmp_path / "out")]
+    done = forked.run(tmp_path / "leaves.py", *words, cwd=tmp_path, env=dict(os.environ))
     assert done.returncode == 3
     run = open_store(store.root).run(done.stdout.strip())
     assert run.info.status == "KILLED"

@@ -9,6 +9,7 @@ import pytest
 
 from lr_lightning.tracking import MLflowLogger, RunningError, Store, StoreUnavailable, TrackingError, open_store, replay
 from lr_lightning.tracking.wal import Metric, MetricLog, Tag
+from tests import forked
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "replay.py"
 
@@ -139,13 +140,13 @@ def test_a_real_server_down_at_the_start_in_the_middle_and_back(
         logger.log_text("hello", "f.txt")
         logger.end("FINISHED")
         assert f"python scripts/replay.py {out}" in caplog.text
-        gone = subprocess.run([sys.executable, str(SCRIPT), str(out)], capture_output=True, text=True, check=False)
+        gone = forked.run(SCRIPT, str(out), cwd=tmp_path, env=dict(os.environ))
         assert gone.returncode == 1
         assert "does not answer" in gone.stderr
         assert "Traceback" not in gone.stderr
         server.start()
         wait_for_port(server.uri)
-        done = subprocess.run([sys.executable, str(SCRIPT), str(out)], capture_output=True, text=True, check=False)
+        done = forked.run(SCRIPT, str(out), cwd=tmp_path, env=dict(os.environ))
         assert (done.returncode, done.stderr) == (0, "")
         assert f"sent 51 records (run {run_id} of {server.uri})" in done.stdout
         assert [m.step for m in store.client().get_metric_history(run_id, "loss")] == list(range(50))
@@ -179,6 +180,6 @@ def test_the_script_says_what_it_did(store: Store, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "nothing was left to send" in done.stdout
-    missing = subprocess.run([*command[:2], str(tmp_path / "no")], capture_output=True, text=True, check=False)
+    missing = forked.run(SCRIPT, str(tmp_path / "no"), cwd=tmp_path, env=dict(os.environ))
     assert missing.returncode == 1
     assert "no such folder" in missing.stderr

@@ -1,5 +1,5 @@
-import subprocess
-import sys
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pytest
 from lr_lightning.tracking import Store, StoreUnavailable, TrackingError, open_store
 from lr_lightning.tracking.errors import Rejected
 from lr_lightning.tracking.store import explain
+from tests.forked import Forked
 
 
 def test_the_default_store_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,11 +94,12 @@ def test_a_missing_driver_is_no_reason_to_try_again() -> None:
 
 
 FIRST_RUN = """
-import sys
+import os, sys, time
 from lr_lightning.tracking import MLflowLogger, mark_dead_runs, open_store
 store = open_store(sys.argv[1])
-sys.stdout.write("ready\\n"); sys.stdout.flush()
-sys.stdin.readline()
+open(sys.argv[2] + ".ready", "x").close()
+while not os.path.exists("../go"):
+    time.sleep(0.005)
 mark_dead_runs(store)
 logger = MLflowLogger(store, "first", output_dir=sys.argv[2], end_on_finalize=False)
 logger.start()
@@ -112,24 +114,19 @@ logger.end("FINISHED")
 def test_eight_first_runs_at_once_all_survive(tmp_path: Path) -> None:
     (tmp_path / "cwd").mkdir()
     root = tmp_path / "mlruns"
+    (tmp_path / "first.py").write_text(FIRST_RUN)
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", FIRST_RUN, str(root), str(tmp_path / f"out{n}")],
+        Forked(
+            *(tmp_path / "first.py", str(root), str(tmp_path / f"out{n}")),
             cwd=tmp_path / "cwd",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            env=dict(os.environ),
         )
         for n in range(8)
     ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:  # all at once, now that all are imported
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
+    while len(list(tmp_path.glob("*.ready"))) < 8:  # all at once, now that all are there
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 8, errors
     store = open_store(root)
