@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from lr_lightning.diagnosis.compare import Comparison, Mean, compare_groups, mean_ci
+from lr_lightning.diagnosis.compare import Comparison, compare_groups
+from lr_lightning.diagnosis.statistics import Mean, mean_ci
 from lr_lightning.diagnosis.targets import Reach, median_time
 from lr_lightning.reports import names
 from lr_lightning.reports.measure import Measured
@@ -33,13 +34,23 @@ class Group:
         """Those that came to their end and have the objective."""
         return [m for m in self.runs if m.counts]
 
+    @property
+    def diverged(self) -> list[Measured]:
+        """Those that diverged."""
+        return [m for m in self.runs if m.state == "diverged"]
+
     def units(self, value: Callable[[Measured], float]) -> dict[str, float]:
         """One value for each seed, the mean over its runs; a run without a seed stands for itself."""
-        by_seed: dict[str, list[float]] = {}
-        for m in self.counted:
-            if math.isfinite(value(m)):
-                by_seed.setdefault(m.seed or f"run {m.run.id}", []).append(value(m))
-        return {seed: float(np.mean(values)) for seed, values in by_seed.items()}
+        return _by_seed((m, value(m)) for m in self.counted if math.isfinite(value(m)))
+
+    def results(self, worst: float) -> dict[str, float]:
+        """The objective of each seed, as it is compared: a seed of which a run diverged has the worst there is.
+
+        Args:
+            worst: ``-inf`` or ``inf``.
+        """
+        lost = ((m, worst) for m in self.diverged)
+        return _by_seed([*((m, m.best) for m in self.counted if math.isfinite(m.best)), *lost])
 
     def mean(self, value: Callable[[Measured], float]) -> Mean:
         """Mean and interval over seeds."""
@@ -76,6 +87,13 @@ class Group:
         return f"{text} ({len(reaches) - len(missed)} of {len(reaches)}{beyond})"
 
 
+def _by_seed(values: Iterable[tuple[Measured, float]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for m, value in values:
+        found.setdefault(m.seed or f"run {m.run.id}", []).append(value)
+    return {seed: float(np.mean(several)) for seed, several in found.items()}
+
+
 @dataclass(eq=False)
 class Outcome:
     """Everything that is said about the groups.
@@ -98,6 +116,10 @@ class Outcome:
 def compare_measured(measured: Sequence[Measured], objective: str | None, against: str | None) -> Outcome:
     """Group measured runs and compare the groups by the best value of the objective.
 
+    A run that diverged is in no mean, but it counts: of its pair it loses (see
+    :func:`~lr_lightning.diagnosis.compare.compare_groups`). One that failed or was killed tells nothing of its rate and
+    is left out.
+
     Args:
         measured: The runs.
         objective: The metric that decides, or None.
@@ -114,7 +136,9 @@ def compare_measured(measured: Sequence[Measured], objective: str | None, agains
 
     groups = sorted(by_name.values(), key=rank)
     comparisons = compare_groups(
-        {group.name: group.units(lambda m: m.best) for group in groups}, higher_is_better=sign > 0, against=against
+        {group.name: group.results(-sign * math.inf) for group in groups} if objective else {},
+        higher_is_better=sign > 0,
+        against=against,
     )
     varying = varying_params(measured)
     return Outcome(objective, groups, comparisons, varying, _warnings(groups, varying))

@@ -93,7 +93,7 @@ def comparison_table(outcome: Outcome) -> Table:
         [
             words.plain(c.better),
             words.plain(c.worse),
-            f"{c.difference:.4f}",
+            words.difference(c),
             words.interval(c),
             f"{c.n} pairs" if c.paired else f"{c.n}, unpaired",
             f"{c.wins} of {c.n}" if c.paired else "–",

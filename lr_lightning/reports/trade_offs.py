@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lr_lightning.diagnosis.compare import mean_ci, pareto_front
+from lr_lightning.diagnosis.compare import pareto_front
+from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import names
 from lr_lightning.reports.axes import AXES
 from lr_lightning.reports.figures import FRONT, Figure, Place, Trace

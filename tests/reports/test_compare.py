@@ -124,6 +124,34 @@ def test_no_winner_without_enough_seeds_and_one_with_them(sweep: Runs, compariso
     assert words.interval(c) in words.headline(two.outcome)
 
 
+@pytest.mark.parametrize("lost", [0, 1, 4])
+def test_a_group_does_not_win_by_the_runs_that_did_not_diverge(runs: Runs, comparison: Compare, lost: int) -> None:
+    gone = {"status": "FAILED", "tags": {"diverged": "true"}}
+    for seed in range(6):
+        runs.train("cosine", seed, 0.95 + 0.001 * seed, **(gone if seed < lost else {}))
+        runs.train("constant", seed, 0.9)
+    done = comparison(log_run=False)
+    said = words.headline(done.outcome)
+    assert said.startswith("cosine won: " if not lost else "No winner can be named. cosine has the best mean")
+    (c,) = done.outcome.comparisons
+    assert c.n == 6
+    if lost:
+        assert f"(n = {6 - lost}; {lost} of 6 diverged)" in said
+        assert words.finding(c) == f"not told apart (n = 6); by ranks, cosine: {lost} of 6 diverged"
+        assert said in page(done)
+        assert ("cosine ranks before constant" if lost < 4 else "constant ranks before cosine") in said
+
+
+def test_the_winner_need_not_have_the_best_mean_of_the_survivors(runs: Runs, comparison: Compare) -> None:
+    for seed in range(6):
+        gone = {"status": "FAILED", "tags": {"diverged": "true"}} if seed else {}
+        runs.train("cosine", seed, 0.99 if not seed else 0.1, **gone)
+        runs.train("constant", seed, 0.9 if seed else 0.995)
+    done = comparison(log_run=False)
+    assert words.headline(done.outcome).startswith("constant won: a mean val/acc, 0.9158")
+    assert "cosine: 5 of 6 diverged" in words.headline(done.outcome)
+
+
 def test_two_seeds_say_that_six_are_needed(runs: Runs, comparison: Compare) -> None:
     for seed in range(2):
         runs.train("cosine", seed, 0.95)
