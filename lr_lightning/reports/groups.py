@@ -10,7 +10,6 @@ import numpy as np
 from lr_lightning.diagnosis.compare import Comparison, compare_groups
 from lr_lightning.diagnosis.statistics import Mean, mean_ci
 from lr_lightning.diagnosis.targets import Reach, median_time
-from lr_lightning.reports import names
 from lr_lightning.reports.measure import Measured
 
 _NOT_COMPARED = ("tracking.", "output_root")
@@ -104,6 +103,7 @@ class Outcome:
         comparisons: Of pairs of groups.
         varying: Params that differ between runs, name to the values there are.
         warnings: What makes the comparison less than it seems.
+        higher_is_better: Which direction of the objective is better.
     """
 
     objective: str | None
@@ -111,9 +111,12 @@ class Outcome:
     comparisons: list[Comparison]
     varying: dict[str, list[str]]
     warnings: list[str]
+    higher_is_better: bool = True
 
 
-def compare_measured(measured: Sequence[Measured], objective: str | None, against: str | None) -> Outcome:
+def compare_measured(
+    measured: Sequence[Measured], objective: str | None, against: str | None, *, higher_is_better: bool = True
+) -> Outcome:
     """Group measured runs and compare the groups by the best value of the objective.
 
     A run that diverged is in no mean, but it counts: of its pair it loses (see
@@ -124,11 +127,12 @@ def compare_measured(measured: Sequence[Measured], objective: str | None, agains
         measured: The runs.
         objective: The metric that decides, or None.
         against: A group chosen beforehand, or None.
+        higher_is_better: Which direction of the objective is better.
     """
     by_name: dict[str, Group] = {}
     for m in measured:
         by_name.setdefault(m.group, Group(m.group)).runs.append(m)
-    sign = 1.0 if objective is None or names.higher_is_better(objective) else -1.0
+    sign = 1.0 if higher_is_better else -1.0
 
     def rank(group: Group) -> tuple[bool, float, str]:
         mean = group.mean(lambda m: m.best).mean
@@ -137,11 +141,11 @@ def compare_measured(measured: Sequence[Measured], objective: str | None, agains
     groups = sorted(by_name.values(), key=rank)
     comparisons = compare_groups(
         {group.name: group.results(-sign * math.inf) for group in groups} if objective else {},
-        higher_is_better=sign > 0,
+        higher_is_better=higher_is_better,
         against=against,
     )
     varying = varying_params(measured)
-    return Outcome(objective, groups, comparisons, varying, _warnings(groups, varying))
+    return Outcome(objective, groups, comparisons, varying, _warnings(groups, varying), higher_is_better)
 
 
 def varying_params(measured: Sequence[Measured]) -> dict[str, list[str]]:
@@ -164,7 +168,7 @@ def _warnings(groups: list[Group], varying: dict[str, list[str]]) -> list[str]:
         listed = ", ".join(f"{key} ({count} values)" for key, count in list(inside.items())[:6])
         warnings.append(
             f"Runs of one group also differ in {listed}. Their mean is over those too; group by them as well, "
-            "or leave some out with --filter."
+            "or leave some out (scripts/compare.py --by, --filter)."
         )
     for group in groups:
         lengths = [m.steps for m in group.counted if math.isfinite(m.steps)]

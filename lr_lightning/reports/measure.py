@@ -75,7 +75,9 @@ class Measured:
         return self.run.last.get("summary/spikes", NAN)
 
 
-def measure(run: Run, by: Sequence[str], objective: str | None, target: Target | None) -> Measured:
+def measure(
+    run: Run, by: Sequence[str], objective: str | None, target: Target | None, *, higher_is_better: bool = True
+) -> Measured:
     """Measure a run whose curves were read.
 
     Args:
@@ -83,6 +85,7 @@ def measure(run: Run, by: Sequence[str], objective: str | None, target: Target |
         by: Tags, or params, whose values name its group.
         objective: The validation metric that decides, by this project's name; None where no run has one.
         target: What the time is taken to.
+        higher_is_better: Which direction of the objective is better.
     """
     curves: dict[str, Curve] = {}
     for key in run.curves:
@@ -94,7 +97,7 @@ def measure(run: Run, by: Sequence[str], objective: str | None, target: Target |
     state = _state(run)
     m = Measured(run, group_of(run, by), seed_of(run), state, curves, RunAxes(run, curves, state == "finished"))
     m.notes += _notes(m)
-    _measure_objective(m, objective)
+    _measure_objective(m, objective, higher_is_better)
     _measure_cost(m)
     if target is not None:
         _measure_target(m, target)
@@ -140,11 +143,10 @@ def _notes(m: Measured) -> list[str]:
     return notes
 
 
-def _measure_objective(m: Measured, objective: str | None) -> None:
+def _measure_objective(m: Measured, objective: str | None, higher: bool) -> None:
     if objective is None:
         return
     curve = m.curves.get(objective)
-    higher = names.higher_is_better(objective)
     if curve is None or not curve.step.size:
         m.notes.append(f"has no {objective}")
         return

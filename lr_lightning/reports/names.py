@@ -57,11 +57,40 @@ def find(key: str, available: Iterable[str]) -> str | None:
     return next((name for name in names if canonical(name) == key), None)
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better: not of losses, errors, gaps and perplexities.
+_LOWER = frozenset(
+    (
+        *("loss", "losses", "nll", "ce", "bce", "xent", "crossentropy", "entropy", "hinge", "perplexity", "ppl", "bpc"),
+        *("err", "errors", "error", "mse", "rmse", "mae", "mape", "msle", "deviance", "gap", "ece"),
+        *("brier", "kl", "fid", "wer", "cer", "ter", "mer", "eer", "fpr", "fnr"),
+    )
+)
+_HIGHER = frozenset(
+    (
+        *("acc", "accuracy", "top", "precision", "recall", "sensitivity", "specificity", "f1", "fbeta", "auc", "auroc"),
+        *("auprc", "roc", "ap", "map", "iou", "miou", "dice", "jaccard", "kappa", "mcc", "r2", "ndcg", "mrr", "bleu"),
+        *("rouge", "meteor", "psnr", "ssim", "tpr", "tnr"),
+    )
+)
+# of "MulticlassF1Score", "val/top5", "AUROC" and "val_cross_entropy"
+_WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
+
+
+def direction(metric: str) -> bool | None:
+    """Whether more of a metric is better, as far as the words of its name tell.
+
+    Args:
+        metric: Its name. Whole words count: ``val/recent_acc`` has no ``ce`` in it.
+
+    Returns:
+        None where no word tells, or where two say the opposite. A gap is bad, whatever it is a gap of.
 
     Example:
-        >>> higher_is_better("val/acc"), higher_is_better("val/loss")
-        (True, False)
+        >>> direction("val/acc"), direction("val/wer"), direction("MulticlassF1Score"), direction("val/score")
+        (True, False, True, None)
     """
-    return not re.search(r"loss|err|gap|perplexity|ppl|nll|mse|mae|rmse|ece|brier", metric.lower())
+    words = {word.lower() for word in _WORD.findall(metric)}
+    words |= {word.rstrip("0123456789") for word in words}
+    lower, higher = bool(words & _LOWER), bool(words & _HIGHER)
+    if lower == higher:
+        return False if "gap" in words else None
+    return higher

@@ -93,6 +93,19 @@ def test_a_metric_is_found_by_its_name_or_by_what_it_means(key: str, available: 
 
 
 @pytest.mark.parametrize(
+    ("better", "metrics"),
+    [
+        (True, ["val/acc", "val/recent_acc", "valid_accuracy", "val/acc5", "val/top1", "MulticlassF1Score", "AUROC"]),
+        (False, ["val/loss", "val/wer", "val/ce", "val_cross_entropy", "val/error", "overfit/gap_acc"]),
+        (False, ["BinaryHingeLoss", "val/NLL", "val/ece", "val/loss_epoch"]),
+        (None, ["val/score", "val/terrain", "val/mapped", "val/acc_loss", "custom metric"]),
+    ],
+)
+def test_which_direction_is_better_is_told_by_whole_words(better: bool | None, metrics: list[str]) -> None:
+    assert {metric: names.direction(metric) for metric in metrics} == dict.fromkeys(metrics, better)
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [(float("nan"), "–"), (float("inf"), "∞"), (-0.5, "−0.5"), (1234567.0, "1,234,567"), (0.12345, "0.1235"), (0, "0")],
 )

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -281,21 +282,49 @@ def test_the_comparison_is_a_run_of_its_own_that_is_never_compared(
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"experiments": ["nope"]}, r"--experiment: .* has no experiment 'nope'\. It has: Default, empty, exp\."),
+        ({"experiments": ["nope"]}, r"^--experiment: .* has no experiment 'nope'\. It has: Default, empty, exp\."),
         ({"experiments": ["empty"]}, r"experiment empty of .* has no training run yet\. Train some"),
-        ({"filter_string": "schedule ="}, r"--filter: 'schedule =' is not understood: .*Write it in MLflow's"),
-        ({"filter_string": "tags.schedule = 'x'"}, r"--filter: no training run of .* matches"),
-        ({"target": "val/acc"}, r"--target: target must be a metric, one of"),
-        ({"target": "val/f1>=0.9"}, r"--target: no run has a metric 'val/f1'\. They have: lr/group0, .*val/acc"),
-        ({"metric": "val/f1"}, r"--metric: no run has a metric 'val/f1'\. They have: lr/group0"),
-        ({"against": "wsd"}, r"--against: there is no group 'wsd'\. Groups: cosine\."),
+        ({"filter_string": "schedule ="}, r"^--filter: 'schedule =' is not understood: .*Write it in MLflow's"),
+        ({"filter_string": "tags.schedule = 'x'"}, r"^--filter: no training run of .* matches"),
+        ({"target": "val/acc"}, r"^--target: target must be a metric, one of"),
+        ({"target": "val/f1>=0.9"}, r"^--target: no run has a metric 'val/f1'\. They have: lr/group0, .*val/acc"),
+        ({"metric": "val/f1"}, r"^--metric: no run has a metric 'val/f1'\. They have: lr/group0"),
+        ({"against": "wsd"}, r"^--against: there is no group 'wsd'\. Groups: cosine\."),
     ],
 )
 def test_bad_input_is_one_message(runs: Runs, comparison: Compare, asked: dict[str, Any], message: str) -> None:
     runs.train("cosine", 0, 0.9)
     runs.store.experiment_id("empty")
-    with pytest.raises(CompareError, match=message):
+    with pytest.raises(CompareError) as caught:
         comparison(log_run=False, **asked)
+    assert re.search(message, caught.value.on_the_command_line)
+    assert "--" not in str(caught.value)[:2]
+
+
+def test_a_metric_whose_direction_is_not_known_is_asked_for(
+    runs: Runs, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, score in enumerate((0.5, 0.7)):
+        runs.add(f"s{seed}", {"val/score": [(0, score), (1, 0.6)]}, tags={"schedule": f"s{seed}", "seed": "0"})
+    asked: dict[str, Any] = {"experiments": ["exp"], "metric": "val/score", "log_run": False}
+    assert app_compare.run(store.root, None, tmp_path / "out", **asked) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --metric: whether more of 'val/score' is better cannot be told from its name.")
+    assert "--higher-is-better or --lower-is-better" in said
+    for higher, first in ((True, "s1 has the best mean"), (False, "s0 has the best mean")):
+        assert app_compare.run(store.root, None, tmp_path / "out", higher_is_better=higher, **asked) == 0
+        assert first in capsys.readouterr().out
+
+
+def test_after_a_sweep_no_message_names_an_option_that_nobody_gave(
+    runs: Runs, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.train("cosine", 0, 0.9)
+    asked: dict[str, Any] = {"experiments": ["exp"], "filter_string": "tags.sweep = 's1'", "after_sweep": True}
+    assert app_compare.run(store.root, None, tmp_path / "out", **asked) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("the runs are not compared: no training run of experiment exp")
+    assert "--" not in said
 
 
 def test_the_command_prints_tables_and_paths(
@@ -319,7 +348,7 @@ def test_the_default_experiment_or_the_only_one(runs: Runs, store: Store, compar
     runs.train("cosine", 0, 0.9)
     assert comparison(experiments=[], log_run=False).title.startswith("exp: 1 runs")
     Runs(store, "other").train("cosine", 0, 0.9)
-    with pytest.raises(CompareError, match="--experiment: choose one of exp, other"):
+    with pytest.raises(CompareError, match=r"^choose one of exp, other"):
         comparison(experiments=[])
     Runs(store, "lr_lightning").train("cosine", 0, 0.9)
     assert comparison(experiments=[], log_run=False).title.startswith("lr_lightning: 1 runs")
