@@ -108,6 +108,7 @@ def train(config: Config, previous: Previous | None = None, *, report: bool = Tr
         raise ConfigError(str(e)) from e
     if logger:
         trainer.loggers = [logger]
+        logger.set_tags({"env.world_size": trainer.world_size})  # `devices=auto` does not tell
     if folder and report:
         print_start(config, folder, data, module, previous)
     with interrupts:

@@ -113,8 +113,8 @@ def _state(run: Run) -> str:
 def group_of(run: Run, by: Sequence[str]) -> str:
     """The name of a run's group, such as ``cosine, lr=0.1``; what it lacks is said in brackets."""
     first, *rest = by
-    more = [f"{key.rsplit('.', 1)[-1]}={value_of(run, key) or '–'}" for key in rest]
-    return ", ".join([value_of(run, first) or f"(no {first})", *more])
+    more = [f"{key.rsplit('.', 1)[-1]}={names.rounded(value_of(run, key)) or '–'}" for key in rest]
+    return ", ".join([names.rounded(value_of(run, first)) or f"(no {first})", *more])
 
 
 def value_of(run: Run, key: str) -> str:
@@ -168,7 +168,7 @@ def _measure_cost(m: Measured) -> None:
     m.seconds = last.get("summary/seconds", float(seconds[0]) if seconds is not None else NAN)
     m.examples = float(examples[0]) if examples is not None and m.axes.last >= 0 else NAN
     try:
-        m.peak = float(m.run.params.get("optimizer.lr") or m.run.params.get("lr") or NAN)
+        m.peak = float(names.rounded(m.run.params.get("optimizer.lr") or m.run.params.get("lr") or "nan"))
     except ValueError:
         m.peak = NAN
 
@@ -177,8 +177,8 @@ def _measure_target(m: Measured, target: Target) -> None:
     curve = m.curves.get(target.metric)
     if curve is None or not curve.step.size:
         return
-    hopeless = m.state in ("diverged", "failed")
-    m.steps_to = time_to(target, curve.step, curve.value, hopeless=hopeless)
+    hopeless = m.state == "diverged"  # one that failed or was killed might have reached it: it is censored
+    m.steps_to = time_to(target, curve.step + 1, curve.value, hopeless=hopeless)  # the first step is number 0
     seconds = m.axes.at("seconds", curve.step)
     if seconds is not None:
         m.seconds_to = time_to(target, seconds, curve.value, hopeless=hopeless)

@@ -7,6 +7,9 @@ LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/
 PROBE_LOSS, GAP, EPOCH_MEAN, EPOCH = "probe/loss", "overfit/gap_loss", "train/loss_epoch", "epoch"
 BATCH_SIZE, COST_SECONDS = "batch/size", "cost/seconds"
 
+WORLD_SIZE = "env.world_size"
+"""The tag of a run that says how many processes trained it."""
+
 READ = (LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC, PROBE_LOSS, GAP, EPOCH_MEAN, EPOCH, BATCH_SIZE, COST_SECONDS)
 """The metrics that a report draws or measures, by this project's names."""
 
@@ -20,6 +23,7 @@ _WORDS = {
     "top1": "acc",
     "training": "train",
 }
+_LONG = re.compile(r"-?\d*\.\d{12,}(e[+-]?\d+)?")  # no version, no date, no id
 _SPLIT = re.compile(r"[/_.\- ]+")
 
 
@@ -38,6 +42,16 @@ def canonical(name: str) -> str:
     if words[-1:] == ["epoch"] and words[:1] == ["val"]:
         words = words[:-1]
     return "/".join([words[0], "_".join(words[1:])]) if len(words) > 1 else "".join(words)
+
+
+def rounded(value: str) -> str:
+    """The value of a tag or param as it is shown: a number that arithmetic gave many digits, with those that count.
+
+    Example:
+        >>> rounded("0.010000000000000002"), rounded("3.0000000000000004e-05"), rounded("1.10"), rounded("cosine")
+        ('0.01', '3e-05', '1.10', 'cosine')
+    """
+    return f"{float(value):.10g}" if _LONG.fullmatch(value) else value
 
 
 def find(key: str, available: Iterable[str]) -> str | None:

@@ -17,8 +17,9 @@ def curve(points: Sequence[tuple[int, float]], ms: int = 100) -> Curve:
     return Curve(step, value.astype(np.float64), 1_000 + ms * step)
 
 
-def axes(curves: Mapping[str, Curve], finished: bool = True, **params: str) -> RunAxes:
-    run = Run("id", "name", "1", "FINISHED", 0, None, params={k.replace("__", "."): v for k, v in params.items()})
+def axes(curves: Mapping[str, Curve], finished: bool = True, world: str = "", **params: str) -> RunAxes:
+    given = {k.replace("__", "."): v for k, v in params.items()}
+    run = Run("id", "name", "1", "FINISHED", 0, None, params=given, tags={names.WORLD_SIZE: world} if world else {})
     dense = {names.TRAIN_LOSS: curve([(i, 1.0) for i in range(40)])}
     return RunAxes(run, {**dense, **curves}, finished)
 
@@ -55,6 +56,29 @@ def test_examples_by_the_batch_or_as_it_grows() -> None:
     grows = {names.BATCH_SIZE: curve([(19, 32.0), (39, 64.0)])}
     assert at(axes(grows), "examples") == [32, 320, 640, 640 + 20 * 64]
     assert axes({}, batch_size="many").at("examples", STEPS) is None
+
+
+@pytest.mark.parametrize(
+    ("world", "params", "times"),
+    [
+        ("", {"trainer__devices": "1"}, 1),
+        ("", {"trainer__devices": "4", "trainer__num_nodes": "2"}, 8),
+        ("", {"trainer__devices": "[0, 2]"}, 2),
+        ("", {"trainer__devices": "[1]"}, 1),
+        ("", {"trainer__devices": "auto"}, None),
+        ("", {"trainer__devices": "-1"}, None),
+        ("2", {"trainer__devices": "auto"}, 2),
+        ("2", {"trainer__devices": "auto", "trainer__accumulate_grad_batches": "2"}, 4),
+    ],
+)
+def test_every_process_has_examples_of_its_own(world: str, params: dict[str, str], times: int | None) -> None:
+    found = axes({}, world=world, data__batch_size="32", **params)
+    if times is None:
+        assert found.at("examples", STEPS) is None
+    else:
+        assert at(found, "examples") == [times * n for n in (32, 320, 640, 1280)]
+    grows = {names.BATCH_SIZE: curve([(39, 64.0)])}  # which is of all processes already
+    assert at(axes(grows, world=world, data__batch_size="32", **params), "examples")[-1] == 40 * 64
 
 
 def test_seconds_as_the_run_measured_them() -> None:

@@ -82,8 +82,8 @@ def test_every_number_again_from_the_database(sweep: Runs, store: Store, compari
         assert (cells["steps"], cells["lost runs"], cells["worst setback"]) == ("40", "none", "0.01")
         assert cells["examples seen"] == "2,560"
         reached = int((values >= 0.945).sum())
-        tail = f"all {reached}" if reached == 6 else f"{reached} of 6, {6 - reached} censored at > 39"
-        median = "29" if reached > 3 else "not reached by half"
+        tail = f"all {reached}" if reached == 6 else f"{reached} of 6, {6 - reached} censored at > 40"
+        median = "30" if reached > 3 else "not reached by half"
         assert cells["steps to val/acc>=0.945, median"] == f"{median} ({tail})"
         order.append((values.mean(), schedule))
     assert [group.name for group in done.outcome.groups] == [name for _, name in sorted(order, reverse=True)]
@@ -208,6 +208,34 @@ def test_every_kind_of_run_is_listed_and_none_breaks_it(runs: Runs, comparison: 
     assert "read by other names: lr-SGD, train_loss_step, val_acc, val_loss" in text
     assert "constant: the runs have" in text
     assert [g.name for g in done.outcome.groups][-1] == "wsd"
+
+
+@pytest.mark.parametrize("target", ["val/acc>=0.9", None])
+def test_only_a_run_that_diverged_never_reaches_the_target(runs: Runs, comparison: Compare, target: str | None) -> None:
+    """With a target of the command line, and with the one that the runs themselves recorded."""
+    ends = {"cosine": ("FINISHED", {}), "constant": ("FAILED", {}), "wsd": ("FAILED", {"diverged": "true"})}
+    for schedule, (status, tags) in ends.items():
+        recorded = {} if target else {"summary/target_reached": [(0, 0.0)]}
+        runs.train(schedule, 0, 0.5, status=status, tags=tags, rows=recorded)
+        runs.train(schedule, 1, 0.95, rows={} if target else {"summary/steps_to_target": [(0, 30.0)]})
+    shown = table(comparison(target=target, log_run=False))
+    (column,) = [name for name in shown["cosine"] if name.startswith("steps to")]
+    censored = "30 (1 of 2, 1 censored at > 40)"  # 40 steps were made: the last is number 39
+    never = "30 (1 of 2, 1 censored)"
+    assert {name: cells[column] for name, cells in shown.items()} == {
+        "cosine": censored,
+        "constant": censored,
+        "wsd": never,
+    }
+
+
+def test_the_name_of_a_group_is_a_rounded_rate(runs: Runs, comparison: Compare) -> None:
+    for lr in (0.010000000000000002, 0.01, 3.0000000000000004e-05):
+        runs.train("cosine", 0, 0.9, lr=lr)
+    runs.train("cosine", 0, 0.9, lr=0.1, params={"version": "1.10"})
+    assert set(table(comparison(by=["optimizer.lr"], log_run=False))) == {"0.01", "3e-05", "0.1"}
+    assert "(no version)" in (names := set(table(comparison(by=["version"], log_run=False))))
+    assert "1.10" in names
 
 
 def test_lengths_that_differ_are_said(runs: Runs, comparison: Compare) -> None:
@@ -342,6 +370,21 @@ def test_the_command_prints_tables_and_paths(
     assert app_compare.run(store.root, None, tmp_path / "out", by=[]) == 2
     assert app_compare.run(store.root, "http://127.0.0.1:1", tmp_path / "out", by=["schedule"]) == 1
     assert "the store does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [80, 100, 300])
+def test_the_time_to_a_target_is_in_every_terminal(
+    sweep: Runs, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    columns: int,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", str(columns))
+    asked: dict[str, Any] = {"experiments": ["exp"], "target": "val/acc>=0.945", "log_run": False}
+    assert app_compare.run(store.root, None, tmp_path / "out", **asked) == 0
+    groups = capsys.readouterr().out.split("who won")[0]
+    assert max(map(len, groups.splitlines())) <= columns
+    assert "not reached by half" in " ".join(groups.split("│")).replace("\n", " ") or columns < 300
+    for part in ("steps to", "seconds to", "30"):
+        assert part in groups
 
 
 def test_the_default_experiment_or_the_only_one(runs: Runs, store: Store, comparison: Compare) -> None:
