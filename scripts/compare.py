@@ -16,15 +16,13 @@ def _arguments() -> argparse.Namespace:
     add("--filter", default="", help="in MLflow's search language: \"params.`optimizer.lr` = '0.1'\"")
     add("--target", help='what the time is taken to, such as "val/acc>=0.97"')
     add("--metric", help="the validation metric that decides (val/acc, else val/loss)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--higher-is-better", action="store_true", default=None, help="more of that metric is better")
+    which.add_argument("--lower-is-better", dest="higher_is_better", action="store_false", help="less of it is")
     add("--against", metavar="GROUP", help="compare with this group alone, chosen beforehand: fewer seeds are needed")
     add("--root", type=Path, default=ROOT / "mlruns", help="the store: this checkout's mlruns/")
     add("--uri", help="another store: postgresql://... or http://...")
-    add(
-        "--out",
-        type=Path,
-        default=ROOT / "outputs",
-        help="where to: outputs/ of the checkout, in compare/",
-    )
+    add("--out", type=Path, default=ROOT / "outputs", help="where to: outputs/ of the checkout, in compare/")
     add("--server", help="address of the MLflow UI, for the links (http://127.0.0.1:5000)")
     add("--no-log", action="store_true", help="do not log the report to MLflow")
     return parser.parse_args()
@@ -47,6 +45,7 @@ def main() -> int:
         filter_string=given.filter,
         target=given.target,
         metric=given.metric,
+        higher_is_better=given.higher_is_better,
         against=given.against,
         log_run=not given.no_log,
         server=given.server,

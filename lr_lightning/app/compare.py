@@ -12,13 +12,14 @@ from lr_lightning.tracking import StoreUnavailable, TrackingError, open_store
 FAILED, BAD_INPUT = 1, 2
 
 
-def run(root: Path, uri: str | None, out: Path, **asked: Any) -> int:
+def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, **asked: Any) -> int:
     """Compare and print; every error of input is one message.
 
     Args:
         root: Folder of the default store.
         uri: Another store, or None.
         out: Where the comparison's folder is made, below ``compare/``.
+        after_sweep: Whether it ends a multirun, for which nobody gave an option: then no message names one.
         asked: The other fields of :class:`~lr_lightning.reports.compare.Request`.
 
     Returns:
@@ -26,19 +27,23 @@ def run(root: Path, uri: str | None, out: Path, **asked: Any) -> int:
     """
     try:
         if not asked.get("by", True):
-            raise CompareError("--by: name at least one tag or param, such as schedule.")
+            raise CompareError("name at least one tag or param, such as schedule.", "by")
         done = compare(Request(open_store(root, uri), out.expanduser().absolute(), **asked))
-    except (CompareError, TrackingError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return BAD_INPUT
+    except CompareError as e:
+        return _refused(str(e) if after_sweep else e.on_the_command_line, BAD_INPUT, after_sweep)
+    except TrackingError as e:
+        return _refused(str(e), BAD_INPUT, after_sweep)
     except StoreUnavailable as e:
-        print(f"error: the store does not answer: {e}", file=sys.stderr)
-        return FAILED
+        return _refused(f"the store does not answer: {e}", FAILED, after_sweep)
     except OSError as e:
-        print(f"error: --out: {e}", file=sys.stderr)
-        return BAD_INPUT
+        return _refused(str(e) if after_sweep else f"--out: {e}", BAD_INPUT, after_sweep)
     report(done)
     return 0
+
+
+def _refused(text: str, status: int, after_sweep: bool) -> int:
+    print(f"{'the runs are not compared' if after_sweep else 'error'}: {text}", file=sys.stderr)
+    return status
 
 
 def report(done: Comparison) -> None:

@@ -38,17 +38,19 @@ def find(config: Config, overrides: list[str]) -> Result:
     check_device(config)
     output_root(config)
     build.build_schedule(config)
-    # nothing is trained: Lightning ends the fit before its first step
-    config = replace(config, trainer=replace(config.trainer, max_steps=0))
     data, module = build_run(config)
     finder = build.build_finder(config, module)
     if finder is None:
         raise ConfigError("finder: 'none' finds nothing. Give finder=range_test or finder=lr_grid.")
     finder.apply = False
+    # as it is recorded: the rate is found, not trained with, so the configured one is no longer to be replaced
+    config = replace(config, finder=replace(config.finder, apply=False))  # type: ignore[call-arg]
     folder = new_output_dir(config, job=f"find_lr-{config.finder.name}") if is_first_rank() else None
     interrupts = Interrupts()
     try:
-        trainer = make_trainer(config, folder, [interrupts, finder, Summary()], num_sanity_val_steps=0)
+        # nothing is trained: Lightning ends the fit before its first step
+        untrained = replace(config, trainer=replace(config.trainer, max_steps=0))
+        trainer = make_trainer(untrained, folder, [interrupts, finder, Summary()], num_sanity_val_steps=0)
         logger = open_logger(config, folder, None, data, module, job="find_lr") if folder else None
     except ValueError as e:
         if folder:

@@ -67,7 +67,7 @@ def _train(config: Config, lr: float, seed: int, sweep: str, number: int) -> Out
     own = deepcopy(config)
     own.study, own.seed, own.optimizer.lr = None, seed, lr
     own.trainer.progress = "none"
-    own.tracking.tags = {**own.tracking.tags, "study": "lr_effects", "sweep": sweep, "trial": str(number)}
+    own.tracking.tags = {**own.tracking.tags, "study": "lr_effects", "sweep": sweep, "trial": str(number - 1)}
     try:
         result = train(own, report=False)
     except Diverged as e:

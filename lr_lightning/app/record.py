@@ -47,6 +47,9 @@ def open_logger(
     lr = None if stale_keys(config) else config.optimizer.lr
     name = config.tracking.run_name or (default_run_name(config, lr) if job == "train" else job)
     tags = {"job": job, **_tags(config, folder, data)}
+    if job != "train":  # it follows no schedule and makes no checkpoints; what the user set stays
+        absent = {"schedule", COLOUR_TAG, "checkpoint.last", "checkpoint.best"} - config.tracking.tags.keys()
+        tags = {key: value for key, value in tags.items() if key not in absent}
     logger = _opened(config, folder, name, tags, resume=previous is not None)
     artifact = write_config(folder, container)  # only now: until the lock is held the folder may be a live run's
     known = {key: value for key, value in flatten(container).items() if key not in stale_keys(config)}

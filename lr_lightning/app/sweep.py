@@ -49,6 +49,7 @@ class Sweep:
                 experiments=sorted({other.tracking.experiment for other in tracked}),
                 by=self._by(),
                 filter_string=f"tags.sweep = '{config.tracking.tags['sweep']}'",
+                after_sweep=True,
             )
         except Exception as e:  # whatever it is, it must not change how the command ends
             print(f"the runs are not compared: {type(e).__name__}: {e}", file=sys.stderr)

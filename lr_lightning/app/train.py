@@ -112,6 +112,7 @@ def train(
         raise ConfigError(str(e)) from e
     if logger:
         trainer.loggers = [logger]
+        logger.set_tags({"env.world_size": trainer.world_size})  # `devices=auto` does not tell
     if folder and report:
         print_start(config, folder, data, module, previous)
     with interrupts:

@@ -1,207 +1,18 @@
-"""Statistics between groups of runs: means, paired differences, and what may be called a win."""
+"""Groups of runs against each other: paired differences, and what may be called a win."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-__all__ = [
-    "Comparison",
-    "Mean",
-    "bootstrap_ci",
-    "compare_groups",
-    "holm",
-    "mean_ci",
-    "pareto_front",
-    "permutation_p",
-    "seeds_needed",
-    "sign_flip_p",
-]
+from lr_lightning.diagnosis.statistics import bootstrap_ci, holm, permutation_p, seeds_needed, sign_flip_p
 
-_RESAMPLES = 9999
-_MOST_EXACT = 1 << 16  # sign flips or splits that are all tried; beyond, a random sample of them
+__all__ = ["Comparison", "compare_groups", "pareto_front"]
 
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean with its t interval.
-
-    Attributes:
-        n: How many values.
-        mean: Their mean; nan of none.
-        low: Lower end of the interval; nan of fewer than two values.
-        high: Upper end.
-    """
-
-    n: int
-    mean: float
-    low: float = math.nan
-    high: float = math.nan
-
-    @property
-    def half(self) -> float:
-        """Half the width of the interval; nan where there is none."""
-        return (self.high - self.low) / 2
-
-
-def mean_ci(values: ArrayLike, level: float = 0.95) -> Mean:
-    """Mean and Student's t interval of independent values, e.g. one for each seed.
-
-    Args:
-        values: Any number of finite values.
-        level: Of the interval, within (0, 1).
-
-    Example:
-        >>> m = mean_ci([1.0, 2.0, 3.0])
-        >>> m.n, m.mean, round(m.low, 2), round(m.high, 2)
-        (3, 2.0, -0.48, 4.48)
-    """
-    x = np.asarray(values, np.float64)
-    if x.size < 2:
-        return Mean(x.size, float(x[0]) if x.size else math.nan)
-    half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
-    mean = float(x.mean())
-    return Mean(x.size, mean, mean - half, mean + half)
-
-
-def bootstrap_ci(first: ArrayLike, second: ArrayLike | None = None, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval (BCa) of a mean, or of the difference of two independent means.
-
-    The same values always give the same interval. From few values it is too narrow.
-
-    Args:
-        first: Values, or differences of pairs.
-        second: Values of the other group, or None.
-        level: Of the interval.
-
-    Returns:
-        Lower and upper end; both nan of fewer than three values, both the mean where all values are equal.
-    """
-    a = np.asarray(first, np.float64)
-    b = None if second is None else np.asarray(second, np.float64)
-    if a.size < 3 or (b is not None and b.size < 3):
-        return math.nan, math.nan
-    if np.ptp(a) == 0 and (b is None or np.ptp(b) == 0):
-        mean = float(a[0] - (0.0 if b is None else b[0]))
-        return mean, mean
-    data = (a,) if b is None else (a, b)
-
-    def statistic(*groups: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]", axis: int) -> object:
-        means = [group.mean(axis=axis) for group in groups]
-        return means[0] if len(means) == 1 else means[0] - means[1]
-
-    def interval(method: str) -> tuple[float, float]:
-        found = stats.bootstrap(
-            data,
-            statistic,
-            n_resamples=_RESAMPLES,
-            confidence_level=level,
-            method=method,
-            vectorized=True,
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-        return float(found.low), float(found.high)
-
-    with np.errstate(all="ignore"):
-        low, high = interval("BCa")
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else interval("percentile")
-
-
-def sign_flip_p(differences: ArrayLike) -> float:
-    """Two-sided p of paired differences under the hypothesis that each could as well have the other sign.
-
-    Exact up to 16 pairs, from a fixed random sample of sign flips beyond. Fisher 1935, The Design of Experiments, §21.
-
-    Args:
-        differences: One for each pair; nan of none.
-
-    Example:
-        >>> sign_flip_p([0.1, 0.2, 0.3, 0.1, 0.2, 0.3])  # the smallest there is for six pairs: 2 / 2**6
-        0.03125
-    """
-    d = np.asarray(differences, np.float64)
-    if d.size == 0:
-        return math.nan
-    if d.size == 1 or not d.any():
-        return 1.0
-    return _p(stats.permutation_test((d,), np.mean, permutation_type="samples", **_how()))
-
-
-def permutation_p(first: ArrayLike, second: ArrayLike) -> float:
-    """Two-sided p of the difference of two independent means, under the hypothesis that the labels are arbitrary.
-
-    Exact up to 65,536 ways to split the values, from a fixed random sample of them beyond.
-
-    Args:
-        first: Values of one group.
-        second: Values of the other; nan where either is empty.
-    """
-    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if a.size == 0 or b.size == 0:
-        return math.nan
-    if a.size + b.size == 2 or np.ptp(np.concatenate([a, b])) == 0:
-        return 1.0
-    if min(a.size, b.size) == 1:  # scipy takes no sample of one: any of the values could have been the single one
-        one, pool = (a[0], np.concatenate([a, b])) if a.size == 1 else (b[0], np.concatenate([b, a]))
-        return min(1.0, 2 * float(min((pool <= one).mean(), (pool >= one).mean())))
-    return _p(stats.permutation_test((a, b), _mean_difference, permutation_type="independent", **_how()))
-
-
-def _mean_difference(a: np.ndarray, b: np.ndarray, axis: int) -> object:
-    return a.mean(axis=axis) - b.mean(axis=axis)
-
-
-def _how() -> dict[str, Any]:
-    return {"n_resamples": _MOST_EXACT, "vectorized": True, "rng": np.random.default_rng(0)}
-
-
-def _p(result: Any) -> float:
-    return min(1.0, float(result.pvalue))
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Adjust p values of several comparisons, so that the chance of any false finding stays at the level.
-
-    Holm 1979, "A simple sequentially rejective multiple test procedure".
-
-    Args:
-        ps: Unadjusted; nan stays nan and does not count as a comparison.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    order = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
-    adjusted = [math.nan] * len(ps)
-    largest = 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * ps[i]))
-        adjusted[i] = largest
-    return adjusted
-
-
-def seeds_needed(comparisons: int = 1, *, paired: bool = True, level: float = 0.05) -> int:
-    """Seeds for each group below which no result, however clear, could be told from chance.
-
-    Args:
-        comparisons: How many p values Holm's correction is over, >= 1.
-        paired: Whether the two groups have the same seeds.
-        level: Significance level.
-
-    Example:
-        >>> seeds_needed(), seeds_needed(6), seeds_needed(paired=False)
-        (6, 8, 4)
-    """
-    n = 1
-    while True:
-        smallest = 2 / (2**n if paired else math.comb(2 * n, n))
-        if smallest * max(1, comparisons) <= level:
-            return n
-        n += 1
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -213,14 +24,17 @@ class Comparison:
         worse: Name of the other.
         n: Pairs, or the size of the smaller group.
         paired: Whether it is by pairs that share a seed.
-        difference: How much better the mean is, in the metric's unit; >= 0.
-        low: Lower end of its bootstrap interval; nan of fewer than three.
+        difference: How much better the mean is, in the metric's unit; >= 0. Where runs diverged: of those that did not,
+            so it may be negative, and nan where there are none.
+        low: Lower end of its bootstrap interval; nan of fewer than three, and where runs diverged.
         high: Upper end.
         p: Unadjusted; nan where nothing can be computed.
         adjusted: Holm's.
         needs: Seeds for each group from which on a difference could be told from chance here.
         wins: Pairs in which the first group is better; -1 where unpaired.
         level: Significance level.
+        sizes: How many values of the better and the worse group were compared, those that diverged included.
+        diverged: How many of these diverged.
     """
 
     better: str
@@ -235,6 +49,8 @@ class Comparison:
     needs: int = 6
     wins: int = -1
     level: float = 0.05
+    sizes: tuple[int, int] = (0, 0)
+    diverged: tuple[int, int] = (0, 0)
 
     @property
     def enough(self) -> bool:
@@ -256,11 +72,17 @@ def compare_groups(
 ) -> list[Comparison]:
     """Compare groups pairwise, by seeds that both have, else as independent samples.
 
+    A run that diverged is the worst there is: of a pair it loses, and two of them are a tie. How much worse has no
+    number, so where any run of two groups diverged, the test is of ranks in place of values, of the signed ranks of the
+    pairs (Wilcoxon 1945, "Individual comparisons by ranking methods", with Pratt's 1959 ties) or of the ranks of all
+    runs. A group whose bad runs diverged is thus never the better one for its survivors alone.
+
     Every pair of groups is compared, because which one leads was not known beforehand. With ``against``, only that
     group with each other one: fewer comparisons, so fewer seeds are needed.
 
     Args:
-        values: Group to (seed to value); any text that matches is a seed.
+        values: Group to (seed to value); any text that matches is a seed. A run that diverged is infinitely bad:
+            ``-inf`` where higher is better, else ``inf``.
         higher_is_better: Which direction is better.
         against: A group chosen beforehand.
         level: Significance level, after Holm's correction.
@@ -285,17 +107,49 @@ def compare_groups(
 def _pair(a: str, b: str, values: Mapping[str, Mapping[str, float]], sign: float, level: float) -> Comparison:
     first, second = values[a], values[b]
     shared = sorted(first.keys() & second.keys())
-    if shared and 2 * len(shared) >= min(len(first), len(second)):
-        d = sign * np.array([first[seed] - second[seed] for seed in shared])
-        if d.mean() < 0:  # the seeds both have say otherwise than the means of all
-            a, b, d = b, a, -d
-        low, high = bootstrap_ci(d, level=1 - level)
-        wins = int((d > 0).sum())
-        return Comparison(a, b, d.size, True, float(d.mean()), low, high, sign_flip_p(d), wins=wins, level=level)
-    x, y = sign * np.array([*first.values()]), sign * np.array([*second.values()])
-    low, high = bootstrap_ci(x, y, level=1 - level)
-    p = permutation_p(x, y)
-    return Comparison(a, b, min(x.size, y.size), False, float(x.mean() - y.mean()), low, high, p, level=level)
+    paired = bool(shared) and 2 * len(shared) >= min(len(first), len(second))
+    x, y = (sign * np.array([g[seed] for seed in (shared if paired else g)], np.float64) for g in (first, second))
+    p, lead = (_paired_test if paired else _unpaired_test)(x, y)
+    if lead < 0:  # the seeds both have, or the runs that diverged, say otherwise than the means
+        a, b, x, y = b, a, y, x
+    diverged = int(np.isneginf(x).sum()), int(np.isneginf(y).sum())
+    difference, low, high = _difference(x, y, paired=paired, level=level)
+    if any(diverged):
+        low = high = math.nan  # an interval of the survivors would look better than they are
+    return Comparison(
+        *(a, b, min(x.size, y.size), paired, difference, low, high, p),
+        wins=int((x > y).sum()) if paired else -1,
+        level=level,
+        sizes=(x.size, y.size),
+        diverged=diverged,
+    )
+
+
+def _paired_test(x: Floats, y: Floats) -> tuple[float, float]:
+    """p, and a number that is positive where the first is better: its mean difference, or that of signed ranks."""
+    both = np.isneginf(x) & np.isneginf(y)
+    d = np.subtract(x, y, out=np.zeros_like(x), where=~both)
+    if not np.isfinite(d).all():
+        d = np.sign(d) * stats.rankdata(np.abs(d))
+    return sign_flip_p(d), float(d.mean())
+
+
+def _unpaired_test(x: Floats, y: Floats) -> tuple[float, float]:
+    """The same of independent values."""
+    if np.isneginf(x).any() or np.isneginf(y).any():
+        ranks = stats.rankdata(np.concatenate([x, y]))
+        x, y = ranks[: x.size], ranks[x.size :]
+    return permutation_p(x, y), float(x.mean() - y.mean())
+
+
+def _difference(x: Floats, y: Floats, *, paired: bool, level: float) -> tuple[float, float, float]:
+    """Of the values that are finite, in both where they are paired: the difference of the means, and its interval."""
+    if paired:
+        known = np.isfinite(x) & np.isfinite(y)
+        d = x[known] - y[known]
+        return (float(d.mean()) if d.size else math.nan), *bootstrap_ci(d, level=1 - level)
+    x, y = x[np.isfinite(x)], y[np.isfinite(y)]
+    return (float(x.mean() - y.mean()) if x.size and y.size else math.nan), *bootstrap_ci(x, y, level=1 - level)
 
 
 def pareto_front(cost: ArrayLike, value: ArrayLike) -> list[int]:

@@ -84,8 +84,29 @@ def _examples_knots(run: Run, curves: dict[str, Curve], last: int) -> tuple[Floa
     batch = _number(run.params.get("data.batch_size")) or _number(run.params.get("batch_size"))
     if batch is None or last < 0:
         return None
-    batch *= _number(run.params.get("trainer.accumulate_grad_batches")) or 1.0
+    world = _world_size(run)
+    if world is None:
+        return None
+    batch *= world * (_number(run.params.get("trainer.accumulate_grad_batches")) or 1.0)
     return np.array([0.0, last + 1.0]), np.array([0.0, batch * (last + 1.0)])
+
+
+def _world_size(run: Run) -> float | None:
+    """Processes that trained a run, each on batches of its own: as it recorded, else as its params tell.
+
+    Returns:
+        None where it had devices by choice of the machine (``auto``, -1) and did not record how many.
+    """
+    recorded = _number(run.tags.get(names.WORLD_SIZE))
+    if recorded is not None and recorded >= 1:
+        return recorded
+    given = run.params.get("trainer.devices")
+    if given is None:
+        return 1.0  # another program's run: nothing speaks of several
+    listed = given.strip("[]() ")
+    devices = float(len(listed.split(","))) if "," in listed or listed != given else _number(given)
+    nodes = _number(run.params.get("trainer.num_nodes")) or 1.0
+    return devices * nodes if devices is not None and devices >= 1 else None
 
 
 def _seconds_knots(curves: dict[str, Curve], everything: list[Curve]) -> tuple[Floats, Floats] | None:

@@ -24,7 +24,21 @@ DEFAULT_SERVER = "http://127.0.0.1:5000"
 
 
 class CompareError(ValueError):
-    """Bad input, or nothing to compare. Its text is shown without a traceback."""
+    """Bad input, or nothing to compare. Its text is shown without a traceback.
+
+    Args:
+        text: What is wrong, and the remedy.
+        option: Of the command line, where one is to blame; it is no part of the text, since a sweep gave none.
+    """
+
+    def __init__(self, text: str, option: str = "") -> None:
+        super().__init__(text)
+        self.option = option
+
+    @property
+    def on_the_command_line(self) -> str:
+        """The text, with the option first."""
+        return f"--{self.option}: {self}" if self.option else str(self)
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,7 @@ class Request:
         filter_string: In MLflow's search language.
         target: Such as ``val/acc>=0.97``, or nothing.
         metric: The validation metric that decides, or nothing for ``val/acc``, else ``val/loss``.
+        higher_is_better: Which direction of it is better; None for what its name says.
         against: A group chosen beforehand, the only one that others are compared with.
         log_run: Whether the files go to MLflow as well.
         server: Where the MLflow UI is or will be, for links.
@@ -51,6 +66,7 @@ class Request:
     filter_string: str = ""
     target: str | None = None
     metric: str | None = None
+    higher_is_better: bool | None = None
     against: str | None = None
     log_run: bool = True
     server: str | None = None
@@ -89,17 +105,18 @@ def compare(request: Request) -> Comparison:
     chosen = _experiments(request)
     runs, left = _runs(request, chosen)
     objective = _objective(request.metric, runs)
+    higher = _higher_is_better(request, objective)
     keys = [*names.READ, *([objective] if objective else []), *([target.metric] if target else [])]
     _read(request.store, runs, keys)
     if target and not any(names.find(target.metric, run.last) for run in runs):
-        raise CompareError(f"--target: no run has a metric {target.metric!r}. {_metrics(runs)}")
-    measured = [measure(run, request.by, objective, target) for run in runs]
+        raise CompareError(f"no run has a metric {target.metric!r}. {_metrics(runs)}", "target")
+    measured = [measure(run, request.by, objective, target, higher_is_better=higher) for run in runs]
     against = request.against
     if against is not None and against not in {m.group for m in measured}:
         raise CompareError(
-            f"--against: there is no group {against!r}. Groups: {', '.join(sorted({m.group for m in measured}))}."
+            f"there is no group {against!r}. Groups: {', '.join(sorted({m.group for m in measured}))}.", "against"
         )
-    outcome = compare_measured(measured, objective, against)
+    outcome = compare_measured(measured, objective, against, higher_is_better=higher)
     looks = styles(group.name for group in outcome.groups)
     figures = all_figures(outcome, looks, request.by)
     name = ", ".join(chosen)
@@ -123,7 +140,7 @@ def _target(text: str | None) -> Target | None:
     try:
         return parse_target(text) if text else None
     except ValueError as e:
-        raise CompareError(f"--target: {e}") from None
+        raise CompareError(str(e), "target") from None
 
 
 def _experiments(request: Request) -> dict[str, str]:
@@ -132,8 +149,9 @@ def _experiments(request: Request) -> dict[str, str]:
     missing = [name for name in request.experiments if name not in known]
     if missing:
         raise CompareError(
-            f"--experiment: {request.store.public_uri} has no experiment {missing[0]!r}. "
-            f"It has: {', '.join(sorted(known)) or 'none'}."
+            f"{request.store.public_uri} has no experiment {missing[0]!r}. "
+            f"It has: {', '.join(sorted(known)) or 'none'}.",
+            "experiment",
         )
     if request.experiments:
         return {name: known[name] for name in request.experiments}
@@ -142,7 +160,7 @@ def _experiments(request: Request) -> dict[str, str]:
     used = {name: key for name, key in known.items() if name != "Default"} or known
     if len(used) == 1:
         return used
-    raise CompareError(f"--experiment: choose one of {', '.join(sorted(used)) or 'none: there is no run yet'}.")
+    raise CompareError(f"choose one of {', '.join(sorted(used)) or 'none: there is no run yet'}.", "experiment")
 
 
 def _runs(request: Request, chosen: dict[str, str]) -> tuple[list[Run], list[tuple[Run, str]]]:
@@ -150,7 +168,7 @@ def _runs(request: Request, chosen: dict[str, str]) -> tuple[list[Run], list[tup
     try:
         found = read_runs(request.store, [*chosen.values()], request.filter_string)
     except TrackingError as e:
-        raise CompareError(str(e)) from None
+        raise CompareError(str(e), "filter") from None
     runs, left = [], []
     for run in found:
         if run.job != "train":
@@ -163,7 +181,7 @@ def _runs(request: Request, chosen: dict[str, str]) -> tuple[list[Run], list[tup
         where = f"experiment {', '.join(chosen)} of {request.store.public_uri}"
         jobs = Counter(run.job for run in found)
         if request.filter_string:
-            raise CompareError(f"--filter: no training run of {where} matches {request.filter_string!r}.")
+            raise CompareError(f"no training run of {where} matches {request.filter_string!r}.", "filter")
         only = f" (only {', '.join(f'{n} of the job {job}' for job, n in jobs.items())})" if jobs else ""
         raise CompareError(
             f"{where} has no training run yet{only}. Train some, such as: "
@@ -178,8 +196,21 @@ def _objective(asked: str | None, runs: Sequence[Run]) -> str | None:
         if any(names.find(key, run.last) for run in runs):
             return key
     if asked:
-        raise CompareError(f"--metric: no run has a metric {asked!r}. {_metrics(runs)}")
+        raise CompareError(f"no run has a metric {asked!r}. {_metrics(runs)}", "metric")
     return None
+
+
+def _higher_is_better(request: Request, objective: str | None) -> bool:
+    if request.higher_is_better is not None or objective is None:
+        return request.higher_is_better is not False
+    found = names.direction(objective)
+    if found is None:
+        raise CompareError(
+            f"whether more of {objective!r} is better cannot be told from its name. Say it: --higher-is-better or "
+            "--lower-is-better.",
+            "metric",
+        )
+    return found
 
 
 def _metrics(runs: Sequence[Run]) -> str:

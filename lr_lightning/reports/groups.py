@@ -2,14 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from lr_lightning.diagnosis.compare import Comparison, Mean, compare_groups, mean_ci
+from lr_lightning.diagnosis.compare import Comparison, compare_groups
+from lr_lightning.diagnosis.statistics import Mean, mean_ci
 from lr_lightning.diagnosis.targets import Reach, median_time
-from lr_lightning.reports import names
 from lr_lightning.reports.measure import Measured
 
 _NOT_COMPARED = ("tracking.", "output_root")
@@ -33,13 +33,23 @@ class Group:
         """Those that came to their end and have the objective."""
         return [m for m in self.runs if m.counts]
 
+    @property
+    def diverged(self) -> list[Measured]:
+        """Those that diverged."""
+        return [m for m in self.runs if m.state == "diverged"]
+
     def units(self, value: Callable[[Measured], float]) -> dict[str, float]:
         """One value for each seed, the mean over its runs; a run without a seed stands for itself."""
-        by_seed: dict[str, list[float]] = {}
-        for m in self.counted:
-            if math.isfinite(value(m)):
-                by_seed.setdefault(m.seed or f"run {m.run.id}", []).append(value(m))
-        return {seed: float(np.mean(values)) for seed, values in by_seed.items()}
+        return _by_seed((m, value(m)) for m in self.counted if math.isfinite(value(m)))
+
+    def results(self, worst: float) -> dict[str, float]:
+        """The objective of each seed, as it is compared: a seed of which a run diverged has the worst there is.
+
+        Args:
+            worst: ``-inf`` or ``inf``.
+        """
+        lost = ((m, worst) for m in self.diverged)
+        return _by_seed([*((m, m.best) for m in self.counted if math.isfinite(m.best)), *lost])
 
     def mean(self, value: Callable[[Measured], float]) -> Mean:
         """Mean and interval over seeds."""
@@ -76,6 +86,13 @@ class Group:
         return f"{text} ({len(reaches) - len(missed)} of {len(reaches)}{beyond})"
 
 
+def _by_seed(values: Iterable[tuple[Measured, float]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for m, value in values:
+        found.setdefault(m.seed or f"run {m.run.id}", []).append(value)
+    return {seed: float(np.mean(several)) for seed, several in found.items()}
+
+
 @dataclass(eq=False)
 class Outcome:
     """Everything that is said about the groups.
@@ -86,6 +103,7 @@ class Outcome:
         comparisons: Of pairs of groups.
         varying: Params that differ between runs, name to the values there are.
         warnings: What makes the comparison less than it seems.
+        higher_is_better: Which direction of the objective is better.
     """
 
     objective: str | None
@@ -93,20 +111,28 @@ class Outcome:
     comparisons: list[Comparison]
     varying: dict[str, list[str]]
     warnings: list[str]
+    higher_is_better: bool = True
 
 
-def compare_measured(measured: Sequence[Measured], objective: str | None, against: str | None) -> Outcome:
+def compare_measured(
+    measured: Sequence[Measured], objective: str | None, against: str | None, *, higher_is_better: bool = True
+) -> Outcome:
     """Group measured runs and compare the groups by the best value of the objective.
+
+    A run that diverged is in no mean, but it counts: of its pair it loses (see
+    :func:`~lr_lightning.diagnosis.compare.compare_groups`). One that failed or was killed tells nothing of its rate and
+    is left out.
 
     Args:
         measured: The runs.
         objective: The metric that decides, or None.
         against: A group chosen beforehand, or None.
+        higher_is_better: Which direction of the objective is better.
     """
     by_name: dict[str, Group] = {}
     for m in measured:
         by_name.setdefault(m.group, Group(m.group)).runs.append(m)
-    sign = 1.0 if objective is None or names.higher_is_better(objective) else -1.0
+    sign = 1.0 if higher_is_better else -1.0
 
     def rank(group: Group) -> tuple[bool, float, str]:
         mean = group.mean(lambda m: m.best).mean
@@ -114,10 +140,12 @@ def compare_measured(measured: Sequence[Measured], objective: str | None, agains
 
     groups = sorted(by_name.values(), key=rank)
     comparisons = compare_groups(
-        {group.name: group.units(lambda m: m.best) for group in groups}, higher_is_better=sign > 0, against=against
+        {group.name: group.results(-sign * math.inf) for group in groups} if objective else {},
+        higher_is_better=higher_is_better,
+        against=against,
     )
     varying = varying_params(measured)
-    return Outcome(objective, groups, comparisons, varying, _warnings(groups, varying))
+    return Outcome(objective, groups, comparisons, varying, _warnings(groups, varying), higher_is_better)
 
 
 def varying_params(measured: Sequence[Measured]) -> dict[str, list[str]]:
@@ -140,7 +168,7 @@ def _warnings(groups: list[Group], varying: dict[str, list[str]]) -> list[str]:
         listed = ", ".join(f"{key} ({count} values)" for key, count in list(inside.items())[:6])
         warnings.append(
             f"Runs of one group also differ in {listed}. Their mean is over those too; group by them as well, "
-            "or leave some out with --filter."
+            "or leave some out (scripts/compare.py --by, --filter)."
         )
     for group in groups:
         lengths = [m.steps for m in group.counted if math.isfinite(m.steps)]

@@ -75,7 +75,9 @@ class Measured:
         return self.run.last.get("summary/spikes", NAN)
 
 
-def measure(run: Run, by: Sequence[str], objective: str | None, target: Target | None) -> Measured:
+def measure(
+    run: Run, by: Sequence[str], objective: str | None, target: Target | None, *, higher_is_better: bool = True
+) -> Measured:
     """Measure a run whose curves were read.
 
     Args:
@@ -83,6 +85,7 @@ def measure(run: Run, by: Sequence[str], objective: str | None, target: Target |
         by: Tags, or params, whose values name its group.
         objective: The validation metric that decides, by this project's name; None where no run has one.
         target: What the time is taken to.
+        higher_is_better: Which direction of the objective is better.
     """
     curves: dict[str, Curve] = {}
     for key in run.curves:
@@ -94,7 +97,7 @@ def measure(run: Run, by: Sequence[str], objective: str | None, target: Target |
     state = _state(run)
     m = Measured(run, group_of(run, by), seed_of(run), state, curves, RunAxes(run, curves, state == "finished"))
     m.notes += _notes(m)
-    _measure_objective(m, objective)
+    _measure_objective(m, objective, higher_is_better)
     _measure_cost(m)
     if target is not None:
         _measure_target(m, target)
@@ -110,8 +113,8 @@ def _state(run: Run) -> str:
 def group_of(run: Run, by: Sequence[str]) -> str:
     """The name of a run's group, such as ``cosine, lr=0.1``; what it lacks is said in brackets."""
     first, *rest = by
-    more = [f"{key.rsplit('.', 1)[-1]}={value_of(run, key) or '–'}" for key in rest]
-    return ", ".join([value_of(run, first) or f"(no {first})", *more])
+    more = [f"{key.rsplit('.', 1)[-1]}={names.rounded(value_of(run, key)) or '–'}" for key in rest]
+    return ", ".join([names.rounded(value_of(run, first)) or f"(no {first})", *more])
 
 
 def value_of(run: Run, key: str) -> str:
@@ -140,11 +143,10 @@ def _notes(m: Measured) -> list[str]:
     return notes
 
 
-def _measure_objective(m: Measured, objective: str | None) -> None:
+def _measure_objective(m: Measured, objective: str | None, higher: bool) -> None:
     if objective is None:
         return
     curve = m.curves.get(objective)
-    higher = names.higher_is_better(objective)
     if curve is None or not curve.step.size:
         m.notes.append(f"has no {objective}")
         return
@@ -166,7 +168,7 @@ def _measure_cost(m: Measured) -> None:
     m.seconds = last.get("summary/seconds", float(seconds[0]) if seconds is not None else NAN)
     m.examples = float(examples[0]) if examples is not None and m.axes.last >= 0 else NAN
     try:
-        m.peak = float(m.run.params.get("optimizer.lr") or m.run.params.get("lr") or NAN)
+        m.peak = float(names.rounded(m.run.params.get("optimizer.lr") or m.run.params.get("lr") or "nan"))
     except ValueError:
         m.peak = NAN
 
@@ -175,8 +177,8 @@ def _measure_target(m: Measured, target: Target) -> None:
     curve = m.curves.get(target.metric)
     if curve is None or not curve.step.size:
         return
-    hopeless = m.state in ("diverged", "failed")
-    m.steps_to = time_to(target, curve.step, curve.value, hopeless=hopeless)
+    hopeless = m.state == "diverged"  # one that failed or was killed might have reached it: it is censored
+    m.steps_to = time_to(target, curve.step + 1, curve.value, hopeless=hopeless)  # the first step is number 0
     seconds = m.axes.at("seconds", curve.step)
     if seconds is not None:
         m.seconds_to = time_to(target, seconds, curve.value, hopeless=hopeless)

@@ -7,6 +7,9 @@ LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/
 PROBE_LOSS, GAP, EPOCH_MEAN, EPOCH = "probe/loss", "overfit/gap_loss", "train/loss_epoch", "epoch"
 BATCH_SIZE, COST_SECONDS = "batch/size", "cost/seconds"
 
+WORLD_SIZE = "env.world_size"
+"""The tag of a run that says how many processes trained it."""
+
 READ = (LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC, PROBE_LOSS, GAP, EPOCH_MEAN, EPOCH, BATCH_SIZE, COST_SECONDS)
 """The metrics that a report draws or measures, by this project's names."""
 
@@ -20,6 +23,7 @@ _WORDS = {
     "top1": "acc",
     "training": "train",
 }
+_LONG = re.compile(r"-?\d*\.\d{12,}(e[+-]?\d+)?")  # no version, no date, no id
 _SPLIT = re.compile(r"[/_.\- ]+")
 
 
@@ -40,6 +44,16 @@ def canonical(name: str) -> str:
     return "/".join([words[0], "_".join(words[1:])]) if len(words) > 1 else "".join(words)
 
 
+def rounded(value: str) -> str:
+    """The value of a tag or param as it is shown: a number that arithmetic gave many digits, with those that count.
+
+    Example:
+        >>> rounded("0.010000000000000002"), rounded("3.0000000000000004e-05"), rounded("1.10"), rounded("cosine")
+        ('0.01', '3e-05', '1.10', 'cosine')
+    """
+    return f"{float(value):.10g}" if _LONG.fullmatch(value) else value
+
+
 def find(key: str, available: Iterable[str]) -> str | None:
     """The metric of a run that is meant by ``key``: that very name, or the first that reads as it.
 
@@ -57,11 +71,40 @@ def find(key: str, available: Iterable[str]) -> str | None:
     return next((name for name in names if canonical(name) == key), None)
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better: not of losses, errors, gaps and perplexities.
+_LOWER = frozenset(
+    (
+        *("loss", "losses", "nll", "ce", "bce", "xent", "crossentropy", "entropy", "hinge", "perplexity", "ppl", "bpc"),
+        *("err", "errors", "error", "mse", "rmse", "mae", "mape", "msle", "deviance", "gap", "ece"),
+        *("brier", "kl", "fid", "wer", "cer", "ter", "mer", "eer", "fpr", "fnr"),
+    )
+)
+_HIGHER = frozenset(
+    (
+        *("acc", "accuracy", "top", "precision", "recall", "sensitivity", "specificity", "f1", "fbeta", "auc", "auroc"),
+        *("auprc", "roc", "ap", "map", "iou", "miou", "dice", "jaccard", "kappa", "mcc", "r2", "ndcg", "mrr", "bleu"),
+        *("rouge", "meteor", "psnr", "ssim", "tpr", "tnr"),
+    )
+)
+# of "MulticlassF1Score", "val/top5", "AUROC" and "val_cross_entropy"
+_WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
+
+
+def direction(metric: str) -> bool | None:
+    """Whether more of a metric is better, as far as the words of its name tell.
+
+    Args:
+        metric: Its name. Whole words count: ``val/recent_acc`` has no ``ce`` in it.
+
+    Returns:
+        None where no word tells, or where two say the opposite. A gap is bad, whatever it is a gap of.
 
     Example:
-        >>> higher_is_better("val/acc"), higher_is_better("val/loss")
-        (True, False)
+        >>> direction("val/acc"), direction("val/wer"), direction("MulticlassF1Score"), direction("val/score")
+        (True, False, True, None)
     """
-    return not re.search(r"loss|err|gap|perplexity|ppl|nll|mse|mae|rmse|ece|brier", metric.lower())
+    words = {word.lower() for word in _WORD.findall(metric)}
+    words |= {word.rstrip("0123456789") for word in words}
+    lower, higher = bool(words & _LOWER), bool(words & _HIGHER)
+    if lower == higher:
+        return False if "gap" in words else None
+    return higher

@@ -25,8 +25,11 @@ from lr_lightning.tracking.runs import Run
 METHODS = (
     "Best and last are the extreme and the final row of the metric in MLflow; the test metric is the one the run "
     "logged. Best of many validations is a little optimistic; it is so for every group alike.",
-    "Only runs that came to their end (FINISHED, not diverged) are in means and comparisons; every other run is "
-    "listed and its curves are drawn.",
+    "Only runs that came to their end (FINISHED, not diverged) are in means; every other run is listed and its curves "
+    "are drawn.",
+    "In comparisons a run that diverged is the worst there is: of its pair it loses. Where any run of two groups did, "
+    "p is of ranks (signed ranks of pairs, or ranks of all runs), and the mean difference is of the other runs, "
+    "without an interval. Runs that failed, were killed or still run are in no comparison.",
     "Differences are between runs of the same seed, where at least half of the smaller group's seeds match; p is that "
     "of an exact sign-flip test, two-sided. Otherwise the groups are independent samples and p is that of a "
     "permutation test.",

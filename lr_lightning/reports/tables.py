@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from lr_lightning.diagnosis.targets import Reach, Target
-from lr_lightning.reports import words
+from lr_lightning.reports import names, words
 from lr_lightning.reports.groups import Group, Outcome
 from lr_lightning.reports.measure import Measured
 from lr_lightning.tracking.runs import Run
@@ -78,7 +78,11 @@ def _recorded_target(group: Group, unit: str) -> str:
         time = m.run.last.get(f"summary/{unit}_to_target")
         if time is not None:
             return Reach(time, True)
-        return None if reached is None else Reach(m.steps if unit == "steps" else m.seconds, False)
+        if reached is None:
+            return None
+        if m.state == "diverged":
+            return Reach(math.inf, False)
+        return Reach(m.steps if unit == "steps" else m.seconds, False)
 
     return group.time_to_target(reach, "{:,.0f}" if unit == "steps" else "{:,.1f}")
 
@@ -93,7 +97,7 @@ def comparison_table(outcome: Outcome) -> Table:
         [
             words.plain(c.better),
             words.plain(c.worse),
-            f"{c.difference:.4f}",
+            words.difference(c),
             words.interval(c),
             f"{c.n} pairs" if c.paired else f"{c.n}, unpaired",
             f"{c.wins} of {c.n}" if c.paired else "–",
@@ -115,7 +119,7 @@ def run_table(outcome: Outcome) -> tuple[Table, list[Run]]:
     for group in outcome.groups:
         for m in group.runs:
             numbers = [words.number(v) for v in (m.best, m.last, m.test, m.steps, m.seconds)]
-            own = [words.plain(m.run.params.get(key, "–")) for key in params]
+            own = [words.plain(names.rounded(m.run.params.get(key, "–"))) for key in params]
             notes = words.plain("; ".join(m.notes))
             who = [words.plain(m.run.name), words.plain(group.name), words.plain(m.seed) or "–", m.state]
             rows.append([*who, *numbers, *own, notes])

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lr_lightning.diagnosis.compare import mean_ci, pareto_front
-from lr_lightning.reports import names
+from lr_lightning.diagnosis.compare import pareto_front
+from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports.axes import AXES
 from lr_lightning.reports.figures import FRONT, Figure, Place, Trace
 from lr_lightning.reports.groups import Outcome
@@ -32,7 +32,7 @@ def accuracy_against_cost(outcome: Outcome, looks: dict[str, Style]) -> Figure |
     """The best value of the objective over the cost of the run, and the groups that no other one beats in both."""
     if outcome.objective is None:
         return None
-    sign = 1.0 if names.higher_is_better(outcome.objective) else -1.0
+    sign = 1.0 if outcome.higher_is_better else -1.0
     figure = Figure(
         "cost",
         f"Best {outcome.objective} against cost",

@@ -3,7 +3,8 @@
 import math
 import unicodedata
 
-from lr_lightning.diagnosis.compare import Comparison, Mean
+from lr_lightning.diagnosis.compare import Comparison
+from lr_lightning.diagnosis.statistics import Mean
 from lr_lightning.reports.groups import Group, Outcome
 
 
@@ -44,49 +45,75 @@ def interval(c: Comparison) -> str:
     return "–" if math.isnan(c.low) else f"{c.low:+.4f} to {c.high:+.4f}".replace("-", "−")
 
 
+def difference(c: Comparison) -> str:
+    """How much better the first group is, of the runs that did not diverge; a dash where there are none."""
+    return "–" if math.isnan(c.difference) else f"{c.difference:.4f}".replace("-", "−")
+
+
 def finding(c: Comparison) -> str:
     """What may be said about two groups."""
+    lost = diverged(c)
+    by_rank = f"; by ranks, {lost}" if lost else ""
     if c.told_apart:
-        return "told apart"
+        return f"told apart{by_rank}"
     what = "seeds" if c.paired else "runs each"
     if not c.enough:
-        return f"not enough {what} to tell (n = {c.n}, needs {c.needs})"
-    return f"not told apart (n = {c.n})"
+        return f"not enough {what} to tell (n = {c.n}, needs {c.needs}){by_rank}"
+    return f"not told apart (n = {c.n}){by_rank}"
+
+
+def diverged(c: Comparison) -> str:
+    """How many runs of two groups diverged, such as ``constant: 2 of 6 diverged``; nothing where none did."""
+    sides = zip((c.better, c.worse), c.diverged, c.sizes, strict=True)
+    return ", ".join(f"{name}: {lost} of {size} diverged" for name, lost, size in sides if lost)
 
 
 def in_a_line(c: Comparison) -> str:
     """A comparison in short."""
     ci = "" if math.isnan(c.low) else f" ({interval(c)})"
-    return f"{c.better} > {c.worse}: {c.difference:.4f}{ci}, {p_equals('adjusted p', c.adjusted)}: {finding(c)}"
+    return f"{c.better} > {c.worse}: {difference(c)}{ci}, {p_equals('adjusted p', c.adjusted)}: {finding(c)}"
 
 
 def headline(outcome: Outcome) -> str:
-    """One or two sentences: who won, by how much, and how surely."""
+    """One or two sentences: who won, by how much, and how surely.
+
+    A winner is told apart from every other group, with its own diverged runs counted as losses. The means are of the
+    runs that came to their end, so beside them stands how many diverged.
+    """
     counted = [group for group in outcome.groups if group.counted]
     if outcome.objective is None or not counted:
         return "No finished run has a validation metric, so there is nothing to rank."
     best = counted[0]
-    mean = best.mean(lambda m: m.best)
-    own = f"{best.name} has the best mean {outcome.objective}, {with_interval(mean)} (n = {mean.n})"
-    rivals = [c for c in outcome.comparisons if best.name in (c.better, c.worse)]
-    if len(counted) == 1 or not rivals:
-        return f"{own}. There is no other group to compare it with."
-    told = [c for c in rivals if c.told_apart and c.better == best.name]
-    next_best = rivals[0]
-    if len(told) == len(counted) - 1:
-        least = max(c.adjusted for c in told)
-        return (
-            f"{best.name} won: {own.removeprefix(best.name + ' ')}, told apart from every other group "
-            f"(largest {p_equals('adjusted p', least)}). {_ahead(next_best)}"
-        )
+    compared = {name for c in outcome.comparisons for name in (c.better, c.worse)}
+    if not any(best.name in (c.better, c.worse) for c in outcome.comparisons):
+        return f"{best.name} has {_own(best, outcome.objective)}. There is no other group to compare it with."
+    for group in counted:
+        told = [c for c in outcome.comparisons if c.told_apart and c.better == group.name]
+        if told and len(told) == len(compared) - 1:
+            least = max(c.adjusted for c in told)
+            first = "the best mean" if group is best else "a mean"
+            return (
+                f"{group.name} won: {_own(group, outcome.objective, first)}, told apart from every other group "
+                f"(largest {p_equals('adjusted p', least)}). {_ahead(told[0])}"
+            )
+    own = [c for c in outcome.comparisons if best.name in (c.better, c.worse)]
+    told = [c for c in own if c.told_apart and c.better == best.name]
     rest = f" It is told apart from {', '.join(c.worse for c in told)}, not from the others." if told else ""
-    return f"No winner can be named. {own}. {_ahead(next_best)}{rest}"
+    return f"No winner can be named. {best.name} has {_own(best, outcome.objective)}. {_ahead(own[0])}{rest}"
+
+
+def _own(group: Group, objective: str, first: str = "the best mean") -> str:
+    mean = group.mean(lambda m: m.best)
+    lost = f"; {len(group.diverged)} of {len(group.runs)} diverged" if group.diverged else ""
+    return f"{first} {objective}, {with_interval(mean)} (n = {mean.n}{lost})"
 
 
 def _ahead(c: Comparison) -> str:
     seeds = f"by {c.n} paired seeds" if c.paired else f"unpaired, at least {c.n} runs each"
     ci = "" if math.isnan(c.low) else f", 95 % interval {interval(c)}"
-    lead = f"is {c.difference:.4f} ahead of" if c.difference >= 5e-5 else "is level with"
+    lead = f"is {difference(c)} ahead of" if c.difference >= 5e-5 else "is level with"
+    if any(c.diverged):  # the difference of the survivors would say the opposite, or nothing
+        lead = "ranks before" if c.p < 1 else "is level with"
     ps = f"{p_equals('p', c.p)}, {p_equals('adjusted', c.adjusted)}"
     return f"{c.better} {lead} {c.worse} ({seeds}{ci}, {ps}): {finding(c)}."
 

@@ -108,7 +108,7 @@ def read_runs(store: Store, experiment_ids: Sequence[str], filter_string: str = 
             )
         except Rejected as error:
             raise TrackingError(
-                f"--filter: {filter_string!r} is not understood: {error} Write it in MLflow's search language, such as "
+                f"{filter_string!r} is not understood: {error} Write it in MLflow's search language, such as "
                 "\"tags.schedule = 'cosine' and params.`optimizer.lr` = '0.1'\"."
             ) from None
         found += [_run(item) for item in page]

@@ -175,6 +175,11 @@ def test_find_searches_only(composed: Compose, capsys: pytest.CaptureFixture[str
     assert found["summary/suggested_lr"] == [LR]
     assert "train/loss" not in found
     assert "val/loss" not in found
+    recorded = params(result.output_dir)
+    assert (recorded["optimizer.lr"], recorded["finder.apply"], recorded["trainer.max_steps"]) == ("0.1", "False", "-1")
+    tags = json.loads((result.output_dir / "run.json").read_text())["tags"]
+    assert tags["job"] == "find_lr"
+    assert not {"schedule", "mlflow.runColor", "checkpoint.best"} & tags.keys()
     out = capsys.readouterr().out
     for part in ("suggestion", "0.0625", "0.031 to 0.12", "for comparison: smith", "curve.png", "curve.csv"):
         assert part in out

@@ -574,5 +574,5 @@ def test_lr_effects_makes_one_table_of_many_runs(tmp_path: Path, train_command: 
     assert {kept["study"] for kept, _ in every} == {"lr_effects"}  # comparisons leave all of them out
     assert "a low rate underfits" in study["mlflow.note.content"]
     (diverged,) = (kept for kept, status in every if status == "FAILED")
-    assert (diverged["trial"], diverged["verdict"]) == ("3", "diverged")
+    assert (diverged["trial"], diverged["verdict"]) == ("2", "diverged")  # from 0, as in a multirun
     assert "Lower the rate" in diverged["mlflow.note.content"]

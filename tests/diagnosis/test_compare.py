@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lr_lightning.diagnosis.compare import (
+from lr_lightning.diagnosis.compare import compare_groups, pareto_front
+from lr_lightning.diagnosis.statistics import (
     bootstrap_ci,
-    compare_groups,
     holm,
     mean_ci,
-    pareto_front,
     permutation_p,
     seeds_needed,
     sign_flip_p,
@@ -170,6 +169,47 @@ def test_only_shared_seeds_are_paired_and_they_decide_who_is_better() -> None:
     (found,) = compare_groups(values, higher_is_better=True)
     assert (found.better, found.n, found.wins) == ("b", 2, 2)
     assert found.difference == pytest.approx(0.15)
+
+
+LOST = -math.inf
+A, B = [0.9, 0.92, 0.91, 0.93, 0.9, 0.92], [0.8, 0.83, 0.8, 0.82, 0.8, 0.81]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "better", "told", "wins", "diverged"),
+    [
+        ([LOST, *A[1:]], B, "a", False, 5, (1, 0)),  # one loss of six pairs, the largest: no longer told apart
+        ([LOST] * 4 + A[4:], B, "b", False, 4, (0, 4)),  # the survivors' mean is the best, the group is not
+        (A, [LOST] * 6, "a", True, 6, (0, 6)),  # it never came to its end: no number, and yet beaten
+        (A, [LOST, *B[1:]], "a", True, 6, (0, 1)),
+        ([LOST, *A[1:]], [LOST, *B[1:]], "a", False, 5, (1, 1)),  # five pairs and a tie
+        ([LOST] * 6, [LOST] * 6, "a", False, 0, (6, 6)),
+    ],
+)
+def test_a_run_that_diverged_loses_its_pair(
+    a: list[float], b: list[float], better: str, told: bool, wins: int, diverged: tuple[int, int]
+) -> None:
+    (found,) = compare_groups(groups(a=a, b=b), higher_is_better=True)
+    assert (found.better, found.told_apart, found.wins, found.diverged) == (better, told, wins, diverged)
+    assert (found.n, found.sizes) == (6, (6, 6))
+    assert math.isnan(found.low)
+    d = np.array([0.0 if x == y else x - y for x, y in zip(a, b, strict=True)])
+    ranks = np.sign(d) * stats.rankdata(np.abs(d))
+    flipped = [abs((np.array(signs) * ranks).sum()) for signs in itertools.product((1, -1), repeat=6)]
+    assert found.p == pytest.approx(np.mean(np.array(flipped) >= abs(ranks.sum()) - 1e-9))
+    (mirrored,) = compare_groups(
+        {name: {k: -v for k, v in seeds.items()} for name, seeds in groups(a=a, b=b).items()}, higher_is_better=False
+    )
+    assert (mirrored.better, mirrored.p, mirrored.diverged) == (found.better, found.p, found.diverged)
+
+
+def test_without_shared_seeds_the_ranks_of_all_runs_are_compared() -> None:
+    values = {"a": {"0": 0.9, "1": 0.91, "2": LOST, "3": LOST}, "b": {"7": 0.8, "8": 0.81, "9": 0.82, "10": 0.8}}
+    (found,) = compare_groups(values, higher_is_better=True)
+    assert (found.paired, found.told_apart, found.sizes) == (False, False, (4, 4))
+    assert found.diverged == ((2, 0) if found.better == "a" else (0, 2))
+    ranks = stats.rankdata([0.9, 0.91, LOST, LOST, 0.8, 0.81, 0.82, 0.8])
+    assert found.p == pytest.approx(permutation_p(ranks[:4], ranks[4:]))
 
 
 def test_empty_and_single_groups() -> None:

@@ -62,6 +62,7 @@ class Runs:
             "overfit/gap_loss": [(end, 0.01 * i) for i, end in enumerate(ends)],
             "test/acc": [(steps, best - 0.02)],
             "summary/steps": [(0, float(steps))],
+            **more.pop("rows", {}),
         }
         tags = {"schedule": schedule, "seed": str(seed), **more.pop("tags", {})}
         params = {

@@ -17,8 +17,9 @@ def curve(points: Sequence[tuple[int, float]], ms: int = 100) -> Curve:
     return Curve(step, value.astype(np.float64), 1_000 + ms * step)
 
 
-def axes(curves: Mapping[str, Curve], finished: bool = True, **params: str) -> RunAxes:
-    run = Run("id", "name", "1", "FINISHED", 0, None, params={k.replace("__", "."): v for k, v in params.items()})
+def axes(curves: Mapping[str, Curve], finished: bool = True, world: str = "", **params: str) -> RunAxes:
+    given = {k.replace("__", "."): v for k, v in params.items()}
+    run = Run("id", "name", "1", "FINISHED", 0, None, params=given, tags={names.WORLD_SIZE: world} if world else {})
     dense = {names.TRAIN_LOSS: curve([(i, 1.0) for i in range(40)])}
     return RunAxes(run, {**dense, **curves}, finished)
 
@@ -57,6 +58,29 @@ def test_examples_by_the_batch_or_as_it_grows() -> None:
     assert axes({}, batch_size="many").at("examples", STEPS) is None
 
 
+@pytest.mark.parametrize(
+    ("world", "params", "times"),
+    [
+        ("", {"trainer__devices": "1"}, 1),
+        ("", {"trainer__devices": "4", "trainer__num_nodes": "2"}, 8),
+        ("", {"trainer__devices": "[0, 2]"}, 2),
+        ("", {"trainer__devices": "[1]"}, 1),
+        ("", {"trainer__devices": "auto"}, None),
+        ("", {"trainer__devices": "-1"}, None),
+        ("2", {"trainer__devices": "auto"}, 2),
+        ("2", {"trainer__devices": "auto", "trainer__accumulate_grad_batches": "2"}, 4),
+    ],
+)
+def test_every_process_has_examples_of_its_own(world: str, params: dict[str, str], times: int | None) -> None:
+    found = axes({}, world=world, data__batch_size="32", **params)
+    if times is None:
+        assert found.at("examples", STEPS) is None
+    else:
+        assert at(found, "examples") == [times * n for n in (32, 320, 640, 1280)]
+    grows = {names.BATCH_SIZE: curve([(39, 64.0)])}  # which is of all processes already
+    assert at(axes(grows, world=world, data__batch_size="32", **params), "examples")[-1] == 40 * 64
+
+
 def test_seconds_as_the_run_measured_them() -> None:
     measured = {names.COST_SECONDS: curve([(19, 10.0), (39, 20.0)], ms=10**9)}
     assert at(axes(measured), "seconds") == pytest.approx([0, 90 / 19, 10, 20])
@@ -90,6 +114,19 @@ def test_a_run_without_rows_has_no_places() -> None:
 )
 def test_a_metric_is_found_by_its_name_or_by_what_it_means(key: str, available: list[str], found: str | None) -> None:
     assert names.find(key, available) == found
+
+
+@pytest.mark.parametrize(
+    ("better", "metrics"),
+    [
+        (True, ["val/acc", "val/recent_acc", "valid_accuracy", "val/acc5", "val/top1", "MulticlassF1Score", "AUROC"]),
+        (False, ["val/loss", "val/wer", "val/ce", "val_cross_entropy", "val/error", "overfit/gap_acc"]),
+        (False, ["BinaryHingeLoss", "val/NLL", "val/ece", "val/loss_epoch"]),
+        (None, ["val/score", "val/terrain", "val/mapped", "val/acc_loss", "custom metric"]),
+    ],
+)
+def test_which_direction_is_better_is_told_by_whole_words(better: bool | None, metrics: list[str]) -> None:
+    assert {metric: names.direction(metric) for metric in metrics} == dict.fromkeys(metrics, better)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -81,8 +82,8 @@ def test_every_number_again_from_the_database(sweep: Runs, store: Store, compari
         assert (cells["steps"], cells["lost runs"], cells["worst setback"]) == ("40", "none", "0.01")
         assert cells["examples seen"] == "2,560"
         reached = int((values >= 0.945).sum())
-        tail = f"all {reached}" if reached == 6 else f"{reached} of 6, {6 - reached} censored at > 39"
-        median = "29" if reached > 3 else "not reached by half"
+        tail = f"all {reached}" if reached == 6 else f"{reached} of 6, {6 - reached} censored at > 40"
+        median = "30" if reached > 3 else "not reached by half"
         assert cells["steps to val/acc>=0.945, median"] == f"{median} ({tail})"
         order.append((values.mean(), schedule))
     assert [group.name for group in done.outcome.groups] == [name for _, name in sorted(order, reverse=True)]
@@ -122,6 +123,34 @@ def test_no_winner_without_enough_seeds_and_one_with_them(sweep: Runs, compariso
     assert (c.better, c.told_apart, c.needs) == ("cosine", c.adjusted <= 0.05, 6)
     assert words.p_value(c.adjusted) in words.headline(two.outcome)
     assert words.interval(c) in words.headline(two.outcome)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 4])
+def test_a_group_does_not_win_by_the_runs_that_did_not_diverge(runs: Runs, comparison: Compare, lost: int) -> None:
+    gone = {"status": "FAILED", "tags": {"diverged": "true"}}
+    for seed in range(6):
+        runs.train("cosine", seed, 0.95 + 0.001 * seed, **(gone if seed < lost else {}))
+        runs.train("constant", seed, 0.9)
+    done = comparison(log_run=False)
+    said = words.headline(done.outcome)
+    assert said.startswith("cosine won: " if not lost else "No winner can be named. cosine has the best mean")
+    (c,) = done.outcome.comparisons
+    assert c.n == 6
+    if lost:
+        assert f"(n = {6 - lost}; {lost} of 6 diverged)" in said
+        assert words.finding(c) == f"not told apart (n = 6); by ranks, cosine: {lost} of 6 diverged"
+        assert said in page(done)
+        assert ("cosine ranks before constant" if lost < 4 else "constant ranks before cosine") in said
+
+
+def test_the_winner_need_not_have_the_best_mean_of_the_survivors(runs: Runs, comparison: Compare) -> None:
+    for seed in range(6):
+        gone = {"status": "FAILED", "tags": {"diverged": "true"}} if seed else {}
+        runs.train("cosine", seed, 0.99 if not seed else 0.1, **gone)
+        runs.train("constant", seed, 0.9 if seed else 0.995)
+    done = comparison(log_run=False)
+    assert words.headline(done.outcome).startswith("constant won: a mean val/acc, 0.9158")
+    assert "cosine: 5 of 6 diverged" in words.headline(done.outcome)
 
 
 def test_two_seeds_say_that_six_are_needed(runs: Runs, comparison: Compare) -> None:
@@ -179,6 +208,34 @@ def test_every_kind_of_run_is_listed_and_none_breaks_it(runs: Runs, comparison: 
     assert "read by other names: lr-SGD, train_loss_step, val_acc, val_loss" in text
     assert "constant: the runs have" in text
     assert [g.name for g in done.outcome.groups][-1] == "wsd"
+
+
+@pytest.mark.parametrize("target", ["val/acc>=0.9", None])
+def test_only_a_run_that_diverged_never_reaches_the_target(runs: Runs, comparison: Compare, target: str | None) -> None:
+    """With a target of the command line, and with the one that the runs themselves recorded."""
+    ends = {"cosine": ("FINISHED", {}), "constant": ("FAILED", {}), "wsd": ("FAILED", {"diverged": "true"})}
+    for schedule, (status, tags) in ends.items():
+        recorded = {} if target else {"summary/target_reached": [(0, 0.0)]}
+        runs.train(schedule, 0, 0.5, status=status, tags=tags, rows=recorded)
+        runs.train(schedule, 1, 0.95, rows={} if target else {"summary/steps_to_target": [(0, 30.0)]})
+    shown = table(comparison(target=target, log_run=False))
+    (column,) = [name for name in shown["cosine"] if name.startswith("steps to")]
+    censored = "30 (1 of 2, 1 censored at > 40)"  # 40 steps were made: the last is number 39
+    never = "30 (1 of 2, 1 censored)"
+    assert {name: cells[column] for name, cells in shown.items()} == {
+        "cosine": censored,
+        "constant": censored,
+        "wsd": never,
+    }
+
+
+def test_the_name_of_a_group_is_a_rounded_rate(runs: Runs, comparison: Compare) -> None:
+    for lr in (0.010000000000000002, 0.01, 3.0000000000000004e-05):
+        runs.train("cosine", 0, 0.9, lr=lr)
+    runs.train("cosine", 0, 0.9, lr=0.1, params={"version": "1.10"})
+    assert set(table(comparison(by=["optimizer.lr"], log_run=False))) == {"0.01", "3e-05", "0.1"}
+    assert "(no version)" in (names := set(table(comparison(by=["version"], log_run=False))))
+    assert "1.10" in names
 
 
 def test_lengths_that_differ_are_said(runs: Runs, comparison: Compare) -> None:
@@ -253,21 +310,49 @@ def test_the_comparison_is_a_run_of_its_own_that_is_never_compared(
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"experiments": ["nope"]}, r"--experiment: .* has no experiment 'nope'\. It has: Default, empty, exp\."),
+        ({"experiments": ["nope"]}, r"^--experiment: .* has no experiment 'nope'\. It has: Default, empty, exp\."),
         ({"experiments": ["empty"]}, r"experiment empty of .* has no training run yet\. Train some"),
-        ({"filter_string": "schedule ="}, r"--filter: 'schedule =' is not understood: .*Write it in MLflow's"),
-        ({"filter_string": "tags.schedule = 'x'"}, r"--filter: no training run of .* matches"),
-        ({"target": "val/acc"}, r"--target: target must be a metric, one of"),
-        ({"target": "val/f1>=0.9"}, r"--target: no run has a metric 'val/f1'\. They have: lr/group0, .*val/acc"),
-        ({"metric": "val/f1"}, r"--metric: no run has a metric 'val/f1'\. They have: lr/group0"),
-        ({"against": "wsd"}, r"--against: there is no group 'wsd'\. Groups: cosine\."),
+        ({"filter_string": "schedule ="}, r"^--filter: 'schedule =' is not understood: .*Write it in MLflow's"),
+        ({"filter_string": "tags.schedule = 'x'"}, r"^--filter: no training run of .* matches"),
+        ({"target": "val/acc"}, r"^--target: target must be a metric, one of"),
+        ({"target": "val/f1>=0.9"}, r"^--target: no run has a metric 'val/f1'\. They have: lr/group0, .*val/acc"),
+        ({"metric": "val/f1"}, r"^--metric: no run has a metric 'val/f1'\. They have: lr/group0"),
+        ({"against": "wsd"}, r"^--against: there is no group 'wsd'\. Groups: cosine\."),
     ],
 )
 def test_bad_input_is_one_message(runs: Runs, comparison: Compare, asked: dict[str, Any], message: str) -> None:
     runs.train("cosine", 0, 0.9)
     runs.store.experiment_id("empty")
-    with pytest.raises(CompareError, match=message):
+    with pytest.raises(CompareError) as caught:
         comparison(log_run=False, **asked)
+    assert re.search(message, caught.value.on_the_command_line)
+    assert "--" not in str(caught.value)[:2]
+
+
+def test_a_metric_whose_direction_is_not_known_is_asked_for(
+    runs: Runs, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, score in enumerate((0.5, 0.7)):
+        runs.add(f"s{seed}", {"val/score": [(0, score), (1, 0.6)]}, tags={"schedule": f"s{seed}", "seed": "0"})
+    asked: dict[str, Any] = {"experiments": ["exp"], "metric": "val/score", "log_run": False}
+    assert app_compare.run(store.root, None, tmp_path / "out", **asked) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --metric: whether more of 'val/score' is better cannot be told from its name.")
+    assert "--higher-is-better or --lower-is-better" in said
+    for higher, first in ((True, "s1 has the best mean"), (False, "s0 has the best mean")):
+        assert app_compare.run(store.root, None, tmp_path / "out", higher_is_better=higher, **asked) == 0
+        assert first in capsys.readouterr().out
+
+
+def test_after_a_sweep_no_message_names_an_option_that_nobody_gave(
+    runs: Runs, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.train("cosine", 0, 0.9)
+    asked: dict[str, Any] = {"experiments": ["exp"], "filter_string": "tags.sweep = 's1'", "after_sweep": True}
+    assert app_compare.run(store.root, None, tmp_path / "out", **asked) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("the runs are not compared: no training run of experiment exp")
+    assert "--" not in said
 
 
 def test_the_command_prints_tables_and_paths(
@@ -287,11 +372,26 @@ def test_the_command_prints_tables_and_paths(
     assert "the store does not answer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("columns", [80, 100, 300])
+def test_the_time_to_a_target_is_in_every_terminal(
+    sweep: Runs, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    columns: int,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", str(columns))
+    asked: dict[str, Any] = {"experiments": ["exp"], "target": "val/acc>=0.945", "log_run": False}
+    assert app_compare.run(store.root, None, tmp_path / "out", **asked) == 0
+    groups = capsys.readouterr().out.split("who won")[0]
+    assert max(map(len, groups.splitlines())) <= columns
+    assert "not reached by half" in " ".join(groups.split("│")).replace("\n", " ") or columns < 300
+    for part in ("steps to", "seconds to", "30"):
+        assert part in groups
+
+
 def test_the_default_experiment_or_the_only_one(runs: Runs, store: Store, comparison: Compare) -> None:
     runs.train("cosine", 0, 0.9)
     assert comparison(experiments=[], log_run=False).title.startswith("exp: 1 runs")
     Runs(store, "other").train("cosine", 0, 0.9)
-    with pytest.raises(CompareError, match="--experiment: choose one of exp, other"):
+    with pytest.raises(CompareError, match=r"^choose one of exp, other"):
         comparison(experiments=[])
     Runs(store, "lr_lightning").train("cosine", 0, 0.9)
     assert comparison(experiments=[], log_run=False).title.startswith("lr_lightning: 1 runs")
