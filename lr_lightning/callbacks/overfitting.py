@@ -25,6 +25,7 @@ from lr_lightning.callbacks.measure import (
 )
 from lr_lightning.callbacks.points import packed, unpacked
 from lr_lightning.callbacks.probe import default_probe
+from lr_lightning.callbacks.ranks import mean_over_ranks
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.callbacks.validation_pass import ValidationLosses
 from lr_lightning.diagnosis.history import History, Point
@@ -194,17 +195,16 @@ class OverfittingMonitor(Callback):
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             with trainer.precision_plugin.forward_context():
                 gathered.add(self.loss(pl_module, batch))
-        probe = gathered.finish(trainer, pl_module.device) if self._drawn is not None else None
+        probe = gathered.finish(trainer, pl_module.device)  # of all ranks: this one's share may be empty
         if self._chance is None and probe is not None and probe.labels is not None:
             self._chance = entropy(probe.labels)
         return probe
 
     def _point(self, trainer: Trainer, probe: Sample, val: Sample | None) -> Point:
-        first = self._first_loss
-        if isinstance(first, Tensor):
-            self._first_loss = float(trainer.strategy.reduce(first, reduce_op="mean"))
+        if not isinstance(self._first_loss, float):
+            self._first_loss = mean_over_ranks(trainer, self._first_loss)
         lr = float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else None
-        val_loss, val_acc = (val.loss, val.acc) if val else (_logged(trainer, "val/loss"), _logged(trainer, "val/acc"))
+        val_loss, val_acc = (val.loss, val.acc) if val else [_logged(trainer, key) for key in ("val/loss", "val/acc")]
         return Point(
             epoch=_epoch(trainer),
             step=updates_made(trainer),
@@ -290,8 +290,8 @@ class OverfittingMonitor(Callback):
 
 
 def _logged(trainer: Trainer, key: str) -> float | None:
-    value = trainer.callback_metrics.get(key)
-    return None if value is None else float(value)
+    """What the module has logged, the mean of the ranks that have."""
+    return mean_over_ranks(trainer, trainer.callback_metrics.get(key))
 
 
 def _finite(value: float) -> float | None:
