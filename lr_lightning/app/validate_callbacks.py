@@ -87,6 +87,12 @@ def _bad_stopping(config: Config) -> Iterator[str]:
             f"{key}.criterion: '{node.criterion}' takes a loss, which is better when it is lower, not {node.monitor} "
             f"with mode={node.mode}. Use {key}.monitor=val/loss, or criterion=patience."
         )
+    plateau = getattr(config.schedule, "monitor", None) and getattr(config.schedule, "patience", None)
+    if node.criterion == "patience" and isinstance(plateau, int) and 1 <= node.patience <= plateau:
+        yield (
+            f"{key}.patience: {node.patience} validations end the run before schedule.patience, {plateau}, lowers the "
+            f"rate for the first time. Give {key}.patience={plateau + 1} or more, or a smaller schedule.patience."
+        )
     if node.criterion == "pq" and config.callbacks.overfitting is None:
         yield f"{key}.criterion: 'pq' needs the probe's loss, and callbacks.overfitting is off. Use gl or up."
 
