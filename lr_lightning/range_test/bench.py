@@ -166,7 +166,7 @@ class Bench:
         self._snapshots = []
         if changed:
             rank_zero_warn(
-                "The range test has moved what it cannot put back, so this run may differ from one without it: "
+                "The search for a rate has moved what it cannot put back, so this run may differ from one without it: "
                 f"{', '.join(dict.fromkeys(changed))}."
             )
 
@@ -265,7 +265,8 @@ class Bench:
                 break
         else:
             raise ValueError(
-                f"LRFinder: training_step gave no loss for {_MOST_SKIPPED * self.accumulate} batches in a row."
+                "The search for a rate: training_step gave no loss for "
+                f"{_MOST_SKIPPED * self.accumulate} batches in a row."
             )
         mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         if self.trainer.world_size > 1:
@@ -297,7 +298,7 @@ class Bench:
             if call._call_lightning_module_hook(trainer, "on_train_batch_start", batch, index) != -1:
                 return batch, index
             batches.skip_rest()
-        raise ValueError(f"LRFinder: the module passed over {_MOST_SKIPPED} batches in a row.")
+        raise ValueError(f"The search for a rate: the module passed over {_MOST_SKIPPED} batches in a row.")
 
     def _note(self, output: Any, normalize: int = 1) -> ClosureResult:
         """Take the loss as ``training_step`` gives it, where an optimizer asks more than once at its first weights."""
@@ -312,8 +313,8 @@ class Bench:
         if any(not math.isclose(a, b, rel_tol=1e-5) for a, b in zip(used, self._set, strict=True)):
             name = type(self.module).__name__
             raise ValueError(
-                f"LRFinder: {name} sets the learning rate itself (to {used}, where the range test had set "
-                f"{self._set}), in optimizer_step or another hook, so the test cannot move it. Use "
+                f"The search for a rate: {name} sets the learning rate itself (to {used}, where the search had set "
+                f"{self._set}), in optimizer_step or another hook, so it cannot be moved. Use "
                 "LRSchedule(Warmup(...)) instead."
             )
 
