@@ -16,6 +16,8 @@ from lr_lightning.callbacks.ranks import each_rank, from_all_ranks
 from lr_lightning.diagnosis.calibration import scale_gap
 
 __all__ = [
+    "WITH_LOGITS",
+    "WITH_RIGHT",
     "Examples",
     "Gathered",
     "LossFunction",
@@ -43,6 +45,12 @@ class Examples(NamedTuple):
     logits: Tensor | None = None
     labels: Tensor | None = None
 
+
+WITH_LOGITS = frozenset({"overfit/ece", "overfit/temperature", "overfit/gap_loss_scaled", "overfit/overconfident"})
+"""What :func:`calibration` says, where the logits of the validation are known."""
+
+WITH_RIGHT = frozenset({"probe/acc", "overfit/gap_acc"})
+"""What is known only where a loss function says which predictions are right."""
 
 _NO_SAY = -1  # the width of the logits of a rank without batches
 

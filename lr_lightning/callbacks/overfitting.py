@@ -14,6 +14,8 @@ from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.callbacks.effective_lr import effective_lr
 from lr_lightning.callbacks.figures import log_figure, log_tags, log_text
 from lr_lightning.callbacks.measure import (
+    WITH_LOGITS,
+    WITH_RIGHT,
     Gathered,
     LossFunction,
     Sample,
@@ -103,6 +105,8 @@ class OverfittingMonitor(Callback):
         self._first_loss: Tensor | float | None = None
         self._diverged: str | None = None
         self._overconfident = False
+        self.unmeasured: frozenset[str] = frozenset()
+        """What of the above will not be logged, as far as the sanity check has shown."""
         self._total_steps: int | None = None
 
     # -- the verdict -------------------------------------------------------------------------------------------------
@@ -174,6 +178,7 @@ class OverfittingMonitor(Callback):
             return
         val = self._val.finish(trainer, pl_module)
         if trainer.sanity_checking:
+            self.unmeasured = self._unmeasured(val)
             return
         with isolate_rng(), torch.no_grad():
             probe = self._measure(trainer, pl_module)
@@ -184,6 +189,12 @@ class OverfittingMonitor(Callback):
         metrics = {**self._gaps(point), **calibration(val, probe)}
         self._overconfident = bool(metrics.get("overfit/overconfident"))
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # they are equal on all ranks already
+
+    def _unmeasured(self, val: Sample | None) -> frozenset[str]:
+        if val is None:  # nothing was seen
+            return frozenset()
+        no_logits = val.logits is None or val.right is None or self._val.source == "logged"
+        return (WITH_LOGITS if no_logits else frozenset()) | (WITH_RIGHT if val.acc is None else frozenset())
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Sample | None:
         if self._drawn is None:

@@ -55,7 +55,8 @@ def _requested(trainer: Trainer, source: _DataLoaderSource, stage: RunningStage,
         if isinstance(loader, Iterator) and not has_state(loader):  # an object's attributes can be put back
             raise ValueError(
                 f"The search for a rate: the {stage.dataloader_prefix}_dataloader is an iterator "
-                f"({type(loader).__name__}), which it would use up. Give a loader that can be iterated again, such as a DataLoader."
+                f"({type(loader).__name__}), which it would use up. Give a loader that can be iterated again, "
+                "such as a DataLoader."
             )
         _check_dataloader_iterable(loader, source, TrainerFn.FITTING)
         prepared.append(_process_dataloader(trainer, TrainerFn.FITTING, stage, loader))
