@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lr_lightning.callbacks.figures import give, log_figure, log_text
 from lr_lightning.callbacks.peak import is_cyclical, reference_rate, set_default_rate, set_module_rate, set_peak
-from lr_lightning.range_test.bench import check_optimization
+from lr_lightning.range_test.support import check_optimization
 from lr_lightning.schedules.base import check_number
 
 if TYPE_CHECKING:
