@@ -99,7 +99,7 @@ def run(folder: Path, finder: LRFinder | None, *more: Callback, **options: Any) 
     ids=str,
 )
 def test_two_processes(tmp_path: Path, arguments: dict[str, Any], options: dict[str, Any]) -> None:
-    finder = LRFinder(num_steps=12, apply=False, early_stop=False, max_lr=0.5, **arguments)
+    finder = LRFinder(num_steps=12, apply=False, retry=False, early_stop=False, max_lr=0.5, **arguments)
     bare = run(tmp_path / "without", None, **options)
     searched = run(tmp_path / "with", finder, **options)
     for one, other in zip(bare, searched, strict=True):
