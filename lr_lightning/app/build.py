@@ -217,8 +217,9 @@ def build_finder(config: Config, module: LightningModule) -> RateSearch | None:
 def _schedule_callbacks(config: Config, schedule: Schedule) -> list[Callback]:
     node = config.schedule
     momentum, plateau = momentum_of(node), plateau_of(node)
-    check = ScheduleCheck([schedule] if momentum is None else [schedule, momentum], plateau, node.total_steps)
-    return [check, LRSchedule(schedule, momentum=momentum, plateau=plateau, total_steps=node.total_steps)]
+    checks: list[Callback] = [] if plateau is None else [MonitorCheck(plateau.monitor, "schedule.monitor")]
+    checks.append(ScheduleCheck([schedule] if momentum is None else [schedule, momentum], node.total_steps))
+    return [*checks, LRSchedule(schedule, momentum=momentum, plateau=plateau, total_steps=node.total_steps)]
 
 
 def _cost_callbacks(config: Config) -> list[Callback]:

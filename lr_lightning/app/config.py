@@ -146,7 +146,8 @@ def stale_keys(config: Config) -> frozenset[str]:
     """Keys whose configured values may not be those that a run trains with: recorded once the latter are known."""
     if not getattr(config.finder, "apply", False):
         return frozenset()
-    return frozenset({"optimizer.lr"} | ({"schedule.max_lr"} if hasattr(config.schedule, "max_lr") else set()))
+    bounds = {f"schedule.{name}" for name in ("max_lr", "base_lr") if hasattr(config.schedule, name)}
+    return frozenset({"optimizer.lr"} | bounds)
 
 
 def register() -> None:

@@ -46,7 +46,7 @@ class FoundRate(Callback):
         lr = self.config.optimizer.lr if self.finder.applied is None else self.finder.applied
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
-                logger.log_hyperparams(dict.fromkeys(stale_keys(self.config), lr))
+                logger.log_hyperparams(self._rates(lr))
                 if trainer.ckpt_path is None:
                     logger.log_summary({"search_seconds": self.finder.seconds})  # in no other number of the run
                 if isinstance(logger, MLflowLogger) and self.config.tracking.run_name is None:
@@ -59,6 +59,12 @@ class FoundRate(Callback):
         if self.finder.apply:
             how = "found" if self.finder.applied is not None else "as configured"
             console.print(f"training with a peak lr of {lr:.4g} ({how})")
+
+    def _rates(self, lr: float) -> dict[str, float]:
+        """The rates that the run trains with, under the keys of the config; no base_lr where none was found."""
+        rates = dict.fromkeys(stale_keys(self.config) - {"schedule.base_lr"}, lr)
+        base_lr = self.finder.applied_base
+        return rates if base_lr is None else rates | {"schedule.base_lr": base_lr}
 
 
 def print_found(found: RangeTest | GridTest, title: str) -> None:

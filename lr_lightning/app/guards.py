@@ -1,10 +1,13 @@
-"""Two small callbacks that keep a run from ending without a result."""
+"""Callbacks that keep a run from ending without a result."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lr_lightning.app.errors import ConfigError, did_you_mean
+from lr_lightning.callbacks.measure import WITH_LOGITS, WITH_RIGHT
+from lr_lightning.callbacks.overfitting import OverfittingMonitor
 
 
 class FinalValidation(Callback):
@@ -26,7 +29,10 @@ class FinalValidation(Callback):
 
 
 class MonitorCheck(Callback):
-    """Find out in the sanity check, not after the first epoch, that a metric that is monitored is not logged.
+    """Find out as early as can be that a metric that is monitored is not logged.
+
+    In the sanity check, if it is a validation's own, or OverfittingMonitor sees there what it will not measure; after
+    the first optimizer step, if it is ``train/*``; else in the first validation. List it before what monitors.
 
     Args:
         monitor: The metric.
@@ -35,6 +41,8 @@ class MonitorCheck(Callback):
 
     def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:
         self.monitor, self.key = monitor, key
+        self._before: int | None = None  # updates made when the fit began, until there was one more
+        self._seen = False
 
     @property
     def state_key(self) -> str:
@@ -42,10 +50,64 @@ class MonitorCheck(Callback):
         return f"MonitorCheck({self.key})"
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with what the validation has just logged; `overfit/*` and `probe/*` come only in real ones."""
-        known = sorted(str(key) for key in trainer.callback_metrics)
-        if self.monitor not in known and not self.monitor.startswith(("overfit/", "probe/", "train/", "cost/")):
+        """Compare with what the validation has just logged; some metrics come only in real ones."""
+        if self.monitor in trainer.callback_metrics:
+            return
+        if self.monitor in _unmeasured(trainer):
+            raise ConfigError(f"{self.key}: '{self.monitor}' {_NEEDS[self.monitor in WITH_LOGITS]}")
+        if not self.monitor.startswith(("overfit/", "probe/", "train/", "cost/")):
+            raise ConfigError(self._message("is not logged by the validation. It logs", trainer))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the first update; a resumed run has passed this check."""
+        resumed = trainer.ckpt_path is not None
+        self._before = None if resumed or not trainer.enable_validation else trainer.global_step
+        self._seen = resumed
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """After the first update, compare with what its steps have logged."""
+        if self._before is None or trainer.global_step == self._before:
+            return
+        self._before = None
+        if self.monitor.startswith("train/") and self.monitor not in trainer.callback_metrics:
             raise ConfigError(
-                f"{self.key}: '{self.monitor}' is not logged by the validation. "
-                f"It logs: {', '.join(known) or 'nothing'}.{did_you_mean(self.monitor, known)}"
+                self._message(
+                    "is not logged by the training steps with on_step=True (the recorded train/loss goes to the record "
+                    "alone, and an epoch's mean is not there yet when a validation asks). There are",
+                    trainer,
+                )
             )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """In the first real validation everything that is monitored must be there."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or self._seen:
+            return
+        self._seen = True
+        if self.monitor not in trainer.callback_metrics:
+            why = f" It {_NEEDS[self.monitor in WITH_LOGITS]}" if self.monitor in WITH_LOGITS | WITH_RIGHT else ""
+            raise ConfigError(self._message(f"was not logged by the first validation.{why} It logged", trainer))
+
+    def _message(self, what: str, trainer: Trainer) -> str:
+        known = sorted(str(key) for key in trainer.callback_metrics)
+        return (
+            f"{self.key}: '{self.monitor}' {what}: {', '.join(known) or 'nothing'}.{did_you_mean(self.monitor, known)}"
+        )
+
+
+_NEEDS = {
+    True: (
+        "is measured only where the logits of the validation are known: validation_step calls the module as the loss "
+        "does, and a per_example_loss of the module's own returns (losses, right, logits, labels). Use "
+        "overfit/gap_loss."
+    ),
+    False: (
+        "is measured only where it is known which predictions are right: a per_example_loss of the module's own "
+        "returns (losses, right). Use overfit/gap_loss or probe/loss."
+    ),
+}
+
+
+def _unmeasured(trainer: Trainer) -> frozenset[str]:
+    every: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    monitors = [callback.unmeasured for callback in every if isinstance(callback, OverfittingMonitor)]
+    return frozenset().union(*monitors)

@@ -8,7 +8,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.errors import ConfigError, did_you_mean
+from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.schemas.schedule import CyclicalConfig, ScheduleConfig
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.schedules import Cosine, Join, Linear, Plateau, Schedule, Warmup, parse_duration
@@ -103,27 +103,15 @@ def named(error: ValueError, node: ScheduleConfig) -> ConfigError:
 
 
 class ScheduleCheck(Callback):
-    """Find out before the first step what would stop the run in the middle: durations that do not fit, no metric.
+    """Find out before the first step what would stop the run in the middle: durations that do not fit.
 
     Args:
         schedules: All schedules of the run.
-        plateau: Its plateau, if it has one.
         total_steps: The number of updates, where the config gives it.
     """
 
-    def __init__(self, schedules: Iterable[Schedule], plateau: Plateau | None, total_steps: int | None) -> None:
-        self.schedules, self.plateau, self.total_steps = tuple(schedules), plateau, total_steps
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the plateau's metric with what the validation has logged; some come only later."""
-        known = sorted(str(key) for key in trainer.callback_metrics)
-        monitor = self.plateau.monitor if self.plateau else None
-        if monitor is None or monitor in known or monitor.startswith(("overfit/", "probe/", "train/")):
-            return
-        raise ConfigError(
-            f"schedule.monitor: '{monitor}' is not logged by the validation. "
-            f"It logs: {', '.join(known) or 'nothing'}.{did_you_mean(monitor, known)}"
-        )
+    def __init__(self, schedules: Iterable[Schedule], total_steps: int | None) -> None:
+        self.schedules, self.total_steps = tuple(schedules), total_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay the schedules out over the run, now that its length is known."""

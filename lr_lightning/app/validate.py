@@ -215,12 +215,12 @@ def _bad_momentum(config: Config) -> Iterator[str]:
 
 def _bad_finder(config: Config) -> Iterator[str]:
     """What a search for a rate cannot do."""
-    low, high = _value(config, "finder.min_lr"), _value(config, "finder.max_lr")
-    if low is None or high is None:
+    if config.finder._target_ is None:
         return
-    if low >= high:
+    low, high = _value(config, "finder.min_lr"), _value(config, "finder.max_lr")  # a finder of one's own may have none
+    if low is not None and high is not None and low >= high:
         yield f"finder.max_lr: must be above finder.min_lr, {low:g}, got {high:g}."
-    if config.finder.metric != "loss" and config.trainer.limit_val_batches == 0:  # type: ignore[attr-defined]
+    if _value(config, "finder.metric") in ("val_loss", "accuracy") and config.trainer.limit_val_batches == 0:
         yield "finder.metric: needs validation batches, and trainer.limit_val_batches is 0. Give finder.metric=loss."
     if _value(config, "finder.apply") and _value(config, "schedule.base_lr") is not None:
         yield (

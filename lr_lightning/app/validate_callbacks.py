@@ -22,6 +22,9 @@ MEASURED = (
 )
 """What callbacks.overfitting logs."""
 
+COSTS = ("cost/seconds", "cost/examples_per_second")
+"""What callbacks.cost logs."""
+
 
 def bad_callbacks(config: Config) -> Iterator[str]:
     """A line for each problem: the key, the value and the remedy."""
@@ -32,6 +35,8 @@ def bad_callbacks(config: Config) -> Iterator[str]:
         yield from _bad_stopping(config)
     if node.cost is not None:
         yield from _bad_cost(config)
+    if isinstance(monitor := getattr(config.schedule, "monitor", None), str):
+        yield from _bad_monitor(config, "schedule.monitor", monitor)
 
 
 def bad_study(config: Config) -> Iterator[str]:
@@ -60,13 +65,17 @@ def bad_study(config: Config) -> Iterator[str]:
 
 
 def _bad_monitor(config: Config, key: str, monitor: str) -> Iterator[str]:
-    if not monitor.startswith(("overfit/", "probe/")):
-        return
-    if config.callbacks.overfitting is None:
-        yield f"{key}: '{monitor}' needs callbacks.overfitting, which is off."
-    elif monitor not in MEASURED:
-        close = did_you_mean(monitor, MEASURED)
-        yield f"{key}: '{monitor}' is not logged. Choices: val/..., {', '.join(MEASURED)}.{close}"
+    for prefixes, names, group, node in (
+        (("overfit/", "probe/"), MEASURED, "callbacks.overfitting", config.callbacks.overfitting),
+        (("cost/",), COSTS, "callbacks.cost", config.callbacks.cost),
+    ):
+        if not monitor.startswith(prefixes):
+            continue
+        if node is None:
+            yield f"{key}: '{monitor}' needs {group}, which is off."
+        elif monitor not in names:
+            close = did_you_mean(monitor, names)
+            yield f"{key}: '{monitor}' is not logged. Choices: val/..., {', '.join(names)}.{close}"
 
 
 def _bad_stopping(config: Config) -> Iterator[str]:
@@ -86,6 +95,12 @@ def _bad_stopping(config: Config) -> Iterator[str]:
         yield (
             f"{key}.criterion: '{node.criterion}' takes a loss, which is better when it is lower, not {node.monitor} "
             f"with mode={node.mode}. Use {key}.monitor=val/loss, or criterion=patience."
+        )
+    plateau = getattr(config.schedule, "monitor", None) and getattr(config.schedule, "patience", None)
+    if node.criterion == "patience" and isinstance(plateau, int) and 1 <= node.patience <= plateau:
+        yield (
+            f"{key}.patience: {node.patience} validations end the run before schedule.patience, {plateau}, lowers the "
+            f"rate for the first time. Give {key}.patience={plateau + 1} or more, or a smaller schedule.patience."
         )
     if node.criterion == "pq" and config.callbacks.overfitting is None:
         yield f"{key}.criterion: 'pq' needs the probe's loss, and callbacks.overfitting is off. Use gl or up."

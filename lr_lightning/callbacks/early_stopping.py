@@ -1,5 +1,6 @@
 """Early stopping that knows the schedule, by patience or by Prechelt's criteria."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning.callbacks.effective_lr import effective_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.renewed import Renewed
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.prechelt import STRIP
 from lr_lightning.diagnosis.stopping import CRITERIA, THRESHOLDS, Phases, stop_reason
@@ -23,7 +25,12 @@ class ScheduleAwareStopping(EarlyStopping):
     Only some validations count, and a run stops at these alone: of a cyclical schedule those at the low end of a
     cycle, and otherwise not those of a warm-up, nor those before a cooldown or drop that is still to come (see
     :class:`~lr_lightning.diagnosis.stopping.Phases`). That takes an LRSchedule among the Trainer's callbacks; with
-    another scheduler only a rate that has risen since the validation before is known, and does not count.
+    another scheduler only a rate that has risen since the validation before is known, and does not count. Nor does a
+    validation count that did not log the metric, such as one that OverfittingMonitor leaves out.
+
+    Where an LRSchedule has a plateau nothing stops at its drop, and patience begins anew there; but not at a drop after
+    which nothing has got better until the next, or a plateau that goes on dropping would never let a run end. A
+    patience of no more than the plateau's stops before the first drop.
 
     Args:
         monitor: The metric; a loss, for Prechelt's criteria.
@@ -78,7 +85,15 @@ class ScheduleAwareStopping(EarlyStopping):
         self._training: list[float] = []
         self._before = 0
         self._rate = 0.0
+        self._factor = 1.0  # the plateau's, at the last validation that counted
+        self._better = True  # since the last drop
+        self._seen = False  # whether the metrics have ever been logged
+        self._renewed = {name: Renewed() for name in self._needed}
         self._phases: Phases | None = None
+
+    @property
+    def _needed(self) -> list[str]:
+        return [self.monitor, *([self.training] if self.criterion == "pq" else [])]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
@@ -90,40 +105,72 @@ class ScheduleAwareStopping(EarlyStopping):
         """Ask the criterion, if this validation counts."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        needed = [self.monitor, *([self.training] if self.criterion == "pq" else [])]
-        for name in needed:
-            if name not in trainer.callback_metrics:
-                known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "none"
-                raise ValueError(f"ScheduleAwareStopping: no metric {name!r} was logged. There are: {known}.")
-        counts = self._counts(trainer)
-        if not counts:
+        schedule = _lr_schedule(trainer)
+        if schedule is not None:
+            schedule.observe(trainer)  # its plateau may drop in this very validation
+        renewed = [each(trainer, name) for name, each in self._renewed.items()]  # each is asked
+        fresh = all(renewed)
+        # A rank that had no batch has logged nothing, and takes part all the same.
+        if not trainer.strategy.reduce_boolean_decision(fresh, all=False):
+            self._check_known(trainer)
             return
+        self._seen = True
+        if not self._counts(trainer, schedule):
+            return
+        dropped = self._dropped(schedule)
         was = trainer.should_stop
-        if self.criterion == "patience":
-            super().on_validation_end(trainer, pl_module)
+        if not fresh:
+            trainer.should_stop = trainer.strategy.reduce_boolean_decision(False, all=False) or was
+        elif self.criterion == "patience":
+            self._wait(trainer, dropped)
         else:
-            self._ask(trainer)
+            self._ask(trainer, dropped)
         if self.talks and trainer.should_stop and not was:
             rank_zero_info(f"Stopped early after epoch {trainer.current_epoch + 1}: {self.stopping_reason_message}")
 
-    def _counts(self, trainer: Trainer) -> bool:
+    def _check_known(self, trainer: Trainer) -> None:
+        metrics = trainer.callback_metrics
+        for name in self._needed:
+            if name not in metrics and not self._seen:  # a resumed run may begin with a validation that is left out
+                known = ", ".join(sorted(map(str, metrics))) or "none"
+                raise ValueError(f"ScheduleAwareStopping: no metric {name!r} was logged. There are: {known}.")
+
+    def _counts(self, trainer: Trainer, schedule: LRSchedule | None) -> bool:
         step = updates_made(trainer)
         before, self._before = self._before, step
         rate = float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else 0.0
         rose, self._rate = 0.0 < self._rate < rate, rate
-        if self._phases is None:
-            self._phases = _phases(trainer)
-        if self._phases is None:
+        if schedule is None:
             return not rose
+        if self._phases is None:
+            plan, clock = schedule.plan()
+            self._phases = Phases(partial(plan, clock=clock), clock.total)
         return step > before and self._phases.counts(step, before)
 
-    def _ask(self, trainer: Trainer) -> None:
+    def _dropped(self, schedule: LRSchedule | None) -> bool:
+        """Whether the plateau has dropped since the last validation that counted, and something got better before."""
+        factor = 1.0 if schedule is None else schedule.plateau_factor
+        dropped, self._factor = factor < self._factor and self._better, factor
+        if dropped:
+            self._better = False
+        return dropped
+
+    def _wait(self, trainer: Trainer, dropped: bool) -> None:
+        best = self.best_score
+        if dropped:
+            self.wait_count = -1  # this validation is still of the rate before
+        super().on_validation_end(trainer, trainer.lightning_module)
+        self._better = self._better or self.best_score is not best
+
+    def _ask(self, trainer: Trainer, dropped: bool) -> None:
         metrics = trainer.callback_metrics
+        lowest = min(filter(math.isfinite, self._validation), default=math.inf)
         self._validation.append(float(metrics[self.monitor]))
+        self._better = self._better or self._validation[-1] < lowest
         if self.criterion == "pq":
             self._training.append(float(metrics[self.training]))
         reason = stop_reason(self.criterion, self._validation, self._training, self.threshold, self.strip)
-        stop = trainer.strategy.reduce_boolean_decision(reason is not None, all=False)
+        stop = trainer.strategy.reduce_boolean_decision(reason is not None and not dropped, all=False)
         trainer.should_stop = trainer.should_stop or stop
         if stop:
             self.stopped_epoch = trainer.current_epoch
@@ -136,6 +183,9 @@ class ScheduleAwareStopping(EarlyStopping):
             "training": list(self._training),
             "before": self._before,
             "rate": self._rate,
+            "factor": self._factor,
+            "better": self._better,
+            "seen": self._seen,
         }
         return {**super().state_dict(), "own": own}
 
@@ -145,11 +195,8 @@ class ScheduleAwareStopping(EarlyStopping):
         own = state_dict["own"]
         self._validation, self._training = list(own["validation"]), list(own["training"])
         self._before, self._rate = own["before"], own["rate"]
+        self._factor, self._better, self._seen = own["factor"], own["better"], own["seen"]
 
 
-def _phases(trainer: Trainer) -> Phases | None:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, LRSchedule):
-            schedule, clock = callback.plan()
-            return Phases(partial(schedule, clock=clock), clock.total)
-    return None
+def _lr_schedule(trainer: Trainer) -> LRSchedule | None:
+    return next((each for each in trainer.callbacks if isinstance(each, LRSchedule)), None)  # type: ignore[attr-defined]

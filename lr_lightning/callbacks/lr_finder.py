@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 
 from lr_lightning.callbacks.figures import give
@@ -39,20 +40,24 @@ class LRFinder(RateSearch):
     Param groups keep the ratios of their rates. The found rate becomes the peak of each group (``initial_lr``), of
     ``LRSchedule`` and of schedulers that ``configure_optimizers`` made, and the module's ``lr`` or ``learning_rate``
     (of its hparams too); triangular schedules and CyclicLR get ``base_lr`` and ``max_lr``. Where the curve supports no
-    suggestion, training goes on with the configured rate, and a warning says why and what to try.
+    suggestion because the range ends too early or begins too late, a range that reaches ten times further is tested
+    once, from the same start and over the same batches. Where there is still none, training goes on with the
+    configured rate, and a warning says why and what to try.
 
     Where it misleads: fine-tuning a pretrained transformer (it says 1e-3 where 1e-5 is right), and runs very much
     longer than the test, which bear less.
 
     Args:
         min_lr: The first rate, > 0. Rates are those of the param group that has the module's own rate, else the first.
-        max_lr: The last rate, > ``min_lr``.
+        max_lr: The last rate, > ``min_lr``; of the first test, where ``retry`` asks for a second.
         num_steps: Optimizer updates, >= 10, on a grid from ``min_lr`` to ``max_lr``.
         mode: ``"exponential"`` (a geometric grid) or ``"linear"``.
         metric: ``"loss"`` (of the training batches), or ``"val_loss"`` or ``"accuracy"`` of the first validation
             batches, measured before each update.
         repeats: Tests with other batches and random numbers, from the same start; the curve is their mean.
         apply: Whether to train with what was found.
+        retry: Whether to test a range that reaches ten times further once, up or down, where the reading asks for one.
+            Then it costs as much again, and its result takes the place of the first.
         at_epochs: Test at the start of these epochs instead, counted from 0, and apply nothing.
         early_stop: Whether to end a test where the loss has clearly diverged.
         val_batches: How many validation batches, where ``metric`` needs them, >= 1.
@@ -85,6 +90,7 @@ class LRFinder(RateSearch):
         repeats: int = 1,
         apply: bool = True,
         *,
+        retry: bool = True,
         at_epochs: Collection[int] | None = None,
         early_stop: bool = True,
         val_batches: int = 4,
@@ -99,12 +105,14 @@ class LRFinder(RateSearch):
         check_count("val_batches", val_batches, 1)
         check_choice("mode", mode, get_args(_Mode))
         check_choice("metric", metric, get_args(_Metric))
+        if not isinstance(retry, bool):
+            raise ValueError(f"retry must be True or False, got {retry!r}")
         if isinstance(at_epochs, int):
             raise ValueError(f"at_epochs must be several epochs, such as [{at_epochs}], got {at_epochs!r}")
         for epoch in at_epochs or ():
             check_count("each of at_epochs", epoch, 0)
         self.min_lr, self.max_lr, self.num_steps, self.mode = float(min_lr), float(max_lr), num_steps, mode
-        self.metric, self.repeats = metric, repeats
+        self.metric, self.repeats, self.retry = metric, repeats, retry
         self.at_epochs = None if at_epochs is None else frozenset(at_epochs)
         self.early_stop, self.val_batches, self.monitor = early_stop, val_batches, monitor
 
@@ -121,8 +129,11 @@ class LRFinder(RateSearch):
     @property
     def grid(self) -> tuple[float, ...]:
         """The rates that are tested: ``num_steps`` of them, from ``min_lr`` to ``max_lr``, both exact."""
+        return self._grid(self.min_lr, self.max_lr)
+
+    def _grid(self, low: float, high: float) -> tuple[float, ...]:
         spaced = np.geomspace if self.mode == "exponential" else np.linspace
-        return tuple(map(float, spaced(self.min_lr, self.max_lr, self.num_steps)))
+        return tuple(map(float, spaced(low, high, self.num_steps)))
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
@@ -141,9 +152,8 @@ class LRFinder(RateSearch):
     # -- the test ----------------------------------------------------------------------------------------------------
 
     def _search(self, trainer: Trainer, module: LightningModule, reference: float) -> RangeTest:
-        grid = self.grid
         ratios, accumulate = rate_ratios(trainer, reference), accumulation(trainer)[0](trainer.current_epoch)
-        total = self.repeats * len(grid)
+        total = self.repeats * self.num_steps
         with (
             tqdm(total=total, desc="LR range test", unit="step", leave=False, disable=self._no_bar(trainer)) as bar,
             Bench(trainer, module, ratios, accumulate, started=self.at_epochs is not None) as bench,
@@ -151,12 +161,25 @@ class LRFinder(RateSearch):
             validation = None
             if self.metric != "loss":
                 validation = Validation(bench, self.metric, batches=self.val_batches, monitor=self.monitor)
-            runs = []
-            for number in range(self.repeats):
-                with bench.run(number):
-                    runs.append(self._sweep(bench, grid, validation, bar))
-                bar.update((number + 1) * len(grid) - bar.n)  # one that ended early
-        return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=trainer.current_epoch)
+            found = self._test(bench, self.grid, validation, bar)
+            wider = found.wider() if self.retry else None
+            if wider is None:
+                return found
+            rank_zero_info(
+                f"LRFinder: {found.reason}. It tests a wider range once, {wider[0]:.3g} to {wider[1]:.3g}; "
+                "LRFinder(retry=False) does not."
+            )
+            bar.total += total
+            return self._test(bench, self._grid(*wider), validation, bar)
+
+    def _test(self, bench: Bench, grid: tuple[float, ...], validation: Validation | None, bar: Any) -> RangeTest:
+        """The sweeps of one range."""
+        runs, begun = [], bar.n
+        for number in range(self.repeats):
+            with bench.run(number):
+                runs.append(self._sweep(bench, grid, validation, bar))
+            bar.update(begun + (number + 1) * len(grid) - bar.n)  # one that ended early
+        return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=bench.trainer.current_epoch)
 
     def _sweep(
         self, bench: Bench, grid: tuple[float, ...], validation: Validation | None, bar: Any

@@ -1,9 +1,8 @@
 """The callback that applies schedules to a LightningModule's optimizers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,13 +10,21 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lr_lightning.callbacks.group_driver import GroupDriver
+from lr_lightning.callbacks.ranks import mean_over_ranks
+from lr_lightning.callbacks.renewed import Renewed
+from lr_lightning.callbacks.schedule_arguments import (
+    check_plan,
+    each_of,
+    group_schedules,
+    of_kind,
+    schedules_of,
+    stretched,
+    totals_of,
+)
 from lr_lightning.callbacks.trainer_clock import trainer_clock
-from lr_lightning.schedules import Clock, DurationError, Plateau, Schedule
+from lr_lightning.schedules import Clock, Plateau, Schedule
 
 __all__ = ["LRSchedule"]
-
-_T = TypeVar("_T")
-_LONGEST_DEV_RUN = 2**40
 
 
 class LRSchedule(Callback):
@@ -31,8 +38,8 @@ class LRSchedule(Callback):
         schedule: Factor of the peak; or one for each optimizer, as a list.
         momentum: Schedule of the momentum itself (the first of ``betas`` where the optimizer has those), in [0, 1).
         weight_decay: Factor of each group's own weight decay.
-        plateau: Multiplies the lr when its metric stops improving. One value is taken at each validation, or at each
-            training epoch's end where there is no validation.
+        plateau: Multiplies the lr when its metric stops improving. One value is taken at each validation that logs it,
+            or at each training epoch's end where there is no validation.
         groups: Other schedules for the lr of some param groups, by index or by ``group["name"]``.
         total_steps: Number of updates, where Lightning cannot know it; or one for each optimizer, as a list.
         on_resume: ``"rebase"``: a resumed run follows the length it has now; ``"keep"``: the length it had.
@@ -58,12 +65,12 @@ class LRSchedule(Callback):
         on_resume: Literal["rebase", "keep"] = "rebase",
     ) -> None:
         super().__init__()
-        self.schedule = _schedules(schedule)
-        self.momentum = _optional("momentum", momentum, Schedule)
-        self.weight_decay = _optional("weight_decay", weight_decay, Schedule)
-        self.plateau = _optional("plateau", plateau, Plateau)
-        self.groups = _groups(groups)
-        self.total_steps = _totals(total_steps)
+        self.schedule = schedules_of(schedule)
+        self.momentum = of_kind("momentum", momentum, Schedule)
+        self.weight_decay = of_kind("weight_decay", weight_decay, Schedule)
+        self.plateau = of_kind("plateau", plateau, Plateau)
+        self.groups = group_schedules(groups)
+        self.total_steps = totals_of(total_steps)
         if on_resume not in ("rebase", "keep"):
             raise ValueError(f"on_resume must be 'rebase' or 'keep', got {on_resume!r}")
         self.on_resume = on_resume
@@ -72,6 +79,8 @@ class LRSchedule(Callback):
         self._steps: list[int] = []  # updates of each optimizer; used under manual optimization only
         self._history: list[float] = []
         self._scale = 1.0
+        self._renewed = Renewed()
+        self._observed = False  # in this validation
         self._hooks: list[RemovableHandle] = []
         self._base: float | None = None  # found by a range test
         self._unbounded = (self.schedule, self.groups)  # before it
@@ -79,7 +88,7 @@ class LRSchedule(Callback):
     @property
     def has_base(self) -> bool:
         """Whether one of the schedules of the lr is cyclical between a base_lr and the peak."""
-        return any(schedule.has_base for schedule in (*_each(self.schedule), *self.groups.values()))
+        return any(schedule.has_base for schedule in (*each_of(self.schedule), *self.groups.values()))
 
     def set_base(self, ratio: float) -> None:
         """Give cyclical schedules this lower bound, in this fit and when it is resumed. Not after ``on_fit_start``.
@@ -93,7 +102,7 @@ class LRSchedule(Callback):
         if self._base is None:
             self._unbounded = (self.schedule, self.groups)
         schedule, groups = self._unbounded
-        bounded = tuple(each.with_base(ratio) for each in _each(schedule))
+        bounded = tuple(each.with_base(ratio) for each in each_of(schedule))
         self.schedule = bounded if isinstance(schedule, tuple) else bounded[0]
         self.groups = {key: each.with_base(ratio) for key, each in groups.items()}
         self._base = ratio
@@ -112,6 +121,11 @@ class LRSchedule(Callback):
             IndexError: There is no such optimizer, or no fit has started.
         """
         return list(self._drivers[optimizer_index].lrs)
+
+    @property
+    def plateau_factor(self) -> float:
+        """What the plateau multiplies the rates by now; 1 without one."""
+        return self._scale
 
     def plan(self, optimizer_index: int = 0) -> tuple[Schedule, Clock]:
         """The schedule that an optimizer follows, and the clock it reads; the plateau is not in it.
@@ -148,7 +162,7 @@ class LRSchedule(Callback):
         self._drivers = self._make_drivers(trainer)
         self._clocks = self._make_clocks(trainer, pl_module)
         for driver, clock in zip(self._drivers, self._clocks, strict=True):
-            _check(driver, clock)
+            check_plan(driver, clock)
         self._scale = 1.0 if self.plateau is None else self.plateau(self._history)
         if pl_module.automatic_optimization:
             self._steps = []
@@ -161,10 +175,24 @@ class LRSchedule(Callback):
         """Set the rates that this batch's update uses."""
         self._drive(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The plateau's metric is yet to come."""
+        self._observed = False
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the plateau's metric; after every ``on_validation_epoch_end``, before checkpoints are saved."""
-        if self.plateau is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._observe(trainer, self.plateau)
+        self.observe(trainer)
+
+    def observe(self, trainer: Trainer) -> None:
+        """Take the plateau's metric of a validation that has ended, once, whoever asks first.
+
+        A callback that acts on the plateau in its own ``on_validation_end`` calls this, so that the order of the two
+        does not matter.
+        """
+        if self.plateau is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self._observed:
+            return
+        self._observed = True
+        self._observe(trainer, self.plateau)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the plateau's metric where there is no validation."""
@@ -224,7 +252,7 @@ class LRSchedule(Callback):
         # a development run is the first steps of a run that is long enough for its durations
         dev_run = trainer.fast_dev_run  # type: ignore[attr-defined]  # set outside the class
         return [
-            _stretched(driver, clock) if dev_run else clock for driver, clock in zip(self._drivers, clocks, strict=True)
+            stretched(driver, clock) if dev_run else clock for driver, clock in zip(self._drivers, clocks, strict=True)
         ]
 
     def _restored_steps(self, trainer: Trainer) -> list[int]:
@@ -266,73 +294,12 @@ class LRSchedule(Callback):
 
     def _observe(self, trainer: Trainer, plateau: Plateau) -> None:
         metrics = trainer.callback_metrics
-        if plateau.monitor not in metrics:
+        renewed = self._renewed(trainer, plateau.monitor)
+        # all processes must take the same decision
+        value = mean_over_ranks(trainer, metrics[plateau.monitor] if renewed else None)
+        if value is not None:
+            self._history.append(value)
+            self._scale = plateau(self._history)
+        elif not self._history:
             known = ", ".join(sorted(metrics)) or "none"
             raise ValueError(f"plateau.monitor: no metric {plateau.monitor!r} was logged. There are: {known}.")
-        # all processes must take the same decision
-        value = trainer.strategy.reduce(metrics[plateau.monitor].detach().to(torch.float64), reduce_op="mean")
-        self._history.append(float(value))
-        self._scale = plateau(self._history)
-
-
-def _check(driver: GroupDriver, clock: Clock) -> None:
-    """Raise now what would be raised in the middle of the run."""
-    for schedule in driver.schedules:
-        if clock.total is None and schedule.needs_total:
-            raise ValueError(
-                f"LRSchedule: {schedule!r} needs the number of steps, and nothing says it here (a loader without a"
-                " length, or only max_time). Give LRSchedule(total_steps=...) or Trainer(max_steps=...), or take a"
-                " schedule that needs none, such as Constant() or InverseSqrt(...)."
-            )
-        schedule.check(clock)
-    if absent := driver.absent_groups():
-        rank_zero_warn(f"LRSchedule(groups=...): no param group is called {absent} now; one added later may be.")
-
-
-def _stretched(driver: GroupDriver, clock: Clock) -> Clock:
-    total = clock.total
-    while total is not None and total < _LONGEST_DEV_RUN:
-        longer = Clock(total, clock.steps_per_epoch, clock.epoch_starts)
-        try:
-            for schedule in driver.schedules:
-                schedule.check(longer)
-        except DurationError:
-            total = max(1, 2 * total)
-        else:
-            return longer
-    return clock
-
-
-def _each(value: Schedule | tuple[Schedule, ...]) -> tuple[Schedule, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _schedules(value: Schedule | Sequence[Schedule]) -> Schedule | tuple[Schedule, ...]:
-    every = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    for schedule in every:
-        if not isinstance(schedule, Schedule):
-            raise ValueError(f"schedule must be a schedule such as Cosine(), or one for each optimizer, got {value!r}")
-    return value if isinstance(value, Schedule) else tuple(value)
-
-
-def _totals(value: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
-    every = tuple(value) if isinstance(value, Sequence) else () if value is None else (value,)
-    for total in every:
-        if not isinstance(total, int) or isinstance(total, bool) or total < 1:
-            raise ValueError(f"total_steps must be a whole number >= 1, or one for each optimizer, got {value!r}")
-    return value if value is None or isinstance(value, int) else every
-
-
-def _groups(value: Mapping[int | str, Schedule] | None) -> dict[int | str, Schedule]:
-    for key, schedule in (value or {}).items():
-        if not isinstance(key, int | str) or not isinstance(schedule, Schedule):
-            raise ValueError(
-                f"groups must map indices or names of param groups to schedules, got {key!r}: {schedule!r}"
-            )
-    return dict(value or {})
-
-
-def _optional(name: str, value: _T | None, kind: type[Any]) -> _T | None:
-    if value is not None and not isinstance(value, kind):
-        raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
-    return value

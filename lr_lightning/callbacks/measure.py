@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import binary_calibration_error
 
+from lr_lightning.callbacks.ranks import each_rank, from_all_ranks
 from lr_lightning.diagnosis.calibration import scale_gap
 
 __all__ = [
+    "WITH_LOGITS",
+    "WITH_RIGHT",
     "Examples",
     "Gathered",
     "LossFunction",
@@ -42,6 +45,14 @@ class Examples(NamedTuple):
     logits: Tensor | None = None
     labels: Tensor | None = None
 
+
+WITH_LOGITS = frozenset({"overfit/ece", "overfit/temperature", "overfit/gap_loss_scaled", "overfit/overconfident"})
+"""What :func:`calibration` says, where the logits of the validation are known."""
+
+WITH_RIGHT = frozenset({"probe/acc", "overfit/gap_acc"})
+"""What is known only where a loss function says which predictions are right."""
+
+_NO_SAY = -1  # the width of the logits of a rank without batches
 
 LossFunction = Callable[[LightningModule, Any], Tensor | tuple[Tensor | None, ...]]
 
@@ -137,24 +148,23 @@ class Gathered:
         self._batches.append(examples)
 
     def finish(self, trainer: Trainer, device: torch.device) -> Sample | None:
-        """Bring everything to the host, from all ranks. A collective, if there are several; None without examples."""
-        columns = self._columns()
-        logits = [_thin(b.logits, b.labels) for b in self._batches if b.logits is not None and b.labels is not None]
-        detail = torch.cat(logits) if logits and len(logits) == len(self._batches) else None
-        if trainer.world_size > 1:
-            columns = _from_all_ranks(trainer, columns.to(device))
-        every = columns.cpu().numpy()
+        """Bring everything to the host, from all ranks; None without examples.
+
+        A collective, if there are several ranks: also one that has no batches, or no logits, must take part.
+        """
+        columns, detail = self._columns(), self._detail()
+        width = _agreed(trainer, detail.shape[1] if detail is not None else 0 if self._batches else _NO_SAY)
+        every = from_all_ranks(trainer, columns.to(device)).cpu().numpy()
         if not len(every):
             return None
         losses, right, confidences = every.T.copy()
         stride = -(-len(every) // self.keep)
         known = not np.isnan(right).any()
         parts: dict[str, Any] = {}
-        if detail is not None:
-            mine = detail[:: -(-len(detail) * trainer.world_size // self.keep)]
-            if trainer.world_size > 1:
-                mine = _from_all_ranks(trainer, mine.to(device))
-            kept = mine.cpu().numpy()
+        if width:
+            own = columns.new_empty(0, width) if detail is None else detail
+            mine = own[:: max(1, -(-len(own) * trainer.world_size // self.keep))]
+            kept = from_all_ranks(trainer, mine.to(device)).cpu().numpy()
             parts = {"logits": kept[:, :-1], "labels": kept[:, -1].astype(np.int64), "confidences": confidences}
         return Sample(
             float(losses.mean(dtype=np.float64)),
@@ -164,6 +174,11 @@ class Gathered:
             right=right if known else None,
             **parts,
         )
+
+    def _detail(self) -> Tensor | None:
+        """Logits and label of each example, shape [N, classes + 1]; None where a batch has none."""
+        rows = [_thin(b.logits, b.labels) for b in self._batches if b.logits is not None and b.labels is not None]
+        return torch.cat(rows) if rows and len(rows) == len(self._batches) else None
 
     def _columns(self) -> Tensor:
         """Loss, correctness and confidence of each example, nan where not known; shape [N, 3], in float32."""
@@ -202,10 +217,7 @@ def _thin(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([logits.float(), labels[:, None].float()], 1).detach()
 
 
-def _from_all_ranks(trainer: Trainer, rows: Tensor) -> Tensor:
-    """The rows of all ranks, which may differ in number, one rank after the other."""
-    counts: Any = trainer.strategy.all_gather(torch.tensor(len(rows), device=rows.device)).flatten().tolist()
-    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    every = trainer.strategy.all_gather(padded)
-    return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])
+def _agreed(trainer: Trainer, width: int) -> int:
+    """The width of the ranks' logits where all that have batches know them, else 0."""
+    widths = {int(one) for (one,) in each_rank(trainer, [width])} - {_NO_SAY}
+    return widths.pop() if len(widths) == 1 else 0

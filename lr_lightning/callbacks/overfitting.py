@@ -14,6 +14,8 @@ from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.callbacks.effective_lr import effective_lr
 from lr_lightning.callbacks.figures import log_figure, log_tags, log_text
 from lr_lightning.callbacks.measure import (
+    WITH_LOGITS,
+    WITH_RIGHT,
     Gathered,
     LossFunction,
     Sample,
@@ -25,6 +27,7 @@ from lr_lightning.callbacks.measure import (
 )
 from lr_lightning.callbacks.points import packed, unpacked
 from lr_lightning.callbacks.probe import default_probe
+from lr_lightning.callbacks.ranks import mean_over_ranks
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.callbacks.validation_pass import ValidationLosses
 from lr_lightning.diagnosis.history import History, Point
@@ -102,6 +105,8 @@ class OverfittingMonitor(Callback):
         self._first_loss: Tensor | float | None = None
         self._diverged: str | None = None
         self._overconfident = False
+        self.unmeasured: frozenset[str] = frozenset()
+        """What of the above will not be logged, as far as the sanity check has shown."""
         self._total_steps: int | None = None
 
     # -- the verdict -------------------------------------------------------------------------------------------------
@@ -173,6 +178,7 @@ class OverfittingMonitor(Callback):
             return
         val = self._val.finish(trainer, pl_module)
         if trainer.sanity_checking:
+            self.unmeasured = self._unmeasured(val)
             return
         with isolate_rng(), torch.no_grad():
             probe = self._measure(trainer, pl_module)
@@ -184,6 +190,12 @@ class OverfittingMonitor(Callback):
         self._overconfident = bool(metrics.get("overfit/overconfident"))
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # they are equal on all ranks already
 
+    def _unmeasured(self, val: Sample | None) -> frozenset[str]:
+        if val is None:  # nothing was seen
+            return frozenset()
+        no_logits = val.logits is None or val.right is None or self._val.source == "logged"
+        return (WITH_LOGITS if no_logits else frozenset()) | (WITH_RIGHT if val.acc is None else frozenset())
+
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Sample | None:
         if self._drawn is None:
             self._drawn = self.probe if self.probe is not None else default_probe(trainer, self.seed)
@@ -194,17 +206,16 @@ class OverfittingMonitor(Callback):
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             with trainer.precision_plugin.forward_context():
                 gathered.add(self.loss(pl_module, batch))
-        probe = gathered.finish(trainer, pl_module.device) if self._drawn is not None else None
+        probe = gathered.finish(trainer, pl_module.device)  # of all ranks: this one's share may be empty
         if self._chance is None and probe is not None and probe.labels is not None:
             self._chance = entropy(probe.labels)
         return probe
 
     def _point(self, trainer: Trainer, probe: Sample, val: Sample | None) -> Point:
-        first = self._first_loss
-        if isinstance(first, Tensor):
-            self._first_loss = float(trainer.strategy.reduce(first, reduce_op="mean"))
+        if not isinstance(self._first_loss, float):
+            self._first_loss = mean_over_ranks(trainer, self._first_loss)
         lr = float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else None
-        val_loss, val_acc = (val.loss, val.acc) if val else (_logged(trainer, "val/loss"), _logged(trainer, "val/acc"))
+        val_loss, val_acc = (val.loss, val.acc) if val else [_logged(trainer, key) for key in ("val/loss", "val/acc")]
         return Point(
             epoch=_epoch(trainer),
             step=updates_made(trainer),
@@ -290,8 +301,8 @@ class OverfittingMonitor(Callback):
 
 
 def _logged(trainer: Trainer, key: str) -> float | None:
-    value = trainer.callback_metrics.get(key)
-    return None if value is None else float(value)
+    """What the module has logged, the mean of the ranks that have."""
+    return mean_over_ranks(trainer, trainer.callback_metrics.get(key))
 
 
 def _finite(value: float) -> float | None:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lr_lightning.callbacks.figures import give, log_figure, log_text
 from lr_lightning.callbacks.peak import is_cyclical, reference_rate, set_default_rate, set_module_rate, set_peak
-from lr_lightning.range_test.bench import check_optimization
+from lr_lightning.range_test.support import check_optimization
 from lr_lightning.schedules.base import check_number
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class RateSearch(Callback):
     def _forget(self) -> None:
         self.results: dict[int, Any] = {}
         self._applied: float | None = None
+        self._applied_base: float | None = None
         self.seconds = 0.0
         """Wall time of the searches of this fit."""
         self._configured = 1.0
@@ -89,6 +90,11 @@ class RateSearch(Callback):
     def applied(self) -> float | None:
         """The peak rate that the run trains with, None if it is the configured one."""
         return self._applied
+
+    @property
+    def applied_base(self) -> float | None:
+        """The lower bound of the run's cyclical schedule, None if it has none or it is the configured one."""
+        return self._applied_base
 
     @abstractmethod
     def _search(self, trainer: Trainer, module: LightningModule, reference: float) -> Found:
@@ -121,7 +127,7 @@ class RateSearch(Callback):
         if is_cyclical(trainer) and found.base_lr is not None and found.max_lr is not None:
             lr, base_lr = found.max_lr, found.base_lr
         set_peak(trainer, pl_module, lr, base_lr, self.attribute)
-        self._applied = lr
+        self._applied, self._applied_base = lr, base_lr
         bounds = "" if base_lr is None else f", between {base_lr:.3g} and it"
         rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, in place of {reference:.3g}.")
         values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
@@ -154,13 +160,17 @@ class RateSearch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The points of every search as plain values, and the rate that was applied."""
-        return {"results": [found.state() for found in self.results.values()], "applied": self._applied}
+        return {
+            "results": [found.state() for found in self.results.values()],
+            "applied": self._applied,
+            "applied_base": self._applied_base,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` gave."""
         every = [self.kind.from_state(state) for state in state_dict["results"]]
         self.results = {found.epoch: found for found in every}
-        self._applied = state_dict["applied"]
+        self._applied, self._applied_base = state_dict["applied"], state_dict["applied_base"]
 
     # -- what a search leaves ----------------------------------------------------------------------------------------
 

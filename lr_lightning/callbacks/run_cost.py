@@ -14,7 +14,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_lightning.callbacks.energy import EnergyMeter
+from lr_lightning.callbacks.energy import EnergyMeter, total_joules
+from lr_lightning.callbacks.ranks import each_rank
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.cost import Target, parse_target, percentiles, spikes
 
@@ -30,10 +31,12 @@ class RunCost(Callback):
     (``summary/*`` in this project's loggers):
 
     - ``train_seconds``, ``examples_per_second``, ``step_ms_p50``, ``_p95``, ``_p99``; seconds are wall time, and those
-      of steps and examples leave the validations out;
+      of steps and examples leave out validations, range tests between epochs, and the wait for an epoch's first batch.
+      A search for a rate before training is in none of them: the app records it as ``summary/search_seconds``;
     - ``device_seconds`` (seconds times processes), ``gpu_seconds`` where they are GPUs, ``price`` where
       ``price_per_gpu_hour`` is given: without a GPU, of the CPU in its place;
-    - ``peak_memory_mb``: of the GPU, else of the process; ``energy_kj``, where NVML counts it;
+    - ``peak_memory_mb``: of the GPU, else of the process; ``energy_kj``, where NVML counts it for all
+      GPUs of the run, each once;
     - ``target_reached``, and ``seconds_to_target`` and ``steps_to_target`` if it was, in a validation. If it was not,
       the run is censored: it took more than ``train_seconds``;
     - ``spikes``: how often the training loss jumped above its smoothed course; ``grad_norm_p50`` to ``_p99``, before
@@ -104,11 +107,11 @@ class RunCost(Callback):
         self._meter = EnergyMeter(pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A step's time begins where the one before ended, so that waiting for data counts; here there is none."""
-        self._mark = time.perf_counter()
+        """What other callbacks do between two epochs, such as a range test, is no step."""
+        self._mark = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """After a validation, here."""
+        """A step begins where the one before ended, so that waiting for data counts; the first after a pause, here."""
         if self._mark is None:
             self._mark = time.perf_counter()
 
@@ -171,7 +174,8 @@ class RunCost(Callback):
         metrics = {"cost/seconds": self.seconds}
         if self._busy > 0:
             metrics["cost/examples_per_second"] = self._examples / self._busy
-        pl_module.log_dict(metrics, rank_zero_only=True)
+        # on all ranks, and equal, so that what monitors them decides alike
+        pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See whether the target is reached."""
@@ -192,16 +196,18 @@ class RunCost(Callback):
         """Sum up."""
         self._fetch(trainer)
         joules = self._joules()
-        if joules is not None and trainer.world_size > 1:
-            joules = float(trainer.strategy.reduce(torch.tensor(joules, device=pl_module.device), reduce_op="sum"))
-        self._sum_up(trainer, pl_module, joules)
+        gpu = 0 if self._meter is None else self._meter.gpu
+        # every rank takes part: NVML may have failed on one of them alone
+        own = [joules or 0.0, float(joules is not None), float(gpu)]
+        self._sum_up(trainer, pl_module, total_joules(each_rank(trainer, own)))
         self._log(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """A run that was stopped, or diverged, has cost as well; it is not logged, since it may be gone on with."""
         self._fetch(trainer, reduce=False)
         if self._started is not None:
-            self._sum_up(trainer, pl_module, self._joules())
+            # the other ranks are not asked, since they may be gone, and one rank's energy is not the run's
+            self._sum_up(trainer, pl_module, self._joules() if trainer.world_size == 1 else None)
 
     def _sum_up(self, trainer: Trainer, module: LightningModule, joules: float | None) -> None:
         seconds = self.seconds

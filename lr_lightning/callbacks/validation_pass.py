@@ -158,6 +158,9 @@ class ValidationLosses:
     def finish(self, trainer: Trainer, module: LightningModule) -> Sample | None:
         """What was gathered; None if nothing was. A collective, if there are several ranks."""
         self.close()
+        # Where one rank had to evaluate batches again all are compared with val/loss; one may have had no batch.
+        if self.source != "logged" and trainer.strategy.reduce_boolean_decision(self.source == "own", all=False):
+            self.source = "own"
         sample = self._gathered.finish(trainer, module.device)
         self._gathered = Gathered(self.keep)
         if self.source == "own" and sample is not None:

@@ -15,20 +15,22 @@ STRIP = 5
 def generalization_loss(validation: Sequence[float]) -> float:
     """GL: how far the last validation loss lies above the lowest so far, in percent.
 
-    Formula: ``100 * (E_va(t) / min E_va - 1)``.
+    Formula: ``100 * (E_va(t) / min E_va - 1)``; losses before the last that are not finite are left out.
 
     Args:
         validation: Losses, oldest first; at least one.
 
     Returns:
-        A number >= 0; nan where a loss is not finite or the lowest is not positive, since it is a ratio.
+        A number >= 0; nan where the last loss is not finite or the lowest is not positive, since it is a ratio.
 
     Example:
         >>> generalization_loss([2.0, 1.0, 1.5])
         50.0
     """
-    lowest = min(validation)
-    if not (math.isfinite(validation[-1]) and lowest > 0):
+    if not math.isfinite(validation[-1]):
+        return math.nan
+    lowest = min(filter(math.isfinite, validation))  # a nan at the start would be the lowest for ever
+    if lowest <= 0:
         return math.nan
     return 100.0 * (validation[-1] / lowest - 1.0)
 

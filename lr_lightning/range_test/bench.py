@@ -24,7 +24,6 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -32,7 +31,7 @@ from lr_lightning.range_test.loaders import Batches, on_device, training_loaders
 from lr_lightning.range_test.param_groups import peak, put
 from lr_lightning.range_test.snapshot import Snapshot
 
-__all__ = ["Bench", "check_optimization"]
+__all__ = ["Bench"]
 
 _OPAQUE = (
     Trainer,
@@ -49,33 +48,6 @@ _OPAQUE = (
 )
 _EPOCHS_APART = 1000  # between the epochs that two runs tell the samplers
 _MOST_SKIPPED = 100  # updates in a row for which training_step gives no loss
-
-
-def check_optimization(trainer: Trainer, module: LightningModule, who: str) -> None:
-    """Refuse what cannot be measured, before anything has run.
-
-    Raises:
-        ValueError: Manual optimization, several optimizers, one without rates, or a ``training_step`` that takes the
-            loader's iterator.
-    """
-    name = type(module).__name__
-    if not module.automatic_optimization:
-        raise ValueError(
-            f"{who} works with automatic optimization, and {name} has automatic_optimization=False: its rates are set "
-            f"by its own training_step. Remove {who}, and compare a few rates in whole runs instead."
-        )
-    if len(trainer.optimizers) != 1:
-        raise ValueError(
-            f"{who} works with one optimizer, and {name}.configure_optimizers gives {len(trainer.optimizers)}. "
-            f"Remove {who}, or return one optimizer with several param groups: their ratios are kept."
-        )
-    groups = trainer.optimizers[0].param_groups
-    if not groups or any("lr" not in group for group in groups):
-        raise ValueError(
-            f"{who} works with an optimizer that has lr, and {type(trainer.optimizers[0]).__name__} has none."
-        )
-    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
-        raise ValueError(f"{who} does not support {name}.training_step(dataloader_iter). Take a batch instead.")
 
 
 class Bench:
@@ -97,7 +69,7 @@ class Bench:
         started: Whether the module's ``on_fit_start`` and ``on_train_start`` have been called.
 
     Raises:
-        ValueError: From :func:`check_optimization`; in the first step, if the module sets the rate itself.
+        ValueError: In the first step, if the module sets the rate itself.
     """
 
     def __init__(
@@ -166,7 +138,7 @@ class Bench:
         self._snapshots = []
         if changed:
             rank_zero_warn(
-                "The range test has moved what it cannot put back, so this run may differ from one without it: "
+                "The search for a rate has moved what it cannot put back, so this run may differ from one without it: "
                 f"{', '.join(dict.fromkeys(changed))}."
             )
 
@@ -265,7 +237,8 @@ class Bench:
                 break
         else:
             raise ValueError(
-                f"LRFinder: training_step gave no loss for {_MOST_SKIPPED * self.accumulate} batches in a row."
+                "The search for a rate: training_step gave no loss for "
+                f"{_MOST_SKIPPED * self.accumulate} batches in a row."
             )
         mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         if self.trainer.world_size > 1:
@@ -297,7 +270,7 @@ class Bench:
             if call._call_lightning_module_hook(trainer, "on_train_batch_start", batch, index) != -1:
                 return batch, index
             batches.skip_rest()
-        raise ValueError(f"LRFinder: the module passed over {_MOST_SKIPPED} batches in a row.")
+        raise ValueError(f"The search for a rate: the module passed over {_MOST_SKIPPED} batches in a row.")
 
     def _note(self, output: Any, normalize: int = 1) -> ClosureResult:
         """Take the loss as ``training_step`` gives it, where an optimizer asks more than once at its first weights."""
@@ -312,8 +285,8 @@ class Bench:
         if any(not math.isclose(a, b, rel_tol=1e-5) for a, b in zip(used, self._set, strict=True)):
             name = type(self.module).__name__
             raise ValueError(
-                f"LRFinder: {name} sets the learning rate itself (to {used}, where the range test had set "
-                f"{self._set}), in optimizer_step or another hook, so the test cannot move it. Use "
+                f"The search for a rate: {name} sets the learning rate itself (to {used}, where the search had set "
+                f"{self._set}), in optimizer_step or another hook, so it cannot be moved. Use "
                 "LRSchedule(Warmup(...)) instead."
             )
 

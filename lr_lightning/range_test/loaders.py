@@ -54,8 +54,9 @@ def _requested(trainer: Trainer, source: _DataLoaderSource, stage: RunningStage,
     for loader in combined.flattened:
         if isinstance(loader, Iterator) and not has_state(loader):  # an object's attributes can be put back
             raise ValueError(
-                f"LRFinder: the {stage.dataloader_prefix}_dataloader is an iterator ({type(loader).__name__}), which "
-                "the range test would use up. Give a loader that can be iterated again, such as a DataLoader."
+                f"The search for a rate: the {stage.dataloader_prefix}_dataloader is an iterator "
+                f"({type(loader).__name__}), which it would use up. Give a loader that can be iterated again, "
+                "such as a DataLoader."
             )
         _check_dataloader_iterable(loader, source, TrainerFn.FITTING)
         prepared.append(_process_dataloader(trainer, TrainerFn.FITTING, stage, loader))
@@ -99,7 +100,9 @@ class Batches:
                 continue
             self.index += 1
             return batch, self.index - 1
-        raise ValueError("LRFinder: the training loader gives no batch. Check its data set, batch size and limits.")
+        raise ValueError(
+            "The search for a rate: the training loader gives no batch. Check its data set, batch size and limits."
+        )
 
     def skip_rest(self) -> None:
         """End this pass."""

@@ -93,6 +93,23 @@ class RangeTest:
         """What to try where there is no suggestion."""
         return self.reading.advice
 
+    def wider(self, factor: float = 10.0) -> tuple[float, float] | None:
+        """The range to test where the advice is another range: its first and last rate; None where it is not.
+
+        Args:
+            factor: How much further the end that is in the way is moved.
+
+        Example:
+            >>> RangeTest((1e-3, 1e-2, 1e-1), ((1.0, 1.0, 1.0),)).wider()
+            (0.0001, 0.1)
+        """
+        advice = self.advice or ""
+        if advice.startswith("Raise max_lr"):
+            return self.grid[0], self.grid[-1] * factor
+        if advice.startswith("Lower min_lr"):
+            return self.grid[0] / factor, self.grid[-1]
+        return None
+
     def describe(self) -> str:
         """The result in one line."""
         if self.suggestion is None:

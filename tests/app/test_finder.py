@@ -98,10 +98,12 @@ def test_a_found_rate_is_the_peak_of_the_schedule(composed: Compose) -> None:
 
 @pytest.mark.usefixtures("known")
 def test_cyclical_bounds_are_both_found(composed: Compose) -> None:
-    _, found = run(composed, "finder=range_test", "schedule=triangular", "schedule.up=5")
+    folder, found = run(composed, "finder=range_test", "schedule=triangular", "schedule.up=5")
     assert found["lr/group0"][0] == BASE
     assert found["lr/group0"][5] == TOP
     assert found["lr/group0"][10] == BASE
+    recorded = params(folder)
+    assert [float(recorded[f"schedule.{name}"]) for name in ("base_lr", "max_lr")] == [BASE, TOP]
 
 
 @pytest.mark.usefixtures("known")
@@ -110,6 +112,7 @@ def test_nothing_recorded_is_stale(composed: Compose) -> None:
     recorded = params(folder)
     assert float(recorded["optimizer.lr"]) == LR
     assert float(recorded["lr_finder.lr"]) == LR
+    assert "schedule.base_lr" not in recorded
     assert "0.1" not in {value for key, value in recorded.items() if key.startswith(("optimizer", "schedule"))}
     assert (folder / "artifacts" / "range_test" / "curve.png").stat().st_size > 10_000
     lines = (folder / "artifacts" / "range_test" / "curve.csv").read_text().splitlines()
@@ -201,6 +204,10 @@ def test_find_searches_only(composed: Compose, capsys: pytest.CaptureFixture[str
         (["optimizer=prodigy"], "finder: prodigy estimates its rate by itself"),
         (["experiment=lr_effects"], "finder: the study trains given rates, so there is none to find."),
         (["finder.num_lrs=5"], "num_lrs"),
+        (
+            ["finder=none", "finder._target_=mine.Search", "experiment=lr_effects"],
+            "finder: the study trains given rates",
+        ),
     ],
 )
 def test_bad_keys(composed: Compose, overrides: list[str], message: str) -> None:

@@ -122,7 +122,24 @@ def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> No
             ["callbacks=early_stopping", "callbacks.early_stopping.criterion=pq", "callbacks.overfitting=null"],
             ["callbacks.early_stopping.criterion:", "'pq' needs the probe's loss"],
         ),
+        (
+            ["callbacks=early_stopping", "schedule=plateau", "schedule.patience=5"],
+            ["callbacks.early_stopping.patience: 5 ", "schedule.patience, 5,", "patience=6 or more"],
+        ),
         (["callbacks=none", "callbacks.cost.target=a"], ["is off (null)", "callbacks.cost.target"]),
+        (
+            ["callbacks.checkpoint.monitor=cost/second"],
+            ["callbacks.checkpoint.monitor:", "Did you mean 'cost/seconds'?"],
+        ),
+        (
+            ["callbacks.checkpoint.monitor=cost/seconds", "callbacks.cost=null"],
+            ["callbacks.checkpoint.monitor: 'cost/seconds' needs callbacks.cost, which is off"],
+        ),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.monitor=probe/loss", "callbacks.overfitting=null"],
+            ["callbacks.early_stopping.monitor: 'probe/loss' needs callbacks.overfitting, which is off"],
+        ),
+        (["schedule=plateau", "schedule.monitor=overfit/x"], ["schedule.monitor: 'overfit/x' is not logged"]),
         (["callbacks.cost.target=val/acc"], ["callbacks.cost.target: must be a metric", "val/acc>=0.97", "'val/acc'"]),
         (["callbacks.cost.price_per_gpu_hour=-2"], ["callbacks.cost.price_per_gpu_hour:", "got -2.0"]),
         (["experiment=lr_effects", "study.low=10"], ["study.low", "study.high"]),

@@ -9,7 +9,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lr_lightning import LRSchedule, OverfittingMonitor, ScheduleAwareStopping
-from lr_lightning.schedules import WSD, Constant, Cosine, Schedule, Triangular, Warmup
+from lr_lightning.schedules import WSD, Constant, Cosine, Plateau, Schedule, Triangular, Warmup
 from tests.callbacks.tiny import Tiny, loader, trainer
 
 
@@ -90,6 +90,60 @@ def test_it_may_monitor_the_monitor_in_any_order(tmp_path: Path, order: int) -> 
     fit = trainer(tmp_path, [OverfittingMonitor(), stop][::order], max_epochs=9)
     fit.fit(Tiny(), loader(), loader())
     assert fit.current_epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        ({"monitor": "overfit/gap_loss", "patience": 2, "min_delta": 1e9}, 5),  # measured after 1, 3 and 5 epochs
+        ({"monitor": "val/scripted", "criterion": "pq", "threshold": 1e-9, "strip": 2}, 3),
+    ],
+)
+def test_a_validation_that_did_not_measure_the_metric_does_not_count(
+    tmp_path: Path, settings: dict[str, Any], epochs: int
+) -> None:
+    stop, monitor = ScheduleAwareStopping(**settings), OverfittingMonitor(every_n_validations=2)
+    assert _epochs(tmp_path, RISING, Constant(), stop, monitor) == epochs
+
+
+def test_a_resumed_run_may_begin_with_a_validation_that_does_not_measure(tmp_path: Path) -> None:
+    def run(epochs: int, **resumed: Any) -> int:
+        stop = ScheduleAwareStopping("overfit/gap_loss", patience=2, min_delta=1e9)
+        plateau = Plateau("overfit/gap_loss", patience=0, threshold=1e9, threshold_mode="abs")
+        callbacks = [OverfittingMonitor(every_n_validations=2), LRSchedule(Constant(), plateau=plateau), stop]
+        fit = trainer(tmp_path, callbacks, max_epochs=epochs)
+        fit.fit(Tiny(), loader(), loader(), **resumed)
+        fit.save_checkpoint(tmp_path / "a.ckpt")
+        return fit.current_epoch
+
+    assert run(1) == 1
+    assert run(20, ckpt_path=tmp_path / "a.ckpt") == 7  # of 1, 3, 5, 7 the first is the best; 3 is a drop
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("losses", "patience", "epochs"),
+    [
+        (RISING, 3, 6),  # a drop at the third; the one at the fifth follows on nothing better
+        (RISING, 2, 5),  # it drops where patience ends
+        ([1.0, 1.1, 1.2, 0.9, *RISING], 3, 9),  # after something better the drop at the sixth counts as well
+    ],
+)
+def test_patience_begins_anew_where_the_plateau_drops(
+    tmp_path: Path, order: int, losses: list[float], patience: int, epochs: int
+) -> None:
+    schedule = LRSchedule(Constant(), plateau=Plateau("val/scripted", factor=0.5, patience=1))
+    fit = trainer(tmp_path, [schedule, _stop(patience=patience)][::order], max_epochs=20)
+    fit.fit(Scripted(losses), loader(), loader(60))
+    assert fit.current_epoch == epochs
+
+
+def test_prechelts_criteria_are_not_asked_at_a_drop(tmp_path: Path) -> None:
+    schedule = LRSchedule(Constant(), plateau=Plateau("val/scripted", factor=0.5, patience=1))
+    stop = _stop(criterion="gl", threshold=15.0)  # 1.2, at the drop, is the first above it
+    fit = trainer(tmp_path, [schedule, stop], max_epochs=20)
+    fit.fit(Scripted(RISING), loader(), loader(60))
+    assert fit.current_epoch == 4
 
 
 def test_a_resumed_run_stops_where_the_whole_one_does(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lr_lightning import LRFinder, LRSchedule
+from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost
 from lr_lightning.range_test.result import RangeTest
 from lr_lightning.schedules import Cosine
 from tests.callbacks.finding import Nasty, Rates, frozen, random_states, seed
@@ -36,6 +36,12 @@ class Leaves(Callback):
             "losses": pl_module.losses,
             "result": None if result is None else result.state(),
             "applied": None if self.finder is None else self.finder.applied,
+            "points": [
+                (point.val_loss, point.val_size, point.probe_loss, point.probe_size)
+                for callback in trainer.callbacks
+                if isinstance(callback, OverfittingMonitor)
+                for point in callback.history.points
+            ],
         }
         self.folder.mkdir(exist_ok=True)
         torch.save(left, self.folder / f"rank{trainer.global_rank}.pt")
@@ -57,12 +63,25 @@ class Losses(Nasty):
         return loss
 
 
-def run(folder: Path, finder: LRFinder | None, **options: Any) -> list[dict[str, Any]]:
+class OneBatch:
+    """A probe of which the second process has no share."""
+
+    def __iter__(self) -> Any:
+        return iter([] if torch.distributed.get_rank() else [(X[:5], Y[:5])])
+
+
+def run(folder: Path, finder: LRFinder | None, *more: Callback, **options: Any) -> list[dict[str, Any]]:
     folder.mkdir()
     seed()
     Nasty.shared.clear()
     rates = Rates()
-    callbacks = [LRSchedule(Cosine()), *([] if finder is None else [finder]), rates, Leaves(folder, finder, rates)]
+    callbacks = [
+        LRSchedule(Cosine()),
+        *([] if finder is None else [finder]),
+        rates,
+        *more,
+        Leaves(folder, finder, rates),
+    ]
     settings = {"devices": 2, "strategy": "ddp_fork_find_unused_parameters_true", "max_epochs": 2, **options}
     data = DataLoader(TensorDataset(X, Y), batch_size=5, shuffle=True)
     trainer(folder, callbacks, **settings).fit(Losses(folder), data, loader())
@@ -80,7 +99,7 @@ def run(folder: Path, finder: LRFinder | None, **options: Any) -> list[dict[str,
     ids=str,
 )
 def test_two_processes(tmp_path: Path, arguments: dict[str, Any], options: dict[str, Any]) -> None:
-    finder = LRFinder(num_steps=12, apply=False, early_stop=False, max_lr=0.5, **arguments)
+    finder = LRFinder(num_steps=12, apply=False, retry=False, early_stop=False, max_lr=0.5, **arguments)
     bare = run(tmp_path / "without", None, **options)
     searched = run(tmp_path / "with", finder, **options)
     for one, other in zip(bare, searched, strict=True):
@@ -102,7 +121,10 @@ def test_two_processes(tmp_path: Path, arguments: dict[str, Any], options: dict[
 def test_two_processes_train_with_the_same_found_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"suggestion": 0.2, "base_lr": None, "max_lr": None, "interval": None, "reason": None}.items():
         monkeypatch.setattr(RangeTest, name, property(lambda self, value=value: value))
-    one, two = run(tmp_path / "with", LRFinder(num_steps=12))
+    one, two = run(tmp_path / "with", LRFinder(num_steps=12), OverfittingMonitor(probe=OneBatch()), RunCost())
     assert one["applied"] == two["applied"] == 0.2
     assert one["rates"] == two["rates"]
     assert one["rates"][0] == [0.2]
+    # every process takes part where one has no share of the probe
+    assert one["points"] == two["points"]
+    assert [(val, probe) for _, val, _, probe in one["points"]] == [(60, 5)] * 2

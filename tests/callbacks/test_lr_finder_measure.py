@@ -15,6 +15,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lr_lightning import LRFinder
+from lr_lightning.range_test import result as result_module
+from lr_lightning.range_test.curve import Reading
 from tests.callbacks.finding import make_optimizer
 from tests.callbacks.tiny import X, Y, loader, trainer
 
@@ -58,7 +60,7 @@ class Net(LightningModule):
 def search(tmp_path: Path, module: LightningModule, data: Any = None, val: Any = None, **arguments: Any) -> LRFinder:
     """Only the test: there are no epochs."""
     own = {key: arguments.pop(key) for key in list(arguments) if key in ("accumulate_grad_batches", "precision")}
-    finder = LRFinder(**{"num_steps": STEPS, "apply": False, "early_stop": False, **arguments})
+    finder = LRFinder(**{"num_steps": STEPS, "apply": False, "retry": False, "early_stop": False, **arguments})
     trainer(tmp_path, [finder], max_epochs=0, num_sanity_val_steps=0, **own).fit(module, data or loader(), val)
     return finder
 
@@ -119,6 +121,35 @@ def test_repeats_use_the_grid_again_and_other_batches(tmp_path: Path) -> None:
     assert len(runs) == 3
     assert len(set(runs)) == 3
     assert finder.result.losses == [float(np.mean(values)) for values in zip(*runs, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("advice", "retry", "ranges"),
+    [
+        ("Raise max_lr.", True, [(1e-3, 0.1), (1e-3, 1.0)]),
+        ("Lower min_lr or give num_steps=100.", True, [(1e-3, 0.1), (1e-4, 0.1)]),
+        ("Give num_steps=300 or repeats=3.", True, [(1e-3, 0.1)]),
+        ("Raise max_lr.", False, [(1e-3, 0.1)]),
+    ],
+)
+def test_a_wider_range_is_tested_once_where_the_curve_asks_for_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    advice: str,
+    retry: bool,
+    ranges: list[tuple[float, float]],
+) -> None:
+    silent = Reading(None, "the range is wrong", advice, None, None, None, np.ones(1), {})
+    monkeypatch.setattr(result_module, "read_curve", lambda *_, **__: silent)
+    module = Net()
+    finder = search(tmp_path, module, min_lr=1e-3, max_lr=0.1, retry=retry)
+    used = [lr for (lr,) in module.read()]
+    assert used == pytest.approx(np.concatenate([np.geomspace(*ends, STEPS) for ends in ranges]).tolist())
+    grid = finder.result.grid
+    assert (len(finder.results), grid[0], grid[-1]) == (1, *(pytest.approx(end) for end in ranges[-1]))
+    # from the same start and over the same batches: what a test of that range alone would find
+    alone = search(tmp_path, Net(), min_lr=grid[0], max_lr=grid[-1])
+    assert alone.result.runs == finder.result.runs
 
 
 def test_the_first_run_sees_what_training_is_about_to_see(tmp_path: Path) -> None:
@@ -571,6 +602,7 @@ def test_a_module_that_sets_the_rate_itself_is_refused(tmp_path: Path) -> None:
         ({"mode": "log"}, "mode must be one of 'exponential', 'linear', got 'log'"),
         ({"metric": "val/loss"}, "metric must be one of 'loss', 'val_loss', 'accuracy', got 'val/loss'"),
         ({"repeats": 0}, "repeats must be a whole number >= 1, got 0"),
+        ({"retry": 1}, "retry must be True or False, got 1"),
         ({"val_batches": 0}, "val_batches must be a whole number >= 1, got 0"),
         ({"at_epochs": [1, -1]}, "at_epochs must be a whole number >= 0, got -1"),
         ({"at_epochs": [0.5]}, r"at_epochs must be a whole number >= 0, got 0\.5"),

@@ -30,6 +30,7 @@ from torch.utils.data import (
 )
 
 from lr_lightning import BatchSizeSchedule, LRFinder, LRSchedule, OverfittingMonitor, ScheduleFreeMode, StepRecorder
+from lr_lightning.range_test.result import RangeTest
 from lr_lightning.schedules import Cosine, Plateau, Warmup
 from tests.callbacks.finding import STEPS, Nasty, differences, fit, frozen, make_optimizer, random_states, seed
 from tests.callbacks.tiny import Memory, X, Y, loader
@@ -39,7 +40,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 
 def finder(**arguments: Any) -> LRFinder:
-    return LRFinder(**{"num_steps": STEPS, "apply": False, "early_stop": False, "max_lr": 0.5, **arguments})
+    return LRFinder(
+        **{"num_steps": STEPS, "apply": False, "retry": False, "early_stop": False, "max_lr": 0.5, **arguments}
+    )
 
 
 def same(tmp_path: Path, *finders: LRFinder, **run: Any) -> None:
@@ -107,6 +110,13 @@ def test_options(tmp_path: Path, options: dict[str, Any]) -> None:
 def test_what_is_measured(tmp_path: Path, metric: Any, repeats: int, mode: Any) -> None:
     measured = {"metric": metric, "repeats": repeats, "mode": mode}
     same(tmp_path, finder(**measured), finder(**measured, at_epochs=[1, 3]), data=shuffled, max_epochs=4)
+
+
+def test_a_wider_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RangeTest, "wider", lambda self: (1e-6, 0.7))
+    twice = finder(retry=True)
+    same(tmp_path, twice)
+    assert twice.results[0].grid[-1] == 0.7
 
 
 def test_without_a_logger_and_without_logging(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from lr_lightning import RunCost
+from lr_lightning import LRFinder, RunCost
 from lr_lightning.callbacks.energy import EnergyMeter
+from tests.callbacks.test_ranks import on_ranks
 from tests.callbacks.tiny import Memory, Tiny, loader, trainer
 
 
@@ -117,7 +118,7 @@ def test_a_run_that_fails_has_cost_as_well(tmp_path: Path) -> None:
 
 
 def test_energy_is_that_between_two_readings_of_the_device_with_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = iter([1000, 5000])
+    readings = iter([1000, 5000, 5000])
     fake = SimpleNamespace(
         nvmlInit=lambda: None,
         nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
@@ -127,10 +128,57 @@ def test_energy_is_that_between_two_readings_of_the_device_with_its_uuid(monkeyp
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="abc"))
     meter = EnergyMeter(torch.device("cuda", 0))
     assert meter.joules() == 4.0
+    assert meter.gpu == EnergyMeter(torch.device("cuda", 0)).gpu > 0
     assert meter.joules() is None  # the driver no longer answers
     assert EnergyMeter(torch.device("cpu")).joules() is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert EnergyMeter(torch.device("cuda", 0)).joules() is None
+
+
+@pytest.mark.parametrize(
+    ("ranks", "kilojoules"),
+    [
+        ([(4000.0, 7), (2000.0, 8)], 6.0),
+        ([(4000.0, 7), (3900.0, 7)], 4.0),  # both on one GPU
+        ([(4000.0, 7), (None, 7)], 4.0),
+        ([(4000.0, 7), (None, 8)], None),  # NVML failed on one: no part is given for the whole, and no rank waits
+        ([(None, 0), (None, 0)], None),
+        ([(1000.0, 0), (1000.0, 0)], 2.0),  # GPUs without a UUID are taken for different ones
+    ],
+)
+def test_all_ranks_sum_up_the_energy_of_each_gpu_once(
+    ranks: list[tuple[float | None, int]], kilojoules: float | None
+) -> None:
+    def work(trainer: Any) -> Any:
+        cost = RunCost()
+        joules, gpu = ranks[trainer.global_rank]
+        cost._meter = SimpleNamespace(joules=lambda: joules, gpu=gpu)  # type: ignore[assignment]
+        trainer.is_global_zero = False
+        cost.on_train_end(trainer, Tiny())
+        return cost.summary.get("energy_kj")
+
+    assert on_ranks(work) == [kilojoules] * 2
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_range_test_between_epochs_is_no_step(tmp_path: Path, order: int) -> None:
+    class Slow(LRFinder):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            super().on_train_epoch_start(trainer, pl_module)
+            clock[0] += 1000.0
+
+    clock = [0.0]
+
+    def now() -> float:
+        clock[0] += 1.0
+        return clock[0]
+
+    cost, finder = RunCost(), Slow(num_steps=10, at_epochs=[0, 1, 2], early_stop=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lr_lightning.callbacks.run_cost.time", SimpleNamespace(perf_counter=now))
+        _fit(tmp_path, *[cost, finder][::order], max_epochs=3, check_val_every_n_epoch=3)
+    assert len(finder.results) == 3
+    assert max(cost._step_seconds) < 10
 
 
 @pytest.mark.parametrize(

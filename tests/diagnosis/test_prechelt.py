@@ -11,6 +11,8 @@ def test_generalization_loss_is_percent_above_the_lowest() -> None:
     assert generalization_loss([3.0, 2.0, 2.5]) == pytest.approx(25.0)
     assert generalization_loss([3.0, 2.0]) == 0.0
     assert math.isnan(generalization_loss([1.0, math.nan]))
+    assert generalization_loss([math.nan, 2.0, 2.5]) == pytest.approx(25.0)  # of a first validation, say
+    assert math.isnan(generalization_loss([math.nan]))
     assert math.isnan(generalization_loss([0.0, 1.0]))  # a ratio to nothing
     assert math.isnan(generalization_loss([-1.0, 1.0]))
 

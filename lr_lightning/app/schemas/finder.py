@@ -25,6 +25,7 @@ class RangeTestConfig(FinderConfig):
     mode: str = "exponential"  # exponential: a geometric grid | linear
     metric: str = "loss"  # loss: of the training batches | val_loss | accuracy: of some validation batches
     repeats: int = 1  # tests with other batches; the curve is their mean
+    retry: bool = True  # test a range that reaches ten times further, once, where the curve asks for one
     apply: bool = True  # whether to train with what is found
     val_batches: int = 4  # how many, where the metric needs them
 

@@ -1,0 +1,122 @@
+"""What ranks agree on where one of them has nothing to give: every rank takes part in every collective."""
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lr_lightning.callbacks.measure import Examples, Gathered
+from lr_lightning.callbacks.ranks import from_all_ranks, mean_over_ranks
+from lr_lightning.callbacks.validation_pass import ValidationLosses
+from tests.callbacks.tiny import Tiny
+
+
+class Strategy:
+    """One rank's collectives among threads: where a rank stays away, or brings another shape, it is an error."""
+
+    root_device = torch.device("cpu")
+
+    def __init__(self, rank: int, slots: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.slots, self.barrier = rank, slots, barrier
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        self.barrier.wait()
+        self.slots[self.rank] = tensor
+        self.barrier.wait()
+        return torch.stack(list(self.slots))
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        every = self.all_gather(torch.tensor(int(decision))).tolist()
+        return min(every) == 1 if all else max(every) == 1
+
+
+def on_ranks(work: Callable[[Any], Any], world: int = 2) -> list[Any]:
+    """What ``work`` gives on each rank, called with a Trainer of that rank."""
+    slots, barrier, found = [None] * world, threading.Barrier(world, timeout=10), [None] * world
+
+    def run(rank: int) -> None:
+        strategy = Strategy(rank, slots, barrier)
+        trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=strategy, callback_metrics={})
+        try:
+            found[rank] = work(trainer)
+        except BaseException as e:
+            found[rank] = e
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return found
+
+
+LOGITS, LABELS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1])
+
+
+def examples(count: int, logits: bool = True) -> Examples:
+    losses, right = torch.arange(3.0)[:count], torch.ones(count)
+    return Examples(losses, right, LOGITS[:count], LABELS[:count]) if logits else Examples(losses, right)
+
+
+@pytest.mark.parametrize(
+    ("batches", "size", "known"),
+    [
+        ([[examples(3)], []], 3, True),  # a probe that is smaller than the number of ranks
+        ([[], [examples(2), examples(1)]], 3, True),
+        ([[examples(3)], [examples(1)]], 4, True),
+        ([[examples(3)], [examples(3, logits=False)]], 6, False),
+        ([[examples(1)], [examples(3), examples(3, logits=False)]], 7, False),
+        ([[], []], 0, False),
+    ],
+    ids=["first only", "second only", "uneven", "logits of one", "logits of a part", "none"],
+)
+def test_all_ranks_get_one_sample(batches: list[list[Examples]], size: int, known: bool) -> None:
+    def work(trainer: Any) -> Any:
+        gathered = Gathered(keep=10)
+        for batch in batches[trainer.global_rank]:
+            gathered.add(batch)
+        return gathered.finish(trainer, torch.device("cpu"))
+
+    one, two = on_ranks(work)
+    if not size:
+        assert one is two is None
+        return
+    assert (one.size, one.loss, one.acc) == (two.size, two.loss, two.acc) == (size, one.losses.mean(), 1.0)
+    assert (one.logits is not None) == (two.logits is not None) == known
+    if known:
+        assert one.logits.tolist() == two.logits.tolist()
+        assert len(one.labels) == size
+
+
+@pytest.mark.parametrize("logged", [[1.0, 1.0], [1.0, None], [9.0, 1.0]])
+def test_ranks_agree_on_where_the_losses_come_from(logged: list[float | None]) -> None:
+    def work(trainer: Any) -> str:
+        if logged[trainer.global_rank] is not None:
+            trainer.callback_metrics["val/loss"] = torch.tensor(logged[trainer.global_rank])
+        losses = ValidationLosses(lambda module, batch: batch, keep=10)
+        if trainer.global_rank == 0:  # the other had no batch that was computed otherwise
+            losses.source = "own"
+            losses._gathered.add(examples(3))
+        losses.finish(trainer, Tiny())
+        return losses.source
+
+    expected = "logged" if logged == [1.0, 1.0] else "own"
+    with pytest.warns(UserWarning, match="does not call the module"):
+        assert on_ranks(work) == [expected] * 2
+
+
+def test_means_and_rows_of_ranks_that_have_some() -> None:
+    own = [3.0, None, 1.0]
+    assert on_ranks(lambda trainer: mean_over_ranks(trainer, own[trainer.global_rank]), 3) == [2.0] * 3
+    assert on_ranks(lambda trainer: mean_over_ranks(trainer, None), 2) == [None] * 2
+    rows = [torch.ones(2, 1), torch.empty(0, 1), torch.zeros(1, 1)]
+    for every in on_ranks(lambda trainer: from_all_ranks(trainer, rows[trainer.global_rank]), 3):
+        assert every.tolist() == [[1.0], [1.0], [0.0]]
