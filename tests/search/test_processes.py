@@ -79,7 +79,6 @@ def test_ctrl_c_ends_it_in_order_and_a_trial_outlives_no_driver(search_command: 
     assert [row["state"] for row in rows(tmp_path)] == ["complete", "complete"], out
 
 
-@pytest.mark.xdist_group("postgres")
 def test_four_workers_share_a_database_and_one_is_killed(search_command: Start, tmp_path: Path, postgres: str) -> None:
     words = [
         "search=random",
