@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lr_lightning.reports import words
 from lr_lightning.reports.compare import CompareError, Comparison, Request, compare
 from lr_lightning.reports.terminal import print_outcome
 from lr_lightning.tracking import StoreUnavailable, TrackingError, open_store
@@ -12,7 +13,7 @@ from lr_lightning.tracking import StoreUnavailable, TrackingError, open_store
 FAILED, BAD_INPUT = 1, 2
 
 
-def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, **asked: Any) -> int:
+def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, brief: bool = False, **asked: Any) -> int:
     """Compare and print; every error of input is one message.
 
     Args:
@@ -20,6 +21,7 @@ def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, **
         uri: Another store, or None.
         out: Where the comparison's folder is made, below ``compare/``.
         after_sweep: Whether it ends a multirun, for which nobody gave an option: then no message names one.
+        brief: Whether only the finding and the files are printed, not the tables.
         asked: The other fields of :class:`~lr_lightning.reports.compare.Request`.
 
     Returns:
@@ -37,7 +39,7 @@ def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, **
         return _refused(f"the store does not answer: {e}", FAILED, after_sweep)
     except OSError as e:
         return _refused(str(e) if after_sweep else f"--out: {e}", BAD_INPUT, after_sweep)
-    report(done)
+    report(done, brief=brief)
     return 0
 
 
@@ -46,9 +48,14 @@ def _refused(text: str, status: int, after_sweep: bool) -> int:
     return status
 
 
-def report(done: Comparison) -> None:
+def report(done: Comparison, *, brief: bool = False) -> None:
     """Print the tables, the findings, and where the files are."""
-    print_outcome(done.outcome, done.target, done.title)
+    if brief:
+        print(words.plain(words.headline(done.outcome)))
+    else:
+        print_outcome(done.outcome, done.target, done.title)
+    for text in done.good_rates:
+        print(f"good rates:  {words.plain(text)}")
     page, table, *pictures = done.files
     print(f"report:   {page}")
     print(f"table:    {table}")

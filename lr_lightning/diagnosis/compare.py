@@ -68,6 +68,7 @@ def compare_groups(
     *,
     higher_is_better: bool,
     against: str | None = None,
+    leader_only: bool = False,
     level: float = 0.05,
 ) -> list[Comparison]:
     """Compare groups pairwise, by seeds that both have, else as independent samples.
@@ -85,6 +86,8 @@ def compare_groups(
             ``-inf`` where higher is better, else ``inf``.
         higher_is_better: Which direction is better.
         against: A group chosen beforehand.
+        leader_only: Whether, of many groups, only the one with the best mean is compared with each other one. Which
+            one that is was not known beforehand, so p is corrected for all the pairs that there are (Bonferroni).
         level: Significance level, after Holm's correction.
 
     Returns:
@@ -95,9 +98,12 @@ def compare_groups(
     means = {group: sign * float(np.mean(list(seeds.values()))) for group, seeds in known.items()}
     order = sorted(known, key=lambda group: (-means[group], group))
     pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :] if against is None or against in (a, b)]
+    count = len(pairs)
+    if leader_only and against is None:
+        pairs = [(a, b) for a, b in pairs if a == order[0]]
     found = [_pair(a, b, known, sign, level) for a, b in pairs]
-    adjusted = holm([c.p for c in found])
-    count = len(found)
+    all_pairs = len(pairs) == count
+    adjusted = holm([c.p for c in found]) if all_pairs else [min(1.0, count * c.p) for c in found]
     return [
         replace(c, adjusted=p, needs=seeds_needed(count, paired=c.paired, level=level))
         for c, p in zip(found, adjusted, strict=True)

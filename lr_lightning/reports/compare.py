@@ -83,6 +83,7 @@ class Comparison:
         files: Report, CSV and pictures.
         title: One line that says what was compared.
         address: The report in MLflow, or None where it is not there.
+        good_rates: In words, the band of good rates of each schedule.
     """
 
     outcome: Outcome
@@ -91,6 +92,7 @@ class Comparison:
     title: str
     files: list[Path] = field(default_factory=list)
     address: str | None = None
+    good_rates: list[str] = field(default_factory=list)
 
 
 def compare(request: Request) -> Comparison:
@@ -122,6 +124,7 @@ def compare(request: Request) -> Comparison:
     name = ", ".join(chosen)
     title = f"{name}: {len(runs)} runs by {', '.join(request.by)}"
     done = Comparison(outcome, target, publish.new_folder(request.output_root / "compare", name), words.plain(title))
+    done.good_rates = [text for figure in figures for text in figure.good_rates]
     server = (request.server or _server_of(request.store)).rstrip("/")
     facts = f"{datetime.now():%Y-%m-%d %H:%M}, {request.store.public_uri}" + (
         f", filter {request.filter_string}" if request.filter_string else ""

@@ -37,7 +37,7 @@ class Trace:
         name: Of the run or group; any text.
         group: Index of its group, -1 for none.
         style: Colour, line and marker.
-        kind: curve (of one run), mean (with its band), points (one a run), or front.
+        kind: curve (of one run), mean (with its band), points (one a run), front, or range (a bar).
         places: Axis to place; what has no x in epochs has none there. A figure with an x of its own has one, "".
         panel: Which panel, from the top.
     """
@@ -64,6 +64,7 @@ class Figure:
         log_x: Whether that is logarithmic.
         log_panels: Panels with a logarithmic y.
         legend_names: Index of a group to its name, where traces are of its runs.
+        good_rates: In words, the band of good rates of each line that has one.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Figure:
     log_x: bool = False
     log_panels: tuple[int, ...] = ()
     legend_names: dict[int, str] = field(default_factory=dict)
+    good_rates: list[str] = field(default_factory=list)
 
 
 FRONT = Style("#808080", "dot", "circle")
@@ -208,7 +210,7 @@ def smoothed(values: Floats) -> Floats:
 
 def all_figures(outcome: Outcome, styles: dict[str, Style], by: Sequence[str]) -> list[Figure]:
     """Every figure there is data for."""
-    from lr_lightning.reports.trade_offs import accuracy_against_cost, sensitivity
+    from lr_lightning.reports.trade_offs import RATE, accuracy_against_cost, sensitivity
 
     made = [
         seed_means(outcome, styles),
@@ -218,6 +220,8 @@ def all_figures(outcome: Outcome, styles: dict[str, Style], by: Sequence[str]) -
         loss_against_lr(outcome, styles),
     ]
     figures = [figure for figure in made if figure is not None]
+    if any(key in ("trial", *RATE) for key in by):  # a search: how much the rate matters is what it was for
+        figures.sort(key=lambda figure: figure.id != "sensitivity")
     for figure in figures:
         figure.legend_names = {index: group.name for index, group in enumerate(outcome.groups)}
     return figures

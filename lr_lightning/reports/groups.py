@@ -12,6 +12,7 @@ from lr_lightning.diagnosis.statistics import Mean, mean_ci
 from lr_lightning.diagnosis.targets import Reach, median_time
 from lr_lightning.reports.measure import Measured
 
+_MANY = 12  # groups beyond which only the leading one is compared with the others
 _NOT_COMPARED = ("tracking.", "output_root")
 """Params that say where a run is kept, not what it does."""
 
@@ -143,6 +144,7 @@ def compare_measured(
         {group.name: group.results(-sign * math.inf) for group in groups} if objective else {},
         higher_is_better=higher_is_better,
         against=against,
+        leader_only=len(groups) > _MANY,
     )
     varying = varying_params(measured)
     return Outcome(objective, groups, comparisons, varying, _warnings(groups, varying), higher_is_better)

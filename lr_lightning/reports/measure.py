@@ -23,7 +23,7 @@ class Measured:
         run: The run.
         group: Name of its group.
         seed: Its seed, or nothing.
-        state: finished, diverged, failed, killed or running.
+        state: finished, diverged, pruned (ended by a search), failed, killed or running.
         curves: By this project's names.
         axes: Converts its steps.
         best: Best value of the objective.
@@ -107,6 +107,8 @@ def measure(
 def _state(run: Run) -> str:
     if run.tags.get("diverged", "").lower() == "true":
         return "diverged"
+    if run.tags.get("pruned"):
+        return "pruned"
     return {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}.get(run.status, "running")
 
 
@@ -134,6 +136,8 @@ def _notes(m: Measured) -> list[str]:
     notes = []
     if m.state == "diverged" and "diverged_step" in m.run.tags:
         notes.append(f"diverged at step {m.run.tags['diverged_step']}")
+    if m.state == "pruned":
+        notes.append(f"pruned: {m.run.tags['pruned']}")
     bad = {name: curve.nonfinite for name, curve in m.curves.items() if curve.nonfinite}
     if bad:
         notes.append("nan or infinite: " + ", ".join(f"{name} ({count})" for name, count in sorted(bad.items())))

@@ -176,7 +176,9 @@ def _packed(values: Floats) -> str:
 
 def _own_legend(figure: Figure, styles: dict[str, Style]) -> list[dict[str, object]]:
     """A legend below a figure whose lines are not the groups."""
-    names = {trace.name: trace.style for trace in figure.traces if trace.group < 0 and trace.kind != "front"}
+    names = {
+        trace.name: trace.style for trace in figure.traces if trace.group < 0 and trace.kind not in ("front", "range")
+    }
     return [{"name": words.plain(name), "swatch": _swatch(style)} for name, style in names.items()]
 
 

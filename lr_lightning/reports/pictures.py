@@ -54,7 +54,8 @@ def _draw(figure: Figure) -> Any:
             axis.set_xscale("log")
     axes[-1].set_xlabel(x_title)
     labels = {f"{t.group} {_key(figure, t)}": _key(figure, t) for t in figure.traces}
-    shown = [key for key in handles if labels[key]][:24]
+    bars = {f"{t.group} {_key(figure, t)}" for t in figure.traces if t.kind == "range"}
+    shown = [key for key in handles if labels[key] and key not in bars][:24]
     canvas.legend(
         [handles[key] for key in shown],
         [_text(labels[key]) for key in shown],
@@ -77,6 +78,9 @@ def _trace(axis: Any, trace: Trace, place: Place, *, bars: bool, many: bool) -> 
     if trace.kind == "points":
         cloud = {"alpha": 0.45, "markersize": 5, "markeredgewidth": 0}
         return axis.plot(place.x, place.y, mark, color=trace.style.colour, **cloud)[0]
+    if trace.kind == "range":
+        bar = {"linewidth": 7, "alpha": 0.4, "solid_capstyle": "butt"}
+        return axis.plot(place.x, place.y, color=trace.style.colour, **bar)[0]
     if trace.kind in ("curve", "front"):
         width, alpha = (0.8, 0.4) if many else (1.5, 0.85)
         dot = "." if place.x.size < 2 else ""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lr_lightning.diagnosis.compare import pareto_front
+from lr_lightning.diagnosis.good_band import good_band
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports.axes import AXES
 from lr_lightning.reports.figures import FRONT, Figure, Place, Trace
@@ -13,7 +14,7 @@ from lr_lightning.reports.groups import Outcome
 from lr_lightning.reports.measure import Measured, group_of
 from lr_lightning.tracking.colours import Style, styles
 
-_RATE = ("optimizer.lr", "lr")
+RATE = ("optimizer.lr", "lr")
 
 
 def cost_of(m: Measured, axis: str) -> float:
@@ -74,15 +75,20 @@ def sensitivity(outcome: Outcome, looks: dict[str, Style], by: Sequence[str]) ->
     """The objective over the peak rate, for each schedule, where a sweep has more than one rate."""
     if outcome.objective is None:
         return None
-    rest = [key for key in by if key not in _RATE] or ["schedule"]
+    rest = [key for key in by if key not in (*RATE, "trial")] or ["schedule"]
     lines: dict[str, dict[float, dict[str, list[float]]]] = {}
+    lost: dict[str, list[tuple[float, float]]] = {}
     for group in outcome.groups:
-        for m in group.counted:
+        for m in group.runs:
             # a rate that a range test found varies with the seed: it is no rate of a sweep
-            if math.isfinite(m.peak) and m.peak > 0 and "lr_finder.lr" not in m.run.params:
+            if not math.isfinite(m.peak) or m.peak <= 0 or "lr_finder.lr" in m.run.params:
+                continue
+            if m.counts:
                 seeds = lines.setdefault(group_of(m.run, rest), {}).setdefault(m.peak, {})
                 seeds.setdefault(m.seed or m.run.id, []).append(m.best)
-    lines = {name: peaks for name, peaks in lines.items() if len(peaks) > 1}
+            elif m.state in ("diverged", "pruned"):
+                lost.setdefault(group_of(m.run, rest), []).append((m.peak, m.best))
+    lines = {name: peaks for name, peaks in lines.items() if len(peaks) + len(lost.get(name, [])) > 1}
     if not lines:
         return None
     index = {group.name: i for i, group in enumerate(outcome.groups)}
@@ -105,4 +111,52 @@ def sensitivity(outcome: Outcome, looks: dict[str, Style], by: Sequence[str]) ->
             np.array([m.high for m in found]),
         )
         figure.traces.append(Trace(name, index.get(name, -1), own[name], "mean", {"": place}))
+    _add_lost(figure, lost, own)
+    _add_bands(figure, outcome, lines, lost, own)
     return figure
+
+
+def _add_lost(figure: Figure, lost: dict[str, list[tuple[float, float]]], own: dict[str, Style]) -> None:
+    """A cross where a run diverged or was pruned, at the best it had come to."""
+    for name, points in lost.items():
+        known = [(x, y) for x, y in points if math.isfinite(y)]
+        if known and name in own:
+            x, y = np.array(known).T
+            style = Style(own[name].colour, "solid", "x")
+            figure.traces.append(Trace(f"{name}: diverged or pruned", -1, style, "points", {"": Place(x, y)}))
+
+
+def _add_bands(
+    figure: Figure,
+    outcome: Outcome,
+    lines: dict[str, dict[float, dict[str, list[float]]]],
+    lost: dict[str, list[tuple[float, float]]],
+    own: dict[str, Style],
+) -> None:
+    """The band of good rates of each line, as a bar at its limit and in words."""
+    higher = outcome.higher_is_better
+    said = []
+    for name, peaks in sorted(lines.items()):
+        means = {rate: float(np.mean([v for seed in seeds.values() for v in seed])) for rate, seeds in peaks.items()}
+        means |= {rate: -math.inf if higher else math.inf for rate, _ in lost.get(name, []) if rate not in means}
+        tolerance = _tolerance(str(outcome.objective), [v for v in means.values() if math.isfinite(v)], higher)
+        band = good_band([*means], [*means.values()], higher=higher, tolerance=tolerance)
+        if band is None:
+            continue
+        bar = Place(np.array([band.low, band.high]), np.array([band.limit, band.limit]))
+        figure.traces.append(Trace(f"{name}: good rates", -1, own[name], "range", {"": bar}))
+        ends = [f"{band.low:.3g}{' or lower' if band.open_low else ''}"]
+        ends.append(f"{band.high:.3g}{' or higher' if band.open_high else ''}")
+        said.append(f"{name}: {' to '.join(ends)} ({band.decades:.1f} decades)")
+    if said:
+        figure.good_rates = said
+        figure.note += (
+            " The bars mark the good rates, whose result lies within 0.01 (of a loss: 10 %) of the line's best, "
+            f"smoothed over neighbours from seven rates on: {'; '.join(said)}. Crosses: runs that diverged or were "
+            "pruned."
+        )
+
+
+def _tolerance(objective: str, values: Sequence[float], higher: bool) -> float:
+    """A point of accuracy, or a tenth of the best loss."""
+    return 0.01 if higher else 0.1 * abs(min(values, default=0.0))

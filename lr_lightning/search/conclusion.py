@@ -50,6 +50,9 @@ def conclude(search: Search, study: Study, console: Console, *, compare: bool) -
         console.print(f"importance:  {text}{doubt}", soft_wrap=True, highlight=False, markup=False)
     if command is not None:
         console.print(f"train with the best:  {command}", soft_wrap=True, highlight=False, markup=False)
+        if standing.equal > 1:
+            text = f"{standing.equal} trials share its value; the lowest validation loss decided between them"
+            console.print(text, soft_wrap=True, highlight=False, markup=False)
     else:
         console.print("no trial is complete, so there is no best one; trials.csv has the reasons", highlight=False)
     console.print(f"trials:  {table}", soft_wrap=True, highlight=False, markup=False)
@@ -167,6 +170,8 @@ def _compare(search: Search, ended: dict[int, FrozenTrial]) -> None:
             experiments=[config.tracking.experiment],
             by=_by(search, len(ended)),
             filter_string=f"tags.sweep = '{search.name}'",
+            after_sweep=True,
+            brief=True,
         )
     except Exception as e:
         print(f"the trials are not compared: {type(e).__name__}: {e}", file=sys.stderr)

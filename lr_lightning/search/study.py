@@ -7,6 +7,7 @@ worker has gone is failed and its ticket put back, with its parameters, as Optun
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
@@ -58,12 +59,14 @@ class Standing:
     Attributes:
         ended: For each ticket that is done with, the trial that ended it.
         left: Tickets that wait or are being run.
-        best: The best trial that is complete.
+        best: The best trial that is complete; of equal ones that with the lowest validation loss.
+        equal: How many have its value.
     """
 
     ended: dict[int, FrozenTrial]
     left: int
     best: FrozenTrial | None
+    equal: int = 0
 
 
 class Study:
@@ -288,9 +291,15 @@ class Study:
         last = {self._number(t): t for t in sorted(trials, key=lambda t: t.number)}
         ended = {number: t for number, t in sorted(last.items()) if t.state.is_finished()}
         complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
-        pick = max if self.search.higher else min
-        best = pick(complete, key=lambda t: cast(float, t.value)) if complete else None
-        return Standing(ended, len(last) - len(ended), best)
+        sign = 1.0 if self.search.higher else -1.0
+
+        def rank(trial: FrozenTrial) -> tuple[float, float]:
+            loss = trial.user_attrs.get("result", {}).get("val_loss")  # decides between equal accuracies
+            return sign * cast(float, trial.value), -math.inf if loss is None else -float(loss)
+
+        best = max(complete, key=rank, default=None)
+        equal = sum(t.value == best.value for t in complete) if best is not None else 0
+        return Standing(ended, len(last) - len(ended), best, equal)
 
     def has_waiting(self) -> bool:
         """Whether a ticket waits."""

@@ -168,6 +168,7 @@ class TrialRuns:
             "seconds": sum(r.seconds for r in results),
             "runs": [r.run_id for r in results if r.run_id],
             "verdict": last.verdict,
+            "val_loss": _mean([r.summary.get("best_val_loss", math.nan) for r in results]),
             "reason": last.reason,
         }
         if last.status in ("pruned", "diverged"):
@@ -182,3 +183,8 @@ class TrialRuns:
             return Ending(TrialState.FAIL, None, {**common, "reason": reason})
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
         return Ending(TrialState.COMPLETE, statistics.mean(values), {**common, "values": values, "error": error})
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """The mean, or None where a value is missing."""
+    return statistics.mean(values) if values and all(map(math.isfinite, values)) else None

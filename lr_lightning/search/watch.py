@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lr_lightning.callbacks.figures import log_tags
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
@@ -89,6 +90,7 @@ class TrialWatch(Callback):
         reason = trainer.strategy.broadcast(reason)
         if reason is not None:
             self.reason = reason
+            log_tags(trainer, {"pruned": reason[:500]})
             trainer.should_stop = True
 
     def _ask(self, trainer: Trainer, value: float | None, progress: float, counts: bool) -> str | None:

@@ -26,6 +26,8 @@
     const single = place.x.length === 1;
     if (trace.kind === "points")
       return [{ ...common, mode: "markers", marker: { color: trace.colour, symbol: trace.symbol, size: 6, opacity: 0.5 } }];
+    if (trace.kind === "range")
+      return [{ ...common, mode: "lines", opacity: 0.45, line: { color: trace.colour, width: 8 } }];
     if (trace.kind === "front") return [{ ...common, mode: "lines", line: { ...line, width: 1.5 } }];
     if (trace.kind === "curve") {
       const mode = place.x.length < 2 ? "markers" : "lines";
