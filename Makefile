@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install train test test-fast check ui compare lock clean
+.PHONY: help install train test test-fast check soak ui compare lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -35,6 +35,9 @@ test: check  ## every check and every test
 
 test-fast: $(STAMP)  ## the tests that start no processes of their own
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+
+soak: $(STAMP)  ## kill one run a hundred times and compare it with one that never stopped; half an hour
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 ui: $(STAMP)  ## the MLflow UI on this checkout's runs, on 127.0.0.1 only
 	$(BIN)/python scripts/ui.py $(ARGS)

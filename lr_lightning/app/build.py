@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.guards import MonitorCheck
+from lr_lightning.app.lr_rule import batch_of_one
 from lr_lightning.app.schedule import ScheduleCheck, completed, momentum_of, named, plateau_of, target_arguments
 from lr_lightning.app.schemas.optimizer import OPTIMIZER_PACKAGES
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
@@ -115,7 +116,7 @@ def build_data(config: Config) -> ImageDataModule:
     arguments = own_arguments("data", node)
     return ImageDataModule(
         lambda: call("data", node._target_, arguments),
-        batch_size=node.batch_size,
+        batch_size=batch_of_one(config),
         eval_batch_size=node.eval_batch_size,
         val_fraction=node.val_fraction,
         split_seed=node.split_seed,
@@ -241,10 +242,11 @@ def _growth_callbacks(config: Config) -> list[Callback]:
     node = getattr(config.schedule, "growth", None)
     if node is None:
         return []
-    if node.max_batch_size is not None and node.max_batch_size < config.data.batch_size:
+    size = batch_of_one(config)
+    if node.max_batch_size is not None and node.max_batch_size < size:
         raise ConfigError(
-            f"schedule.growth.max_batch_size: {node.max_batch_size} is below data.batch_size, "
-            f"{config.data.batch_size}. Give that or more, or null for no limit."
+            f"schedule.growth.max_batch_size: {node.max_batch_size} is below data.batch_size, {size}. "
+            f"Give that or more, or null for no limit."
         )
     try:
         return [BatchSizeSchedule(node.milestones, node.factor, max_batch_size=node.max_batch_size)]

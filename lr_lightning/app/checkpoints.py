@@ -1,23 +1,28 @@
-"""A run's two checkpoints, written so that a kill at any moment leaves a whole one."""
+"""A run's checkpoints, written so that a kill at any moment leaves a whole one."""
 
 import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.errors import ConfigError, RunFailed
 from lr_lightning.app.guards import FinalValidation, MonitorCheck
-from lr_lightning.app.output import LAST
+from lr_lightning.app.output import BEFORE_LAST, LAST
+
+_WRITER = ("PytorchStreamWriter", "inline_container")  # torch's own errors, which hide the system's
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write to a temporary name in the same folder, then rename.
+    """Write to a temporary name in the same folder, then rename; keep the `last` that is replaced as `before_last`.
 
     Lightning's own way goes through the system's temporary folder: where that is another file system the last step is a
     copy, and a kill in the middle of it leaves half a checkpoint under the final name.
@@ -26,13 +31,77 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Save, and make it durable before it takes the place of the one before."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.part")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if target.name == LAST and target.exists():
+                _keep(target, target.with_name(BEFORE_LAST))
+            temporary.replace(target)
+        except (OSError, RuntimeError) as e:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)  # it would take the room that the end of the record needs
+            if isinstance(e, RuntimeError) and not any(name in str(e) for name in _WRITER):
+                raise
+            raise RunFailed(
+                f"output_root: {target} cannot be written ({_reason(e, target.parent)}). What is there is whole: make "
+                f"room, then go on with resume={target.parent.parent}."
+            ) from e
+
+
+def _keep(path: Path, beside: Path) -> None:
+    """Give a file a second name, so that the first one is never without a whole file."""
+    spare = beside.with_name(f".{beside.name}.part")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:  # a file system without hard links: for a moment there is the second name alone
+        path.replace(beside)
+    else:
+        spare.replace(beside)
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return str(error).splitlines()[0]
+    return f"{free / 1e6:.1f} MB are free on its disk"
+
+
+class ConfigStamp(Callback):
+    """Put the config into every checkpoint, so that one is not gone on with under another config.
+
+    Args:
+        flat: Dotted keys and plain values.
+    """
+
+    KEY = "lr_lightning_config"
+
+    def __init__(self, flat: Mapping[str, Any]) -> None:
+        self.flat = dict(flat)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add it."""
+        checkpoint[self.KEY] = self.flat
+
+
+def config_differences(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> list[str]:
+    """The keys in which a checkpoint's config differs from a run's, a line each; nothing where it has none.
+
+    Keys that only one of the two has are passed over: versions add some.
+    """
+    stored = checkpoint.get(ConfigStamp.KEY, {})
+    return [
+        f"{key}: {stored[key]} in the checkpoint, {value} in the run"
+        for key, value in flat.items()
+        if key in stored and stored[key] != value
+    ]
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -42,6 +111,15 @@ class RunCheckpoint(ModelCheckpoint):
         """Take the paths in the state as paths in the folder as it is called now."""
         before, now = str(state_dict.get("dirpath")), str(self.dirpath)
         super().load_state_dict(_renamed(state_dict, before, now) if before != now else state_dict)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Save only where a step is complete.
+
+        After a resume Lightning does not know that it has saved this step, and saves it again in the middle of the next
+        one's accumulation, whose gradients are in no checkpoint.
+        """
+        if not trainer.fit_loop._should_accumulate():
+            super().on_train_batch_end(trainer, *args)
 
 
 def _renamed(node: Any, before: str, now: str) -> Any:
@@ -88,7 +166,8 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     except UnpicklingError as e:
         raise ConfigError(f"{key}: {path} is no checkpoint, or holds more than weights and plain values.") from e
     except (RuntimeError, EOFError, OSError, ValueError) as e:
-        raise ConfigError(f"{key}: {path} cannot be read ({str(e).splitlines()[0]}). Give another checkpoint.") from e
+        reason = (str(e).splitlines() or ["it is empty"])[0]
+        raise ConfigError(f"{key}: {path} cannot be read ({reason}). Give another checkpoint.") from e
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ConfigError(f"{key}: {path} is no checkpoint of Lightning: it has no state_dict.")
     return checkpoint

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.compose import prepare
-from lr_lightning.app.errors import ConfigError, explain
-from lr_lightning.app.schemas.trainer import TrainerConfig
+from lr_lightning.app.errors import ConfigError, RunFailed, explain
+from lr_lightning.app.processes import world_size
 from lr_lightning.app.sweep import Sweep
 from lr_lightning.app.validate import validated
 from lr_lightning.callbacks.diverged import Diverged
@@ -36,8 +36,8 @@ def main(root: Path, job: Job = "train") -> int:
         job: What to do with a config: train, or only search for a rate.
 
     Returns:
-        The exit status: 0; 1 if a run diverged; 2 for bad input. Any other failure raises; SIGTERM and Ctrl-C exit
-        with 143 and 130.
+        The exit status: 0; 1 if a run diverged, lost a process or its disk; 2 for bad input. Any other failure
+        raises; SIGTERM and Ctrl-C exit with 143 and 130.
     """
     debug = "HYDRA_FULL_ERROR" in os.environ  # the user asks for tracebacks
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
@@ -53,7 +53,7 @@ def main(root: Path, job: Job = "train") -> int:
         # Errors are kept rather than raised: Hydra would print a traceback, and they must not end the other jobs of -m.
         try:
             return _job(cfg, job, sweep)
-        except (ConfigError, OmegaConfBaseException, Diverged) as e:
+        except (ConfigError, OmegaConfBaseException, Diverged, RunFailed) as e:
             if debug:
                 raise
             errors.append(e)
@@ -68,11 +68,11 @@ def main(root: Path, job: Job = "train") -> int:
         return 130  # before the run itself takes care of it
     sweep.compare()
     for error in errors:
-        text = str(error) if isinstance(error, ConfigError | Diverged) else explain(error)
+        text = str(error) if isinstance(error, ConfigError | Diverged | RunFailed) else explain(error)
         print("\n".join(f"error: {line}" for line in text.splitlines()), file=sys.stderr)
     if not errors:
         return 0
-    return FAILED if any(isinstance(e, Diverged) for e in errors) else BAD_INPUT
+    return FAILED if any(isinstance(e, Diverged | RunFailed) for e in errors) else BAD_INPUT
 
 
 def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
@@ -90,9 +90,9 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
         config, previous = stored_config(cfg, overrides)
     else:
         config, previous = validated(cfg), None
-    if config.study is not None and processes(config.trainer) > 1:
+    if config.study is not None and world_size(config.trainer) > 1:
         raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
-    if HydraConfig.get().mode == RunMode.MULTIRUN and processes(config.trainer) > 1:
+    if HydraConfig.get().mode == RunMode.MULTIRUN and world_size(config.trainer) > 1:
         raise ConfigError(
             "trainer: -m with several processes would train the ranks on different overrides. "
             "Start the runs one by one, or set trainer.devices=1."
@@ -117,16 +117,3 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     from lr_lightning.app.train import train
 
     return train(config, previous=previous).objective
-
-
-def processes(trainer: TrainerConfig) -> int:
-    """How many processes the run would be, as far as can be told before it starts."""
-    started = int(os.environ.get("WORLD_SIZE", "1")) * trainer.num_nodes
-    devices = str(trainer.devices)
-    if devices in ("auto", "-1"):
-        import torch
-
-        count = 1 if trainer.accelerator == "cpu" else torch.cuda.device_count()
-    else:
-        count = len([part for part in devices.split(",") if part.strip()]) if "," in devices else int(devices)
-    return max(started, count)

@@ -11,6 +11,10 @@ class ConfigError(ValueError):
     """Bad input. Its text names the whole key, the value and the remedy; it is shown without a traceback."""
 
 
+class RunFailed(RuntimeError):
+    """A run that had begun cannot go on, through no fault of the input's; its text says why, and what to do."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Say which of ``choices`` is closest to ``word``: ``" Did you mean 'lr'?"``, or nothing."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)

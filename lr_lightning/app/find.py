@@ -13,10 +13,13 @@ from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.found import print_found
 from lr_lightning.app.interrupt import Interrupts
+from lr_lightning.app.orphan import watch_parent
 from lr_lightning.app.output import new_output_dir, output_root
+from lr_lightning.app.processes import is_first_rank
 from lr_lightning.app.record import open_logger, run_id_of
+from lr_lightning.app.recorded import closer_of, recorded
 from lr_lightning.app.summary import Outcome, Summary, print_start
-from lr_lightning.app.train import Result, build_run, check_device, is_first_rank, make_trainer, quiet, recorded
+from lr_lightning.app.train import Result, build_run, check_device, make_trainer, quiet
 from lr_lightning.range_test.grid import GridTest
 from lr_lightning.range_test.result import RangeTest
 
@@ -35,6 +38,7 @@ def find(config: Config, overrides: list[str]) -> Result:
         Interrupted: On SIGTERM or Ctrl-C; the run is KILLED.
     """
     quiet()
+    watch_parent()
     check_device(config)
     output_root(config)
     build.build_schedule(config)
@@ -69,7 +73,7 @@ def find(config: Config, overrides: list[str]) -> Result:
         found = {"suggested_lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
         return Outcome({name: value for name, value in found.items() if value is not None})
 
-    with interrupts:
+    with interrupts, closer_of(logger, config):
         summary = recorded(config, trainer, logger, interrupts, work).summary
     if folder:
         _print(config, folder, finder.results[0], overrides)

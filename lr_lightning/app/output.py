@@ -16,6 +16,9 @@ from lr_lightning.tracking.wal import write_atomically
 LAST = "last.ckpt"
 """Name of the checkpoint a run is resumed from, in the output folder's `checkpoints/`."""
 
+BEFORE_LAST = "before_last.ckpt"
+"""Name of the one that `last` has taken the place of, which a run is resumed from if `last` is damaged."""
+
 
 def new_output_dir(config: Config, job: str | None = None) -> Path:
     """Make a folder of its own for a run below ``config.output_root``.

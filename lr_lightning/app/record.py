@@ -1,5 +1,6 @@
 """Opening a run's record: its config, parameters, tags and environment, in whichever tracking was chosen."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from lightning.pytorch import LightningModule
 from lr_lightning.app.config import Config, stale_keys
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.found import default_run_name
+from lr_lightning.app.lr_rule import batch_of_update
 from lr_lightning.app.output import LAST, write_config
+from lr_lightning.app.processes import world_size
 from lr_lightning.app.resume import Previous
 from lr_lightning.app.validate import flatten
 from lr_lightning.tracking import CSVLogger, MLflowLogger, NoLogger, RunLogger
@@ -28,6 +31,7 @@ def open_logger(
     data: ImageDataModule,
     module: LightningModule,
     job: str = "train",
+    scaling: Mapping[str, float] | None = None,
 ) -> RunLogger:
     """Open the run's record, which takes the lock of its output folder, and store the config there.
 
@@ -38,6 +42,7 @@ def open_logger(
         data: Its data.
         module: Its module.
         job: What the run does, a tag of it.
+        scaling: What the rule for the rate has done, from ``scaled``.
 
     Raises:
         ConfigError: If the store cannot be used, or the run to go on with is still running.
@@ -56,6 +61,8 @@ def open_logger(
     logger.log_hyperparams({key: value for key, value in known.items() if value not in (None, {}, [])})
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
     logger.log_hyperparams({"model.parameters": parameters, **{f"dataset.{k}": v for k, v in data.describe().items()}})
+    together = {"processes": world_size(config.trainer), "update_batch_size": batch_of_update(config)}
+    logger.log_hyperparams({**together, **(scaling or {})})
     logger.log_artifact(artifact)
     return logger
 

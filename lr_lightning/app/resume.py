@@ -1,7 +1,7 @@
 """Going on with a stopped run: its stored config, what may be changed about it, and what its config may name."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lr_lightning import schedules
 from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
 from lr_lightning.app.errors import ConfigError, explain
-from lr_lightning.app.output import LAST
+from lr_lightning.app.output import BEFORE_LAST, LAST
 from lr_lightning.app.validate import validated
 
 CHANGEABLE = frozenset(
@@ -29,6 +29,17 @@ CHANGEABLE = frozenset(
     }
 )
 """The keys a resumed run may be given anew, besides `tracking`."""
+
+
+def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that say which run it is: those that a resume of it cannot change.
+
+    Args:
+        flat: A config, dotted.
+    """
+    others = ("tracking.", "output_root", "resume", "ckpt", "trust", "test", "trainer.name")
+    return {key: value for key, value in flat.items() if key not in CHANGEABLE and not key.startswith(others)}
+
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _DEVICE_KEYS = ("accelerator", "devices", "num_nodes", "strategy")
@@ -56,7 +67,13 @@ ALLOWED_TARGETS = frozenset(
 
 @dataclass(frozen=True)
 class Previous:
-    """The run that is gone on with."""
+    """The run that is gone on with.
+
+    Attributes:
+        output_dir: Its output folder.
+        checkpoint: The checkpoint it goes on from.
+        changed: The keys that were given anew.
+    """
 
     output_dir: Path
     checkpoint: Path
@@ -76,7 +93,7 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Previo
     """
     folder = _folder(str(cfg.resume), Path(str(cfg.output_root)), cfg)
     checkpoint = folder / "checkpoints" / LAST
-    if not checkpoint.is_file():
+    if not checkpoint.is_file() and not checkpoint.with_name(BEFORE_LAST).is_file():
         raise ConfigError(f"resume: {folder} has no checkpoint (checkpoints/{LAST}) yet. Start the run anew.")
     stored = _load(folder / "config.yaml", trusted={*ALLOWED_TARGETS, *cfg.trust})
     changed = _apply(stored, cfg, overrides)
@@ -179,11 +196,10 @@ def _targets(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _schema(group: str, stored: dict[str, Any]) -> type:
-    """The schema a stored group was written from: the one with the same keys."""
-    for schema in SCHEMAS[group].values():
-        if {f.name for f in fields(schema)} == set(stored):
-            return schema
-    return GROUP_BASES[group]
+    """The schema a stored group was written from: with its keys, and the fewest that came later."""
+    base = GROUP_BASES[group]
+    fitting = [schema for schema in [*SCHEMAS[group].values(), base] if set(stored) <= {f.name for f in fields(schema)}]
+    return min(fitting, key=lambda schema: len(fields(schema)), default=base)
 
 
 def _apply(stored: DictConfig, cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lr_lightning.app.config import Config
+from lr_lightning.app.lr_rule import batch_of_one, batch_of_update
+from lr_lightning.app.processes import world_size
 from lr_lightning.app.resume import Previous, untrusted
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.run_cost import RunCost
@@ -122,7 +124,7 @@ def print_start(
     )
     console.print(
         f"{config.model.name}: {parameters:,} parameters; {config.optimizer.name}, "
-        f"{_peak(config)}, schedule {config.schedule.name}, batch {config.data.batch_size}"
+        f"{_peak(config)}, schedule {config.schedule.name}, batch {_batch(config)}"
     )
     if previous:
         changes = "".join(f", {key}={value}" for key, value in previous.changed.items())
@@ -134,7 +136,16 @@ def print_start(
 def _peak(config: Config) -> str:
     if getattr(config.finder, "apply", False):
         return f"peak lr from {config.finder.name} (else {config.optimizer.lr:g})"
-    return f"peak lr {config.optimizer.lr:g}"
+    rule = config.optimizer.lr_rule
+    by_rule = f" ({rule} rule, for {config.optimizer.lr_reference_batch})" if rule != "none" else ""
+    return f"peak lr {config.optimizer.lr:g}{by_rule}"
+
+
+def _batch(config: Config) -> str:
+    """The batch of an update, and what it is made of if that is more than one batch."""
+    one, update = batch_of_one(config), batch_of_update(config)
+    factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
+    return str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
 
 
 def print_summary(

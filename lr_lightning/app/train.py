@@ -4,44 +4,42 @@ import logging
 import math
 import os
 import shutil
-import signal
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lr_lightning.app import build
-from lr_lightning.app.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, load_weights, read_checkpoint
+from lr_lightning.app.checkpoints import AtomicCheckpointIO, ConfigStamp, checkpoint_callbacks, load_weights
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.found import FoundRate
-from lr_lightning.app.interrupt import Interrupted, Interrupts
+from lr_lightning.app.going_on import checked, set_damaged_aside
+from lr_lightning.app.interrupt import Interrupts
+from lr_lightning.app.lr_rule import scaled
+from lr_lightning.app.orphan import watch_parent
 from lr_lightning.app.output import LAST, new_output_dir, output_root
+from lr_lightning.app.processes import devices_of, is_first_rank, world_size
 from lr_lightning.app.record import open_logger, run_id_of
-from lr_lightning.app.resume import Previous
+from lr_lightning.app.recorded import closer_of, recorded
+from lr_lightning.app.resume import Previous, identity
 from lr_lightning.app.summary import (
     Outcome,
     Summary,
     outcome_of,
-    print_interrupted,
     print_start,
     print_summary,
-    stepped,
 )
-from lr_lightning.callbacks.diverged import Diverged
+from lr_lightning.app.validate import flatten
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.schedules import Schedule
 from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
-from lr_lightning.tracking import RunLogger
 from lr_lightning.training.data import ImageDataModule
-from lr_lightning.training.images import DataError
 
 _NOT_LIGHTNINGS = frozenset({"name", "channels_last", "compile", "deterministic", "progress", "kwargs"})
 
@@ -87,25 +85,30 @@ def train(
     Raises:
         ConfigError: If the input is bad.
         Diverged: If a loss becomes non-finite; the run is FAILED.
+        RunFailed: If another process of the run, or its disk, is gone; the run is FAILED.
         Interrupted: On SIGTERM or Ctrl-C; the run is KILLED.
     """
     quiet()
+    watch_parent()
     check_device(config)
     output_root(config)
+    config, scaling = (config, {}) if previous else scaled(config)  # a stored config has the resulting rates
     schedule = build.build_schedule(config)
     data, module = build_run(config)
     _check_durations(config, schedule, data)
     if previous:
-        _check_checkpoint(previous.checkpoint, data)
+        previous = checked(previous, config, data)
     finder = build.build_finder(config, module)
     configured = build.build_callbacks(config, schedule, module)
     folder = (previous.output_dir if previous else new_output_dir(config)) if is_first_rank() else None
     interrupts = Interrupts(folder / "checkpoints" / LAST if folder else None)
     searching = [] if finder is None else [finder, FoundRate(config, finder, folder)]
-    callbacks = [interrupts, *searching, *configured, *watching, Summary(), *checkpoint_callbacks(config, folder)]
+    stamp = ConfigStamp(identity(flatten(asdict(config))))
+    watchers = [*configured, *watching, Summary()]
+    callbacks = [interrupts, stamp, *searching, *watchers, *checkpoint_callbacks(config, folder)]
     try:
         trainer = make_trainer(config, folder, callbacks)
-        logger = open_logger(config, folder, previous, data, module) if folder else None
+        logger = open_logger(config, folder, previous, data, module, scaling=scaling) if folder else None
     except ValueError as e:
         if folder and not previous:
             shutil.rmtree(folder)  # nothing was started: no run, no folder
@@ -113,54 +116,16 @@ def train(
     if logger:
         trainer.loggers = [logger]
         logger.set_tags({"env.world_size": trainer.world_size})  # `devices=auto` does not tell
+        if previous:
+            set_damaged_aside(previous)  # not before the record's lock is held
     if folder and report:
         print_start(config, folder, data, module, previous)
-    with interrupts:
+    with interrupts, closer_of(logger, config):
         outcome = recorded(config, trainer, logger, interrupts, lambda: _run(config, trainer, module, data, previous))
     run_id = run_id_of(logger)
     if folder and report:
         print_summary(config, folder, run_id, outcome.summary, outcome.verdict)
     return Result(folder, run_id, outcome.summary, outcome.verdict, outcome.history)
-
-
-def recorded(
-    config: Config,
-    trainer: Trainer,
-    logger: RunLogger | None,
-    interrupts: Interrupts,
-    work: Callable[[], Outcome],
-) -> Outcome:
-    """Do the work of a run, and give the record its true status, whatever happens."""
-    status = "FAILED"
-    try:
-        outcome = work()
-        if logger:
-            logger.log_summary(outcome.summary)
-        status = "FINISHED"
-        return outcome
-    except Diverged as e:
-        e.outcome = outcome_of(trainer)
-        if logger:
-            logger.set_tags({"diverged": "true", "diverged_step": str(e.step), "diverged_lr": str(e.lr)})
-            logger.log_summary({k: v for k, v in e.outcome.summary.items() if math.isfinite(v)})
-        raise
-    except DataError as e:  # an image that no longer can be read, in the middle of the run
-        raise ConfigError(str(e)) from e
-    except ValueError as e:
-        if stepped(trainer):
-            raise
-        raise ConfigError(str(e)) from e  # what only the trainer can tell, before the first step
-    except (SIGTERMException, Interrupted, KeyboardInterrupt) as e:
-        status = "KILLED"
-        if logger is None:
-            # Lightning kills the first rank when another one ends with a status, in the middle of closing its record.
-            raise SystemExit(0) from None
-        interrupted = e if isinstance(e, Interrupted) else Interrupted(interrupts.signum or signal.SIGINT)
-        print_interrupted(config, interrupts.checkpoint, str(interrupted), trainer.global_step)
-        raise interrupted from None
-    finally:
-        if logger:
-            logger.end(status)
 
 
 def _run(
@@ -206,22 +171,13 @@ def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
     return data, module
 
 
-def _check_checkpoint(path: Path, data: ImageDataModule) -> None:
-    """Find a damaged checkpoint, or data that has changed since, before the run is opened again."""
-    checkpoint = read_checkpoint(path, "resume")
-    try:
-        data.load_state_dict(checkpoint.get(type(data).__qualname__, {}))
-    except DataError as e:
-        raise ConfigError(str(e)) from e
-
-
 def _check_durations(config: Config, schedule: Schedule, data: ImageDataModule) -> None:
     """Find a warm-up that is longer than the run before the run appears in the store.
 
     Where the number of steps is not yet known (several processes, limited batches), LRSchedule finds it itself.
     """
     node = config.trainer
-    if node.limit_train_batches != 1.0 or node.strategy != "auto" or node.devices not in ("auto", 1, "1"):
+    if node.limit_train_batches != 1.0 or node.strategy != "auto" or world_size(node) > 1:
         return
     steps = updates_per_epoch(len(data.train_dataloader()), node.accumulate_grad_batches)
     limits = [node.max_steps] if node.max_steps > 0 else []
@@ -242,6 +198,7 @@ def make_trainer(config: Config, folder: Path | None, callbacks: list[Callback],
     """
     node = config.trainer
     passed = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in _NOT_LIGHTNINGS}
+    passed["devices"], passed["num_nodes"] = devices_of(node)
     if node.gradient_clip_val is None:
         passed["gradient_clip_algorithm"] = None
     try:
@@ -271,11 +228,6 @@ def check_device(config: Config) -> None:
             f"trainer.accelerator: '{config.trainer.accelerator}', but torch {torch.__version__} sees no GPU here. "
             "Use trainer=cpu or trainer=auto."
         )
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one that records the run, as far as can be told before there is a Trainer."""
-    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def quiet() -> None:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError, did_you_mean, explain
+from lr_lightning.app.lr_rule import bad_lr_rule
 from lr_lightning.app.validate_callbacks import bad_callbacks, bad_study
 
 
@@ -75,6 +76,7 @@ _RULES: tuple[Rule, ...] = (
     ("seed", lambda v: 0 <= v < 2**32, "must lie in 0..4294967295"),
     ("data.batch_size", *_ONE_OR_MORE),
     ("data.eval_batch_size", *_ONE_OR_MORE),
+    ("optimizer.lr_reference_batch", *_ONE_OR_MORE),
     ("data.val_fraction", lambda v: 0 < v < 1, "must lie between 0 and 1; the validation set chooses the checkpoint"),
     ("data.split_seed", lambda v: v >= 0, "must be 0 or more"),
     ("data.crop_padding", lambda v: v >= 0, "must be 0 (no crops) or more pixels"),
@@ -122,6 +124,8 @@ _RULES: tuple[Rule, ...] = (
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.crop_fill": ("zero", "reflect"),
+    "data.batch_size_is": ("per_process", "global"),
+    "optimizer.lr_rule": ("none", "linear", "sqrt"),
     "model.inputs": ("standard", "unit", "mean_image"),
     "schedule.warmup_shape": ("linear", "cosine", "exponential"),
     "trainer.gradient_clip_algorithm": ("norm", "value"),
@@ -148,6 +152,7 @@ def _bad_values(config: Config) -> Iterator[str]:
     yield from _bad_bounds(config)
     yield from _bad_momentum(config)
     yield from _bad_finder(config)
+    yield from bad_lr_rule(config)
     yield from _absent_paths(config)
 
 

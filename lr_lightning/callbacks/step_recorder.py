@@ -108,7 +108,7 @@ class StepRecorder(Callback):
 
         Args:
             trainer: The trainer whose loggers are written to.
-            reduce: Whether to average over the ranks; False where other ranks may be gone.
+            reduce: Whether to average over the ranks; False, and the losses left out, where others are gone.
 
         Raises:
             Diverged: If a loss is not finite; all steps before it are logged first.
@@ -137,8 +137,8 @@ class StepRecorder(Callback):
     @staticmethod
     def _fetch(losses: list[Tensor | None], trainer: Trainer, reduce: bool) -> list[float | None]:
         known = [loss for loss in losses if loss is not None]
-        if not known:
-            return [None] * len(losses)
+        if not known or (trainer.world_size > 1 and not reduce):
+            return [None] * len(losses)  # one rank's loss is not the mean; a resume comes by these steps again
         stacked = torch.stack(known)
         if reduce and trainer.world_size > 1:
             stacked = trainer.strategy.reduce(stacked, reduce_op="mean")

@@ -214,7 +214,7 @@ def main(path: str) -> int:
         _watch_parent(task.parent)
     prepare(Path(task.root))
     result = run(task, judge=_judge_of(task))
-    from lr_lightning.app.train import is_first_rank
+    from lr_lightning.app.processes import is_first_rank
 
     if is_first_rank():
         write(Path(task.folder), result)

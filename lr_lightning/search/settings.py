@@ -13,10 +13,10 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from lr_lightning.app.cli import processes
 from lr_lightning.app.compose import choices_of, composed
 from lr_lightning.app.config import Config, stale_keys
 from lr_lightning.app.errors import ConfigError, did_you_mean
+from lr_lightning.app.processes import world_size
 from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.app.validate import validated
 from lr_lightning.search.compose import Composer
@@ -237,7 +237,7 @@ def _refuse(search: Search) -> None:
             f"finder: {config.finder.name} would set another rate than the one a trial is given. Leave it out; "
             "'search.start=[{optimizer.lr: finder}]' starts the search at its suggestion."
         )
-    if search.node.workers == 0 and processes(config.trainer) > 1:
+    if search.node.workers == 0 and world_size(config.trainer) > 1:
         raise ConfigError("workers: 0 trains in this process, but a trial takes several. Give workers=1.")
 
 

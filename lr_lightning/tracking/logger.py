@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.loggers.mlflow import MLFlowLogger
 
 from lr_lightning.tracking.base import RunLogger
-from lr_lightning.tracking.errors import TrackingError
+from lr_lightning.tracking.errors import StoreUnavailable, TrackingError
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
 from lr_lightning.tracking.rates import write_rates
 from lr_lightning.tracking.sender import Sender, SenderThread
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _LOCAL_CONTACT_SECONDS = 120.0
 _SERVER_CONTACT_SECONDS = 10.0
 _DRAIN_SECONDS = 15.0
+_LOCAL_DRAIN_SECONDS = 60.0  # another program may hold the database, and will let go of it
 
 
 class MLflowLogger(RunLogger, MLFlowLogger):
@@ -166,7 +168,7 @@ class MLflowLogger(RunLogger, MLFlowLogger):
     def _close(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
-            complete = thread.close(_DRAIN_SECONDS)
+            complete = thread.close(_LOCAL_DRAIN_SECONDS if self.store.is_local else _DRAIN_SECONDS)
             self._state = thread.sender.state
             if not complete:
                 why = f" ({thread.error})" if thread.error else ""
@@ -182,9 +184,24 @@ class MLflowLogger(RunLogger, MLFlowLogger):
 
     def _finish(self, status: str) -> None:
         if self._active:
-            self.flush()
-            self._keep_rates()
-        super()._finish(status)
+            with suppress(OSError):  # it comes again below, where the status cannot be written either
+                self.flush()
+                self._keep_rates()
+        thread = self._thread
+        try:
+            super()._finish(status)
+        except OSError:
+            self._tell_store("FAILED" if status == "FINISHED" else status)
+            raise
+        if thread is not None and thread.disk_full:
+            self._tell_store(status)
+
+    def _tell_store(self, status: str) -> None:
+        """Set the status past the local log and its state, whose disk has no room for it."""
+        state = self._sender_state()
+        if state is not None and state.run_id is not None:
+            with suppress(StoreUnavailable):
+                self.store.end_if_running(state.run_id, status)
 
     def _keep_rates(self) -> None:
         """Keep the rate of every step as a table: MLflow's charts show 320 points of it."""

@@ -20,13 +20,13 @@ class Replayed:
     uri: str
 
 
-def replay(output_dir: Path) -> Replayed:
+def replay(output_dir: Path, left: str = "KILLED", lock_seconds: float = 0) -> Replayed:
     """Send the unsent records of the run logged below ``output_dir``; make the run first if the store never saw it.
-
-    A run whose process was killed gets the status KILLED.
 
     Args:
         output_dir: Output directory of a run that has stopped.
+        left: Status of a run whose process was killed before it could give one.
+        lock_seconds: How long to wait for the run to end.
 
     Returns:
         What was sent.
@@ -45,7 +45,7 @@ def replay(output_dir: Path) -> Replayed:
     store = Store(state.uri, Path(state.root), Path(state.artifact_root) if state.artifact_root else None)
     holder = Holder.here(store.public_uri, str(output_dir))
     lock = RunLock(output_dir / LOCK_NAME, f"the run in {output_dir}")
-    lock.acquire(holder, timeout=0)
+    lock.acquire(holder, timeout=lock_seconds)
     in_store: list[RunLock] = []
 
     def hold(run_id: str) -> None:
@@ -54,7 +54,7 @@ def replay(output_dir: Path) -> Replayed:
         in_store.append(of_run)
 
     try:
-        _end_if_killed(MetricLog(output_dir / LOG_NAME))
+        _end_if_killed(MetricLog(output_dir / LOG_NAME), left)
         sender = Sender(output_dir, store, state, hold)
         records = 0
         while count := sender.send_next():
@@ -65,8 +65,8 @@ def replay(output_dir: Path) -> Replayed:
             held.release()
 
 
-def _end_if_killed(metric_log: MetricLog) -> None:
+def _end_if_killed(metric_log: MetricLog, left: str) -> None:
     metric_log.repair()
     history = metric_log.history()
     if history.status in (None, "RUNNING") and history.last_time:
-        metric_log.append([Status("KILLED", history.last_time)])
+        metric_log.append([Status(left, history.last_time)])

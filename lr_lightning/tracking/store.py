@@ -46,6 +46,8 @@ _NOISY_LOGGERS = {
 _PERMANENT_CODES = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "RESOURCE_DOES_NOT_EXIST")
 _CONTENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
+_READ_ONLY = ("readonly database", "read-only transaction", "Read-only file system")
+
 _clients: dict[str, "MlflowClient"] = {}
 _clients_lock = threading.Lock()
 
@@ -80,6 +82,8 @@ def explain(error: BaseException, uri: str) -> Exception:
     code = getattr(error, "error_code", None)
     if code in _PERMANENT_CODES:
         return TrackingError(f"tracking store {where}: {reason}")
+    if any(words in reason for words in _READ_ONLY):
+        return TrackingError(f"tracking store {where} cannot be written to. Give another tracking.root, or the right.")
     if code in _CONTENT_CODES:
         return Rejected(reason)
     return StoreUnavailable(f"{where}: {reason}")

@@ -236,25 +236,58 @@ def test_a_run_stopped_by_sigterm_goes_on_as_if_it_had_not(
     assert_same_run(tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize("at", ["epoch", "step"])
+DIE = """
+import os, random, signal, threading, time
+from lightning.pytorch import Callback
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Die(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 15 and "STOP" not in os.environ:
+            die()
+
+class DieAnyMoment(Callback):
+    timer = None
+    def on_train_batch_start(self, trainer, *_):
+        if "KILL" not in os.environ:
+            return
+        time.sleep(0.02)
+        if self.timer is None and trainer.global_step >= 2:  # there is a checkpoint
+            self.timer = threading.Timer(random.Random(int(os.environ["KILL"])).uniform(0, 0.5), die)
+            self.timer.start()
+    def on_train_end(self, *_):
+        if "KILL" in os.environ:
+            die()
+"""
+
+
 def test_a_run_killed_outright_goes_on_as_if_it_had_not(
-    uninterrupted: Path, tmp_path: Path, train_command: Command, at: str
+    uninterrupted: Path, tmp_path: Path, train_command: Command
 ) -> None:
-    (tmp_path / "die.py").write_text(
-        "import os, signal\nfrom lightning.pytorch import Callback\n"
-        "class Die(Callback):\n"
-        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
-        "        if trainer.current_epoch == 1 and batch_idx == 15 and 'STOP' not in os.environ:\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    often = ["callbacks.checkpoint.every_n_steps=2"] if at == "step" else []
-    process = start(tmp_path, *SMALL, *often, "+callbacks.extra.die._target_=die.Die")
+    (tmp_path / "die.py").write_text(DIE)
+    process = start(tmp_path, *SMALL, "+callbacks.extra.die._target_=die.Die")
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     ((run_id, status),) = runs(tmp_path).items()
     assert status == "RUNNING"
     train_command(f"resume={run_id}", "trust=[die.Die]", STOP="no")  # by the run's id
     assert runs(tmp_path) == {run_id: "FINISHED"}
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_run_killed_three_times_at_random_moments_goes_on_as_if_it_had_not(
+    uninterrupted: Path, tmp_path: Path, train_command: Command
+) -> None:
+    (tmp_path / "die.py").write_text(DIE)
+    how = [*SMALL, "callbacks.checkpoint.every_n_steps=1", "+callbacks.extra.die._target_=die.DieAnyMoment"]
+    for kill in range(3):
+        killed = train_command(*how, check=False, KILL=str(kill))
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        how = [f"resume={folder_of(tmp_path)}", "trust=[die.DieAnyMoment]"]
+    train_command(*how)
+    assert len(runs(tmp_path)) == 1
     assert_same_run(tmp_path, uninterrupted)
 
 
@@ -494,13 +527,7 @@ def test_a_found_rate_survives_a_kill_and_no_record_has_another(tmp_path: Path, 
     process = start(whole, *FOUND)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
-    (tmp_path / "die.py").write_text(
-        "import os, signal\nfrom lightning.pytorch import Callback\n"
-        "class Die(Callback):\n"
-        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
-        "        if trainer.current_epoch == 1 and batch_idx == 15 and 'STOP' not in os.environ:\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
+    (tmp_path / "die.py").write_text(DIE)
     process = start(tmp_path, *FOUND, "callbacks.checkpoint.every_n_steps=2", "+callbacks.extra.die._target_=die.Die")
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL

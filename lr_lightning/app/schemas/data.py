@@ -14,6 +14,7 @@ class DataConfig:
     _target_: str = MISSING  # a callable that returns the raw splits; its arguments are the choice's own keys
     kwargs: dict[str, Any] = field(default_factory=dict)  # more arguments for an outside _target_
     batch_size: int = 64  # examples a step and process
+    batch_size_is: str = "per_process"  # per_process | global: of all processes together
     eval_batch_size: int | None = None  # default: four times batch_size, at most 1000
     val_fraction: float = 0.1  # of the training data, stratified; not used where the data has a validation split
     split_seed: int = 0  # of the validation split and the probe; apart from the training seed

@@ -13,6 +13,8 @@ class OptimizerConfig:
     name: str = MISSING
     _target_: str = MISSING
     lr: float = MISSING  # the peak rate
+    lr_rule: str = "none"  # none | linear | sqrt: how the rates grow with the batch of an update
+    lr_reference_batch: int | None = None  # the batch of an update that lr is for; needed by the rule
     weight_decay: float = 0.0
     decay_bias_and_norm: bool = False  # biases and normalisation layers are not decayed unless asked for
     # a pattern of parameter names -> {lr: factor, weight_decay: factor} on the group's own values

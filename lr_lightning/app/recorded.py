@@ -1,0 +1,103 @@
+"""A run's record is closed with its true status, whatever ends the run."""
+
+import errno
+import math
+import signal
+from collections.abc import Callable
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed import DistBackendError, DistNetworkError
+
+from lr_lightning.app.config import Config
+from lr_lightning.app.errors import ConfigError, RunFailed
+from lr_lightning.app.interrupt import Interrupted, Interrupts
+from lr_lightning.app.processes import world_size
+from lr_lightning.app.summary import Outcome, outcome_of, print_interrupted, stepped
+from lr_lightning.callbacks.diverged import Diverged
+from lr_lightning.tracking import MLflowLogger, RunLogger
+from lr_lightning.tracking.closer import Closer
+from lr_lightning.training.images import DataError
+
+
+def recorded(
+    config: Config,
+    trainer: Trainer,
+    logger: RunLogger | None,
+    interrupts: Interrupts,
+    work: Callable[[], Outcome],
+) -> Outcome:
+    """Do the work of a run, and give the record its true status, whatever happens."""
+    status = "FAILED"
+    try:
+        outcome = work()
+        if logger:
+            logger.log_summary(outcome.summary)
+        status = "FINISHED"
+        return outcome
+    except Diverged as e:
+        e.outcome = outcome_of(trainer)
+        if logger:
+            logger.set_tags({"diverged": "true", "diverged_step": str(e.step), "diverged_lr": str(e.lr)})
+            logger.log_summary({k: v for k, v in e.outcome.summary.items() if math.isfinite(v)})
+        raise
+    except OSError as e:
+        failed = _disk_failed(e, logger)
+        if failed is None:
+            raise
+        raise failed from e
+    except RuntimeError as e:
+        if trainer.world_size > 1 and not isinstance(e, RunFailed) and _lost(e):
+            raise RunFailed(
+                f"another process of this run is gone, at step {trainer.global_step}; what it said stands above. "
+                "The record says FAILED."
+            ) from e
+        raise
+    except DataError as e:  # an image that no longer can be read, in the middle of the run
+        raise ConfigError(str(e)) from e
+    except ValueError as e:
+        if stepped(trainer):
+            raise
+        raise ConfigError(str(e)) from e  # what only the trainer can tell, before the first step
+    except (SIGTERMException, Interrupted, KeyboardInterrupt) as e:
+        status = "KILLED"
+        if logger is None:
+            # Lightning kills the first rank when another one ends with a status, in the middle of closing its record.
+            raise SystemExit(0) from None
+        interrupted = e if isinstance(e, Interrupted) else Interrupted(interrupts.signum or signal.SIGINT)
+        print_interrupted(config, interrupts.checkpoint, str(interrupted), trainer.global_step)
+        raise interrupted from None
+    finally:
+        if logger:
+            _end(logger, status)
+
+
+def _end(logger: RunLogger, status: str) -> None:
+    """Close the record. If its disk is full the store has been told, and what the run itself met matters more."""
+    try:
+        logger.end(status)
+    except OSError as e:
+        if status == "FINISHED":
+            raise (_disk_failed(e, logger) or e) from None
+
+
+def _disk_failed(error: OSError, logger: RunLogger | None) -> RunFailed | None:
+    """What to say where a disk is full or gone; None for another error."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        return None
+    where = logger.output_dir if logger else error.filename
+    return RunFailed(
+        f"output_root: {where} cannot be written to ({error.strerror}). What is in it is whole: make room, then go on "
+        f"with resume={where}."
+    )
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether a collective has failed because a process at its other end is gone."""
+    return isinstance(error, DistBackendError | DistNetworkError) or "gloo" in str(error).lower()
+
+
+def closer_of(logger: RunLogger | None, config: Config) -> Closer:
+    """What closes the record if this process is killed because another rank has died."""
+    several = isinstance(logger, MLflowLogger) and world_size(config.trainer) > 1
+    return Closer(logger.output_dir if several and logger else None)

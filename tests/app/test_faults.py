@@ -1,0 +1,141 @@
+"""What is left, and what is said, when a disk is full, a checkpoint damaged or of another run, or a process gone."""
+
+import errno
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from lr_lightning.app import recorded
+from lr_lightning.app.checkpoints import AtomicCheckpointIO, ConfigStamp
+from lr_lightning.app.errors import ConfigError, RunFailed
+from lr_lightning.app.going_on import checked, set_damaged_aside
+from lr_lightning.app.output import BEFORE_LAST, LAST
+from lr_lightning.app.resume import Previous, identity
+from lr_lightning.app.validate import flatten, validated
+from lr_lightning.training.data import ImageDataModule
+
+Compose = Callable[..., DictConfig]
+
+
+def checkpoint(step: int, **config: Any) -> dict[str, Any]:
+    return {"state_dict": {"w": torch.full((1000,), float(step))}, "global_step": step, ConfigStamp.KEY: config}
+
+
+def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
+    io = AtomicCheckpointIO()
+    for step in (1, 2, 3):
+        io.save_checkpoint(checkpoint(step), tmp_path / LAST)
+        io.save_checkpoint(checkpoint(step), tmp_path / "best.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [BEFORE_LAST, "best.ckpt", LAST]
+    assert torch.load(tmp_path / BEFORE_LAST, weights_only=True)["global_step"] == 2
+    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+    ],
+)
+def test_a_full_disk_leaves_the_checkpoint_before_and_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    io = AtomicCheckpointIO()
+    io.save_checkpoint(checkpoint(1), tmp_path / LAST)
+
+    def fails(obj: Any, file: Any) -> None:
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(RunFailed, match=r"output_root: .*last.ckpt cannot be written .* make room"):
+        io.save_checkpoint(checkpoint(2), tmp_path / LAST)
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]  # no half one that takes the room the record needs
+    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 1
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, composed: Compose) -> tuple[Previous, Any, Callable[[int], dict[str, Any]]]:
+    """A stopped run, its config, and what its checkpoints hold."""
+    config = validated(composed("optimizer.lr=0.2"))
+    (tmp_path / "checkpoints").mkdir()
+    flat = identity(flatten(asdict(config)))
+    return Previous(tmp_path, tmp_path / "checkpoints" / LAST, {}), config, lambda step: checkpoint(step, **flat)
+
+
+class NoData(ImageDataModule):
+    def __init__(self) -> None:
+        super().__init__(lambda: None)  # type: ignore[arg-type, return-value]
+
+
+def test_a_truncated_checkpoint_gives_way_to_the_one_before_and_that_is_said(
+    stopped: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    previous, config, content = stopped
+    io = AtomicCheckpointIO()
+    io.save_checkpoint(content(10), previous.checkpoint)
+    io.save_checkpoint(content(20), previous.checkpoint)
+    assert checked(previous, config, NoData()).checkpoint.name == LAST
+    previous.checkpoint.write_bytes(previous.checkpoint.read_bytes()[:3000])
+    found = checked(previous, config, NoData())
+    assert found.checkpoint.name == BEFORE_LAST
+    said = capsys.readouterr().err
+    assert "last.ckpt cannot be read" in said
+    assert "going on from the one before" in said
+    assert "of step 10" in said
+    set_damaged_aside(found)
+    assert not previous.checkpoint.exists()  # so the next save keeps the whole one
+    assert checked(previous, config, NoData()).checkpoint.name == BEFORE_LAST  # another rank, later
+    found.checkpoint.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"resume: .*before_last.ckpt cannot be read"):
+        checked(previous, config, NoData())
+
+
+def test_a_checkpoint_of_another_config_is_refused_with_the_difference(stopped: Any) -> None:
+    previous, config, content = stopped
+    AtomicCheckpointIO().save_checkpoint(content(10), previous.checkpoint)
+    other = replace(config, seed=7, optimizer=replace(config.optimizer, lr=0.3))
+    with pytest.raises(ConfigError) as caught:
+        checked(previous, other, NoData())
+    assert "of a run with another config" in str(caught.value)
+    assert "seed: 0 in the checkpoint, 7 in the run" in str(caught.value)
+    assert "optimizer.lr: 0.2 in the checkpoint, 0.3 in the run" in str(caught.value)
+    longer = replace(config, trainer=replace(config.trainer, max_epochs=99, devices=2))  # what a resume may change
+    assert checked(previous, longer, NoData()).checkpoint == previous.checkpoint
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(stopped: Any, tmp_path: Path) -> None:
+    previous, config, content = stopped
+    ran = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (ran,))
+
+    torch.save({**content(10), "callbacks": Payload()}, previous.checkpoint)
+    with pytest.raises(ConfigError, match="holds more than weights and plain values"):
+        checked(previous, config, NoData())
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/x/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error: Connection reset"), True),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_an_error_of_a_collective_is_another_process_that_is_gone(error: RuntimeError, lost: bool) -> None:
+    assert recorded._lost(error) == lost
+
+
+def test_only_an_error_of_the_disk_is_one_of_the_disk() -> None:
+    assert "make room" in str(recorded._disk_failed(OSError(errno.ENOSPC, "No space left"), None))
+    assert recorded._disk_failed(FileNotFoundError(errno.ENOENT, "No such file"), None) is None

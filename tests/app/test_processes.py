@@ -1,0 +1,148 @@
+"""Who started the processes, what one of them trains on, and the rate for what they train on together."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+from omegaconf import DictConfig
+
+from lr_lightning.app import orphan
+from lr_lightning.app.config import Config
+from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.lr_rule import batch_of_one, batch_of_update, factor, scaled
+from lr_lightning.app.processes import Launched, devices_of, is_first_rank, launched, world_size
+from lr_lightning.app.validate import validated
+
+Compose = Callable[..., DictConfig]
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
+SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "5"}
+
+
+@pytest.fixture
+def configured(composed: Compose) -> Callable[..., Config]:
+    return lambda *overrides: validated(composed(*overrides))
+
+
+def use(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, None),
+        (TORCHRUN, Launched("torchrun", 2, 2)),
+        (SLURM, Launched("SLURM", 4, 2)),
+        ({**SLURM, "SLURM_NTASKS_PER_NODE": "4"}, Launched("SLURM", 4, 2)),
+        ({**SLURM, "SLURM_JOB_NAME": "interactive"}, None),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}, None),  # a child of Lightning's
+    ],
+)
+def test_what_was_started_is_read_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, configured: Callable[..., Config], env: dict[str, str], expected: Launched | None
+) -> None:
+    use(monkeypatch, env)
+    assert launched() == expected
+    if expected is not None:
+        trainer = configured("trainer=ddp", "trainer.accelerator=cpu").trainer
+        assert devices_of(trainer) == (expected.devices, expected.num_nodes)
+        assert world_size(trainer) == expected.devices * expected.num_nodes
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.devices=4", "trainer.devices: 4, but torchrun started 2 processes a node"),
+        ("trainer.num_nodes=3", "trainer.num_nodes: 3, but torchrun started 2 nodes"),
+    ],
+)
+def test_another_number_than_was_started_is_refused(
+    monkeypatch: pytest.MonkeyPatch, configured: Callable[..., Config], override: str, message: str
+) -> None:
+    use(monkeypatch, TORCHRUN)
+    with pytest.raises(ConfigError, match=message):
+        devices_of(configured("trainer=ddp", override).trainer)
+
+
+def test_only_one_process_of_a_run_over_several_nodes_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_first_rank()
+    monkeypatch.setenv("NODE_RANK", "1")  # Lightning's launcher, which has given no ranks yet
+    assert not is_first_rank()
+
+
+def test_a_batch_of_all_processes_is_shared_by_them(configured: Callable[..., Config]) -> None:
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.accumulate_grad_batches=3"]
+    each = configured("data.batch_size=64", *two)
+    assert (batch_of_one(each), batch_of_update(each)) == (64, 384)
+    shared = configured("data.batch_size=64", "data.batch_size_is=global", *two)
+    assert (batch_of_one(shared), batch_of_update(shared)) == (32, 192)
+    with pytest.raises(ConfigError, match=r"data.batch_size: 65 .* Give 64 or 66"):
+        batch_of_one(configured("data.batch_size=65", "data.batch_size_is=global", *two))
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
+def test_the_rule_scales_every_absolute_rate(configured: Callable[..., Config], rule: str, expected: float) -> None:
+    assert factor(rule, 256, 64) == expected
+    own = ["schedule=triangular", "schedule.max_lr=0.4", "schedule.base_lr=0.1", "data.batch_size=256"]
+    given = configured(*own, f"optimizer.lr_rule={rule}", "optimizer.lr_reference_batch=64", "trainer=cpu")
+    config, said = scaled(given)
+    assert config.optimizer.lr == pytest.approx(0.4 * expected)
+    assert config.schedule.max_lr == pytest.approx(0.4 * expected)  # type: ignore[attr-defined]
+    assert config.schedule.base_lr == pytest.approx(0.1 * expected)  # type: ignore[attr-defined]
+    assert said == ({} if rule == "none" else {"lr_rule.given_lr": 0.4, "lr_rule.factor": expected})
+    assert given.optimizer.lr == 0.4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lr_rule=linear"], "optimizer.lr_reference_batch: needs a value with optimizer.lr_rule=linear"),
+        (["optimizer.lr_rule=cubic"], "optimizer.lr_rule: unknown choice 'cubic'"),
+        (["data.batch_size_is=all"], "data.batch_size_is: unknown choice 'all'"),
+        (
+            ["optimizer.lr_rule=sqrt", "optimizer.lr_reference_batch=64", "finder=range_test"],
+            "optimizer.lr_rule: the finder's rate is for this batch",
+        ),
+    ],
+)
+def test_a_rule_that_cannot_be_applied_is_refused(
+    configured: Callable[..., Config], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configured(*overrides)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_rank_whose_launcher_is_gone_stops_or_is_ended(monkeypatch: pytest.MonkeyPatch, stops: bool) -> None:
+    told, ended = threading.Event(), threading.Event()
+    parents = iter([7, 7, 7, 1, 1, 1])
+    monkeypatch.setattr(orphan.os, "getppid", lambda: next(parents))
+    watch = orphan.ParentWatch(period=0.001, grace=10 if stops else 0.001)
+
+    def kill(pid: int, signum: int) -> None:
+        assert (pid, signum) == (os.getpid(), signal.SIGTERM)
+        told.set()
+        if stops:
+            watch.stop()
+
+    monkeypatch.setattr(orphan.os, "kill", kill)
+    monkeypatch.setattr(orphan.os, "_exit", lambda code: ended.set())
+    watch.start()
+    watch.join(5)
+    assert not watch.is_alive()
+    assert told.is_set()
+    assert ended.is_set() == (not stops)
+
+
+@pytest.mark.parametrize(
+    ("env", "child"),
+    [({}, False), (TORCHRUN, True), (SLURM, False), ({"LOCAL_RANK": "1"}, True), ({"LOCAL_RANK": "0"}, False)],
+)
+def test_only_launchers_children_watch_their_parent(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], child: bool
+) -> None:
+    use(monkeypatch, env)
+    assert orphan.is_child() == child
