@@ -103,7 +103,8 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
                 "experiment: a study is a sweep of its own. Leave -m out; give study.seeds=[...] or study.lrs=[...]."
             )
         if job == "train":
-            sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name)
+            # a launcher of its own, such as submitit's, has each job in another process: the number is Hydra's
+            sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name, int(HydraConfig.get().job.num))
 
     if job == "find_lr":
         from lr_lightning.app.find import find

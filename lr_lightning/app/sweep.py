@@ -16,17 +16,18 @@ class Sweep:
         self._jobs: list[tuple[Config, list[str]]] = []
         self._name = ""
 
-    def add(self, config: Config, overrides: Sequence[str], name: str) -> None:
+    def add(self, config: Config, overrides: Sequence[str], name: str, number: int) -> None:
         """Give a run that is about to start the tags `sweep` and `trial`.
 
         Args:
             config: Its config; the tags are added to it.
             overrides: What makes it differ from the others.
             name: Of the sweep.
+            number: Of the run in it, from 0.
         """
         config.tracking.tags = {
             "sweep": name,
-            "trial": str(len(self._jobs)),
+            "trial": str(number),
             **config.tracking.tags,
         }  # a user's own win
         self._jobs.append((config, list(overrides)))

@@ -45,9 +45,9 @@ def test_runs_are_grouped_by_what_was_varied(
     config: Callable[..., Config], asked: Asked, jobs: list[str], by: list[str]
 ) -> None:
     sweep = Sweep()
-    for job in jobs:
+    for number, job in enumerate(jobs):
         overrides = job.split(",")
-        sweep.add(config(*overrides), overrides, "s1")
+        sweep.add(config(*overrides), overrides, "s1", number)
     sweep.compare()
     (call,) = asked.calls
     assert (call["by"], call["filter_string"]) == (by, "tags.sweep = 's1'")
@@ -58,7 +58,7 @@ def test_every_run_gets_the_sweeps_tags_but_the_users_own_stay(config: Callable[
     sweep = Sweep()
     configs = [config("+tracking.tags.sweep=mine"), config("seed=1")]
     for number, made in enumerate(configs):
-        sweep.add(made, [f"seed={number}"], "s1")
+        sweep.add(made, [f"seed={number}"], "s1", number)
     assert [c.tracking.tags for c in configs] == [{"sweep": "mine", "trial": "0"}, {"sweep": "s1", "trial": "1"}]
 
 
@@ -68,7 +68,7 @@ def test_what_is_not_in_mlflow_is_not_compared(
 ) -> None:
     sweep = Sweep()
     for seed in range(2):
-        sweep.add(config(*overrides), [f"seed={seed}"], "s1")
+        sweep.add(config(*overrides), [f"seed={seed}"], "s1", seed)
     sweep.compare()
     assert not asked.calls
 
@@ -82,7 +82,7 @@ def test_a_failure_of_the_comparison_is_said_and_no_more(
     monkeypatch.setattr(app_compare, "run", fail)
     sweep = Sweep()
     for seed in range(2):
-        sweep.add(config(), [f"seed={seed}"], "s1")
+        sweep.add(config(), [f"seed={seed}"], "s1", seed)
     sweep.compare()
     assert "the runs are not compared: RuntimeError: whatever" in capsys.readouterr().err
 
