@@ -1,0 +1,80 @@
+"""One training on a schedule, with the plugin alone, for benchmarks: no tracking, no monitors."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import Callback, Trainer
+
+from lr_lightning.app.compose import checked, prepare
+from lr_lightning.app.train import build_run, quiet
+from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.diagnosis.statistics import Mean, mean_ci
+from lr_lightning.schedules import Schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        accuracy: On the test set, with the last weights, 0..1.
+        steps: Updates made.
+        seconds: Of the fit.
+    """
+
+    accuracy: float
+    steps: int
+    seconds: float
+
+
+def train(
+    overrides: Sequence[str],
+    schedule: Schedule,
+    *,
+    steps: int = -1,
+    epochs: int = -1,
+    callbacks: Sequence[Callback] = (),
+) -> Trained:
+    """Train what the overrides say on a schedule, and test the last weights.
+
+    Args:
+        overrides: As of scripts/train.py; their own schedule is not used.
+        schedule: The factor of optimizer.lr.
+        steps: Updates; or
+        epochs: epochs.
+        callbacks: Besides LRSchedule.
+    """
+    prepare(ROOT)
+    quiet()
+    config = checked(ROOT, overrides)
+    data, module = build_run(config)
+    trainer = Trainer(
+        max_steps=steps,
+        max_epochs=epochs,
+        accelerator="auto",
+        devices=1,
+        callbacks=[*callbacks, LRSchedule(schedule)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )
+    began = time.perf_counter()
+    trainer.fit(module, datamodule=data)
+    seconds = time.perf_counter() - began
+    (result,) = trainer.test(module, datamodule=data, verbose=False)
+    return Trained(float(result["test/acc"]), int(trainer.global_step), seconds)
+
+
+def percent(values: Sequence[float]) -> str:
+    """Mean accuracy in percent with its 95 % t interval over seeds."""
+    mean: Mean = mean_ci([100 * value for value in values])
+    half = "" if np.isnan(mean.half) else f" ± {mean.half:.1f}"
+    return f"{mean.mean:.1f}{half}"
