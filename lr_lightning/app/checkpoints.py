@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError, RunFailed
-from lr_lightning.app.guards import FinalValidation, MonitorCheck
+from lr_lightning.app.guards import FinalValidation, MonitorCheck, validation_follows
 from lr_lightning.app.output import BEFORE_LAST, LAST
 
 _WRITER = ("PytorchStreamWriter", "inline_container")  # torch's own errors, which hide the system's
@@ -113,12 +113,12 @@ class RunCheckpoint(ModelCheckpoint):
         super().load_state_dict(_renamed(state_dict, before, now) if before != now else state_dict)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save only where a step is complete.
+        """Save only where a step is complete and no validation follows, after which `last` is saved anyway.
 
         After a resume Lightning does not know that it has saved this step, and saves it again in the middle of the next
         one's accumulation, whose gradients are in no checkpoint.
         """
-        if not trainer.fit_loop._should_accumulate():
+        if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
             super().on_train_batch_end(trainer, *args)
 
 

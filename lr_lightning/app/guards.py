@@ -28,6 +28,18 @@ class FinalValidation(Callback):
             trainer.should_stop = True
 
 
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether a validation comes after the batch that has just ended.
+
+    A checkpoint of that moment would lose it: Lightning takes it for done when it resumes.
+    """
+    if not trainer.enable_validation:
+        return False
+    loop = trainer.fit_loop
+    at_the_end = 0 < trainer.max_steps <= trainer.global_step  # see FinalValidation
+    return at_the_end or bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))  # type: ignore[arg-type]
+
+
 class MonitorCheck(Callback):
     """Find out as early as can be that a metric that is monitored is not logged.
 

@@ -8,6 +8,8 @@ from typing import Any, Self
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lr_lightning.app.guards import validation_follows
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -68,8 +70,8 @@ class Interrupts(Callback):
             signal.signal(signal.SIGTERM, self._handle)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Stop now if told so, and if the step is complete."""
-        if not trainer.fit_loop._should_accumulate():
+        """Stop now if told so, and if the step is complete; one before a validation is stopped after that."""
+        if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
             self._stop_if_told(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

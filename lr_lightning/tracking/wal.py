@@ -6,6 +6,7 @@ sent can be sent later, and a resumed run finds in it what is stored already.
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,7 +255,7 @@ def append_bytes(path: Path, data: bytes) -> None:
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace the file at ``path`` by ``text`` in one step: a reader sees the old or the new content, never half."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # two writers, two files
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)

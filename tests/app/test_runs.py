@@ -254,9 +254,12 @@ class DieAnyMoment(Callback):
         if "KILL" not in os.environ:
             return
         time.sleep(0.02)
-        if self.timer is None and trainer.global_step >= 2:  # there is a checkpoint
+        if os.environ["KILL"] != "0" and self.timer is None and trainer.global_step >= 2:  # there is a checkpoint
             self.timer = threading.Timer(random.Random(int(os.environ["KILL"])).uniform(0, 0.5), die)
             self.timer.start()
+    def on_validation_start(self, trainer, *_):
+        if os.environ.get("KILL") == "0" and not trainer.sanity_checking:
+            die()  # the step before has a checkpoint of its own, the validation has none yet
     def on_train_end(self, *_):
         if "KILL" in os.environ:
             die()
@@ -277,7 +280,7 @@ def test_a_run_killed_outright_goes_on_as_if_it_had_not(
     assert_same_run(tmp_path, uninterrupted)
 
 
-def test_a_run_killed_three_times_at_random_moments_goes_on_as_if_it_had_not(
+def test_a_run_killed_in_a_validation_and_at_random_moments_goes_on_as_if_it_had_not(
     uninterrupted: Path, tmp_path: Path, train_command: Command
 ) -> None:
     (tmp_path / "die.py").write_text(DIE)
