@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.console import Console
 from lr_lightning.app.compose import listed_choices, prepare
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.interrupt import Interrupted
+from lr_lightning.search.space import Value
 
 __all__ = ["main"]
 
@@ -48,8 +50,13 @@ def main(root: Path) -> int:
         print(HELP.format(choices=listed_choices(root / "conf"), keys=_keys(root)))
         return 0
     prepare(root)
+    from lr_lightning.search.storage import StorageGone
+
     try:
         return _search(root, words)
+    except StorageGone as e:
+        print(f"error: {e}. Nothing is lost: start the same search again.", file=sys.stderr)
+        return FAILED
     except ConfigError as e:
         if "LR_LIGHTNING_DEBUG" in os.environ:
             raise
@@ -64,23 +71,23 @@ def _search(root: Path, words: list[str]) -> int:
 
     search = read(root, words)
     console = Console()
-    from lr_lightning.search.conclusion import conclude, same_again
+    from lr_lightning.search.conclusion import conclude, same_again, write_table
     from lr_lightning.search.driver import Driver, start_points
     from lr_lightning.search.progress import Progress, in_words
     from lr_lightning.search.rehearsal import rehearse, suggested
     from lr_lightning.search.study import Study
 
-    study = Study(search)
-    if study.is_new:
-        try:
-            rehearse(search)
-            suggestion = suggested(search)
-        except BaseException:
-            study.discard()
-            raise
-        study.fill(start_points(search, suggestion))
-    else:
-        study.fill(start_points(search, None))
+    def prepared() -> list[Mapping[str, Value]]:
+        if any(search.folder.glob("trial-*")):
+            raise ConfigError(
+                f"sweep: {search.folder} holds trials of another search of that name. Give another sweep=NAME, or "
+                "another output_root."
+            )
+        rehearse(search)
+        return start_points(search, suggested(search))
+
+    study = Study(search, prepared)
+    study.fill()
     standing = study.standing()
     done, left = len(standing.ended), standing.left
     state = "starts" if study.is_new else "goes on"
@@ -90,11 +97,15 @@ def _search(root: Path, words: list[str]) -> int:
     began = time.monotonic()
     try:
         driver.run()
+    except ConfigError:
+        write_table(search, study.standing())
+        raise
     except (Interrupted, KeyboardInterrupt) as e:
+        write_table(search, study.standing())
         _say(console, f"{e or 'interrupted'}; nothing is lost. Go on with it:  {same_again(search)}")
         return e.code if isinstance(e, Interrupted) and isinstance(e.code, int) else 130
     seconds = time.monotonic() - began
-    conclude(search, study, console, compare=driver.told_last or not left)
+    conclude(search, study, console, compare=driver.told_last or driver.limited or not left)
     if driver.trial_seconds > 0 and search.node.workers <= 1:
         beyond = seconds / driver.trial_seconds - 1
         _say(console, f"{in_words(seconds)} of searching, {beyond:.1%} beyond the trials' own time")

@@ -20,7 +20,7 @@ from lr_lightning.search.settings import Search
 from lr_lightning.search.study import Standing, Study
 from lr_lightning.tracking.wal import write_atomically
 
-__all__ = ["best_command", "conclude", "importances"]
+__all__ = ["best_command", "conclude", "importances", "write_table"]
 
 _SHOWN = 10
 _FEWEST = 10  # complete trials below which an importance is a guess
@@ -33,13 +33,11 @@ def conclude(search: Search, study: Study, console: Console, *, compare: bool) -
         search: The search.
         study: Its study.
         console: Where it is printed.
-        compare: Whether the trials are compared and recorded, if none is left: one of several workers does it.
+        compare: Whether the trials are compared and recorded: one of several workers does it, and once.
     """
     standing = study.standing()
     ended, best = standing.ended, standing.best
-    search.folder.mkdir(parents=True, exist_ok=True)
-    table = search.folder / "trials.csv"
-    write_atomically(table, _csv(search, ended))
+    table = write_table(search, standing)
     _print_trials(search, ended, console)
     command = None if best is None else best_command(search, best)
     found = importances(study, search)
@@ -57,16 +55,25 @@ def conclude(search: Search, study: Study, console: Console, *, compare: bool) -
         console.print("no trial is complete, so there is no best one; trials.csv has the reasons", highlight=False)
     console.print(f"trials:  {table}", soft_wrap=True, highlight=False, markup=False)
     if standing.left:
-        console.print(
-            f"{standing.left} trials are left or run elsewhere; go on:  {same_again(search)}",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
+        text = f"{standing.left} trials are left or run elsewhere; go on:  {same_again(search)}"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+    if not compare or search.config.tracking.name != "mlflow":
         return
-    if compare and search.config.tracking.name == "mlflow":
-        _compare(search, ended)
-        _record(search, standing, table, command, found)
+    if study.study.user_attrs.get("compared") == len(ended):
+        text = f"compared before:  python scripts/compare.py --filter \"tags.sweep = '{search.name}'\""
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        return
+    study.study.set_user_attr("compared", len(ended))
+    _compare(search, ended)
+    _record(search, standing, table, command, found)
+
+
+def write_table(search: Search, standing: Standing) -> Path:
+    """Write ``trials.csv`` into the search's folder, a row for each trial that has ended."""
+    search.folder.mkdir(parents=True, exist_ok=True)
+    table = search.folder / "trials.csv"
+    write_atomically(table, _csv(search, standing.ended))
+    return table
 
 
 def best_command(search: Search, best: FrozenTrial) -> str:

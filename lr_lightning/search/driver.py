@@ -61,6 +61,7 @@ class Driver:
         study: Its study.
         progress: What is told of each trial.
         trial_seconds: What its own trials took so far, one after another.
+        limited: Whether a limit of time or epochs has ended it.
         told_last: Whether it was this process that ended the last trial of all.
     """
 
@@ -69,6 +70,7 @@ class Driver:
     progress: Progress
     trial_seconds: float = 0.0
     told_last: bool = False
+    limited: bool = False
     _running: list[TrialRuns] = field(default_factory=list)
     _failed_in_a_row: int = 0
     _started: float = field(default_factory=time.monotonic)
@@ -91,16 +93,19 @@ class Driver:
         """Whether the limits allow another trial."""
         node = self.search.node
         if node.hours is not None and time.monotonic() - self._started > 3600 * node.hours:
-            self.progress.say(f"the limit of {node.hours:g} hours is reached: no further trial starts")
-            return False
+            return self._reached(f"{node.hours:g} hours")
         if node.epochs is not None:
             spent = sum(
                 float(t.user_attrs.get("result", {}).get("epochs", 0)) for t in self.study.standing().ended.values()
             )
             if spent >= node.epochs:
-                self.progress.say(f"the limit of {node.epochs:g} epochs is reached: no further trial starts")
-                return False
+                return self._reached(f"{node.epochs:g} epochs")
         return True
+
+    def _reached(self, limit: str) -> bool:
+        self.limited = True
+        self.progress.say(f"the limit of {limit} is reached: no further trial starts")
+        return False
 
     def _recover(self) -> None:
         for number in self.study.recover():
@@ -122,7 +127,7 @@ class Driver:
             try:
                 ending = runs.run_here()
             except (Interrupted, KeyboardInterrupt):
-                self.study.put_back(ticket, "interrupted")
+                self.study.put_back(ticket)
                 raise
             self.trial_seconds += time.monotonic() - began
             self._tell(ticket, ending)
@@ -141,23 +146,32 @@ class Driver:
                 for runs in self._running:  # only after an error or a second signal
                     if runs.process is not None:
                         runs.process.kill()
-                    self.study.put_back(runs.ticket, "interrupted")
+                for runs in self._running:
+                    self.study.put_back(runs.ticket)
 
     def _loop(self, signals: _Signals) -> None:
         more = True
         while signals.number is None:
             self._recover()
-            while more and len(self._running) < self.search.node.workers:
+            while more and self._has_room():
                 more = self._may_start() and self._start_one()
             self._reap()
             if not self._running and not more:
-                if not self._await_others(signals):
+                if self.limited or not self._await_others(signals):
                     return
                 more = True
-            elif not more and len(self._running) < self.search.node.workers and time.monotonic() > self._look:
+            elif (
+                not more
+                and not self.limited
+                and len(self._running) < self.search.node.workers
+                and time.monotonic() > self._look
+            ):
                 self._look = time.monotonic() + _LOOK_SECONDS
                 more = self.study.has_waiting()
             time.sleep(_POLL_SECONDS)
+
+    def _has_room(self) -> bool:
+        return len(self._running) < self.search.node.workers
 
     def _start_one(self) -> bool:
         ticket = self.study.take()
@@ -183,14 +197,14 @@ class Driver:
                 found["CUDA_VISIBLE_DEVICES"] = min(gpus, key=used.count)
         return found
 
-    def _reap(self) -> None:
+    def _reap(self, *, stopping: bool = False) -> None:
         for runs in list(self._running):
-            ending = runs.poll(self.search.storage)
+            ending = runs.poll(self.search.storage, stopping=stopping)
             if ending is None:
                 continue
             self._running.remove(runs)
             if runs.was_interrupted:
-                self.study.put_back(runs.ticket, "interrupted")
+                self.study.put_back(runs.ticket)
                 self.progress.say(f"trial {runs.ticket.number}: stopped by a signal; it is taken up again")
             else:
                 self.trial_seconds += sum(result.seconds for result in runs.results)
@@ -204,7 +218,7 @@ class Driver:
                 runs.process.stop()
         until = time.monotonic() + _STOP_SECONDS
         while self._running and time.monotonic() < until:
-            self._reap()
+            self._reap(stopping=True)
             time.sleep(_POLL_SECONDS)
 
     # -- both --------------------------------------------------------------------------------------------------------
@@ -222,7 +236,7 @@ class Driver:
         if self._failed_in_a_row >= limit and standing.best is None:
             raise TooManyFailures(
                 f"the first {limit} trials have failed, the last one with: {ending.reason}\n"
-                f"search.failures={limit} ends the search there. Mend it, and start the same search again."
+                f"search.failures={limit} ends the search there. Mend it, and start it under another sweep=NAME."
             )
 
     def _await_others(self, signals: _Signals | None = None) -> bool:

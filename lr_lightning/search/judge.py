@@ -26,7 +26,9 @@ class StudyJudge:
     def __init__(self, trial: optuna.Trial, pruners: list[str], higher: bool, patience: float) -> None:
         self._trial, self._pruners, self._higher, self._patience = trial, pruners, higher, patience
         self._sign = 1.0 if higher == (trial.study.direction == optuna.study.StudyDirection.MAXIMIZE) else -1.0
-        self._values: list[float] = []
+        before = trial.storage.get_trial(trial._trial_id).intermediate_values  # of a run that is gone on with
+        self._now = 0
+        self._values = {int(at): self._sign * value for at, value in before.items()}
 
     @classmethod
     def connected(cls, storage: str, task: Mapping[str, Any]) -> "StudyJudge":
@@ -37,9 +39,10 @@ class StudyJudge:
 
     def report(self, value: float, validation: int) -> None:
         """Take the value of a validation, counted from 1; Optuna gets it in the direction of the objective."""
-        self._values.append(value)
-        if validation not in self._reported():
+        if validation not in self._values:
             self._trial.report(self._sign * value, validation)
+        self._values[validation] = value
+        self._now = validation
 
     def verdict(self, progress: float, counts: bool) -> str | None:
         """Why the trial should end now, or None."""
@@ -49,27 +52,30 @@ class StudyJudge:
             return None
         if "median" in self._pruners and self._trial.should_prune():
             return "median: below the median of the trials before it"
-        if "verdict" in self._pruners and (reason := dominated(self._values, self._peers(), higher=self._higher)):
+        if "verdict" in self._pruners and (reason := self._dominated()):
             return f"dominated: {reason}"
         return None
 
-    def _reported(self) -> dict[int, float]:
-        frozen = self._trial.storage.get_trial(self._trial._trial_id)
-        found: dict[int, float] = frozen.intermediate_values
-        if len(self._values) == 1 and found:  # a run that is gone on with: what it had reported before
-            self._values[:0] = [self._sign * value for _, value in sorted(found.items())]
-        return found
+    def _dominated(self) -> str | None:
+        own = _until(self._values, self._now)
+        return dominated(own, self._peers(), higher=self._higher)
 
     @staticmethod
     def _phase(attributes: Mapping[str, Any]) -> Any:
         return attributes.get("run", {}).get("phase")
 
     def _peers(self) -> list[list[float]]:
-        """What the other trials of the same schedule and length reported, each in order."""
+        """What the other trials of the same schedule and length had reported by the same validation, each in order."""
         own = self._phase(self._trial.user_attrs)
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         return [
-            [self._sign * value for _, value in sorted(trial.intermediate_values.items())]
+            [self._sign * value for value in _until(trial.intermediate_values, self._now)]
             for trial in self._trial.study.get_trials(deepcopy=False, states=states)
-            if trial._trial_id != self._trial._trial_id and self._phase(trial.user_attrs) == own
+            if trial._trial_id != self._trial._trial_id
+            and self._phase(trial.user_attrs) == own
+            and self._now in trial.intermediate_values
         ]
+
+
+def _until(values: Mapping[int, float], last: int) -> list[float]:
+    return [value for at, value in sorted(values.items()) if at <= last]

@@ -73,7 +73,7 @@ class RunProcess:
         found = earlier(Path(self.task.folder))
         if found is not None:
             return found
-        if status in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+        if status in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT):
             return Result("interrupted", "stopped by a signal")
         return Result("failed", self._reason(status))
 

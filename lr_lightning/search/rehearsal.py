@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lr_lightning.app.errors import ConfigError, did_you_mean
+from lr_lightning.app.lr_rule import batch_of_one
 from lr_lightning.search.run import Result, Task, objective_of, run
-from lr_lightning.search.settings import FINDER, Search
+from lr_lightning.search.settings import FINDER, Search, direction_of
 from lr_lightning.search.space import Value
 
 __all__ = ["rehearse", "suggested"]
 
+_OF_LONG_RUNS = ("num_sanity_val_steps", "val_check_interval", "min_epochs", "min_steps")
 _ONE_BATCH: dict[str, Any] = {
     "max_epochs": 1,
     "max_steps": -1,
@@ -33,9 +35,10 @@ def rehearse(search: Search) -> None:
     """
     config = search.composer.config(_first(search))
     config.trainer = replace(config.trainer, **_ONE_BATCH)
-    config.trainer.kwargs = {k: v for k, v in config.trainer.kwargs.items() if k != "num_sanity_val_steps"}
+    config.trainer.kwargs = {k: v for k, v in config.trainer.kwargs.items() if k not in _OF_LONG_RUNS}
     config.tracking = replace(config.tracking, name="none")
     config.test = False
+    batch_of_one(config)  # with all the processes of a trial
     if search.node.workers > 0:
         config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
     if config.callbacks.early_stopping is not None:
@@ -61,6 +64,10 @@ def _check_objective(search: Search, result: Result) -> None:
         raise ConfigError(
             f"search.objective: no run logs '{name}'. They log: {', '.join(logged)}.{did_you_mean(name, logged)}"
         )
+    if search.node.direction is None and direction_of(name) is None:
+        raise ConfigError(
+            f"search.direction: nothing says whether more of {name} is better. Give maximize or minimize."
+        )
     if search.node.pruners and search.monitor not in result.logged:
         raise ConfigError(
             f"search.pruners: need '{search.monitor}' at each validation, which is not logged. "
@@ -79,6 +86,7 @@ def suggested(search: Search) -> float | None:
     config = checked(search.root, [*words, "finder=range_test"])
     config.output_root = str(search.folder)
     config.trainer.progress = "none"
+    config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
     config.tracking.tags = {"sweep": search.name, **config.tracking.tags}
     return find(config, words).summary.get("suggested_lr")
 

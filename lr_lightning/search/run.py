@@ -46,6 +46,7 @@ class Task:
         pruners: Which may end it.
         patience: Share of the run before which none does.
         validations: In the whole run, where that is known.
+        resume: Whether a run that was interrupted there is gone on with.
         parent: Process that it must not outlive; None for none.
     """
 
@@ -60,6 +61,7 @@ class Task:
     pruners: list[str]
     patience: float
     validations: int | None = None
+    resume: bool = False
     parent: int | None = None
 
 
@@ -147,7 +149,7 @@ def _in_the_driver(task: Task) -> bool:
 
 def _prepared(task: Task, config: Config | None) -> tuple[Config, Any]:
     """The config; of a run that was interrupted, its own, with its last checkpoint."""
-    folder = interrupted_folder(Path(task.folder))
+    folder = interrupted_folder(Path(task.folder)) if task.resume else None
     if folder is not None:
         from lr_lightning.app.resume import stored_config
 

@@ -1,11 +1,10 @@
 """A search, read from its command line and checked before anything is trained."""
 
-import itertools
 import math
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,17 +12,19 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from lr_lightning.app.compose import choices_of, composed
+from lr_lightning.app.compose import composed
 from lr_lightning.app.config import Config, stale_keys
 from lr_lightning.app.errors import ConfigError, did_you_mean
 from lr_lightning.app.processes import world_size
 from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.app.validate import validated
+from lr_lightning.reports.names import direction
+from lr_lightning.search.checks import check_space
 from lr_lightning.search.compose import Composer
-from lr_lightning.search.space import Choice, Space, SpaceError, Value
+from lr_lightning.search.space import Space, SpaceError, Value
 from lr_lightning.search.words import Words, parse
 
-__all__ = ["SAMPLERS", "Search", "read"]
+__all__ = ["SAMPLERS", "Search", "direction_of", "read"]
 
 SAMPLERS = ("grid", "random", "qmc", "tpe", "gp")
 PRUNERS = ("median", "hyperband", "verdict")
@@ -31,7 +32,6 @@ FINDER = "finder"
 """In a trial to start from, in place of the rate that the LR finder suggests."""
 
 _MOST_POINTS = 10_000
-_MOST_CHECKED = 60
 _PASSED_OVER = ("tracking.", "output_root=", "trainer.progress=", "trust=")  # where and how, not what
 
 
@@ -66,7 +66,8 @@ class Search:
             "space": self.space.described(),
             "sampler": self.node.sampler,
             "objective": self.node.objective,
-            "direction": self.node.direction,
+            "direction": self.direction,
+            "start": [{str(k): v for k, v in point.items()} for point in self.node.start],
             "seeds": list(self.node.seeds),
             "pruners": sorted(self.node.pruners),
             "overrides": sorted(w for w in self.training if not w.lstrip("+~").startswith(_PASSED_OVER)),
@@ -75,7 +76,12 @@ class Search:
     @property
     def higher(self) -> bool:
         """Whether a higher objective is better."""
-        return self.node.direction == "maximize"
+        return self.direction == "maximize"
+
+    @property
+    def direction(self) -> str:
+        """``maximize`` or ``minimize``."""
+        return self.node.direction or direction_of(self.node.objective) or "maximize"
 
     @property
     def folder(self) -> Path:
@@ -141,7 +147,7 @@ def _checked(root: Path, words: Words) -> Search:
     cfg.search = None
     config = validated(cfg)
     composer = Composer(root, tuple(words.training))
-    base = {key: _base_value(key, cfg, choices) for key in space.other_keys}
+    base = {key: _base_value(key, cfg, choices, space.keys) for key in space.other_keys}
     name = node.sweep or f"{node.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     search = Search(root, node, space, tuple(words.training), config, base, name, composer)
     _refuse(search)
@@ -150,7 +156,7 @@ def _checked(root: Path, words: Words) -> Search:
         raise ConfigError(
             f"search.space: a grid of up to {space.size():,} points. Give fewer values or points, or search=random."
         )
-    _check_space(search)
+    check_space(search.root, search.space, search.base, search.composer)
     return search
 
 
@@ -174,8 +180,11 @@ def _bad_settings(node: SearchConfig) -> Iterator[str]:
         yield f"search.sampler: unknown choice '{node.sampler}'. Choices: {', '.join(SAMPLERS)}." + did_you_mean(
             node.sampler, SAMPLERS
         )
-    if node.direction not in ("maximize", "minimize"):
+    known = direction_of(node.objective)
+    if node.direction not in (None, "maximize", "minimize"):
         yield f"search.direction: must be maximize or minimize, got '{node.direction}'."
+    elif node.direction is not None and known is not None and node.direction != known:
+        yield f"search.direction: {node.direction} {node.objective} would look for the worst. Leave it out, or {known}."
     for name in node.pruners:
         if name not in PRUNERS:
             yield f"search.pruners: unknown choice '{name}'. Choices: {', '.join(PRUNERS)}." + did_you_mean(
@@ -201,22 +210,35 @@ def _bad_settings(node: SearchConfig) -> Iterator[str]:
         yield f"search.patience: must lie in [0, 1), a share of a run, got {node.patience}."
     if len(set(node.seeds)) < len(node.seeds) or not all(0 <= seed < 2**32 for seed in node.seeds):
         yield f"search.seeds: must be different numbers in 0..4294967295, got {list(node.seeds)}."
-    if node.sweep is not None and not re.fullmatch(r"[\w.@-]{1,200}", node.sweep):
+    if node.sweep is not None and not re.fullmatch(r"\w[\w.@-]{0,199}", node.sweep):
         yield f"sweep: must be a name of letters, digits, '_', '-', '.', '@', got '{node.sweep}'."
     if node.storage is not None and "://" not in node.storage:
         yield (
             f"storage: '{node.storage}' is no address of a database. Give postgresql://user@host/database or "
             "sqlite:////absolute/file.db, or leave it out."
         )
+    elif node.storage is not None and node.storage.startswith("sqlite") and not node.storage.startswith("sqlite:///"):
+        yield f"storage: '{node.storage}' has no file. Give sqlite:////absolute/file.db, or leave it out."
 
 
-def _base_value(key: str, cfg: DictConfig, choices: Mapping[str, str]) -> Value:
+def direction_of(objective: str) -> str | None:
+    """Which direction of an objective is better, as far as its name tells."""
+    words = set(re.split(r"[/_]", objective))
+    lower = bool(words & {"seconds", "steps", "price", "memory", "joules", "spikes"})
+    higher = False if lower else direction(objective)
+    return None if higher is None else "maximize" if higher else "minimize"
+
+
+def _base_value(key: str, cfg: DictConfig, choices: Mapping[str, str], searched: Container[str]) -> Value:
     if key in choices:
         return choices[key]
     marker = object()
     value = OmegaConf.select(cfg, key, default=marker)
     if value is marker:
         raise ConfigError(f"search.space: a condition names '{key}', but there is no such key or group.")
+    if key.split(".")[0] in searched:
+        group = key.split(".")[0]
+        raise ConfigError(f"search.space: a condition names '{key}', but {group} is searched. Name {group} itself.")
     return value  # type: ignore[no-any-return]
 
 
@@ -246,6 +268,8 @@ def _check_start(search: Search) -> None:
         where = f"search.start[{number}]"
         if not isinstance(point, Mapping):
             raise ConfigError(f"{where}: needs keys and values, such as {{optimizer.lr: 0.1}}, got {point!r}.")
+        if search.node.sampler == "grid" and not set(search.space.keys) - set(search.space.conditions) <= set(point):
+            raise ConfigError(f"{where}: on a grid it needs a value of every key: {', '.join(search.space.keys)}.")
         for key, value in point.items():
             if value != FINDER:
                 search.space.check_point({str(key): value}, where)
@@ -254,35 +278,3 @@ def _check_start(search: Search) -> None:
                     f"{where}.{key}: the finder finds optimizer.lr, if that is searched, and nothing else. "
                     f"Keys: {', '.join(search.space.keys)}."
                 )
-
-
-def _check_space(search: Search) -> None:
-    """Make configs at the ends of every range and of every choice: keys and types that do not fit are found now."""
-    space, composer = search.space, search.composer
-    groups = choices_of(search.root)
-    chosen = [key for key in space.keys if key in groups]
-    for key in chosen:
-        domain = space.keys[key]
-        if not isinstance(domain, Choice):
-            raise ConfigError(f"search.space.{key}: is a config group: give a list of {', '.join(groups[key])}.")
-        for value in domain.values:
-            if value not in groups[key]:
-                raise ConfigError(
-                    f"search.space.{key}: unknown choice '{value}'. Choices: {', '.join(groups[key])}."
-                    f"{did_you_mean(str(value), groups[key])}"
-                )
-    products = itertools.product(*(space.keys[key].grid() for key in chosen))
-    for values in itertools.islice(products, _MOST_CHECKED):
-        point: dict[str, Value] = {}
-        for key, value in zip(chosen, values, strict=True):
-            if space.active(key, point, search.base):
-                point[key] = value
-        rest = [key for key in space.keys if key not in chosen]
-        for example in range(max((len(space.keys[key].examples) for key in rest), default=1)):
-            trial = dict(point)
-            for key in rest:
-                if space.active(key, trial, search.base):
-                    examples = space.keys[key].examples
-                    trial[key] = examples[min(example, len(examples) - 1)]
-                    composer.check_key(key, trial)
-            composer.config(trial)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +44,7 @@ class Range:
     points: int | None = None
 
     def grid(self) -> list[Value]:
-        """Its values on a grid, to three digits, the lowest first."""
+        """Its values on a grid, the lowest first; to three digits, where that keeps them apart."""
         if self.step is not None:
             count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
             values = [self.low + i * self.step for i in range(count)]
@@ -53,7 +54,12 @@ class Range:
             values = [self._at(share) for share in shares]
         if self.integer:
             return list(dict.fromkeys(round(value) for value in values))
-        return list(dict.fromkeys(min(self.high, max(self.low, float(f"{value:.3g}"))) for value in values))
+        values = [self._inside(value) for value in values]
+        short = dict.fromkeys(self._inside(float(f"{value:.3g}")) for value in values)
+        return list(short if len(short) == len(values) else dict.fromkeys(values))
+
+    def _inside(self, value: float) -> float:
+        return min(self.high, max(self.low, value))
 
     def _at(self, share: float) -> float:
         if self.log:
@@ -212,8 +218,15 @@ def override(key: str, value: Value) -> str:
     if isinstance(value, bool):
         return f"{key}={str(value).lower()}"
     if isinstance(value, float):
-        return f"{key}={value:.6g}"
+        return f"{key}={value!r}"  # every digit: it is the trial's command line
+    if isinstance(value, str) and (not _BARE.fullmatch(value) or _MEANS_ELSE.fullmatch(value)):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"{key}='{escaped}'"
     return f"{key}={value}"
+
+
+_BARE = re.compile(r"[\w./:%+@-]+")
+_MEANS_ELSE = re.compile(r"(?i)null|true|false|nan|[+-]?(inf|[\d.]+(e[+-]?\d+)?)")
 
 
 def _same(a: Value, b: Value) -> bool:
@@ -289,9 +302,11 @@ def _range(where: str, kind: str, entry: Mapping[str, Any]) -> Range:
     if integer and not all(float(v).is_integer() for v in ends):
         raise SpaceError(f"{where}.{kind}: needs integers, got {list(ends)}.")
     step, points = entry.get("step"), entry.get("points")
-    if step is not None and (log or not isinstance(step, int | float) or step <= 0):
-        raise SpaceError(f"{where}.step: must be a number above 0, of linear or int, got {step!r}.")
-    if points is not None and (not isinstance(points, int) or points < 1):
+    good = isinstance(step, int | float) and not isinstance(step, bool) and step > 0
+    if step is not None and (log or not good or (integer and not float(step).is_integer())):
+        what = "an integer of 1 or more" if integer else "a number above 0"
+        raise SpaceError(f"{where}.step: must be {what}, of linear or int, got {step!r}.")
+    if points is not None and (not isinstance(points, int) or isinstance(points, bool) or points < 1):
         raise SpaceError(f"{where}.points: must be 1 or more, got {points!r}.")
     return Range(float(low), float(high), log, integer, step, points)
 

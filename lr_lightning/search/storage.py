@@ -1,5 +1,6 @@
 """Optuna's storage: opening it, and one clear error where that does not work."""
 
+import functools
 import hashlib
 import logging
 import os
@@ -8,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import optuna
 from filelock import FileLock
@@ -17,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.tracking.keys import hide_password
 
-__all__ = ["HEARTBEAT", "SILENCE", "connect", "lock_of"]
+__all__ = ["HEARTBEAT", "SILENCE", "StorageGone", "connect", "lock_of", "patient"]
 
 HEARTBEAT = 15
 """Seconds between the signs of life of a trial's worker."""
@@ -25,6 +26,11 @@ SILENCE = 60
 """Seconds without one after which a worker is taken for dead."""
 
 _LOCK_SECONDS = 120.0
+_OUTAGE_SECONDS = 300.0
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -51,9 +57,8 @@ def connect(url: str, on_stale: OnStale | None = None) -> optuna.storages.RDBSto
         with lock_of(url):
             return _opened(url, on_stale, sqlite)
     except ImportError as e:
-        raise ConfigError(
-            f"storage: {where} needs a package that is not installed: {e}. pip install 'psycopg[binary]'"
-        ) from e
+        remedy = " (pip install 'lr-lightning[postgres]')" if url.startswith("postgres") else ""
+        raise ConfigError(f"storage: {where} needs a package that is not installed{remedy}: {e}.") from e
     except (SQLAlchemyError, optuna.exceptions.OptunaError, OSError, ValueError, RuntimeError) as e:
         cause = e.__cause__ or e
         reason = hide_password(str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__)
@@ -83,6 +88,35 @@ def _opened(url: str, on_stale: OnStale | None, sqlite: bool) -> optuna.storages
                 raise
             time.sleep(0.2 * attempt)
     raise RuntimeError("unreachable")
+
+
+class StorageGone(RuntimeError):
+    """The storage has not answered for minutes."""
+
+
+def patient(call: Callable[P, R]) -> Callable[P, R]:
+    """A call that is tried again while the storage does not answer, for some minutes.
+
+    Raises:
+        StorageGone: It still does not.
+    """
+
+    @functools.wraps(call)
+    def trying(*args: P.args, **kwargs: P.kwargs) -> R:
+        until, wait = time.monotonic() + _OUTAGE_SECONDS, 0.5
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as e:
+                cause = e.__cause__ or e
+                reason = hide_password(str(cause).strip().splitlines()[0])
+                if time.monotonic() > until:
+                    raise StorageGone(f"storage: does not answer any more ({reason})") from e
+                log.warning("the storage does not answer (%s); trying again", reason)
+                time.sleep(wait)
+                wait = min(10.0, 2 * wait)
+
+    return trying
 
 
 def lock_of(url: str) -> FileLock:

@@ -8,29 +8,29 @@ worker has gone is failed and its ticket put back, with its parameters, as Optun
 import contextlib
 import json
 import math
-import os
-import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from datetime import datetime
 from typing import Any, cast
 
-import numpy as np
 import optuna
-import psutil
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_lightning.app.errors import ConfigError
+from lr_lightning.search.owner import alive, end_child, this_process
 from lr_lightning.search.pruners import pruner_of
+from lr_lightning.search.sampling import sampler, suggest
 from lr_lightning.search.settings import Search
-from lr_lightning.search.space import Choice, Range, Space, Value
-from lr_lightning.search.storage import HEARTBEAT, SILENCE, connect, lock_of
+from lr_lightning.search.space import Value
+from lr_lightning.search.storage import HEARTBEAT, SILENCE, connect, lock_of, patient
 from lr_lightning.tracking.keys import hide_password
 
-__all__ = ["Standing", "Study", "Ticket", "distribution", "sampler"]
+__all__ = ["GONE", "INTERRUPTED", "Standing", "Study", "Ticket"]
+
+INTERRUPTED, GONE = "interrupted", "its worker is gone"
+"""Why a trial was failed whose ticket was put back."""
 
 _READY_SECONDS = 60.0
 
@@ -74,34 +74,45 @@ class Study:
 
     Args:
         search: What is searched.
+        prepare: Called if there is no study of that name yet, before it is made: it gives the points of the first
+            tickets, or raises, and then there is no study.
 
     Raises:
         ConfigError: The storage cannot be used, or the name belongs to another search.
     """
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, prepare: Callable[[], Sequence[Mapping[str, Value]]] = lambda: ()) -> None:
         self.search = search
         self._lock = lock_of(search.storage)
-        self.study, self.is_new = self._opened(connect(search.storage, self._requeue))
-        self._storage: Any = self.study._storage  # the one above with Optuna's cache around it
-        self._checked = 0.0
-        self._owner = _owner()
+        self._owner = this_process()
         self._beats: dict[int, threading.Event] = {}
+        self._checked = 0.0
+        self.is_new = False
+        self.study = self._opened(connect(search.storage, self._requeue), prepare)
+        self._storage: Any = self.study._storage  # the one above with Optuna's cache around it
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
-    def _opened(self, storage: optuna.storages.BaseStorage) -> tuple[optuna.Study, bool]:
-        name, direction = self.search.name, cast(Any, self.search.node.direction)
-        node = self.search.node
+    def _opened(
+        self, storage: optuna.storages.BaseStorage, prepare: Callable[[], Sequence[Mapping[str, Value]]]
+    ) -> optuna.Study:
+        name, node = self.search.name, self.search.node
         prune = pruner_of(node.pruners, self.search.validations, node.patience)
-        try:
-            study = optuna.create_study(storage=storage, study_name=name, direction=direction, pruner=prune)
-        except optuna.exceptions.DuplicatedStudyError:
-            study = optuna.load_study(study_name=name, storage=storage, pruner=prune)
-            self._compare(study)
-            return study, False
-        study.set_user_attr("search", json.dumps(self.search.identity, sort_keys=True))
-        return study, True
+        if name not in optuna.get_all_study_names(storage):
+            start = [dict(point) for point in prepare()]
+            direction = cast(Any, self.search.direction)
+            try:
+                study = optuna.create_study(storage=storage, study_name=name, direction=direction, pruner=prune)
+            except optuna.exceptions.DuplicatedStudyError:
+                pass  # another worker was faster
+            else:
+                study.set_user_attr("start", start)
+                study.set_user_attr("search", json.dumps(self.search.identity, sort_keys=True))
+                self.is_new = True
+                return study
+        study = optuna.load_study(study_name=name, storage=storage, pruner=prune)
+        self._compare(study)
+        return study
 
     def _compare(self, study: optuna.Study) -> None:
         """Refuse a study of that name that searches something else."""
@@ -110,7 +121,7 @@ class Study:
             if time.monotonic() > until:
                 raise ConfigError(
                     f"sweep: {hide_password(self.search.storage)} has a study '{study.study_name}' that is not this "
-                    "program's. Give another sweep=NAME."
+                    "program's, or whose maker was killed at that very moment. Give another sweep=NAME."
                 )
             time.sleep(0.2)
         theirs = json.loads(attrs["search"])
@@ -126,28 +137,25 @@ class Study:
                 "Give another sweep=NAME, or the same search to go on with it."
             )
 
-    def fill(self, start: Sequence[Mapping[str, Value]] = ()) -> None:
-        """Put the tickets into the study: all of them if it is new, more of them if more trials are asked for.
-
-        Args:
-            start: Points of the first tickets.
-        """
+    @patient
+    def fill(self) -> None:
+        """Put the tickets into the study: all of them if it is new, more of them if more trials are asked for."""
         if not self.is_new:
             self._wait_until_filled()
         with self._lock:
             there = {self._number(trial) for trial in self.trials()}
-            for number, point in enumerate(self._points(start)):
+            for number, point in enumerate(self._points(self.study.user_attrs["start"])):
                 if number not in there:
                     self.study.enqueue_trial(dict(point), user_attrs={"ticket": number})
             self.study.set_user_attr("filled", True)
+            self._repair()
 
-    def _points(self, start: Sequence[Mapping[str, Value]]) -> Sequence[Mapping[str, Value]]:
-        """The values that each ticket fixes; an empty one leaves them to the sampler."""
+    def _points(self, start: Sequence[Mapping[str, Value]]) -> list[Mapping[str, Value]]:
+        """The values that each ticket fixes, in an order that stays; an empty one leaves them to the sampler."""
         limit = self.search.node.n_trials
         if self.search.node.sampler == "grid":
-            grid = list(self.search.space.grid(self.search.base))
-            first = [dict(point) for point in start]
-            points = [*first, *(point for point in grid if point not in first)]
+            rest = [point for point in self.search.space.grid(self.search.base) if point not in start]
+            points: list[Mapping[str, Value]] = [*start, *rest]
             return points[:limit] if limit else points
         count = limit if limit is not None else len(start)
         return [*start, *({} for _ in range(count - len(start)))][:count]
@@ -157,12 +165,22 @@ class Study:
         while not self.study.user_attrs.get("filled") and time.monotonic() < until:
             time.sleep(0.2)  # its maker is filling it, or has died, and then this process does
 
-    def discard(self) -> None:
-        """Take a study out again that has not begun."""
-        optuna.delete_study(study_name=self.study.study_name, storage=self._storage)
+    def _repair(self) -> None:
+        """Put back the tickets of those that were killed between failing a trial and putting it back."""
+        for trial in self.standing().ended.values():
+            reason = trial.user_attrs.get("result", {}).get("reason")
+            attempt = int(trial.user_attrs.get("attempt", 0)) + 1
+            if trial.state == TrialState.FAIL and reason in (INTERRUPTED, GONE):
+                self._clone(trial, attempt)
+
+    @property
+    def _limit(self) -> float:
+        """Tickets from this number on are for those who ask for more trials."""
+        return math.inf if self.search.node.n_trials is None else self.search.node.n_trials
 
     # -- tickets -----------------------------------------------------------------------------------------------------
 
+    @patient
     def take(self) -> Ticket | None:
         """Take the next ticket and have its values suggested; None if none is left."""
         with self._lock:
@@ -170,6 +188,14 @@ class Study:
         if trial_id is None:
             return None
         self._beat(trial_id)
+        try:
+            return self._suggested(trial_id)
+        except BaseException:
+            self._stop_beating(trial_id)  # it is found and put back as that of a worker that is gone
+            raise
+
+    def _suggested(self, trial_id: int) -> Ticket:
+        self.study._thread_local.cached_all_trials = None  # as Optuna's own ask: what others have told counts
         number = int(self._storage.get_trial_user_attrs(trial_id).get("ticket", 0))
         self.study.sampler = sampler(self.search, number)
         trial = optuna.Trial(self.study, trial_id)
@@ -182,6 +208,8 @@ class Study:
         study_id = self.study._study_id
         waiting = self._storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.WAITING,))
         for trial in sorted(waiting, key=lambda t: (self._number(t), t.number)):
+            if self._number(trial) >= self._limit:
+                break
             try:
                 if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
                     return int(trial._trial_id)
@@ -206,6 +234,10 @@ class Study:
 
         threading.Thread(target=beat, daemon=True, name=f"heartbeat of trial {trial_id}").start()
 
+    def _stop_beating(self, trial_id: int) -> None:
+        self._beats.pop(trial_id, threading.Event()).set()
+
+    @patient
     def finish(
         self, ticket: Ticket, state: TrialState, value: float | None, result: Mapping[str, Any] | None = None
     ) -> bool:
@@ -221,7 +253,7 @@ class Study:
             Whether it counts: not if its worker had been taken for dead and its ticket given to another one.
         """
         trial_id = ticket.trial._trial_id
-        self._beats.pop(trial_id, threading.Event()).set()
+        self._stop_beating(trial_id)
         try:
             ticket.trial.set_user_attr("result", dict(result or {}))
             self.study.tell(ticket.trial, value, state=state)
@@ -229,12 +261,14 @@ class Study:
             return False
         return True
 
-    def put_back(self, ticket: Ticket, reason: str) -> None:
+    @patient
+    def put_back(self, ticket: Ticket) -> None:
         """Give a ticket back whose trial was interrupted: whoever comes next goes on with it."""
         trial_id = ticket.trial._trial_id
-        self._beats.pop(trial_id, threading.Event()).set()
-        self._fail(self._storage.get_trial(trial_id), reason, attempt=ticket.attempt)
+        self._stop_beating(trial_id)
+        self._fail(self._storage.get_trial(trial_id), INTERRUPTED, attempt=ticket.attempt)
 
+    @patient
     def recover(self) -> list[int]:
         """Put back the tickets of workers that are gone: at once those of this machine, others after a silence.
 
@@ -246,10 +280,17 @@ class Study:
         self._checked = time.monotonic()
         before = {self._number(t) for t in self.trials(TrialState.WAITING)}
         for trial in self.trials(TrialState.RUNNING):
-            owner = trial.user_attrs.get("owner", {})
-            if owner.get("host") == self._owner["host"] and not _alive(owner.get("pid"), owner.get("born")):
-                _end(trial.user_attrs.get("child"))
-                self._fail(trial, "its worker is gone", attempt=int(trial.user_attrs.get("attempt", 0)) + 1)
+            if trial._trial_id in self._beats:
+                continue
+            owner = trial.user_attrs.get("owner")
+            if owner is None:  # its worker was killed in the moment after it took the trial, or is in it
+                started = trial.datetime_start
+                gone = started is not None and (datetime.now() - started).total_seconds() > SILENCE
+            else:
+                gone = owner.get("host") == self._owner["host"] and not alive(owner.get("pid"), owner.get("born"))
+            if gone:
+                end_child(trial.user_attrs.get("child"))
+                self._fail(trial, GONE, attempt=int(trial.user_attrs.get("attempt", 0)) + 1)
         optuna.storages.fail_stale_trials(self.study)
         return sorted({self._number(t) for t in self.trials(TrialState.WAITING)} - before)
 
@@ -274,6 +315,7 @@ class Study:
                 state=TrialState.WAITING,
                 params=trial.params,
                 distributions=trial.distributions,
+                intermediate_values=trial.intermediate_values,
                 user_attrs={**kept, "attempt": attempt},
                 system_attrs={k: v for k, v in trial.system_attrs.items() if k == "fixed_params"},
             )
@@ -285,11 +327,13 @@ class Study:
         """The trials in these states, or all."""
         return self.study.get_trials(deepcopy=False, states=states or None)
 
+    @patient
     def standing(self) -> "Standing":
         """How far the search has come; one question to the storage."""
         trials = self.trials()
         last = {self._number(t): t for t in sorted(trials, key=lambda t: t.number)}
         ended = {number: t for number, t in sorted(last.items()) if t.state.is_finished()}
+        left = sum(number < self._limit for number in last.keys() - ended.keys())
         complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
         sign = 1.0 if self.search.higher else -1.0
 
@@ -299,12 +343,14 @@ class Study:
 
         best = max(complete, key=rank, default=None)
         equal = sum(t.value == best.value for t in complete) if best is not None else 0
-        return Standing(ended, len(last) - len(ended), best, equal)
+        return Standing(ended, left, best, equal)
 
+    @patient
     def has_waiting(self) -> bool:
         """Whether a ticket waits."""
-        return bool(self._storage.get_all_trials(self.study._study_id, deepcopy=False, states=(TrialState.WAITING,)))
+        return any(self._number(trial) < self._limit for trial in self.trials(TrialState.WAITING))
 
+    @patient
     def others_running(self) -> int:
         """Trials that other workers run."""
         return sum(t._trial_id not in self._beats for t in self.trials(TrialState.RUNNING))
@@ -317,76 +363,6 @@ class Study:
     def patience(self) -> float:
         """Seconds after which a worker that is gone has been found out."""
         return SILENCE + 2 * HEARTBEAT
-
-
-def suggest(trial: optuna.Trial, space: Space, base: Mapping[str, Value]) -> dict[str, Value]:
-    """Have the values of those keys suggested whose conditions hold."""
-    point: dict[str, Value] = {}
-    for key, domain in space.keys.items():
-        if space.active(key, point, base):
-            value = trial._suggest(key, distribution(domain))
-            point[key] = int(value) if isinstance(domain, Range) and domain.integer else value
-    return point
-
-
-def distribution(domain: Range | Choice) -> BaseDistribution:
-    """Optuna's description of a domain."""
-    if isinstance(domain, Choice):
-        return CategoricalDistribution(domain.values)
-    if domain.integer:
-        return IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=int(domain.step or 1))
-    return FloatDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
-
-
-def sampler(search: Search, ticket: int) -> optuna.samplers.BaseSampler:
-    """The sampler for one ticket. Its seed depends on the ticket alone, so it does not matter which worker takes it."""
-    seed = int(np.random.SeedSequence([search.node.seed, ticket]).generate_state(1)[0])
-    kind = search.node.sampler
-    if kind == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-    if kind == "gp":
-        return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
-    if kind == "qmc":
-        return optuna.samplers.QMCSampler(seed=search.node.seed, scramble=True, warn_independent_sampling=False)
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _owner() -> dict[str, Any]:
-    """Who runs a trial, so that another process of the same machine can tell whether it still does."""
-    return {"host": host(), "pid": os.getpid(), "born": psutil.Process().create_time()}
-
-
-def host() -> str:
-    """This machine, or rather this space of process ids: containers may share a name."""
-    parts = [socket.gethostname()]
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        try:
-            parts.append(os.readlink(path) if path.endswith("pid") else Path(path).read_text().strip())
-        except OSError:
-            continue
-    return " ".join(parts)
-
-
-def _alive(pid: Any, born: Any) -> bool:
-    try:
-        process = psutil.Process(int(pid))
-        return bool(abs(process.create_time() - float(born)) < 1.0) and bool(process.status() != psutil.STATUS_ZOMBIE)
-    except (psutil.Error, TypeError, ValueError):
-        return False
-
-
-def _end(child: Any) -> None:
-    """End a trial's own process that has outlived its worker; it sees to that itself within seconds."""
-    if not isinstance(child, list):
-        return
-    pid, born = child
-    until = time.monotonic() + 20
-    while _alive(pid, born):
-        try:
-            (psutil.Process(pid).terminate if time.monotonic() < until else psutil.Process(pid).kill)()
-        except psutil.Error:
-            return
-        time.sleep(0.3)
 
 
 def _short(value: Any) -> str:

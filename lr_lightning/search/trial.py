@@ -82,6 +82,7 @@ class TrialRuns:
             pruners=list(node.pruners) if first else [name for name in node.pruners if name == "verdict"],
             patience=node.patience,
             validations=search.validations,
+            resume=self.again,
             parent=os.getpid(),
         )
 
@@ -141,8 +142,8 @@ class TrialRuns:
         self.ticket.trial.set_user_attr("child", self.process.child)
         return True
 
-    def poll(self, storage: str) -> Ending | None:
-        """What the trial came to, or None while it runs."""
+    def poll(self, storage: str, *, stopping: bool = False) -> Ending | None:
+        """What the trial came to, or None while it runs; while the search stops, no further run is started."""
         if self.process is None:
             return None if self.start(storage) else self.ending()
         result = self.process.result()
@@ -150,6 +151,8 @@ class TrialRuns:
             return None
         self.results.append(result)
         self.process = None
+        if stopping and result.status == "finished" and len(self.results) < len(self.search.node.seeds):
+            self.results.append(Result("interrupted", "stopped between two of its runs"))
         return None if self.start(storage) else self.ending()
 
     @property

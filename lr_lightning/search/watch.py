@@ -1,5 +1,6 @@
 """The callback in every trial's run: it tells the study how far the trial has come, and ends a hopeless one."""
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from lr_lightning.diagnosis.stopping import Phases
 
 __all__ = ["Judge", "TrialWatch"]
 
+log = logging.getLogger(__name__)
 _HOPELESS = ("diverged", "collapsed")
 
 
@@ -102,10 +104,14 @@ class TrialWatch(Callback):
                     return f"{label}: {callback.verdict.detail}".rstrip(": ")
         if self._make_judge is None or value is None:
             return None
-        if self._judge is None:
-            self._judge = self._make_judge()
-        self._judge.report(value, self.validations)
-        return self._judge.verdict(progress, counts)
+        try:
+            if self._judge is None:
+                self._judge = self._make_judge()
+            self._judge.report(value, self.validations)
+            return self._judge.verdict(progress, counts)
+        except Exception as e:  # whatever the storage's driver raises: it must not end a training
+            log.warning("the study does not answer, so this validation is not reported: %s", e)
+            return None
 
     def _place(self, trainer: Trainer) -> tuple[float, bool]:
         """How much of the run is done, and whether this validation may be compared with others'."""

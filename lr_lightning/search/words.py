@@ -67,15 +67,21 @@ def parse(words: Sequence[str]) -> Words:
         if name.startswith(_SPACE):
             found.space[name.removeprefix(_SPACE)] = None if override.is_delete() else _plain(override.value())
         elif name == "search" or name.startswith("search."):
+            if override.is_sweep_override():
+                raise ConfigError(f"{name}: takes one value here; a list is written {name}=[a,b].")
             found.search.append(word)
+        elif name == "hydra" or name.startswith("hydra."):
+            raise ConfigError(f"{name}: a search is not run by Hydra. Leave it out.")
         elif override.is_sweep_override():
             _add_sweep(found, name, override)
         elif isinstance(value := _plain(override.value()), dict) and value.keys() & KINDS:
             found.space[name] = value
+            found.fixed.discard(name)
         else:
             found.training.append(word)
             if not override.is_delete():
                 found.fixed.add(name)
+                found.space.pop(name, None)  # the last word on a key counts
     return found
 
 
@@ -83,6 +89,8 @@ def _add_sweep(found: Words, name: str, override: Override) -> None:
     entry = _entry(name, override.value())
     if name != "seed":
         found.space[name] = entry
+        found.fixed.discard(name)
+        found.training[:] = [word for word in found.training if word.split("=", 1)[0].lstrip("+") != name]
         return
     if not isinstance(entry, list):
         raise ConfigError("seed: give the seeds of a trial as a list, such as search.seeds=[0,1,2].")
@@ -99,6 +107,8 @@ def _entry(name: str, sweep: Any) -> Any:
         return {kind: ends}
     if isinstance(sweep, RangeSweep):
         start, stop, step = (float(cast(float, v)) for v in (sweep.start, sweep.stop, sweep.step))
+        if step == 0 or (stop - start) / step <= 0:
+            raise ConfigError(f"{name}: range({start:g},{stop:g},{step:g}) is empty. Give range(first,beyond,step).")
         values = [start + i * step for i in range(math.ceil((stop - start) / step))]
         return [int(v) if float(v).is_integer() else v for v in values]
     raise ConfigError(f"{name}: a search does not take {type(sweep).__name__}. Give a list of values or an interval.")

@@ -6,9 +6,10 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from lr_lightning.app import train as train_module
@@ -18,6 +19,9 @@ from lr_lightning.app.interrupt import Interrupted
 from lr_lightning.app.train import Result
 from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.search import cli
+from lr_lightning.search.judge import StudyJudge
+from lr_lightning.search.run import Result as RunResult
+from lr_lightning.search.run import Task
 from lr_lightning.search.settings import Search
 from lr_lightning.search.study import Study
 
@@ -192,7 +196,6 @@ def test_an_interrupted_trial_is_taken_up_again_with_its_values(
 
 
 def test_limits_of_epochs_and_hours(run: Run, trainings: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lr_lightning.search.run.TrialWatch.epochs", 4.0, raising=False)
     original = trainings.__call__
 
     def four_epochs(config: Config, previous: Any = None, watching: Any = (), **kwargs: Any) -> Result:
@@ -204,6 +207,135 @@ def test_limits_of_epochs_and_hours(run: Run, trainings: Trainings, monkeypatch:
     assert len(trainings.configs) == 3
     assert run("search=random", "n_trials=50", "hours=1e-9", "tracking=none", "sweep=t") == 1
     assert len(trainings.configs) == 3
+
+
+class Instant:
+    """Stands in for a process: its run has ended at once."""
+
+    started: ClassVar[list[Task]] = []
+    child: ClassVar[list[int]] = [0, 0]
+
+    @classmethod
+    def start(cls, task: Task, *_: Any) -> "Instant":
+        cls.started.append(task)
+        return cls()
+
+    def result(self) -> RunResult:
+        return RunResult("finished", summary={"best_val_acc": 0.5}, epochs=4.0)
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+    kill = stop
+
+
+def test_a_limit_ends_a_search_of_processes_too_and_it_can_go_on(
+    run: Run, trainings: Trainings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lr_lightning.search.trial.RunProcess", Instant)
+    Instant.started.clear()
+    words = ["search=random", "n_trials=4", "workers=2", *UNTRACKED]
+    assert run(*words, "epochs=3") == 0
+    assert 1 <= len(Instant.started) <= 2
+    assert "the limit of 3 epochs is reached" in capsys.readouterr().out
+    assert run(*words) == 0
+    assert len(Instant.started) == 4
+
+
+def test_fewer_trials_than_before_are_enough(run: Run, trainings: Trainings) -> None:
+    words = ["search=random", *UNTRACKED]
+    assert run(*words, "n_trials=5", "hours=1e-9") == 1
+    assert run(*words, "n_trials=2") == 0
+    assert len(trainings.configs) == 2
+
+
+def test_what_another_search_left_under_the_name_is_never_gone_on_with(
+    run: Run, trainings: Trainings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outputs" / "s" / "trial-0000").mkdir(parents=True)
+    assert run("search=random", "n_trials=1", *UNTRACKED) == 2
+    assert "holds trials of another search" in capsys.readouterr().err
+
+
+def test_a_ticket_taken_by_a_worker_that_died_at_once_comes_back(
+    searched: Searched, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lr_lightning.search.study.SILENCE", 0)
+    study = Study(searched("search=random", "n_trials=1", *UNTRACKED))
+    study.fill()
+    assert study._claimed() is not None  # and no sign of life, and nobody's name
+    assert study.recover() == [0]
+    assert study.take() is not None
+
+
+def test_a_search_that_was_killed_between_failing_and_putting_back_is_repaired(
+    searched: Searched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = searched("search=random", "n_trials=1", *UNTRACKED)
+    study = Study(search)
+    study.fill()
+    ticket = study.take()
+    assert ticket is not None
+    monkeypatch.setattr(study, "_clone", lambda *_: None)
+    study.put_back(ticket)
+    assert study.standing().left == 0
+    again = Study(search)
+    again.fill()
+    back = again.take()
+    assert back is not None
+    assert back.point == ticket.point
+
+
+def test_a_resumed_trial_is_compared_at_the_validation_it_is_at(searched: Searched) -> None:
+    study = Study(searched("search=random", "n_trials=6", *UNTRACKED))
+    study.fill()
+    curve = [0.1 * v for v in range(1, 11)]
+    for _ in range(5):
+        ticket = study.take()
+        assert ticket is not None
+        ticket.trial.set_user_attr("run", {"phase": "cosine 10"})
+        for validation in range(1, 6):
+            ticket.trial.report(curve[validation - 1], validation)
+        study.put_back(ticket)
+        ticket = study.take()  # gone on with: its reports come along
+        assert ticket is not None
+        for validation in range(6, 11):
+            ticket.trial.report(curve[validation - 1], validation)
+        study.finish(ticket, TrialState.COMPLETE, 1.0)
+    ticket = study.take()
+    assert ticket is not None
+    ticket.trial.set_user_attr("run", {"phase": "cosine 10"})
+    judge = StudyJudge(ticket.trial, ["verdict"], True, 0.25)
+    for validation, value in enumerate(curve, 1):
+        judge.report(value + 0.001, validation)
+        assert judge.verdict(validation / 10, True) is None
+    resumed = StudyJudge(ticket.trial, ["verdict"], True, 0.25)
+    resumed.report(-1.0, 11)
+    assert len(resumed._values) == 11
+
+
+def test_parallel_draws_of_qmc_differ(searched: Searched) -> None:
+    study = Study(searched("search=random", "search.sampler=qmc", "n_trials=4", *UNTRACKED))
+    study.fill()
+    taken = [ticket.point["optimizer.lr"] for _ in range(4) if (ticket := study.take())]
+    assert len(set(taken)) == 4
+
+
+def test_an_outage_of_the_storage_is_waited_out(
+    run: Run, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outages = iter([True, True])
+    original = Study._claimed
+
+    def claimed(self: Study) -> int | None:
+        if next(outages, False):
+            raise StorageInternalError("server closed the connection unexpectedly")
+        return original(self)
+
+    monkeypatch.setattr(Study, "_claimed", claimed)
+    monkeypatch.setattr("lr_lightning.search.storage.time.sleep", lambda seconds: None)
+    assert run("search=random", "n_trials=2", *UNTRACKED) == 0
+    assert len(trainings.configs) == 2
 
 
 def test_another_search_under_the_same_name_is_refused(

@@ -65,6 +65,8 @@ def test_a_condition_leaves_its_key_out_and_no_point_stands_there_twice() -> Non
         ({"a": {"choice": [1], "when": {"b": 1}}, "b": {"choice": [1], "when": {"a": 1}}}, "in a circle"),
         ({"a": {"choice": [1], "when": 3}}, "needs a key and its value"),
         ({"a": {"log": [1, 2], "step": 0.5}}, "search.space.a.step"),
+        ({"a": {"int": [1, 5], "step": 0.5}}, "search.space.a.step: must be an integer of 1 or more"),
+        ({"a": {"log": [1, 2], "points": True}}, "search.space.a.points"),
     ],
 )
 def test_a_bad_space_is_one_clear_error(node: dict[str, object], message: str) -> None:
@@ -76,6 +78,14 @@ def test_a_bad_space_is_one_clear_error(node: dict[str, object], message: str) -
 
 def test_overrides_can_be_typed() -> None:
     values = [0.1, 1e-05, 3, True, None, "cosine"]
+    assert [override("k", v) for v in ("a b", "it's", "5", "null", "1e-3")] == [
+        "k='a b'",
+        "k='it\\'s'",
+        "k='5'",
+        "k='null'",
+        "k='1e-3'",
+    ]
+    assert override("k", 0.012345678) == "k=0.012345678"
     assert [override("k", v) for v in values] == ["k=0.1", "k=1e-05", "k=3", "k=true", "k=null", "k=cosine"]  # type: ignore[arg-type]
 
 

@@ -14,7 +14,7 @@ class SearchConfig:
     sampler: str = "tpe"  # grid | random | qmc | tpe | gp
     space: dict[str, Any] = field(default_factory=dict)  # a config key: [a, b] | {log|linear|int|log_int: [low, high]}
     objective: str = "summary/best_val_acc"  # a summary, or a metric (val/loss), whose best validation then counts
-    direction: str = "maximize"  # maximize | minimize
+    direction: str | None = None  # maximize | minimize; null: what the objective's name says
     seeds: list[int] = field(default_factory=list)  # several runs a trial, whose mean counts; none: one, with the seed
     start: list[Any] = field(default_factory=list)  # trials to start from: {optimizer.lr: 0.1}; or the value "finder"
     pruners: list[str] = field(default_factory=list)  # median | hyperband | verdict; one that says stop is enough

@@ -1,0 +1,66 @@
+"""Whether a space fits the config: every key is there, takes its values, and goes with the others."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lr_lightning.app.compose import choices_of
+from lr_lightning.app.errors import ConfigError, did_you_mean
+from lr_lightning.search.compose import Composer
+from lr_lightning.search.space import Choice, Space, Value
+
+__all__ = ["check_space"]
+
+_MOST_CHECKED = 60
+
+
+def check_space(root: Path, space: Space, base: Mapping[str, Value], composer: Composer) -> None:
+    """Make configs at the ends of every range and of every choice: keys and types that do not fit are found now.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    groups = choices_of(root)
+    chosen = [key for key in space.keys if key in groups]
+    for key in chosen:
+        domain = space.keys[key]
+        if not isinstance(domain, Choice):
+            raise ConfigError(f"search.space.{key}: is a config group: give a list of {', '.join(groups[key])}.")
+        for value in domain.values:
+            if value not in groups[key]:
+                raise ConfigError(
+                    f"search.space.{key}: unknown choice '{value}'. Choices: {', '.join(groups[key])}."
+                    f"{did_you_mean(str(value), groups[key])}"
+                )
+    _check_conditions(space, groups)
+    products = itertools.product(*(space.keys[key].grid() for key in chosen))
+    for values in itertools.islice(products, _MOST_CHECKED):
+        point: dict[str, Value] = {}
+        for key, value in zip(chosen, values, strict=True):
+            if space.active(key, point, base):
+                point[key] = value
+        rest = [key for key in space.keys if key not in chosen]
+        for example in range(max((len(space.keys[key].examples) for key in rest), default=1)):
+            trial = dict(point)
+            for key in rest:
+                if space.active(key, trial, base):
+                    examples = space.keys[key].examples
+                    trial[key] = examples[min(example, len(examples) - 1)]
+                    composer.check_key(key, trial)
+            composer.config(trial)
+
+
+def _check_conditions(space: Space, groups: Mapping[str, Sequence[str]]) -> None:
+    """Find values of conditions that a key never has: what depends on them would never be searched."""
+    for key, conditions in space.conditions.items():
+        for other, values in conditions.items():
+            domain = space.keys.get(other)
+            allowed = domain.values if isinstance(domain, Choice) else groups.get(other)
+            for value in values:
+                if domain is not None and not isinstance(domain, Choice):
+                    raise ConfigError(
+                        f"search.space.{key}.when.{other}: is searched as a range; a condition needs values."
+                    )
+                if allowed is not None and str(value) not in map(str, allowed):
+                    close = did_you_mean(str(value), map(str, allowed))
+                    raise ConfigError(f"search.space.{key}.when.{other}: '{value}' is never one of its values.{close}")
