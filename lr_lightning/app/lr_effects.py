@@ -10,27 +10,19 @@ from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.lr_effects_report import as_text, csv_rows, draw
 from lr_lightning.app.output import output_root
 from lr_lightning.app.record import open_sweep_logger
-from lr_lightning.app.schemas.study import StudyConfig
+from lr_lightning.app.schemas.study import StudyConfig, rates, reference
 from lr_lightning.app.summary import Outcome
 from lr_lightning.app.train import train
 from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.diagnosis.effects import Trial, claims, table
 
-__all__ = ["rates", "run_study"]
-
-
-def rates(node: StudyConfig) -> list[float]:
-    """The rates of a study, the lowest first, to three digits."""
-    if node.lrs is not None:
-        return sorted(set(node.lrs))
-    return sorted({float(f"{lr:.3g}") for lr in np.geomspace(node.low, node.high, node.points)})
+__all__ = ["run_study"]
 
 
 def run_study(config: Config) -> None:
@@ -47,7 +39,10 @@ def run_study(config: Config) -> None:
     grid = [(lr, seed) for lr in rates(node) for seed in node.seeds]
     name = f"{datetime.now():%Y%m%d-%H%M%S}-lr_effects-{config.data.name}-{secrets.token_hex(2)}"
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"lr_effects: {len(rates(node))} rates × {len(node.seeds)} seeds on {config.data.name}, {name}")
+    console.print(
+        f"lr_effects: {len(rates(node))} rates × {len(node.seeds)} seeds on {config.data.name}, the others against "
+        f"{reference(node):g}, {name}"
+    )
     trials: list[Trial] = []
     began = time.monotonic()
     folder: Path | None = None
@@ -120,8 +115,9 @@ def _folder(config: Config, name: str) -> Path:
 def _conclude(config: Config, folder: Path, name: str, trials: list[Trial], console: Console) -> None:
     node = config.study or StudyConfig()
     target = config.callbacks.cost.target if config.callbacks.cost is not None else None
-    rows, found = table(trials, node.level), claims(trials)
-    text = as_text(rows, found, trials, node.level, str(target))
+    rows, found = table(trials, node.level), claims(trials, reference(node))
+    why = "the middle of the grid" if node.reference is None else "study.reference"
+    text = as_text(rows, found, trials, node.level, str(target), (reference(node), why))
     _write(folder / "table.csv", csv_rows(rows))
     _write(folder / "table.txt", text)
     files = ["trials.csv", "table.csv", "table.txt"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from lr_lightning.diagnosis.effects import Claim, Row, Trial, matched_gap, matched_level, reference_rate
+from lr_lightning.diagnosis.effects import Claim, Row, Trial, matched_gap, matched_level
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,14 @@ _PAIRS = {
 }
 
 
-def as_text(rows: Sequence[Row], claims: Sequence[Claim], trials: Sequence[Trial], level: float, target: str) -> str:
+def as_text(
+    rows: Sequence[Row],
+    claims: Sequence[Claim],
+    trials: Sequence[Trial],
+    level: float,
+    target: str,
+    reference: tuple[float, str],
+) -> str:
     """The table and the claims, to be read.
 
     Args:
@@ -35,6 +42,7 @@ def as_text(rows: Sequence[Row], claims: Sequence[Claim], trials: Sequence[Trial
         trials: All runs.
         level: Of the confidence intervals.
         target: By which the speed was measured.
+        reference: The rate that the others were compared with, and whence it comes.
     """
     seeds = max(row.runs for row in rows)
     head = ["lr", "runs", "diverged", f"reached {target}", *_PAIRS.values(), "verdicts"]
@@ -60,22 +68,24 @@ def as_text(rows: Sequence[Row], claims: Sequence[Claim], trials: Sequence[Trial
         "Runs that diverged are in no mean, and runs that missed the target in no mean of what it took.",
         f"'matched': where the probe loss came down to {matched:.4g}, as every run did that reached the target.",
     ]
-    return "\n".join([*lines, "", *notes, "", *_claims(claims, trials), ""])
+    return "\n".join([*lines, "", *notes, "", *_claims(claims, trials, *reference), ""])
 
 
-def _claims(claims: Sequence[Claim], trials: Sequence[Trial]) -> list[str]:
-    try:
-        reference = reference_rate(trials)
-    except ValueError:
-        return ["At every rate a run diverged, so there is none to compare the others with: lower study.high."]
+def _claims(claims: Sequence[Claim], trials: Sequence[Trial], reference: float, why: str) -> list[str]:
+    ours = [t for t in trials if t.lr == reference]
+    lost = sum(t.diverged for t in ours)
     lines = [
-        f"Which claims held on this model: the rates above and below {reference:g}, which had the lowest validation "
-        "loss, against it. In so many of the pairs of runs; p of a two-sided permutation test of the ranks, each claim "
-        "alone."
+        f"Which claims held on this model: the rates above and below {reference:g} against it ({why}: fixed before any "
+        "of these runs, for the best rate among them would owe some of its lead to luck). In so many of the pairs of "
+        "runs; p of a two-sided permutation test of the ranks, and the same adjusted by Holm's correction over all "
+        f"{len(claims)} claims, which decides.",
+        *([f"{lost} of the {len(ours)} runs at {reference:g} diverged: give a lower study.reference."] if lost else []),
     ]
     for claim in claims:
         numbers = (
-            f"{claim.share:.0%} of pairs, p = {claim.p:.2g}" if math.isfinite(claim.share) else "no runs to compare"
+            f"{claim.share:.0%} of pairs, p = {claim.p:.2g}, adjusted {claim.adjusted:.2g}"
+            if math.isfinite(claim.share)
+            else "no runs to compare"
         )
         lines.append(
             f"- {claim.text}: {claim.outcome} ({claim.measure}; {numbers}, "

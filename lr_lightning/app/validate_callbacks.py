@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import did_you_mean
+from lr_lightning.app.schemas.study import rates
 from lr_lightning.diagnosis.cost import parse_target
 
 MEASURED = (
@@ -44,14 +45,17 @@ def bad_study(config: Config) -> Iterator[str]:
     node = config.study
     if node is None:
         return
-    rates = node.lrs if node.lrs is not None else [node.low, node.high]
+    given = node.lrs if node.lrs is not None else [node.low, node.high]
     key = "study.lrs" if node.lrs is not None else "study.low and study.high"
-    if not all(math.isfinite(lr) and lr > 0 for lr in rates) or len(set(rates)) < 2:
-        yield f"{key}: must be two or more different finite numbers above 0, got {rates}."
+    if not all(math.isfinite(lr) and lr > 0 for lr in given) or len(set(given)) < 2:
+        yield f"{key}: must be two or more different finite numbers above 0, got {given}."
     elif node.lrs is None and node.low >= node.high:
         yield f"study.low: must be below study.high, {node.high:g}, got {node.low:g}."
-    if node.points < 2:
+    elif node.points < 2:
         yield f"study.points: must be 2 or more, got {node.points}."
+    elif node.reference is not None and node.reference not in rates(node):
+        choices = ", ".join(f"{lr:g}" for lr in rates(node))
+        yield f"study.reference: must be one of the rates, {choices}, or null for the middle one, got {node.reference}."
     if not node.seeds or len(set(node.seeds)) < len(node.seeds) or not all(0 <= seed < 2**32 for seed in node.seeds):
         yield f"study.seeds: must be one or more different numbers in 0..4294967295, got {node.seeds}."
     if not 0 < node.level < 1:

@@ -8,7 +8,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLAIMS", "Claim", "Row", "Trial", "claims", "matched_gap", "matched_level", "reference_rate", "table"]
+from lr_lightning.diagnosis.statistics import holm
+
+__all__ = ["CLAIMS", "Claim", "Row", "Trial", "claims", "matched_gap", "matched_level", "table"]
 
 Floats = NDArray[np.float64]
 _DRAWS = 20_000  # permutations that are drawn where there are too many to take all
@@ -220,6 +222,7 @@ class Claim:
         measure: By what it was measured.
         share: In what share of the pairs of runs, one at such a rate and one at the reference, it was so; ties half.
         p: Of a share as far from a half, were there no difference: a two-sided permutation test of the ranks.
+        adjusted: p with Holm's correction over all claims; the outcome is by this one.
         runs: How many runs at such rates, and how many at the reference, could be compared.
     """
 
@@ -228,53 +231,44 @@ class Claim:
     measure: str
     share: float
     p: float
+    adjusted: float
     runs: tuple[int, int]
 
 
-def reference_rate(trials: Sequence[Trial]) -> float:
-    """The rate that the others are compared with: the one with the lowest mean validation loss at the end.
-
-    A rate at which a run diverged is none.
-
-    Raises:
-        ValueError: A run diverged at every rate.
-    """
-    means = {
-        lr: float(np.mean([t.val_loss for t in trials if t.lr == lr]))
-        for lr in {t.lr for t in trials}
-        if not any(t.diverged for t in trials if t.lr == lr)
-    }
-    if not means:
-        raise ValueError("at every rate a run diverged: there is none to compare the others with")
-    return min(sorted(means), key=lambda lr: means[lr])
-
-
-def claims(trials: Sequence[Trial], alpha: float = 0.05) -> list[Claim]:
-    """Which of :data:`CLAIMS` held: of the rates above, or below, the best one against that one.
+def claims(trials: Sequence[Trial], reference: float, alpha: float = 0.05) -> list[Claim]:
+    """Which of :data:`CLAIMS` held: of the rates above, or below, the reference against it.
 
     The runs are compared by rank, so that a run that never reached the target counts as the slowest, and one that
     diverged as the least stable. With few runs nothing can be shown, and that is what it says.
 
     Args:
         trials: The runs.
-        alpha: A claim held, or its opposite, where p is below it.
+        reference: One of their rates, chosen before they were seen: the best of them, chosen afterwards, would be best
+            by luck as well, and every other rate would look worse than it is.
+        alpha: A claim held, or its opposite, where its adjusted p is below it: the chance of any false finding at all.
+            A claim that no run speaks to counts in the correction, since which these are is known only afterwards.
+
+    Raises:
+        ValueError: No run has the reference rate.
     """
-    try:
-        reference = reference_rate(trials)
-    except ValueError:
-        return [Claim(text, "not shown", measure, math.nan, 1.0, (0, 0)) for text, _, measure, _ in CLAIMS]
+    if not any(t.lr == reference for t in trials):
+        raise ValueError(f"reference must be a rate of the trials, got {reference:g}")
     level = matched_level(trials)
-    found = []
-    for text, side, measure, sign in CLAIMS:
+    tested = []
+    for _, side, measure, sign in CLAIMS:
         theirs = [t for t in trials if (t.lr > reference if side == "high" else t.lr < reference)]
         ours = [t for t in trials if t.lr == reference]
         some, others = (
             np.array([v for t in group if not math.isnan(v := _MEASURES[measure](t, level))])
             for group in (theirs, ours)
         )
-        share, p = _rank_test(sign * some, sign * others)
-        outcome = "not shown" if not p < alpha else "held" if share > 0.5 else "the opposite held"
-        found.append(Claim(text, outcome, measure, share, p, (len(some), len(others))))
+        tested.append((*_rank_test(sign * some, sign * others), (len(some), len(others))))
+    found = []
+    for (text, _, measure, _), (share, p, runs), adjusted in zip(
+        CLAIMS, tested, holm([p for _, p, _ in tested]), strict=True
+    ):
+        outcome = "not shown" if not adjusted < alpha else "held" if share > 0.5 else "the opposite held"
+        found.append(Claim(text, outcome, measure, share, p, adjusted, runs))
     return found
 
 

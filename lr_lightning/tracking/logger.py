@@ -15,6 +15,7 @@ from lr_lightning.tracking.base import RunLogger
 from lr_lightning.tracking.errors import StoreUnavailable, TrackingError
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
 from lr_lightning.tracking.rates import write_rates
+from lr_lightning.tracking.runs import JOB_TAG
 from lr_lightning.tracking.sender import Sender, SenderThread
 from lr_lightning.tracking.state import LOG_NAME, SendState, load_state, refuse_other_run, unique_dir
 from lr_lightning.tracking.store import Store
@@ -45,7 +46,7 @@ class MLflowLogger(RunLogger, MLFlowLogger):
         output_dir: Folder of the run's files, of this run alone. By default a new one below ``<store.root>/runs``.
         run_name: Name of the run; MLflow invents one where there is none.
         run_id: Go on with this run.
-        tags: Tags set at the start.
+        tags: Tags set at the start; a new run is also tagged ``job=train``, unless they say otherwise.
         resume: Go on with the run that ``output_dir`` holds; ``run_id`` implies it.
         end_on_finalize: Whether the end of ``fit`` or ``test`` ends the run. If not, call :meth:`end`.
 
@@ -68,11 +69,12 @@ class MLflowLogger(RunLogger, MLFlowLogger):
         resume: bool = False,
         end_on_finalize: bool = True,
     ) -> None:
+        resume = resume or run_id is not None
         super().__init__(
             output_dir if output_dir is not None else unique_dir(store.root / "runs"),
             run_name,
-            tags,
-            resume=resume or run_id is not None,
+            tags if resume else {JOB_TAG: "train", **(tags or {})},
+            resume=resume,
             end_on_finalize=end_on_finalize,
         )
         if not experiment.strip():

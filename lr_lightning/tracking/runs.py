@@ -1,7 +1,6 @@
 """Reading runs back from a store: what they are, and every row of the metrics that are asked for."""
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,6 @@ from lr_lightning.tracking.errors import Rejected, TrackingError
 from lr_lightning.tracking.store import Store
 
 _PAGE = 1000
-_READERS = 8  # a server answers one call after another; a few in flight hide the way there and back
 _HUGE = 1.7e308  # MLflow stores infinity as the largest double
 
 JOB_TAG = "job"
@@ -135,8 +133,8 @@ def _run(item: Any) -> Run:
 def read_curves(store: Store, runs: Sequence[Run], keys: Iterable[str]) -> None:
     """Read every row of some metrics of some runs into ``run.curves``.
 
-    From a database by SQL, which is many times faster than asking MLflow for each metric of each run; from a server, or
-    if the tables are not as expected, through MLflow's client.
+    From a database by SQL, which is many times faster than asking MLflow; from a server in requests for many runs at
+    once; where neither is possible, through MLflow's client, metric by metric.
 
     Args:
         store: The store.
@@ -158,19 +156,10 @@ def read_curves(store: Store, runs: Sequence[Run], keys: Iterable[str]) -> None:
             return
         except TablesDiffer:
             pass
-    jobs = [(run, key) for run in runs for key in wanted if key in run.last]
-    with ThreadPoolExecutor(_READERS) as pool:
-        for (run, key), curve in zip(jobs, pool.map(lambda job: _ask(store, *job), jobs), strict=True):
-            run.curves[key] = curve
+    from lr_lightning.tracking.history import ask_rows
 
-
-def _ask(store: Store, run: Run, key: str) -> Curve:
-    history = store.call("get_metric_history", run.id, key)
-    return _curve(
-        np.array([metric.step for metric in history], np.int64),
-        np.array([metric.value for metric in history], np.float64),
-        np.array([metric.timestamp for metric in history], np.int64),
-    )
+    for run, key, rows in ask_rows(store, runs, wanted):
+        run.curves[key] = _curve(*rows)
 
 
 def _curve(step: NDArray[np.int64], value: NDArray[np.float64], time: NDArray[np.int64]) -> Curve:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lr_lightning.tracking.errors import StoreUnavailable, TrackingError
 from lr_lightning.tracking.store import Store, open_store, prepare_mlflow
-from lr_lightning.tracking.view import chart_page, keep_view
+from lr_lightning.tracking.view import chart_page, keep_view, runs_shown
 
 HOST = "127.0.0.1"
 _MOST_LINKS = 5
@@ -52,7 +52,7 @@ def serve(root: Path, uri: str | None, port: int, experiment: str | None = None,
     if free != port:
         print(f"port {port} is in use, so this is port {free}")
     links = {
-        name: chart_page(server, key, view=keep_view(store, key))
+        name: chart_page(server, key, view=keep_view(store, key, runs_shown(store, key)))
         for name, key in list(experiments.items())[:_MOST_LINKS]
     }
     print(f"MLflow UI on {server}/#/experiments?workflowType=machine_learning (Ctrl-C stops it)")

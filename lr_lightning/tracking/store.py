@@ -1,6 +1,6 @@
 """The MLflow store: where it is, how it is made, and what its errors mean.
 
-This module and ``sender`` are the only places that import MLflow, and they do so late, because it takes seconds.
+This module, ``sender`` and ``history`` are the only places that import MLflow, and they do so late: it takes seconds.
 """
 
 import logging

@@ -13,6 +13,7 @@ import zlib
 from typing import Any
 from urllib.parse import quote
 
+from lr_lightning.tracking.runs import JOB_TAG
 from lr_lightning.tracking.store import Store
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,11 @@ log = logging.getLogger(__name__)
 VIEW_ID = "lr-lightning"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_ID}"
 REPORT_NAME = "comparison report"
-"""Name of every comparison's own run. The view leaves them out by it: MLflow cannot search for runs without a tag."""
+"""Name of every comparison's own run."""
+TRAININGS = f"tags.{JOB_TAG} = 'train'"
+"""Leaves out searches for a rate, comparisons, and the tables of studies and searches."""
+ALL_RUNS = f"attributes.run_name != '{REPORT_NAME}'"
+"""For runs of other programs, which lack the tag: MLflow cannot search for a value or none."""
 _MOST_CHARACTERS = 20_000  # of a tag's value, in MLflow
 _RUNS = 100
 
@@ -35,8 +40,12 @@ _BARS = (
 )
 
 
-def view_state() -> dict[str, Any]:
-    """What the page shows, in MLflow's terms; the same on every call."""
+def view_state(shown: str = TRAININGS) -> dict[str, Any]:
+    """What the page shows, in MLflow's terms; the same on every call.
+
+    Args:
+        shown: Which runs, in MLflow's search language.
+    """
     sections = [
         ("Learning rate", [_line("lr/group0"), _line("lr/group0", log=True), _line("train/loss", against="lr/group0")]),
         (
@@ -64,7 +73,7 @@ def view_state() -> dict[str, Any]:
         "runListHidden": False,
         "groupBy": None,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-        "searchFilter": f"attributes.run_name != '{REPORT_NAME}'",
+        "searchFilter": shown,
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
     }
@@ -109,26 +118,32 @@ def _bar(metric: str) -> dict[str, Any]:
     }
 
 
-def encode_view(now: int) -> str:
+def encode_view(now: int, shown: str = TRAININGS) -> str:
     """The value of the tag.
 
     Args:
         now: Milliseconds since 1970.
+        shown: Which runs, in MLflow's search language.
     """
-    state = json.dumps(view_state(), separators=(",", ":")).encode()
+    state = json.dumps(view_state(shown), separators=(",", ":")).encode()
     packed = "deflate;" + base64.b64encode(zlib.compress(state, 9)).decode("ascii")
     return json.dumps({"name": "Learning rates", "createdAt": now, "updatedAt": now, "state": packed})
 
 
-def keep_view(store: Store, experiment_id: str) -> bool:
+def keep_view(store: Store, experiment_id: str, shown: str = TRAININGS) -> bool:
     """Write the view into an experiment that lacks it, or has that of another version. Never raises.
+
+    Args:
+        store: The store.
+        experiment_id: The experiment.
+        shown: Which runs, in MLflow's search language.
 
     Returns:
         Whether the experiment now has it.
     """
     try:
         tags = store.call("get_experiment", experiment_id).tags
-        value = encode_view(int(time.time() * 1000))
+        value = encode_view(int(time.time() * 1000), shown)
         if _state_of(tags.get(VIEW_TAG)) == json.loads(value)["state"]:
             return True
         if len(value) > _MOST_CHARACTERS:
@@ -138,6 +153,16 @@ def keep_view(store: Store, experiment_id: str) -> bool:
         log.debug("the view of experiment %s was not written: %s", experiment_id, error)
         return False
     return True
+
+
+def runs_shown(store: Store, experiment_id: str) -> str:
+    """Which runs the view of an experiment is to show: the trainings; all, where none is known for one.
+
+    Raises:
+        TrackingError: The store refuses.
+        StoreUnavailable: It does not answer.
+    """
+    return TRAININGS if store.call("search_runs", [experiment_id], TRAININGS, max_results=1) else ALL_RUNS
 
 
 def _state_of(value: str | None) -> object:

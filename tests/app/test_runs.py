@@ -591,11 +591,15 @@ def test_a_run_that_stops_early_has_its_verdict_and_cost_in_its_record(tmp_path:
 def test_lr_effects_makes_one_table_of_many_runs(tmp_path: Path, train_command: Command) -> None:
     grid = ["study.lrs=[0.003,0.1,1e30]", "study.seeds=[0]", "trainer.max_epochs=4", "model.kwargs.width=8"]
     done = train_command("experiment=lr_effects", *grid, "data.flip_labels=0.1")
+    assert "the others against 0.1," in done.stdout.splitlines()[0]
     assert "[3/3] lr 1e+30 seed 0" in done.stdout
     assert "a high rate converges faster" in done.stdout
     (folder,) = (tmp_path / "outputs").glob("*-lr_effects-*")
     assert {"trials.csv", "table.csv", "table.txt", "lr_effects.png"} <= {path.name for path in folder.iterdir()}
-    assert (folder / "table.txt").read_text() in done.stdout
+    text = (folder / "table.txt").read_text()
+    assert text in done.stdout
+    assert "above and below 0.1 against it (the middle of the grid: fixed before any of these runs" in text
+    assert "Holm's correction over all 9 claims" in text
     lines = (folder / "table.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["lr", "0.003", "0.1", "1e+30"]
     assert "diverged: 1" in lines[3]

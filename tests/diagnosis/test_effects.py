@@ -1,11 +1,15 @@
 """The table of rates and its claims, on trials whose truth is known."""
 
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
+from lr_lightning.app.lr_effects_report import as_text
+from lr_lightning.app.schemas.study import StudyConfig, rates, reference
 from lr_lightning.diagnosis.effects import (
     CLAIMS,
     Trial,
@@ -13,9 +17,9 @@ from lr_lightning.diagnosis.effects import (
     claims,
     matched_gap,
     matched_level,
-    reference_rate,
     table,
 )
+from lr_lightning.diagnosis.statistics import holm
 
 
 def _trial(
@@ -54,11 +58,10 @@ def _textbook() -> list[Trial]:
 
 
 def test_where_the_textbook_is_right_every_claim_holds() -> None:
-    assert reference_rate(_textbook()) == 0.1
-    found = claims(_textbook())
+    found = claims(_textbook(), 0.1)
     assert [claim.text for claim in found] == [text for text, *_ in CLAIMS]
     assert {claim.outcome for claim in found} == {"held"}
-    assert all(claim.p < 0.05 and claim.share == 1.0 for claim in found)
+    assert all(claim.p <= claim.adjusted < 0.05 and claim.share == 1.0 for claim in found)
 
 
 def test_a_claim_may_fail_or_turn_round_and_divergence_is_the_least_stable_and_slowest() -> None:
@@ -68,7 +71,7 @@ def test_a_claim_may_fail_or_turn_round_and_divergence_is_the_least_stable_and_s
             _trial(1.0, seed, steps=math.inf, gap=0.0, probe=0.1, diverged=True),
             _trial(10.0, seed, steps=math.inf, gap=0.0, probe=0.1, diverged=True),
         ]
-    outcomes = {claim.text: claim.outcome for claim in claims(trials)}
+    outcomes = {claim.text: claim.outcome for claim in claims(trials, 0.1)}
     assert outcomes["a high rate converges faster"] == "the opposite held"
     assert outcomes["a high rate is less stable"] == "held"
     assert outcomes["a high rate overfits"] == "not shown"
@@ -78,15 +81,58 @@ def test_a_claim_may_fail_or_turn_round_and_divergence_is_the_least_stable_and_s
 
 
 def test_with_one_seed_nothing_is_shown() -> None:
-    assert {c.outcome for c in claims([t for t in _textbook() if t.seed == 0])} == {"not shown"}
+    assert {c.outcome for c in claims([t for t in _textbook() if t.seed == 0], 0.1)} == {"not shown"}
 
 
 def test_at_every_rate_a_run_diverged() -> None:
     trials = [_trial(lr, 0, steps=math.inf, gap=0.0, probe=0.1, diverged=True) for lr in (1.0, 10.0)]
-    with pytest.raises(ValueError, match="at every rate a run diverged"):
-        reference_rate(trials)
-    assert {c.outcome for c in claims(trials)} == {"not shown"}
+    assert {c.outcome for c in claims(trials, 1.0)} == {"not shown"}
     assert len(table(trials)) == 2
+
+
+def test_the_claims_are_corrected_for_being_many() -> None:
+    """With three seeds the smallest p of this grid is 2 / 84: below 0.05 alone, not among nine."""
+    few = [t for t in _textbook() if t.seed < 3 and t.lr in (1e-2, 1e-1, 3e-1, 1e0)]
+    found = claims(few, 0.1)
+    assert [c.adjusted for c in found] == holm([c.p for c in found])
+    assert min(c.p for c in found) == pytest.approx(2 / 84)
+    assert {c.outcome for c in found} == {"not shown"}
+
+
+def test_the_reference_is_the_one_that_was_given_and_not_the_best() -> None:
+    one, best = claims(_textbook(), 0.01), claims(_textbook(), 0.1)
+    assert one[0].runs == (12, 4)
+    assert best[0].runs == (8, 4)
+    with pytest.raises(ValueError, match=r"reference must be a rate of the trials, got 0\.2"):
+        claims(_textbook(), 0.2)
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        (StudyConfig(), 0.0316),
+        (StudyConfig(points=4), 0.215),
+        (StudyConfig(lrs=[1.0, 0.1, 0.01]), 0.1),
+        (StudyConfig(reference=10.0), 10.0),
+    ],
+)
+def test_the_reference_of_a_study_follows_from_its_config_alone(node: StudyConfig, expected: float) -> None:
+    assert reference(node) == expected
+    assert expected in rates(node)
+
+
+def test_the_report_says_what_the_reference_is_and_that_p_is_corrected() -> None:
+    trials = _textbook()
+    text = as_text(table(trials), claims(trials, 0.1), trials, 0.95, "val/acc>=0.9", (0.1, "study.reference"))
+    assert "against it (study.reference: fixed before any of these runs" in text
+    assert "Holm's correction over all 9 claims" in text
+    assert re.search(
+        r"a high rate overfits: held \(.*100% of pairs, p = 0\.004, adjusted 0\.0[0-9]+, 8 against 4", text
+    )
+    assert "diverged: give" not in text
+    lost = [replace(t, diverged=t.diverged or (t.lr, t.seed) == (0.1, 0)) for t in trials]
+    again = as_text(table(lost), claims(lost, 0.1), lost, 0.95, "val/acc>=0.9", (0.1, "the middle of the grid"))
+    assert "1 of the 4 runs at 0.1 diverged: give a lower study.reference." in again
 
 
 def test_the_table_has_means_with_students_interval() -> None:

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from lr_lightning.reports.compare import Comparison
-from lr_lightning.tracking import open_store
+from lr_lightning.tracking import MLflowLogger, open_store
 from lr_lightning.tracking.runs import read_runs
+from lr_lightning.tracking.view import REPORT_NAME
 from tests import forked
 
 from .conftest import Runs
@@ -173,7 +174,8 @@ def test_a_multirun_ends_with_its_comparison(sweep: tuple[Path, str]) -> None:
 
 @pytest.fixture(scope="module")
 def server(sweep: tuple[Path, str]) -> Iterator[str]:
-    """`scripts/ui.py` on that sweep; what it prints."""
+    """`scripts/ui.py` on that sweep, with runs of other kinds beside it; what it prints."""
+    _add_other_runs(sweep[0])
     with socket.socket() as free:  # a port of its own: the server of another worker may be about to end
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -191,6 +193,19 @@ def server(sweep: tuple[Path, str]) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+
+
+OTHERS = {"find_lr": "a search for a rate", "lr_effects": "table of a study", "search": "table of a search"}
+
+
+def _add_other_runs(root: Path) -> None:
+    """A run of every job with the curves of a training, and a training of the plugin that says nothing of its job."""
+    store = open_store(root / "mlruns")
+    for job, name in {"": "by the plugin", **OTHERS}.items():
+        tags = {"job": job} if job else None
+        logger = MLflowLogger(store, output_dir=root / f"other-{name}", run_name=name, tags=tags)
+        logger.log_rows([(key, 1.0 / s, s, 1000 + s) for s in range(1, 41) for key in ("lr/group0", "train/loss")])
+        logger.end("FINISHED")
 
 
 def _wait_until_up(address: str) -> None:
@@ -219,12 +234,11 @@ def test_mlflows_page_shows_the_charts_of_the_sweep(browser: Any, server: str) -
     page = opened.page
     for section in ("Learning rate", "Train, probe and validation loss", "Gap and accuracy"):
         page.get_by_text(section).first.wait_for(timeout=90_000)
-    for run in ("cosine lr=0.1 seed=0", "constant lr=0.1 seed=1"):
+    for run in ("cosine lr=0.1 seed=0", "constant lr=0.1 seed=1", "by the plugin"):
         page.get_by_text(run).first.wait_for(timeout=30_000)
-    assert page.get_by_text("comparison report").count() == 0
     page.wait_for_function(
         "[...document.querySelectorAll('.js-plotly-plot')]"
-        ".some(p => p.data && p.data.filter(t => t.y && t.y.length > 30).length >= 4)",
+        ".some(p => p.data && p.data.filter(t => t.y && t.y.length > 30).length >= 5)",
         timeout=60_000,
     )
     drawn = page.evaluate(
@@ -232,7 +246,10 @@ def test_mlflows_page_shows_the_charts_of_the_sweep(browser: Any, server: str) -
         "(t.y || []).length, t.line && t.line.color]))"
     )
     curves = {name: colour for name, length, colour in drawn if length > 30}
-    assert {"cosine lr=0.1 seed=0", "constant lr=0.1 seed=1"} <= set(curves), json.dumps(drawn)
+    assert {"cosine lr=0.1 seed=0", "constant lr=0.1 seed=1", "by the plugin"} <= set(curves), json.dumps(drawn)
+    for name in (REPORT_NAME, *OTHERS.values()):
+        assert page.get_by_text(name).count() == 0
+        assert name not in {shown for shown, _, _ in drawn}
     assert answers
     assert answers[0].json()["metrics"]
     assert len({colour for name, colour in curves.items() if name.startswith("cosine")}) == 1

@@ -1,12 +1,13 @@
 """Runs read back: the fast way and MLflow's own give the same rows."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lr_lightning.tracking import Store, TrackingError, bulk, open_store
+from lr_lightning.tracking import Store, TrackingError, bulk, history, open_store
 from lr_lightning.tracking import store as store_module
 from lr_lightning.tracking.runs import Run, experiments, read_curves, read_runs
 
@@ -58,6 +59,63 @@ def test_mlflows_client_gives_the_same(filled: Store, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(bulk, "read_rows", differ)
     assert curves(read(filled)) == fast
+
+
+@pytest.fixture
+def served(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The filled store behind MLflow's server, in this process."""
+    from mlflow.server import app, handlers
+    from werkzeug.serving import make_server
+
+    monkeypatch.setattr(handlers, "_tracking_store", filled.client()._tracking_client.store)
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    store = open_store(tmp_path / "client", f"http://127.0.0.1:{server.server_port}")
+    yield store
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    store_module._clients.pop(store.uri, None)
+
+
+@pytest.mark.parametrize(
+    ("limits", "client_calls"),
+    [
+        ({}, 0),  # all runs of a metric in one request, after the first
+        ({"_ROWS": 1}, 0),  # each run in a request of its own
+        ({"_MOST_ROWS": 10}, 0),  # an answer that may be cut short is asked for again in halves
+        ({"_MOST_ROWS": 7}, 3),  # even that of one run, so the client turns the pages
+        ({"_PATH": "/not/there"}, 5),  # a server without the call
+    ],
+)
+def test_a_server_gives_the_same(
+    filled: Store, served: Store, monkeypatch: pytest.MonkeyPatch, limits: dict[str, object], client_calls: int
+) -> None:
+    expected = curves(read(filled))
+    for name, value in limits.items():
+        monkeypatch.setattr(history, name, value)
+    asked: list[str] = []
+    one = history._client
+    monkeypatch.setattr(history, "_client", lambda store, run, key: (asked.append(key), one(store, run, key))[1])
+    assert curves(read(served)) == expected
+    assert len(asked) == client_calls
+
+
+def test_rows_that_a_server_leaves_out_are_noticed(
+    filled: Store, served: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may give fewer rows than it was asked for, without a word: then the newest value is missing."""
+    expected = curves(read(filled))
+    whole = history._bulk
+
+    def cut(store: Store, ids: list[str], key: str) -> dict[str, history.Rows]:
+        found = whole(store, ids, key)
+        assert found is not None
+        return {name: (step[:2], value[:2], time[:2]) for name, (step, value, time) in found.items()}
+
+    monkeypatch.setattr(history, "_bulk", cut)
+    assert curves(read(served)) == expected
 
 
 def test_tables_that_are_not_there_are_noticed(filled: Store, tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ import pytest
 
 from lr_lightning.tracking import MLflowLogger, Store
 from lr_lightning.tracking.colours import style, styles
-from lr_lightning.tracking.view import VIEW_TAG, chart_page, encode_view, keep_view, view_state
+from lr_lightning.tracking.runs import read_runs
+from lr_lightning.tracking.view import (
+    REPORT_NAME,
+    TRAININGS,
+    VIEW_TAG,
+    chart_page,
+    encode_view,
+    keep_view,
+    runs_shown,
+    view_state,
+)
 
 from .conftest import FakeClient
 
@@ -43,6 +53,19 @@ def test_it_is_written_once_and_after_a_change(store: Store) -> None:
     store.call("set_experiment_tag", experiment, VIEW_TAG, "not json")
     assert keep_view(store, experiment)
     assert json.loads(store.call("get_experiment", experiment).tags[VIEW_TAG])["state"] == json.loads(first)["state"]
+
+
+def test_it_shows_trainings_and_all_runs_where_none_is_known_for_one(store: Store, tmp_path: Path) -> None:
+    experiment = store.experiment_id("x")
+    store.call("create_run", experiment, run_name="foreign")
+    store.call("create_run", experiment, run_name="find_lr", tags={"job": "find_lr"})
+    store.call("create_run", experiment, run_name=REPORT_NAME, tags={"job": "compare"})
+    assert [run.name for run in read_runs(store, [experiment], runs_shown(store, experiment))] == ["foreign", "find_lr"]
+    logger = MLflowLogger(store, "x", output_dir=tmp_path / "run", run_name="by the plugin")
+    logger.start()
+    logger.end("FINISHED")
+    assert [run.name for run in read_runs(store, [experiment], runs_shown(store, experiment))] == ["by the plugin"]
+    assert view_state()["searchFilter"] == TRAININGS == runs_shown(store, experiment)
 
 
 def test_a_store_that_is_down_or_knows_no_tags_changes_nothing(fake_store: Store, client: FakeClient) -> None:
