@@ -45,8 +45,8 @@ def test_every_choice_composes_and_fits_its_schema(composed: Compose, tmp_path: 
 
 def test_every_group_has_choices_and_every_schema_a_group() -> None:
     groups = {group for group, _ in CHOICES}
-    assert groups == {*GROUP_BASES, "experiment"}
-    assert set(SCHEMAS) == set(GROUP_BASES)
+    assert groups == {*SCHEMAS, "experiment"}
+    assert set(SCHEMAS) == {*GROUP_BASES, "search"}
 
 
 def test_the_help_has_a_line_for_every_choice() -> None:
