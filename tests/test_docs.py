@@ -1,6 +1,7 @@
 """What README and docs/ say can be done is done: code, commands, links, and the site itself."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -94,6 +95,14 @@ def test_what_is_named_is_there(page: Path) -> None:
         assert (ROOT / path).is_file(), f"{page.name} names {name}"
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {words[1] for b in blocks(page, "bash") for words in commands(b) if words[0] == "make"} <= set(targets)
+
+
+@pytest.mark.parametrize("rule", ["lr_lightning", "Lightning", "torch-lr-finder"])
+def test_the_regrets_are_the_benchmarks(rule: str) -> None:
+    held_out = json.loads((ROOT / "benchmarks" / "results" / "finder_regret.json").read_text())["sets"]["held out"]
+    measured = held_out["rules"][rule]
+    table = (ROOT / "README.md").read_text().split("## Why not")[1]
+    assert all(f"{measured[part]['mean']:.3f}" in table for part in ("where_answered", "all"))
 
 
 @pytest.fixture
