@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install train test test-fast check soak ui compare lock clean
+.PHONY: help install train test test-fast check soak ui compare docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -16,7 +16,7 @@ help:  ## this list
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lr_lightning needs Python >= 3.11; set it with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,plot,optimizers,bench,postgres,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,plot,optimizers,bench,postgres,examples,docs,dev]"
 	@touch $@
 
 install: $(STAMP)  ## the virtual environment in .venv, with everything
@@ -45,9 +45,12 @@ ui: $(STAMP)  ## the MLflow UI on this checkout's runs, on 127.0.0.1 only
 compare: $(STAMP)  ## a report on the runs so far; ARGS='--by schedule --target "val/acc>=0.97"' passes options on
 	$(BIN)/python scripts/compare.py $(ARGS)
 
+docs: $(STAMP)  ## the documentation in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lock: $(STAMP)  ## write the installed versions to constraints.txt, after the tests have passed with them
 	@{ echo "# Every version that was tested; written by 'make lock'."; $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > constraints.txt.new
 	@mv constraints.txt.new constraints.txt && touch $(STAMP)
 
 clean:  ## remove the virtual environment and caches; runs and outputs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist site *.egg-info

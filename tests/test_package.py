@@ -2,10 +2,15 @@
 
 import subprocess
 import sys
+import tomllib
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 import lr_lightning
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def _loaded(code: str) -> set[str]:
@@ -50,3 +55,10 @@ def test_public_names() -> None:
         assert getattr(lr_lightning, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'LRScheduler'"):
         _ = lr_lightning.LRScheduler
+
+
+def test_typed_and_with_its_version_in_one_place() -> None:
+    assert files(lr_lightning).joinpath("py.typed").is_file()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["project"]["dynamic"] == ["version"]
+    assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "lr_lightning.__version__"}

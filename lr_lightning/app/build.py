@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -36,6 +36,25 @@ from lr_lightning.training.optimizers import OptimizerFactory
 from lr_lightning.training.progress import RunProgress
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it prints what is raised here as an error anyway
+
+
+class DataShape(Protocol):
+    """What a network is fitted to."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        ...
 
 
 def own_arguments(group: str, node: Any) -> dict[str, Any]:
@@ -135,7 +154,7 @@ def build_data(config: Config) -> ImageDataModule:
     )
 
 
-def build_net(config: Config, data: ImageDataModule) -> nn.Module:
+def build_net(config: Config, data: DataShape) -> nn.Module:
     """The network, fitted to the data's channels, image size and classes."""
     node = config.model
     offers = {"in_channels": data.in_channels, "num_classes": data.num_classes, "image_size": data.image_size}
@@ -160,7 +179,7 @@ def build_optimizer(config: Config) -> Callable[[nn.Module], Optimizer]:
     )
 
 
-def build_module(config: Config, net: nn.Module, data: ImageDataModule) -> LightningModule:
+def build_module(config: Config, net: nn.Module, data: DataShape) -> LightningModule:
     """The LightningModule: the app's classifier or the user's own."""
     node = config.module
     offers = {"net": net, "optimizer": build_optimizer(config), "num_classes": data.num_classes}

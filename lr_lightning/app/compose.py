@@ -1,6 +1,7 @@
 """A checked config from overrides, without Hydra's command line: how a search makes the config of each of its runs."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from lr_lightning.app.config import Config, register
 from lr_lightning.app.errors import ConfigError, explain
 from lr_lightning.app.validate import validated
 
-__all__ = ["checked", "choices_of", "composed", "prepare"]
+__all__ = ["about", "checked", "choices_of", "composed", "listed_choices", "prepare"]
 
 
 def prepare(root: Path, purpose: str = "") -> None:
@@ -77,7 +78,18 @@ def choices_of(root: Path) -> dict[str, list[str]]:
 
 
 def listed_choices(conf: Path) -> str:
-    """The same as text, a line a group, for `--help`."""
+    """The same as text, a line a choice with what its file says of it first, for `--help`."""
     groups = choices_of(conf.parent)
-    width = max(len(name) for name in groups)
-    return "\n".join(f"  {name:<{width}}  {', '.join(choices)}" for name, choices in groups.items())
+    width = max(len(choice) for choices in groups.values() for choice in choices)
+    lines: list[str] = []
+    for group, choices in groups.items():
+        lines.append(f"{group}=")
+        lines += [f"  {choice:<{width}}  {about(conf / group / f'{choice}.yaml')}".rstrip() for choice in choices]
+    return "\n".join(lines)
+
+
+def about(choice: Path) -> str:
+    """The first sentence of a choice's first comment; empty where it has none."""
+    comments = (line for line in choice.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
+    first = next((line[2:] for line in comments if not line.startswith("# @")), "")
+    return re.split(r"(?<=[a-z\d)])\. ", first)[0].rstrip(".:")

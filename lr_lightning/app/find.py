@@ -92,6 +92,9 @@ def _print(config: Config, folder: Path, found: RangeTest | GridTest, overrides:
     if found.suggestion is not None:
         command = shlex.join(map(str, ["python", *train, f"optimizer.lr={found.suggestion:.3g}"]))
         console.print(f"train with it:  {command}")
+    elif config.finder.name != "lr_grid":  # which needs no rule to read a curve
+        grid = shlex.join(map(str, ["python", sys.argv[0], *own, "finder=lr_grid"]))
+        console.print(f"try each rate of a grid:  {grid}")
     if found.base_lr is not None and found.max_lr is not None:
         bounds = ["schedule=triangular", f"schedule.base_lr={found.base_lr:.3g}", f"schedule.max_lr={found.max_lr:.3g}"]
         cyclical = [word for word in map(str, train) if not word.lstrip("+").startswith("schedule")]

@@ -66,6 +66,17 @@ ALLOWED_TARGETS = frozenset(
 
 
 @dataclass(frozen=True)
+class Asker:
+    """Who reads a stored run: what its messages call the run, and how it is told to trust a target."""
+
+    key: str
+    trust: str
+
+
+RESUME = Asker("resume", "trust=[{}]")
+
+
+@dataclass(frozen=True)
 class Previous:
     """The run that is gone on with.
 
@@ -91,11 +102,11 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Previo
         ConfigError: If there is no such run, no checkpoint of it, or the config was changed or names a target that
             is not trusted.
     """
-    folder = _folder(str(cfg.resume), Path(str(cfg.output_root)), cfg)
+    folder = run_folder(str(cfg.resume), cfg)
     checkpoint = folder / "checkpoints" / LAST
     if not checkpoint.is_file() and not checkpoint.with_name(BEFORE_LAST).is_file():
         raise ConfigError(f"resume: {folder} has no checkpoint (checkpoints/{LAST}) yet. Start the run anew.")
-    stored = _load(folder / "config.yaml", trusted={*ALLOWED_TARGETS, *cfg.trust})
+    stored = read_config(folder / "config.yaml", trusted={*ALLOWED_TARGETS, *cfg.trust})
     changed = _apply(stored, cfg, overrides)
     stored.resume, stored.ckpt = None, None
     if ":***@" in str(stored.tracking.uri):  # the password was left out; only its owner can read the run's own copy
@@ -105,12 +116,22 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Previo
     return validated(stored), Previous(folder, checkpoint, changed)
 
 
-def _folder(name: str, output_root: Path, cfg: DictConfig) -> Path:
-    """The output folder of a run, from its path or its MLflow run id."""
+def run_folder(name: str, cfg: DictConfig, asker: Asker = RESUME) -> Path:
+    """The output folder of a run, from its path or its MLflow run id.
+
+    Args:
+        name: Either of them.
+        cfg: Where to look: its ``output_root`` and its ``tracking``.
+        asker: For whom.
+
+    Raises:
+        ConfigError: If there is no such run, or its folder is not on this machine.
+    """
+    key, output_root = asker.key, Path(str(cfg.output_root))
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.yaml").is_file():
-            raise ConfigError(f"resume: {path} is no run's output folder: it has no config.yaml.")
+            raise ConfigError(f"{key}: {path} is no run's output folder: it has no config.yaml.")
         return path.resolve()
     from lr_lightning.tracking.state import STATE_NAME, load_state
 
@@ -118,43 +139,48 @@ def _folder(name: str, output_root: Path, cfg: DictConfig) -> Path:
         if (state := load_state(run.parent)) is not None and state.run_id == name:
             return run.parent
     if cfg.tracking.name == "mlflow" and _RUN_ID.fullmatch(name):
-        tag = _output_dir_tag(name, cfg)
+        tag = _output_dir_tag(name, cfg, key)
         if tag is not None and (Path(tag) / "config.yaml").is_file():
             return Path(tag)
         if tag is not None:
-            raise ConfigError(f"resume: run {name} kept its checkpoints in {tag}, which is not on this machine.")
+            raise ConfigError(f"{key}: run {name} kept its checkpoints in {tag}, which is not on this machine.")
     raise ConfigError(
-        f"resume: no run '{name}': neither an output folder (in {Path.cwd()}) nor the id of a run below {output_root}. "
+        f"{key}: no run '{name}': neither an output folder (in {Path.cwd()}) nor the id of a run below {output_root}. "
         "The run's table names both."
     )
 
 
-def _output_dir_tag(run_id: str, cfg: DictConfig) -> str | None:
+def _output_dir_tag(run_id: str, cfg: DictConfig, key: str) -> str | None:
     """Ask the store where a run that is not below the output root has its folder."""
     from lr_lightning.tracking import StoreUnavailable, TrackingError, open_store
 
     try:
         return open_store(Path(cfg.tracking.root), cfg.tracking.uri).run_tags(run_id).get("output_dir")
     except (TrackingError, StoreUnavailable) as e:
-        raise ConfigError(f"resume: {e}") from e
+        raise ConfigError(f"{key}: {e}") from e
 
 
-def _load(path: Path, trusted: set[str]) -> DictConfig:
-    """Read a stored config as data: no interpolation, no target that is not trusted."""
+def read_config(path: Path, trusted: set[str], asker: Asker = RESUME) -> DictConfig:
+    """Read a stored config as data: no interpolation, no target that is not trusted.
+
+    Raises:
+        ConfigError: If it cannot be read, or holds either.
+    """
+    name = asker.key
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"resume: {path} cannot be read ({str(e).splitlines()[0]}).") from e
+        raise ConfigError(f"{name}: {path} cannot be read ({str(e).splitlines()[0]}).") from e
     if not isinstance(raw, dict):
-        raise ConfigError(f"resume: {path} is no stored config.")
+        raise ConfigError(f"{name}: {path} is no stored config.")
     for text in _texts(raw):
         if "${" in text:  # also as a key, or in a list: it could build a _target_ that is not seen here
-            raise ConfigError(f"resume: '{text}' in {path} holds an interpolation, which a stored config never does.")
+            raise ConfigError(f"{name}: '{text}' in {path} holds an interpolation, which a stored config never does.")
     for key, target in _targets(raw):
         if target is not None and target not in trusted:
             raise ConfigError(
                 f"{key}: the stored config names '{target}', which is not this project's own. "
-                f"If you trust it, add trust=[{target}]."
+                f"If you trust it, add {asker.trust.format(target)}."
             )
     try:
         config = OmegaConf.structured(Config)

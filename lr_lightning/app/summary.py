@@ -151,7 +151,7 @@ def _batch(config: Config) -> str:
 def print_summary(
     config: Config, folder: Path, run_id: str | None, summary: dict[str, float], verdict: Verdict | None = None
 ) -> None:
-    """The table at the end, and the two commands that come next."""
+    """The table at the end, and the commands that come next."""
     console = Console(highlight=False, markup=False)
     table = Table(title=f"{config.model.name} on {config.data.name}, {config.schedule.name}", title_justify="left")
     table.add_column("result")
@@ -204,7 +204,7 @@ def _trust(config: Config) -> list[str]:
 
 
 def _next_commands(config: Config, folder: Path) -> list[tuple[str, str]]:
-    """The two commands that come next, as they can be typed in the folder the run was started from."""
+    """The commands that come next, as they can be typed in the folder the run was started from."""
     script = Path(sys.argv[0])
     root = Path(__file__).resolve().parents[2] / "mlruns"
     own = ["--root", config.tracking.root] if Path(config.tracking.root) != root else []
@@ -214,11 +214,13 @@ def _next_commands(config: Config, folder: Path) -> list[tuple[str, str]]:
     arguments = [f"resume={folder}", *_trust(config), longer]
     by_make = "MAKELEVEL" in os.environ  # started by `make train`: the virtual environment may not be active
     resume = ("train on", f'make train ARGS="{shlex.join(arguments)}"' if by_make else _command(script, *arguments))
+    predict = ("predict", _command(script.with_name("predict.py"), str(folder), "NEW_IMAGES"))
+    later = [resume, predict] if config.data.name == "image_folder" else [resume]
     if config.tracking.name == "mlflow":
         if (config.tracking.uri or "").startswith("http"):
-            return [("look at it", str(config.tracking.uri)), resume]
-        return [("look at it", "make ui" if by_make and not own else _command(script.with_name("ui.py"), *own)), resume]
-    return [("another one, tracked", _command(script, "schedule=constant", "tracking=mlflow")), resume]
+            return [("look at it", str(config.tracking.uri)), *later]
+        return [("look at it", "make ui" if by_make and not own else _command(script.with_name("ui.py"), *own)), *later]
+    return [("another one, tracked", _command(script, "schedule=constant", "tracking=mlflow")), *later]
 
 
 def _command(script: Path, *arguments: str) -> str:

@@ -262,13 +262,15 @@ class ImageDataModule(L.LightningDataModule):
         return (image if self.trainer is None else self.trainer.precision_plugin.convert_input(image)), label
 
     def state_dict(self) -> dict[str, Any]:
-        """The fingerprint and the statistics, as a string and tensors."""
+        """The fingerprint, the statistics, and what else a prediction needs, as plain values and tensors."""
         if not self._parts:
             return {}
         return {
             "fingerprint": self.fingerprint,
             "offset": self._normalizer.offset.cpu(),
             "scale": self._normalizer.scale.cpu(),
+            "class_names": list(self.class_names),
+            "image_size": list(self.image_size),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

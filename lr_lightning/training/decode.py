@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lr_lightning.training.images import DataError, Encoded, Images
+from lr_lightning.training.images import Encoded, Images, Unreadable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -214,10 +214,10 @@ def _open(item: Encoded | NDArray[np.uint8]) -> Image.Image:
     return Image.open(item if isinstance(item, Path) else BytesIO(item))
 
 
-def _unreadable(images: Images, index: int, error: BaseException) -> DataError:
+def _unreadable(images: Images, index: int, error: BaseException) -> Unreadable:
     # Pillow's text names the memory address of a buffer, which helps nobody; the place is named here.
     reason = "is not an image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
-    return DataError(f"data: {images.describe(index)} {reason}. Repair or remove it.")
+    return Unreadable(images.describe(index), reason)
 
 
 def _to_grey(image: Image.Image) -> Image.Image:

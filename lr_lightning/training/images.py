@@ -14,6 +14,19 @@ class DataError(ValueError):
     """The data, or a setting of the data, cannot be used; the message names the config key and the remedy."""
 
 
+class Unreadable(DataError):
+    """An image that cannot be decoded.
+
+    Attributes:
+        what: The image: its path, or row and file.
+        reason: Why, such as ``"is not an image"``.
+    """
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"data: {what} {reason}. Repair or remove it.")
+        self.what, self.reason = what, reason
+
+
 @dataclass(frozen=True)
 class Images:
     """Labelled images of one split.

@@ -190,6 +190,15 @@ def test_find_searches_only(composed: Compose, capsys: pytest.CaptureFixture[str
     assert "schedule=triangular schedule.base_lr=0.0312 schedule.max_lr=0.25" in out
 
 
+@pytest.mark.usefixtures("unknown")
+def test_a_search_that_finds_nothing_names_the_next_one(
+    composed: Compose, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["scripts/find_lr.py"])
+    find(validated(composed(*SMALL, "finder=range_test")), ["optimizer=adam", "finder=range_test"])
+    assert "python scripts/find_lr.py optimizer=adam finder=lr_grid" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -8,6 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from lr_lightning.app.compose import listed_choices
 from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
 from lr_lightning.app.errors import ConfigError, explain
 from lr_lightning.app.validate import flatten, validated
@@ -44,8 +45,17 @@ def test_every_choice_composes_and_fits_its_schema(composed: Compose, tmp_path: 
 
 def test_every_group_has_choices_and_every_schema_a_group() -> None:
     groups = {group for group, _ in CHOICES}
-    assert groups == {*GROUP_BASES, "experiment"}
-    assert set(SCHEMAS) == set(GROUP_BASES)
+    assert groups == {*SCHEMAS, "experiment"}
+    assert set(SCHEMAS) == {*GROUP_BASES, "search"}
+
+
+def test_the_help_has_a_line_for_every_choice() -> None:
+    lines = listed_choices(CONF).splitlines()
+    said = {line.split()[0]: line.split(maxsplit=1)[1:] for line in lines if line.startswith("  ")}
+    assert {choice for _, choice in CHOICES} <= set(said)
+    assert [choice for choice, text in said.items() if not text] == []
+    assert max(map(len, lines)) <= 160
+    assert "  cosine               Half a cosine to zero after a warm-up" in lines  # the first sentence, no source
 
 
 def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> None:

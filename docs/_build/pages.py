@@ -1,0 +1,101 @@
+"""The generated pages: every config key from the schemas, and the API from the package's own list of names."""
+
+import ast
+import inspect
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import lr_lightning
+from lr_lightning import schedules
+from lr_lightning.app import config as app_config
+from lr_lightning.app.compose import about, choices_of
+
+ROOT = Path(__file__).resolve().parents[2]
+_KEYS = """# Every config key
+
+Written from the schemas. `group=choice` chooses, `group.key=value` sets; `python scripts/train.py --cfg job` shows all
+values of a run before it starts. A key without a default must be given.
+"""
+_API = """# The API
+
+What `lr_lightning` and `lr_lightning.schedules` export; everything else may change without notice.
+"""
+
+
+def api_page() -> str:
+    """One mkdocstrings entry for each public name."""
+    names = [getattr(lr_lightning, name) for name in lr_lightning.__all__ if not name.startswith("_")]
+    pieces = [getattr(schedules, name) for name in schedules.__all__]
+    documented = [obj for obj in [*names, *pieces] if inspect.isclass(obj) or inspect.isfunction(obj)]
+    return _API + "".join(f"\n::: {obj.__module__}.{obj.__qualname__}\n" for obj in documented)
+
+
+def keys_page() -> str:
+    """A section a group: its choices, the keys all of them have, and those of some."""
+    parts = [_KEYS, "\n## At the top\n\n", _table(app_config.Config)]
+    choices = choices_of(ROOT)
+    for group, schemas in app_config.SCHEMAS.items():
+        parts.append(f"\n## {group}\n\n")
+        lines = ((name, about(ROOT / "conf" / group / f"{name}.yaml")) for name in choices.get(group, []))
+        parts.append("".join(f"- `{group}={name}`: {text}\n" for name, text in lines))
+        for schema in dict.fromkeys(_with_parents(list(schemas.values()))):
+            if table := _table(schema):
+                parts.append(f"\n### {group}: {schema.__name__}\n\n{_first_line(schema)}\n\n{table}")
+    return "".join(parts)
+
+
+def _with_parents(schemas: list[type]) -> list[type]:
+    """The schemas, each after those it inherits from, and after all of them the ones nested in their keys."""
+    ordered = [cls for schema in schemas for cls in reversed(schema.__mro__) if cls is not object]
+    hints = [hint for schema in schemas for hint in get_type_hints(schema).values()]
+    nested = [part for hint in hints for part in (hint, *get_args(hint)) if is_dataclass(part)]
+    return [*ordered, *(part for part in nested if isinstance(part, type))]
+
+
+def _first_line(schema: type) -> str:
+    return (schema.__doc__ or "").split("\n")[0]
+
+
+def _table(schema: type) -> str:
+    """The keys that a schema adds: type, default, and the comment beside or above; empty without any."""
+    source = inspect.getsource(schema)
+    lines = source.splitlines()
+    (tree,) = ast.parse(source).body
+    rows: list[str] = []
+    for node in getattr(tree, "body", []):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        name = node.target.id
+        if name == "name":
+            continue
+        default = "" if node.value is None else _default(node.value)
+        cells = [f"`{name}`", f"`{ast.unparse(node.annotation)}`", f"`{default}`" if default else "", _said(lines, node)]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(["| key | type | default | |", "|---|---|---|---|", *rows]) + "\n" if rows else ""
+
+
+def _default(value: ast.expr) -> str:
+    """A default as it is typed: factories without their wrapping."""
+    text = ast.unparse(value)
+    if text == "MISSING":
+        return ""
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        factory = next((k.value for k in value.keywords if k.arg == "default_factory"), None)
+        if isinstance(factory, ast.Lambda):
+            return ast.unparse(factory.body)
+        return {"dict": "{}", "list": "[]"}.get(ast.unparse(factory) if factory else "", "")
+    return text
+
+
+def _said(lines: list[str], node: ast.AnnAssign) -> str:
+    """The comment on the field's last line, else those right above it."""
+    beside = lines[(node.end_lineno or node.lineno) - 1][node.end_col_offset or 0 :].partition("#")[2].strip()
+    if beside:
+        return beside
+    above: list[str] = []
+    for line in reversed(lines[: node.lineno - 1]):
+        if not line.strip().startswith("#"):
+            break
+        above.insert(0, line.strip().lstrip("# "))
+    return " ".join(above)

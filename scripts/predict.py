@@ -1,0 +1,45 @@
+"""Predict new images with a trained run: python scripts/predict.py outputs/RUN new_images/ > predictions.csv."""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("run", metavar="RUN", help="output folder of a run, or its MLflow run id; its table names both")
+    add("images", metavar="IMAGES", nargs="+", help="image files, and folders of them; unreadable ones are skipped")
+    add("--csv", type=Path, metavar="FILE", help="write the table there as well; a pipe gets CSV anyway")
+    add("--checkpoint", choices=("best", "last"), default="best", help="of the run (best, on the validation set)")
+    add("--trust", action="append", default=[], metavar="TARGET", help="code outside this project that the run names")
+    add("--outputs", type=Path, help="where runs' folders are: outputs/ of the checkout")
+    add("--root", type=Path, help="the MLflow store that knows the run: this checkout's mlruns/")
+    add("--uri", help="another store: postgresql://... or http://...")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Predict; 1 if no image could be read, 2 for bad input."""
+    given = _arguments()
+    try:
+        from lr_lightning.app.predict import run
+    except ModuleNotFoundError as e:
+        sys.exit(f"error: {e}. Activate .venv first (`make install` makes it).")
+    return run(
+        ROOT,
+        given.run,
+        given.images,
+        table=given.csv,
+        checkpoint=given.checkpoint,
+        trust=given.trust,
+        output_root=given.outputs,
+        store=given.root,
+        uri=given.uri,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

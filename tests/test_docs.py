@@ -1,0 +1,198 @@
+"""What README and docs/ say can be done is done: code, commands, links, and the site itself."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset
+
+from lr_lightning.app.config import SCHEMAS, register
+from lr_lightning.app.validate import validated
+from tests import forked
+from tests.callbacks.tiny import Tiny, X, Y
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATED = {"keys.md", "api.md"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command, without comments; a line that ends in a backslash goes on."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def of_script(name: str) -> list[tuple[str, str]]:
+    """(page, command) of every `python scripts/NAME.py ...` in README and docs."""
+    found = [(page.name, words) for page in PAGES for block in blocks(page, "bash") for words in commands(block)]
+    return [(page, shlex.join(words[2:])) for page, words in found if words[:2] == ["python", f"scripts/{name}.py"]]
+
+
+def scripts_of(page: Path) -> set[str]:
+    return set(re.findall(r"scripts/\w+\.py|python -m benchmarks\.\w+", page.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("page", "code"),
+    [pytest.param(p.name, code, id=f"{p.stem}-{i}") for p in PAGES for i, code in enumerate(blocks(p, "python"))],
+)
+def test_the_code_runs(page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = TensorDataset(X, Y)
+    own = {"module": Tiny(), "train_loader": DataLoader(data, 10, shuffle=True), "val_loader": DataLoader(data, 30)}
+    exec(compile(code.replace("max_epochs=10", "max_epochs=1"), page, "exec"), own)
+
+
+@pytest.fixture(scope="module")
+def composing() -> Iterator[None]:
+    register()
+    for resolver in ("checkout", "choices", "purpose"):
+        OmegaConf.register_new_resolver(resolver, lambda: "", replace=True)
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        yield
+
+
+@pytest.mark.parametrize(("page", "command"), dict.fromkeys([*of_script("train"), *of_script("find_lr")]))
+def test_the_overrides_are_taken(
+    page: str, command: str, composing: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_images", "outputs"):
+        (tmp_path / name).mkdir()
+    for name in ("train.parquet", "test.parquet"):
+        (tmp_path / name).touch()
+    words = [word for word in shlex.split(command) if not word.startswith("-")]
+    if "-m" in command.split():
+        words = [word.split(",")[0] for word in words]  # one job of the sweep
+    validated(compose("config", words))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_is_named_is_there(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert target in GENERATED or (page.parent / target).exists(), f"{page.name} links to {target}"
+    for name in scripts_of(page):
+        path = name if name.startswith("scripts") else name.removeprefix("python -m ").replace(".", "/") + ".py"
+        assert (ROOT / path).is_file(), f"{page.name} names {name}"
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {words[1] for b in blocks(page, "bash") for words in commands(b) if words[0] == "make"} <= set(targets)
+
+
+@pytest.mark.parametrize("rule", ["lr_lightning", "Lightning", "torch-lr-finder"])
+def test_the_regrets_are_the_benchmarks(rule: str) -> None:
+    held_out = json.loads((ROOT / "benchmarks" / "results" / "finder_regret.json").read_text())["sets"]["held out"]
+    measured = held_out["rules"][rule]
+    table = (ROOT / "README.md").read_text().split("## Why not")[1]
+    assert all(f"{measured[part]['mean']:.3f}" in table for part in ("where_answered", "all"))
+
+
+@pytest.fixture
+def in_sandbox(tmp_path: Path) -> Callable[..., str]:
+    """Run a command of the README in `tmp_path`; what it printed."""
+    places = [f"output_root={tmp_path}/outputs", f"tracking.root={tmp_path}/mlruns"]
+    extra = {
+        "find_lr": [*places, "trainer.progress=none"],
+        "train": [*places, "trainer.progress=none"],
+        "predict": ["--outputs", f"{tmp_path}/outputs", "--root", f"{tmp_path}/mlruns"],
+        "compare": ["--root", f"{tmp_path}/mlruns", "--out", f"{tmp_path}/outputs", "--no-log"],
+    }
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+    def run(words: list[str], *overrides: str) -> str:
+        script = ROOT / words[1]
+        arguments = [*words[2:], *extra[script.stem], *overrides]
+        done = forked.run(script, *arguments, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
+
+
+def block_with(text: str) -> list[list[str]]:
+    (block,) = [block for block in blocks(ROOT / "README.md", "bash") if text in block]
+    return commands(block)
+
+
+@pytest.mark.slow
+def test_from_a_folder_of_images_to_predictions(tmp_path: Path, in_sandbox: Callable[..., str]) -> None:
+    pixels, labels = load_digits(n_class=4, return_X_y=True)
+    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        place = tmp_path / ("new_images" if i < 20 else "my_images") / f"digit {label}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15).astype(np.uint8).reshape(8, 8)).save(place / f"{i}.png")
+    (tmp_path / "new_images" / "notes.txt").write_text("no image")
+    find, train, longer, ui, predict = block_with("my_images")
+    small = ["model=small_cnn", "model.kwargs.width=8"]
+    find, train = ([word for word in words if not word.startswith("model=")] for words in (find, train))
+    assert "optimizer.lr=" in in_sandbox(find, *small)  # the command that comes next
+    out = in_sandbox(train, *small, "trainer.max_epochs=4")
+    assert "verdict" in out
+    assert "predict.py" in out
+    (folder,) = (path.parent for path in tmp_path.glob("outputs/*/checkpoints") if (path / "best.ckpt").is_file())
+    here = [word.replace("outputs/RUN", str(folder)) for word in longer]
+    in_sandbox(here, "trainer.max_epochs=5")
+    assert ui == ["python", "scripts/ui.py"]  # a server: tests/reports/test_browser.py starts it
+    words = [word for word in predict if word not in (">", "predictions.csv")]
+    rows = in_sandbox([word.replace("outputs/RUN", str(folder)) for word in words]).splitlines()
+    assert rows[0] == "image,prediction,probability"
+    assert len(rows) == 1 + 20
+    right = [Path(image).parent.name == label for image, label, _ in (row.split(",") for row in rows[1:])]
+    assert sum(right) > 10  # of 20; by chance 5
+    (run_id,) = set(re.findall(r"MLflow run ([0-9a-f]{32})", out))
+    assert in_sandbox([word.replace("outputs/RUN", run_id) for word in words]).splitlines() == rows
+
+
+@pytest.mark.slow
+def test_the_commands_that_compare(tmp_path: Path, in_sandbox: Callable[..., str]) -> None:
+    sweep, compare = block_with("scripts/compare.py")
+    small = ["trainer.max_epochs=1", "data.train_size=200", "model.kwargs.width=4"]
+    in_sandbox([word.replace("0,1,2,3,4,5", "0,1") for word in sweep], *small)
+    assert "cosine" in in_sandbox(compare)
+
+
+@pytest.fixture(scope="module")
+def pages() -> ModuleType:
+    """`docs/_build/pages.py`."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "_build" / "pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_key_has_its_line(pages: ModuleType) -> None:
+    text = pages.keys_page()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert {f.name for group in SCHEMAS.values() for schema in group.values() for f in fields(schema)} - {"name"} <= {
+        row.split("`")[1] for row in rows
+    }
+    assert "| `batch_size` | `int` | `64` | examples a step and process |" in rows
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "LRSchedule" in (tmp_path / "site" / "api" / "index.html").read_text()
