@@ -20,8 +20,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
+from lr_lightning.app.compose import prepare
 from lr_lightning.app.config import SCHEMAS, register
 from lr_lightning.app.validate import validated
+from lr_lightning.search.settings import read
 from tests import forked
 from tests.callbacks.tiny import Tiny, X, Y
 
@@ -83,6 +85,12 @@ def test_the_overrides_are_taken(
     if "-m" in command.split():
         words = [word.split(",")[0] for word in words]  # one job of the sweep
     validated(compose("config", words))
+
+
+@pytest.mark.parametrize(("page", "command"), dict.fromkeys(of_script("search")))
+def test_the_searches_can_be_read(page: str, command: str, tmp_path: Path) -> None:
+    prepare(ROOT)
+    read(ROOT, [*shlex.split(command), f"output_root={tmp_path}", f"tracking.root={tmp_path}"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
