@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -47,11 +48,15 @@ def composed(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, dict[str
     Raises:
         ConfigError: It cannot be composed.
     """
+    outer = GlobalHydra.instance().hydra  # of a caller that is a Hydra app itself
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(root / "conf"), version_base="1.3"):
             cfg = compose("config", list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
         raise ConfigError(explain(e)) from e
+    finally:
+        GlobalHydra.instance().hydra = outer
     HydraConfig.instance().set_config(cfg)  # the check of the rate's two names looks at what was typed
     choices = {str(k): str(v) for k, v in cfg.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
     with open_dict(cfg):
