@@ -63,7 +63,7 @@ def test_the_code_runs(page: str, code: str, tmp_path: Path, monkeypatch: pytest
     exec(compile(code.replace("max_epochs=10", "max_epochs=1"), page, "exec"), own)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def composing() -> Iterator[None]:
     register()
     for resolver in ("checkout", "choices", "purpose"):

@@ -128,7 +128,7 @@ class Bench:
 
     def keep(self, roots: Mapping[str, object]) -> None:
         """Put these back as well: what a step may touch that nothing led to when the bench was entered."""
-        self._snapshots.append(Snapshot(roots, opaque=_OPAQUE))
+        self._snapshots.append(Snapshot(roots, opaque=_OPAQUE, before=self._snapshots))
 
     def _restore(self) -> list[str]:
         return [name for snapshot in reversed(self._snapshots) for name in snapshot.restore()]

@@ -46,12 +46,20 @@ class Snapshot:
         roots: What to keep, by the name it has in messages.
         shallow: Objects whose attributes are kept as references: nothing is reached through them.
         opaque: Types whose instances are left alone.
+        before: Snapshots that are restored after this one. What they have reached as data is data here too: written
+            back here, it would look changed to them.
     """
 
     def __init__(
-        self, roots: Mapping[str, object], *, shallow: Iterable[object] = (), opaque: tuple[type, ...] = ()
+        self,
+        roots: Mapping[str, object],
+        *,
+        shallow: Iterable[object] = (),
+        opaque: tuple[type, ...] = (),
+        before: Iterable["Snapshot"] = (),
     ) -> None:
         self._opaque = opaque
+        self._data: set[int] = set().union(*(snapshot._data for snapshot in before))  # ids; their owners hold them
         self._seen: dict[int, object] = {}  # holds what was seen, so that no id is used again
         self._saved: list[tuple[str, Restore]] = []
         for obj in shallow:
@@ -78,7 +86,9 @@ class Snapshot:
             if isinstance(obj, _ATOMS) or id(obj) in self._seen or isinstance(obj, self._opaque):
                 continue
             self._seen[id(obj)] = obj
-            data = data or isinstance(obj, _HELD)
+            data = data or isinstance(obj, _HELD) or id(obj) in self._data
+            if data:
+                self._data.add(id(obj))
             restore = keep(obj, data)
             if restore is not None:
                 self._saved.append((name, restore))

@@ -190,6 +190,15 @@ def test_find_searches_only(composed: Compose, capsys: pytest.CaptureFixture[str
     assert "schedule=triangular schedule.base_lr=0.0312 schedule.max_lr=0.25" in out
 
 
+@pytest.mark.parametrize("metric", ["loss", "val_loss"])
+def test_a_data_set_that_is_too_large_to_copy_is_not_said_to_have_moved(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, metric: str
+) -> None:
+    monkeypatch.setattr("lr_lightning.range_test.keeping._LARGE", 10_000)  # bytes; the digits have 100,000
+    find(validated(composed(*SMALL, "finder=range_test", "finder.num_steps=10", f"finder.metric={metric}")), [])
+    assert not [w for w in recwarn if "has moved what it cannot put back" in str(w.message)]
+
+
 @pytest.mark.usefixtures("unknown")
 def test_a_search_that_finds_nothing_names_the_next_one(
     composed: Compose, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
