@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install train test test-fast check soak ui compare docs lock clean
+.PHONY: help install train test test-fast check bench soak ui compare docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -35,6 +35,10 @@ test: check  ## every check and every test
 
 test-fast: $(STAMP)  ## the tests that start no processes of their own
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+
+bench: $(STAMP)  ## the small form of every benchmark that needs no data of yours: a few minutes, nothing stored
+	@for name in lr_schedule_cost finder_cost throughput batch_growth schedules pruning search_methods; do \
+		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick $(ARGS) || exit 1; done
 
 soak: $(STAMP)  ## kill one run a hundred times and compare it with one that never stopped; half an hour
 	$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -26,6 +26,10 @@ class Unreadable(DataError):
         super().__init__(f"data: {what} {reason}. Repair or remove it.")
         self.what, self.reason = what, reason
 
+    def __reduce__(self) -> tuple[type["Unreadable"], tuple[str, str]]:
+        """It comes from the workers of a loader as a pickle, which would be made anew from the message alone."""
+        return Unreadable, (self.what, self.reason)
+
 
 @dataclass(frozen=True)
 class Images:
