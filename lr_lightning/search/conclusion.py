@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import secrets
 import shlex
 import sys
@@ -110,16 +111,17 @@ def importances(study: Study, search: Search) -> dict[str, float]:
 
 
 def _rows(search: Search, ended: dict[int, FrozenTrial]) -> list[tuple[int, FrozenTrial]]:
-    """The trials, the best first, those without a value last."""
+    """The trials, the best first as in :class:`Standing`, those without a value last."""
     sign = -1.0 if search.higher else 1.0
-    return sorted(
-        ended.items(),
-        key=lambda item: (
-            (item[1].state != TrialState.COMPLETE, sign * (item[1].value or 0.0), item[0])
-            if item[1].state == TrialState.COMPLETE
-            else (True, 0.0, item[0])
-        ),
-    )
+
+    def rank(item: tuple[int, FrozenTrial]) -> tuple[bool, float, float, int]:
+        number, trial = item
+        if trial.state != TrialState.COMPLETE or trial.value is None:
+            return True, 0.0, 0.0, number
+        loss = trial.user_attrs.get("result", {}).get("val_loss")
+        return False, sign * trial.value, math.inf if loss is None else float(loss), number
+
+    return sorted(ended.items(), key=rank)
 
 
 def _state(trial: FrozenTrial) -> str:
