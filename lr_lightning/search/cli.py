@@ -1,5 +1,6 @@
 """`scripts/search.py`: from a command line to a search that is done, or to one clear error."""
 
+import errno
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ from lr_lightning.search.space import Value
 __all__ = ["main"]
 
 FAILED, BAD_INPUT = 1, 2
+AGAIN = "Nothing is lost: mend it, and start the same search again."
 
 HELP = """Search for the learning rate and what interacts with it; every trial is a training run, tracked in MLflow.
 
@@ -55,7 +57,13 @@ def main(root: Path) -> int:
     try:
         return _search(root, words)
     except StorageGone as e:
-        print(f"error: {e}. Nothing is lost: start the same search again.", file=sys.stderr)
+        print(f"error: {e}. {AGAIN}", file=sys.stderr)
+        return FAILED
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        where = f"{e.filename} " if e.filename else ""
+        print(f"error: output_root: {where}cannot be written ({e.strerror}). {AGAIN}", file=sys.stderr)
         return FAILED
     except ConfigError as e:
         if "LR_LIGHTNING_DEBUG" in os.environ:

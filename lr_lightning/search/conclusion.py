@@ -18,6 +18,7 @@ from rich.table import Table
 from lr_lightning.app.record import open_sweep_logger
 from lr_lightning.search.progress import in_words, values
 from lr_lightning.search.settings import Search
+from lr_lightning.search.storage import patient
 from lr_lightning.search.study import Standing, Study
 from lr_lightning.tracking.wal import write_atomically
 
@@ -64,8 +65,8 @@ def conclude(search: Search, study: Study, console: Console, *, compare: bool) -
         text = f"compared before:  python scripts/compare.py --filter \"tags.sweep = '{search.name}'\""
         console.print(text, soft_wrap=True, highlight=False, markup=False)
         return
-    study.study.set_user_attr("compared", len(ended))
-    _compare(search, ended)
+    patient(study.study.set_user_attr)("compared", len(ended))
+    _compare(search)
     _record(search, standing, table, command, found)
 
 
@@ -165,7 +166,7 @@ def _print_trials(search: Search, ended: dict[int, FrozenTrial], console: Consol
         console.print(f"... and {len(ended) - _SHOWN} more", highlight=False)
 
 
-def _compare(search: Search, ended: dict[int, FrozenTrial]) -> None:
+def _compare(search: Search) -> None:
     """The report over all trials. Never raises: the trials are what counts, and they are done."""
     config = search.config
     try:
@@ -177,7 +178,7 @@ def _compare(search: Search, ended: dict[int, FrozenTrial]) -> None:
             config.tracking.uri,
             Path(config.output_root),
             experiments=[config.tracking.experiment],
-            by=_by(search, len(ended)),
+            by=_by(search),
             filter_string=f"tags.sweep = '{search.name}'",
             after_sweep=True,
             brief=True,
@@ -186,7 +187,7 @@ def _compare(search: Search, ended: dict[int, FrozenTrial]) -> None:
         print(f"the trials are not compared: {type(e).__name__}: {e}", file=sys.stderr)
 
 
-def _by(search: Search, count: int) -> Sequence[str]:
+def _by(search: Search) -> Sequence[str]:
     """What makes the groups: the searched keys where each of their combinations is meant, as on a grid."""
     keys = list(search.space.keys)
     if search.node.sampler == "grid" and len(keys) <= 3:

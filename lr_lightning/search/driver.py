@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from lr_lightning.app.interrupt import Interrupted
 from lr_lightning.search.progress import Progress
 from lr_lightning.search.settings import Search
 from lr_lightning.search.space import Value
+from lr_lightning.search.storage import StorageGone
 from lr_lightning.search.study import Study, Ticket
 from lr_lightning.search.trial import Ending, TrialRuns
 
@@ -146,8 +148,9 @@ class Driver:
                 for runs in self._running:  # only after an error or a second signal
                     if runs.process is not None:
                         runs.process.kill()
-                for runs in self._running:
-                    self.study.put_back(runs.ticket)
+                if not isinstance(sys.exception(), StorageGone):  # it would not answer to this either
+                    for runs in self._running:
+                        self.study.put_back(runs.ticket)
 
     def _loop(self, signals: _Signals) -> None:
         more = True
@@ -160,12 +163,7 @@ class Driver:
                 if self.limited or not self._await_others(signals):
                     return
                 more = True
-            elif (
-                not more
-                and not self.limited
-                and len(self._running) < self.search.node.workers
-                and time.monotonic() > self._look
-            ):
+            elif not more and not self.limited and self._has_room() and time.monotonic() > self._look:
                 self._look = time.monotonic() + _LOOK_SECONDS
                 more = self.study.has_waiting()
             time.sleep(_POLL_SECONDS)
@@ -204,7 +202,7 @@ class Driver:
                 continue
             self._running.remove(runs)
             if runs.was_interrupted:
-                self.study.put_back(runs.ticket)
+                self.study.put_back(runs.ticket, counted=not stopping)
                 self.progress.say(f"trial {runs.ticket.number}: stopped by a signal; it is taken up again")
             else:
                 self.trial_seconds += sum(result.seconds for result in runs.results)

@@ -161,9 +161,11 @@ class Study:
         return [*start, *({} for _ in range(count - len(start)))][:count]
 
     def _wait_until_filled(self) -> None:
-        until = time.monotonic() + _READY_SECONDS
+        until, there = time.monotonic() + _READY_SECONDS, 0
         while not self.study.user_attrs.get("filled") and time.monotonic() < until:
             time.sleep(0.2)  # its maker is filling it, or has died, and then this process does
+            if (now := len(self.trials())) > there:
+                until, there = time.monotonic() + _READY_SECONDS, now
 
     def _repair(self) -> None:
         """Put back the tickets of those that were killed between failing a trial and putting it back."""
@@ -262,11 +264,16 @@ class Study:
         return True
 
     @patient
-    def put_back(self, ticket: Ticket) -> None:
-        """Give a ticket back whose trial was interrupted: whoever comes next goes on with it."""
+    def put_back(self, ticket: Ticket, *, counted: bool = False) -> None:
+        """Give a ticket back whose trial was interrupted: whoever comes next goes on with it.
+
+        Args:
+            ticket: The ticket.
+            counted: Whether that is one of the times that a ticket may come back: not where the search itself stopped.
+        """
         trial_id = ticket.trial._trial_id
         self._stop_beating(trial_id)
-        self._fail(self._storage.get_trial(trial_id), INTERRUPTED, attempt=ticket.attempt)
+        self._fail(self._storage.get_trial(trial_id), INTERRUPTED, attempt=ticket.attempt + counted)
 
     @patient
     def recover(self) -> list[int]:

@@ -17,6 +17,7 @@ from lr_lightning.search.judge import StudyJudge
 from lr_lightning.search.process import RunProcess
 from lr_lightning.search.run import RESULT, Result, Task, earlier, objective_of, run, write
 from lr_lightning.search.settings import Search
+from lr_lightning.search.storage import patient
 from lr_lightning.search.study import Ticket
 
 __all__ = ["Ending", "TrialRuns"]
@@ -105,7 +106,10 @@ class TrialRuns:
         trainer = self._config.trainer
         total = trainer.max_steps if trainer.max_steps > 0 else trainer.max_epochs
         phase = f"{self._config.schedule.name} {total}"
-        self.ticket.trial.set_user_attr("run", {"phase": phase, "folder": str(self.folder)})
+        self._note("run", {"phase": phase, "folder": str(self.folder)})
+
+    def _note(self, name: str, value: Any) -> None:
+        patient(self.ticket.trial.set_user_attr)(name, value)
 
     # -- in this process ---------------------------------------------------------------------------------------------
 
@@ -139,7 +143,7 @@ class TrialRuns:
         if task is None:
             return False
         self.process = RunProcess.start(task, storage, self.environment)
-        self.ticket.trial.set_user_attr("child", self.process.child)
+        self._note("child", self.process.child)
         return True
 
     def poll(self, storage: str, *, stopping: bool = False) -> Ending | None:

@@ -1,6 +1,7 @@
 """Whole searches in this process. Where training itself is not the point, a stand-in trains in no time."""
 
 import csv
+import errno
 import math
 import shlex
 import sys
@@ -240,6 +241,30 @@ def test_a_limit_ends_a_search_of_processes_too_and_it_can_go_on(
     assert "the limit of 3 epochs is reached" in capsys.readouterr().out
     assert run(*words) == 0
     assert len(Instant.started) == 4
+
+
+def test_a_trial_that_is_stopped_from_outside_again_and_again_ends(
+    run: Run, trainings: Trainings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("lr_lightning.search.trial.RunProcess", Instant)
+    monkeypatch.setattr(Instant, "result", lambda self: RunResult("interrupted", "stopped by a signal"))
+    Instant.started.clear()
+    assert run("search=random", "n_trials=1", "workers=1", *UNTRACKED, "search.retries=2") == 1
+    assert len(Instant.started) == 3
+    assert trials(tmp_path, "s")[0]["state"] == "failed"
+
+
+def test_a_full_disk_is_one_error(
+    run: Run, trainings: Trainings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/full/task.json")
+
+    monkeypatch.setattr("lr_lightning.search.trial.RunProcess.start", full)
+    assert run("search=random", "n_trials=1", "workers=1", *UNTRACKED) == 1
+    assert "/full/task.json cannot be written (No space left on device)" in capsys.readouterr().err
+    monkeypatch.setattr("lr_lightning.search.trial.RunProcess", Instant)
+    assert run("search=random", "n_trials=1", "workers=1", *UNTRACKED) == 0
 
 
 def test_fewer_trials_than_before_are_enough(run: Run, trainings: Trainings) -> None:
