@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from lr_lightning.callbacks.batch_loss import batch_loss
 from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.callbacks.effective_lr import effective_lr
 from lr_lightning.callbacks.figures import log_figure, log_tags, log_text
@@ -142,10 +143,7 @@ class OverfittingMonitor(Callback):
     ) -> None:
         """Keep the loss of the first batch, which is that of the initial weights; it stays on its device."""
         if self._first_loss is None and not self._points and trainer.fit_loop.total_batch_idx == 0:
-            loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-            if isinstance(loss, Tensor):
-                scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-                self._first_loss = loss.detach().float().mean() * scale
+            self._first_loss = batch_loss(outputs, trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the module's forward passes, in the sanity check too: what does not fit is found there."""

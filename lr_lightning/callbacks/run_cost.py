@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lr_lightning.callbacks.batch_loss import batch_loss, mean_loss
 from lr_lightning.callbacks.energy import EnergyMeter, total_joules
 from lr_lightning.callbacks.ranks import each_rank
 from lr_lightning.callbacks.trainer_clock import updates_made
@@ -128,10 +129,9 @@ class RunCost(Callback):
     ) -> None:
         """Keep the loss where it is; complete the step if the optimizer stepped."""
         self._examples += _size(batch) * trainer.world_size
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor):
-            scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._micro.append(loss.detach().float().mean() * scale)
+        loss = batch_loss(outputs, trainer, pl_module)
+        if loss is not None:
+            self._micro.append(loss)
         if not self._stepped:
             return
         now = time.perf_counter()
@@ -139,8 +139,7 @@ class RunCost(Callback):
             self._step_seconds.append(now - self._mark)
             self._busy += now - self._mark
         self._mark = now
-        mean = torch.stack([loss.to(pl_module.device) for loss in self._micro]).mean() if self._micro else None
-        self._pending.append((mean, self._norm))
+        self._pending.append((mean_loss(self._micro, pl_module.device), self._norm))
         self._micro, self._norm, self._stepped = [], None, False
         if len(self._pending) >= _MOST_PENDING:
             self._fetch(trainer)
@@ -288,9 +287,8 @@ def _gradient_norm(optimizer: Optimizer) -> Tensor | None:
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients or any(gradient.is_sparse for gradient in gradients):
         return None
-    norms = torch._foreach_norm([gradient.detach() for gradient in gradients])
-    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
-    return total
+    total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
+    return total.detach()
 
 
 def _size(batch: Any) -> int:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lr_lightning.callbacks.batch_loss import batch_loss, mean_loss
 from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.callbacks.effective_lr import effective_lr
 
@@ -27,6 +28,9 @@ class Flushable(Protocol):
 
     def reserve(self, keys: Iterable[str]) -> None:
         """Take rows of these names through ``log_rows`` alone."""
+
+
+_MOST_UNSUMMED = 1000  # batches whose losses stay on the device, however seldom the optimizer steps
 
 
 class StepRecorder(Callback):
@@ -54,10 +58,10 @@ class StepRecorder(Callback):
         self.flush_seconds, self.flush_steps, self.stop_on_divergence = flush_seconds, flush_steps, stop_on_divergence
         self.last_loss: float | None = None  # as of the last flush
         self._pending: list[tuple[int, Tensor | None, list[tuple[str, float | Tensor]], int]] = []
-        self._micro: list[Tensor] = []
+        self._micro: list[Tensor] = []  # of the step that is under way
         self._lrs: dict[int, list[tuple[str, float | Tensor]]] = {}
-        self._epoch_sum: Tensor | None = None
-        self._epoch_batches = 0
+        self._epoch_losses: list[Tensor] = []  # not yet in the sum
+        self._epoch_sum, self._epoch_batches = 0.0, 0
         self._flushed_at = 0.0
 
     # -- gathering ---------------------------------------------------------------------------------------------------
@@ -79,19 +83,15 @@ class StepRecorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss where it is; complete the step if the optimizer stepped."""
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor):
-            if pl_module.automatic_optimization and trainer.accumulate_grad_batches > 1:
-                loss = loss * trainer.accumulate_grad_batches  # Lightning has divided it
-            self._micro.append(loss.detach().float().mean())
-            self._epoch_sum = self._micro[-1].double() if self._epoch_sum is None else self._epoch_sum + self._micro[-1]
-            self._epoch_batches += 1
+        loss = batch_loss(outputs, trainer, pl_module)
+        if loss is not None:
+            self._micro.append(loss)
+            self._epoch_losses.append(loss)
+            if len(self._epoch_losses) >= _MOST_UNSUMMED:
+                self._add_up()
         if not self._lrs:
             return  # a micro-batch of a step that is not complete
-        mean = None
-        if self._micro:
-            device = self._micro[-1].device  # those of a loaded checkpoint lie on the host
-            mean = torch.stack([m.to(device) for m in self._micro]).mean() if len(self._micro) > 1 else self._micro[0]
+        mean = mean_loss(self._micro, pl_module.device)
         lrs = [pair for index in sorted(self._lrs) for pair in self._lrs[index]]
         self._pending.append((_step(trainer), mean, lrs, time.time_ns() // 1_000_000))
         self._micro, self._lrs = [], {}
@@ -113,6 +113,7 @@ class StepRecorder(Callback):
         Raises:
             Diverged: If a loss is not finite; all steps before it are logged first.
         """
+        self._add_up()
         pending, self._pending = self._pending, []
         self._flushed_at = time.monotonic()
         if not pending:
@@ -131,8 +132,16 @@ class StepRecorder(Callback):
                 break
         _log(trainer, rows)
         if bad is not None:
-            self._epoch_sum, self._epoch_batches = None, 0
+            self._epoch_sum, self._epoch_batches = 0.0, 0
             raise bad
+
+    def _add_up(self) -> None:
+        """Fetch the losses of an epoch's batches; one after the other, so that the sum does not depend on when."""
+        losses, self._epoch_losses = self._epoch_losses, []
+        if losses:
+            for loss in torch.stack(losses).tolist():
+                self._epoch_sum += loss
+            self._epoch_batches += len(losses)
 
     @staticmethod
     def _fetch(losses: list[Tensor | None], trainer: Trainer, reduce: bool) -> list[float | None]:
@@ -160,12 +169,13 @@ class StepRecorder(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean training loss of the epoch."""
         self.flush(trainer)
-        if self._epoch_sum is not None:
+        if self._epoch_batches:
             mean = self._epoch_sum / self._epoch_batches
             if trainer.world_size > 1:
-                mean = trainer.strategy.reduce(mean, reduce_op="mean")
-            _log(trainer, [("train/loss_epoch", mean.item(), _step(trainer) - 1, time.time_ns() // 1_000_000)])
-        self._epoch_sum, self._epoch_batches = None, 0
+                own = torch.tensor(mean, dtype=torch.float64, device=pl_module.device)
+                mean = float(trainer.strategy.reduce(own, reduce_op="mean"))
+            _log(trainer, [("train/loss_epoch", mean, _step(trainer) - 1, time.time_ns() // 1_000_000)])
+        self._epoch_sum, self._epoch_batches = 0.0, 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what is left."""
@@ -191,16 +201,17 @@ class StepRecorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The running sums of an epoch in progress, as tensors and plain values."""
+        self._add_up()
         return {
             "micro": [loss.cpu() for loss in self._micro],
-            "epoch_sum": None if self._epoch_sum is None else self._epoch_sum.cpu(),
+            "epoch_sum": self._epoch_sum,
             "epoch_batches": self._epoch_batches,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with an epoch in progress."""
         self._micro = list(state_dict["micro"])
-        self._epoch_sum = state_dict["epoch_sum"]
+        self._epoch_losses, self._epoch_sum = [], float(state_dict["epoch_sum"] or 0.0)
         self._epoch_batches = state_dict["epoch_batches"]
 
 

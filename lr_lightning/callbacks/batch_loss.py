@@ -1,0 +1,44 @@
+"""The loss of a training batch as callbacks keep it: detached, where it lies, and unscaled."""
+
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+
+__all__ = ["batch_loss", "mean_loss"]
+
+
+def batch_loss(outputs: STEP_OUTPUT, trainer: Trainer, module: LightningModule) -> Tensor | None:
+    """What ``training_step`` returned, without a transfer and with as few operations as there can be.
+
+    Args:
+        outputs: As ``on_train_batch_end`` gets it.
+        trainer: In a fit.
+        module: Its module.
+
+    Returns:
+        A float32 (or float64) scalar on the loss's device, before Lightning divides it by the accumulated batches;
+        None where the step returned no loss.
+    """
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    if not isinstance(loss, Tensor):
+        return None
+    loss = loss.detach()
+    if loss.dtype not in (torch.float32, torch.float64):
+        loss = loss.float()
+    if loss.ndim:
+        loss = loss.mean()
+    if trainer.accumulate_grad_batches > 1 and module.automatic_optimization:
+        loss = loss * trainer.accumulate_grad_batches
+    return loss
+
+
+def mean_loss(losses: Sequence[Tensor], device: torch.device) -> Tensor | None:
+    """The mean of the micro-batches of a step, on a device (those of a loaded checkpoint lie on the host)."""
+    if not losses:
+        return None
+    if len(losses) == 1:
+        return losses[0].to(device)
+    return torch.stack([loss.to(device) for loss in losses]).mean()
