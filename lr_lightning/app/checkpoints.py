@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -107,6 +108,11 @@ def config_differences(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -
 class RunCheckpoint(ModelCheckpoint):
     """Lightning's, for an output folder that may have been moved or copied since the checkpoint was made."""
 
+    @cached_property
+    def state_key(self) -> str:
+        """As Lightning makes it, once: it asks for it at every hook of every step."""
+        return super().state_key
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the paths in the state as paths in the folder as it is called now."""
         before, now = str(state_dict.get("dirpath")), str(self.dirpath)
@@ -118,6 +124,8 @@ class RunCheckpoint(ModelCheckpoint):
         After a resume Lightning does not know that it has saved this step, and saves it again in the middle of the next
         one's accumulation, whose gradients are in no checkpoint.
         """
+        if self._every_n_train_steps < 1:
+            return
         if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
             super().on_train_batch_end(trainer, *args)
 

@@ -71,6 +71,8 @@ class Interrupts(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Stop now if told so, and if the step is complete; one before a validation is stopped after that."""
+        if self.signum is None and trainer.world_size == 1:
+            return  # by far the most common, and asked at every batch
         if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
             self._stop_if_told(trainer)
 
