@@ -1,28 +1,24 @@
 """What OverfittingMonitor and RunCost cost: the same run with and without, one after the other, again and again.
 
-python -m benchmarks.monitor_cost [--rounds 10] [--epochs 10]
+Run: ``python -m benchmarks.monitor_cost [--rounds 12] [--epochs 10] [--quick]``. CPU time of whole fits on the digits;
+the arms take turns in one process, in changing order, and a round's ratio is to the fit without of the same round.
 """
 
 import argparse
-import json
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch import Callback, seed_everything
 
-from benchmarks.report import machine
+from benchmarks.report import show, spread, store
 from lr_lightning import OverfittingMonitor, RunCost
 from lr_lightning.app.train import quiet
 from lr_lightning.training.classifier import LitClassifier
 from lr_lightning.training.data import ImageDataModule
 from lr_lightning.training.models import small_cnn
 from lr_lightning.training.sources import digits
-
-RESULT = Path(__file__).parent / "results" / "monitor_cost.json"
 
 
 class ProbePass(Callback):
@@ -65,30 +61,28 @@ def seconds(callbacks: list[Callback], epochs: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=10)
-    arguments = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one round of two epochs, nothing stored")
+    args = parser.parse_args()
+    rounds, epochs = (1, 2) if args.quick else (args.rounds, args.epochs)
     quiet()
     torch.set_num_threads(1)
     for make in VARIANTS.values():
         seconds(make(), 2)
     taken: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for _ in range(arguments.rounds):
-        for name, make in VARIANTS.items():
-            taken[name].append(seconds(make(), arguments.epochs))
-    ratios = {
-        name: [t / base for t, base in zip(times, taken["without"], strict=True)] for name, times in taken.items()
-    }
-    result = {
-        "machine": machine(),
-        "n": arguments.rounds,
-        "epochs": arguments.epochs,
-        "cpu_seconds_without": statistics.median(taken["without"]),
-        "ratios": {name: {"median": statistics.median(r), "min": min(r), "max": max(r)} for name, r in ratios.items()},
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    for number in range(rounds):
+        for name in VARIANTS if number % 2 == 0 else reversed(VARIANTS):
+            taken[name].append(seconds(VARIANTS[name](), epochs))
+        print(f"  round {number + 1}: " + ", ".join(f"{name} {t[-1]:.2f} s" for name, t in taken.items()), flush=True)
+    base = taken["without"]
+    ratios = {name: spread([t / b for t, b in zip(times, base, strict=True)]) for name, times in taken.items()}
+    print(f"\n{epochs} epochs, {rounds} rounds\n{'':20}{'CPU seconds':>24}{'ratio to without':>26}")
+    for name, times in taken.items():
+        print(f"{name:20}{show(spread(times)):>24}{show(ratios[name]):>26}")
+    result = {"n": rounds, "epochs": epochs, "cpu_seconds": {name: spread(times) for name, times in taken.items()}}
+    store("monitor_cost", {**result, "ratios": ratios}, args.quick)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ tenth to 65,000, a hundredth to 70,000), triangular2 (0.001 to 0.006, stepsize 2
 """
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.report import store
-from benchmarks.trainings import percent, train
+from benchmarks.trainings import images, percent, train
 from lr_lightning.diagnosis.statistics import bootstrap_ci, sign_flip_p
 from lr_lightning.schedules import Constant, Exponential, Join, Linear, MultiStep, Schedule, Triangular
 
@@ -42,16 +43,14 @@ def rows(scale: float) -> dict[str, tuple[float, int, Schedule]]:
     }
 
 
-def main() -> None:
-    """Train every row with every seed, print and store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar10", type=Path, required=True, help="folder with train.parquet and test.parquet")
-    parser.add_argument("--scale", type=float, default=1.0, help="shortens all lengths alike")
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--quick", action="store_true", help="scale 0.002, one seed, nothing stored")
-    args = parser.parse_args()
-    scale, seeds = (0.002, 1) if args.quick else (args.scale, args.seeds)
-    data = ["data=parquet", f"data.train={args.cifar10}/train.parquet", f"data.test={args.cifar10}/test.parquet"]
+def measure(data: Sequence[str], scale: float, seeds: int) -> Iterator[dict[str, Any]]:
+    """Train every row with every seed; the result so far after each seed.
+
+    Args:
+        data: Overrides that choose the data.
+        scale: Shortens all lengths alike.
+        seeds: How many.
+    """
     found: dict[str, list[float]] = {}
     lengths: dict[str, int] = {}
     for seed in range(seeds):
@@ -61,17 +60,41 @@ def main() -> None:
             found.setdefault(name, []).append(made.accuracy)
             lengths[name] = made.steps
             print(f"seed {seed} {name:<12} {made.steps:>6} steps {made.accuracy:.2%} {made.seconds:.0f} s", flush=True)
-    print(f"\nscale {scale:g}, {seeds} seeds: test accuracy in percent, mean ± 95 % t interval")
+        claims = {
+            "triangular2 − fixed (claim: ≥ −0.5)": difference(found["triangular2"], found["fixed"]),
+            "triangular2 − decay (claim: > 0)": difference(found["triangular2"], found["decay"]),
+        }
+        accuracies = {name: list(values) for name, values in found.items()}
+        yield {"scale": scale, "seeds": seed + 1, "steps": dict(lengths), "test_accuracy": accuracies, "claims": claims}
+
+
+def show_table(result: dict[str, Any]) -> None:
+    """The rows beside the paper's, and the two claims."""
+    print(f"\nscale {result['scale']:g}, {result['seeds']} seeds: test accuracy in percent, mean ± 95 % t interval")
     print(f"{'schedule':<12} {'steps':>7} {'here':>14} {'paper (at scale 1)':>20}")
-    for name, values in found.items():
-        print(f"{name:<12} {lengths[name]:>7,} {percent(values):>14} {PAPER[name]:>20.1f}")
-    claims = {
-        "triangular2 − fixed (claim: ≥ −0.5)": difference(found["triangular2"], found["fixed"]),
-        "triangular2 − decay (claim: > 0)": difference(found["triangular2"], found["decay"]),
-    }
-    for text, claim in claims.items():
+    for name, values in result["test_accuracy"].items():
+        print(f"{name:<12} {result['steps'][name]:>7,} {percent(values):>14} {PAPER[name]:>20.1f}")
+    for text, claim in result["claims"].items():
         print(f"{text}: {in_words(claim)}")
-    result = {"scale": scale, "seeds": seeds, "steps": lengths, "test_accuracy": found, "claims": claims}
+
+
+def main() -> None:
+    """Train every row with every seed, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--cifar10", type=Path, help="folder with train.parquet and test.parquet; needed but by --quick"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="shortens all lengths alike")
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--quick", action="store_true", help="scale 0.002, one seed, nothing stored; digits by default")
+    args = parser.parse_args()
+    if args.cifar10 is None and not args.quick:
+        parser.error("--cifar10: give the folder with train.parquet and test.parquet, or --quick for the digits")
+    scale, seeds = (0.002, 1) if args.quick else (args.scale, args.seeds)
+    result: dict[str, Any] = {}
+    for found in measure(images(args.cifar10), scale, seeds):
+        result = found
+    show_table(result)
     store("smith_table", result, args.quick)
 
 

@@ -1,6 +1,6 @@
 """Kill one run with SIGKILL at random moments, go on with it each time, and compare it with one that was never stopped.
 
-    python -m benchmarks.soak --kills 100 [--seed 0] [--keep FOLDER]
+    python -m benchmarks.soak [--kills 100] [--seed 0] [--keep FOLDER] [--quick]
 
 A kill comes at a moment drawn evenly from half the time that a start takes to five seconds of training: in imports, in
 the opening of the store, in steps, validations and the writing of checkpoints. At the end the weights, the optimizer's
@@ -121,7 +121,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=None, help="default: so many that the kills fit in")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="work in this folder, and leave it")
+    parser.add_argument("--quick", action="store_true", help="one kill, nothing stored")
     args = parser.parse_args()
+    if args.quick:
+        args.kills = 1
     root = args.keep or Path(tempfile.mkdtemp(prefix="soak-"))
     epochs = args.epochs or max(10, 4 * args.kills)
     began = time.monotonic()

@@ -32,6 +32,20 @@ class Trained:
     seconds: float
 
 
+def images(cifar10: Path | None) -> list[str]:
+    """The overrides that choose CIFAR-10, or the digits where there is no folder.
+
+    The validation images are the test images: nothing is chosen by them, and all 50,000 others are trained on.
+
+    Args:
+        cifar10: Folder with train.parquet and test.parquet.
+    """
+    if cifar10 is None:
+        return ["data=digits"]
+    train, test = cifar10 / "train.parquet", cifar10 / "test.parquet"
+    return ["data=parquet", f"data.train={train}", f"data.val={test}", f"data.test={test}"]
+
+
 def train(
     overrides: Sequence[str],
     schedule: Schedule,
