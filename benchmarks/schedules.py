@@ -8,6 +8,7 @@ that the choice flatters nobody), and the decades of rates that come within a po
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,27 @@ def held_out(table: np.ndarray) -> list[float]:
     """For each seed its accuracy at the rate that is best on the other seeds; table is rates × seeds."""
     seeds = range(table.shape[1])
     return [float(table[int(np.argmax(np.delete(table, s, axis=1).mean(axis=1))), s]) for s in seeds]
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: a row a schedule, a column a budget: how accurate at the best rate, and the rates within a point of it.
+
+    Args:
+        result: As it is stored.
+    """
+    rows = {(row["schedule"], row["epochs"]): row for row in result["rows"]}
+    budgets = sorted({epochs for _, epochs in rows})
+    lines = ["| | " + " | ".join(f"{epochs} epochs" for epochs in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
+    for name in dict.fromkeys(schedule for schedule, _ in rows):
+        cells = [_cell(rows[name, epochs]) for epochs in budgets]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    low, high = row["good"] or (row["best_rate"], row["best_rate"])
+    rates = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return f"{percent(row['held_out'])} (at {rates})"
 
 
 def main() -> None:

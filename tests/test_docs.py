@@ -20,6 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks import schedules
 from lr_lightning.app.compose import prepare
 from lr_lightning.app.config import SCHEMAS, register
 from lr_lightning.app.validate import validated
@@ -111,6 +112,11 @@ def test_the_regrets_are_the_benchmarks(rule: str) -> None:
     measured = held_out["rules"][rule]
     table = (ROOT / "README.md").read_text().split("## Why not")[1]
     assert all(f"{measured[part]['mean']:.3f}" in table for part in ("where_answered", "all"))
+
+
+def test_the_table_of_schedules_is_the_benchmarks() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "schedules.json").read_text())
+    assert schedules.table(result) in (ROOT / "docs" / "schedules.md").read_text()
 
 
 @pytest.fixture
