@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lr_lightning.callbacks.resize import batch_size_of, can_resize, install, only_loader, resized
 from lr_lightning.schedules import DurationLike, Schedule
-from lr_lightning.schedules.base import check_number, check_schedule
+from lr_lightning.schedules.base import check_count, check_number, check_schedule
 from lr_lightning.schedules.growth import (
     BatchSize,
     grown,
@@ -83,10 +83,8 @@ class BatchSizeSchedule(Callback):
         if mirror is not None:
             check_schedule("mirror", mirror)
         check_number("factor", factor, low=1.0, above=True)
-        if max_batch_size is not None and (
-            not isinstance(max_batch_size, int) or isinstance(max_batch_size, bool) or max_batch_size < 1
-        ):
-            raise ValueError(f"max_batch_size must be a whole number >= 1, got {max_batch_size!r}")
+        if max_batch_size is not None:
+            check_count("max_batch_size", max_batch_size, 1)
         self.milestones = None if milestones is None else parse_milestones(milestones)
         self.factor, self.mirror, self.max_batch_size = float(factor), mirror, max_batch_size
         self._plan: list[_Epoch] | None = None  # of this fit, the epochs before a resume included

@@ -8,12 +8,12 @@ from lightning.pytorch import LightningModule, Trainer
 from tqdm.auto import tqdm
 
 from lr_lightning.callbacks.peak import rate_ratios
-from lr_lightning.callbacks.rate_search import RateSearch, check_count, check_range
+from lr_lightning.callbacks.rate_search import RateSearch, check_range
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.range_test.bench import Bench
 from lr_lightning.range_test.grid import GridTest
 from lr_lightning.range_test.validation import Validation
-from lr_lightning.schedules.base import check_choice
+from lr_lightning.schedules.base import check_choice, check_count
 
 __all__ = ["LRGrid"]
 

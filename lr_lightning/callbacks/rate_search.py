@@ -16,7 +16,7 @@ from lr_lightning.schedules.base import check_number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Found", "RateSearch", "check_count", "check_range"]
+__all__ = ["Found", "RateSearch", "check_range"]
 
 log = logging.getLogger(__name__)
 
@@ -201,16 +201,6 @@ class RateSearch(Callback):
     def _no_bar(self, trainer: Trainer) -> bool | None:
         """What tqdm calls ``disable``; None: only where there is no terminal."""
         return None if self.progress and trainer.is_global_zero and trainer.progress_bar_callback is not None else True
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Refuse what is no whole number of at least ``least``.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
 def check_range(min_lr: float, max_lr: float) -> None:

@@ -7,7 +7,7 @@ from typing import Self
 
 from lr_lightning.schedules.clock import Clock
 
-__all__ = ["Schedule", "blend", "check_choice", "check_number", "check_schedule", "ramp"]
+__all__ = ["Schedule", "blend", "check_choice", "check_count", "check_number", "check_schedule", "ramp"]
 
 
 class Schedule(ABC):
@@ -127,6 +127,16 @@ def check_number(name: str, value: float, *, low: float = 0.0, high: float = mat
     if not good or value < low or value > high or (above and value == low):
         limits = f"{'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
         raise ValueError(f"{name} must be {limits}, got {value!r}")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Refuse what is no whole number of at least ``least``.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
 def check_schedule(name: str, value: object) -> None:

@@ -7,7 +7,7 @@ from typing import Literal, Self, get_args
 
 from lr_lightning.schedules.base import Schedule, blend, check_choice, check_number, check_schedule, ramp
 from lr_lightning.schedules.clock import Clock, fit_pieces
-from lr_lightning.schedules.durations import DurationLike, parse_duration
+from lr_lightning.schedules.durations import DurationLike, is_share, parse_duration
 
 __all__ = ["WSD", "Join", "Product", "Warmup"]
 
@@ -64,10 +64,13 @@ class Warmup(Schedule):
     @property
     def needs_total(self) -> bool:
         """Where the duration is a percentage or ``then`` needs one."""
-        return parse_duration(self.duration).unit == "percent" or self.then.needs_total
+        return is_share(self.duration) or self.then.needs_total
+
+    def _layout(self, clock: Clock) -> tuple[tuple[int, int | None], ...]:
+        return fit_pieces(clock, (self.duration, None), "Warmup")
 
     def _factor(self, step: int, clock: Clock) -> float:
-        (_, length), (start, left) = fit_pieces(clock, (self.duration, None), "Warmup")
+        (_, length), (start, left) = self._layout(clock)
         length = length or 0
         if step >= length:
             return self.then(step - start, clock.slice(start, left))
@@ -86,12 +89,12 @@ class Warmup(Schedule):
     def check(self, clock: Clock) -> None:
         """As in Schedule, for both pieces."""
         super().check(clock)
-        _, (start, left) = fit_pieces(clock, (self.duration, None), "Warmup")
+        _, (start, left) = self._layout(clock)
         self.then.check(clock.slice(start, left))
 
     def describe(self, clock: Clock) -> str:
         """One line, such as ``linear warmup over 50 steps, then cosine 1 to 0 over 950 steps``."""
-        (_, length), (start, left) = fit_pieces(clock, (self.duration, None), "Warmup")
+        (_, length), (start, left) = self._layout(clock)
         return f"{self.shape} warmup over {length} steps, then {self.then.describe(clock.slice(start, left))}"
 
     def _map(self, change: Callable[[Schedule], Schedule]) -> Self:
@@ -146,7 +149,7 @@ class Join(Schedule):
         """Where a duration is a percentage, a piece follows the open one, or the open one needs a total."""
         last = len(self.pieces) - 1
         return any(
-            (schedule.needs_total or i < last) if duration is None else parse_duration(duration).unit == "percent"
+            (schedule.needs_total or i < last) if duration is None else is_share(duration)
             for i, (schedule, duration) in enumerate(self.pieces)
         )
 

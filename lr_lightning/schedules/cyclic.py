@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
-from lr_lightning.schedules.base import Schedule, check_choice, check_number, check_schedule, ramp
+from lr_lightning.schedules.base import Schedule, check_choice, check_count, check_number, check_schedule, ramp
 from lr_lightning.schedules.clock import Clock, fit_pieces
-from lr_lightning.schedules.durations import DurationLike, parse_duration
+from lr_lightning.schedules.durations import DurationLike, is_share, parse_duration
 
 __all__ = ["OneCycle", "Restarts", "Triangular"]
 
@@ -60,7 +60,7 @@ class Triangular(Schedule):
     @property
     def needs_total(self) -> bool:
         """Where ``up`` or ``down`` is a percentage."""
-        return any(parse_duration(d).unit == "percent" for d in (self.up, self.down) if d is not None)
+        return any(is_share(d) for d in (self.up, self.down) if d is not None)
 
     def _lengths(self, clock: Clock) -> tuple[int, int]:
         up = max(1, clock.steps(self.up))
@@ -129,14 +129,13 @@ class Restarts(Schedule):
     def __post_init__(self) -> None:
         check_schedule("piece", self.piece)
         parse_duration(self.first, "first", positive=True)
-        if not isinstance(self.mult, int) or isinstance(self.mult, bool) or self.mult < 1:
-            raise ValueError(f"mult must be a whole number >= 1, got {self.mult!r}")
+        check_count("mult", self.mult, 1)
         check_number("decay", self.decay, high=1.0, above=True)
 
     @property
     def needs_total(self) -> bool:
         """Where ``first`` is a percentage; a cycle always knows its own length."""
-        return parse_duration(self.first).unit == "percent"
+        return is_share(self.first)
 
     def _cycle(self, step: int, clock: Clock) -> tuple[int, int, int]:
         """Index, start and end of the cycle that a step is in."""

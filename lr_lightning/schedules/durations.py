@@ -6,7 +6,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
-__all__ = ["Duration", "DurationError", "DurationLike", "half_up", "parse_duration"]
+__all__ = ["Duration", "DurationError", "DurationLike", "half_up", "is_share", "parse_duration"]
 
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(steps?|epochs?|%)?\s*", re.ASCII)
 _HOW = "Write a whole number of steps (500 or '500 steps'), '5 epochs', or '10%'."
@@ -89,6 +89,11 @@ def _parse_text(text: str, name: str) -> Duration:
     if amount.denominator != 1:
         raise ValueError(f"{name} must be a whole number of steps, got {text!r}. {_HOW}")
     return Duration(amount, "steps")
+
+
+def is_share(value: DurationLike) -> bool:
+    """Whether a duration is a share of the piece it stands in, so that the piece's length must be known."""
+    return parse_duration(value).unit == "percent"
 
 
 def half_up(value: Fraction) -> int:

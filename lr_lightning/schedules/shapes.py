@@ -7,7 +7,7 @@ from typing import Self
 
 from lr_lightning.schedules.base import Schedule, blend, check_number, ramp
 from lr_lightning.schedules.clock import Clock
-from lr_lightning.schedules.durations import DurationLike, parse_duration
+from lr_lightning.schedules.durations import DurationLike, is_share, parse_duration
 
 __all__ = [
     "REX",
@@ -274,7 +274,7 @@ class InverseSqrt(Schedule):
     @property
     def needs_total(self) -> bool:
         """Only where ``timescale`` is a percentage."""
-        return parse_duration(self.timescale).unit == "percent"
+        return is_share(self.timescale)
 
     def _factor(self, step: int, clock: Clock) -> float:
         timescale = max(1, clock.steps(self.timescale))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lr_lightning.schedules.base import Schedule, check_number
 from lr_lightning.schedules.clock import Clock
-from lr_lightning.schedules.durations import DurationError, DurationLike, parse_duration
+from lr_lightning.schedules.durations import DurationError, DurationLike, is_share, parse_duration
 
 __all__ = ["Custom", "MultiStep", "Step"]
 
@@ -39,7 +39,7 @@ class Step(Schedule):
     @property
     def needs_total(self) -> bool:
         """Only where ``every`` is a percentage."""
-        return parse_duration(self.every).unit == "percent"
+        return is_share(self.every)
 
     def _factor(self, step: int, clock: Clock) -> float:
         return float(self.gamma ** clock.count(self.every, step))
@@ -81,7 +81,7 @@ class MultiStep(Schedule):
     @property
     def needs_total(self) -> bool:
         """Only where a milestone is a percentage."""
-        return any(parse_duration(milestone).unit == "percent" for milestone in self.at)
+        return any(map(is_share, self.at))
 
     def _factor(self, step: int, clock: Clock) -> float:
         return float(self.gamma ** sum(milestone <= step for milestone in self._milestones(clock)))
