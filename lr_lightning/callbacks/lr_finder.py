@@ -13,7 +13,7 @@ from lr_lightning.callbacks.peak import rate_ratios, reference_rate
 from lr_lightning.callbacks.rate_search import Found, RateSearch, check_range
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.range_test.bench import Bench
-from lr_lightning.range_test.curve import DivergenceStop
+from lr_lightning.range_test.divergence import DivergenceStop
 from lr_lightning.range_test.result import RangeTest
 from lr_lightning.range_test.validation import Validation
 from lr_lightning.schedules.base import check_choice, check_count

@@ -29,24 +29,23 @@ from numpy.typing import NDArray
 from lr_lightning.range_test import rules as peers
 from lr_lightning.range_test import unimodal
 
-__all__ = ["DivergenceStop", "Reading", "read_curve"]
+__all__ = ["EVIDENCE", "HEAD", "Reading", "noise_of", "read_curve", "running_best"]
 
 Curve = NDArray[np.float64]
 
 MIN_POINTS = 10
 RULES = ("steepest", "valley", "minimum/10", "smith")
-_HEAD = 10  # values at the start, where the rate is still too small to matter: their median is the start level
+HEAD = 10  # values at the start, where the rate is still too small to matter: their median is the start level
 _BACK = 0.2  # the edge: where the loss has come back up by a fifth of its fall
 _SAFETY = 2.0  # the edge over the largest rate to train with
 _CAUTION = 0.4  # share of the way from there down to the middle of the fall, on the logarithm
 _MOST, _RELAPSE, _NOISE = 0.7, 0.5, 4.0  # after most of the fall, a relapse takes back half of it plus 4 x the noise
-_EVIDENCE = 3.5  # times log n; pure noise passes for a fall in about 1 of 30 curves, whatever its distribution
+EVIDENCE = 3.5  # times log n; pure noise passes for a fall in about 1 of 30 curves, whatever its distribution
 _LARGE_RISE = 40.0  # squared noise: so large a rise counts even if it lasts a few steps only
 _RESAMPLES = 100
 _SWEEP_SPREAD = 0.3  # of a suggestion's logarithm from seed to seed; so the interval holds 91 % on the 39 tuned on
 _Z90 = 1.645
 _TOO_WIDE = 100.0  # upper over lower rate
-_TAIL, _FAR = 10, 20.0  # of DivergenceStop, below
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,14 @@ class Reading:
     rules: dict[str, float | None]
 
 
-def _noise(values: Curve) -> float:
+def noise_of(values: Curve) -> float:
     """Standard deviation of the noise, from the median step between neighbours; exact for normal noise."""
     return 1.0483 * float(np.median(np.abs(np.diff(values)))) if len(values) > 1 else 0.0
 
 
-def _running_best(values: Curve) -> tuple[Curve, float]:
+def running_best(values: Curve) -> tuple[Curve, float]:
     """The lowest median of three so far, at most the start level, shape [n]; and the start level."""
-    start = float(np.median(values[:_HEAD]))
+    start = float(np.median(values[:HEAD]))
     medians = np.median(sliding_window_view(values, 3), axis=1)
     best = np.minimum.accumulate(np.concatenate([[start, start], medians]))
     return np.minimum(best, start), start
@@ -103,10 +102,10 @@ class _Shape:
 def _shape(values: Curve) -> _Shape:
     """Find the first lasting relapse and cap the curve as far above its start as it fell below."""
     n = len(values)
-    best, start = _running_best(values)
+    best, start = running_best(values)
     fall = start - best[-1]
     lowest = int(np.argmax(best == best[-1]))
-    noise = _noise(values[: max(lowest, _HEAD) + 1])
+    noise = noise_of(values[: max(lowest, HEAD) + 1])
     before = np.concatenate([[math.inf], best[:-1]])
     limit = before + _RELAPSE * fall + _NOISE * noise
     ahead = np.concatenate([values, [-math.inf, -math.inf]])
@@ -136,14 +135,14 @@ def _smoother(n: int) -> Curve:
 def _edge(smoothed: Curve, relapse: int) -> tuple[int, bool]:
     """The last step after the minimum at which the loss has not come back by a fifth; whether it does after that."""
     lowest = int(np.argmin(smoothed[:relapse]))
-    fall = float(np.median(smoothed[:_HEAD])) - smoothed[lowest]
+    fall = float(np.median(smoothed[:HEAD])) - smoothed[lowest]
     over = np.flatnonzero(smoothed[lowest:] > smoothed[lowest] + _BACK * fall)
     return (max(lowest + int(over[0]) - 1, 0), True) if len(over) else (len(smoothed) - 1, False)
 
 
 def _passed(smoothed: Curve, lowest: int, share: float) -> int:
     """The step at which the curve has made this share of its fall for good."""
-    start = float(np.median(smoothed[:_HEAD]))
+    start = float(np.median(smoothed[:HEAD]))
     high = np.flatnonzero(smoothed[: lowest + 1] > start - share * (start - smoothed[lowest]))
     return min(int(high[-1]) + 1, lowest) if len(high) else 0
 
@@ -188,10 +187,10 @@ def _no_answer(shape: _Shape, crosses: bool, lowest: int, ended_early: bool) -> 
     fall, _ = unimodal.evidence(shape.values[: shape.relapse])
     _, rise = unimodal.evidence(shape.values)
     errors = unimodal.profile(shape.values)
-    local = max(shape.noise, _noise(shape.values[max(lowest - 9, 0) : lowest + 5]))
+    local = max(shape.noise, noise_of(shape.values[max(lowest - 9, 0) : lowest + 5]))
     large = errors[-1] - errors.min() > _LARGE_RISE * local**2 > 0
-    rises = shape.relapse < n or ended_early or rise > _EVIDENCE * math.log(n) or large
-    if fall > _EVIDENCE * math.log(max(shape.relapse, 2)):
+    rises = shape.relapse < n or ended_early or rise > EVIDENCE * math.log(n) or large
+    if fall > EVIDENCE * math.log(max(shape.relapse, 2)):
         if ended_early or (rises and crosses):
             return None
         return "no upper edge found in this range: the curve improves and does not turn", "Raise max_lr."
@@ -283,37 +282,3 @@ def _other_rules(grid: Curve, run: Curve, smoothed: Curve, lowest: int, loss: bo
         "minimum/10": peers.fastai_minimum(lrs, values) if loss else None,
         "smith": pair[1] if pair else None,
     }
-
-
-class DivergenceStop:
-    """Says when a sweep in progress may end: the median of the last ten values is far above the start.
-
-    Far is twice as high above the start as the best so far is below it, and at least twenty times the noise. As noise
-    may grow with the rate, it is also three times the noise of the last twenty values, and the rise must stand out by
-    its length. Four outliers cannot move a median of ten. Only values seen so far count. Adding a constant to them, or
-    multiplying them by a positive number, changes nothing.
-
-    It is careful, not thrifty: a sweep that is cut before its edge shows misleads more than a long one costs.
-
-    Args:
-        higher_is_better: Whether the values are, say, accuracies.
-    """
-
-    def __init__(self, *, higher_is_better: bool = False) -> None:
-        self._sign = -1.0 if higher_is_better else 1.0
-        self._values: list[float] = []
-
-    def __call__(self, value: float) -> bool:
-        """Take the next value; True if the sweep may end now. A non-finite value ends it."""
-        if not math.isfinite(value):
-            return True
-        self._values.append(self._sign * value)
-        if len(self._values) < _HEAD + _TAIL:
-            return False
-        values = np.asarray(self._values, dtype=np.float64)
-        best, start = _running_best(values)
-        above = float(np.median(values[-_TAIL:])) - start
-        recent = _noise(values[-2 * _TAIL :])
-        if above <= max(2 * (start - float(best[-1])), _FAR * _noise(values), 3 * recent):
-            return False
-        return unimodal.evidence(values)[1] > _EVIDENCE * math.log(len(values))

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.data import has_len_all_ranks
 from torch.utils.data import DataLoader
 
-from lr_lightning.range_test.keeping import has_state
+from lr_lightning.range_test.attributes import has_state
 
 __all__ = ["Batches", "on_device", "training_loaders", "validation_loaders"]
 

@@ -12,15 +12,15 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lr_lightning.range_test.keeping import (
+from lr_lightning.range_test.attributes import (
     Restore,
     attributes,
     class_attributes,
     has_state,
     is_numpy,
-    keep,
     keep_attributes,
 )
+from lr_lightning.range_test.keeping import keep
 
 __all__ = ["Snapshot"]
 

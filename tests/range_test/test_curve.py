@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from lr_lightning.range_test import curve as module
 from lr_lightning.range_test import unimodal
-from lr_lightning.range_test.curve import RULES, DivergenceStop, Reading, read_curve
+from lr_lightning.range_test.curve import RULES, Reading, read_curve
+from lr_lightning.range_test.divergence import DivergenceStop
 
 Curve = NDArray[np.float64]
 
