@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lr_lightning.callbacks.resize import batch_size_of, can_resize, install, only_loader, resized
+from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.schedules import DurationLike, Schedule
 from lr_lightning.schedules.base import check_count, check_number, check_schedule
 from lr_lightning.schedules.growth import (
@@ -129,11 +130,10 @@ class BatchSizeSchedule(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what can be checked before anything trains."""
         self._plan = None
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradientAccumulationScheduler):
-                raise ValueError(
-                    "BatchSizeSchedule and GradientAccumulationScheduler would both set the accumulation. Remove one."
-                )
+        if callbacks_of(trainer, GradientAccumulationScheduler):
+            raise ValueError(
+                "BatchSizeSchedule and GradientAccumulationScheduler would both set the accumulation. Remove one."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the fit, and take up the batch a resumed run stands at."""

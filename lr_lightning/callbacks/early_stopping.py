@@ -9,9 +9,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lr_lightning.callbacks.effective_lr import effective_lr
+from lr_lightning.callbacks.effective_lr import first_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.renewed import Renewed
+from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.prechelt import STRIP
 from lr_lightning.diagnosis.stopping import CRITERIA, THRESHOLDS, Phases, stop_reason
@@ -105,7 +106,7 @@ class ScheduleAwareStopping(EarlyStopping):
         """Ask the criterion, if this validation counts."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        schedule = _lr_schedule(trainer)
+        schedule = next(iter(callbacks_of(trainer, LRSchedule)), None)
         if schedule is not None:
             schedule.observe(trainer)  # its plateau may drop in this very validation
         renewed = [each(trainer, name) for name, each in self._renewed.items()]  # each is asked
@@ -138,7 +139,7 @@ class ScheduleAwareStopping(EarlyStopping):
     def _counts(self, trainer: Trainer, schedule: LRSchedule | None) -> bool:
         step = updates_made(trainer)
         before, self._before = self._before, step
-        rate = float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else 0.0
+        rate = first_lr(trainer) or 0.0
         rose, self._rate = 0.0 < self._rate < rate, rate
         if schedule is None:
             return not rose
@@ -196,7 +197,3 @@ class ScheduleAwareStopping(EarlyStopping):
         self._validation, self._training = list(own["validation"]), list(own["training"])
         self._before, self._rate = own["before"], own["rate"]
         self._factor, self._better, self._seen = own["factor"], own["better"], own["seen"]
-
-
-def _lr_schedule(trainer: Trainer) -> LRSchedule | None:
-    return next((each for each in trainer.callbacks if isinstance(each, LRSchedule)), None)  # type: ignore[attr-defined]

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import Tensor
+
+__all__ = ["effective_lr", "first_lr"]
 
 
 def effective_lr(group: Mapping[str, Any]) -> float | Tensor:
@@ -28,3 +31,8 @@ def effective_lr(group: Mapping[str, Any]) -> float | Tensor:
     if "k" in group and group.get("warmup_steps", 0) > group["k"]:
         lr = lr * ((group["k"] + 1) / group["warmup_steps"])
     return lr
+
+
+def first_lr(trainer: Trainer) -> float | None:
+    """That of the first param group of the first optimizer; None without optimizers."""
+    return float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else None

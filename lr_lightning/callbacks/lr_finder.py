@@ -9,9 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 
 from lr_lightning.callbacks.figures import give
-from lr_lightning.callbacks.peak import rate_ratios, reference_rate
-from lr_lightning.callbacks.rate_search import Found, RateSearch, check_range
-from lr_lightning.callbacks.trainer_clock import accumulation
+from lr_lightning.callbacks.peak import reference_rate
+from lr_lightning.callbacks.rate_search import Found, Metric, RateSearch
 from lr_lightning.range_test.bench import Bench
 from lr_lightning.range_test.divergence import DivergenceStop
 from lr_lightning.range_test.result import RangeTest
@@ -21,7 +20,6 @@ from lr_lightning.schedules.base import check_choice, check_count
 __all__ = ["LRFinder"]
 
 _Mode = Literal["exponential", "linear"]
-_Metric = Literal["loss", "val_loss", "accuracy"]
 _FEWEST_STEPS = 10
 
 
@@ -86,7 +84,7 @@ class LRFinder(RateSearch):
         max_lr: float = 10.0,
         num_steps: int = 100,
         mode: _Mode = "exponential",
-        metric: _Metric = "loss",
+        metric: Metric = "loss",
         repeats: int = 1,
         apply: bool = True,
         *,
@@ -98,23 +96,17 @@ class LRFinder(RateSearch):
         attribute: str | None = None,
         progress: bool = True,
     ) -> None:
-        super().__init__(apply, attribute, progress)
-        check_range(min_lr, max_lr)
+        super().__init__(min_lr, max_lr, metric, repeats, apply, val_batches, monitor, attribute, progress)
         check_count("num_steps", num_steps, _FEWEST_STEPS)
-        check_count("repeats", repeats, 1)
-        check_count("val_batches", val_batches, 1)
         check_choice("mode", mode, get_args(_Mode))
-        check_choice("metric", metric, get_args(_Metric))
         if not isinstance(retry, bool):
             raise ValueError(f"retry must be True or False, got {retry!r}")
         if isinstance(at_epochs, int):
             raise ValueError(f"at_epochs must be several epochs, such as [{at_epochs}], got {at_epochs!r}")
         for epoch in at_epochs or ():
             check_count("each of at_epochs", epoch, 0)
-        self.min_lr, self.max_lr, self.num_steps, self.mode = float(min_lr), float(max_lr), num_steps, mode
-        self.metric, self.repeats, self.retry = metric, repeats, retry
+        self.num_steps, self.mode, self.retry, self.early_stop = num_steps, mode, retry, early_stop
         self.at_epochs = None if at_epochs is None else frozenset(at_epochs)
-        self.early_stop, self.val_batches, self.monitor = early_stop, val_batches, monitor
 
     @property
     def result(self) -> RangeTest | None:
@@ -152,15 +144,12 @@ class LRFinder(RateSearch):
     # -- the test ----------------------------------------------------------------------------------------------------
 
     def _search(self, trainer: Trainer, module: LightningModule, reference: float) -> RangeTest:
-        ratios, accumulate = rate_ratios(trainer, reference), accumulation(trainer)[0](trainer.current_epoch)
         total = self.repeats * self.num_steps
         with (
             tqdm(total=total, desc="LR range test", unit="step", leave=False, disable=self._no_bar(trainer)) as bar,
-            Bench(trainer, module, ratios, accumulate, started=self.at_epochs is not None) as bench,
+            self._bench(trainer, module, reference, started=self.at_epochs is not None) as bench,
         ):
-            validation = None
-            if self.metric != "loss":
-                validation = Validation(bench, self.metric, batches=self.val_batches, monitor=self.monitor)
+            validation = self._validation(bench)
             found = self._test(bench, self.grid, validation, bar)
             wider = found.wider() if self.retry else None
             if wider is None:

@@ -1,23 +1,19 @@
 """The textbook's search for a rate: a log grid, each rate trained for a while from the same start."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from tqdm.auto import tqdm
 
-from lr_lightning.callbacks.peak import rate_ratios
-from lr_lightning.callbacks.rate_search import RateSearch, check_range
-from lr_lightning.callbacks.trainer_clock import accumulation
+from lr_lightning.callbacks.rate_search import Metric, RateSearch
 from lr_lightning.range_test.bench import Bench
 from lr_lightning.range_test.grid import GridTest
 from lr_lightning.range_test.validation import Validation
-from lr_lightning.schedules.base import check_choice, check_count
+from lr_lightning.schedules.base import check_count
 
 __all__ = ["LRGrid"]
-
-_Metric = Literal["loss", "val_loss", "accuracy"]
 
 
 class LRGrid(RateSearch):
@@ -57,7 +53,7 @@ class LRGrid(RateSearch):
         max_lr: float = 10.0,
         num_lrs: int = 13,
         num_steps: int = 100,
-        metric: _Metric = "loss",
+        metric: Metric = "loss",
         repeats: int = 1,
         apply: bool = True,
         *,
@@ -66,14 +62,10 @@ class LRGrid(RateSearch):
         attribute: str | None = None,
         progress: bool = True,
     ) -> None:
-        super().__init__(apply, attribute, progress)
-        check_range(min_lr, max_lr)
-        for name, value, least in (("num_lrs", num_lrs, 3), ("num_steps", num_steps, 10), ("repeats", repeats, 1)):
-            check_count(name, value, least)
-        check_count("val_batches", val_batches, 1)
-        check_choice("metric", metric, get_args(_Metric))
-        self.min_lr, self.max_lr, self.num_lrs, self.num_steps = float(min_lr), float(max_lr), num_lrs, num_steps
-        self.metric, self.repeats, self.val_batches, self.monitor = metric, repeats, val_batches, monitor
+        super().__init__(min_lr, max_lr, metric, repeats, apply, val_batches, monitor, attribute, progress)
+        check_count("num_lrs", num_lrs, 3)
+        check_count("num_steps", num_steps, 10)
+        self.num_lrs, self.num_steps = num_lrs, num_steps
 
     @property
     def result(self) -> GridTest | None:
@@ -90,11 +82,9 @@ class LRGrid(RateSearch):
         curves, finals = [], []
         with (
             tqdm(total=number_of_runs, desc="LR grid", unit="run", leave=False, disable=self._no_bar(trainer)) as bar,
-            Bench(trainer, module, rate_ratios(trainer, reference), accumulation(trainer)[0](0)) as bench,
+            self._bench(trainer, module, reference) as bench,
         ):
-            validation = None
-            if self.metric != "loss":
-                validation = Validation(bench, self.metric, batches=self.val_batches, monitor=self.monitor)
+            validation = self._validation(bench)
             for lr in grid:
                 runs = [self._train(bench, lr, number, validation, bar) for number in range(self.repeats)]
                 curves.append(tuple(losses for losses, _ in runs))

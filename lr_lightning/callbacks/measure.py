@@ -26,7 +26,6 @@ __all__ = [
     "can_measure",
     "classification_loss",
     "default_loss",
-    "entropy",
 ]
 
 
@@ -205,12 +204,6 @@ def calibration(val: Sample | None, probe: Sample) -> dict[str, float]:
         metrics["overfit/gap_loss_scaled"] = scaling.gap
         metrics["overfit/overconfident"] = float(scaling.overconfident)
     return metrics
-
-
-def entropy(labels: NDArray[np.int64]) -> float:
-    """The entropy of the classes' shares, in nats: the loss of a model that knows nothing else."""
-    shares = np.unique(labels, return_counts=True)[1] / len(labels)
-    return float(-(shares * np.log(shares)).sum())
 
 
 def _thin(logits: Tensor, labels: Tensor) -> Tensor:

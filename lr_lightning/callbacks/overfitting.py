@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lr_lightning.callbacks.batch_loss import batch_loss
 from lr_lightning.callbacks.diverged import Diverged
-from lr_lightning.callbacks.effective_lr import effective_lr
+from lr_lightning.callbacks.effective_lr import first_lr
 from lr_lightning.callbacks.figures import log_figure, log_tags, log_text
 from lr_lightning.callbacks.measure import (
     WITH_LOGITS,
@@ -24,20 +24,19 @@ from lr_lightning.callbacks.measure import (
     can_measure,
     classification_loss,
     default_loss,
-    entropy,
 )
 from lr_lightning.callbacks.points import packed, unpacked
 from lr_lightning.callbacks.probe import default_probe
 from lr_lightning.callbacks.ranks import mean_over_ranks
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.callbacks.validation_pass import ValidationLosses
+from lr_lightning.diagnosis.calibration import entropy
+from lr_lightning.diagnosis.gaps import gaps
 from lr_lightning.diagnosis.history import History, Point
-from lr_lightning.diagnosis.prechelt import STRIP, generalization_loss, progress_quotient, successive_rises
 from lr_lightning.diagnosis.verdict import Verdict, diagnose
+from lr_lightning.range_test.loaders import on_device
 
 __all__ = ["OverfittingMonitor", "can_measure", "classification_loss"]
-
-_MOST_PQ = 1e6  # in place of infinity, where the training made no progress at all
 
 
 class OverfittingMonitor(Callback):
@@ -182,9 +181,8 @@ class OverfittingMonitor(Callback):
             probe = self._measure(trainer, pl_module)
         if probe is None:
             return
-        point = self._point(trainer, probe, val)
-        self._points.append(point)
-        metrics = {**self._gaps(point), **calibration(val, probe)}
+        self._points.append(self._point(trainer, probe, val))
+        metrics = {**gaps(self._points), **calibration(val, probe)}
         self._overconfident = bool(metrics.get("overfit/overconfident"))
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # they are equal on all ranks already
 
@@ -199,11 +197,8 @@ class OverfittingMonitor(Callback):
             self._drawn = self.probe if self.probe is not None else default_probe(trainer, self.seed)
         gathered = Gathered(self.keep)
         for batch in self._drawn or ():
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             with trainer.precision_plugin.forward_context():
-                gathered.add(self.loss(pl_module, batch))
+                gathered.add(self.loss(pl_module, on_device(trainer, batch)))
         probe = gathered.finish(trainer, pl_module.device)  # of all ranks: this one's share may be empty
         if self._chance is None and probe is not None and probe.labels is not None:
             self._chance = entropy(probe.labels)
@@ -212,12 +207,11 @@ class OverfittingMonitor(Callback):
     def _point(self, trainer: Trainer, probe: Sample, val: Sample | None) -> Point:
         if not isinstance(self._first_loss, float):
             self._first_loss = mean_over_ranks(trainer, self._first_loss)
-        lr = float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else None
         val_loss, val_acc = (val.loss, val.acc) if val else [_logged(trainer, key) for key in ("val/loss", "val/acc")]
         return Point(
             epoch=_epoch(trainer),
             step=updates_made(trainer),
-            lr=lr,
+            lr=first_lr(trainer),
             val_loss=math.nan if val_loss is None else val_loss,
             probe_loss=probe.loss,
             val_acc=val_acc,
@@ -227,20 +221,6 @@ class OverfittingMonitor(Callback):
             val_size=val.size if val else None,
             probe_size=probe.size,
         )
-
-    def _gaps(self, point: Point) -> dict[str, float]:
-        metrics: dict[str, float | None] = {"probe/loss": point.probe_loss, "probe/acc": point.probe_acc}
-        val = [p.val_loss for p in self._points]
-        if not math.isnan(point.val_loss) or point.val_losses is not None:
-            metrics["overfit/gap_loss"] = point.val_loss - point.probe_loss
-            metrics["overfit/gl"] = _finite(generalization_loss(val))
-            # From the first validation on, since what is monitored must be there: a first strip is as long as it is.
-            quotient = progress_quotient(val, [p.probe_loss for p in self._points], min(STRIP, len(val)))
-            metrics["overfit/pq"] = 0.0 if math.isnan(quotient) else min(quotient, _MOST_PQ)
-            metrics["overfit/up"] = float(successive_rises(val))
-        if point.val_acc is not None and point.probe_acc is not None:
-            metrics["overfit/gap_acc"] = point.probe_acc - point.val_acc
-        return {key: value for key, value in metrics.items() if value is not None}
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -301,10 +281,6 @@ class OverfittingMonitor(Callback):
 def _logged(trainer: Trainer, key: str) -> float | None:
     """What the module has logged, the mean of the ranks that have."""
     return mean_over_ranks(trainer, trainer.callback_metrics.get(key))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _epoch(trainer: Trainer) -> float:

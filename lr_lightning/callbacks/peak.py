@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.range_test.param_groups import peak, put
 
 __all__ = ["is_cyclical", "rate_ratios", "reference_rate", "set_default_rate", "set_module_rate", "set_peak"]
@@ -61,7 +62,7 @@ def _peaks(trainer: Trainer) -> list[float]:
 
 def is_cyclical(trainer: Trainer) -> bool:
     """Whether the rate is to go up and down between a base_lr and a max_lr."""
-    ours = any(callback.has_base for callback in _callbacks(trainer))
+    ours = any(callback.has_base for callback in callbacks_of(trainer, LRSchedule))
     return ours or any(hasattr(scheduler, "max_lrs") for scheduler in _schedulers(trainer))
 
 
@@ -101,7 +102,7 @@ def set_peak(
             put(group, name, _scaled(value, old, lr))
     _set_cyclic_base(trainer, old, lr, base_lr)
     set_default_rate(optimizer, old, lr)
-    for callback in _callbacks(trainer):
+    for callback in callbacks_of(trainer, LRSchedule):
         if base_lr is not None and callback.has_base:
             callback.set_base(base_lr / lr)
     set_module_rate(module, lr, attribute)
@@ -150,10 +151,6 @@ def _set_cyclic_base(trainer: Trainer, old: float, lr: float, base_lr: float | N
         for group, low in zip(trainer.optimizers[0].param_groups, scheduler.base_lrs, strict=True):
             put(group, "lr", low)
             put(group, "initial_lr", low)
-
-
-def _callbacks(trainer: Trainer) -> list[LRSchedule]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, LRSchedule)]  # type: ignore[attr-defined]
 
 
 def _schedulers(trainer: Trainer) -> list[Any]:

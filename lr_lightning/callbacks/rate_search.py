@@ -3,22 +3,34 @@
 import logging
 import time
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lr_lightning.callbacks.figures import give, log_figure, log_text
-from lr_lightning.callbacks.peak import is_cyclical, reference_rate, set_default_rate, set_module_rate, set_peak
+from lr_lightning.callbacks.peak import (
+    is_cyclical,
+    rate_ratios,
+    reference_rate,
+    set_default_rate,
+    set_module_rate,
+    set_peak,
+)
+from lr_lightning.callbacks.trainer_clock import accumulation
+from lr_lightning.range_test.bench import Bench
 from lr_lightning.range_test.support import check_optimization
-from lr_lightning.schedules.base import check_number
+from lr_lightning.range_test.validation import Validation
+from lr_lightning.schedules.base import check_choice, check_count, check_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Found", "RateSearch", "check_range"]
+__all__ = ["Found", "Metric", "RateSearch"]
 
 log = logging.getLogger(__name__)
+
+Metric = Literal["loss", "val_loss", "accuracy"]
 
 
 class Found(Protocol):
@@ -61,7 +73,13 @@ class RateSearch(Callback):
     """Search for a peak rate before a fit, and train with it.
 
     Args:
+        min_lr: The lowest rate, > 0.
+        max_lr: The highest rate, > ``min_lr``.
+        metric: What is measured.
+        repeats: Measurements with other batches and random numbers, from the same start, >= 1.
         apply: Whether to train with what was found.
+        val_batches: How many validation batches, where ``metric`` needs them, >= 1.
+        monitor: The name under which the module logs that metric, if it is not a usual one.
         attribute: The name of the module's own rate, if it is not ``lr`` or ``learning_rate``.
         progress: Whether to show a progress bar on a terminal.
     """
@@ -71,10 +89,27 @@ class RateSearch(Callback):
     artifact: str
     """Name of figure and points among a run's artifacts, without suffix."""
 
-    def __init__(self, apply: bool, attribute: str | None, progress: bool) -> None:
+    def __init__(
+        self,
+        min_lr: float,
+        max_lr: float,
+        metric: Metric,
+        repeats: int,
+        apply: bool,
+        val_batches: int,
+        monitor: str | None,
+        attribute: str | None,
+        progress: bool,
+    ) -> None:
         super().__init__()
+        _check_range(min_lr, max_lr)
+        check_choice("metric", metric, get_args(Metric))
+        check_count("repeats", repeats, 1)
+        check_count("val_batches", val_batches, 1)
         if not isinstance(apply, bool):
             raise ValueError(f"apply must be True or False, got {apply!r}")
+        self.min_lr, self.max_lr, self.metric, self.repeats = float(min_lr), float(max_lr), metric, repeats
+        self.val_batches, self.monitor = val_batches, monitor
         self.apply, self.attribute, self.progress = apply, attribute, progress
         self._forget()
 
@@ -198,12 +233,22 @@ class RateSearch(Callback):
     def _artifact(self, found: Found) -> str:
         return self.artifact
 
+    def _bench(self, trainer: Trainer, module: LightningModule, reference: float, started: bool = False) -> Bench:
+        accumulate = accumulation(trainer)[0](trainer.current_epoch)
+        return Bench(trainer, module, rate_ratios(trainer, reference), accumulate, started=started)
+
+    def _validation(self, bench: Bench) -> Validation | None:
+        """What measures the metric; None where it is the training loss."""
+        if self.metric == "loss":
+            return None
+        return Validation(bench, self.metric, batches=self.val_batches, monitor=self.monitor)
+
     def _no_bar(self, trainer: Trainer) -> bool | None:
         """What tqdm calls ``disable``; None: only where there is no terminal."""
         return None if self.progress and trainer.is_global_zero and trainer.progress_bar_callback is not None else True
 
 
-def check_range(min_lr: float, max_lr: float) -> None:
+def _check_range(min_lr: float, max_lr: float) -> None:
     """Refuse what is no range of rates.
 
     Raises:

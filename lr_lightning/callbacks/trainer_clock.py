@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
+from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.schedules import Clock
 from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
 
@@ -44,9 +45,8 @@ def updates_made(trainer: Trainer) -> int:
 
 def _updates(trainer: Trainer, max_epochs: int) -> list[int] | None:
     """Updates in each epoch; without a last one, up to where they stay the same. None: the loader has no length."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, BatchSizeSchedule):
-            return callback.updates(trainer)
+    for growing in callbacks_of(trainer, BatchSizeSchedule):
+        return growing.updates(trainer)
     batches = trainer.num_training_batches
     if math.isinf(batches):
         return None
@@ -57,8 +57,7 @@ def _updates(trainer: Trainer, max_epochs: int) -> list[int] | None:
 
 def accumulation(trainer: Trainer) -> tuple[Callable[[int], int], int]:
     """Batches for one update in each epoch, and the first epoch from which that stays the same."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            return callback.get_accumulate_grad_batches, max(callback.scheduling)
+    for scheduler in callbacks_of(trainer, GradientAccumulationScheduler):
+        return scheduler.get_accumulate_grad_batches, max(scheduler.scheduling)
     factor = int(trainer.accumulate_grad_batches)
     return (lambda epoch: factor), 0

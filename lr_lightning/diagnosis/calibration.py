@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Scaling", "fit_temperature", "scale_gap", "scaled_losses"]
+__all__ = ["Scaling", "entropy", "fit_temperature", "scale_gap", "scaled_losses"]
 
 Floats = NDArray[np.float64]
 _RANGE = (-5.0, 5.0)  # of log T: beyond it every prediction is uniform, or as sharp as can be
@@ -121,9 +121,14 @@ def scale_gap(
     gap = _gap(val, probe)
     noise = float(np.sqrt(val.var() / len(val) + probe.var() / len(probe)))
     gone = before > 2 * noise and gap <= max(2 * noise, 0.1 * before)
-    shares = np.unique(val_labels, return_counts=True)[1] / len(val_labels)
-    knows = val.mean() < 0.9 * float(-(shares * np.log(shares)).sum())
+    knows = val.mean() < 0.9 * entropy(val_labels)
     return Scaling(temperature, float(val.mean()), gap, noise, bool(temperature > 1 and gone and knows))
+
+
+def entropy(labels: NDArray[np.integer]) -> float:
+    """The entropy of the classes' shares, in nats: the loss of a model that knows nothing else."""
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float(-(shares * np.log(shares)).sum())
 
 
 def _gap(val: Floats, probe: Floats) -> float:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
-from lr_lightning.callbacks.effective_lr import effective_lr
+from lr_lightning.callbacks.effective_lr import first_lr
+from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.callbacks.step_recorder import StepRecorder
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 
@@ -50,9 +51,8 @@ class RunProgress(ProgressBar):
         """Start the bar at the step the run starts from."""
         self._started, self._first_step = time.monotonic(), trainer.global_step
         self._total = trainer_clock(trainer).total or 0
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, BatchSizeSchedule) and self.style != "none":
-                self.console.print(callback.describe(trainer), highlight=False, soft_wrap=True, markup=False)
+        for growing in callbacks_of(trainer, BatchSizeSchedule) if self.style != "none" else ():
+            self.console.print(growing.describe(trainer), highlight=False, soft_wrap=True, markup=False)
         if self.style != "bar":
             return
         self._bar = Progress(
@@ -108,12 +108,13 @@ class RunProgress(ProgressBar):
 
     def _metrics(self, trainer: Trainer) -> str:
         parts = []
-        recorder = next((c for c in trainer.callbacks if isinstance(c, StepRecorder)), None)  # type: ignore[attr-defined]
+        recorder = next(iter(callbacks_of(trainer, StepRecorder)), None)
         if recorder is not None and recorder.last_loss is not None:
             parts.append(f"train {recorder.last_loss:.4f}")
         parts += [f"{name} {self._validated[key]:.4f}" for key, name in _SHOWN.items() if key in self._validated]
-        if trainer.optimizers:
-            parts.append(f"lr {float(effective_lr(trainer.optimizers[0].param_groups[0])):.3g}")
+        lr = first_lr(trainer)
+        if lr is not None:
+            parts.append(f"lr {lr:.3g}")
         return "  ".join(parts)
 
     def _stop(self) -> None:
