@@ -11,7 +11,7 @@ import yaml
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
-from lr_lightning.tracking.wal import write_atomically
+from lr_lightning.tracking.files import write_atomically
 
 LAST = "last.ckpt"
 """Name of the checkpoint a run is resumed from, in the output folder's `checkpoints/`."""

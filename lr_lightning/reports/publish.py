@@ -8,8 +8,9 @@ from datetime import datetime
 from pathlib import Path
 
 from lr_lightning.tracking import Store
+from lr_lightning.tracking.files import write_atomically
+from lr_lightning.tracking.runs import JOB_TAG
 from lr_lightning.tracking.view import REPORT_NAME
-from lr_lightning.tracking.wal import write_atomically
 
 JOB = "compare"
 """Value of the tag ``job`` of a comparison's own run, which keeps it out of every later one."""
@@ -56,7 +57,7 @@ def log_to_store(
         TrackingError: The artifacts cannot be written.
     """
     tags = {
-        "job": JOB,
+        JOB_TAG: JOB,
         "compare.by": by,
         "compare.filter": filter_string or "-",
         "compare.runs": str(runs),

@@ -20,7 +20,7 @@ from lr_lightning.search.progress import in_words, values
 from lr_lightning.search.settings import Search
 from lr_lightning.search.storage import patient
 from lr_lightning.search.study import Standing, Study
-from lr_lightning.tracking.wal import write_atomically
+from lr_lightning.tracking.files import write_atomically
 
 __all__ = ["best_command", "conclude", "importances", "write_table"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from lr_lightning.search.run import STORAGE, Result, Task, earlier
-from lr_lightning.tracking.wal import write_atomically
+from lr_lightning.tracking.files import write_atomically
 
 __all__ = ["RunProcess"]
 

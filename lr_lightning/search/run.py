@@ -20,7 +20,7 @@ from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.output import LAST
 from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.search.watch import Judge, TrialWatch
-from lr_lightning.tracking.wal import write_atomically
+from lr_lightning.tracking.files import write_atomically
 
 __all__ = ["RESULT", "STORAGE", "Result", "Task", "earlier", "objective_of", "run"]
 

@@ -13,6 +13,7 @@ import yaml
 
 from lr_lightning.tracking.base import RunLogger
 from lr_lightning.tracking.buffer import SUMMARY
+from lr_lightning.tracking.files import append_bytes, cut_torn_line, write_atomically
 from lr_lightning.tracking.state import refuse_other_run
 from lr_lightning.tracking.wal import (
     Artifact,
@@ -22,9 +23,6 @@ from lr_lightning.tracking.wal import (
     Record,
     Status,
     Tag,
-    append_bytes,
-    cut_torn_line,
-    write_atomically,
 )
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from lr_lightning.tracking.errors import StoreUnavailable, TrackingError
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
 from lr_lightning.tracking.rates import write_rates
 from lr_lightning.tracking.runs import JOB_TAG
-from lr_lightning.tracking.sender import Sender, SenderThread
+from lr_lightning.tracking.sender import Sender
+from lr_lightning.tracking.sender_thread import SenderThread
 from lr_lightning.tracking.state import LOG_NAME, SendState, load_state, refuse_other_run, unique_dir
 from lr_lightning.tracking.store import Store
 from lr_lightning.tracking.wal import History, MetricLog, Record

@@ -148,7 +148,7 @@ def read_curves(store: Store, runs: Sequence[Run], keys: Iterable[str]) -> None:
     if not runs or not wanted:
         return
     if store.artifact_root is not None:
-        from lr_lightning.tracking.bulk import TablesDiffer, read_rows
+        from lr_lightning.tracking.table_rows import TablesDiffer, read_rows
 
         try:
             for run, key, rows in read_rows(store, runs, wanted):
@@ -156,7 +156,7 @@ def read_curves(store: Store, runs: Sequence[Run], keys: Iterable[str]) -> None:
             return
         except TablesDiffer:
             pass
-    from lr_lightning.tracking.history import ask_rows
+    from lr_lightning.tracking.client_rows import ask_rows
 
     for run, key, rows in ask_rows(store, runs, wanted):
         run.curves[key] = _curve(*rows)

@@ -11,6 +11,7 @@ import webbrowser
 from pathlib import Path
 
 from lr_lightning.tracking.errors import StoreUnavailable, TrackingError
+from lr_lightning.tracking.runs import experiments
 from lr_lightning.tracking.store import Store, open_store, prepare_mlflow
 from lr_lightning.tracking.view import chart_page, keep_view, runs_shown
 
@@ -41,19 +42,19 @@ def serve(root: Path, uri: str | None, port: int, experiment: str | None = None,
     store = open_store(root, uri)
     if store.artifact_root is None:
         raise TrackingError(f"--uri: {store.public_uri} is a server already; open it in a browser.")
-    experiments = _newest_first(store)
+    newest = _newest_first(store)
     if experiment is not None:
-        if experiment not in experiments:
-            known = ", ".join(sorted(experiments)) or "none"
+        if experiment not in newest:
+            known = ", ".join(sorted(newest)) or "none"
             raise TrackingError(f"--experiment: {store.public_uri} has no experiment {experiment!r}. It has: {known}.")
-        experiments = {experiment: experiments[experiment]}
+        newest = {experiment: newest[experiment]}
     free = free_port(port)
     server = f"http://{HOST}:{free}"
     if free != port:
         print(f"port {port} is in use, so this is port {free}")
     links = {
         name: chart_page(server, key, view=keep_view(store, key, runs_shown(store, key)))
-        for name, key in list(experiments.items())[:_MOST_LINKS]
+        for name, key in list(newest.items())[:_MOST_LINKS]
     }
     print(f"MLflow UI on {server}/#/experiments?workflowType=machine_learning (Ctrl-C stops it)")
     for name, link in links.items():
@@ -73,9 +74,8 @@ def serve(root: Path, uri: str | None, port: int, experiment: str | None = None,
 
 def _newest_first(store: Store) -> dict[str, str]:
     """Name to id of the experiments with runs, that of the newest run first; of a new store, none."""
-    found = store.call("search_experiments", max_results=1000)
-    names = {str(experiment.experiment_id): experiment.name for experiment in found}
     starts: dict[str, int] = {}
+    names = {key: name for name, key in experiments(store).items()}
     for key in names:
         newest = store.call("search_runs", [key], max_results=1, order_by=["attributes.start_time DESC"])
         if newest:

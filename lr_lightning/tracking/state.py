@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lr_lightning.tracking.errors import TrackingError
-from lr_lightning.tracking.wal import write_atomically
+from lr_lightning.tracking.files import write_atomically
 
 LOG_NAME = "metrics.jsonl"
 STATE_NAME = "metrics.sent"

@@ -1,6 +1,7 @@
 """The MLflow store: where it is, how it is made, and what its errors mean.
 
-This module, ``sender`` and ``history`` are the only places that import MLflow, and they do so late: it takes seconds.
+This module, ``sender`` and ``client_rows`` are the only places that import MLflow, and they do so late: it takes
+seconds.
 """
 
 import logging

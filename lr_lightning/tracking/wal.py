@@ -6,11 +6,12 @@ sent can be sent later, and a resumed run finds in it what is stored already.
 
 import json
 import os
-import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from lr_lightning.tracking.files import append_bytes, cut_torn_line
 
 _encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
@@ -123,33 +124,6 @@ class History:
                 self.last_time = max(self.last_time, time)
 
 
-def cut_torn_line(path: Path) -> int:
-    """Cut a last line without newline, which a process killed in mid-write leaves; give the file's size.
-
-    Args:
-        path: A text file of lines.
-
-    Returns:
-        Size in bytes after the cut; 0 where there is no file.
-    """
-    if not path.exists():
-        return 0
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        keep = end
-        while keep > 0:
-            start = max(0, keep - 65536)
-            file.seek(start)
-            newline = file.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        if keep < end:
-            file.truncate(keep)
-        return keep
-
-
 class MetricLog:
     """Append-only log of records, one JSON object a line.
 
@@ -222,10 +196,6 @@ class MetricLog:
             offset = found[-1][1]
         return history
 
-    def last_steps(self) -> Mapping[str, int]:
-        """Give the highest stored step of each metric."""
-        return self.history().last_steps
-
     def count(self, offset: int) -> int:
         """Count the records behind ``offset``."""
         total = 0
@@ -233,30 +203,3 @@ class MetricLog:
             total += len(found)
             offset = found[-1][1]
         return total
-
-
-def append_bytes(path: Path, data: bytes) -> None:
-    """Append ``data`` with as few writes as the system allows; undo what was written if one fails."""
-    if not data:
-        return
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        start = os.fstat(descriptor).st_size
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(descriptor, view) :]
-        except OSError:
-            os.ftruncate(descriptor, start)
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace the file at ``path`` by ``text`` in one step: a reader sees the old or the new content, never half."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # two writers, two files
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)

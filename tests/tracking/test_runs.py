@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lr_lightning.tracking import Store, TrackingError, bulk, history, open_store
+from lr_lightning.tracking import Store, TrackingError, client_rows, open_store, table_rows
 from lr_lightning.tracking import store as store_module
 from lr_lightning.tracking.runs import Run, experiments, read_curves, read_runs
 
@@ -55,9 +55,9 @@ def test_mlflows_client_gives_the_same(filled: Store, monkeypatch: pytest.Monkey
     fast = curves(read(filled))
 
     def differ(*args: object) -> None:
-        raise bulk.TablesDiffer("another MLflow")
+        raise table_rows.TablesDiffer("another MLflow")
 
-    monkeypatch.setattr(bulk, "read_rows", differ)
+    monkeypatch.setattr(table_rows, "read_rows", differ)
     assert curves(read(filled)) == fast
 
 
@@ -94,10 +94,10 @@ def test_a_server_gives_the_same(
 ) -> None:
     expected = curves(read(filled))
     for name, value in limits.items():
-        monkeypatch.setattr(history, name, value)
+        monkeypatch.setattr(client_rows, name, value)
     asked: list[str] = []
-    one = history._client
-    monkeypatch.setattr(history, "_client", lambda store, run, key: (asked.append(key), one(store, run, key))[1])
+    one = client_rows._client
+    monkeypatch.setattr(client_rows, "_client", lambda store, run, key: (asked.append(key), one(store, run, key))[1])
     assert curves(read(served)) == expected
     assert len(asked) == client_calls
 
@@ -107,22 +107,22 @@ def test_rows_that_a_server_leaves_out_are_noticed(
 ) -> None:
     """A server may give fewer rows than it was asked for, without a word: then the newest value is missing."""
     expected = curves(read(filled))
-    whole = history._bulk
+    whole = client_rows._bulk
 
-    def cut(store: Store, ids: list[str], key: str) -> dict[str, history.Rows]:
+    def cut(store: Store, ids: list[str], key: str) -> dict[str, client_rows.Rows]:
         found = whole(store, ids, key)
         assert found is not None
         return {name: (step[:2], value[:2], time[:2]) for name, (step, value, time) in found.items()}
 
-    monkeypatch.setattr(history, "_bulk", cut)
+    monkeypatch.setattr(client_rows, "_bulk", cut)
     assert curves(read(served)) == expected
 
 
 def test_tables_that_are_not_there_are_noticed(filled: Store, tmp_path: Path) -> None:
     runs = read_runs(filled, [experiments(filled)["x"]])
     other = open_store(tmp_path / "other", f"sqlite:///{tmp_path}/empty.db")
-    with pytest.raises(bulk.TablesDiffer):
-        list(bulk.read_rows(other, runs, KEYS))
+    with pytest.raises(table_rows.TablesDiffer):
+        list(table_rows.read_rows(other, runs, KEYS))
 
 
 def test_a_filter_that_is_not_understood_is_named(filled: Store) -> None:

@@ -73,7 +73,7 @@ def test_history_knows_highest_steps_first_params_and_last_status(tmp_path: Path
         [Metric("a", 1.0, 5, 10), Metric("a", 2.0, 3, 20), Param("p", "1"), Param("p", "2"), Status("KILLED", 30)]
     )
     history = log.history()
-    assert log.last_steps() == {"a": 5}
+    assert log.history().last_steps == {"a": 5}
     assert history.last_values == {"a": 2.0}
     assert history.params == {"p": "1"}
     assert (history.status, history.last_time) == ("KILLED", 30)

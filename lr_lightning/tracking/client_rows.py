@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lr_lightning.tracking.bulk import Rows
 from lr_lightning.tracking.store import Store, explain
+from lr_lightning.tracking.table_rows import Rows
 
 if TYPE_CHECKING:
     from lr_lightning.tracking.runs import Run

@@ -1,0 +1,61 @@
+"""Writes that leave no half behind: whole lines at the end of a file, and a file replaced in one step."""
+
+import os
+import threading
+from pathlib import Path
+
+__all__ = ["append_bytes", "cut_torn_line", "write_atomically"]
+
+
+def cut_torn_line(path: Path) -> int:
+    """Cut a last line without newline, which a process killed in mid-write leaves; give the file's size.
+
+    Args:
+        path: A text file of lines.
+
+    Returns:
+        Size in bytes after the cut; 0 where there is no file.
+    """
+    if not path.exists():
+        return 0
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep = end
+        while keep > 0:
+            start = max(0, keep - 65536)
+            file.seek(start)
+            newline = file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep < end:
+            file.truncate(keep)
+        return keep
+
+
+def append_bytes(path: Path, data: bytes) -> None:
+    """Append ``data`` with as few writes as the system allows; undo what was written if one fails."""
+    if not data:
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        start = os.fstat(descriptor).st_size
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(descriptor, view) :]
+        except OSError:
+            os.ftruncate(descriptor, start)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
+    """Replace the file at ``path`` by ``text`` in one step: a reader sees the old or the new content, never half."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # two writers, two files
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(temporary, path)
