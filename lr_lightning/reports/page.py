@@ -17,8 +17,8 @@ from markupsafe import Markup
 from lr_lightning.diagnosis.targets import Target
 from lr_lightning.reports import tables, words
 from lr_lightning.reports.axes import AXES
-from lr_lightning.reports.figures import Figure, Floats, Trace
 from lr_lightning.reports.groups import Outcome
+from lr_lightning.reports.traces import Figure, Floats, Trace
 from lr_lightning.tracking.colours import Style
 from lr_lightning.tracking.runs import Run
 
@@ -66,18 +66,10 @@ def render(
         base: Address of the MLflow server that links lead to.
     """
     template_files = files("lr_lightning.reports") / "template"
-    js = (template_files / "report.js").read_text("utf-8")
-    plotly = ""
-    if drawn:
-        from plotly.offline import get_plotlyjs
-
-        plotly = str(get_plotlyjs())
-    groups, pairs = tables.group_table(outcome, target), tables.comparison_table(outcome)
-    runs, of = tables.run_table(outcome)
+    js, plotly = (template_files / "report.js").read_text("utf-8"), _plotly() if drawn else ""
     environment = Environment(
         loader=PackageLoader("lr_lightning.reports", "template"), autoescape=True, undefined=StrictUndefined
     )
-    swatches = [_swatch(styles[group.name]) for group in outcome.groups]
     return environment.get_template("report.html.j2").render(
         title=words.plain(title),
         facts=words.plain(facts),
@@ -89,40 +81,63 @@ def render(
         hashes=Markup(" ".join(f"'sha256-{_hash(script)}'" for script in (plotly, js))),
         data=Markup(_safe_json({"axes": AXES, "figures": [_figure(figure) for figure in drawn]})),
         axes=list(AXES.items()),
-        group_columns=groups.columns,
-        group_rows=[
-            {"name": row[0], "cells": row[1:], "swatch": swatch}
-            for row, swatch in zip(groups.rows, swatches, strict=True)
-        ],
-        group_note="Ordered by the mean, which is no finding by itself." if len(groups.rows) > 1 else "",
-        comparison_columns=pairs.columns,
-        comparison_rows=pairs.rows,
-        comparison_note=(
-            "By the best validation value, not the test metric: choosing by the test set would use it up. "
-            "An interval that leaves out 0 is no finding where there are too few seeds."
-        ),
         figures=[
             {
                 "id": figure.id,
                 "title": figure.title,
                 "note": figure.note,
                 "height": 80 + 240 * len(figure.panels),
-                "legend": _own_legend(figure, styles),
+                "legend": _own_legend(figure),
             }
             for figure in drawn
         ],
-        differed_note=f"{tables.differed_note(outcome)} Links lead to {base}, where `make ui` serves a local store.",
-        run_columns=runs.columns,
-        run_rows=[
+        methods=METHODS,
+        **_groups(outcome, styles, target),
+        **_runs(outcome, left, base),
+    )
+
+
+def _groups(outcome: Outcome, styles: dict[str, Style], target: Target | None) -> dict[str, object]:
+    """The tables of the groups and of their comparisons."""
+    groups, pairs = tables.group_table(outcome, target), tables.comparison_table(outcome)
+    swatches = [_swatch(styles[group.name]) for group in outcome.groups]
+    return {
+        "group_columns": groups.columns,
+        "group_rows": [
+            {"name": row[0], "cells": row[1:], "swatch": swatch}
+            for row, swatch in zip(groups.rows, swatches, strict=True)
+        ],
+        "group_note": "Ordered by the mean, which is no finding by itself." if len(groups.rows) > 1 else "",
+        "comparison_columns": pairs.columns,
+        "comparison_rows": pairs.rows,
+        "comparison_note": (
+            "By the best validation value, not the test metric: choosing by the test set would use it up. "
+            "An interval that leaves out 0 is no finding where there are too few seeds."
+        ),
+    }
+
+
+def _runs(outcome: Outcome, left: Sequence[tuple[Run, str]], base: str) -> dict[str, object]:
+    """The tables of the runs and of those that were left out."""
+    runs, of = tables.run_table(outcome)
+    return {
+        "differed_note": f"{tables.differed_note(outcome)} Links lead to {base}, where `make ui` serves a local store.",
+        "run_columns": runs.columns,
+        "run_rows": [
             {"name": row[0], "cells": row[1:], "link": tables.link(base, run)}
             for row, run in zip(runs.rows, of, strict=True)
         ],
-        left_rows=[
+        "left_rows": [
             {"name": words.plain(run.name), "why": words.plain(why), "link": tables.link(base, run)}
             for run, why in left
         ],
-        methods=METHODS,
-    )
+    }
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
 
 
 def _hash(text: str) -> str:
@@ -174,7 +189,7 @@ def _packed(values: Floats) -> str:
     return base64.b64encode(np.asarray(values, "<f4").tobytes()).decode("ascii")
 
 
-def _own_legend(figure: Figure, styles: dict[str, Style]) -> list[dict[str, object]]:
+def _own_legend(figure: Figure) -> list[dict[str, object]]:
     """A legend below a figure whose lines are not the groups."""
     names = {
         trace.name: trace.style for trace in figure.traces if trace.group < 0 and trace.kind not in ("front", "range")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lr_lightning.reports import words
-from lr_lightning.reports.figures import Figure, Place, Trace
+from lr_lightning.reports.traces import Figure, Place, Trace
 
 _DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 _MARKS = {"circle": "o", "square": "s", "diamond": "D", "cross": "P", "x": "X", "triangle-up": "^", "star": "*"}

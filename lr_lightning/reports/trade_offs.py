@@ -1,17 +1,19 @@
 """Two figures about choices: what accuracy costs, and how much the result depends on the peak rate."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lr_lightning.diagnosis.compare import pareto_front
-from lr_lightning.diagnosis.good_band import good_band
+from lr_lightning.diagnosis.good_band import GoodBand, good_band
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports.axes import AXES
-from lr_lightning.reports.figures import FRONT, Figure, Place, Trace
 from lr_lightning.reports.groups import Outcome
 from lr_lightning.reports.measure import Measured, group_of
+from lr_lightning.reports.traces import FRONT, Figure, Place, Trace
 from lr_lightning.tracking.colours import Style, styles
 
 RATE = ("optimizer.lr", "lr")
@@ -71,24 +73,53 @@ def accuracy_against_cost(outcome: Outcome, looks: dict[str, Style]) -> Figure |
     return figure
 
 
+@dataclass(eq=False)
+class _Line:
+    """What the runs of one schedule came to, by peak rate.
+
+    Attributes:
+        found: Peak rate to seed to the bests of its runs.
+        lost: Peak rate and best of the runs that diverged or were pruned.
+    """
+
+    found: dict[float, dict[str, list[float]]] = field(default_factory=dict)
+    lost: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, m: Measured) -> None:
+        if m.counts:
+            self.found.setdefault(m.peak, {}).setdefault(m.seed or m.run.id, []).append(m.best)
+        elif m.state in ("diverged", "pruned"):
+            self.lost.append((m.peak, m.best))
+
+    def over_seeds(self) -> Place:
+        """Mean and interval at each rate."""
+        rates = sorted(self.found)
+        means = [mean_ci([float(np.mean(bests)) for bests in self.found[rate].values()]) for rate in rates]
+        low, high = np.array([m.low for m in means]), np.array([m.high for m in means])
+        return Place(np.array(rates), np.array([m.mean for m in means]), low, high)
+
+    def good_band(self, higher: bool) -> GoodBand | None:
+        """The rates as good as the best; one at which all runs were lost is the worst there is."""
+        means = {
+            rate: float(np.mean([v for seed in seeds.values() for v in seed])) for rate, seeds in self.found.items()
+        }
+        # A point of accuracy, or a tenth of the best loss.
+        tolerance = 0.01 if higher else 0.1 * abs(min(filter(math.isfinite, means.values()), default=0.0))
+        means |= {rate: -math.inf if higher else math.inf for rate, _ in self.lost if rate not in means}
+        return good_band([*means], [*means.values()], higher=higher, tolerance=tolerance)
+
+
 def sensitivity(outcome: Outcome, looks: dict[str, Style], by: Sequence[str]) -> Figure | None:
     """The objective over the peak rate, for each schedule, where a sweep has more than one rate."""
     if outcome.objective is None:
         return None
     rest = [key for key in by if key not in (*RATE, "trial")] or ["schedule"]
-    lines: dict[str, dict[float, dict[str, list[float]]]] = {}
-    lost: dict[str, list[tuple[float, float]]] = {}
-    for group in outcome.groups:
-        for m in group.runs:
-            # a rate that a range test found varies with the seed: it is no rate of a sweep
-            if not math.isfinite(m.peak) or m.peak <= 0 or "lr_finder.lr" in m.run.params:
-                continue
-            if m.counts:
-                seeds = lines.setdefault(group_of(m.run, rest), {}).setdefault(m.peak, {})
-                seeds.setdefault(m.seed or m.run.id, []).append(m.best)
-            elif m.state in ("diverged", "pruned"):
-                lost.setdefault(group_of(m.run, rest), []).append((m.peak, m.best))
-    lines = {name: peaks for name, peaks in lines.items() if len(peaks) + len(lost.get(name, [])) > 1}
+    every: dict[str, _Line] = defaultdict(_Line)
+    for m in (m for group in outcome.groups for m in group.runs):
+        # a rate that a range test found varies with the seed: it is no rate of a sweep
+        if math.isfinite(m.peak) and m.peak > 0 and "lr_finder.lr" not in m.run.params:
+            every[group_of(m.run, rest)].add(m)
+    lines = {name: line for name, line in every.items() if line.found and len(line.found) + len(line.lost) > 1}
     if not lines:
         return None
     index = {group.name: i for i, group in enumerate(outcome.groups)}
@@ -101,46 +132,29 @@ def sensitivity(outcome: Outcome, looks: dict[str, Style], by: Sequence[str]) ->
         x_title="peak learning rate",
         log_x=True,
     )
-    for name, peaks in sorted(lines.items()):
-        xs = sorted(peaks)
-        found = [mean_ci([float(np.mean(v)) for v in peaks[x].values()]) for x in xs]
-        place = Place(
-            np.array(xs),
-            np.array([m.mean for m in found]),
-            np.array([m.low for m in found]),
-            np.array([m.high for m in found]),
-        )
-        figure.traces.append(Trace(name, index.get(name, -1), own[name], "mean", {"": place}))
-    _add_lost(figure, lost, own)
-    _add_bands(figure, outcome, lines, lost, own)
+    for name, line in sorted(lines.items()):
+        figure.traces.append(Trace(name, index.get(name, -1), own[name], "mean", {"": line.over_seeds()}))
+    for name, line in every.items():
+        if name in own:
+            _add_lost(figure, name, line, own[name])
+    _add_bands(figure, lines, own, outcome.higher_is_better)
     return figure
 
 
-def _add_lost(figure: Figure, lost: dict[str, list[tuple[float, float]]], own: dict[str, Style]) -> None:
+def _add_lost(figure: Figure, name: str, line: _Line, style: Style) -> None:
     """A cross where a run diverged or was pruned, at the best it had come to."""
-    for name, points in lost.items():
-        known = [(x, y) for x, y in points if math.isfinite(y)]
-        if known and name in own:
-            x, y = np.array(known).T
-            style = Style(own[name].colour, "solid", "x")
-            figure.traces.append(Trace(f"{name}: diverged or pruned", -1, style, "points", {"": Place(x, y)}))
+    known = [(x, y) for x, y in line.lost if math.isfinite(y)]
+    if known:
+        x, y = np.array(known).T
+        cross = Style(style.colour, "solid", "x")
+        figure.traces.append(Trace(f"{name}: diverged or pruned", -1, cross, "points", {"": Place(x, y)}))
 
 
-def _add_bands(
-    figure: Figure,
-    outcome: Outcome,
-    lines: dict[str, dict[float, dict[str, list[float]]]],
-    lost: dict[str, list[tuple[float, float]]],
-    own: dict[str, Style],
-) -> None:
+def _add_bands(figure: Figure, lines: dict[str, _Line], own: dict[str, Style], higher: bool) -> None:
     """The band of good rates of each line, as a bar at its limit and in words."""
-    higher = outcome.higher_is_better
     said = []
-    for name, peaks in sorted(lines.items()):
-        means = {rate: float(np.mean([v for seed in seeds.values() for v in seed])) for rate, seeds in peaks.items()}
-        means |= {rate: -math.inf if higher else math.inf for rate, _ in lost.get(name, []) if rate not in means}
-        tolerance = _tolerance(str(outcome.objective), [v for v in means.values() if math.isfinite(v)], higher)
-        band = good_band([*means], [*means.values()], higher=higher, tolerance=tolerance)
+    for name, line in sorted(lines.items()):
+        band = line.good_band(higher)
         if band is None:
             continue
         bar = Place(np.array([band.low, band.high]), np.array([band.limit, band.limit]))
@@ -155,8 +169,3 @@ def _add_bands(
             f"smoothed over neighbours from seven rates on: {'; '.join(said)}. Crosses: runs that diverged or were "
             "pruned."
         )
-
-
-def _tolerance(objective: str, values: Sequence[float], higher: bool) -> float:
-    """A point of accuracy, or a tenth of the best loss."""
-    return 0.01 if higher else 0.1 * abs(min(values, default=0.0))
