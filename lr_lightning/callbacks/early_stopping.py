@@ -16,6 +16,7 @@ from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.prechelt import STRIP
 from lr_lightning.diagnosis.stopping import CRITERIA, THRESHOLDS, Phases, stop_reason
+from lr_lightning.schedules.base import check_choice
 
 __all__ = ["ScheduleAwareStopping"]
 
@@ -67,8 +68,7 @@ class ScheduleAwareStopping(EarlyStopping):
         mode: str = "min",
         verbose: bool = True,
     ) -> None:
-        if criterion not in CRITERIA:
-            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+        check_choice("criterion", criterion, CRITERIA)
         for name, count in (("patience", patience), ("strip", strip)):
             if count < 1:
                 raise ValueError(f"{name} must be >= 1, got {count}")

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from lr_lightning.diagnosis.statistics import holm
+from lr_lightning.diagnosis.statistics import holm, mean_ci
 
 __all__ = ["CLAIMS", "Claim", "Row", "Trial", "claims", "matched_gap", "matched_level", "table"]
 
@@ -175,15 +175,8 @@ def table(trials: Sequence[Trial], level: float = 0.95) -> list[Row]:
 
 def _mean(values: Sequence[float], level: float) -> tuple[float, float]:
     """The mean of the finite values, and half the width of its confidence interval."""
-    known = np.array([v for v in values if math.isfinite(v)], np.float64)
-    if known.size == 0:
-        return math.nan, math.nan
-    if known.size == 1:
-        return float(known[0]), math.nan
-    from scipy.stats import t as student
-
-    error = float(known.std(ddof=1)) / math.sqrt(known.size)
-    return float(known.mean()), float(student.ppf((1 + level) / 2, known.size - 1)) * error
+    known = mean_ci([v for v in values if math.isfinite(v)], level)
+    return known.mean, known.half
 
 
 # -- the claims ------------------------------------------------------------------------------------------------------

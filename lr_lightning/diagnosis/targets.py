@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from lr_lightning.diagnosis.cost import OPERATORS, Target, parse_target
+from lr_lightning.diagnosis.cost import OPERATORS, Target
 
-__all__ = ["Reach", "Target", "median_time", "parse_target", "time_to"]
+__all__ = ["Reach", "median_time", "time_to"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from lr_lightning.diagnosis.targets import Target, parse_target
+from lr_lightning.diagnosis.cost import Target, parse_target
 from lr_lightning.reports import names, page, pictures, publish, tables, words
 from lr_lightning.reports.figures import all_figures
 from lr_lightning.reports.groups import Outcome, compare_measured

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lr_lightning.diagnosis.targets import Reach, Target, time_to
+from lr_lightning.diagnosis.cost import Target
+from lr_lightning.diagnosis.targets import Reach, time_to
 from lr_lightning.diagnosis.thinning import setback
 from lr_lightning.reports import names
 from lr_lightning.reports.axes import RunAxes

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lr_lightning.diagnosis.targets import Target
+from lr_lightning.diagnosis.cost import Target
 from lr_lightning.reports import tables, words
 from lr_lightning.reports.axes import AXES
 from lr_lightning.reports.groups import Outcome

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from lr_lightning.diagnosis.targets import Reach, Target
+from lr_lightning.diagnosis.cost import Target
+from lr_lightning.diagnosis.targets import Reach
 from lr_lightning.reports import names, words
 from lr_lightning.reports.groups import Group, Outcome
 from lr_lightning.reports.measure import Measured

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from lr_lightning.diagnosis.targets import Target
+from lr_lightning.diagnosis.cost import Target
 from lr_lightning.reports import tables, words
 from lr_lightning.reports.groups import Outcome
 

@@ -1,10 +1,9 @@
 """The data of a run: splits, normalisation, loaders, and the work done on the batch's device."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
@@ -13,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lr_lightning.training import augment, normalize
+from lr_lightning.training.byte_size import parse_size
 from lr_lightning.training.decode import EncodedImages, ImageStore, choose_format, cores, decode_all
-from lr_lightning.training.images import DataError, RawSplits
+from lr_lightning.training.images import RawSplits, require
 from lr_lightning.training.loader import BatchLoader, TrainBatch
-from lr_lightning.training.partition import check, choose, fingerprint, require, with_flipped_labels
+from lr_lightning.training.normalize import NORMALIZATIONS
+from lr_lightning.training.partition import check, choose, fingerprint, with_flipped_labels
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _MAX_EVAL_BATCH = 1000
 
 
@@ -97,8 +97,8 @@ class ImageDataModule(L.LightningDataModule):
         require(train_size is None or train_size >= 1, f"data.train_size must be >= 1, got {train_size}")
         require(0 <= flip_labels <= 1, f"data.flip_labels must be in [0, 1], got {flip_labels}")
         require(seed >= 0, f"seed must be >= 0, got {seed}")
-        _one_of("data.normalize", normalize, ("standard", "mean_image", "unit"))
-        _one_of("data.crop_fill", crop_fill, ("zero", "reflect"))
+        _one_of("data.normalize", normalize, NORMALIZATIONS)
+        _one_of("data.crop_fill", crop_fill, get_args(augment.Fill))
         self.source = source
         self.batch_size = batch_size
         self.eval_batch_size = eval_size
@@ -290,21 +290,6 @@ class ImageDataModule(L.LightningDataModule):
             f"data: the images, labels or splits have changed since the checkpoint was made (fingerprint {expected}, "
             f"now {self.fingerprint}). Use the same files, data.val_fraction, data.split_seed and data.image_size.",
         )
-
-
-def parse_size(size: str | int) -> int:
-    """Bytes of a size such as ``"2 GB"``, ``"500MB"`` or ``1000``; units are decimal.
-
-    Raises:
-        DataError: If it is no such size.
-
-    >>> parse_size("1.5 GB")
-    1500000000
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:[eE]\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    if match is None or match[2].upper() not in _UNITS:
-        raise DataError(f"data.in_memory_limit must be a size such as '2 GB' or '500 MB', got {size!r}")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -48,7 +48,7 @@ def hub(
     is_local = folder.is_dir()
     offline = not is_local and not _reachable(datasets.config.HF_ENDPOINT)
     try:
-        with _offline() if offline else _online():
+        with _offline() if offline else nullcontext():
             loaded = datasets.load_dataset(
                 str(folder.absolute()) if is_local else path,
                 subset,
@@ -109,11 +109,6 @@ def _reachable(endpoint: str, timeout: float = _PROBE_SECONDS) -> bool:
     probe.start()
     probe.join(timeout)
     return bool(answers)
-
-
-@contextmanager
-def _online() -> Iterator[None]:
-    yield
 
 
 @contextmanager

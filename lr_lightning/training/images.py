@@ -14,6 +14,12 @@ class DataError(ValueError):
     """The data, or a setting of the data, cannot be used; the message names the config key and the remedy."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise ``DataError(message)`` unless the condition holds."""
+    if not condition:
+        raise DataError(message)
+
+
 class Unreadable(DataError):
     """An image that cannot be decoded.
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.stratify import stratified_split, stratified_subset
-from lr_lightning.training.images import DataError, Images, RawSplits
+from lr_lightning.training.images import Images, RawSplits, require
 
 _FINGERPRINT_IMAGES = 64
 _FLIP_STREAM = 1
@@ -26,12 +26,6 @@ class Choice:
 
     origin: str
     indices: NDArray[np.int64]
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ``DataError(message)`` unless the condition holds."""
-    if not condition:
-        raise DataError(message)
 
 
 def choose(raw: RawSplits, val_fraction: float, split_seed: int, train_size: int | None = None) -> dict[str, Choice]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lr_lightning.diagnosis.cost import parse_target, percentiles, spikes
+from lr_lightning.diagnosis.cost import Target, parse_target, percentiles, spikes
 
 
 @pytest.mark.parametrize(
@@ -20,14 +20,24 @@ def test_targets(text: str, value: float, reached: bool) -> None:
     assert parse_target(text).reached({"val/acc": value}) is reached
 
 
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("val/acc>=0.97", Target("val/acc", ">=", 0.97)),
+        (" val loss < 1e-1 ", Target("val loss", "<", 0.1)),
+        ("val/loss<=.5", Target("val/loss", "<=", 0.5)),
+        ("a>0", Target("a", ">", 0.0)),
+    ],
+)
+def test_a_target_is_read_and_prints_as_it_is_written(text: str, target: Target) -> None:
+    assert parse_target(text) == target
+    assert parse_target(str(target)) == target
+
+
 @pytest.mark.parametrize("text", ["val/acc", "val/acc>=", ">=0.9", "val/acc=0.9", "val/acc>=fast", "val/acc>=nan", ""])
-def test_what_is_no_target(text: str) -> None:
-    with pytest.raises(ValueError, match=r"target must be a metric, one of >= <= > <, and a number"):
+def test_a_bad_target_says_what_one_looks_like(text: str) -> None:
+    with pytest.raises(ValueError, match=r"one of >= <= > <, and a number, such as val/acc>=0\.97"):
         parse_target(text)
-
-
-def test_a_target_prints_as_it_is_written() -> None:
-    assert str(parse_target("val/loss < 0.1")) == "val/loss<0.1"
 
 
 def test_spikes_are_found_where_they_were_put_and_nowhere_else() -> None:

@@ -1,13 +1,10 @@
-"""Thinning, averaging, and the time to a target."""
-
-import math
+"""Thinning and averaging."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lr_lightning.diagnosis.targets import Reach, Target, median_time, parse_target, time_to
 from lr_lightning.diagnosis.thinning import band, setback, thin
 
 RNG = np.random.default_rng(5)
@@ -69,46 +66,3 @@ def test_setback_is_the_largest_fall_from_the_best() -> None:
     assert setback([0.1, 0.9, 0.4, 0.95, 0.7], higher_is_better=True) == pytest.approx(0.5)
     assert setback([1.0, 0.2, 0.5], higher_is_better=False) == pytest.approx(0.3)
     assert setback([], higher_is_better=True) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("text", "target"),
-    [
-        ("val/acc>=0.97", Target("val/acc", ">=", 0.97)),
-        (" val loss < 1e-1 ", Target("val loss", "<", 0.1)),
-        ("val/loss<=.5", Target("val/loss", "<=", 0.5)),
-        ("a>0", Target("a", ">", 0.0)),
-    ],
-)
-def test_a_target_is_read(text: str, target: Target) -> None:
-    assert parse_target(text) == target
-    assert parse_target(str(target)) == target
-
-
-@pytest.mark.parametrize("text", ["", "val/acc", "val/acc>=", ">=0.9", "val/acc=0.9", "val/acc>=high", "a>=nan"])
-def test_a_bad_target_says_what_one_looks_like(text: str) -> None:
-    with pytest.raises(ValueError, match=r"such as val/acc>=0\.97"):
-        parse_target(text)
-
-
-def test_time_to_a_target() -> None:
-    target = Target("val/acc", ">=", 0.9)
-    assert time_to(target, [10, 20, 30], [0.5, 0.9, 0.8]) == Reach(20, True)
-    assert time_to(target, [10, 20], [0.5, 0.6]) == Reach(20, False)
-    assert time_to(target, [10, 20], [0.5, 0.6], hopeless=True) == Reach(math.inf, False)
-    assert time_to(target, [], []) is None
-    assert time_to(Target("val/loss", "<", 0.3), [1, 2], [0.3, 0.29]) == Reach(2, True)
-
-
-def test_the_median_counts_runs_that_were_stopped_only_for_as_long_as_they_ran() -> None:
-    def reach(*times: float) -> list[Reach]:
-        return [Reach(abs(t), t > 0) for t in times]  # a minus: stopped then
-
-    assert median_time(reach(10, 20, 30)) == 20
-    assert median_time(reach(10, 20, -30)) == 20
-    assert median_time(reach(10, -20, -30)) == math.inf
-    assert median_time(reach(-5, 20, 30)) == 20  # stopped too early to say anything
-    assert median_time([*reach(10), Reach(math.inf, False), Reach(math.inf, False)]) == math.inf
-    assert median_time(reach(10, -10)) == 10  # one reached it in the very moment the other was stopped: 1/2
-    assert median_time(reach(-10)) == math.inf
-    assert math.isnan(median_time([]))

@@ -11,7 +11,8 @@ from PIL import Image
 
 from lr_lightning.training import sources
 from lr_lightning.training.augment import crop_and_flip
-from lr_lightning.training.data import ImageDataModule, parse_size
+from lr_lightning.training.byte_size import parse_size
+from lr_lightning.training.data import ImageDataModule
 from lr_lightning.training.images import DataError, Images, RawSplits
 from lr_lightning.training.loader import TrainBatch
 
