@@ -8,34 +8,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.datasets import load_iris, load_wine, make_moons
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RAdam, RMSprop
 
-from benchmarks.finder_problems import Data, Problem, cancer, cifar10, diabetes, digits, mlp, momentum, pictures
+from benchmarks.finder_problems import Data, Problem, cancer, cifar10, diabetes, digits, mlp, momentum, pictures, scaled
 
 # ------------------------------------------------------------------------------------------------------------- data
 
 
-def _scaled(x: NDArray[np.float64], y: NDArray[np.int64]) -> Data:
-    return torch.tensor((x - x.mean(0)) / x.std(0), dtype=torch.float32), torch.tensor(y, dtype=torch.int64)
-
-
 @cache
 def wine() -> Data:
-    return _scaled(*load_wine(return_X_y=True))
+    return scaled(*load_wine(return_X_y=True))
 
 
 @cache
 def iris() -> Data:
-    return _scaled(*load_iris(return_X_y=True))
+    return scaled(*load_iris(return_X_y=True))
 
 
 @cache
 def moons() -> Data:
-    return _scaled(*make_moons(1000, noise=0.2, random_state=0))
+    return scaled(*make_moons(1000, noise=0.2, random_state=0))
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, make_friedman1
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,10 +71,13 @@ def friedman(scale: bool) -> Data:
     return torch.tensor(x * 2 - 1, dtype=torch.float32), torch.tensor(y[:, None], dtype=torch.float32)
 
 
+def scaled(x: NDArray[np.float64], y: NDArray[np.int64]) -> Data:
+    return torch.tensor((x - x.mean(0)) / x.std(0), dtype=torch.float32), torch.tensor(y, dtype=torch.int64)
+
+
 @cache
 def cancer() -> Data:
-    x, y = load_breast_cancer(return_X_y=True)
-    return torch.tensor((x - x.mean(0)) / x.std(0), dtype=torch.float32), torch.tensor(y, dtype=torch.int64)
+    return scaled(*load_breast_cancer(return_X_y=True))
 
 
 @cache

@@ -1,15 +1,19 @@
 """What every test shares: the checkout, and the app's commands run as a user runs them."""
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests import forked
+
+if TYPE_CHECKING:
+    from lr_lightning.tracking import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,3 +80,41 @@ def train_command(tmp_path: Path) -> Command:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables: making them takes seconds, copying them does not."""
+    from lr_lightning.tracking import open_store
+
+    root = tmp_path_factory.mktemp("template")
+    (root / "mlflow.db").touch()  # as a poll by sqlite3.connect leaves it
+    open_store(root).client()
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def make_store(empty_store: Path, tmp_path: Path) -> Iterator[Callable[[str], "Store"]]:
+    """Makes real stores on copies of the database."""
+    from lr_lightning.tracking import open_store
+    from lr_lightning.tracking.store import _clients
+
+    made: list[str] = []
+
+    def make(name: str = "mlruns") -> "Store":
+        root = tmp_path / name
+        root.mkdir(parents=True)
+        shutil.copyfile(empty_store, root / "mlflow.db")
+        store = open_store(root)
+        made.append(store.uri)
+        return store
+
+    yield make
+    for uri in made:
+        _clients.pop(uri, None)
+
+
+@pytest.fixture
+def store(make_store: Callable[[], "Store"]) -> "Store":
+    """A real, empty SQLite store."""
+    return make_store()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lr_lightning import LRFinder
+from lr_lightning.range_test.result import RangeTest
 from tests.callbacks.tiny import Memory, loader
 from tests.callbacks.tiny import trainer as tiny_trainer
 
@@ -196,6 +198,13 @@ class Rates(Callback):
 
         for optimizer in trainer.optimizers:
             optimizer.register_step_pre_hook(note)
+
+
+def let_say(monkeypatch: pytest.MonkeyPatch, suggestion: float | None, **values: Any) -> None:
+    """Every curve says the same."""
+    silent = {"base_lr": None, "max_lr": None, "interval": None, "reason": None, "smoothed": []}
+    for name, value in {**silent, "suggestion": suggestion, **values}.items():
+        monkeypatch.setattr(RangeTest, name, property(lambda self, value=value: value))
 
 
 def seed(number: int = 7) -> None:

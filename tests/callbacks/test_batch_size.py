@@ -22,6 +22,7 @@ from lr_lightning.callbacks.step_recorder import StepRecorder
 from lr_lightning.schedules import Clock, Constant, Cosine, Join, Linear, MultiStep, Restarts, Schedule, Step
 from lr_lightning.training.decode import MemoryImages
 from lr_lightning.training.loader import BatchLoader
+from tests.callbacks.tiny import QUIET
 
 N, SIZE, PEAK = 40, 4, 0.1
 TWICE = ["1 epoch", "2 epochs"]
@@ -91,13 +92,7 @@ def batch_loader(size: int = SIZE, n: int = N) -> BatchLoader:
 
 
 def trainer(*callbacks: Callback, **arguments: Any) -> Trainer:
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-    }
-    return Trainer(**{"accelerator": "cpu", "callbacks": list(callbacks), "max_epochs": 4, **quiet, **arguments})
+    return Trainer(**{**QUIET, "callbacks": list(callbacks), "max_epochs": 4, **arguments})
 
 
 def fitted(callback: Callback, loaders: Any = None, **arguments: Any) -> tuple[Notes, Logged]:

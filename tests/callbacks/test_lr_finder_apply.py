@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lr_lightning import LRFinder, LRSchedule
 from lr_lightning.range_test.result import RangeTest
 from lr_lightning.schedules import Constant, Cosine, Join, Schedule, Triangular, Warmup
-from tests.callbacks.finding import Rates
+from tests.callbacks.finding import Rates, let_say
 from tests.callbacks.tiny import Memory, loader, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -28,9 +28,7 @@ lr_scheduler = torch.optim.lr_scheduler
 @pytest.fixture(autouse=True)
 def found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every curve says the same."""
-    says = {"suggestion": FOUND, "base_lr": BASE, "max_lr": MAX, "interval": None, "reason": None, "smoothed": []}
-    for name, value in says.items():
-        monkeypatch.setattr(RangeTest, name, property(lambda self, value=value: value))
+    let_say(monkeypatch, FOUND, base_lr=BASE, max_lr=MAX)
 
 
 class Net(LightningModule):

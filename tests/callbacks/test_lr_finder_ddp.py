@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost
 from lr_lightning.range_test.result import RangeTest
 from lr_lightning.schedules import Cosine
-from tests.callbacks.finding import Nasty, Rates, frozen, random_states, seed
+from tests.callbacks.finding import Nasty, Rates, frozen, let_say, random_states, seed
 from tests.callbacks.tiny import X, Y, loader, trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
@@ -119,8 +119,7 @@ def test_two_processes(tmp_path: Path, arguments: dict[str, Any], options: dict[
 
 
 def test_two_processes_train_with_the_same_found_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"suggestion": 0.2, "base_lr": None, "max_lr": None, "interval": None, "reason": None}.items():
-        monkeypatch.setattr(RangeTest, name, property(lambda self, value=value: value))
+    let_say(monkeypatch, 0.2)
     one, two = run(tmp_path / "with", LRFinder(num_steps=12), OverfittingMonitor(probe=OneBatch()), RunCost())
     assert one["applied"] == two["applied"] == 0.2
     assert one["rates"] == two["rates"]

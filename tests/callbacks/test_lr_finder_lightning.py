@@ -11,14 +11,15 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
 from lr_lightning import LRFinder
-from lr_lightning.range_test.result import RangeTest
+from tests.callbacks.finding import let_say
+from tests.callbacks.tiny import QUIET
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
 def trainer(tmp_path: Path, *callbacks: Any, **options: Any) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
-    return Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), **{"max_epochs": 1, **quiet, **options})
+    settings = {**QUIET, "enable_checkpointing": True, "max_epochs": 1, **options}
+    return Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), **settings)
 
 
 class Rated(BoringModel):
@@ -35,14 +36,7 @@ class Rated(BoringModel):
 
 @pytest.fixture
 def suggests(monkeypatch: pytest.MonkeyPatch) -> float:
-    for name, value in {
-        "suggestion": 0.0123,
-        "base_lr": None,
-        "max_lr": None,
-        "interval": None,
-        "reason": None,
-    }.items():
-        monkeypatch.setattr(RangeTest, name, property(lambda self, value=value: value))
+    let_say(monkeypatch, 0.0123)
     return 0.0123
 
 

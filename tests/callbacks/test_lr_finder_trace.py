@@ -59,11 +59,8 @@ def same(tmp_path: Path, *finders: LRFinder, **run: Any) -> None:
 # -- optimizers and options of the Trainer -----------------------------------------------------------------------------
 
 
-def with_validation(**loader_arguments: Any) -> Callable[[], Any]:
-    def make() -> Any:
-        return {"train_dataloaders": loader(), "val_dataloaders": loader(20)}, []
-
-    return make
+def with_validation() -> Any:
+    return {"train_dataloaders": loader(), "val_dataloaders": loader(20)}, []
 
 
 def shuffled() -> Any:
@@ -99,10 +96,8 @@ def test_optimizers(tmp_path: Path, optimizer: str) -> None:
 )
 def test_options(tmp_path: Path, options: dict[str, Any]) -> None:
     make = (lambda: Nasty().double()) if options.get("precision") == "64-true" else Nasty
-    data = shuffled if options.get("precision") != "64-true" else with_validation()
-    run = dict(options)
-    logger = run.pop("logger", True)
-    same(tmp_path, finder(), finder(at_epochs=[0, 1]), make=make, data=data, logger=logger, **run)
+    data = shuffled if options.get("precision") != "64-true" else with_validation
+    same(tmp_path, finder(), finder(at_epochs=[0, 1]), make=make, data=data, **options)
 
 
 @pytest.mark.parametrize("metric", ["loss", "val_loss", "accuracy"])
@@ -639,8 +634,6 @@ def test_an_exception_leaves_all_as_it_was(
 
 def test_an_exception_in_a_later_repeat(tmp_path: Path) -> None:
     class Later(Raises):
-        seen = [0]  # noqa: RUF012
-
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             COUNTED.append(1)
             if len(COUNTED) == 20:

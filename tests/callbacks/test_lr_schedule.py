@@ -33,6 +33,7 @@ from lr_lightning.schedules import (
     Step,
     Warmup,
 )
+from tests.callbacks.tiny import QUIET
 
 PEAK = 0.1
 BATCHES = 10
@@ -79,13 +80,7 @@ def loader(batches: int = BATCHES) -> DataLoader:
 
 
 def trainer(*callbacks: Callback, **arguments: Any) -> Trainer:
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-    }
-    return Trainer(**{"accelerator": "cpu", "callbacks": list(callbacks), **quiet, **arguments})
+    return Trainer(**{**QUIET, "callbacks": list(callbacks), **arguments})
 
 
 def expected(schedule: Schedule, clock: Clock, steps: range | int | None = None, peak: float = PEAK) -> list[float]:

@@ -11,7 +11,7 @@ from lightning.pytorch import seed_everything
 
 from lr_lightning import LRFinder, RunCost
 from lr_lightning.callbacks.energy import EnergyMeter
-from tests.callbacks.test_ranks import on_ranks
+from tests.callbacks.threads import on_ranks
 from tests.callbacks.tiny import Memory, Tiny, loader, trainer
 
 

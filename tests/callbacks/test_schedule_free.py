@@ -18,6 +18,7 @@ from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.random_state import RandomState
 from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
 from lr_lightning.schedules import Constant, Cosine, Schedule, Warmup
+from tests.callbacks.tiny import QUIET
 
 schedulefree = pytest.importorskip("schedulefree", reason="needs `pip install schedulefree`")
 
@@ -108,11 +109,8 @@ def validation() -> DataLoader[Any]:
 
 def trainer(*callbacks: Callback, **arguments: Any) -> Trainer:
     defaults: dict[str, Any] = {
-        "accelerator": "cpu",
+        **QUIET,
         "max_epochs": 2,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
         "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
         "callbacks": [*callbacks, RandomState()],
     }

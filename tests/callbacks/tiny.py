@@ -13,6 +13,16 @@ X = torch.randn(60, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long()
 
 
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Options of a Trainer that leaves and shows nothing."""
+
+
 class Tiny(LightningModule):
     """A linear classifier with dropout, so that training draws from the global generator."""
 
@@ -69,13 +79,5 @@ def loader(batch_size: int = 10) -> DataLoader[Any]:
 
 
 def trainer(tmp_path: Any, callbacks: list[Any], logger: Any = False, **options: Any) -> Trainer:
-    settings = {"max_epochs": 2, "enable_checkpointing": False, **options}
-    return Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        callbacks=callbacks,
-        logger=logger,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
+    settings = {**QUIET, "max_epochs": 2, "logger": logger, **options}
+    return Trainer(default_root_dir=tmp_path, callbacks=callbacks, **settings)

@@ -1,7 +1,6 @@
 """Stores with runs of every kind, written in milliseconds."""
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ import pytest
 
 from lr_lightning.reports import pictures
 from lr_lightning.reports.compare import Comparison, Request, compare
-from lr_lightning.tracking import Store, open_store
-from lr_lightning.tracking import store as store_module
+from lr_lightning.tracking import Store
 
 START = 1_700_000_000_000
 Rows = Mapping[str, Sequence[tuple[int, float]]]
@@ -74,24 +72,6 @@ class Runs:
         }
         name = more.pop("name", f"{schedule} seed={seed}")
         return self.add(name, rows, tags=tags, params=params | more.pop("params", {}), **more)
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables: making them takes seconds, copying them does not."""
-    root = tmp_path_factory.mktemp("template")
-    open_store(root).client()
-    return root / "mlflow.db"
-
-
-@pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> Iterator[Store]:
-    root = tmp_path / "mlruns"
-    root.mkdir()
-    shutil.copyfile(empty_store, root / "mlflow.db")
-    made = open_store(root)
-    yield made
-    store_module._clients.pop(made.uri, None)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """A database made once and copied, and a store without a database that can be down or refuse a row."""
 
-import shutil
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,36 +123,3 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
 @pytest.fixture
 def fake_store(client: FakeClient, tmp_path: Path) -> Store:
     return open_store(tmp_path / "mlruns", "http://fake.test")
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables: making them takes seconds, copying them does not."""
-    root = tmp_path_factory.mktemp("template")
-    (root / "mlflow.db").touch()  # as a poll by sqlite3.connect leaves it
-    open_store(root).client()
-    return root / "mlflow.db"
-
-
-@pytest.fixture
-def make_store(template: Path, tmp_path: Path) -> Iterator[Callable[[str], Store]]:
-    """Makes real stores on copies of the database."""
-    made: list[str] = []
-
-    def make(name: str = "mlruns") -> Store:
-        root = tmp_path / name
-        root.mkdir(parents=True)
-        shutil.copyfile(template, root / "mlflow.db")
-        store = open_store(root)
-        made.append(store.uri)
-        return store
-
-    yield make
-    for uri in made:
-        store_module._clients.pop(uri, None)
-
-
-@pytest.fixture
-def store(make_store: Callable[[], Store]) -> Store:
-    """A real, empty SQLite store."""
-    return make_store()

@@ -70,7 +70,7 @@ def test_text_and_bad_names_warn_once(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 2
 
 
-def test_many_rows_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_due() -> None:
     buffer = RowBuffer()
     assert not buffer.is_due()
     for step in range(2000):

@@ -115,11 +115,11 @@ class Server:
 
 @pytest.mark.slow
 def test_a_real_server_down_at_the_start_in_the_middle_and_back(
-    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import shutil
 
-    shutil.copyfile(template, tmp_path / "server.db")
+    shutil.copyfile(empty_store, tmp_path / "server.db")
     server = Server(tmp_path / "server.db", tmp_path)
     store = open_store(tmp_path / "mlruns", server.uri)
     out = tmp_path / "out"

@@ -68,8 +68,8 @@ def test_a_run_that_is_not_there_is_an_error(store: Store) -> None:
         store.run("abc")
 
 
-def test_a_file_that_exists_is_not_taken_for_a_database(template: Path) -> None:
-    assert template.stat().st_size > 0  # the fixture began with an empty file
+def test_a_file_that_exists_is_not_taken_for_a_database(empty_store: Path) -> None:
+    assert empty_store.stat().st_size > 0  # the fixture began with an empty file
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from lr_lightning.tracking import wal
-from lr_lightning.tracking.wal import Artifact, Metric, MetricLog, Param, Status, Tag, decode, encode
+from lr_lightning.tracking.files import write_atomically
+from lr_lightning.tracking.wal import Artifact, Metric, MetricLog, Param, Record, Status, Tag, decode, encode
 
 RECORDS = [
     Metric("a/b", 0.1 + 0.2, 3, 17),
@@ -16,7 +16,7 @@ RECORDS = [
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)
-def test_a_record_survives_its_line_bit_for_bit(record: wal.Record) -> None:
+def test_a_record_survives_its_line_bit_for_bit(record: Record) -> None:
     line = encode(record)
     assert "\n" not in line
     assert decode(line.encode()) == record
@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: pytes
             raise OSError(28, "No space left on device")
         return write(descriptor, data[:10])
 
-    monkeypatch.setattr(wal.os, "write", fails_halfway)
+    monkeypatch.setattr(os, "write", fails_halfway)
     with pytest.raises(OSError, match="No space left"):
         log.append(RECORDS)
     assert log.path.read_bytes() == before
@@ -98,8 +98,8 @@ def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: pytes
 
 def test_writing_atomically_keeps_the_mode_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    wal.write_atomically(path, "a", mode=0o600)
-    wal.write_atomically(path, "b", mode=0o600)
+    write_atomically(path, "a", mode=0o600)
+    write_atomically(path, "b", mode=0o600)
     assert path.read_text() == "b"
     assert path.stat().st_mode & 0o777 == 0o600
     assert [p.name for p in tmp_path.iterdir()] == ["f"]

@@ -11,7 +11,6 @@ from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
 
 from lr_lightning import LRSchedule
 from lr_lightning.callbacks.peak import is_cyclical, rate_ratios, reference_rate, set_module_rate, set_peak
-from lr_lightning.range_test.param_groups import initial, peak, put
 from lr_lightning.schedules import Cosine, Triangular, Warmup
 
 
@@ -133,18 +132,3 @@ def test_the_modules_rates() -> None:
     set_module_rate(module, 0.3, "mine")
     assert (module.lr, module.learning_rate, module.mine) == (0.2, 0.2, 0.3)
     set_module_rate(Net(), 0.3)
-
-
-def test_group_values() -> None:
-    group: dict[str, Any] = {"lr": torch.tensor(0.5)}
-    assert peak(group) == 0.5
-    assert "initial_lr" not in group
-    assert initial(group, "lr") == 0.5
-    assert type(group["initial_lr"]) is float
-    tensor = group["lr"]
-    put(group, "lr", 0.25)
-    assert group["lr"] is tensor
-    assert tensor.item() == 0.25
-    plain = {"lr": 1}
-    put(plain, "lr", 0.25)
-    assert plain == {"lr": 0.25}
