@@ -1,7 +1,6 @@
 """`scripts/search.py`: from a command line to a search that is done, or to one clear error."""
 
 import errno
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lr_lightning.app.compose import listed_choices, prepare
+from lr_lightning.app.compose import TRACEBACKS, listed_choices, prepare
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.interrupt import Interrupted
 from lr_lightning.search.space import Value
@@ -49,7 +48,7 @@ def main(root: Path) -> int:
     """
     words = sys.argv[1:]
     if any(word in ("-h", "--help") for word in words):
-        print(HELP.format(choices=listed_choices(root / "conf"), keys=_keys(root)))
+        print(HELP.format(choices=listed_choices(root), keys=_keys()))
         return 0
     prepare(root)
     from lr_lightning.search.storage import StorageGone
@@ -66,7 +65,7 @@ def main(root: Path) -> int:
         print(f"error: output_root: {where}cannot be written ({e.strerror}). {AGAIN}", file=sys.stderr)
         return FAILED
     except ConfigError as e:
-        if "LR_LIGHTNING_DEBUG" in os.environ:
+        if TRACEBACKS:
             raise
         print("\n".join(f"error: {line}" for line in str(e).splitlines()), file=sys.stderr)
         return BAD_INPUT
@@ -80,9 +79,9 @@ def _search(root: Path, words: list[str]) -> int:
     search = read(root, words)
     console = Console()
     from lr_lightning.search.conclusion import conclude, same_again, write_table
-    from lr_lightning.search.driver import Driver, start_points
+    from lr_lightning.search.driver import Driver
     from lr_lightning.search.progress import Progress, in_words
-    from lr_lightning.search.rehearsal import rehearse, suggested
+    from lr_lightning.search.rehearsal import rehearse, start_points
     from lr_lightning.search.study import Study
 
     def prepared() -> list[Mapping[str, Value]]:
@@ -92,7 +91,7 @@ def _search(root: Path, words: list[str]) -> int:
                 "another output_root."
             )
         rehearse(search)
-        return start_points(search, suggested(search))
+        return start_points(search)
 
     study = Study(search, prepared)
     study.fill()
@@ -124,7 +123,7 @@ def _say(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def _keys(root: Path) -> str:
+def _keys() -> str:
     """The keys of the search with their comments, from the schema's source, which is the one place they stand in."""
     import lr_lightning.app.schemas.search as schema
 

@@ -1,11 +1,9 @@
 """The loop of a search: take a ticket, have it run, tell the study; stop in order, whatever happens."""
 
-import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -16,7 +14,6 @@ from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.interrupt import Interrupted
 from lr_lightning.search.progress import Progress
 from lr_lightning.search.settings import Search
-from lr_lightning.search.space import Value
 from lr_lightning.search.storage import StorageGone
 from lr_lightning.search.study import Study, Ticket
 from lr_lightning.search.trial import Ending, TrialRuns
@@ -178,7 +175,7 @@ class Driver:
         runs = TrialRuns(self.search, ticket, self._environment())
         self._running.append(runs)
         runs.describe()
-        runs.start(self.search.storage)
+        runs.start()
         return True
 
     def _environment(self) -> dict[str, str]:
@@ -197,7 +194,7 @@ class Driver:
 
     def _reap(self, *, stopping: bool = False) -> None:
         for runs in list(self._running):
-            ending = runs.poll(self.search.storage, stopping=stopping)
+            ending = runs.poll(stopping=stopping)
             if ending is None:
                 continue
             self._running.remove(runs)
@@ -265,24 +262,3 @@ def _gpus() -> list[str]:
     if given is not None:
         return [name for name in given.split(",") if name.strip()]
     return [str(index) for index in range(torch.cuda.device_count())]
-
-
-def start_points(search: Search, suggested: float | None) -> list[Mapping[str, Value]]:
-    """The points of search.start, with the finder's rate in place, as far as it lies in the space."""
-    from lr_lightning.search.settings import FINDER
-    from lr_lightning.search.space import Range
-
-    points: list[Mapping[str, Value]] = []
-    for given in search.node.start:
-        point: dict[str, Value] = {}
-        for key, value in given.items():
-            domain = search.space.keys[str(key)]
-            if value != FINDER:
-                point[str(key)] = value
-            elif suggested is not None and math.isfinite(suggested):
-                inside = min(domain.high, max(domain.low, suggested)) if isinstance(domain, Range) else suggested
-                if domain.holds(inside):
-                    point[str(key)] = inside
-        if point:
-            points.append(point)
-    return points

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.search.watch import Judge, TrialWatch
 from lr_lightning.tracking.wal import write_atomically
 
-__all__ = ["RESULT", "STORAGE", "Result", "Task", "earlier", "objective_of", "run"]
+__all__ = ["RESULT", "STORAGE", "Result", "Task", "earlier_result", "objective_of", "run", "write_result"]
 
 RESULT = "result.json"
 """In the folder of a trial's run: what it came to."""
@@ -37,12 +37,12 @@ class Task:
     Attributes:
         root: The checkout.
         overrides: Its command line.
-        tags: Its tags in MLflow, besides its own.
         folder: Where its output folder and result go.
-        study: Name of the study.
-        trial: Id of the trial in the storage; None for a run that is not reported there.
         monitor: The metric that is reported.
         higher: Whether a higher value of it is better.
+        tags: Its tags in MLflow, besides its own.
+        study: Name of the study.
+        trial: Id of the trial in the storage; None for a run that is not reported there.
         pruners: Which may end it.
         patience: Share of the run before which none does.
         validations: In the whole run, where that is known.
@@ -52,14 +52,14 @@ class Task:
 
     root: str
     overrides: list[str]
-    tags: dict[str, str]
     folder: str
-    study: str
-    trial: int | None
     monitor: str
     higher: bool
-    pruners: list[str]
-    patience: float
+    tags: dict[str, str] = field(default_factory=dict)
+    study: str = ""
+    trial: int | None = None
+    pruners: list[str] = field(default_factory=list)
+    patience: float = 1.0
     validations: int | None = None
     resume: bool = False
     parent: int | None = None
@@ -149,7 +149,7 @@ def _in_the_driver(task: Task) -> bool:
 
 def _prepared(task: Task, config: Config | None) -> tuple[Config, Any]:
     """The config; of a run that was interrupted, its own, with its last checkpoint."""
-    folder = interrupted_folder(Path(task.folder)) if task.resume else None
+    folder = _interrupted_folder(Path(task.folder)) if task.resume else None
     if folder is not None:
         from lr_lightning.app.resume import stored_config
 
@@ -162,7 +162,7 @@ def _prepared(task: Task, config: Config | None) -> tuple[Config, Any]:
     return config or checked(Path(task.root), task.overrides), None
 
 
-def interrupted_folder(folder: Path) -> Path | None:
+def _interrupted_folder(folder: Path) -> Path | None:
     """The output folder in there of a run that did not come to its end, where it left a checkpoint."""
     if (folder / RESULT).is_file():
         return None
@@ -170,7 +170,7 @@ def interrupted_folder(folder: Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def earlier(folder: Path) -> Result | None:
+def earlier_result(folder: Path) -> Result | None:
     """The result that lies there, if there is one."""
     try:
         return Result(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
@@ -178,7 +178,7 @@ def earlier(folder: Path) -> Result | None:
         return None
 
 
-def write(folder: Path, result: Result) -> None:
+def write_result(folder: Path, result: Result) -> None:
     """Leave a result where the driver finds it, also a later one."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / RESULT, json.dumps(asdict(result), indent=1))
@@ -219,7 +219,7 @@ def main(path: str) -> int:
     from lr_lightning.app.processes import is_first_rank
 
     if is_first_rank():
-        write(Path(task.folder), result)
+        write_result(Path(task.folder), result)
     return 0
 
 
@@ -228,8 +228,7 @@ def _judge_of(task: Task) -> Callable[[], Judge] | None:
         return None
     from lr_lightning.search.judge import StudyJudge
 
-    settings: Mapping[str, Any] = asdict(task)
-    return lambda: StudyJudge.connected(os.environ[STORAGE], settings)
+    return lambda: StudyJudge.connected(os.environ[STORAGE], task)
 
 
 if __name__ == "__main__":

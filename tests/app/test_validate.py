@@ -50,7 +50,7 @@ def test_every_group_has_choices_and_every_schema_a_group() -> None:
 
 
 def test_the_help_has_a_line_for_every_choice() -> None:
-    lines = listed_choices(CONF).splitlines()
+    lines = listed_choices(CONF.parent).splitlines()
     said = {line.split()[0]: line.split(maxsplit=1)[1:] for line in lines if line.startswith("  ")}
     assert {choice for _, choice in CHOICES} <= set(said)
     assert [choice for choice, text in said.items() if not text] == []
