@@ -1,17 +1,14 @@
 """The loop of a search: take a ticket, have it run, tell the study; stop in order, whatever happens."""
 
 import os
-import signal
 import sys
 import time
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
-from typing import Any, Self
 
 from optuna.trial import TrialState
 
 from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.interrupt import Interrupted
+from lr_lightning.app.interrupt import Interrupted, Signals
 from lr_lightning.search.progress import Progress
 from lr_lightning.search.settings import Search
 from lr_lightning.search.storage import StorageGone
@@ -27,28 +24,6 @@ _STOP_SECONDS = 60.0
 
 class TooManyFailures(ConfigError):
     """So many trials in a row have failed that the next ones would as well."""
-
-
-class _Signals:
-    """SIGTERM and Ctrl-C: the first one ends the search in order, the second one at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
-            raise Interrupted(number)
-        self.number = number
 
 
 @dataclass
@@ -135,12 +110,12 @@ class Driver:
     # -- several at a time, each in a process ------------------------------------------------------------------------
 
     def _run_in_processes(self) -> None:
-        with _Signals() as signals:
+        with Signals() as signals:
             try:
                 self._loop(signals)
-                if signals.number is not None:
+                if signals.signum is not None:
                     self._stop_in_order()
-                    raise Interrupted(signals.number)
+                    raise Interrupted(signals.signum)
             finally:
                 for runs in self._running:  # only after an error or a second signal
                     if runs.process is not None:
@@ -149,9 +124,9 @@ class Driver:
                     for runs in self._running:
                         self.study.put_back(runs.ticket)
 
-    def _loop(self, signals: _Signals) -> None:
+    def _loop(self, signals: Signals) -> None:
         more = True
-        while signals.number is None:
+        while signals.signum is None:
             self._recover()
             while more and self._has_room():
                 more = self._may_start() and self._start_one()
@@ -234,12 +209,12 @@ class Driver:
                 f"search.failures={limit} ends the search there. Mend it, and start it under another sweep=NAME."
             )
 
-    def _await_others(self, signals: _Signals | None = None) -> bool:
+    def _await_others(self, signals: Signals | None = None) -> bool:
         """Wait whether the trials of other workers come back: True if one did, False if none can."""
         until = time.monotonic() + self.study.patience
         said = False
         while (others := self.study.others_running()) and time.monotonic() < until:
-            if signals is not None and signals.number is not None:
+            if signals is not None and signals.signum is not None:
                 return False
             if not said:
                 self.progress.say(

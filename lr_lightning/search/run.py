@@ -4,9 +4,7 @@ import gc
 import json
 import math
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from typing import Any
 from lr_lightning.app.compose import checked, composed, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.orphan import ParentWatch
 from lr_lightning.app.output import LAST
 from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.search.watch import Judge, TrialWatch
@@ -198,22 +197,12 @@ def _let_go() -> None:
         torch.cuda.empty_cache()
 
 
-def _watch_parent(parent: int) -> None:
-    """End with a checkpoint when the driver is gone: nobody would take the result."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
-
-
 def main(path: str) -> int:
     """Run the task of a file, as a process of its own. Its exit status is 0 if there is a result."""
     task = Task(**json.loads(Path(path).read_text(encoding="utf-8")))
     if task.parent is not None and "LOCAL_RANK" not in os.environ:  # ranks that Lightning starts have another parent
-        _watch_parent(task.parent)
+        # nobody would take the result: end with a checkpoint when the driver is gone, however long that takes
+        ParentWatch(grace=None, parent=task.parent).start()
     prepare(Path(task.root))
     result = run(task, judge=_judge_of(task))
     from lr_lightning.app.processes import is_first_rank

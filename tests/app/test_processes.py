@@ -137,6 +137,21 @@ def test_a_rank_whose_launcher_is_gone_stops_or_is_ended(monkeypatch: pytest.Mon
     assert ended.is_set() == (not stops)
 
 
+def test_a_process_whose_parent_was_gone_before_it_looked_is_told_and_left_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = threading.Event()
+    monkeypatch.setattr(orphan.os, "kill", lambda pid, signum: told.set())
+    monkeypatch.setattr(orphan.os, "_exit", lambda code: pytest.fail("it was ended"))
+    watch = orphan.ParentWatch(grace=None, parent=os.getppid() + 1)
+    watch.start()
+    assert told.wait(5)
+    assert watch.is_alive()
+    watch.stop()
+    watch.join(5)
+    assert not watch.is_alive()
+
+
 @pytest.mark.parametrize(
     ("env", "child"),
     [({}, False), (TORCHRUN, True), (SLURM, False), ({"LOCAL_RANK": "1"}, True), ({"LOCAL_RANK": "0"}, False)],

@@ -104,14 +104,16 @@ def test_random_draws_the_same_whoever_takes_the_ticket(run: Run, trainings: Tra
     assert all(1e-4 <= lr <= 1 for lr in first)
 
 
-def test_bayes_finds_the_valley_better_than_random(run: Run, trainings: Trainings) -> None:
-    distances = {}
-    for kind in ("random", "bayes"):
-        done = len(trainings.configs)
-        assert run(f"search={kind}", "n_trials=30", "tracking=none", f"sweep={kind}", "search.pruners=[]") == 0
-        late = trainings.configs[done + 15 :]
-        distances[kind] = sum(abs(math.log10(c.optimizer.lr / 0.1)) for c in late) / len(late)
-    assert distances["bayes"] < 0.6 * distances["random"]
+def test_bayes_finds_the_valley_better_than_random(searched: Searched) -> None:
+    study = Study(searched("search=bayes", "n_trials=20", *UNTRACKED, "search.pruners=[]"))
+    study.fill()
+    distances = []  # in decades from the best rate
+    while (ticket := study.take()) is not None:
+        distances.append(abs(math.log10(float(ticket.point["optimizer.lr"] or 0) / 0.1)))
+        study.finish(ticket, TrialState.COMPLETE, 0.9 - 0.1 * distances[-1] ** 2)
+    assert len(distances) == 20
+    by_chance = (3**2 + 1**2) / 2 / 4  # the mean over 0.0001 to 1
+    assert sum(distances[12:]) / 8 < 0.6 * by_chance  # the first ten are drawn at random
 
 
 def test_the_start_comes_first_with_the_finders_rate_in_it(
