@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from _checkout import ROOT, installed
 
 
 def _positive(text: str) -> float:
@@ -36,10 +36,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="the picture (outputs/schedules.png of the checkout)")
     parser.add_argument("--terminal", action="store_true", help="draw as text; without --out, only that")
     arguments = parser.parse_intermixed_args()
-    try:
+    with installed():
         from lr_lightning.app.plot_schedules import ConfigError, as_text, curves, save_figure
-    except ModuleNotFoundError as e:
-        sys.exit(f"error: {e}. Activate .venv first (`make install` makes it).")
     steps, epochs, out = arguments.steps, arguments.epochs, arguments.out
     unit = "lr / peak" if arguments.lr is None else "lr"
     try:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.compose import TRACEBACKS, prepare
-from lr_lightning.app.errors import ConfigError, RunFailed, explain
+from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, RunFailed, explain, print_error
 from lr_lightning.app.processes import world_size
 from lr_lightning.app.sweep import Sweep
 from lr_lightning.app.validate import validated
@@ -23,8 +23,6 @@ _PURPOSES: dict[Job, str] = {
     "train": "Train a CNN on a learning-rate schedule; the run is tracked in MLflow.",
     "find_lr": "Search for a learning rate, without training; the search is tracked in MLflow.",
 }
-FAILED, BAD_INPUT = 1, 2
-"""Exit statuses of a run that failed, and of bad input, where nothing was started."""
 
 
 def main(root: Path, job: Job = "train") -> int:
@@ -66,8 +64,7 @@ def main(root: Path, job: Job = "train") -> int:
         return 130  # before the run itself takes care of it
     sweep.compare()
     for error in errors:
-        text = str(error) if isinstance(error, ConfigError | Diverged | RunFailed) else explain(error)
-        print("\n".join(f"error: {line}" for line in text.splitlines()), file=sys.stderr)
+        print_error(error if isinstance(error, ConfigError | Diverged | RunFailed) else explain(error))
     if not errors:
         return 0
     return FAILED if any(isinstance(e, Diverged | RunFailed) for e in errors) else BAD_INPUT

@@ -2,9 +2,13 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable
 
 from hydra.errors import OverrideParseException
+
+FAILED, BAD_INPUT = 1, 2
+"""Exit statuses of the commands: of what failed once it had begun, and of bad input, where nothing was started."""
 
 
 class ConfigError(ValueError):
@@ -13,6 +17,11 @@ class ConfigError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that had begun cannot go on, through no fault of the input's; its text says why, and what to do."""
+
+
+def print_error(text: object) -> None:
+    """Print an error to stderr, each of its lines marked as one."""
+    print("\n".join(f"error: {line}" for line in str(text).splitlines()), file=sys.stderr)
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

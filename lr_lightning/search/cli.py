@@ -9,13 +9,12 @@ from pathlib import Path
 from rich.console import Console
 
 from lr_lightning.app.compose import TRACEBACKS, listed_choices, prepare
-from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, print_error
 from lr_lightning.app.interrupt import Interrupted
 from lr_lightning.search.space import Value
 
 __all__ = ["main"]
 
-FAILED, BAD_INPUT = 1, 2
 AGAIN = "Nothing is lost: mend it, and start the same search again."
 
 HELP = """Search for the learning rate and what interacts with it; every trial is a training run, tracked in MLflow.
@@ -56,18 +55,18 @@ def main(root: Path) -> int:
     try:
         return _search(root, words)
     except StorageGone as e:
-        print(f"error: {e}. {AGAIN}", file=sys.stderr)
+        print_error(f"{e}. {AGAIN}")
         return FAILED
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         where = f"{e.filename} " if e.filename else ""
-        print(f"error: output_root: {where}cannot be written ({e.strerror}). {AGAIN}", file=sys.stderr)
+        print_error(f"output_root: {where}cannot be written ({e.strerror}). {AGAIN}")
         return FAILED
     except ConfigError as e:
         if TRACEBACKS:
             raise
-        print("\n".join(f"error: {line}" for line in str(e).splitlines()), file=sys.stderr)
+        print_error(e)
         return BAD_INPUT
     except KeyboardInterrupt:
         return 130  # before a trial takes care of it
