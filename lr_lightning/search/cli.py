@@ -79,7 +79,7 @@ def _search(root: Path, words: list[str]) -> int:
     console = Console()
     from lr_lightning.search.conclusion import conclude, same_again, write_table
     from lr_lightning.search.driver import Driver
-    from lr_lightning.search.progress import Progress, in_words
+    from lr_lightning.search.progress import Progress, in_words, say
     from lr_lightning.search.rehearsal import rehearse, start_points
     from lr_lightning.search.study import Study
 
@@ -98,7 +98,7 @@ def _search(root: Path, words: list[str]) -> int:
     done, left = len(standing.ended), standing.left
     state = "starts" if study.is_new else "goes on"
     limit = f"{done + left} trials" if left or done else "trials without a limit"
-    _say(console, f"{search.name} {state}: {limit}, {done} of them done, over {', '.join(search.space.keys)}")
+    say(console, f"{search.name} {state}: {limit}, {done} of them done, over {', '.join(search.space.keys)}")
     driver = Driver(search, study, Progress(search, console))
     began = time.monotonic()
     try:
@@ -108,18 +108,14 @@ def _search(root: Path, words: list[str]) -> int:
         raise
     except (Interrupted, KeyboardInterrupt) as e:
         write_table(search, study.standing())
-        _say(console, f"{e or 'interrupted'}; nothing is lost. Go on with it:  {same_again(search)}")
+        say(console, f"{e or 'interrupted'}; nothing is lost. Go on with it:  {same_again(search)}")
         return e.code if isinstance(e, Interrupted) and isinstance(e.code, int) else 130
     seconds = time.monotonic() - began
     conclude(search, study, console, compare=driver.told_last or driver.limited or not left)
     if driver.trial_seconds > 0 and search.node.workers <= 1:
         beyond = seconds / driver.trial_seconds - 1
-        _say(console, f"{in_words(seconds)} of searching, {beyond:.1%} beyond the trials' own time")
+        say(console, f"{in_words(seconds)} of searching, {beyond:.1%} beyond the trials' own time")
     return 0 if study.standing().best is not None else FAILED
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _keys() -> str:

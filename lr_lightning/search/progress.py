@@ -14,7 +14,7 @@ from lr_lightning.search.space import Value, override
 from lr_lightning.search.study import Standing, Ticket
 from lr_lightning.search.trial import Ending
 
-__all__ = ["Progress", "in_words"]
+__all__ = ["Progress", "in_words", "say", "values"]
 
 
 def in_words(seconds: float) -> str:
@@ -22,6 +22,11 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 class Progress:
@@ -59,7 +64,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line, once."""
         if text != self._said:
-            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+            say(self.console, text)
         self._said = text
 
     def tell(self, ticket: Ticket, ending: Ending, standing: Standing) -> None:

@@ -1,6 +1,8 @@
 """The end of a multirun: what is compared with what, and that nothing of it can fail the runs."""
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 
 from lr_lightning.app import compare as app_compare
 from lr_lightning.app.config import Config
+from lr_lightning.app.record import sweep_record
 from lr_lightning.app.sweep import Sweep
 from lr_lightning.app.validate import validated
 
@@ -85,6 +88,22 @@ def test_a_failure_of_the_comparison_is_said_and_no_more(
         sweep.add(config(), [f"seed={seed}"], "s1", seed)
     sweep.compare()
     assert "the runs are not compared: RuntimeError: whatever" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+def test_the_record_of_a_sweep_has_its_groups_and_its_true_status(
+    config: Callable[..., Config], tmp_path: Path, status: str
+) -> None:
+    folder = tmp_path / "record"
+    shared = config("tracking=csv", "tracking.uri=postgresql://me:secret@host/db")
+    with suppress(RuntimeError), sweep_record(shared, folder, "s1", "search") as logger:
+        logger.log_summary({"runs": 3.0})
+        if status == "FAILED":
+            raise RuntimeError
+    run = json.loads((folder / "run.json").read_text())
+    assert run["status"] == status
+    assert {"sweep": "s1", "schedule": "cosine", "job": "search"}.items() <= run["tags"].items()
+    assert "secret" not in (folder / "params.yaml").read_text()
 
 
 def test_the_experiments_folder_needs_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
