@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import secrets
 import shlex
 import sys
@@ -19,8 +18,9 @@ from lr_lightning.app.record import sweep_record
 from lr_lightning.app.sweep import compare_sweep
 from lr_lightning.search.progress import in_words, say, values
 from lr_lightning.search.settings import Search
+from lr_lightning.search.standing import Standing, order, result_of
 from lr_lightning.search.storage import patient
-from lr_lightning.search.study import Standing, Study
+from lr_lightning.search.study import Study
 from lr_lightning.tracking.wal import write_atomically
 
 __all__ = ["best_command", "conclude", "importances", "write_table"]
@@ -113,20 +113,6 @@ def importances(study: Study, search: Search) -> dict[str, float]:
     return found
 
 
-def _rows(search: Search, ended: dict[int, FrozenTrial]) -> list[tuple[int, FrozenTrial]]:
-    """The trials, the best first as in :class:`Standing`, those without a value last."""
-    sign = -1.0 if search.higher else 1.0
-
-    def rank(item: tuple[int, FrozenTrial]) -> tuple[bool, float, float, int]:
-        number, trial = item
-        if trial.state != TrialState.COMPLETE or trial.value is None:
-            return True, 0.0, 0.0, number
-        loss = trial.user_attrs.get("result", {}).get("val_loss")
-        return False, sign * trial.value, math.inf if loss is None else float(loss), number
-
-    return sorted(ended.items(), key=rank)
-
-
 def _state(trial: FrozenTrial) -> str:
     return {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
 
@@ -138,7 +124,7 @@ def _csv(search: Search, ended: dict[int, FrozenTrial]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*names, "runs"])
     for number, trial in sorted(ended.items()):
-        attrs = trial.user_attrs.get("result", {})
+        attrs = result_of(trial)
         value = trial.value if trial.state == TrialState.COMPLETE else None
         cells = [number, _state(trial), value, attrs.get("error"), *(trial.params.get(key) for key in keys)]
         cells += [attrs.get(name) for name in ("epochs", "seconds", "verdict", "reason")]
@@ -155,8 +141,9 @@ def _print_trials(search: Search, ended: dict[int, FrozenTrial], console: Consol
     table.add_column("values")
     table.add_column("time", justify="right")
     table.add_column("verdict")
-    for number, trial in _rows(search, ended)[:_SHOWN]:
-        value, result = _state(trial), trial.user_attrs.get("result", {})
+    best_first = sorted(ended.items(), key=lambda item: (order(item[1], higher=search.higher), item[0]))
+    for number, trial in best_first[:_SHOWN]:
+        value, result = _state(trial), result_of(trial)
         if trial.state == TrialState.COMPLETE:
             error = result.get("error")
             value = f"{trial.value:.4g}" + (f" ± {error:.2g}" if error is not None else "")

@@ -11,6 +11,7 @@ from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.interrupt import Interrupted, Signals
 from lr_lightning.search.progress import Progress
 from lr_lightning.search.settings import Search
+from lr_lightning.search.standing import result_of
 from lr_lightning.search.storage import StorageGone
 from lr_lightning.search.study import Study, Ticket
 from lr_lightning.search.trial import Ending, TrialRuns
@@ -69,9 +70,7 @@ class Driver:
         if node.hours is not None and time.monotonic() - self._started > 3600 * node.hours:
             return self._reached(f"{node.hours:g} hours")
         if node.epochs is not None:
-            spent = sum(
-                float(t.user_attrs.get("result", {}).get("epochs", 0)) for t in self.study.standing().ended.values()
-            )
+            spent = sum(float(result_of(t).get("epochs", 0)) for t in self.study.standing().ended.values())
             if spent >= node.epochs:
                 return self._reached(f"{node.epochs:g} epochs")
         return True

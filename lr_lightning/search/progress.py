@@ -11,7 +11,8 @@ from rich.progress import Progress as Bar
 
 from lr_lightning.search.settings import Search
 from lr_lightning.search.space import Value, override
-from lr_lightning.search.study import Standing, Ticket
+from lr_lightning.search.standing import Standing, ticket_of
+from lr_lightning.search.study import Ticket
 from lr_lightning.search.trial import Ending
 
 __all__ = ["Progress", "in_words", "say", "values"]
@@ -76,7 +77,7 @@ class Progress:
         rest = f"; about {in_words(left)} left" if waiting else ""
         top = ""
         if best is not None and best.value is not None:
-            top = f"; best {best.value:.4g} (trial {best.user_attrs.get('ticket', best.number)})"
+            top = f"; best {best.value:.4g} (trial {ticket_of(best)})"
         self.say(f"[{done}/{total}] trial {ticket.number}: {values(ticket.point)}: {outcome(ending)}{top}{rest}")
         self._bar.update(self._task, completed=done, total=total, note=f"{top.lstrip('; ')}{rest}")
 

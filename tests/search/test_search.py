@@ -386,7 +386,7 @@ def test_a_worker_that_is_gone_or_silent_gives_its_ticket_back(
     gone.fill()
     gone._owner |= {"pid": 2**22 + 1}  # no such process
     silent._owner |= {"host": "another machine"}
-    monkeypatch.setattr(silent, "_beat", lambda trial_id: silent._storage.record_heartbeat(trial_id))
+    monkeypatch.setattr(silent._beats, "start", lambda trial_id: silent._storage.record_heartbeat(trial_id))
     points = {ticket.number: ticket.point for study in (gone, silent) if (ticket := study.take())}
     assert living.take() is None
     found: list[int] = []
