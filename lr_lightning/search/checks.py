@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from lr_lightning.app.errors import ConfigError, did_you_mean
 from lr_lightning.search.compose import Composer
-from lr_lightning.search.space import Choice, Space, Value
+from lr_lightning.search.domains import Choice, Value
+from lr_lightning.search.space import Space
 
 __all__ = ["check_space"]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from lr_lightning.app.compose import TRACEBACKS, listed_choices, prepare
 from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, print_error
 from lr_lightning.app.interrupt import Interrupted
-from lr_lightning.search.space import Value
+from lr_lightning.search.domains import Value
 
 __all__ = ["main"]
 

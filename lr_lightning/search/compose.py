@@ -13,7 +13,7 @@ from lr_lightning.app.compose import choices_of, composed
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError, explain
 from lr_lightning.app.validate import validated
-from lr_lightning.search.space import KINDS, Value, override
+from lr_lightning.search.domains import KINDS, Value, override
 
 __all__ = ["Composer"]
 

@@ -11,9 +11,9 @@ from typing import Any
 from lr_lightning.app.compose import checked
 from lr_lightning.app.errors import ConfigError, did_you_mean
 from lr_lightning.app.lr_rule import batch_of_one
+from lr_lightning.search.domains import Range, Value
 from lr_lightning.search.run import Result, Task, objective_of, run
 from lr_lightning.search.settings import FINDER, Search, direction_of
-from lr_lightning.search.space import Range, Value
 
 __all__ = ["rehearse", "start_points"]
 

@@ -21,7 +21,8 @@ from lr_lightning.app.validate import validated
 from lr_lightning.reports.names import direction
 from lr_lightning.search.checks import check_space
 from lr_lightning.search.compose import Composer
-from lr_lightning.search.space import Space, SpaceError, Value
+from lr_lightning.search.domains import SpaceError, Value
+from lr_lightning.search.space import Space
 from lr_lightning.search.words import Words, parse
 
 __all__ = ["SAMPLERS", "Search", "direction_of", "read"]
