@@ -124,6 +124,7 @@ def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> No
         ),
         (["callbacks=early_stopping", "callbacks.early_stopping.patience=0"], ["patience: must be 1 or more, got 0"]),
         (["callbacks=early_stopping", "callbacks.early_stopping.threshold=-1"], ["threshold:", "above 0", "got -1.0"]),
+        (["callbacks.early_stopping.strip=0"], ["strip: must be 1 or more, got 0"]),  # also where nothing stops early
         (
             ["callbacks=early_stopping", "callbacks.early_stopping.criterion=gl", "callbacks.early_stopping.mode=max"],
             ["callbacks.early_stopping.criterion:", "'gl' takes a loss"],
