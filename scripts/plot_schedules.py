@@ -37,11 +37,12 @@ def main() -> int:
     parser.add_argument("--terminal", action="store_true", help="draw as text; without --out, only that")
     arguments = parser.parse_intermixed_args()
     with installed():
-        from lr_lightning.app.plot_schedules import ConfigError, as_text, curves, save_figure
+        from lr_lightning.app.errors import BAD_INPUT, ConfigError, print_error
+        from lr_lightning.app.plot_schedules import as_text, curves, save_figure
     steps, epochs, out = arguments.steps, arguments.epochs, arguments.out
     unit = "lr / peak" if arguments.lr is None else "lr"
     try:
-        drawn = curves(arguments.words, ROOT / "conf", steps=steps, epochs=epochs, peak=arguments.lr)
+        drawn = curves(arguments.words, ROOT, steps=steps, epochs=epochs, peak=arguments.lr)
         if arguments.terminal or sys.stdout.isatty():
             print(as_text(drawn, shutil.get_terminal_size((100, 24)).columns))
         if out is not None or not arguments.terminal:
@@ -49,8 +50,8 @@ def main() -> int:
             save_figure(drawn, out, title=f"Learning rate over {steps} steps, {epochs:g} epochs", unit=unit)
             print(f"drawn: {out}")
     except ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+        print_error(e)
+        return BAD_INPUT
     return 0
 
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning keeps the seed in the environment and acts on it: it would change the loaders of every later test."""
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_command_line_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What composing a config changes in its process: where modules are looked for, and the overrides Hydra knows."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    if (hydra := sys.modules.get("hydra.core.hydra_config")) is not None:
+        hydra.HydraConfig.instance().cfg = None
 
 
 @pytest.fixture
