@@ -26,3 +26,13 @@ def composed(tmp_path: Path, schemas: None) -> Iterator[Compose]:
     OmegaConf.register_new_resolver("choices", lambda: "", replace=True)
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         yield lambda *overrides: compose("config", overrides=list(overrides))
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without a run: making one takes MLflow seconds, so it is made once and copied."""
+    from lr_lightning.tracking import open_store
+
+    root = tmp_path_factory.mktemp("store")
+    open_store(root).call("search_experiments")  # an experiment would remember this very folder
+    return root / "mlflow.db"
