@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.compose import TRACEBACKS, prepare
+from lr_lightning.app.config import Config
 from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, RunFailed, explain, print_error
 from lr_lightning.app.processes import world_size
 from lr_lightning.app.sweep import Sweep
@@ -73,34 +74,18 @@ def main(root: Path, job: Job = "train") -> int:
 def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     """One job of Hydra's: a run, or one of several with `-m`."""
     overrides = list(HydraConfig.get().overrides.task)
-    if cfg.search is not None:
-        raise ConfigError("search: is what scripts/search.py takes. Start that one, or leave search out.")
-    if job == "find_lr" and cfg.study is not None:
-        raise ConfigError("experiment: a study is no search for a rate. Leave it out.")
-    if job == "find_lr" and cfg.resume is not None:
-        raise ConfigError("resume: a stopped run has its rate already. Leave resume out, or give ckpt=... its weights.")
+    many = HydraConfig.get().mode == RunMode.MULTIRUN
+    _refuse_together(cfg, job)
     if cfg.resume is not None:
         from lr_lightning.app.resume import stored_config
 
         config, previous = stored_config(cfg, overrides)
     else:
         config, previous = validated(cfg), None
-    if config.study is not None and world_size(config.trainer) > 1:
-        raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
-    if HydraConfig.get().mode == RunMode.MULTIRUN and world_size(config.trainer) > 1:
-        raise ConfigError(
-            "trainer: -m with several processes would train the ranks on different overrides. "
-            "Start the runs one by one, or set trainer.devices=1."
-        )
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        if config.study is not None:
-            raise ConfigError(
-                "experiment: a study is a sweep of its own. Leave -m out; give study.seeds=[...] or study.lrs=[...]."
-            )
-        if job == "train":
-            # a launcher of its own, such as submitit's, has each job in another process: the number is Hydra's
-            sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name, int(HydraConfig.get().job.num))
-
+    _refuse_processes(config, many=many)
+    if many and job == "train":
+        # a launcher of its own, such as submitit's, has each job in another process: the number is Hydra's
+        sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name, int(HydraConfig.get().job.num))
     if job == "find_lr":
         from lr_lightning.app.find import find
 
@@ -109,7 +94,32 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
         from lr_lightning.app.lr_effects import run_study
 
         return run_study(config)
-
     from lr_lightning.app.train import train
 
     return train(config, previous=previous).objective
+
+
+def _refuse_together(cfg: DictConfig, job: Job) -> None:
+    """What does not go with this command."""
+    if cfg.search is not None:
+        raise ConfigError("search: is what scripts/search.py takes. Start that one, or leave search out.")
+    if job == "find_lr" and cfg.study is not None:
+        raise ConfigError("experiment: a study is no search for a rate. Leave it out.")
+    if job == "find_lr" and cfg.resume is not None:
+        raise ConfigError("resume: a stopped run has its rate already. Leave resume out, or give ckpt=... its weights.")
+
+
+def _refuse_processes(config: Config, *, many: bool) -> None:
+    """What several processes, or several runs (with `-m`), cannot do."""
+    several = world_size(config.trainer) > 1
+    if config.study is not None and several:
+        raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
+    if many and several:
+        raise ConfigError(
+            "trainer: -m with several processes would train the ranks on different overrides. "
+            "Start the runs one by one, or set trainer.devices=1."
+        )
+    if many and config.study is not None:
+        raise ConfigError(
+            "experiment: a study is a sweep of its own. Leave -m out; give study.seeds=[...] or study.lrs=[...]."
+        )
