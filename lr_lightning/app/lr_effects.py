@@ -55,7 +55,7 @@ def run_study(config: Config) -> None:
         left = (time.monotonic() - began) / number * (len(grid) - number)
         console.print(_line(number, len(grid), trials[-1], left))
     if folder is not None:
-        _conclude(config, folder, name, trials, console)
+        _conclude(config, node, folder, trials, console)
 
 
 def _train(config: Config, lr: float, seed: int, sweep: str, number: int) -> Outcome:
@@ -113,8 +113,7 @@ def _folder(config: Config, name: str) -> Path:
     return folder
 
 
-def _conclude(config: Config, folder: Path, name: str, trials: list[Trial], console: Console) -> None:
-    node = config.study or StudyConfig()
+def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Trial], console: Console) -> None:
     target = config.callbacks.cost.target if config.callbacks.cost is not None else None
     rows, found = table(trials, node.level), claims(trials, reference(node))
     why = "the middle of the grid" if node.reference is None else "study.reference"
@@ -129,7 +128,7 @@ def _conclude(config: Config, folder: Path, name: str, trials: list[Trial], cons
     except ImportError:
         console.print("no figure: it needs matplotlib, pip install 'lr-lightning[plot]'")
     console.print(text)
-    with sweep_record(config, folder / "record", name, "lr_effects") as logger:
+    with sweep_record(config, folder / "record", folder.name, "lr_effects") as logger:
         for file in files:
             logger.log_artifact(folder / file)
         logger.set_tags({"mlflow.note.content": f"```\n{text}\n```"})
