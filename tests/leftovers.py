@@ -1,4 +1,4 @@
-"""What a run leaves behind, read back: its checkpoints, its metrics.csv, and its rows in the store."""
+"""What a run leaves behind, read back: its checkpoints, its metrics.csv, and its rows in the store; and a search."""
 
 import csv
 import sqlite3
@@ -46,6 +46,12 @@ def values(folder: Path) -> dict[str, list[float]]:
 def untimed(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The metrics that two equal runs share."""
     return {key: rows for key, rows in metrics(folder).items() if not any(part in key for part in COSTS)}
+
+
+def trials(root: Path, sweep: str = "s") -> list[dict[str, str]]:
+    """The rows of a search's trials.csv."""
+    with (root / "outputs" / sweep / "trials.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def query(root: Path, sql: str, *arguments: str) -> list[tuple[Any, ...]]:

@@ -39,6 +39,7 @@ class Task:
         folder: Where its output folder and result go.
         monitor: The metric that is reported.
         higher: Whether a higher value of it is better.
+        seed: In place of that in its config; None for the config's.
         tags: Its tags in MLflow, besides its own.
         study: Name of the study.
         trial: Id of the trial in the storage; None for a run that is not reported there.
@@ -54,6 +55,7 @@ class Task:
     folder: str
     monitor: str
     higher: bool
+    seed: int | None = None
     tags: dict[str, str] = field(default_factory=dict)
     study: str = ""
     trial: int | None = None
@@ -158,7 +160,9 @@ def _prepared(task: Task, config: Config | None) -> tuple[Config, Any]:
             return stored_config(composed(Path(task.root), words)[0], words)
         except ConfigError as e:
             print(f"cannot go on with {folder}, so it is started anew: {e}", file=sys.stderr)
-    return config or checked(Path(task.root), task.overrides), None
+    config = config or checked(Path(task.root), task.overrides)
+    config.seed = config.seed if task.seed is None else task.seed
+    return config, None
 
 
 def _interrupted_folder(folder: Path) -> Path | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from lr_lightning.app.config import Config
 from lr_lightning.search.judge import StudyJudge
 from lr_lightning.search.process import RunProcess
 from lr_lightning.search.run import RESULT, Result, Task, earlier_result, objective_of, run, write_result
@@ -69,11 +68,11 @@ class TrialRuns:
 
     def _task(self, seed: int | None, *, first: bool) -> Task:
         search, node = self.search, self.search.node
-        own = [] if seed is None else [f"seed={seed}"]
         tags = {"sweep": search.name, "trial": str(self.ticket.number), "search": node.name}
         return Task(
             root=str(search.root),
-            overrides=[*search.composer.overrides(self.ticket.point), *own],
+            overrides=search.composer.overrides(self.ticket.point),
+            seed=seed,
             tags=tags,
             folder=str(self.folder if seed is None else self.folder / f"seed-{seed}"),
             study=search.name,
@@ -123,17 +122,10 @@ class TrialRuns:
             judge = None
             if task.trial is not None and task.pruners:
                 judge = partial(StudyJudge.of, self.ticket.trial, task)
-            result = run(task, self._config_of(task), judge)
+            result = run(task, deepcopy(self._config), judge)
             write_result(Path(task.folder), result)
             self.results.append(result)
         return self.ending()
-
-    def _config_of(self, task: Task) -> Config:
-        config = deepcopy(self._config)
-        seed = [word for word in task.overrides if word.startswith("seed=")]
-        if seed and self.search.node.seeds:
-            config.seed = int(seed[-1].removeprefix("seed="))
-        return config
 
     # -- in processes ------------------------------------------------------------------------------------------------
 
