@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from _checkout import ROOT, installed
 
 
 def _arguments() -> argparse.Namespace:
@@ -32,10 +32,8 @@ def main() -> int:
     """Compare what the command line asks for; 2 if it is bad, 1 if the store does not answer."""
     given = _arguments()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
+    with installed():
         from lr_lightning.app.compare import run
-    except ModuleNotFoundError as e:
-        sys.exit(f"error: {e}. Activate .venv first (`make install` makes it).")
     return run(
         given.root,
         given.uri,

@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from _checkout import ROOT, installed
 
 
 def _positive(text: str) -> float:
@@ -36,14 +36,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="the picture (outputs/schedules.png of the checkout)")
     parser.add_argument("--terminal", action="store_true", help="draw as text; without --out, only that")
     arguments = parser.parse_intermixed_args()
-    try:
-        from lr_lightning.app.plot_schedules import ConfigError, as_text, curves, save_figure
-    except ModuleNotFoundError as e:
-        sys.exit(f"error: {e}. Activate .venv first (`make install` makes it).")
+    with installed():
+        from lr_lightning.app.errors import BAD_INPUT, ConfigError, print_error
+        from lr_lightning.app.plot_schedules import as_text, curves, save_figure
     steps, epochs, out = arguments.steps, arguments.epochs, arguments.out
     unit = "lr / peak" if arguments.lr is None else "lr"
     try:
-        drawn = curves(arguments.words, ROOT / "conf", steps=steps, epochs=epochs, peak=arguments.lr)
+        drawn = curves(arguments.words, ROOT, steps=steps, epochs=epochs, peak=arguments.lr)
         if arguments.terminal or sys.stdout.isatty():
             print(as_text(drawn, shutil.get_terminal_size((100, 24)).columns))
         if out is not None or not arguments.terminal:
@@ -51,8 +50,8 @@ def main() -> int:
             save_figure(drawn, out, title=f"Learning rate over {steps} steps, {epochs:g} epochs", unit=unit)
             print(f"drawn: {out}")
     except ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+        print_error(e)
+        return BAD_INPUT
     return 0
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from _checkout import ROOT, installed
 
 
 def _arguments() -> argparse.Namespace:
@@ -24,10 +24,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Predict; 1 if no image could be read, 2 for bad input."""
     given = _arguments()
-    try:
+    with installed():
         from lr_lightning.app.predict import run
-    except ModuleNotFoundError as e:
-        sys.exit(f"error: {e}. Activate .venv first (`make install` makes it).")
     return run(
         ROOT,
         given.run,

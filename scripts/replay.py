@@ -5,6 +5,8 @@ import logging
 import sys
 from pathlib import Path
 
+from _checkout import installed
+
 
 def main() -> int:
     """Replay every folder given; 1 if one of them could not be sent."""
@@ -12,9 +14,8 @@ def main() -> int:
     parser.add_argument("output_dir", nargs="+", type=Path, help="output directory of a run that has stopped")
     folders = parser.parse_args().output_dir
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-
-    from lr_lightning.tracking import StoreUnavailable, TrackingError, replay
-
+    with installed():
+        from lr_lightning.tracking import StoreUnavailable, TrackingError, replay
     failed = False
     for folder in folders:
         try:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from _checkout import ROOT, installed
 
 
 def _port(text: str) -> int:
@@ -22,10 +22,8 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=ROOT / "mlruns", help="the store: this checkout's mlruns/")
     parser.add_argument("--uri", help="another store: postgresql://...")
     given = parser.parse_args()
-    try:
+    with installed():
         from lr_lightning.tracking.server import StoreUnavailable, TrackingError, serve
-    except ModuleNotFoundError as e:
-        sys.exit(f"error: {e}. Run it with `make ui`, or activate .venv first (`make install`).")
     try:
         return serve(given.root, given.uri, given.port, given.experiment, show=given.open)
     except TrackingError as e:

@@ -55,6 +55,15 @@ def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def no_command_line_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What composing a config changes in its process: where modules are looked for, and the overrides Hydra knows."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    if (hydra := sys.modules.get("hydra.core.hydra_config")) is not None:
+        hydra.HydraConfig.instance().cfg = None
+
+
 @pytest.fixture
 def train_command(tmp_path: Path) -> Command:
     """`scripts/train.py` in a process of its own, from a foreign folder, its store and outputs below `tmp_path`.

@@ -37,6 +37,17 @@ def test_the_command_line_is_read_before_anything_heavy_is_loaded() -> None:
     assert not _loaded("import lr_lightning.app.cli") & {"torch", "lightning", "mlflow", "datasets", "sklearn"}
 
 
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("[a-z]*.py")))
+def test_a_script_without_the_environment_says_how_to_make_it(script: str) -> None:
+    arguments = {"predict.py": ["run", "image.png"], "replay.py": ["folder"]}.get(script, [])
+    command = [sys.executable, "-S", str(ROOT / "scripts" / script), *arguments]  # -S: without what is installed
+    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: No module named")
+    assert len(done.stderr.splitlines()) == 1
+    assert "Activate .venv first" in done.stderr
+
+
 def test_public_names() -> None:
     assert lr_lightning.__all__ == [
         "BatchSizeSchedule",

@@ -1,6 +1,5 @@
 """`scripts/train.py`: Hydra composes the config, and every error of input becomes one message and an exit status."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +11,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.compose import prepare
-from lr_lightning.app.errors import ConfigError, RunFailed, explain
+from lr_lightning.app.compose import TRACEBACKS, prepare
+from lr_lightning.app.config import Config
+from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, RunFailed, explain, print_error
 from lr_lightning.app.processes import world_size
 from lr_lightning.app.sweep import Sweep
 from lr_lightning.app.validate import validated
@@ -24,8 +24,6 @@ _PURPOSES: dict[Job, str] = {
     "train": "Train a CNN on a learning-rate schedule; the run is tracked in MLflow.",
     "find_lr": "Search for a learning rate, without training; the search is tracked in MLflow.",
 }
-FAILED, BAD_INPUT = 1, 2
-"""Exit statuses of a run that failed, and of bad input, where nothing was started."""
 
 
 def main(root: Path, job: Job = "train") -> int:
@@ -39,7 +37,6 @@ def main(root: Path, job: Job = "train") -> int:
         The exit status: 0; 1 if a run diverged, lost a process or its disk; 2 for bad input. Any other failure
         raises; SIGTERM and Ctrl-C exit with 143 and 130.
     """
-    debug = "HYDRA_FULL_ERROR" in os.environ  # the user asks for tracebacks
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")
     prepare(root, _PURPOSES[job])
@@ -54,22 +51,21 @@ def main(root: Path, job: Job = "train") -> int:
         try:
             return _job(cfg, job, sweep)
         except (ConfigError, OmegaConfBaseException, Diverged, RunFailed) as e:
-            if debug:
+            if TRACEBACKS:
                 raise
             errors.append(e)
 
     try:
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(one)()
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
-        if debug or composed:
+        if TRACEBACKS or composed:
             raise
         errors.append(e)
     except KeyboardInterrupt:
         return 130  # before the run itself takes care of it
     sweep.compare()
     for error in errors:
-        text = str(error) if isinstance(error, ConfigError | Diverged | RunFailed) else explain(error)
-        print("\n".join(f"error: {line}" for line in text.splitlines()), file=sys.stderr)
+        print_error(error if isinstance(error, ConfigError | Diverged | RunFailed) else explain(error))
     if not errors:
         return 0
     return FAILED if any(isinstance(e, Diverged | RunFailed) for e in errors) else BAD_INPUT
@@ -78,34 +74,18 @@ def main(root: Path, job: Job = "train") -> int:
 def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     """One job of Hydra's: a run, or one of several with `-m`."""
     overrides = list(HydraConfig.get().overrides.task)
-    if cfg.search is not None:
-        raise ConfigError("search: is what scripts/search.py takes. Start that one, or leave search out.")
-    if job == "find_lr" and cfg.study is not None:
-        raise ConfigError("experiment: a study is no search for a rate. Leave it out.")
-    if job == "find_lr" and cfg.resume is not None:
-        raise ConfigError("resume: a stopped run has its rate already. Leave resume out, or give ckpt=... its weights.")
+    many = HydraConfig.get().mode == RunMode.MULTIRUN
+    _refuse_together(cfg, job)
     if cfg.resume is not None:
         from lr_lightning.app.resume import stored_config
 
         config, previous = stored_config(cfg, overrides)
     else:
         config, previous = validated(cfg), None
-    if config.study is not None and world_size(config.trainer) > 1:
-        raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
-    if HydraConfig.get().mode == RunMode.MULTIRUN and world_size(config.trainer) > 1:
-        raise ConfigError(
-            "trainer: -m with several processes would train the ranks on different overrides. "
-            "Start the runs one by one, or set trainer.devices=1."
-        )
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        if config.study is not None:
-            raise ConfigError(
-                "experiment: a study is a sweep of its own. Leave -m out; give study.seeds=[...] or study.lrs=[...]."
-            )
-        if job == "train":
-            # a launcher of its own, such as submitit's, has each job in another process: the number is Hydra's
-            sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name, int(HydraConfig.get().job.num))
-
+    _refuse_processes(config, many=many)
+    if many and job == "train":
+        # a launcher of its own, such as submitit's, has each job in another process: the number is Hydra's
+        sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name, int(HydraConfig.get().job.num))
     if job == "find_lr":
         from lr_lightning.app.find import find
 
@@ -114,7 +94,32 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
         from lr_lightning.app.lr_effects import run_study
 
         return run_study(config)
-
     from lr_lightning.app.train import train
 
     return train(config, previous=previous).objective
+
+
+def _refuse_together(cfg: DictConfig, job: Job) -> None:
+    """What does not go with this command."""
+    if cfg.search is not None:
+        raise ConfigError("search: is what scripts/search.py takes. Start that one, or leave search out.")
+    if job == "find_lr" and cfg.study is not None:
+        raise ConfigError("experiment: a study is no search for a rate. Leave it out.")
+    if job == "find_lr" and cfg.resume is not None:
+        raise ConfigError("resume: a stopped run has its rate already. Leave resume out, or give ckpt=... its weights.")
+
+
+def _refuse_processes(config: Config, *, many: bool) -> None:
+    """What several processes, or several runs (with `-m`), cannot do."""
+    several = world_size(config.trainer) > 1
+    if config.study is not None and several:
+        raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
+    if many and several:
+        raise ConfigError(
+            "trainer: -m with several processes would train the ranks on different overrides. "
+            "Start the runs one by one, or set trainer.devices=1."
+        )
+    if many and config.study is not None:
+        raise ConfigError(
+            "experiment: a study is a sweep of its own. Leave -m out; give study.seeds=[...] or study.lrs=[...]."
+        )

@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lr_lightning.app.errors import BAD_INPUT, FAILED
 from lr_lightning.reports import words
 from lr_lightning.reports.compare import CompareError, Comparison, Request, compare
 from lr_lightning.reports.terminal import print_outcome
 from lr_lightning.tracking import StoreUnavailable, TrackingError, open_store
-
-FAILED, BAD_INPUT = 1, 2
 
 
 def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, brief: bool = False, **asked: Any) -> int:

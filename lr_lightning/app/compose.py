@@ -17,7 +17,10 @@ from lr_lightning.app.config import Config, register
 from lr_lightning.app.errors import ConfigError, explain
 from lr_lightning.app.validate import validated
 
-__all__ = ["about", "checked", "choices_of", "composed", "listed_choices", "prepare"]
+__all__ = ["TRACEBACKS", "about", "checked", "choices_of", "composed", "listed_choices", "prepare"]
+
+TRACEBACKS = "HYDRA_FULL_ERROR" in os.environ
+"""Whether the user has asked for tracebacks: `prepare` sets the variable for everybody."""
 
 
 def prepare(root: Path, purpose: str = "") -> None:
@@ -29,7 +32,7 @@ def prepare(root: Path, purpose: str = "") -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra prints and exits otherwise; here its errors are translated
     OmegaConf.register_new_resolver("checkout", lambda: str(root), replace=True)
-    OmegaConf.register_new_resolver("choices", lambda: listed_choices(root / "conf"), replace=True)
+    OmegaConf.register_new_resolver("choices", lambda: listed_choices(root), replace=True)
     OmegaConf.register_new_resolver("purpose", lambda: purpose, replace=True)
     register()
     # A user's own module=... lies where they work; the scripts' folder, which Python has put first, would hide one that
@@ -82,14 +85,15 @@ def choices_of(root: Path) -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-def listed_choices(conf: Path) -> str:
+def listed_choices(root: Path) -> str:
     """The same as text, a line a choice with what its file says of it first, for `--help`."""
-    groups = choices_of(conf.parent)
+    groups = choices_of(root)
     width = max(len(choice) for choices in groups.values() for choice in choices)
     lines: list[str] = []
     for group, choices in groups.items():
         lines.append(f"{group}=")
-        lines += [f"  {choice:<{width}}  {about(conf / group / f'{choice}.yaml')}".rstrip() for choice in choices]
+        files = {choice: root / "conf" / group / f"{choice}.yaml" for choice in choices}
+        lines += [f"  {choice:<{width}}  {about(file)}".rstrip() for choice, file in files.items()]
     return "\n".join(lines)
 
 

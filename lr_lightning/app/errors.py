@@ -2,9 +2,13 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable
 
 from hydra.errors import OverrideParseException
+
+FAILED, BAD_INPUT = 1, 2
+"""Exit statuses of the commands: of what failed once it had begun, and of bad input, where nothing was started."""
 
 
 class ConfigError(ValueError):
@@ -13,6 +17,11 @@ class ConfigError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that had begun cannot go on, through no fault of the input's; its text says why, and what to do."""
+
+
+def print_error(text: object) -> None:
+    """Print an error to stderr, each of its lines marked as one."""
+    print("\n".join(f"error: {line}" for line in str(text).splitlines()), file=sys.stderr)
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -42,7 +51,19 @@ def explain(error: BaseException, override: str | None = None) -> str:
         chain.append(current)
         current = current.__cause__ or current.__context__
     text = "\n".join(str(e) for e in chain)
+    if said := _of_composition(text):
+        return said
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override '{error.override}'. Write key=value, in quotes if it has spaces."
+    key = _key_of(text, override)
+    if said := _of_conversion(text, key, last=chain[-1]):
+        return said
+    reason = str(chain[1] if "Error merging" in str(error) and len(chain) > 1 else error).splitlines()[0]
+    return reason if key == _UNKNOWN else f"{key}: {reason}"
 
+
+def _of_composition(text: str) -> str | None:
+    """Choices and groups that are not there, and overrides that Hydra does not understand."""
     if found := re.search(r"Could not find '([\w/.-]+)/([^/']*)'", text):
         group, choice = found.groups()
         choices = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
@@ -54,13 +75,15 @@ def explain(error: BaseException, override: str | None = None) -> str:
         return "a config group was given something that is not a choice. Write group=choice, such as schedule=cosine."
     if found := re.search(r"Ambiguous value for argument '(.*?)'", text):
         return f"{found[1]}: several values need -m, which runs one after another. A list is written key=[a,b]."
-    if isinstance(error, OverrideParseException):
-        return f"cannot read the override '{error.override}'. Write key=value, in quotes if it has spaces."
     if "Unexpected type for root: NoneType" in text:  # OmegaConf asserts it, and does not say where
         return (
             "a key was given of something that is off (null) here, such as callbacks.cost.target with callbacks=none."
         )
-    key = _key_of(text, override)
+    return None
+
+
+def _of_conversion(text: str, key: str, last: BaseException) -> str | None:
+    """Values that are not of their key's type, and keys that are not there."""
     if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text, flags=re.DOTALL):
         return f"{key}: '{found[1]}' is not {_TYPES.get(found[2], found[2])}."
     if found := re.search(r"Value '(.*?)' of type '(\w+)' is incompatible with type hint '(.*?)'", text):
@@ -72,13 +95,12 @@ def explain(error: BaseException, override: str | None = None) -> str:
     if found := re.search(r"Invalid type assigned: (\w+) is not a subclass of \w+\. value: (.*)", text):
         return f"{key}: '{found[2]}' is not a mapping of keys to values. `--cfg job` shows its keys."
     if "Interpolation" in text or "interpolation" in text:
-        return f"{key}: {str(chain[-1]).splitlines()[0]}. Check the ${{...}} in its value."
+        return f"{key}: {str(last).splitlines()[0]}. Check the ${{...}} in its value."
     if "is not in struct" in text:
         return f"{key}: has no such entry yet. A new one is added with a plus sign: +{key}=..."
     if re.search(r"Key '(\w+)' (?:is )?not in", text):
         return f"{key}: there is no such key. `--cfg job` shows every key."
-    reason = str(chain[1] if "Error merging" in str(error) and len(chain) > 1 else error).splitlines()[0]
-    return reason if key == _UNKNOWN else f"{key}: {reason}"
+    return None
 
 
 def _key_of(text: str, override: str | None) -> str:

@@ -1,7 +1,6 @@
 """A search for a rate without the training after it."""
 
 import shlex
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,12 @@ from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.found import print_found
 from lr_lightning.app.interrupt import Interrupts
-from lr_lightning.app.orphan import watch_parent
-from lr_lightning.app.output import new_output_dir, output_root
+from lr_lightning.app.output import new_output_dir
 from lr_lightning.app.processes import is_first_rank
 from lr_lightning.app.record import open_logger, run_id_of
 from lr_lightning.app.recorded import closer_of, recorded
 from lr_lightning.app.summary import Outcome, Summary, print_start
-from lr_lightning.app.train import Result, build_run, check_device, make_trainer, quiet
+from lr_lightning.app.train import Result, begin, build_run, make_trainer, starting
 from lr_lightning.range_test.grid import GridTest
 from lr_lightning.range_test.result import RangeTest
 
@@ -37,10 +35,7 @@ def find(config: Config, overrides: list[str]) -> Result:
         ConfigError: If the input is bad.
         Interrupted: On SIGTERM or Ctrl-C; the run is KILLED.
     """
-    quiet()
-    watch_parent()
-    check_device(config)
-    output_root(config)
+    begin(config)
     build.build_schedule(config)
     data, module = build_run(config)
     finder = build.build_finder(config, module)
@@ -51,15 +46,11 @@ def find(config: Config, overrides: list[str]) -> Result:
     config = replace(config, finder=replace(config.finder, apply=False))  # type: ignore[call-arg]
     folder = new_output_dir(config, job=f"find_lr-{config.finder.name}") if is_first_rank() else None
     interrupts = Interrupts()
-    try:
+    with starting(folder):
         # nothing is trained: Lightning ends the fit before its first step
         untrained = replace(config, trainer=replace(config.trainer, max_steps=0))
         trainer = make_trainer(untrained, folder, [interrupts, finder, Summary()], num_sanity_val_steps=0)
         logger = open_logger(config, folder, None, data, module, job="find_lr") if folder else None
-    except ValueError as e:
-        if folder:
-            shutil.rmtree(folder)  # nothing was started: no run, no folder
-        raise ConfigError(str(e)) from e
     if logger:
         trainer.loggers = [logger]
     if folder:

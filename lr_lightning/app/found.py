@@ -1,7 +1,7 @@
 """A rate that is found before training: said on the terminal, and recorded in place of the configured one."""
 
+import math
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
@@ -76,34 +76,33 @@ def print_found(found: RangeTest | GridTest, title: str) -> None:
     """
     console = Console(highlight=False, markup=False)
     table = Table(title=title, title_justify="left")
-    rows = _rules(found) if isinstance(found, RangeTest) else _scores(found)
-    for name, justify in rows[0]:
-        table.add_column(name, justify=justify)
-    for row in rows[1:]:
-        table.add_row(*row)
+    if isinstance(found, RangeTest):
+        _fill_with_rules(table, found)
+    else:
+        _fill_with_scores(table, found)
     console.print(table)
     console.print(found.describe().removesuffix(".") + ".", soft_wrap=True)
 
 
-def _rules(found: RangeTest) -> list[Any]:
+def _fill_with_rules(table: Table, found: RangeTest) -> None:
     def rate(value: float | None) -> str:
         return "none" if value is None else f"{value:.3g}"
 
+    table.add_column("rule")
+    table.add_column("lr", justify="right")
+    table.add_column("plausible", justify="right")
     interval = "" if found.interval is None else f"{found.interval[0]:.2g} to {found.interval[1]:.2g}"
-    return [
-        [("rule", "left"), ("lr", "right"), ("plausible", "right")],
-        ("suggestion", rate(found.suggestion), interval),
-        ("base_lr, for a cyclical schedule", rate(found.base_lr), ""),
-        ("max_lr, for a cyclical schedule", rate(found.max_lr), ""),
-        *((f"for comparison: {name}", rate(value), "") for name, value in found.rules.items()),
-    ]
+    table.add_row("suggestion", rate(found.suggestion), interval)
+    table.add_row("base_lr, for a cyclical schedule", rate(found.base_lr))
+    table.add_row("max_lr, for a cyclical schedule", rate(found.max_lr))
+    for name, value in found.rules.items():
+        table.add_row(f"for comparison: {name}", rate(value))
 
 
-def _scores(found: GridTest) -> list[Any]:
-    rows: list[Any] = [
-        [("lr", "right"), (f"{found.metric} after {found.num_steps} steps", "right"), ("± s.e.", "right")]
-    ]
+def _fill_with_scores(table: Table, found: GridTest) -> None:
+    for name in ("lr", f"{found.metric} after {found.num_steps} steps", "± s.e."):
+        table.add_column(name, justify="right")
     for lr, mean, error in zip(found.lrs, found.losses, found.errors, strict=True):
         best = "  ← best" if lr == found.suggestion else ""
-        rows.append((f"{lr:.3g}", f"{mean:.4g}{best}" if mean == mean else "diverged", f"{error:.2g}" if error else ""))
-    return rows
+        score = "diverged" if math.isnan(mean) else f"{mean:.4g}{best}"
+        table.add_row(f"{lr:.3g}", score, f"{error:.2g}" if error else "")

@@ -10,8 +10,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lr_lightning.app.guards import validation_follows
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 
 class Interrupted(SystemExit):
     """The run was told to stop; the exit status is 128 + the signal's number."""
@@ -24,7 +22,34 @@ class Interrupted(SystemExit):
         return f"stopped by {signal.Signals(self.signum).name}"
 
 
-class Interrupts(Callback):
+class Signals:
+    """SIGTERM and Ctrl-C, where this is the context: the first one is noted, the second one raises.
+
+    Attributes:
+        signum: The number of the first one; None before it.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        again = self.signum is not None
+        self.signum = signum
+        if again:
+            raise Interrupted(signum)
+
+
+class Interrupts(Signals, Callback):
     """Turn the first SIGTERM or Ctrl-C into an orderly stop, the second into an immediate one.
 
     During a fit the optimizer step that runs is completed (a validation as well), ``checkpoint`` is saved, and the fit
@@ -36,27 +61,17 @@ class Interrupts(Callback):
     """
 
     def __init__(self, checkpoint: Path | None = None) -> None:
+        super().__init__()
         self.checkpoint = checkpoint
-        self.signum: int | None = None
         self._trainer: Trainer | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        trainer, again = self._trainer, self.signum is not None
-        self.signum = signum
+        trainer = self._trainer
         launcher = trainer.strategy.launcher if trainer is not None else None
         if launcher is not None and signum == signal.SIGTERM:
             launcher.kill(signum)  # Ctrl-C reaches the other ranks by itself
-        if trainer is None or again:
+        super()._handle(signum, frame)
+        if trainer is None:
             raise Interrupted(signum)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,12 +15,13 @@ from rich.console import Console
 from lr_lightning.app.config import Config
 from lr_lightning.app.lr_effects_report import as_text, csv_rows, draw
 from lr_lightning.app.output import output_root
-from lr_lightning.app.record import open_sweep_logger
+from lr_lightning.app.record import sweep_record
 from lr_lightning.app.schemas.study import StudyConfig, rates, reference
 from lr_lightning.app.summary import Outcome
 from lr_lightning.app.train import train
 from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.diagnosis.effects import Trial, claims, table
+from lr_lightning.tracking.files import write_atomically
 
 __all__ = ["run_study"]
 
@@ -50,11 +51,11 @@ def run_study(config: Config) -> None:
         outcome = _train(config, lr, seed, name, number)
         folder = folder or _folder(config, name)
         trials.append(_trial(lr, seed, outcome))
-        _write(folder / "trials.csv", _trials_csv(trials))
+        write_atomically(folder / "trials.csv", _trials_csv(trials))
         left = (time.monotonic() - began) / number * (len(grid) - number)
         console.print(_line(number, len(grid), trials[-1], left))
     if folder is not None:
-        _conclude(config, folder, name, trials, console)
+        _conclude(config, node, folder, trials, console)
 
 
 def _train(config: Config, lr: float, seed: int, sweep: str, number: int) -> Outcome:
@@ -112,14 +113,13 @@ def _folder(config: Config, name: str) -> Path:
     return folder
 
 
-def _conclude(config: Config, folder: Path, name: str, trials: list[Trial], console: Console) -> None:
-    node = config.study or StudyConfig()
+def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Trial], console: Console) -> None:
     target = config.callbacks.cost.target if config.callbacks.cost is not None else None
     rows, found = table(trials, node.level), claims(trials, reference(node))
     why = "the middle of the grid" if node.reference is None else "study.reference"
     text = as_text(rows, found, trials, node.level, str(target), (reference(node), why))
-    _write(folder / "table.csv", csv_rows(rows))
-    _write(folder / "table.txt", text)
+    write_atomically(folder / "table.csv", csv_rows(rows))
+    write_atomically(folder / "table.txt", text)
     files = ["trials.csv", "table.csv", "table.txt"]
     try:
         figure = draw(trials, rows)
@@ -128,17 +128,12 @@ def _conclude(config: Config, folder: Path, name: str, trials: list[Trial], cons
     except ImportError:
         console.print("no figure: it needs matplotlib, pip install 'lr-lightning[plot]'")
     console.print(text)
-    logger = open_sweep_logger(config, folder / "record", name, "lr_effects")
-    try:
+    with sweep_record(config, folder / "record", folder.name, "lr_effects") as logger:
         for file in files:
             logger.log_artifact(folder / file)
         logger.set_tags({"mlflow.note.content": f"```\n{text}\n```"})
         held = sum(claim.outcome == "held" for claim in found)
         logger.log_summary({"runs": len(trials), "claims": len(found), "claims_held": held})
-    except BaseException:
-        logger.end("FAILED")
-        raise
-    logger.end("FINISHED")
     console.print(f"output {folder}: {', '.join(files)}")
 
 
@@ -149,7 +144,3 @@ def _trials_csv(trials: list[Trial]) -> str:
     writer.writerow(names)
     writer.writerows([[getattr(trial, name) for name in names] for trial in trials])
     return out.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lr_lightning.diagnosis.effects import Claim, Row, Trial, matched_gap, matched_level
 
@@ -142,37 +142,10 @@ def draw(trials: Sequence[Trial], rows: Sequence[Row]) -> "Figure":
 
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     (speed, stability), (losses, gaps) = figure.subplots(2, 2, sharex=True)
-    level = matched_level(trials)
-    lrs = [t.lr for t in trials]
-    colours = [_COLOURS[t.verdict.split(" ")[0]] for t in trials]
-    budget = max(t.steps for t in trials)
-    reached = [t.steps_to_target for t in trials]
-    speed.scatter(lrs, [min(r, budget) for r in reached], c=colours, s=22)
-    late = [(lr, budget) for lr, r in zip(lrs, reached, strict=True) if not math.isfinite(r)]
-    if late:
-        speed.scatter(*zip(*late, strict=True), marker="^", s=60, facecolors="none", edgecolors="#666666")
-    speed.set_title("steps to the target (triangles: not reached)", loc="left", fontsize=10)
-    worst = max([t.instability for t in trials if not t.diverged], default=0.0) + 1
-    stability.scatter(lrs, [worst if t.diverged else t.instability for t in trials], c=colours, s=22)
-    stability.set_title("spikes in 1000 steps (top: diverged)", loc="left", fontsize=10)
-    for name, colour, label in (("val_loss", "#d1495b", "validation"), ("probe_loss", "#2e6f95", "probe")):
-        known = [(r.lr, getattr(r, name)[0], math.nan) for r in rows if math.isfinite(getattr(r, name)[0])]
-        _band(losses, known, colour, label)
-        losses.scatter(
-            lrs, [math.nan if t.diverged else getattr(t, name) for t in trials], s=6, color=colour, alpha=0.5
-        )
-    losses.set_yscale("log")
-    losses.set_title("loss at the end of the budget", loc="left", fontsize=10)
-    for name, colour, label in (
-        ("gap", "#d1495b", "at the end"),
-        ("gap_matched", "#edae49", f"at probe loss {level:.3g}"),
-    ):
-        known = [(r.lr, *getattr(r, name)) for r in rows if math.isfinite(getattr(r, name)[0])]
-        _band(gaps, known, colour, label)
-    gaps.scatter(lrs, [math.nan if t.diverged else t.gap for t in trials], s=6, color="#d1495b", alpha=0.5)
-    gaps.scatter(lrs, [matched_gap(t, level) for t in trials], s=6, color="#edae49", alpha=0.5)
-    gaps.axhline(0, color="#999999", lw=0.8)
-    gaps.set_title("gap: validation − probe loss", loc="left", fontsize=10)
+    _draw_speed(speed, trials)
+    _draw_stability(stability, trials)
+    _draw_losses(losses, trials, rows)
+    _draw_gaps(gaps, trials, rows)
     for axes in (speed, stability, losses, gaps):
         axes.set_xscale("log")
         axes.spines[["top", "right"]].set_visible(False)
@@ -180,16 +153,59 @@ def draw(trials: Sequence[Trial], rows: Sequence[Row]) -> "Figure":
     for axes in (losses, gaps):
         axes.set_xlabel("learning rate")
         axes.legend(frameon=False, fontsize=9)
-    used = {t.verdict.split(" ")[0] for t in trials}
-    for label in (label for label in _COLOURS if label in used):
-        speed.scatter([], [], color=_COLOURS[label], s=22, label=label)
-    speed.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _band(axes: "object", known: Sequence[tuple[float, float, float]], colour: str, label: str) -> None:
+def _colours(trials: Sequence[Trial]) -> list[str]:
+    return [_COLOURS[t.verdict.split(" ")[0]] for t in trials]
+
+
+def _draw_speed(axes: Any, trials: Sequence[Trial]) -> None:
+    budget = max(t.steps for t in trials)
+    axes.scatter([t.lr for t in trials], [min(t.steps_to_target, budget) for t in trials], c=_colours(trials), s=22)
+    late = [t.lr for t in trials if not math.isfinite(t.steps_to_target)]
+    if late:
+        axes.scatter(late, [budget] * len(late), marker="^", s=60, facecolors="none", edgecolors="#666666")
+    axes.set_title("steps to the target (triangles: not reached)", loc="left", fontsize=10)
+    used = {t.verdict.split(" ")[0] for t in trials}
+    for label in (label for label in _COLOURS if label in used):
+        axes.scatter([], [], color=_COLOURS[label], s=22, label=label)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_stability(axes: Any, trials: Sequence[Trial]) -> None:
+    worst = max([t.instability for t in trials if not t.diverged], default=0.0) + 1
+    spikes = [worst if t.diverged else t.instability for t in trials]
+    axes.scatter([t.lr for t in trials], spikes, c=_colours(trials), s=22)
+    axes.set_title("spikes in 1000 steps (top: diverged)", loc="left", fontsize=10)
+
+
+def _draw_losses(axes: Any, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
+    lrs = [t.lr for t in trials]
+    for name, colour, label in (("val_loss", "#d1495b", "validation"), ("probe_loss", "#2e6f95", "probe")):
+        means = [(r.lr, getattr(r, name)[0], math.nan) for r in rows]
+        _band(axes, means, colour, label)
+        axes.scatter(lrs, [math.nan if t.diverged else getattr(t, name) for t in trials], s=6, color=colour, alpha=0.5)
+    axes.set_yscale("log")
+    axes.set_title("loss at the end of the budget", loc="left", fontsize=10)
+
+
+def _draw_gaps(axes: Any, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
+    lrs, level = [t.lr for t in trials], matched_level(trials)
+    at_end, matched = "#d1495b", "#edae49"
+    _band(axes, [(r.lr, *r.gap) for r in rows], at_end, "at the end")
+    _band(axes, [(r.lr, *r.gap_matched) for r in rows], matched, f"at probe loss {level:.3g}")
+    axes.scatter(lrs, [math.nan if t.diverged else t.gap for t in trials], s=6, color=at_end, alpha=0.5)
+    axes.scatter(lrs, [matched_gap(t, level) for t in trials], s=6, color=matched, alpha=0.5)
+    axes.axhline(0, color="#999999", lw=0.8)
+    axes.set_title("gap: validation − probe loss", loc="left", fontsize=10)
+
+
+def _band(axes: Any, points: Sequence[tuple[float, float, float]], colour: str, label: str) -> None:
+    """Means over the rate, those that are known, with their intervals' half widths around them."""
+    known = [point for point in points if math.isfinite(point[1])]
     x, mean = [k[0] for k in known], [k[1] for k in known]
     half = [k[2] if math.isfinite(k[2]) else 0.0 for k in known]
-    axes.plot(x, mean, color=colour, marker="o", ms=4, label=label)  # type: ignore[attr-defined]
+    axes.plot(x, mean, color=colour, marker="o", ms=4, label=label)
     low, high = [m - h for m, h in zip(mean, half, strict=True)], [m + h for m, h in zip(mean, half, strict=True)]
-    axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)  # type: ignore[attr-defined]
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)

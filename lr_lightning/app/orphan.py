@@ -26,13 +26,14 @@ class ParentWatch(threading.Thread):
 
     Args:
         period: Seconds between two looks.
-        grace: Seconds until it is ended.
+        grace: Seconds until it is ended; None: never.
+        parent: The parent's id, where it may be gone already.
     """
 
-    def __init__(self, period: float = _PERIOD, grace: float = _GRACE) -> None:
+    def __init__(self, period: float = _PERIOD, grace: float | None = _GRACE, parent: int | None = None) -> None:
         super().__init__(name="parent-watch", daemon=True)
         self._period, self._grace = period, grace
-        self._parent = os.getppid()
+        self._parent = os.getppid() if parent is None else parent
         self._stopped = threading.Event()
 
     def stop(self) -> None:

@@ -6,17 +6,11 @@ from pathlib import Path
 from textwrap import fill, wrap
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from lr_lightning.app.build import build_schedule
-from lr_lightning.app.config import register
-from lr_lightning.app.errors import ConfigError, explain
+from lr_lightning.app.compose import checked, choices_of, prepare
+from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.schedule import momentum_of, plateau_of
 from lr_lightning.app.schemas.schedule import ScheduleConfig
-from lr_lightning.app.validate import validated
 from lr_lightning.schedules import Clock
 
 __all__ = ["Curve", "as_text", "curves", "save_figure"]
@@ -50,13 +44,13 @@ class Curve:
     note: str = ""
 
 
-def curves(words: Sequence[str], conf: Path, *, steps: int, epochs: float, peak: float | None = None) -> list[Curve]:
+def curves(words: Sequence[str], root: Path, *, steps: int, epochs: float, peak: float | None = None) -> list[Curve]:
     """Compose, build and evaluate schedules.
 
     Args:
         words: Choices of the group `schedule`, and overrides: one after a choice is for that choice, one before the
             first choice is for all. Without a choice, all there are.
-        conf: The folder of the configs.
+        root: The checkout, whose `conf/` is read.
         steps: Updates in the run.
         epochs: Epochs in it.
         peak: The peak rate, for rates that are absolute; None for shares of the peak.
@@ -64,32 +58,26 @@ def curves(words: Sequence[str], conf: Path, *, steps: int, epochs: float, peak:
     Raises:
         ConfigError: If a choice or an override is bad, or a schedule does not fit into the steps.
     """
-    OmegaConf.register_new_resolver("checkout", lambda: str(conf.parent), replace=True)
-    OmegaConf.register_new_resolver("choices", lambda: "", replace=True)
-    register()
+    prepare(root)
     lr = [] if peak is None else [f"optimizer.lr={peak!r}"]
     clock = Clock(steps, steps_per_epoch=steps / epochs)
     found = []
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-        for name, common, own in _requests(words, conf):
-            try:
-                config = validated(compose("config", overrides=[f"schedule={name}", *lr, *common, *own]))
-            except (HydraException, OmegaConfBaseException) as e:
-                raise ConfigError(explain(e)) from e
-            schedule, momentum = build_schedule(config), momentum_of(config.schedule)
-            unit = 1.0 if peak is None else config.optimizer.lr
-            try:
-                found.append(
-                    Curve(
-                        " ".join([name, *(override.removeprefix("schedule.") for override in own)]),
-                        schedule.describe(clock),
-                        [unit * schedule(step, clock) for step in range(steps)],
-                        None if momentum is None else [momentum(step, clock) for step in range(steps)],
-                        _note(config.schedule),
-                    )
+    for name, common, own in _requests(words, choices_of(root)["schedule"]):
+        config = checked(root, [f"schedule={name}", *lr, *common, *own])
+        schedule, momentum = build_schedule(config), momentum_of(config.schedule)
+        unit = 1.0 if peak is None else config.optimizer.lr
+        try:
+            found.append(
+                Curve(
+                    " ".join([name, *(override.removeprefix("schedule.") for override in own)]),
+                    schedule.describe(clock),
+                    [unit * schedule(step, clock) for step in range(steps)],
+                    None if momentum is None else [momentum(step, clock) for step in range(steps)],
+                    _note(config.schedule),
                 )
-            except ValueError as e:
-                raise ConfigError(f"schedule={name}, {steps} steps, {epochs:g} epochs: {e}") from e
+            )
+        except ValueError as e:
+            raise ConfigError(f"schedule={name}, {steps} steps, {epochs:g} epochs: {e}") from e
     return found
 
 
@@ -100,7 +88,7 @@ def _note(node: ScheduleConfig) -> str:
     return "the batch grows" if getattr(node, "growth", None) is not None else ""
 
 
-def _requests(words: Sequence[str], conf: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+def _requests(words: Sequence[str], choices: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
     """Name, overrides for all and own overrides of each schedule that is asked for."""
     common: list[str] = []
     asked: list[tuple[str, list[str]]] = []
@@ -110,7 +98,7 @@ def _requests(words: Sequence[str], conf: Path) -> Iterator[tuple[str, list[str]
             asked += [(name, []) for name in bare.split(",")]
         else:
             (asked[-1][1] if asked else common).append(word)
-    for name, own in asked or [(path.stem, []) for path in sorted((conf / "schedule").glob("*.yaml"))]:
+    for name, own in asked or [(choice, []) for choice in choices]:
         yield name, common, own
 
 
@@ -124,7 +112,7 @@ def save_figure(drawn: Sequence[Curve], path: Path, *, title: str, unit: str) ->
         unit: What the rates are in, beside their axis.
 
     Raises:
-        ConfigError: If matplotlib is not installed or does not know the format.
+        ConfigError: If matplotlib is not installed or does not know the format, or the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -139,11 +127,13 @@ def save_figure(drawn: Sequence[Curve], path: Path, *, title: str, unit: str) ->
         _draw_together(figure, drawn, unit)
     else:
         _draw_apart(figure, drawn, unit)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     except ValueError as e:
         raise ConfigError(f"--out: {path}: {e}") from e
+    except OSError as e:
+        raise ConfigError(f"--out: {path} cannot be written ({e.strerror}). Give another place.") from e
 
 
 def _draw_together(figure: Any, drawn: Sequence[Curve], unit: str) -> None:

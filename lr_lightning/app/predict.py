@@ -20,7 +20,7 @@ from lr_lightning.app import build
 from lr_lightning.app.checkpoints import read_checkpoint
 from lr_lightning.app.compose import composed, prepare
 from lr_lightning.app.config import Config
-from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, print_error
 from lr_lightning.app.resume import ALLOWED_TARGETS, Asker, read_config, run_folder
 from lr_lightning.app.train import quiet
 from lr_lightning.app.validate import validated
@@ -31,7 +31,6 @@ from lr_lightning.training.normalize import Normalizer
 
 __all__ = ["Prediction", "Predictor", "images_of", "run"]
 
-FAILED, BAD_INPUT = 1, 2
 _ASKER = Asker("RUN", "--trust {}")
 _BATCH = 256
 
@@ -150,10 +149,10 @@ def run(root: Path, name: str, images: Sequence[str], *, table: Path | None = No
             with table.open("w", newline="", encoding="utf-8") as file:
                 _write_csv(done, file)
     except ConfigError as e:
-        print("\n".join(f"error: {line}" for line in str(e).splitlines()), file=sys.stderr)
+        print_error(e)
         return BAD_INPUT
     except OSError as e:
-        print(f"error: --csv: {e}", file=sys.stderr)
+        print_error(f"--csv: {e}")
         return BAD_INPUT
     if sys.stdout.isatty():
         _print_table(done)

@@ -1,8 +1,10 @@
 """Opening a run's record: its config, parameters, tags and environment, in whichever tracking was chosen."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule
 
@@ -47,9 +49,8 @@ def open_logger(
     Raises:
         ConfigError: If the store cannot be used, or the run to go on with is still running.
     """
-    container = asdict(config)
-    container["tracking"]["uri"] = hide_password(config.tracking.uri) if config.tracking.uri else None
-    lr = None if stale_keys(config) else config.optimizer.lr
+    container, stale = _plain(config), stale_keys(config)
+    lr = None if stale else config.optimizer.lr
     name = config.tracking.run_name or (default_run_name(config, lr) if job == "train" else job)
     tags = {"job": job, **_tags(config, folder, data)}
     if job != "train":  # it follows no schedule and makes no checkpoints; what the user set stays
@@ -57,8 +58,7 @@ def open_logger(
         tags = {key: value for key, value in tags.items() if key not in absent}
     logger = _opened(config, folder, name, tags, resume=previous is not None)
     artifact = write_config(folder, container)  # only now: until the lock is held the folder may be a live run's
-    known = {key: value for key, value in flatten(container).items() if key not in stale_keys(config)}
-    logger.log_hyperparams({key: value for key, value in known.items() if value not in (None, {}, [])})
+    logger.log_hyperparams({key: value for key, value in _given(container).items() if key not in stale})
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
     logger.log_hyperparams({"model.parameters": parameters, **{f"dataset.{k}": v for k, v in data.describe().items()}})
     together = {"processes": world_size(config.trainer), "update_batch_size": batch_of_update(config)}
@@ -67,8 +67,9 @@ def open_logger(
     return logger
 
 
-def open_sweep_logger(config: Config, folder: Path, sweep: str, job: str) -> RunLogger:
-    """Open the record of a sweep's own run, which holds its table.
+@contextmanager
+def sweep_record(config: Config, folder: Path, sweep: str, job: str) -> Iterator[RunLogger]:
+    """The record of a sweep's own run, which holds its table; it is closed at the end, as FAILED after an error.
 
     Args:
         config: The config that its runs share.
@@ -82,19 +83,36 @@ def open_sweep_logger(config: Config, folder: Path, sweep: str, job: str) -> Run
     tags = {
         "job": job,
         **({"study": job} if job == "lr_effects" else {}),
-        "model": config.model.name,
-        "data": config.data.name,
-        "optimizer": config.optimizer.name,
-        "schedule": config.schedule.name,
+        **_choices(config),
         **environment_tags(),
         **config.tracking.tags,
         "sweep": sweep,
     }
     logger = _opened(config, folder, f"{job} {config.model.name} {config.data.name}", tags, resume=False)
+    try:
+        logger.log_hyperparams(_given(_plain(config)))
+        yield logger
+    except BaseException:
+        logger.end("FAILED")
+        raise
+    logger.end("FINISHED")
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """The config as plain values, without the password of its store."""
     container = asdict(config)
-    container["tracking"]["uri"] = None
-    logger.log_hyperparams({key: value for key, value in flatten(container).items() if value not in (None, {}, [])})
-    return logger
+    container["tracking"]["uri"] = hide_password(config.tracking.uri) if config.tracking.uri else None
+    return container
+
+
+def _given(container: dict[str, Any]) -> dict[str, Any]:
+    """Its dotted keys that have a value."""
+    return {key: value for key, value in flatten(container).items() if value not in (None, {}, [])}
+
+
+def _choices(config: Config) -> dict[str, str]:
+    """The tags that runs are grouped by."""
+    return {name: getattr(config, name).name for name in ("schedule", "optimizer", "model", "data")}
 
 
 def _opened(config: Config, folder: Path, run_name: str, tags: dict[str, str], *, resume: bool) -> RunLogger:
@@ -134,10 +152,7 @@ def run_id_of(logger: RunLogger | None) -> str | None:
 def _tags(config: Config, folder: Path, data: ImageDataModule) -> dict[str, str]:
     """What runs are grouped by, where this one lies, and what it ran on."""
     return {
-        "schedule": config.schedule.name,
-        "optimizer": config.optimizer.name,
-        "model": config.model.name,
-        "data": config.data.name,
+        **_choices(config),
         "seed": str(config.seed),
         "finder": config.finder.name,
         "output_dir": str(folder),

@@ -34,26 +34,14 @@ class Sweep:
         self._name = name
 
     def compare(self) -> None:
-        """Compare the runs and print what came out. Never raises: the runs are what counts, and they are done."""
+        """Compare the runs and print what came out. Never raises."""
         tracked = [config for config, _ in self._jobs if config.tracking.name == "mlflow"]
         if len(tracked) < 2:
             return
         config = tracked[-1]
-        try:
-            from lr_lightning.app.compare import run
-
-            print(f"\nsweep {self._name}: {len(self._jobs)} runs", flush=True)
-            run(
-                Path(config.tracking.root),
-                config.tracking.uri,
-                Path(config.output_root),
-                experiments=sorted({other.tracking.experiment for other in tracked}),
-                by=self._by(),
-                filter_string=f"tags.sweep = '{config.tracking.tags['sweep']}'",
-                after_sweep=True,
-            )
-        except Exception as e:  # whatever it is, it must not change how the command ends
-            print(f"the runs are not compared: {type(e).__name__}: {e}", file=sys.stderr)
+        print(f"\nsweep {self._name}: {len(self._jobs)} runs", flush=True)
+        experiments = sorted({other.tracking.experiment for other in tracked})
+        compare_sweep(config, config.tracking.tags["sweep"], self._by(), experiments)
 
     def _by(self) -> list[str]:
         """The keys that vary, other than the seed, and those that a search for the rate sets anew."""
@@ -69,3 +57,32 @@ class Sweep:
         return [key for key, found in values.items() if len(found) > 1 and key not in passed_over][:_MOST_KEYS] or [
             "schedule"
         ]
+
+
+def compare_sweep(
+    config: Config, sweep: str, by: Sequence[str], experiments: Sequence[str], *, brief: bool = False
+) -> None:
+    """Compare the runs of a sweep. Never raises: the runs are what counts, and they are done.
+
+    Args:
+        config: The config of one of them: their store, and where the report goes.
+        sweep: The tag they share.
+        by: Tags or params that make the groups.
+        experiments: Those that they are in.
+        brief: Whether only the finding is printed.
+    """
+    try:
+        from lr_lightning.app.compare import run
+
+        run(
+            Path(config.tracking.root),
+            config.tracking.uri,
+            Path(config.output_root),
+            experiments=experiments,
+            by=by,
+            filter_string=f"tags.sweep = '{sweep}'",
+            after_sweep=True,
+            brief=brief,
+        )
+    except Exception as e:  # whatever it is, it must not change how the command ends
+        print(f"the runs are not compared: {type(e).__name__}: {e}", file=sys.stderr)

@@ -5,7 +5,8 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,7 @@ def train(
         RunFailed: If another process of the run, or its disk, is gone; the run is FAILED.
         Interrupted: On SIGTERM or Ctrl-C; the run is KILLED.
     """
-    quiet()
-    watch_parent()
-    check_device(config)
-    output_root(config)
+    begin(config)
     config, scaling = (config, {}) if previous else scaled(config)  # a stored config has the resulting rates
     schedule = build.build_schedule(config)
     data, module = build_run(config)
@@ -106,13 +104,9 @@ def train(
     stamp = ConfigStamp(identity(flatten(asdict(config))))
     watchers = [*configured, *watching, Summary()]
     callbacks = [interrupts, stamp, *searching, *watchers, *checkpoint_callbacks(config, folder)]
-    try:
+    with starting(None if previous else folder):
         trainer = make_trainer(config, folder, callbacks)
         logger = open_logger(config, folder, previous, data, module, scaling=scaling) if folder else None
-    except ValueError as e:
-        if folder and not previous:
-            shutil.rmtree(folder)  # nothing was started: no run, no folder
-        raise ConfigError(str(e)) from e
     if logger:
         trainer.loggers = [logger]
         logger.set_tags({"env.world_size": trainer.world_size})  # `devices=auto` does not tell
@@ -217,12 +211,35 @@ def make_trainer(config: Config, folder: Path | None, callbacks: list[Callback],
         raise ConfigError(f"trainer: {e}") from e
 
 
-def check_device(config: Config) -> None:
-    """Refuse a GPU that is not there.
+def begin(config: Config) -> None:
+    """What comes before all else: no chatter, no life without the launcher, a device and a place for the output.
 
     Raises:
-        ConfigError: If it is not.
+        ConfigError: If the GPU that is asked for, or the place, cannot be used.
     """
+    quiet()
+    watch_parent()
+    _check_device(config)
+    output_root(config)
+
+
+@contextmanager
+def starting(folder: Path | None) -> Iterator[None]:
+    """For what comes before a run is there: what is wrong is bad input, and no run means no folder.
+
+    Args:
+        folder: What was made for it; None for nothing.
+    """
+    try:
+        yield
+    except ValueError as e:
+        if folder:
+            shutil.rmtree(folder)
+        raise ConfigError(str(e)) from e
+
+
+def _check_device(config: Config) -> None:
+    """Refuse a GPU that is not there."""
     if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(
             f"trainer.accelerator: '{config.trainer.accelerator}', but torch {torch.__version__} sees no GPU here. "

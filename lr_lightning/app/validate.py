@@ -120,6 +120,11 @@ _RULES: tuple[Rule, ...] = (
     ("trainer.limit_test_batches", _limit, "must be a number of batches (an integer) or a fraction in (0, 1]"),
     ("callbacks.checkpoint.every_n_steps", *_ONE_OR_MORE),
     ("callbacks.overfitting.every_n_validations", *_ONE_OR_MORE),
+    ("callbacks.cost.price_per_gpu_hour", _not_negative, "must be a finite number, 0 or more"),
+    ("callbacks.early_stopping.patience", *_ONE_OR_MORE),
+    ("callbacks.early_stopping.strip", *_ONE_OR_MORE),
+    ("callbacks.early_stopping.threshold", _positive, "must be a finite number above 0, or null for the usual one"),
+    ("callbacks.early_stopping.min_delta", _not_negative, "must be a finite number, 0 or more"),
 )
 
 _CHOICES: dict[str, tuple[str, ...]] = {

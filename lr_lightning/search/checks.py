@@ -2,25 +2,24 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from lr_lightning.app.compose import choices_of
 from lr_lightning.app.errors import ConfigError, did_you_mean
 from lr_lightning.search.compose import Composer
-from lr_lightning.search.space import Choice, Space, Value
+from lr_lightning.search.domains import Choice, Value
+from lr_lightning.search.space import Space
 
 __all__ = ["check_space"]
 
 _MOST_CHECKED = 60
 
 
-def check_space(root: Path, space: Space, base: Mapping[str, Value], composer: Composer) -> None:
+def check_space(space: Space, base: Mapping[str, Value], composer: Composer) -> None:
     """Make configs at the ends of every range and of every choice: keys and types that do not fit are found now.
 
     Raises:
         ConfigError: One does not.
     """
-    groups = choices_of(root)
+    groups = composer.groups
     chosen = [key for key in space.keys if key in groups]
     for key in chosen:
         domain = space.keys[key]

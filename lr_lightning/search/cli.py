@@ -1,7 +1,6 @@
 """`scripts/search.py`: from a command line to a search that is done, or to one clear error."""
 
 import errno
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -9,14 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lr_lightning.app.compose import listed_choices, prepare
-from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.compose import TRACEBACKS, listed_choices, prepare
+from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, print_error
 from lr_lightning.app.interrupt import Interrupted
-from lr_lightning.search.space import Value
+from lr_lightning.search.domains import Value
 
 __all__ = ["main"]
 
-FAILED, BAD_INPUT = 1, 2
 AGAIN = "Nothing is lost: mend it, and start the same search again."
 
 HELP = """Search for the learning rate and what interacts with it; every trial is a training run, tracked in MLflow.
@@ -49,7 +47,7 @@ def main(root: Path) -> int:
     """
     words = sys.argv[1:]
     if any(word in ("-h", "--help") for word in words):
-        print(HELP.format(choices=listed_choices(root / "conf"), keys=_keys(root)))
+        print(HELP.format(choices=listed_choices(root), keys=_keys()))
         return 0
     prepare(root)
     from lr_lightning.search.storage import StorageGone
@@ -57,18 +55,18 @@ def main(root: Path) -> int:
     try:
         return _search(root, words)
     except StorageGone as e:
-        print(f"error: {e}. {AGAIN}", file=sys.stderr)
+        print_error(f"{e}. {AGAIN}")
         return FAILED
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         where = f"{e.filename} " if e.filename else ""
-        print(f"error: output_root: {where}cannot be written ({e.strerror}). {AGAIN}", file=sys.stderr)
+        print_error(f"output_root: {where}cannot be written ({e.strerror}). {AGAIN}")
         return FAILED
     except ConfigError as e:
-        if "LR_LIGHTNING_DEBUG" in os.environ:
+        if TRACEBACKS:
             raise
-        print("\n".join(f"error: {line}" for line in str(e).splitlines()), file=sys.stderr)
+        print_error(e)
         return BAD_INPUT
     except KeyboardInterrupt:
         return 130  # before a trial takes care of it
@@ -80,9 +78,9 @@ def _search(root: Path, words: list[str]) -> int:
     search = read(root, words)
     console = Console()
     from lr_lightning.search.conclusion import conclude, same_again, write_table
-    from lr_lightning.search.driver import Driver, start_points
-    from lr_lightning.search.progress import Progress, in_words
-    from lr_lightning.search.rehearsal import rehearse, suggested
+    from lr_lightning.search.driver import Driver
+    from lr_lightning.search.progress import Progress, in_words, say
+    from lr_lightning.search.rehearsal import rehearse, start_points
     from lr_lightning.search.study import Study
 
     def prepared() -> list[Mapping[str, Value]]:
@@ -92,7 +90,7 @@ def _search(root: Path, words: list[str]) -> int:
                 "another output_root."
             )
         rehearse(search)
-        return start_points(search, suggested(search))
+        return start_points(search)
 
     study = Study(search, prepared)
     study.fill()
@@ -100,7 +98,7 @@ def _search(root: Path, words: list[str]) -> int:
     done, left = len(standing.ended), standing.left
     state = "starts" if study.is_new else "goes on"
     limit = f"{done + left} trials" if left or done else "trials without a limit"
-    _say(console, f"{search.name} {state}: {limit}, {done} of them done, over {', '.join(search.space.keys)}")
+    say(console, f"{search.name} {state}: {limit}, {done} of them done, over {', '.join(search.space.keys)}")
     driver = Driver(search, study, Progress(search, console))
     began = time.monotonic()
     try:
@@ -110,21 +108,17 @@ def _search(root: Path, words: list[str]) -> int:
         raise
     except (Interrupted, KeyboardInterrupt) as e:
         write_table(search, study.standing())
-        _say(console, f"{e or 'interrupted'}; nothing is lost. Go on with it:  {same_again(search)}")
+        say(console, f"{e or 'interrupted'}; nothing is lost. Go on with it:  {same_again(search)}")
         return e.code if isinstance(e, Interrupted) and isinstance(e.code, int) else 130
     seconds = time.monotonic() - began
     conclude(search, study, console, compare=driver.told_last or driver.limited or not left)
     if driver.trial_seconds > 0 and search.node.workers <= 1:
         beyond = seconds / driver.trial_seconds - 1
-        _say(console, f"{in_words(seconds)} of searching, {beyond:.1%} beyond the trials' own time")
+        say(console, f"{in_words(seconds)} of searching, {beyond:.1%} beyond the trials' own time")
     return 0 if study.standing().best is not None else FAILED
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-def _keys(root: Path) -> str:
+def _keys() -> str:
     """The keys of the search with their comments, from the schema's source, which is the one place they stand in."""
     import lr_lightning.app.schemas.search as schema
 

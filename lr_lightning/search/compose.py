@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +13,7 @@ from lr_lightning.app.compose import choices_of, composed
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError, explain
 from lr_lightning.app.validate import validated
-from lr_lightning.search.space import KINDS, Value, override
+from lr_lightning.search.domains import KINDS, Value, override
 
 __all__ = ["Composer"]
 
@@ -29,7 +30,6 @@ class Composer:
     root: Path
     training: tuple[str, ...]
     _cache: dict[tuple[str, ...], DictConfig] = field(default_factory=dict, repr=False)
-    _groups: frozenset[str] | None = field(default=None, repr=False)
 
     def overrides(self, point: Mapping[str, Value]) -> list[str]:
         """The command line of a trial; what is searched stands last, and so wins."""
@@ -59,12 +59,10 @@ class Composer:
         """
         self._set(self._of_groups(point), key, point[key])
 
-    @property
-    def groups(self) -> frozenset[str]:
-        """The names of the config groups."""
-        if self._groups is None:
-            self._groups = frozenset(choices_of(self.root))
-        return self._groups
+    @cached_property
+    def groups(self) -> dict[str, list[str]]:
+        """The config groups, and their choices."""
+        return choices_of(self.root)
 
     def _of_groups(self, point: Mapping[str, Value]) -> DictConfig:
         words = tuple(override(key, value) for key, value in point.items() if key in self.groups)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import secrets
 import shlex
 import sys
@@ -15,11 +14,13 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from lr_lightning.app.record import open_sweep_logger
-from lr_lightning.search.progress import in_words, values
+from lr_lightning.app.record import sweep_record
+from lr_lightning.app.sweep import compare_sweep
+from lr_lightning.search.progress import in_words, say, values
 from lr_lightning.search.settings import Search
+from lr_lightning.search.standing import Standing, order, result_of
 from lr_lightning.search.storage import patient
-from lr_lightning.search.study import Standing, Study
+from lr_lightning.search.study import Study
 from lr_lightning.tracking.files import write_atomically
 
 __all__ = ["best_command", "conclude", "importances", "write_table"]
@@ -47,26 +48,27 @@ def conclude(search: Search, study: Study, console: Console, *, compare: bool) -
         text = ", ".join(f"{key} {share:.0%}" for key, share in found.items())
         few = sum(t.state == TrialState.COMPLETE for t in ended.values())
         doubt = f" (of {few} trials only: a guess)" if few < _FEWEST else ""
-        console.print(f"importance:  {text}{doubt}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"importance:  {text}{doubt}")
     if command is not None:
-        console.print(f"train with the best:  {command}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"train with the best:  {command}")
         if standing.equal > 1:
             text = f"{standing.equal} trials share its value; the lowest validation loss decided between them"
-            console.print(text, soft_wrap=True, highlight=False, markup=False)
+            say(console, text)
     else:
-        console.print("no trial is complete, so there is no best one; trials.csv has the reasons", highlight=False)
-    console.print(f"trials:  {table}", soft_wrap=True, highlight=False, markup=False)
+        say(console, "no trial is complete, so there is no best one; trials.csv has the reasons")
+    say(console, f"trials:  {table}")
     if standing.left:
         text = f"{standing.left} trials are left or run elsewhere; go on:  {same_again(search)}"
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        say(console, text)
     if not compare or search.config.tracking.name != "mlflow":
         return
     if study.study.user_attrs.get("compared") == len(ended):
         text = f"compared before:  python scripts/compare.py --filter \"tags.sweep = '{search.name}'\""
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        say(console, text)
         return
     patient(study.study.set_user_attr)("compared", len(ended))
-    _compare(search)
+    print(flush=True)
+    compare_sweep(search.config, search.name, _by(search), [search.config.tracking.experiment], brief=True)
     _record(search, standing, table, command, found)
 
 
@@ -111,20 +113,6 @@ def importances(study: Study, search: Search) -> dict[str, float]:
     return found
 
 
-def _rows(search: Search, ended: dict[int, FrozenTrial]) -> list[tuple[int, FrozenTrial]]:
-    """The trials, the best first as in :class:`Standing`, those without a value last."""
-    sign = -1.0 if search.higher else 1.0
-
-    def rank(item: tuple[int, FrozenTrial]) -> tuple[bool, float, float, int]:
-        number, trial = item
-        if trial.state != TrialState.COMPLETE or trial.value is None:
-            return True, 0.0, 0.0, number
-        loss = trial.user_attrs.get("result", {}).get("val_loss")
-        return False, sign * trial.value, math.inf if loss is None else float(loss), number
-
-    return sorted(ended.items(), key=rank)
-
-
 def _state(trial: FrozenTrial) -> str:
     return {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
 
@@ -136,7 +124,7 @@ def _csv(search: Search, ended: dict[int, FrozenTrial]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*names, "runs"])
     for number, trial in sorted(ended.items()):
-        attrs = trial.user_attrs.get("result", {})
+        attrs = result_of(trial)
         value = trial.value if trial.state == TrialState.COMPLETE else None
         cells = [number, _state(trial), value, attrs.get("error"), *(trial.params.get(key) for key in keys)]
         cells += [attrs.get(name) for name in ("epochs", "seconds", "verdict", "reason")]
@@ -153,8 +141,9 @@ def _print_trials(search: Search, ended: dict[int, FrozenTrial], console: Consol
     table.add_column("values")
     table.add_column("time", justify="right")
     table.add_column("verdict")
-    for number, trial in _rows(search, ended)[:_SHOWN]:
-        value, result = _state(trial), trial.user_attrs.get("result", {})
+    best_first = sorted(ended.items(), key=lambda item: (order(item[1], higher=search.higher), item[0]))
+    for number, trial in best_first[:_SHOWN]:
+        value, result = _state(trial), result_of(trial)
         if trial.state == TrialState.COMPLETE:
             error = result.get("error")
             value = f"{trial.value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
@@ -163,28 +152,7 @@ def _print_trials(search: Search, ended: dict[int, FrozenTrial], console: Consol
         table.add_row(str(number), value, values(point), seconds, result.get("verdict") or "")
     console.print(table)
     if len(ended) > _SHOWN:
-        console.print(f"... and {len(ended) - _SHOWN} more", highlight=False)
-
-
-def _compare(search: Search) -> None:
-    """The report over all trials. Never raises: the trials are what counts, and they are done."""
-    config = search.config
-    try:
-        from lr_lightning.app.compare import run as compare
-
-        print(flush=True)
-        compare(
-            Path(config.tracking.root),
-            config.tracking.uri,
-            Path(config.output_root),
-            experiments=[config.tracking.experiment],
-            by=_by(search),
-            filter_string=f"tags.sweep = '{search.name}'",
-            after_sweep=True,
-            brief=True,
-        )
-    except Exception as e:
-        print(f"the trials are not compared: {type(e).__name__}: {e}", file=sys.stderr)
+        say(console, f"... and {len(ended) - _SHOWN} more")
 
 
 def _by(search: Search) -> Sequence[str]:
@@ -197,23 +165,16 @@ def _by(search: Search) -> Sequence[str]:
 
 def _record(search: Search, standing: Standing, table: Path, command: str | None, found: dict[str, float]) -> None:
     """A run of its own in MLflow with the table and the best command. Best effort, as the comparison."""
+    folder = search.folder / f"record-{secrets.token_hex(2)}"
+    text = f"best: {command}" if command else "no trial is complete"
+    shares = "\n".join(f"- {key}: {share:.0%}" for key, share in found.items())
+    numbers = {"trials": float(len(standing.ended))}
+    if standing.best is not None and standing.best.value is not None:
+        numbers["best_objective"] = standing.best.value
     try:
-        folder = search.folder / f"record-{secrets.token_hex(2)}"
-        logger = open_sweep_logger(search.config, folder, search.name, "search")
+        with sweep_record(search.config, folder, search.name, "search") as logger:
+            logger.log_artifact(table)
+            logger.set_tags({"mlflow.note.content": f"`{text}`\n\n{shares}".strip()})
+            logger.log_summary(numbers)
     except Exception as e:
         print(f"the search itself is not recorded: {type(e).__name__}: {e}", file=sys.stderr)
-        return
-    try:
-        logger.log_artifact(table)
-        best = standing.best
-        text = f"best: {command}" if command else "no trial is complete"
-        shares = "\n".join(f"- {key}: {share:.0%}" for key, share in found.items())
-        logger.set_tags({"mlflow.note.content": f"`{text}`\n\n{shares}".strip()})
-        numbers = {"trials": float(len(standing.ended))}
-        if best is not None and best.value is not None:
-            numbers["best_objective"] = best.value
-        logger.log_summary(numbers)
-    except BaseException:
-        logger.end("FAILED")
-        raise
-    logger.end("FINISHED")

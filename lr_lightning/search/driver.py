@@ -1,22 +1,17 @@
 """The loop of a search: take a ticket, have it run, tell the study; stop in order, whatever happens."""
 
-import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
-from typing import Any, Self
 
 from optuna.trial import TrialState
 
 from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.interrupt import Interrupted
+from lr_lightning.app.interrupt import Interrupted, Signals
 from lr_lightning.search.progress import Progress
 from lr_lightning.search.settings import Search
-from lr_lightning.search.space import Value
+from lr_lightning.search.standing import result_of
 from lr_lightning.search.storage import StorageGone
 from lr_lightning.search.study import Study, Ticket
 from lr_lightning.search.trial import Ending, TrialRuns
@@ -30,28 +25,6 @@ _STOP_SECONDS = 60.0
 
 class TooManyFailures(ConfigError):
     """So many trials in a row have failed that the next ones would as well."""
-
-
-class _Signals:
-    """SIGTERM and Ctrl-C: the first one ends the search in order, the second one at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
-            raise Interrupted(number)
-        self.number = number
 
 
 @dataclass
@@ -97,9 +70,7 @@ class Driver:
         if node.hours is not None and time.monotonic() - self._started > 3600 * node.hours:
             return self._reached(f"{node.hours:g} hours")
         if node.epochs is not None:
-            spent = sum(
-                float(t.user_attrs.get("result", {}).get("epochs", 0)) for t in self.study.standing().ended.values()
-            )
+            spent = sum(float(result_of(t).get("epochs", 0)) for t in self.study.standing().ended.values())
             if spent >= node.epochs:
                 return self._reached(f"{node.epochs:g} epochs")
         return True
@@ -138,12 +109,12 @@ class Driver:
     # -- several at a time, each in a process ------------------------------------------------------------------------
 
     def _run_in_processes(self) -> None:
-        with _Signals() as signals:
+        with Signals() as signals:
             try:
                 self._loop(signals)
-                if signals.number is not None:
+                if signals.signum is not None:
                     self._stop_in_order()
-                    raise Interrupted(signals.number)
+                    raise Interrupted(signals.signum)
             finally:
                 for runs in self._running:  # only after an error or a second signal
                     if runs.process is not None:
@@ -152,9 +123,9 @@ class Driver:
                     for runs in self._running:
                         self.study.put_back(runs.ticket)
 
-    def _loop(self, signals: _Signals) -> None:
+    def _loop(self, signals: Signals) -> None:
         more = True
-        while signals.number is None:
+        while signals.signum is None:
             self._recover()
             while more and self._has_room():
                 more = self._may_start() and self._start_one()
@@ -178,7 +149,7 @@ class Driver:
         runs = TrialRuns(self.search, ticket, self._environment())
         self._running.append(runs)
         runs.describe()
-        runs.start(self.search.storage)
+        runs.start()
         return True
 
     def _environment(self) -> dict[str, str]:
@@ -197,7 +168,7 @@ class Driver:
 
     def _reap(self, *, stopping: bool = False) -> None:
         for runs in list(self._running):
-            ending = runs.poll(self.search.storage, stopping=stopping)
+            ending = runs.poll(stopping=stopping)
             if ending is None:
                 continue
             self._running.remove(runs)
@@ -237,12 +208,12 @@ class Driver:
                 f"search.failures={limit} ends the search there. Mend it, and start it under another sweep=NAME."
             )
 
-    def _await_others(self, signals: _Signals | None = None) -> bool:
+    def _await_others(self, signals: Signals | None = None) -> bool:
         """Wait whether the trials of other workers come back: True if one did, False if none can."""
         until = time.monotonic() + self.study.patience
         said = False
         while (others := self.study.others_running()) and time.monotonic() < until:
-            if signals is not None and signals.number is not None:
+            if signals is not None and signals.signum is not None:
                 return False
             if not said:
                 self.progress.say(
@@ -265,24 +236,3 @@ def _gpus() -> list[str]:
     if given is not None:
         return [name for name in given.split(",") if name.strip()]
     return [str(index) for index in range(torch.cuda.device_count())]
-
-
-def start_points(search: Search, suggested: float | None) -> list[Mapping[str, Value]]:
-    """The points of search.start, with the finder's rate in place, as far as it lies in the space."""
-    from lr_lightning.search.settings import FINDER
-    from lr_lightning.search.space import Range
-
-    points: list[Mapping[str, Value]] = []
-    for given in search.node.start:
-        point: dict[str, Value] = {}
-        for key, value in given.items():
-            domain = search.space.keys[str(key)]
-            if value != FINDER:
-                point[str(key)] = value
-            elif suggested is not None and math.isfinite(suggested):
-                inside = min(domain.high, max(domain.low, suggested)) if isinstance(domain, Range) else suggested
-                if domain.holds(inside):
-                    point[str(key)] = inside
-        if point:
-            points.append(point)
-    return points

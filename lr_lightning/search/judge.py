@@ -1,7 +1,7 @@
 """What a study says about a trial that is under way: Optuna's pruner, and whether it is dominated by its peers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import optuna
 from optuna.trial import TrialState
@@ -9,6 +9,9 @@ from optuna.trial import TrialState
 from lr_lightning.diagnosis.dominated import dominated
 from lr_lightning.search.pruners import pruner_of
 from lr_lightning.search.storage import connect
+
+if TYPE_CHECKING:
+    from lr_lightning.search.run import Task
 
 __all__ = ["StudyJudge"]
 
@@ -31,11 +34,16 @@ class StudyJudge:
         self._values = {int(at): self._sign * value for at, value in before.items()}
 
     @classmethod
-    def connected(cls, storage: str, task: Mapping[str, Any]) -> "StudyJudge":
+    def connected(cls, storage: str, task: "Task") -> "StudyJudge":
         """The judge of a task's trial, by way of the storage."""
-        pruner = pruner_of(task["pruners"], task["validations"], task["patience"])
-        study = optuna.load_study(study_name=task["study"], storage=connect(storage), pruner=pruner)
-        return cls(optuna.Trial(study, task["trial"]), task["pruners"], task["higher"], task["patience"])
+        pruner = pruner_of(task.pruners, task.validations, task.patience)
+        study = optuna.load_study(study_name=task.study, storage=connect(storage), pruner=pruner)
+        return cls.of(optuna.Trial(study, cast(int, task.trial)), task)
+
+    @classmethod
+    def of(cls, trial: optuna.Trial, task: "Task") -> "StudyJudge":
+        """The judge of a task's trial, where that is at hand."""
+        return cls(trial, task.pruners, task.higher, task.patience)
 
     def report(self, value: float, validation: int) -> None:
         """Take the value of a validation, counted from 1; Optuna gets it in the direction of the objective."""

@@ -9,17 +9,17 @@ from typing import Any
 
 import psutil
 
-__all__ = ["alive", "end_child", "host", "this_process"]
+__all__ = ["alive", "end_child", "this_process"]
 
 _STOP_SECONDS = 30.0
 
 
 def this_process() -> dict[str, Any]:
     """Who runs a trial, so that another process of the same machine can tell whether it still does."""
-    return {"host": host(), "pid": os.getpid(), "born": psutil.Process().create_time()}
+    return {"host": _host(), "pid": os.getpid(), "born": psutil.Process().create_time()}
 
 
-def host() -> str:
+def _host() -> str:
     """This machine, or rather this space of process ids: containers may share a name."""
     parts = [socket.gethostname()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from lr_lightning.search.run import STORAGE, Result, Task, earlier
+from lr_lightning.search.run import STORAGE, Result, Task, earlier_result
 from lr_lightning.tracking.files import write_atomically
 
 __all__ = ["RunProcess"]
@@ -69,8 +69,8 @@ class RunProcess:
         status = self.process.poll()
         if status is None:
             return None
-        self._sweep_up()
-        found = earlier(Path(self.task.folder))
+        self._kill_group()  # ranks of a process that was killed may live on
+        found = earlier_result(Path(self.task.folder))
         if found is not None:
             return found
         if status in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT):
@@ -84,16 +84,12 @@ class RunProcess:
 
     def kill(self) -> None:
         """End it at once, with all it has started."""
-        self._signal_group(signal.SIGKILL)
+        self._kill_group()
         self.process.wait()
 
-    def _sweep_up(self) -> None:
-        """Ranks of a process that was killed may live on."""
-        self._signal_group(signal.SIGKILL)
-
-    def _signal_group(self, number: int) -> None:
+    def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, number)
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _reason(self, status: int) -> str:
         log = Path(self.task.folder) / LOG

@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from lr_lightning.search.domains import Value, override
 from lr_lightning.search.settings import Search
-from lr_lightning.search.space import Value, override
-from lr_lightning.search.study import Standing, Ticket
+from lr_lightning.search.standing import Standing, ticket_of
+from lr_lightning.search.study import Ticket
 from lr_lightning.search.trial import Ending
 
-__all__ = ["Progress", "in_words"]
+__all__ = ["Progress", "in_words", "say", "values"]
 
 
 def in_words(seconds: float) -> str:
@@ -22,6 +23,11 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 class Progress:
@@ -59,7 +65,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line, once."""
         if text != self._said:
-            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+            say(self.console, text)
         self._said = text
 
     def tell(self, ticket: Ticket, ending: Ending, standing: Standing) -> None:
@@ -71,7 +77,7 @@ class Progress:
         rest = f"; about {in_words(left)} left" if waiting else ""
         top = ""
         if best is not None and best.value is not None:
-            top = f"; best {best.value:.4g} (trial {best.user_attrs.get('ticket', best.number)})"
+            top = f"; best {best.value:.4g} (trial {ticket_of(best)})"
         self.say(f"[{done}/{total}] trial {ticket.number}: {values(ticket.point)}: {outcome(ending)}{top}{rest}")
         self._bar.update(self._task, completed=done, total=total, note=f"{top.lstrip('; ')}{rest}")
 

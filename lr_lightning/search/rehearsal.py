@@ -1,18 +1,21 @@
 """What is done once before the first trial: a rehearsal of one batch, and the finder's suggestion to start from."""
 
+import math
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lr_lightning.app.compose import checked
 from lr_lightning.app.errors import ConfigError, did_you_mean
 from lr_lightning.app.lr_rule import batch_of_one
+from lr_lightning.search.domains import Range, Value
 from lr_lightning.search.run import Result, Task, objective_of, run
 from lr_lightning.search.settings import FINDER, Search, direction_of
-from lr_lightning.search.space import Value
 
-__all__ = ["rehearse", "suggested"]
+__all__ = ["rehearse", "start_points"]
 
 _OF_LONG_RUNS = ("num_sanity_val_steps", "val_check_interval", "min_epochs", "min_steps")
 _ONE_BATCH: dict[str, Any] = {
@@ -75,14 +78,32 @@ def _check_objective(search: Search, result: Result) -> None:
         )
 
 
+def start_points(search: Search) -> list[Mapping[str, Value]]:
+    """The points of search.start, with the finder's rate in place, as far as it lies in the space."""
+    rate = suggested(search)
+    points: list[Mapping[str, Value]] = []
+    for given in search.node.start:
+        point: dict[str, Value] = {}
+        for key, value in given.items():
+            domain = search.space.keys[str(key)]
+            if value != FINDER:
+                point[str(key)] = value
+            elif rate is not None and math.isfinite(rate):
+                inside = min(domain.high, max(domain.low, rate)) if isinstance(domain, Range) else rate
+                if domain.holds(inside):
+                    point[str(key)] = inside
+        if point:
+            points.append(point)
+    return points
+
+
 def suggested(search: Search) -> float | None:
     """The LR finder's suggestion, where the start asks for it; None where it does not, or the finder abstains."""
     if not any(FINDER in point.values() for point in search.node.start):
         return None
-    from lr_lightning.app.compose import checked
     from lr_lightning.app.find import find
 
-    words = [*search.composer.overrides({k: v for k, v in _first(search).items() if not k.endswith("_lr")})]
+    words = search.composer.overrides({k: v for k, v in _first(search).items() if not k.endswith("_lr")})
     config = checked(search.root, [*words, "finder=range_test"])
     config.output_root = str(search.folder)
     config.trainer.progress = "none"
@@ -105,12 +126,7 @@ def _task(search: Search, folder: Path) -> Task:
     return Task(
         root=str(search.root),
         overrides=[],
-        tags={},
         folder=str(folder),
-        study=search.name,
-        trial=None,
         monitor=search.monitor,
         higher=search.monitor_higher,
-        pruners=[],
-        patience=1.0,
     )

@@ -4,12 +4,10 @@ import gc
 import json
 import math
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,13 @@ from typing import Any
 from lr_lightning.app.compose import checked, composed, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.orphan import ParentWatch
 from lr_lightning.app.output import LAST
 from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.search.watch import Judge, TrialWatch
 from lr_lightning.tracking.files import write_atomically
 
-__all__ = ["RESULT", "STORAGE", "Result", "Task", "earlier", "objective_of", "run"]
+__all__ = ["RESULT", "STORAGE", "Result", "Task", "earlier_result", "objective_of", "run", "write_result"]
 
 RESULT = "result.json"
 """In the folder of a trial's run: what it came to."""
@@ -37,12 +36,13 @@ class Task:
     Attributes:
         root: The checkout.
         overrides: Its command line.
-        tags: Its tags in MLflow, besides its own.
         folder: Where its output folder and result go.
-        study: Name of the study.
-        trial: Id of the trial in the storage; None for a run that is not reported there.
         monitor: The metric that is reported.
         higher: Whether a higher value of it is better.
+        seed: In place of that in its config; None for the config's.
+        tags: Its tags in MLflow, besides its own.
+        study: Name of the study.
+        trial: Id of the trial in the storage; None for a run that is not reported there.
         pruners: Which may end it.
         patience: Share of the run before which none does.
         validations: In the whole run, where that is known.
@@ -52,14 +52,15 @@ class Task:
 
     root: str
     overrides: list[str]
-    tags: dict[str, str]
     folder: str
-    study: str
-    trial: int | None
     monitor: str
     higher: bool
-    pruners: list[str]
-    patience: float
+    seed: int | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    study: str = ""
+    trial: int | None = None
+    pruners: list[str] = field(default_factory=list)
+    patience: float = 1.0
     validations: int | None = None
     resume: bool = False
     parent: int | None = None
@@ -149,7 +150,7 @@ def _in_the_driver(task: Task) -> bool:
 
 def _prepared(task: Task, config: Config | None) -> tuple[Config, Any]:
     """The config; of a run that was interrupted, its own, with its last checkpoint."""
-    folder = interrupted_folder(Path(task.folder)) if task.resume else None
+    folder = _interrupted_folder(Path(task.folder)) if task.resume else None
     if folder is not None:
         from lr_lightning.app.resume import stored_config
 
@@ -159,10 +160,12 @@ def _prepared(task: Task, config: Config | None) -> tuple[Config, Any]:
             return stored_config(composed(Path(task.root), words)[0], words)
         except ConfigError as e:
             print(f"cannot go on with {folder}, so it is started anew: {e}", file=sys.stderr)
-    return config or checked(Path(task.root), task.overrides), None
+    config = config or checked(Path(task.root), task.overrides)
+    config.seed = config.seed if task.seed is None else task.seed
+    return config, None
 
 
-def interrupted_folder(folder: Path) -> Path | None:
+def _interrupted_folder(folder: Path) -> Path | None:
     """The output folder in there of a run that did not come to its end, where it left a checkpoint."""
     if (folder / RESULT).is_file():
         return None
@@ -170,7 +173,7 @@ def interrupted_folder(folder: Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def earlier(folder: Path) -> Result | None:
+def earlier_result(folder: Path) -> Result | None:
     """The result that lies there, if there is one."""
     try:
         return Result(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
@@ -178,7 +181,7 @@ def earlier(folder: Path) -> Result | None:
         return None
 
 
-def write(folder: Path, result: Result) -> None:
+def write_result(folder: Path, result: Result) -> None:
     """Leave a result where the driver finds it, also a later one."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / RESULT, json.dumps(asdict(result), indent=1))
@@ -198,28 +201,18 @@ def _let_go() -> None:
         torch.cuda.empty_cache()
 
 
-def _watch_parent(parent: int) -> None:
-    """End with a checkpoint when the driver is gone: nobody would take the result."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
-
-
 def main(path: str) -> int:
     """Run the task of a file, as a process of its own. Its exit status is 0 if there is a result."""
     task = Task(**json.loads(Path(path).read_text(encoding="utf-8")))
     if task.parent is not None and "LOCAL_RANK" not in os.environ:  # ranks that Lightning starts have another parent
-        _watch_parent(task.parent)
+        # nobody would take the result: end with a checkpoint when the driver is gone, however long that takes
+        ParentWatch(grace=None, parent=task.parent).start()
     prepare(Path(task.root))
     result = run(task, judge=_judge_of(task))
     from lr_lightning.app.processes import is_first_rank
 
     if is_first_rank():
-        write(Path(task.folder), result)
+        write_result(Path(task.folder), result)
     return 0
 
 
@@ -228,8 +221,7 @@ def _judge_of(task: Task) -> Callable[[], Judge] | None:
         return None
     from lr_lightning.search.judge import StudyJudge
 
-    settings: Mapping[str, Any] = asdict(task)
-    return lambda: StudyJudge.connected(os.environ[STORAGE], settings)
+    return lambda: StudyJudge.connected(os.environ[STORAGE], task)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from lr_lightning.search.domains import Choice, Range, Value
 from lr_lightning.search.settings import Search
-from lr_lightning.search.space import Choice, Range, Space, Value
+from lr_lightning.search.space import Space
 
 __all__ = ["distribution", "sampler", "suggest"]
 

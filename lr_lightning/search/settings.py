@@ -21,7 +21,8 @@ from lr_lightning.app.validate import validated
 from lr_lightning.reports.names import direction
 from lr_lightning.search.checks import check_space
 from lr_lightning.search.compose import Composer
-from lr_lightning.search.space import Space, SpaceError, Value
+from lr_lightning.search.domains import SpaceError, Value
+from lr_lightning.search.space import Space
 from lr_lightning.search.words import Words, parse
 
 __all__ = ["SAMPLERS", "Search", "direction_of", "read"]
@@ -138,11 +139,10 @@ def read(root: Path, words: Sequence[str]) -> Search:
 def _checked(root: Path, words: Words) -> Search:
     cfg, choices = composed(root, [*words.training, *words.search])
     node = _node(cfg)
-    problems = [*_bad_settings(node)]
-    if problems:
+    if problems := list(_bad_settings(node)):
         raise ConfigError("\n".join(problems[:5]))
-    entries = {key: value for key, value in _dotted(node.space).items() if key not in words.fixed} | words.space
-    space = Space.of(entries)
+    written = {str(key): entry for key, entry in node.space.items() if str(key) not in words.fixed}
+    space = Space.of(written | words.space)
     node = replace(node, space={})
     cfg.search = None
     config = validated(cfg)
@@ -156,7 +156,7 @@ def _checked(root: Path, words: Words) -> Search:
         raise ConfigError(
             f"search.space: a grid of up to {space.size():,} points. Give fewer values or points, or search=random."
         )
-    check_space(search.root, search.space, search.base, search.composer)
+    check_space(search.space, search.base, search.composer)
     return search
 
 
@@ -171,25 +171,17 @@ def _node(cfg: DictConfig) -> SearchConfig:
     return cast(SearchConfig, OmegaConf.to_object(node))
 
 
-def _dotted(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in node.items()}
-
-
 def _bad_settings(node: SearchConfig) -> Iterator[str]:
-    if node.sampler not in SAMPLERS:
-        yield f"search.sampler: unknown choice '{node.sampler}'. Choices: {', '.join(SAMPLERS)}." + did_you_mean(
-            node.sampler, SAMPLERS
-        )
+    for key, given, choices in (("sampler", [node.sampler], SAMPLERS), ("pruners", node.pruners, PRUNERS)):
+        for name in given:
+            if name not in choices:
+                close = did_you_mean(name, choices)
+                yield f"search.{key}: unknown choice '{name}'. Choices: {', '.join(choices)}.{close}"
     known = direction_of(node.objective)
     if node.direction not in (None, "maximize", "minimize"):
         yield f"search.direction: must be maximize or minimize, got '{node.direction}'."
     elif node.direction is not None and known is not None and node.direction != known:
         yield f"search.direction: {node.direction} {node.objective} would look for the worst. Leave it out, or {known}."
-    for name in node.pruners:
-        if name not in PRUNERS:
-            yield f"search.pruners: unknown choice '{name}'. Choices: {', '.join(PRUNERS)}." + did_you_mean(
-                name, PRUNERS
-            )
     if {"median", "hyperband"} <= set(node.pruners):
         yield "search.pruners: median and hyperband are two answers to one question. Give one of them."
     if node.objective.startswith(("test/", "summary/test")):

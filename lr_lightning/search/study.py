@@ -5,29 +5,26 @@ number of workers share a budget exactly: taking one is atomic, and when none is
 worker has gone is failed and its ticket put back, with its parameters, as Optuna does it.
 """
 
-import contextlib
-import json
 import math
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from lr_lightning.app.errors import ConfigError
+from lr_lightning.search.domains import Value
+from lr_lightning.search.heartbeat import Heartbeats
+from lr_lightning.search.opening import Prepare, open_study
 from lr_lightning.search.owner import alive, end_child, this_process
-from lr_lightning.search.pruners import pruner_of
 from lr_lightning.search.sampling import sampler, suggest
 from lr_lightning.search.settings import Search
-from lr_lightning.search.space import Value
+from lr_lightning.search.standing import Standing, attempt_of, result_of, ticket_of
 from lr_lightning.search.storage import HEARTBEAT, SILENCE, connect, lock_of, patient
-from lr_lightning.tracking.keys import hide_password
 
-__all__ = ["GONE", "INTERRUPTED", "Standing", "Study", "Ticket"]
+__all__ = ["GONE", "INTERRUPTED", "Study", "Ticket"]
 
 INTERRUPTED, GONE = "interrupted", "its worker is gone"
 """Why a trial was failed whose ticket was put back."""
@@ -52,23 +49,6 @@ class Ticket:
     attempt: int = 0
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How far a search has come.
-
-    Attributes:
-        ended: For each ticket that is done with, the trial that ended it.
-        left: Tickets that wait or are being run.
-        best: The best trial that is complete; of equal ones that with the lowest validation loss.
-        equal: How many have its value.
-    """
-
-    ended: dict[int, FrozenTrial]
-    left: int
-    best: FrozenTrial | None
-    equal: int = 0
-
-
 class Study:
     """A study that is open.
 
@@ -81,61 +61,16 @@ class Study:
         ConfigError: The storage cannot be used, or the name belongs to another search.
     """
 
-    def __init__(self, search: Search, prepare: Callable[[], Sequence[Mapping[str, Value]]] = lambda: ()) -> None:
+    def __init__(self, search: Search, prepare: Prepare = lambda: ()) -> None:
         self.search = search
         self._lock = lock_of(search.storage)
         self._owner = this_process()
-        self._beats: dict[int, threading.Event] = {}
         self._checked = 0.0
-        self.is_new = False
-        self.study = self._opened(connect(search.storage, self._requeue), prepare)
+        self.study, self.is_new = open_study(search, connect(search.storage, self._requeue), prepare)
         self._storage: Any = self.study._storage  # the one above with Optuna's cache around it
+        self._beats = Heartbeats(self._storage)
 
-    # -- opening -----------------------------------------------------------------------------------------------------
-
-    def _opened(
-        self, storage: optuna.storages.BaseStorage, prepare: Callable[[], Sequence[Mapping[str, Value]]]
-    ) -> optuna.Study:
-        name, node = self.search.name, self.search.node
-        prune = pruner_of(node.pruners, self.search.validations, node.patience)
-        if name not in optuna.get_all_study_names(storage):
-            start = [dict(point) for point in prepare()]
-            direction = cast(Any, self.search.direction)
-            try:
-                study = optuna.create_study(storage=storage, study_name=name, direction=direction, pruner=prune)
-            except optuna.exceptions.DuplicatedStudyError:
-                pass  # another worker was faster
-            else:
-                study.set_user_attr("start", start)
-                study.set_user_attr("search", json.dumps(self.search.identity, sort_keys=True))
-                self.is_new = True
-                return study
-        study = optuna.load_study(study_name=name, storage=storage, pruner=prune)
-        self._compare(study)
-        return study
-
-    def _compare(self, study: optuna.Study) -> None:
-        """Refuse a study of that name that searches something else."""
-        until = time.monotonic() + 10
-        while "search" not in (attrs := study.user_attrs):
-            if time.monotonic() > until:
-                raise ConfigError(
-                    f"sweep: {hide_password(self.search.storage)} has a study '{study.study_name}' that is not this "
-                    "program's, or whose maker was killed at that very moment. Give another sweep=NAME."
-                )
-            time.sleep(0.2)
-        theirs = json.loads(attrs["search"])
-        ours = json.loads(json.dumps(self.search.identity))
-        differences = [
-            f"{key}: there {_short(theirs.get(key))}, here {_short(ours.get(key))}"
-            for key in ours
-            if ours[key] != theirs.get(key)
-        ]
-        if differences:
-            raise ConfigError(
-                f"sweep: '{study.study_name}' is another search already ({'; '.join(differences)}). "
-                "Give another sweep=NAME, or the same search to go on with it."
-            )
+    # -- filling -------------------------------------------------------------------------------------------------------
 
     @patient
     def fill(self) -> None:
@@ -143,7 +78,7 @@ class Study:
         if not self.is_new:
             self._wait_until_filled()
         with self._lock:
-            there = {self._number(trial) for trial in self.trials()}
+            there = {ticket_of(trial) for trial in self.trials()}
             for number, point in enumerate(self._points(self.study.user_attrs["start"])):
                 if number not in there:
                     self.study.enqueue_trial(dict(point), user_attrs={"ticket": number})
@@ -170,10 +105,8 @@ class Study:
     def _repair(self) -> None:
         """Put back the tickets of those that were killed between failing a trial and putting it back."""
         for trial in self.standing().ended.values():
-            reason = trial.user_attrs.get("result", {}).get("reason")
-            attempt = int(trial.user_attrs.get("attempt", 0)) + 1
-            if trial.state == TrialState.FAIL and reason in (INTERRUPTED, GONE):
-                self._clone(trial, attempt)
+            if trial.state == TrialState.FAIL and result_of(trial).get("reason") in (INTERRUPTED, GONE):
+                self._clone(trial, attempt_of(trial) + 1)
 
     @property
     def _limit(self) -> float:
@@ -189,11 +122,11 @@ class Study:
             trial_id = self._claimed()
         if trial_id is None:
             return None
-        self._beat(trial_id)
+        self._beats.start(trial_id)
         try:
             return self._suggested(trial_id)
         except BaseException:
-            self._stop_beating(trial_id)  # it is found and put back as that of a worker that is gone
+            self._beats.stop(trial_id)  # it is found and put back as that of a worker that is gone
             raise
 
     def _suggested(self, trial_id: int) -> Ticket:
@@ -209,8 +142,8 @@ class Study:
         """The id of a trial that now is this process's; taking it is atomic in the storage (see Optuna's ask)."""
         study_id = self.study._study_id
         waiting = self._storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.WAITING,))
-        for trial in sorted(waiting, key=lambda t: (self._number(t), t.number)):
-            if self._number(trial) >= self._limit:
+        for trial in sorted(waiting, key=lambda t: (ticket_of(t), t.number)):
+            if ticket_of(trial) >= self._limit:
                 break
             try:
                 if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
@@ -222,22 +155,6 @@ class Study:
             self._storage.set_trial_user_attr(trial_id, "ticket", self._storage.get_trial(trial_id).number)
             return int(trial_id)
         return None
-
-    def _beat(self, trial_id: int) -> None:
-        """Give signs of life for a trial until it is told."""
-        stop = self._beats[trial_id] = threading.Event()
-
-        def beat() -> None:
-            while True:
-                with contextlib.suppress(Exception):  # a database that is away for a while: it is tried again
-                    self._storage.record_heartbeat(trial_id)
-                if stop.wait(HEARTBEAT):
-                    return
-
-        threading.Thread(target=beat, daemon=True, name=f"heartbeat of trial {trial_id}").start()
-
-    def _stop_beating(self, trial_id: int) -> None:
-        self._beats.pop(trial_id, threading.Event()).set()
 
     @patient
     def finish(
@@ -255,7 +172,7 @@ class Study:
             Whether it counts: not if its worker had been taken for dead and its ticket given to another one.
         """
         trial_id = ticket.trial._trial_id
-        self._stop_beating(trial_id)
+        self._beats.stop(trial_id)
         try:
             ticket.trial.set_user_attr("result", dict(result or {}))
             self.study.tell(ticket.trial, value, state=state)
@@ -272,7 +189,7 @@ class Study:
             counted: Whether that is one of the times that a ticket may come back: not where the search itself stopped.
         """
         trial_id = ticket.trial._trial_id
-        self._stop_beating(trial_id)
+        self._beats.stop(trial_id)
         self._fail(self._storage.get_trial(trial_id), INTERRUPTED, attempt=ticket.attempt + counted)
 
     @patient
@@ -285,7 +202,7 @@ class Study:
         if time.monotonic() - self._checked < HEARTBEAT and self._checked:
             return []
         self._checked = time.monotonic()
-        before = {self._number(t) for t in self.trials(TrialState.WAITING)}
+        before = {ticket_of(t) for t in self.trials(TrialState.WAITING)}
         for trial in self.trials(TrialState.RUNNING):
             if trial._trial_id in self._beats:
                 continue
@@ -297,13 +214,13 @@ class Study:
                 gone = owner.get("host") == self._owner["host"] and not alive(owner.get("pid"), owner.get("born"))
             if gone:
                 end_child(trial.user_attrs.get("child"))
-                self._fail(trial, GONE, attempt=int(trial.user_attrs.get("attempt", 0)) + 1)
+                self._fail(trial, GONE, attempt=attempt_of(trial) + 1)
         optuna.storages.fail_stale_trials(self.study)
-        return sorted({self._number(t) for t in self.trials(TrialState.WAITING)} - before)
+        return sorted({ticket_of(t) for t in self.trials(TrialState.WAITING)} - before)
 
     def _requeue(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """What Optuna calls for a trial whose worker has gone silent."""
-        self._clone(trial, attempt=int(trial.user_attrs.get("attempt", 0)) + 1)
+        self._clone(trial, attempt=attempt_of(trial) + 1)
 
     def _fail(self, trial: FrozenTrial, reason: str, attempt: int) -> None:
         try:
@@ -335,43 +252,21 @@ class Study:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     @patient
-    def standing(self) -> "Standing":
+    def standing(self) -> Standing:
         """How far the search has come; one question to the storage."""
-        trials = self.trials()
-        last = {self._number(t): t for t in sorted(trials, key=lambda t: t.number)}
-        ended = {number: t for number, t in sorted(last.items()) if t.state.is_finished()}
-        left = sum(number < self._limit for number in last.keys() - ended.keys())
-        complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
-        sign = 1.0 if self.search.higher else -1.0
-
-        def rank(trial: FrozenTrial) -> tuple[float, float]:
-            loss = trial.user_attrs.get("result", {}).get("val_loss")  # decides between equal accuracies
-            return sign * cast(float, trial.value), -math.inf if loss is None else -float(loss)
-
-        best = max(complete, key=rank, default=None)
-        equal = sum(t.value == best.value for t in complete) if best is not None else 0
-        return Standing(ended, left, best, equal)
+        return Standing.of(self.trials(), self._limit, higher=self.search.higher)
 
     @patient
     def has_waiting(self) -> bool:
         """Whether a ticket waits."""
-        return any(self._number(trial) < self._limit for trial in self.trials(TrialState.WAITING))
+        return any(ticket_of(trial) < self._limit for trial in self.trials(TrialState.WAITING))
 
     @patient
     def others_running(self) -> int:
         """Trials that other workers run."""
         return sum(t._trial_id not in self._beats for t in self.trials(TrialState.RUNNING))
 
-    @staticmethod
-    def _number(trial: FrozenTrial) -> int:
-        return int(trial.user_attrs.get("ticket", trial.number))
-
     @property
     def patience(self) -> float:
         """Seconds after which a worker that is gone has been found out."""
         return SILENCE + 2 * HEARTBEAT
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -12,10 +12,9 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from lr_lightning.app.config import Config
 from lr_lightning.search.judge import StudyJudge
 from lr_lightning.search.process import RunProcess
-from lr_lightning.search.run import RESULT, Result, Task, earlier, objective_of, run, write
+from lr_lightning.search.run import RESULT, Result, Task, earlier_result, objective_of, run, write_result
 from lr_lightning.search.settings import Search
 from lr_lightning.search.storage import patient
 from lr_lightning.search.study import Ticket
@@ -69,11 +68,11 @@ class TrialRuns:
 
     def _task(self, seed: int | None, *, first: bool) -> Task:
         search, node = self.search, self.search.node
-        own = [] if seed is None else [f"seed={seed}"]
         tags = {"sweep": search.name, "trial": str(self.ticket.number), "search": node.name}
         return Task(
             root=str(search.root),
-            overrides=[*search.composer.overrides(self.ticket.point), *own],
+            overrides=search.composer.overrides(self.ticket.point),
+            seed=seed,
             tags=tags,
             folder=str(self.folder if seed is None else self.folder / f"seed-{seed}"),
             study=search.name,
@@ -92,7 +91,7 @@ class TrialRuns:
         if self.results and self.results[-1].status != "finished":
             return None
         for task in self._tasks:
-            done = earlier(Path(task.folder)) if self.again else None
+            done = earlier_result(Path(task.folder)) if self.again else None
             if done is None or done.status not in ("finished", "pruned", "diverged"):
                 (Path(task.folder) / RESULT).unlink(missing_ok=True)
                 return task
@@ -122,34 +121,27 @@ class TrialRuns:
         while (task := self._next()) is not None:
             judge = None
             if task.trial is not None and task.pruners:
-                judge = partial(StudyJudge, self.ticket.trial, task.pruners, task.higher, task.patience)
-            result = run(task, self._config_of(task), judge)
-            write(Path(task.folder), result)
+                judge = partial(StudyJudge.of, self.ticket.trial, task)
+            result = run(task, deepcopy(self._config), judge)
+            write_result(Path(task.folder), result)
             self.results.append(result)
         return self.ending()
 
-    def _config_of(self, task: Task) -> Config:
-        config = deepcopy(self._config)
-        seed = [word for word in task.overrides if word.startswith("seed=")]
-        if seed and self.search.node.seeds:
-            config.seed = int(seed[-1].removeprefix("seed="))
-        return config
-
     # -- in processes ------------------------------------------------------------------------------------------------
 
-    def start(self, storage: str) -> bool:
+    def start(self) -> bool:
         """Start the next run; whether there is one."""
         task = self._next()
         if task is None:
             return False
-        self.process = RunProcess.start(task, storage, self.environment)
+        self.process = RunProcess.start(task, self.search.storage, self.environment)
         self._note("child", self.process.child)
         return True
 
-    def poll(self, storage: str, *, stopping: bool = False) -> Ending | None:
+    def poll(self, *, stopping: bool = False) -> Ending | None:
         """What the trial came to, or None while it runs; while the search stops, no further run is started."""
         if self.process is None:
-            return None if self.start(storage) else self.ending()
+            return None if self.start() else self.ending()
         result = self.process.result()
         if result is None:
             return None
@@ -157,7 +149,7 @@ class TrialRuns:
         self.process = None
         if stopping and result.status == "finished" and len(self.results) < len(self.search.node.seeds):
             self.results.append(Result("interrupted", "stopped between two of its runs"))
-        return None if self.start(storage) else self.ending()
+        return None if self.start() else self.ending()
 
     @property
     def was_interrupted(self) -> bool:

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.schemas.search import SearchConfig
-from lr_lightning.search.space import KINDS
+from lr_lightning.search.domains import KINDS
 
 __all__ = ["Words", "parse"]
 

@@ -1,6 +1,5 @@
 """A growing batch through the app: what it does, what it logs, and what its keys say when they are wrong."""
 
-import csv
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.train import train
 from lr_lightning.app.validate import validated
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
+from tests.leftovers import metrics
 
 Compose = Callable[..., DictConfig]
 SMALL = [
@@ -30,29 +30,25 @@ def run(composed: Compose, *overrides: str) -> dict[str, list[tuple[int, float]]
     """(step, value) of every metric of a run."""
     folder = train(validated(composed(*SMALL, *overrides))).output_dir
     assert folder is not None
-    found: dict[str, list[tuple[int, float]]] = {}
-    with (folder / "metrics.csv").open() as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["key"], []).append((int(row["step"]), float(row["value"])))
-    return found
+    return metrics(folder)
 
 
 def test_the_default_grows_at_the_papers_fractions_and_keeps_the_rate(composed: Compose) -> None:
     # 1,294 images: 20 batches of 64; four of 320; then what 512 allows: three of 431 for one update
-    metrics = run(composed, "schedule=batch_growth")
-    assert [value for _, value in metrics["batch/size"]] == [64, 64, 320, 1293, 1293]
-    assert [value for _, value in metrics["batch/updates"]] == [20, 40, 44, 45, 46]
-    assert [step for step, _ in metrics["batch/updates"]] == [19, 39, 43, 44, 45]
-    assert [step for step, _ in metrics["train/loss"]] == list(range(46))
-    assert {value for _, value in metrics["lr/group0"]} == {0.1}
+    found = run(composed, "schedule=batch_growth")
+    assert [value for _, value in found["batch/size"]] == [64, 64, 320, 1293, 1293]
+    assert [value for _, value in found["batch/updates"]] == [20, 40, 44, 45, 46]
+    assert [step for step, _ in found["batch/updates"]] == [19, 39, 43, 44, 45]
+    assert [step for step, _ in found["train/loss"]] == list(range(46))
+    assert {value for _, value in found["lr/group0"]} == {0.1}
 
 
 def test_any_schedule_of_the_rate_may_have_it_beside(composed: Compose) -> None:
     growth = ["schedule.growth.milestones=[1 epoch]", "schedule.growth.factor=4"]
     target = "schedule._target_=lr_lightning.schedules.Linear"
-    metrics = run(composed, "schedule=batch_growth", target, *growth, "trainer.max_epochs=2")
-    assert [value for _, value in metrics["batch/updates"]] == [20, 25]
-    rates = [value for _, value in metrics["lr/group0"]]
+    found = run(composed, "schedule=batch_growth", target, *growth, "trainer.max_epochs=2")
+    assert [value for _, value in found["batch/updates"]] == [20, 25]
+    rates = [value for _, value in found["lr/group0"]]
     assert rates == pytest.approx([0.1 * (1 - step / 25) for step in range(25)])
 
 

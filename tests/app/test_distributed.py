@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.leftovers import query
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=static"]
@@ -73,14 +74,6 @@ def start(tmp_path: Path, *arguments: str, launcher: list[str] | None = None) ->
     )
 
 
-def query(tmp_path: Path, sql: str) -> list[tuple[object, ...]]:
-    database = sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=ro", uri=True)
-    try:
-        return database.execute(sql).fetchall()
-    finally:
-        database.close()
-
-
 def processes(tmp_path: Path) -> list[int]:
     """Every process that has the folder on its command line."""
     found = []
@@ -93,20 +86,11 @@ def processes(tmp_path: Path) -> list[int]:
     return found
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from lr_lightning.tracking import open_store
-
-    root = tmp_path_factory.mktemp("store")
-    open_store(root).call("search_experiments")
-    return root / "mlflow.db"
-
-
 @pytest.fixture
-def place(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
+def place(tmp_path: Path, empty_database: Path) -> Iterator[Path]:
     """A folder with a store that has no run yet; no process of the test outlives it."""
     (tmp_path / "mlruns").mkdir()
-    shutil.copy(empty_store, tmp_path / "mlruns")
+    shutil.copy(empty_database, tmp_path / "mlruns")
     (tmp_path / "helpers.py").write_text(HELPERS)
     yield tmp_path
     for pid in processes(tmp_path):

@@ -20,6 +20,7 @@ from lr_lightning.app.validate import validated
 from lr_lightning.range_test import result as result_module
 from lr_lightning.range_test.curve import Reading
 from lr_lightning.schedules import Linear
+from tests.leftovers import untimed, values, weights
 
 Compose = Callable[..., DictConfig]
 SMALL = [
@@ -38,28 +39,11 @@ def run(composed: Compose, *overrides: str) -> tuple[Path, dict[str, list[float]
     """The folder of a run and the values of every metric, in order."""
     result = train(validated(composed(*SMALL, *overrides)))
     assert result.output_dir is not None
-    return result.output_dir, metrics(result.output_dir)
-
-
-def metrics(folder: Path) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    with (folder / "metrics.csv").open() as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["key"], []).append(float(row["value"]))
-    return found
-
-
-def untimed(found: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The metrics that two equal runs share."""
-    return {key: each for key, each in found.items() if not any(w in key for w in ("second", "step_ms", "memory"))}
+    return result.output_dir, values(result.output_dir)
 
 
 def params(folder: Path) -> dict[str, str]:
     return {str(k): str(v) for k, v in yaml.safe_load((folder / "params.yaml").read_text()).items()}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
 
 
 @pytest.fixture
@@ -136,9 +120,9 @@ def test_a_search_that_applies_nothing_leaves_no_trace(composed: Compose, finder
     data = ["data.flip=true", "model.kwargs.dropout=0.2", "optimizer=adamw"]
     few = ["finder.num_steps=10", "finder.apply=false", f"finder.metric={metric}"]
     few += ["finder.num_lrs=3"] if finder == "lr_grid" else []
-    one, ours = run(composed, *data, f"finder={finder}", *few)
-    two, theirs = run(composed, *data)
-    assert untimed(ours) == untimed(theirs)
+    one, _ = run(composed, *data, f"finder={finder}", *few)
+    two, _ = run(composed, *data)
+    assert untimed(one) == untimed(two)
     mine, other = weights(one), weights(two)
     assert mine.keys() == other.keys()
     assert all(torch.equal(mine[key], other[key]) for key in mine)
@@ -174,7 +158,7 @@ def test_find_searches_only(composed: Compose, capsys: pytest.CaptureFixture[str
     assert result.output_dir is not None
     assert result.summary == {"suggested_lr": LR, "base_lr": BASE, "max_lr": TOP}
     assert not list(result.output_dir.rglob("*.ckpt"))
-    found = metrics(result.output_dir)
+    found = values(result.output_dir)
     assert found["summary/suggested_lr"] == [LR]
     assert "train/loss" not in found
     assert "val/loss" not in found

@@ -1,13 +1,11 @@
 """Runs of the app with optimizers from packages of their own: they learn, log the rate they use, resume exactly."""
 
-import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
@@ -17,6 +15,7 @@ from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.resume import stored_config
 from lr_lightning.app.train import Result, train
 from lr_lightning.app.validate import validated
+from tests.leftovers import checkpoint, plain, untimed, values
 
 Compose = Callable[..., DictConfig]
 PACKAGES = {
@@ -51,7 +50,6 @@ class Stop(Callback):
 
 COMPARE = """
 import os, signal, sys
-import torch
 from lightning.pytorch import Callback
 
 class Compare(Callback):
@@ -80,31 +78,6 @@ def needs(optimizer: str) -> None:
 
 def run(composed: Compose, folder: Path, *overrides: str) -> Result:
     return train(validated(composed(f"output_root={folder}", "tracking=csv", *SMALL, *overrides)))
-
-
-def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
-    return state
-
-
-def plain(node: Any) -> Any:
-    if isinstance(node, torch.Tensor):
-        return node.tolist()
-    if isinstance(node, dict):
-        return {key: plain(value) for key, value in node.items()}
-    return [plain(value) for value in node] if isinstance(node, list | tuple) else node
-
-
-def rows(folder: Path) -> list[tuple[str, ...]]:
-    """(key, step, value) of all metrics but those of time and memory."""
-    with (folder / "metrics.csv").open() as file:
-        found = [(row["key"], row["step"], row["value"]) for row in csv.DictReader(file)]
-    return sorted(row for row in found if not any(cost in row[0] for cost in ("second", "step_ms", "memory")))
-
-
-def rates(folder: Path) -> list[float]:
-    found = [(int(step), float(value)) for key, step, value in rows(folder) if key == "lr/group0"]
-    return [value for _, value in sorted(found)]
 
 
 @pytest.mark.parametrize("optimizer", OWN)
@@ -147,14 +120,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         ours, theirs = checkpoint(parts, name), checkpoint(whole, name)
         assert plain(ours["state_dict"]) == plain(theirs["state_dict"])
         assert plain(ours["optimizer_states"]) == plain(theirs["optimizer_states"])
-    assert rows(parts) == rows(whole)
+    assert untimed(parts) == untimed(whole)
 
 
 @pytest.mark.parametrize("optimizer", ["schedule_free_sgd", "schedule_free_adamw"])
-@pytest.mark.parametrize("name", ["last", "best"])
-def test_a_checkpoint_by_itself_gives_what_was_validated(
-    composed: Compose, tmp_path: Path, optimizer: str, name: str
-) -> None:
+def test_a_checkpoint_by_itself_gives_what_was_validated(composed: Compose, tmp_path: Path, optimizer: str) -> None:
     needs(optimizer)
     common = [f"optimizer={optimizer}", "schedule=warmup_constant", "trainer.max_epochs=3", "test=false"]
     result = run(composed, tmp_path, *common)
@@ -162,13 +132,14 @@ def test_a_checkpoint_by_itself_gives_what_was_validated(
     config = validated(composed(*SMALL, *common))
     data = build.build_data(config)
     data.prepare()
-    module = build.build_module(config, build.build_net(config, data), data)
-    load_weights(module, result.output_dir / "checkpoints" / f"{name}.ckpt")
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    (found,) = Trainer(accelerator="cpu", **quiet).validate(module, data, verbose=False)
-    assert found["val/acc"] == pytest.approx(result.summary[f"{name}_val_acc"])
-    if name == "last":
-        assert found["val/loss"] == pytest.approx(result.summary["last_val_loss"], rel=1e-5)
+    for name in ("last", "best"):
+        module = build.build_module(config, build.build_net(config, data), data)
+        load_weights(module, result.output_dir / "checkpoints" / f"{name}.ckpt")
+        (found,) = Trainer(accelerator="cpu", **quiet).validate(module, data, verbose=False)
+        assert found["val/acc"] == pytest.approx(result.summary[f"{name}_val_acc"])
+        if name == "last":
+            assert found["val/loss"] == pytest.approx(result.summary["last_val_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["prodigy", "dadapt_adam"])
@@ -191,7 +162,7 @@ def test_the_rate_that_is_logged_is_the_estimate_times_the_schedules(
     result = run(composed, tmp_path, f"optimizer={optimizer}", "schedule=cosine", "trainer.max_epochs=2", "test=false")
     assert result.output_dir is not None
     assert len(used) == 40
-    assert rates(result.output_dir) == used
+    assert values(result.output_dir)["lr/group0"] == used
     assert max(used) > 100 * used[0] > 0
 
 
@@ -200,7 +171,7 @@ def test_schedule_free_warm_up_is_in_the_rate_that_is_logged(composed: Compose, 
     own = ["optimizer=schedule_free_sgd", "optimizer.warmup_steps=8", "schedule=constant", "trainer.max_epochs=1"]
     result = run(composed, tmp_path, *own, "test=false")
     assert result.output_dir is not None
-    assert rates(result.output_dir) == [min(1.0, (step + 1) / 8) for step in range(20)]
+    assert values(result.output_dir)["lr/group0"] == [min(1.0, (step + 1) / 8) for step in range(20)]
 
 
 @pytest.mark.parametrize("optimizer", OWN)
@@ -267,4 +238,4 @@ def test_two_processes_average_alike_and_go_on_after_sigterm(tmp_path: Path, tra
     whole = max((tmp_path / "outputs").iterdir(), key=lambda path: path.stat().st_mtime)
     assert whole != folders[-1]
     assert plain(checkpoint(folders[-1])["state_dict"]) == plain(checkpoint(whole)["state_dict"])
-    assert rows(folders[-1]) == rows(whole)
+    assert untimed(folders[-1]) == untimed(whole)

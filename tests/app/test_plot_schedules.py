@@ -13,12 +13,11 @@ from lr_lightning.app.plot_schedules import Curve, as_text, curves, save_figure
 from tests import forked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CONF = ROOT / "conf"
 MOVING = ["schedule.base_momentum=0.85", "schedule.max_momentum=0.95"]
 
 
 def drawn(*words: str, steps: int = 300, epochs: float = 15, peak: float | None = None) -> list[Curve]:
-    return curves(words, CONF, steps=steps, epochs=epochs, peak=peak)
+    return curves(words, ROOT, steps=steps, epochs=epochs, peak=peak)
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -30,7 +29,7 @@ def png_size(path: Path) -> tuple[int, int]:
 
 def test_without_words_every_choice_is_drawn(tmp_path: Path) -> None:
     found = drawn()
-    assert [curve.label for curve in found] == sorted(path.stem for path in (CONF / "schedule").glob("*.yaml"))
+    assert [curve.label for curve in found] == sorted(path.stem for path in (ROOT / "conf" / "schedule").glob("*.yaml"))
     assert all(len(curve.lr) == 300 and curve.momentum is None for curve in found)
     save_figure(found, tmp_path / "new" / "all.png", title="all", unit="lr / peak")
     assert png_size(tmp_path / "new" / "all.png")[0] == 1280
@@ -119,9 +118,11 @@ def test_without_matplotlib_the_remedy_is_said(tmp_path: Path, monkeypatch: pyte
         save_figure(drawn("cosine"), tmp_path / "a.png", title="", unit="lr")
 
 
-def test_an_unknown_format_names_the_option(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--out: .*xyz"):
-        save_figure(drawn("cosine"), tmp_path / "a.xyz", title="", unit="lr")
+@pytest.mark.parametrize(("name", "reason"), [("a.xyz", "xyz"), ("file/a.png", "Not a directory|File exists")])
+def test_a_file_that_cannot_be_written_names_the_option(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"--out: .*({reason})"):
+        save_figure(drawn("cosine"), tmp_path / name, title="", unit="lr")
 
 
 @pytest.mark.slow

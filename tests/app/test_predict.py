@@ -2,15 +2,13 @@
 
 import csv
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
 from lr_lightning.app import predict
@@ -43,14 +41,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = (folder / "new" / "sea" / "00.png").read_bytes()
     (folder / "new" / "cut.png").write_bytes(whole[: len(whole) // 2])
     return folder
-
-
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a command line changes in its process."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture(scope="module")

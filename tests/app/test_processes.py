@@ -6,23 +6,16 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from omegaconf import DictConfig
 
 from lr_lightning.app import orphan
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.lr_rule import batch_of_one, batch_of_update, factor, scaled
 from lr_lightning.app.processes import Launched, devices_of, is_first_rank, launched, world_size
-from lr_lightning.app.validate import validated
 
-Compose = Callable[..., DictConfig]
+Configured = Callable[..., Config]
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
 SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "5"}
-
-
-@pytest.fixture
-def configured(composed: Compose) -> Callable[..., Config]:
-    return lambda *overrides: validated(composed(*overrides))
 
 
 def use(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
@@ -42,7 +35,7 @@ def use(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
     ],
 )
 def test_what_was_started_is_read_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, configured: Callable[..., Config], env: dict[str, str], expected: Launched | None
+    monkeypatch: pytest.MonkeyPatch, configured: Configured, env: dict[str, str], expected: Launched | None
 ) -> None:
     use(monkeypatch, env)
     assert launched() == expected
@@ -60,7 +53,7 @@ def test_what_was_started_is_read_from_the_environment(
     ],
 )
 def test_another_number_than_was_started_is_refused(
-    monkeypatch: pytest.MonkeyPatch, configured: Callable[..., Config], override: str, message: str
+    monkeypatch: pytest.MonkeyPatch, configured: Configured, override: str, message: str
 ) -> None:
     use(monkeypatch, TORCHRUN)
     with pytest.raises(ConfigError, match=message):
@@ -73,7 +66,7 @@ def test_only_one_process_of_a_run_over_several_nodes_is_the_first(monkeypatch: 
     assert not is_first_rank()
 
 
-def test_a_batch_of_all_processes_is_shared_by_them(configured: Callable[..., Config]) -> None:
+def test_a_batch_of_all_processes_is_shared_by_them(configured: Configured) -> None:
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.accumulate_grad_batches=3"]
     each = configured("data.batch_size=64", *two)
     assert (batch_of_one(each), batch_of_update(each)) == (64, 384)
@@ -84,7 +77,7 @@ def test_a_batch_of_all_processes_is_shared_by_them(configured: Callable[..., Co
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
-def test_the_rule_scales_every_absolute_rate(configured: Callable[..., Config], rule: str, expected: float) -> None:
+def test_the_rule_scales_every_absolute_rate(configured: Configured, rule: str, expected: float) -> None:
     assert factor(rule, 256, 64) == expected
     own = ["schedule=triangular", "schedule.max_lr=0.4", "schedule.base_lr=0.1", "data.batch_size=256"]
     given = configured(*own, f"optimizer.lr_rule={rule}", "optimizer.lr_reference_batch=64", "trainer=cpu")
@@ -108,9 +101,7 @@ def test_the_rule_scales_every_absolute_rate(configured: Callable[..., Config], 
         ),
     ],
 )
-def test_a_rule_that_cannot_be_applied_is_refused(
-    configured: Callable[..., Config], overrides: list[str], message: str
-) -> None:
+def test_a_rule_that_cannot_be_applied_is_refused(configured: Configured, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         configured(*overrides)
 
@@ -135,6 +126,21 @@ def test_a_rank_whose_launcher_is_gone_stops_or_is_ended(monkeypatch: pytest.Mon
     assert not watch.is_alive()
     assert told.is_set()
     assert ended.is_set() == (not stops)
+
+
+def test_a_process_whose_parent_was_gone_before_it_looked_is_told_and_left_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = threading.Event()
+    monkeypatch.setattr(orphan.os, "kill", lambda pid, signum: told.set())
+    monkeypatch.setattr(orphan.os, "_exit", lambda code: pytest.fail("it was ended"))
+    watch = orphan.ParentWatch(grace=None, parent=os.getppid() + 1)
+    watch.start()
+    assert told.wait(5)
+    assert watch.is_alive()
+    watch.stop()
+    watch.join(5)
+    assert not watch.is_alive()
 
 
 @pytest.mark.parametrize(

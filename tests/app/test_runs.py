@@ -3,13 +3,11 @@
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ import yaml
 
 from tests import forked
 from tests.forked import Forked
+from tests.leftovers import checkpoint, plain, query, weights
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -53,56 +52,22 @@ def folder_of(tmp_path: Path) -> Path:
     return max((tmp_path / "outputs").glob("*-s*-*"), key=lambda path: path.stat().st_mtime)
 
 
-def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
-    return dict(checkpoint["state_dict"])
-
-
-def optimizer_state(folder: Path) -> Any:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
-
-
-def plain(node: Any) -> Any:
-    """A nested state with lists for tensors, so that == compares all of it."""
-    if isinstance(node, torch.Tensor):
-        return node.tolist()
-    if isinstance(node, dict):
-        return {key: plain(value) for key, value in node.items()}
-    return [plain(value) for value in node] if isinstance(node, list | tuple) else node
-
-
-def connect(tmp_path: Path) -> sqlite3.Connection:
-    """For reading; what a kill left half-written is rolled back, which a read-only connection cannot do."""
-    return sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=rw", uri=True)
-
-
-def rows(tmp_path: Path, run_id: str | None = None) -> list[tuple[str, int, float]]:
-    """(key, step, value) of every metric row of a run in the store, but for times and costs."""
-    database = connect(tmp_path)
-    try:
-        where = "WHERE run_uuid = ?" if run_id else ""
-        found = database.execute(
-            f"SELECT key, step, value FROM metrics {where}", (run_id,) if run_id else ()
-        ).fetchall()
-    finally:
-        database.close()
+def rows(tmp_path: Path, run_id: str = "%") -> list[tuple[str, int, float]]:
+    """(key, step, value) of every metric row of a run in the store, or of all, but for times and costs."""
+    found = query(tmp_path, "SELECT key, step, value FROM metrics WHERE run_uuid LIKE ?", run_id)
     return sorted(row for row in found if not row[0].startswith("cost/") and row[0] not in COSTS)
 
 
 def runs(tmp_path: Path) -> dict[str, str]:
-    database = connect(tmp_path)
-    try:
-        return dict(database.execute("SELECT run_uuid, status FROM runs").fetchall())
-    finally:
-        database.close()
+    return dict(query(tmp_path, "SELECT run_uuid, status FROM runs"))
 
 
 def tags(tmp_path: Path, run_id: str) -> dict[str, str]:
-    database = connect(tmp_path)
-    try:
-        return dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,)).fetchall())
-    finally:
-        database.close()
+    return dict(query(tmp_path, "SELECT key, value FROM tags WHERE run_uuid = ?", run_id))
+
+
+def params(tmp_path: Path, run_id: str) -> dict[str, str]:
+    return dict(query(tmp_path, "SELECT key, value FROM params WHERE run_uuid = ?", run_id))
 
 
 def start(tmp_path: Path, *overrides: str) -> Forked:
@@ -118,16 +83,6 @@ def wait_for(path: Callable[[], bool], process: Forked, seconds: float = 120) ->
         assert process.poll() is None, "".join(process.communicate())
         assert time.monotonic() < until
         time.sleep(0.05)
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database without a run: making one takes MLflow seconds, so it is made once and copied."""
-    from lr_lightning.tracking import open_store
-
-    root = tmp_path_factory.mktemp("store")
-    open_store(root).call("search_experiments")  # an experiment would remember this very folder
-    return root / "mlflow.db"
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +111,7 @@ def assert_same_run(tmp_path: Path, reference: Path) -> None:
         assert mine.keys() == other.keys()
         for key in mine:
             assert torch.equal(mine[key], other[key]), f"{name}: {key}"
-    assert plain(optimizer_state(ours)) == plain(optimizer_state(theirs))
+    assert plain(checkpoint(ours)["optimizer_states"]) == plain(checkpoint(theirs)["optimizer_states"])
     assert rows(tmp_path) == rows(reference)
 
 
@@ -165,7 +120,7 @@ def test_a_run_leaves_its_record(uninterrupted: Path) -> None:
     assert status == "FINISHED"
     found = rows(uninterrupted, run_id)
     folder = folder_of(uninterrupted)
-    steps = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    steps = checkpoint(folder)["global_step"]
     assert steps == 21  # 20 batches an epoch, accumulated by three: seven updates
     for key in ("train/loss", "lr/group0", "lr/group1"):
         assert [step for name, step, _ in found if name == key] == list(range(steps)), key
@@ -474,14 +429,14 @@ def test_sigterm_stops_both_processes_at_the_same_step(tmp_path: Path, train_com
     (status,) = runs(tmp_path).values()
     assert status == "KILLED"
     folder = folder_of(tmp_path)
-    steps = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    steps = checkpoint(folder)["global_step"]
     assert [step for key, step, _ in rows(tmp_path) if key == "train/loss"] == list(range(steps))
 
 
 def test_a_run_ends_with_a_validation_where_they_are_rarer_than_epochs(tmp_path: Path, train_command: Command) -> None:
     train_command(*SMALL, "trainer.check_val_every_n_epoch=2")
     assert [step for key, step, _ in rows(tmp_path) if key == "val/acc"] == [13, 20]
-    assert torch.load(folder_of(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 21
+    assert checkpoint(folder_of(tmp_path))["global_step"] == 21
 
 
 def test_a_moved_output_folder_keeps_its_best_checkpoint(tmp_path: Path, train_command: Command) -> None:
@@ -490,11 +445,11 @@ def test_a_moved_output_folder_keeps_its_best_checkpoint(tmp_path: Path, train_c
     best = (moved / "checkpoints" / "best.ckpt").read_bytes()
     done = train_command(f"resume={moved}", "trainer.max_epochs=4", "tracking=none")
     assert "dirpath has changed" not in done.stderr
-    state = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    state = checkpoint(moved)["callbacks"]
     (monitor,) = (value for key, value in state.items() if "'monitor': 'val/acc'" in key)
     assert monitor["best_model_path"] == str(moved / "checkpoints" / "best.ckpt")
     improved = (moved / "checkpoints" / "best.ckpt").read_bytes() != best
-    again = torch.load(moved / "checkpoints" / "best.ckpt", weights_only=True)
+    again = checkpoint(moved, "best")
     assert improved == (again["epoch"] == 3)
 
 
@@ -510,14 +465,6 @@ def test_a_damaged_checkpoint_is_told_before_the_run_is_touched(tmp_path: Path, 
     assert "Traceback" not in done.stderr
     assert list(runs(tmp_path).values()) == ["FINISHED"]
     assert (folder / "config.yaml").read_text() == config
-
-
-def params(tmp_path: Path, run_id: str) -> dict[str, str]:
-    database = connect(tmp_path)
-    try:
-        return dict(database.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run_id,)).fetchall())
-    finally:
-        database.close()
 
 
 FOUND = [*SMALL, "finder=range_test", "schedule=triangular", "schedule.up=4"]

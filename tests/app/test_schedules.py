@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import sqlite3
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from lr_lightning.app.schedule import momentum_of
 from lr_lightning.app.train import train
 from lr_lightning.app.validate import validated
 from lr_lightning.schedules import Clock, Cosine, Linear, OneCycle, Schedule, Triangular
+from tests.leftovers import plain, query
 
 Compose = Callable[..., DictConfig]
 Command = Callable[..., Any]
@@ -69,6 +69,10 @@ def test_every_choice_fits_short_and_long_runs_and_reaches_the_peak(composed: Co
         assert steps < 60 or max(factors) > 0.75
         assert schedule.describe(clock)
     assert (len(set(schedule.factors(300, 20))) > 1) == (choice not in ("batch_growth", "constant", "plateau"))
+
+
+def test_linear_is_what_it_says(composed: Compose) -> None:
+    assert built(composed, "schedule=linear", "schedule.warmup=0")[1] == Linear()
 
 
 # -- bounds ----------------------------------------------------------------------------------------------------------
@@ -260,15 +264,6 @@ class Watch(Callback):
             trainer.save_checkpoint(self.checkpoint)
 
 
-def plain(node: Any) -> Any:
-    """A nested state with lists for tensors, so that == compares all of it."""
-    if isinstance(node, torch.Tensor):
-        return node.tolist()
-    if isinstance(node, dict):
-        return {key: plain(value) for key, value in node.items()}
-    return [plain(value) for value in node] if isinstance(node, list | tuple) else node
-
-
 def watched(monkeypatch: pytest.MonkeyPatch, watch: Watch, *arguments: Any) -> Path:
     """Train with a watch among the callbacks; the output folder."""
     original = build.build_callbacks
@@ -352,15 +347,8 @@ def test_what_does_not_fit_the_run_is_said_before_its_first_step(
 def test_a_sweep_over_all_choices_finishes_each(tmp_path: Path, train_command: Command) -> None:
     small = ["model.kwargs.width=4", "trainer.max_epochs=3"]
     train_command(f"schedule={','.join(CHOICES)}", *small, "-m", timeout=900)
-    database = sqlite3.connect(f"file:{tmp_path}/mlruns/mlflow.db?mode=ro", uri=True)
-    try:
-        rows = database.execute(
-            "SELECT tags.value, runs.status FROM runs JOIN tags USING (run_uuid) WHERE tags.key = 'schedule'"
-        ).fetchall()
-    finally:
-        database.close()
+    rows = query(
+        tmp_path,
+        "SELECT tags.value, runs.status FROM runs JOIN tags USING (run_uuid) WHERE tags.key = 'schedule'",
+    )
     assert sorted(rows) == [(choice, "FINISHED") for choice in CHOICES]
-
-
-def test_linear_is_what_it_says(composed: Compose) -> None:
-    assert built(composed, "schedule=linear", "schedule.warmup=0")[1] == Linear()

@@ -1,6 +1,8 @@
 """The end of a multirun: what is compared with what, and that nothing of it can fail the runs."""
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ import pytest
 
 from lr_lightning.app import compare as app_compare
 from lr_lightning.app.config import Config
+from lr_lightning.app.record import sweep_record
 from lr_lightning.app.sweep import Sweep
-from lr_lightning.app.validate import validated
+
+Configured = Callable[..., Config]
 
 
 @dataclass
@@ -26,11 +30,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return found
 
 
-@pytest.fixture
-def config(composed: Callable[..., Any]) -> Callable[..., Config]:
-    return lambda *overrides: validated(composed(*overrides))
-
-
 @pytest.mark.parametrize(
     ("jobs", "by"),
     [
@@ -42,39 +41,37 @@ def config(composed: Callable[..., Any]) -> Callable[..., Config]:
     ],
 )
 def test_runs_are_grouped_by_what_was_varied(
-    config: Callable[..., Config], asked: Asked, jobs: list[str], by: list[str]
+    configured: Configured, asked: Asked, jobs: list[str], by: list[str]
 ) -> None:
     sweep = Sweep()
     for number, job in enumerate(jobs):
         overrides = job.split(",")
-        sweep.add(config(*overrides), overrides, "s1", number)
+        sweep.add(configured(*overrides), overrides, "s1", number)
     sweep.compare()
     (call,) = asked.calls
     assert (call["by"], call["filter_string"]) == (by, "tags.sweep = 's1'")
     assert call["experiments"] == ["lr_lightning"]
 
 
-def test_every_run_gets_the_sweeps_tags_but_the_users_own_stay(config: Callable[..., Config]) -> None:
+def test_every_run_gets_the_sweeps_tags_but_the_users_own_stay(configured: Configured) -> None:
     sweep = Sweep()
-    configs = [config("+tracking.tags.sweep=mine"), config("seed=1")]
+    configs = [configured("+tracking.tags.sweep=mine"), configured("seed=1")]
     for number, made in enumerate(configs):
         sweep.add(made, [f"seed={number}"], "s1", number)
     assert [c.tracking.tags for c in configs] == [{"sweep": "mine", "trial": "0"}, {"sweep": "s1", "trial": "1"}]
 
 
 @pytest.mark.parametrize("overrides", [["tracking=none"], ["tracking=csv"]])
-def test_what_is_not_in_mlflow_is_not_compared(
-    config: Callable[..., Config], asked: Asked, overrides: list[str]
-) -> None:
+def test_what_is_not_in_mlflow_is_not_compared(configured: Configured, asked: Asked, overrides: list[str]) -> None:
     sweep = Sweep()
     for seed in range(2):
-        sweep.add(config(*overrides), [f"seed={seed}"], "s1", seed)
+        sweep.add(configured(*overrides), [f"seed={seed}"], "s1", seed)
     sweep.compare()
     assert not asked.calls
 
 
 def test_a_failure_of_the_comparison_is_said_and_no_more(
-    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    configured: Configured, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("whatever")
@@ -82,9 +79,25 @@ def test_a_failure_of_the_comparison_is_said_and_no_more(
     monkeypatch.setattr(app_compare, "run", fail)
     sweep = Sweep()
     for seed in range(2):
-        sweep.add(config(), [f"seed={seed}"], "s1", seed)
+        sweep.add(configured(), [f"seed={seed}"], "s1", seed)
     sweep.compare()
     assert "the runs are not compared: RuntimeError: whatever" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+def test_the_record_of_a_sweep_has_its_groups_and_its_true_status(
+    configured: Configured, tmp_path: Path, status: str
+) -> None:
+    folder = tmp_path / "record"
+    shared = configured("tracking=csv", "tracking.uri=postgresql://me:secret@host/db")
+    with suppress(RuntimeError), sweep_record(shared, folder, "s1", "search") as logger:
+        logger.log_summary({"runs": 3.0})
+        if status == "FAILED":
+            raise RuntimeError
+    run = json.loads((folder / "run.json").read_text())
+    assert run["status"] == status
+    assert {"sweep": "s1", "schedule": "cosine", "job": "search"}.items() <= run["tags"].items()
+    assert "secret" not in (folder / "params.yaml").read_text()
 
 
 def test_the_experiments_folder_needs_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

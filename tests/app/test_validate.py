@@ -50,7 +50,7 @@ def test_every_group_has_choices_and_every_schema_a_group() -> None:
 
 
 def test_the_help_has_a_line_for_every_choice() -> None:
-    lines = listed_choices(CONF).splitlines()
+    lines = listed_choices(CONF.parent).splitlines()
     said = {line.split()[0]: line.split(maxsplit=1)[1:] for line in lines if line.startswith("  ")}
     assert {choice for _, choice in CHOICES} <= set(said)
     assert [choice for choice, text in said.items() if not text] == []
@@ -124,6 +124,7 @@ def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> No
         ),
         (["callbacks=early_stopping", "callbacks.early_stopping.patience=0"], ["patience: must be 1 or more, got 0"]),
         (["callbacks=early_stopping", "callbacks.early_stopping.threshold=-1"], ["threshold:", "above 0", "got -1.0"]),
+        (["callbacks.early_stopping.strip=0"], ["strip: must be 1 or more, got 0"]),  # also where nothing stops early
         (
             ["callbacks=early_stopping", "callbacks.early_stopping.criterion=gl", "callbacks.early_stopping.mode=max"],
             ["callbacks.early_stopping.criterion:", "'gl' takes a loss"],

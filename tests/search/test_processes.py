@@ -1,6 +1,5 @@
 """Searches whose trials are processes, and what becomes of them when something is killed."""
 
-import csv
 import os
 import signal
 import subprocess
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.leftovers import trials
 
 pytestmark = pytest.mark.slow
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -24,11 +25,6 @@ def wait_for(found: Callable[[], object], seconds: float = 90) -> None:
     while not found():
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.1)
-
-
-def rows(tmp_path: Path) -> list[dict[str, str]]:
-    with (tmp_path / "outputs" / "s" / "trials.csv").open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def checkpoints(tmp_path: Path) -> list[Path]:
@@ -50,7 +46,7 @@ def test_killed_trials_and_a_killed_driver(search_command: Start, tmp_path: Path
     wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in left))
     out, _ = search_command(*words).communicate(timeout=240)
     assert "its worker is gone; it is taken up again" in out, out
-    found = rows(tmp_path)
+    found = trials(tmp_path)
     assert [row["trial"] for row in found] == ["0", "1", "2"], out
     assert [row["state"] for row in found] == ["failed", "complete", "complete"], out
     assert found[0]["reason"].startswith("killed by SIGKILL")

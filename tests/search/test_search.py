@@ -1,6 +1,5 @@
 """Whole searches in this process. Where training itself is not the point, a stand-in trains in no time."""
 
-import csv
 import errno
 import math
 import shlex
@@ -23,8 +22,10 @@ from lr_lightning.search import cli
 from lr_lightning.search.judge import StudyJudge
 from lr_lightning.search.run import Result as RunResult
 from lr_lightning.search.run import Task
+from lr_lightning.search.run import run as run_task
 from lr_lightning.search.settings import Search
 from lr_lightning.search.study import Study
+from tests.leftovers import trials
 
 ROOT = Path(__file__).resolve().parents[2]
 Searched = Callable[..., Search]
@@ -69,11 +70,6 @@ def run(places: list[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     return search
 
 
-def trials(tmp_path: Path, sweep: str) -> list[dict[str, str]]:
-    with (tmp_path / "outputs" / sweep / "trials.csv").open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 UNTRACKED = ("tracking=none", "sweep=s")
 
 
@@ -104,14 +100,16 @@ def test_random_draws_the_same_whoever_takes_the_ticket(run: Run, trainings: Tra
     assert all(1e-4 <= lr <= 1 for lr in first)
 
 
-def test_bayes_finds_the_valley_better_than_random(run: Run, trainings: Trainings) -> None:
-    distances = {}
-    for kind in ("random", "bayes"):
-        done = len(trainings.configs)
-        assert run(f"search={kind}", "n_trials=30", "tracking=none", f"sweep={kind}", "search.pruners=[]") == 0
-        late = trainings.configs[done + 15 :]
-        distances[kind] = sum(abs(math.log10(c.optimizer.lr / 0.1)) for c in late) / len(late)
-    assert distances["bayes"] < 0.6 * distances["random"]
+def test_bayes_finds_the_valley_better_than_random(searched: Searched) -> None:
+    study = Study(searched("search=bayes", "n_trials=20", *UNTRACKED, "search.pruners=[]"))
+    study.fill()
+    distances = []  # in decades from the best rate
+    while (ticket := study.take()) is not None:
+        distances.append(abs(math.log10(float(ticket.point["optimizer.lr"] or 0) / 0.1)))
+        study.finish(ticket, TrialState.COMPLETE, 0.9 - 0.1 * distances[-1] ** 2)
+    assert len(distances) == 20
+    by_chance = (3**2 + 1**2) / 2 / 4  # the mean over 0.0001 to 1
+    assert sum(distances[12:]) / 8 < 0.6 * by_chance  # the first ten are drawn at random
 
 
 def test_the_start_comes_first_with_the_finders_rate_in_it(
@@ -135,7 +133,7 @@ def test_several_seeds_give_the_mean_and_its_error(run: Run, trainings: Training
     trainings.value = lambda config: 0.5 + 0.1 * config.seed
     assert run("search=grid", *UNTRACKED, "optimizer.lr=0.1,0.2", "seed=0,1,2") == 0
     assert [config.seed for config in trainings.configs] == [0, 1, 2, 0, 1, 2]
-    for row in trials(tmp_path, "s"):
+    for row in trials(tmp_path):
         assert float(row["summary/best_val_acc"]) == pytest.approx(0.6)
         assert float(row["standard_error"]) == pytest.approx(0.1 / math.sqrt(3))
         assert len(row["runs"].split()) == 3
@@ -155,7 +153,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_search_goes_on(
 
     trainings.value = some_fail
     assert run("search=grid", *UNTRACKED, "optimizer.lr=0.001,0.01,0.1,0.2,1.0") == 0
-    rows = {float(row["optimizer.lr"]): row for row in trials(tmp_path, "s")}
+    rows = {float(row["optimizer.lr"]): row for row in trials(tmp_path)}
     assert rows[0.001]["reason"].startswith("out of memory: RuntimeError: CUDA")
     assert rows[0.01]["reason"] == "data.root: no such folder"
     assert rows[0.2]["reason"].startswith("it has no finite summary/best_val_acc")
@@ -193,7 +191,7 @@ def test_an_interrupted_trial_is_taken_up_again_with_its_values(
     rates = [config.optimizer.lr for config in trainings.configs]
     assert len(rates) == 6
     assert rates[3] == rates[2]
-    assert [row["trial"] for row in trials(tmp_path, "s")] == ["0", "1", "2", "3", "4"]
+    assert [row["trial"] for row in trials(tmp_path)] == ["0", "1", "2", "3", "4"]
 
 
 def test_limits_of_epochs_and_hours(run: Run, trainings: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,28 +228,41 @@ class Instant:
     kill = stop
 
 
-def test_a_limit_ends_a_search_of_processes_too_and_it_can_go_on(
-    run: Run, trainings: Trainings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
+    """Processes that have ended at once; the tasks they were started with."""
     monkeypatch.setattr("lr_lightning.search.trial.RunProcess", Instant)
     Instant.started.clear()
+    return Instant.started
+
+
+def test_each_seed_of_a_trial_is_a_process_that_trains_with_it(
+    run: Run, trainings: Trainings, instant: list[Task]
+) -> None:
+    assert run("search=random", "n_trials=1", "workers=1", *UNTRACKED, "seed=3,4") == 0
+    for task in instant:
+        run_task(task)
+    assert [config.seed for config in trainings.configs] == [3, 4]
+
+
+def test_a_limit_ends_a_search_of_processes_too_and_it_can_go_on(
+    run: Run, trainings: Trainings, instant: list[Task], capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["search=random", "n_trials=4", "workers=2", *UNTRACKED]
     assert run(*words, "epochs=3") == 0
-    assert 1 <= len(Instant.started) <= 2
+    assert 1 <= len(instant) <= 2
     assert "the limit of 3 epochs is reached" in capsys.readouterr().out
     assert run(*words) == 0
-    assert len(Instant.started) == 4
+    assert len(instant) == 4
 
 
 def test_a_trial_that_is_stopped_from_outside_again_and_again_ends(
-    run: Run, trainings: Trainings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run, trainings: Trainings, instant: list[Task], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lr_lightning.search.trial.RunProcess", Instant)
     monkeypatch.setattr(Instant, "result", lambda self: RunResult("interrupted", "stopped by a signal"))
-    Instant.started.clear()
     assert run("search=random", "n_trials=1", "workers=1", *UNTRACKED, "search.retries=2") == 1
-    assert len(Instant.started) == 3
-    assert trials(tmp_path, "s")[0]["state"] == "failed"
+    assert len(instant) == 3
+    assert trials(tmp_path)[0]["state"] == "failed"
 
 
 def test_a_full_disk_is_one_error(
@@ -384,7 +395,7 @@ def test_a_worker_that_is_gone_or_silent_gives_its_ticket_back(
     gone.fill()
     gone._owner |= {"pid": 2**22 + 1}  # no such process
     silent._owner |= {"host": "another machine"}
-    monkeypatch.setattr(silent, "_beat", lambda trial_id: silent._storage.record_heartbeat(trial_id))
+    monkeypatch.setattr(silent._beats, "start", lambda trial_id: silent._storage.record_heartbeat(trial_id))
     points = {ticket.number: ticket.point for study in (gone, silent) if (ticket := study.take())}
     assert living.take() is None
     found: list[int] = []
@@ -415,7 +426,7 @@ def test_a_real_search_prunes_what_is_hopeless_and_compares_the_rest(
 ) -> None:
     words = ["search=grid", "sweep=s", "optimizer.lr=0.1,0.15,0.2,0.25,1e-6", "search.pruners=[verdict]"]
     assert run(*words, "trainer.max_epochs=4", "data.train_size=400", "test=false") == 0
-    rows = {float(row["optimizer.lr"]): row for row in trials(tmp_path, "s")}
+    rows = {float(row["optimizer.lr"]): row for row in trials(tmp_path)}
     assert rows[1e-6]["state"] == "pruned"
     assert rows[1e-6]["reason"].startswith("dominated: at ")
     assert float(rows[1e-6]["epochs"]) < 4
