@@ -121,10 +121,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=None, help="default: so many that the kills fit in")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="work in this folder, and leave it")
-    parser.add_argument("--quick", action="store_true", help="one kill, nothing stored")
+    parser.add_argument("--quick", action="store_true", help="one kill of a short run, nothing stored")
     args = parser.parse_args()
     if args.quick:
-        args.kills = 1
+        args.kills, args.epochs = 1, 4
     root = args.keep or Path(tempfile.mkdtemp(prefix="soak-"))
     epochs = args.epochs or max(10, 4 * args.kills)
     began = time.monotonic()
