@@ -75,11 +75,13 @@ def final(root: Path, folder: Path) -> tuple[Any, list[tuple[str, int, float]]]:
     database = sqlite3.connect(f"file:{root}/mlruns/mlflow.db?mode=ro", uri=True)
     try:
         rows = database.execute("SELECT key, step, value FROM metrics WHERE run_uuid = ?", (run_id,)).fetchall()
-        (status,) = database.execute("SELECT status FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+        known = database.execute("SELECT status FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
     finally:
         database.close()
-    if status != "FINISHED":
-        raise SystemExit(f"the run is {status}")
+    if known is None:
+        raise SystemExit(f"the run of {folder} never came to the store in {root}/mlruns")
+    if known[0] != "FINISHED":
+        raise SystemExit(f"the run is {known[0]}")
     return (
         plain([checkpoint["state_dict"], checkpoint["optimizer_states"]]),
         sorted(row for row in rows if not row[0].startswith(TIMES)),

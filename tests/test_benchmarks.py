@@ -26,8 +26,9 @@ def test_every_benchmark_says_its_command_and_has_a_small_form(name: str) -> Non
 
 
 def test_make_bench_runs_the_small_form_of_every_benchmark() -> None:
+    # but of soak, which starts four processes and kills one at a moment of chance: make soak
     recipe = (ROOT / "Makefile").read_text().partition("\nbench:")[2].partition("\n\n")[0]
-    assert set(COMMANDS) <= set(recipe.replace(";", " ").split())
+    assert set(COMMANDS) - {"soak"} <= set(recipe.replace(";", " ").split())
 
 
 @pytest.fixture(scope="module")
