@@ -75,11 +75,13 @@ def final(root: Path, folder: Path) -> tuple[Any, list[tuple[str, int, float]]]:
     database = sqlite3.connect(f"file:{root}/mlruns/mlflow.db?mode=ro", uri=True)
     try:
         rows = database.execute("SELECT key, step, value FROM metrics WHERE run_uuid = ?", (run_id,)).fetchall()
-        (status,) = database.execute("SELECT status FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+        known = database.execute("SELECT status FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
     finally:
         database.close()
-    if status != "FINISHED":
-        raise SystemExit(f"the run is {status}")
+    if known is None:
+        raise SystemExit(f"the run of {folder} never came to the store in {root}/mlruns")
+    if known[0] != "FINISHED":
+        raise SystemExit(f"the run is {known[0]}")
     return (
         plain([checkpoint["state_dict"], checkpoint["optimizer_states"]]),
         sorted(row for row in rows if not row[0].startswith(TIMES)),
@@ -121,10 +123,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=None, help="default: so many that the kills fit in")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="work in this folder, and leave it")
-    parser.add_argument("--quick", action="store_true", help="one kill, nothing stored")
+    parser.add_argument("--quick", action="store_true", help="one kill of a short run, nothing stored")
     args = parser.parse_args()
     if args.quick:
-        args.kills = 1
+        args.kills, args.epochs = 1, 4
     root = args.keep or Path(tempfile.mkdtemp(prefix="soak-"))
     epochs = args.epochs or max(10, 4 * args.kills)
     began = time.monotonic()

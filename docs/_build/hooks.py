@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import stored
 from mkdocs.structure.files import File, Files
 from pages import api_page, keys_page  # MkDocs puts this folder on the path while it loads a hook
 
@@ -23,5 +24,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point links out of docs/ at these copies."""
-    return _OUTSIDE.sub(r"](files/\1", markdown)
+    """Point links out of docs/ at these copies, and fill in the table of the benchmarks."""
+    return _OUTSIDE.sub(r"](files/\1", markdown.replace(stored.MARK, stored.table()))

@@ -1,0 +1,198 @@
+"""The table of docs/benchmarks.md, from the results beside the benchmarks: it is never older than they are."""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = "<!-- table -->"
+_HEAD = "| measured | command | newest stored | machine |\n|---|---|---|---|\n"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A benchmark in a line.
+
+    Attributes:
+        name: Of the module.
+        what: What it measures.
+        say: The newest number in words, from the result.
+        options: Of the command that stores it.
+        result: Name of what it stores, if it is not the module's.
+    """
+
+    name: str
+    what: str
+    say: Callable[[dict[str, Any]], str]
+    options: str = ""
+    result: str | None = None
+
+    @property
+    def command(self) -> str:
+        """As it is typed."""
+        return f"python -m benchmarks.{self.name} {self.options}".rstrip()
+
+    @property
+    def file(self) -> str:
+        """Where the result lies, below the results."""
+        return f"{self.result or self.name}.json"
+
+
+def spread(found: dict[str, float], form: str = "{:.3g}") -> str:
+    """Median with the smallest and largest, and n."""
+    low, middle, high = (form.format(found[key]) for key in ("min", "median", "max"))
+    return f"{middle} ({low} to {high}), n = {found['n']}"
+
+
+def of_values(values: Sequence[float], form: str = "{:.3g}") -> str:
+    """The same of plain values."""
+    return spread({"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}, form)
+
+
+def _schedule_cost(found: dict[str, Any]) -> str:
+    each = [cost["cpu"] for cost in found["microseconds"].values()]
+    medians = [cost["median"] for cost in each]
+    return f"{min(medians):.1f} to {max(medians):.1f} µs, medians of {len(each)} schedules, n = {each[0]['n']} each"
+
+
+def _log_cost(found: dict[str, Any]) -> str:
+    ours, lightning = found["steps"]["10000"]["lr_lightning"], found["steps"]["1000"]["Lightning"]
+    each = (spread(arm["foreground_ms_a_step"]) for arm in (ours, lightning))
+    return "ms a step: {}; Lightning's logger {}".format(*each)
+
+
+def _regret(found: dict[str, Any]) -> str:
+    rule = found["sets"]["held out"]["rules"]["lr_lightning"]
+    parts = (("where it answers", "where_answered"), ("in all", "all"))
+    return "; ".join(
+        f"mean {rule[key]['mean']:.3f} ({rule[key]['low']:.3f} to {rule[key]['high']:.3f}) {text}, n = {rule[key]['n']}"
+        for text, key in parts
+    )
+
+
+def _retry(found: dict[str, Any]) -> str:
+    each = found["1e-06..10"]
+    sweeps = len(found["problems"]) * found["seeds"]
+    return f"mean {each['regret_once']:.3f} without, {each['regret_with_retry']:.3f} with, n = {sweeps} sweeps each"
+
+
+def _pruning(found: dict[str, Any]) -> str:
+    saved = (
+        f"{arm} {of_values([run['epochs_saved'] for run in runs], '{:.0%}')}"
+        for arm, runs in found["arms"].items()
+        if arm != "none"
+    )
+    return "; ".join(saved)
+
+
+def _search_methods(found: dict[str, Any]) -> str:
+    methods = ((name, runs) for name, runs in found.items() if name != "machine")
+    return "; ".join(f"{name} {of_values([run['best'] for run in runs], '{:.2g}')}" for name, runs in methods)
+
+
+def _schedules(found: dict[str, Any]) -> str:
+    longest = max(row["epochs"] for row in found["rows"])
+    rows = [row for row in found["rows"] if row["epochs"] == longest]
+    best = max(rows, key=lambda row: statistics.fmean(row["held_out"]))
+    return f"{longest} epochs, the best: {best['schedule']} {of_values(best['held_out'], '{:.1%}')}"
+
+
+def _difference(claim: dict[str, float]) -> str:
+    return f"mean {claim['mean']:+.2f} ({claim['low']:+.2f} to {claim['high']:+.2f}) points, n = {claim['n']}"
+
+
+def _smith(found: dict[str, Any]) -> str:
+    claims = "; ".join(f"{text.split(' (')[0]}: {_difference(claim)}" for text, claim in found["claims"].items())
+    return f"{claims}; scale {found['scale']:g}"
+
+
+def _gpu(found: dict[str, Any]) -> str:
+    parts = found["parts"]
+    race = parts.get("resnet9", {})
+    ratio = f"app to loop, seconds: {spread(race['app_to_loop']['seconds'])}; " if "app_to_loop" in race else ""
+    return ratio + ", ".join(f"{name} {part['status']}" for name, part in parts.items())
+
+
+def _store_scale(found: dict[str, Any]) -> str:
+    runs, cost = max(found["runs"].items(), key=lambda item: int(item[0]))
+    return f"{runs} runs read in {cost['read_all_runs_seconds']:.0f} s, {cost['database_mb']:.0f} MB, n = 1"
+
+
+def _many_ranks(found: dict[str, Any]) -> str:
+    ranks, cost = max(found["ranks"].items(), key=lambda item: int(item[0]))
+    return f"ms a step with {ranks} ranks: {spread(cost['ms_a_step'])}"
+
+
+def _throughput(found: dict[str, Any]) -> str:
+    problems = (item for item in found.items() if item[0] != "machine")
+    return "; ".join(f"{name} {spread(each['app_to_lightning'])}" for name, each in problems)
+
+
+def _soak(found: dict[str, Any]) -> str:
+    changed = found["rows_missing_or_changed"] + found["rows_added_or_changed"]
+    return f"{found['kills']} kills, {changed} of {found['metric_rows']} rows changed, n = 1"
+
+
+ROWS = (
+    Row("throughput", "the app's training step, over Lightning's alone", _throughput, "--cifar10 FOLDER"),
+    Row("lr_schedule_cost", "`LRSchedule` a step", _schedule_cost),
+    Row(
+        "monitor_cost",
+        "a fit with `OverfittingMonitor`, over the fit without, CPU time",
+        lambda found: spread(found["ratios"]["OverfittingMonitor"]),
+    ),
+    Row("log_cost", "what training waits for when every step is logged to SQLite", _log_cost),
+    Row(
+        "finder_cost",
+        "a range test, over a bare loop of the same steps, CPU time",
+        lambda found: spread(found["ratio_to_loop"]["LRFinder"]),
+    ),
+    Row("finder_regret", "regret of the finder's rates, held-out problems, 95 % interval", _regret),
+    Row("finder_retry", "regret without and with a second, wider range", _retry),
+    Row("schedules", "test accuracy of schedules on digits with wrong labels", _schedules),
+    Row(
+        "batch_growth",
+        "test accuracy on digits, growing the batch minus decaying the rate",
+        lambda found: _difference(found["difference"]),
+    ),
+    Row(
+        "batch_growth",
+        "the same on CIFAR-10",
+        lambda found: _difference(found["difference"]),
+        "--cifar10 FOLDER",
+        result="batch_growth_cifar10",
+    ),
+    Row("smith_table", "Smith's table on CIFAR-10: paired differences", _smith, "--cifar10 FOLDER"),
+    Row("pruning", "epochs that pruning a search saves", _pruning),
+    Row("search_methods", "best validation loss of each way of searching", _search_methods),
+    Row("many_ranks", "the loader, for one of many ranks", _many_ranks),
+    Row("store_scale", "a store of many runs", _store_scale),
+    Row("soak", "one run killed a hundred times, beside one that was not", _soak),
+    Row(
+        "gpu",
+        "ResNet-9 to 94 % on CIFAR-10, precision, callbacks, finder, on a GPU",
+        _gpu,
+        "--cifar10 FOLDER",
+    ),
+)
+
+
+def table(results: Path = ROOT / "benchmarks" / "results") -> str:
+    """A line a benchmark: what, the command, the newest number, and where it was measured."""
+    return _HEAD + "".join(f"{_line(row, results / row.file)}\n" for row in ROWS)
+
+
+def _line(row: Row, path: Path) -> str:
+    cells = [row.what, f"`{row.command}`", "none", ""]
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        cells[2:] = [row.say(found), _where(found["machine"])]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _where(machine: dict[str, Any]) -> str:
+    cores = f"{machine['cores']} cores" if machine["cores"] > 1 else "1 core"
+    return f"{machine['device']}, {cores}, torch {machine['versions']['torch']}, {machine['date']}"

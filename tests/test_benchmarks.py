@@ -1,0 +1,78 @@
+"""The benchmarks can be run as they say, and what they store stands in the docs."""
+
+import ast
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from benchmarks import report
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "benchmarks").glob("*.py"))}
+COMMANDS = [name for name, source in SOURCES.items() if "def main(" in source]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_benchmark_says_its_command_and_has_a_small_form(name: str) -> None:
+    said = ast.get_docstring(ast.parse(SOURCES[name])) or ""
+    assert f"python -m benchmarks.{name}" in said
+    assert "--quick" in said
+    assert '"--quick"' in SOURCES[name]
+
+
+def test_make_bench_runs_the_small_form_of_every_benchmark() -> None:
+    # but of soak, which starts four processes and kills one at a moment of chance: make soak
+    recipe = (ROOT / "Makefile").read_text().partition("\nbench:")[2].partition("\n\n")[0]
+    assert set(COMMANDS) - {"soak"} <= set(recipe.replace(";", " ").split())
+
+
+@pytest.fixture(scope="module")
+def stored() -> ModuleType:
+    """`docs/_build/stored.py`."""
+    spec = importlib.util.spec_from_file_location("stored", ROOT / "docs" / "_build" / "stored.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["stored"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_docs_have_a_line_for_every_benchmark_and_every_result(stored: ModuleType) -> None:
+    assert {row.name for row in stored.ROWS} == set(COMMANDS)
+    kept = {path.name for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert kept <= {row.file for row in stored.ROWS}
+    lines = stored.table().splitlines()[2:]
+    for row, line in zip(stored.ROWS, lines, strict=True):
+        assert f"`{row.command}`" in line
+        if row.file in kept:
+            found = json.loads((ROOT / "benchmarks" / "results" / row.file).read_text())
+            assert found["machine"]["date"] in line
+            assert "n = " in line
+        else:
+            assert "| none |" in line
+    assert stored.MARK in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def test_results_that_are_still_to_come_have_their_line(stored: ModuleType, tmp_path: Path) -> None:
+    claim = {"mean": 0.5, "low": -0.1, "high": 1.1, "p": 0.2, "n": 6}
+    ratio = {"median": 1.2, "min": 1.1, "max": 1.3, "n": 3}
+    results: dict[str, Any] = {
+        "smith_table": {"claims": {"triangular2 − fixed (claim: ≥ −0.5)": claim}, "scale": 1.0},
+        "batch_growth": {"difference": claim},
+        "gpu": {"parts": {"resnet9": {"status": "partial", "app_to_loop": {"seconds": ratio}}}},
+        "soak": {"kills": 100, "metric_rows": 9, "rows_missing_or_changed": 0, "rows_added_or_changed": 0},
+        "schedules": {"rows": [{"epochs": 2, "schedule": "cosine", "held_out": [0.8, 0.9]}]},
+    }
+    for name, result in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"machine": report.machine(), **result}))
+    table = stored.table(tmp_path)
+    assert "triangular2 − fixed: mean +0.50 (-0.10 to +1.10) points, n = 6; scale 1" in table
+    assert "app to loop, seconds: 1.2 (1.1 to 1.3), n = 3; resnet9 partial" in table
+    assert "100 kills, 0 of 9 rows changed" in table
+    assert "2 epochs, the best: cosine 85.0% (80.0% to 90.0%), n = 2" in table
