@@ -128,7 +128,7 @@ def _many_ranks(found: dict[str, Any]) -> str:
 
 def _throughput(found: dict[str, Any]) -> str:
     problems = (item for item in found.items() if item[0] != "machine")
-    return "; ".join(f"{name} {spread(each['app_to_lightning'])}" for name, each in problems)
+    return "; ".join(f"{name} {spread(each['ratio_to_lightning']['app'])}" for name, each in problems)
 
 
 def _soak(found: dict[str, Any]) -> str:
