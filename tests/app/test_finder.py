@@ -245,4 +245,3 @@ def test_a_stored_config_with_a_finder_can_be_resumed(composed: Compose) -> None
     for name in ("range_test", "lr_grid"):
         target = validated(composed(f"finder={name}")).finder._target_
         assert target in ALLOWED_TARGETS
-    assert json.dumps(sorted(ALLOWED_TARGETS))

@@ -162,7 +162,7 @@ def test_two_different_peaks_are_an_error(composed: Compose, monkeypatch: pytest
         (["schedule=constant", "+schedule.kwargs.high=1"], ["schedule:", "high", "value"]),
         (
             ["schedule=one_cycle", "schedule._target_=lr_lightning.schedules.Constant", "schedule.base_lr=0.01"],
-            ["schedule"],
+            ["schedule:", "Constant does not take", "'start'", "It takes: value"],
         ),
     ],
 )
