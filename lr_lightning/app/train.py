@@ -21,6 +21,7 @@ from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.found import FoundRate
 from lr_lightning.app.going_on import checked, set_damaged_aside
+from lr_lightning.app.idle_hooks import spare_idle_hooks
 from lr_lightning.app.interrupt import Interrupts
 from lr_lightning.app.lr_rule import scaled
 from lr_lightning.app.orphan import watch_parent
@@ -196,7 +197,7 @@ def make_trainer(config: Config, folder: Path | None, callbacks: list[Callback],
     if node.gradient_clip_val is None:
         passed["gradient_clip_algorithm"] = None
     try:
-        return Trainer(
+        trainer = Trainer(
             **passed,
             deterministic="warn" if node.deterministic else None,
             logger=False,
@@ -209,6 +210,8 @@ def make_trainer(config: Config, folder: Path | None, callbacks: list[Callback],
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as e:
         raise ConfigError(f"trainer: {e}") from e
+    spare_idle_hooks(trainer.callbacks)  # type: ignore[attr-defined]
+    return trainer
 
 
 def begin(config: Config) -> None:

@@ -1,0 +1,41 @@
+"""The hooks of a step that a callback does not have."""
+
+from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from lr_lightning.app.idle_hooks import STEP_HOOKS, spare_idle_hooks
+from tests.callbacks.tiny import QUIET, Tiny, X, Y
+
+
+class Counts(Callback):
+    """Has one of the hooks."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.ended += 1
+
+
+class Inherits(Counts):
+    """Has the hook of the class above, and calls one that nobody has."""
+
+    def on_after_backward(self, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]
+        super().on_after_backward(trainer, pl_module)
+        self.ended += 100
+
+
+def called(callback: Callback) -> list[str]:
+    return [hook for hook in STEP_HOOKS if callable(getattr(callback, hook))]
+
+
+def test_what_a_callback_has_is_called_and_the_rest_is_not() -> None:
+    own, below, none = Counts(), Inherits(), Callback()
+    trainer = Trainer(max_epochs=1, callbacks=[own, below, none], **QUIET)
+    spare_idle_hooks([own, below, none])
+    trainer.fit(Tiny(), DataLoader(TensorDataset(X, Y), batch_size=20))
+    steps = trainer.global_step
+    assert steps > 1
+    assert (own.ended, below.ended) == (steps, 101 * steps)
+    assert called(none) == []
+    assert called(below) == ["on_after_backward", "on_train_batch_end"]
