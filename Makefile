@@ -37,7 +37,7 @@ test-fast: $(STAMP)  ## the tests that start no processes of their own
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" $(ARGS)
 
 bench: $(STAMP)  ## the small form of every benchmark that needs no data of yours: a few minutes, nothing stored
-	@for name in lr_schedule_cost monitor_cost log_cost finder_cost throughput finder_regret finder_retry schedules \
+	@for name in lr_schedule_cost monitor_cost logging finder_cost throughput finder_regret finder_retry schedules \
 		batch_growth smith_table pruning search_methods many_ranks store_scale gpu; do \
 		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick $(ARGS) || exit 1; done
 

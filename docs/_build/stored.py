@@ -58,7 +58,7 @@ def _schedule_cost(found: dict[str, Any]) -> str:
     return f"{min(medians):.1f} to {max(medians):.1f} µs, medians of {len(each)} schedules, n = {each[0]['n']} each"
 
 
-def _log_cost(found: dict[str, Any]) -> str:
+def _logging(found: dict[str, Any]) -> str:
     ours, lightning = found["steps"]["10000"]["lr_lightning"], found["steps"]["1000"]["Lightning"]
     each = (spread(arm["foreground_ms_a_step"]) for arm in (ours, lightning))
     return "ms a step: {}; Lightning's logger {}".format(*each)
@@ -144,7 +144,7 @@ ROWS = (
         "a fit with `OverfittingMonitor`, over the fit without, CPU time",
         lambda found: spread(found["ratios"]["OverfittingMonitor"]),
     ),
-    Row("log_cost", "what training waits for when every step is logged to SQLite", _log_cost),
+    Row("logging", "what training waits for when every step is logged to SQLite", _logging),
     Row(
         "finder_cost",
         "a range test, over a bare loop of the same steps, CPU time",

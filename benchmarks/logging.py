@@ -1,6 +1,6 @@
 """What it costs to log every step: this project's MLflow logger beside Lightning's and MLflow's own calls, on SQLite.
 
-Run: ``python -m benchmarks.log_cost [--whole] [--quick]``. Two metrics a step, one call after the other, nothing in
+Run: ``python -m benchmarks.logging [--whole] [--quick]``. Two metrics a step, one call after the other, nothing in
 between, alternating rounds in one process, a new run in each: 1,000 steps in every arm, and 10,000 in this project's
 (``--whole``: in every arm, which takes hours, since the others write to the database at each step). The arms:
 
@@ -67,7 +67,7 @@ def values(step: int) -> dict[str, float]:
 
 
 def ours(root: Path, steps: int) -> tuple[Logged, str]:
-    logger = MLflowLogger(open_store(root), experiment="log_cost")
+    logger = MLflowLogger(open_store(root), experiment="logging")
     logger.start()
 
     def log(step: int) -> None:
@@ -81,7 +81,7 @@ def ours(root: Path, steps: int) -> tuple[Logged, str]:
 def lightning(root: Path, steps: int) -> tuple[Logged, str]:
     from lightning.pytorch.loggers import MLFlowLogger
 
-    logger = MLFlowLogger("log_cost", tracking_uri=uri(root), artifact_location=str(root / "artifacts"))
+    logger = MLFlowLogger("logging", tracking_uri=uri(root), artifact_location=str(root / "artifacts"))
     run_id = str(logger.run_id)  # makes the run
     logged = timed(lambda step: logger.log_metrics(values(step), step), lambda: logger.finalize("success"), steps)
     return logged, run_id
@@ -110,9 +110,9 @@ def _in_run(root: Path, log: Step, steps: int) -> tuple[Logged, str]:
     import mlflow
 
     mlflow.set_tracking_uri(uri(root))
-    if mlflow.get_experiment_by_name("log_cost") is None:
-        mlflow.create_experiment("log_cost", artifact_location=str(root / "artifacts"))
-    mlflow.set_experiment("log_cost")
+    if mlflow.get_experiment_by_name("logging") is None:
+        mlflow.create_experiment("logging", artifact_location=str(root / "artifacts"))
+    mlflow.set_experiment("logging")
     run = mlflow.start_run(log_system_metrics=False)
 
     def finish() -> None:
@@ -197,7 +197,7 @@ def main() -> None:
             keys = ("foreground_ms_a_step", "longest_call_ms", "durable_seconds", "foreground_ratio")
             cells = "".join(f"{show(found[key], '{:.3g}'):>30}" for key in keys)
             print(f"{int(steps_text):>6,} {name:22}{cells}")
-    store("log_cost", {"metrics_a_step": len(KEYS), "steps": result}, quick)
+    store("logging", {"metrics_a_step": len(KEYS), "steps": result}, quick)
 
 
 if __name__ == "__main__":
