@@ -1,6 +1,5 @@
 """`scripts/train.py`: Hydra composes the config, and every error of input becomes one message and an exit status."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.compose import prepare
+from lr_lightning.app.compose import prepare, wants_tracebacks
 from lr_lightning.app.errors import ConfigError, RunFailed, explain
 from lr_lightning.app.processes import world_size
 from lr_lightning.app.sweep import Sweep
@@ -39,7 +38,7 @@ def main(root: Path, job: Job = "train") -> int:
         The exit status: 0; 1 if a run diverged, lost a process or its disk; 2 for bad input. Any other failure
         raises; SIGTERM and Ctrl-C exit with 143 and 130.
     """
-    debug = "HYDRA_FULL_ERROR" in os.environ  # the user asks for tracebacks
+    debug = wants_tracebacks()
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")
     prepare(root, _PURPOSES[job])

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -47,8 +48,8 @@ def make_database(path: Path, artifact_uri: str, uri_of: Callable[[Path], str]) 
         # A name of its own: MLflow keeps a connection to each file that this process has opened, a removed one too.
         making = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.making")
         try:
-            store = SqlAlchemyStore(uri_of(making), artifact_uri)
-            store.engine.dispose()
+            open_database: Callable[..., Any] = SqlAlchemyStore
+            open_database(uri_of(making), artifact_uri).engine.dispose()
             making.replace(path)
         finally:
             _remove_unfinished(path)
