@@ -4,6 +4,7 @@ import errno
 import math
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -18,6 +19,8 @@ from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.tracking import MLflowLogger, RunLogger
 from lr_lightning.tracking.closer import Closer
 from lr_lightning.training.images import DataError
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def recorded(
@@ -82,10 +85,14 @@ def _end(logger: RunLogger, status: str) -> None:
 
 
 def _disk_failed(error: OSError, logger: RunLogger | None) -> RunFailed | None:
-    """What to say where a disk is full or gone; None for another error."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+    """What to say where a disk is full or gone, or the run's folder; None for another error."""
+    folder = logger.output_dir if logger else None
+    if folder and error.errno == errno.ENOENT and not folder.exists():
+        return RunFailed(f"output_root: {folder} was removed while the run was writing to it. Start the run anew.")
+    own = folder is not None and error.filename is not None and folder in Path(str(error.filename)).parents
+    if error.errno not in _DISK and not (own and error.errno in (errno.EACCES, errno.EPERM)):
         return None
-    where = logger.output_dir if logger else error.filename
+    where = folder or error.filename
     return RunFailed(
         f"output_root: {where} cannot be written to ({error.strerror}). What is in it is whole: make room, then go on "
         f"with resume={where}."

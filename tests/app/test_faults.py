@@ -17,6 +17,7 @@ from lr_lightning.app.going_on import checked, set_damaged_aside
 from lr_lightning.app.output import BEFORE_LAST, LAST
 from lr_lightning.app.resume import Previous, identity
 from lr_lightning.app.validate import flatten, validated
+from lr_lightning.tracking import NoLogger
 from lr_lightning.training.data import ImageDataModule
 
 Compose = Callable[..., DictConfig]
@@ -134,6 +135,18 @@ def test_a_checkpoint_that_would_run_code_is_refused(stopped: Any, tmp_path: Pat
 )
 def test_an_error_of_a_collective_is_another_process_that_is_gone(error: RuntimeError, lost: bool) -> None:
     assert recorded._lost(error) == lost
+
+
+def test_a_folder_that_is_removed_or_closed_in_the_middle_is_one_error(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    logger = NoLogger(folder)
+    missing = FileNotFoundError(errno.ENOENT, "No such file", str(folder / "metrics.jsonl"))
+    assert "was removed while the run was writing to it" in str(recorded._disk_failed(missing, logger))
+    folder.mkdir()
+    assert recorded._disk_failed(missing, logger) is None  # something in it is missing: a fault of ours
+    closed = PermissionError(errno.EACCES, "Permission denied", str(folder / "metrics.jsonl"))
+    assert "cannot be written to (Permission denied)" in str(recorded._disk_failed(closed, logger))
+    assert recorded._disk_failed(PermissionError(errno.EACCES, "Permission denied", "/data/1.png"), logger) is None
 
 
 def test_only_an_error_of_the_disk_is_one_of_the_disk() -> None:
