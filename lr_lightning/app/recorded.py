@@ -50,6 +50,12 @@ def recorded(
             raise
         raise failed from e
     except RuntimeError as e:
+        if str(e).startswith("DataLoader worker"):
+            where = f" Go on with resume={logger.output_dir}, and data.num_workers=0." if logger else ""
+            raise RunFailed(
+                f"data: a worker that decodes images was killed at step {trainer.global_step}, most often for want of "
+                f"memory ({str(e).splitlines()[0]}).{where}"
+            ) from e
         if trainer.world_size > 1 and not isinstance(e, RunFailed) and _lost(e):
             raise RunFailed(
                 f"another process of this run is gone, at step {trainer.global_step}; what it said stands above. "

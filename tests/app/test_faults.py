@@ -4,6 +4,7 @@ import errno
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from lr_lightning.app import recorded
 from lr_lightning.app.checkpoints import AtomicCheckpointIO, ConfigStamp
 from lr_lightning.app.errors import ConfigError, RunFailed
 from lr_lightning.app.going_on import checked, set_damaged_aside
+from lr_lightning.app.interrupt import Interrupts
 from lr_lightning.app.output import BEFORE_LAST, LAST
 from lr_lightning.app.resume import Previous, identity
 from lr_lightning.app.validate import flatten, validated
@@ -147,6 +149,16 @@ def test_a_folder_that_is_removed_or_closed_in_the_middle_is_one_error(tmp_path:
     closed = PermissionError(errno.EACCES, "Permission denied", str(folder / "metrics.jsonl"))
     assert "cannot be written to (Permission denied)" in str(recorded._disk_failed(closed, logger))
     assert recorded._disk_failed(PermissionError(errno.EACCES, "Permission denied", "/data/1.png"), logger) is None
+
+
+@pytest.mark.parametrize("said", ["(pid 7) is killed by signal: Killed. ", "(pid(s) 7) exited unexpectedly"])
+def test_a_worker_that_is_killed_is_one_error(said: str, composed: Compose) -> None:
+    def work() -> Any:
+        raise RuntimeError(f"DataLoader worker {said}")
+
+    trainer: Any = SimpleNamespace(world_size=1, global_step=7)
+    with pytest.raises(RunFailed, match=r"a worker that decodes images was killed at step 7, .*memory"):
+        recorded.recorded(validated(composed()), trainer, None, Interrupts(), work)
 
 
 def test_only_an_error_of_the_disk_is_one_of_the_disk() -> None:
