@@ -129,6 +129,15 @@ class RunCheckpoint(ModelCheckpoint):
         if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
             super().on_train_batch_end(trainer, *args)
 
+    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
+        """Pass over a validation that has not measured what is monitored.
+
+        Lightning compares with the value of an earlier one, which saves nothing; but a run that was resumed in between
+        knows no earlier one, and would end here. That it is ever measured is seen to by ``MonitorCheck``.
+        """
+        unmeasured = self.monitor is not None and self.monitor not in trainer.callback_metrics
+        return unmeasured or super()._should_skip_saving_checkpoint(trainer)
+
 
 def _renamed(node: Any, before: str, now: str) -> Any:
     if isinstance(node, dict):

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.compose import TRACEBACKS, prepare
+from lr_lightning.app.compose import prepare, wants_tracebacks
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, RunFailed, explain, print_error
 from lr_lightning.app.processes import world_size
@@ -51,14 +51,14 @@ def main(root: Path, job: Job = "train") -> int:
         try:
             return _job(cfg, job, sweep)
         except (ConfigError, OmegaConfBaseException, Diverged, RunFailed) as e:
-            if TRACEBACKS:
+            if wants_tracebacks():
                 raise
             errors.append(e)
 
     try:
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(one)()
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
-        if TRACEBACKS or composed:
+        if wants_tracebacks() or composed:
             raise
         errors.append(e)
     except KeyboardInterrupt:

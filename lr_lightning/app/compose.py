@@ -17,10 +17,14 @@ from lr_lightning.app.config import Config, register
 from lr_lightning.app.errors import ConfigError, explain
 from lr_lightning.app.validate import validated
 
-__all__ = ["TRACEBACKS", "about", "checked", "choices_of", "composed", "listed_choices", "prepare"]
+__all__ = ["about", "checked", "choices_of", "composed", "listed_choices", "prepare", "wants_tracebacks"]
 
-TRACEBACKS = "HYDRA_FULL_ERROR" in os.environ
-"""Whether the user has asked for tracebacks: `prepare` sets the variable for everybody."""
+_HYDRAS, _OURS = "HYDRA_FULL_ERROR", "LR_LIGHTNING_SET_HYDRA_FULL_ERROR"
+
+
+def wants_tracebacks() -> bool:
+    """Whether the user has set HYDRA_FULL_ERROR."""
+    return _HYDRAS in os.environ and _OURS not in os.environ
 
 
 def prepare(root: Path, purpose: str = "") -> None:
@@ -30,7 +34,10 @@ def prepare(root: Path, purpose: str = "") -> None:
         root: The checkout.
         purpose: One line for `--help`.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra prints and exits otherwise; here its errors are translated
+    if not wants_tracebacks():
+        # Hydra prints and exits otherwise; here its errors are translated. The other is for the processes that this one
+        # starts, which would take it for the user's wish.
+        os.environ |= {_HYDRAS: "1", _OURS: "1"}
     OmegaConf.register_new_resolver("checkout", lambda: str(root), replace=True)
     OmegaConf.register_new_resolver("choices", lambda: listed_choices(root), replace=True)
     OmegaConf.register_new_resolver("purpose", lambda: purpose, replace=True)

@@ -71,10 +71,10 @@ class MonitorCheck(Callback):
             raise ConfigError(self._message("is not logged by the validation. It logs", trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for the first update; a resumed run has passed this check."""
+        """Wait for the first update; a resumed run has passed this check, and its state tells of the validation."""
         resumed = trainer.ckpt_path is not None
         self._before = None if resumed or not trainer.enable_validation else trainer.global_step
-        self._seen = resumed
+        self._seen = resumed and self._seen
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """After the first update, compare with what its steps have logged."""
@@ -98,6 +98,14 @@ class MonitorCheck(Callback):
         if self.monitor not in trainer.callback_metrics:
             why = f" It {_NEEDS[self.monitor in WITH_LOGITS]}" if self.monitor in WITH_LOGITS | WITH_RIGHT else ""
             raise ConfigError(self._message(f"was not logged by the first validation.{why} It logged", trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether there was a validation."""
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._seen = state_dict["seen"]
 
     def _message(self, what: str, trainer: Trainer) -> str:
         known = sorted(str(key) for key in trainer.callback_metrics)

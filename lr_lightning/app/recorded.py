@@ -4,6 +4,7 @@ import errno
 import math
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -18,6 +19,8 @@ from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.tracking import MLflowLogger, RunLogger
 from lr_lightning.tracking.closer import Closer
 from lr_lightning.training.images import DataError
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def recorded(
@@ -47,6 +50,12 @@ def recorded(
             raise
         raise failed from e
     except RuntimeError as e:
+        if str(e).startswith("DataLoader worker"):
+            where = f" Go on with resume={logger.output_dir}, and data.num_workers=0." if logger else ""
+            raise RunFailed(
+                f"data: a worker that decodes images was killed at step {trainer.global_step}, most often for want of "
+                f"memory ({str(e).splitlines()[0]}).{where}"
+            ) from e
         if trainer.world_size > 1 and not isinstance(e, RunFailed) and _lost(e):
             raise RunFailed(
                 f"another process of this run is gone, at step {trainer.global_step}; what it said stands above. "
@@ -82,10 +91,14 @@ def _end(logger: RunLogger, status: str) -> None:
 
 
 def _disk_failed(error: OSError, logger: RunLogger | None) -> RunFailed | None:
-    """What to say where a disk is full or gone; None for another error."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+    """What to say where a disk is full or gone, or the run's folder; None for another error."""
+    folder = logger.output_dir if logger else None
+    if folder and error.errno == errno.ENOENT and not folder.exists():
+        return RunFailed(f"output_root: {folder} was removed while the run was writing to it. Start the run anew.")
+    own = folder is not None and error.filename is not None and folder in Path(str(error.filename)).parents
+    if error.errno not in _DISK and not (own and error.errno in (errno.EACCES, errno.EPERM)):
         return None
-    where = logger.output_dir if logger else error.filename
+    where = folder or error.filename
     return RunFailed(
         f"output_root: {where} cannot be written to ({error.strerror}). What is in it is whole: make room, then go on "
         f"with resume={where}."

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import nn
 
 from lr_lightning.app import build
 from lr_lightning.app.checkpoints import AtomicCheckpointIO, ConfigStamp, checkpoint_callbacks, load_weights
@@ -154,6 +155,7 @@ def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
         data.prepare()
         seed_everything(config.seed, workers=True, verbose=False)  # whatever loading drew, the weights start the same
         net = build.build_net(config, data)
+        check_batch_norm(config, net)
         if config.trainer.channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         module = build.build_module(config, net, data)
@@ -247,6 +249,23 @@ def _check_device(config: Config) -> None:
         raise ConfigError(
             f"trainer.accelerator: '{config.trainer.accelerator}', but torch {torch.__version__} sees no GPU here. "
             "Use trainer=cpu or trainer=auto."
+        )
+
+
+def check_batch_norm(config: Config, net: nn.Module) -> None:
+    """Refuse what torch refuses when the processes have been started: batch norm over several of them on CPUs.
+
+    Raises:
+        ConfigError: If it is asked for.
+    """
+    node = config.trainer
+    on_cpu = node.accelerator == "cpu" or not torch.cuda.is_available()
+    if not node.sync_batchnorm or not on_cpu or world_size(node) == 1:
+        return
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in net.modules()):
+        raise ConfigError(
+            "trainer.sync_batchnorm: true, but torch synchronises batch norm on GPUs only, and these processes have "
+            "none. Set it to false: each process then normalises with its own batch."
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lr_lightning.app.compose import TRACEBACKS, listed_choices, prepare
+from lr_lightning.app.compose import listed_choices, prepare, wants_tracebacks
 from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, print_error
 from lr_lightning.app.interrupt import Interrupted
 from lr_lightning.search.domains import Value
@@ -64,7 +64,7 @@ def main(root: Path) -> int:
         print_error(f"output_root: {where}cannot be written ({e.strerror}). {AGAIN}")
         return FAILED
     except ConfigError as e:
-        if TRACEBACKS:
+        if wants_tracebacks():
             raise
         print_error(e)
         return BAD_INPUT

@@ -1,7 +1,6 @@
 """The MLflow store: where it is, how it is made, and what its errors mean.
 
-This module, ``sender`` and ``client_rows`` are the only places that import MLflow, and they do so late: it takes
-seconds.
+Only this module, ``database``, ``sender`` and ``client_rows`` import MLflow, and they do so late: it takes seconds.
 """
 
 import logging
@@ -17,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock
 
+from lr_lightning.tracking.database import make_database, permanent_problem
 from lr_lightning.tracking.errors import Rejected, StoreUnavailable, TrackingError
 from lr_lightning.tracking.keys import hide_password
 
@@ -117,7 +117,12 @@ class Store:
     @property
     def is_local(self) -> bool:
         """Whether the store is a database file of this machine."""
-        return self.uri.startswith("sqlite")
+        return self._file is not None
+
+    @property
+    def _file(self) -> Path | None:
+        prefix = "sqlite:///"
+        return Path(unquote(self.uri.removeprefix(prefix))) if self.uri.startswith(prefix) else None
 
     def client(self) -> "MlflowClient":
         """Open the store; make its database first where there is none, one process at a time.
@@ -136,6 +141,8 @@ class Store:
                     problem = explain(error, self.uri)
                     if isinstance(problem, Rejected):
                         problem = TrackingError(f"tracking.uri: {self.public_uri}: {problem}")
+                    elif (reason := permanent_problem(str(problem))) is not None:
+                        problem = TrackingError(f"tracking store {reason}")
                     raise problem from None
             return _clients[self.uri]
 
@@ -146,6 +153,8 @@ class Store:
             return MlflowClient(self.uri)
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+        if (path := self._file) is not None:
+            make_database(path, self.artifact_root.as_uri(), _sqlite_uri)
         # MLflow's own first start is not safe against a second process: without the lock one of them dies, or leaves
         # a half-made database. The file's existence proves nothing, so every start takes its turn.
         with FileLock(self.root / ".init.lock"):
@@ -158,8 +167,8 @@ class Store:
         """Knock at the port first: MLflow retries a dead database for minutes, printing a page at each attempt."""
         if self.artifact_root is not None:
             _make_folder(self.root)
-        if self.is_local:
-            _make_folder(Path(unquote(self.uri.removeprefix("sqlite:///"))).parent)
+        if self._file is not None:
+            _make_folder(self._file.parent)
         parts = urlsplit(self.uri)
         scheme = parts.scheme.split("+")[0]
         port = parts.port or _DEFAULT_PORTS.get(scheme)

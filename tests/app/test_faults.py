@@ -4,6 +4,7 @@ import errno
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from lr_lightning.app import recorded
 from lr_lightning.app.checkpoints import AtomicCheckpointIO, ConfigStamp
 from lr_lightning.app.errors import ConfigError, RunFailed
 from lr_lightning.app.going_on import checked, set_damaged_aside
+from lr_lightning.app.interrupt import Interrupts
 from lr_lightning.app.output import BEFORE_LAST, LAST
 from lr_lightning.app.resume import Previous, identity
 from lr_lightning.app.validate import flatten, validated
+from lr_lightning.tracking import NoLogger
 from lr_lightning.training.data import ImageDataModule
 
 Compose = Callable[..., DictConfig]
@@ -134,6 +137,28 @@ def test_a_checkpoint_that_would_run_code_is_refused(stopped: Any, tmp_path: Pat
 )
 def test_an_error_of_a_collective_is_another_process_that_is_gone(error: RuntimeError, lost: bool) -> None:
     assert recorded._lost(error) == lost
+
+
+def test_a_folder_that_is_removed_or_closed_in_the_middle_is_one_error(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    logger = NoLogger(folder)
+    missing = FileNotFoundError(errno.ENOENT, "No such file", str(folder / "metrics.jsonl"))
+    assert "was removed while the run was writing to it" in str(recorded._disk_failed(missing, logger))
+    folder.mkdir()
+    assert recorded._disk_failed(missing, logger) is None  # something in it is missing: a fault of ours
+    closed = PermissionError(errno.EACCES, "Permission denied", str(folder / "metrics.jsonl"))
+    assert "cannot be written to (Permission denied)" in str(recorded._disk_failed(closed, logger))
+    assert recorded._disk_failed(PermissionError(errno.EACCES, "Permission denied", "/data/1.png"), logger) is None
+
+
+@pytest.mark.parametrize("said", ["(pid 7) is killed by signal: Killed. ", "(pid(s) 7) exited unexpectedly"])
+def test_a_worker_that_is_killed_is_one_error(said: str, composed: Compose) -> None:
+    def work() -> Any:
+        raise RuntimeError(f"DataLoader worker {said}")
+
+    trainer: Any = SimpleNamespace(world_size=1, global_step=7)
+    with pytest.raises(RunFailed, match=r"a worker that decodes images was killed at step 7, .*memory"):
+        recorded.recorded(validated(composed()), trainer, None, Interrupts(), work)
 
 
 def test_only_an_error_of_the_disk_is_one_of_the_disk() -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lr_lightning import OverfittingMonitor
+from lr_lightning.app.checkpoints import RunCheckpoint
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.guards import MonitorCheck
 from tests.callbacks.tiny import Tiny, loader, trainer
@@ -63,6 +65,27 @@ def test_at_the_latest_in_the_first_validation(tmp_path: Path, monitor: str) -> 
     with pytest.raises(ConfigError, match=r"was not logged by the first validation|not logged by the training steps"):
         _fit(tmp_path, monitor, module, num_sanity_val_steps=0)
     assert len(module.losses) <= 6
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_resumed_between_two_measurements_keeps_the_best_one(tmp_path: Path, epochs: int) -> None:
+    def fit(name: str, until: int, resume: Path | None = None) -> RunCheckpoint:
+        torch.manual_seed(0)
+        common: dict[str, Any] = {"dirpath": tmp_path / name, "auto_insert_metric_name": False}
+        best = RunCheckpoint(filename="best", monitor="probe/loss", **common)
+        last = RunCheckpoint(filename="last", save_on_train_epoch_end=False, **common)
+        monitors = [MonitorCheck("probe/loss"), OverfittingMonitor(every_n_validations=3)]
+        options: dict[str, Any] = {"max_epochs": until, "num_sanity_val_steps": 0, "enable_checkpointing": True}
+        trainer(tmp_path, [*monitors, best, last], **options).fit(
+            Logs(dropout=0.0), loader(), loader(), ckpt_path=resume, weights_only=True if resume else None
+        )
+        return best
+
+    whole = fit("whole", 5)
+    fit("stopped", epochs)
+    resumed = fit("stopped", 5, tmp_path / "stopped" / "last.ckpt")
+    assert resumed.best_model_score == whole.best_model_score
+    assert torch.load(resumed.best_model_path)["global_step"] == torch.load(whole.best_model_path)["global_step"]
 
 
 @pytest.mark.parametrize("monitor", ["val/loss", "train/loss", "probe/loss", "overfit/ece"])

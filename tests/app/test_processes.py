@@ -2,16 +2,21 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from torch import nn
 
 from lr_lightning.app import orphan
+from lr_lightning.app.compose import prepare, wants_tracebacks
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.lr_rule import batch_of_one, batch_of_update, factor, scaled
 from lr_lightning.app.processes import Launched, devices_of, is_first_rank, launched, world_size
+from lr_lightning.app.train import check_batch_norm
 
 Configured = Callable[..., Config]
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
@@ -58,6 +63,32 @@ def test_another_number_than_was_started_is_refused(
     use(monkeypatch, TORCHRUN)
     with pytest.raises(ConfigError, match=message):
         devices_of(configured("trainer=ddp", override).trainer)
+
+
+def test_batch_norm_over_processes_is_refused_on_cpus_before_the_start(
+    configured: Callable[..., Config],
+) -> None:
+    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"]
+    with pytest.raises(ConfigError, match=r"trainer\.sync_batchnorm: true, but .* on GPUs only"):
+        check_batch_norm(configured(*several, "trainer.devices=2"), nn.Sequential(nn.BatchNorm2d(4)))
+    check_batch_norm(configured(*several, "trainer.devices=2"), nn.Sequential(nn.GroupNorm(2, 4)))
+    check_batch_norm(configured(*several, "trainer.devices=1"), nn.Sequential(nn.BatchNorm2d(4)))
+
+
+def test_a_rank_that_lightning_starts_prints_errors_as_the_first_one_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("HYDRA_FULL_ERROR", "LR_LIGHTNING_SET_HYDRA_FULL_ERROR"):
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert not wants_tracebacks()
+    prepare(tmp_path)
+    assert not wants_tracebacks()  # in a child, which has its environment
+    monkeypatch.delenv("LR_LIGHTNING_SET_HYDRA_FULL_ERROR")
+    assert wants_tracebacks()
+    prepare(tmp_path)
+    assert wants_tracebacks()
 
 
 def test_only_one_process_of_a_run_over_several_nodes_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,15 @@
 import os
+import shutil
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lr_lightning.tracking import Store, StoreUnavailable, TrackingError, open_store
+from lr_lightning.tracking import Store, StoreUnavailable, TrackingError, database, open_store
 from lr_lightning.tracking.errors import Rejected
 from lr_lightning.tracking.store import explain
 from tests.forked import Forked
@@ -138,3 +142,53 @@ def test_eight_first_runs_at_once_all_survive(tmp_path: Path) -> None:
         assert (root / "artifacts" / run.info.run_id / "artifacts" / "f.txt").exists()
     assert not list((tmp_path / "cwd").iterdir())
     assert not list(store.lock_dir.iterdir())
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL in the middle."""
+
+
+def test_a_process_that_is_killed_while_it_makes_the_database_leaves_none(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.store.db import utils
+
+    def killed(engine: Any) -> None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE experiments (half INTEGER)")
+        raise Killed
+
+    store = open_store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", killed)
+        patch.setattr(database, "_remove_unfinished", lambda path: None)  # the dead clear nothing away
+        with pytest.raises(Killed):
+            store.client()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert list(tmp_path.glob(".mlflow.db.*.making"))
+    # in place of the seconds it takes: a whole database
+    monkeypatch.setattr(utils, "_initialize_tables", lambda engine: shutil.copyfile(template, engine.url.database))
+    assert store.experiment_id("x") == store.experiment_id("x")
+    assert not list(tmp_path.glob(".mlflow.db*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ("DROP TABLE metrics; DELETE FROM alembic_version", "damaged, or was left half-made"),
+        ("UPDATE alembic_version SET version_num = '0123'", "another version of MLflow.*`mlflow db upgrade"),
+        (None, "damaged, or was left half-made"),
+    ],
+)
+def test_a_database_that_no_second_try_opens_is_an_error_with_its_remedy(
+    tmp_path: Path, template: Path, change: str | None, remedy: str
+) -> None:
+    path = tmp_path / "mlflow.db"
+    shutil.copyfile(template, path)
+    if change is None:
+        path.write_bytes(b"no database" * 1000)
+    else:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.executescript(change)
+    with pytest.raises(TrackingError, match=remedy):
+        open_store(tmp_path).client()
