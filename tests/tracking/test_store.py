@@ -149,7 +149,7 @@ class Killed(BaseException):
 
 
 def test_a_process_that_is_killed_while_it_makes_the_database_leaves_none(
-    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.store.db import utils
 
@@ -167,7 +167,7 @@ def test_a_process_that_is_killed_while_it_makes_the_database_leaves_none(
     assert not (tmp_path / "mlflow.db").exists()
     assert list(tmp_path.glob(".mlflow.db.*.making"))
     # in place of the seconds it takes: a whole database
-    monkeypatch.setattr(utils, "_initialize_tables", lambda engine: shutil.copyfile(template, engine.url.database))
+    monkeypatch.setattr(utils, "_initialize_tables", lambda engine: shutil.copyfile(empty_store, engine.url.database))
     assert store.experiment_id("x") == store.experiment_id("x")
     assert not list(tmp_path.glob(".mlflow.db*"))
 
@@ -181,10 +181,10 @@ def test_a_process_that_is_killed_while_it_makes_the_database_leaves_none(
     ],
 )
 def test_a_database_that_no_second_try_opens_is_an_error_with_its_remedy(
-    tmp_path: Path, template: Path, change: str | None, remedy: str
+    tmp_path: Path, empty_store: Path, change: str | None, remedy: str
 ) -> None:
     path = tmp_path / "mlflow.db"
-    shutil.copyfile(template, path)
+    shutil.copyfile(empty_store, path)
     if change is None:
         path.write_bytes(b"no database" * 1000)
     else:
