@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """For the imports of a script; they come after the command line is read, which `--help` needs no more than."""
+    """For the imports of a script: those of scripts with arguments of their own come after these are read."""
     try:
         yield
     except ModuleNotFoundError as e:

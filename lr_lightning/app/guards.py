@@ -54,7 +54,7 @@ class MonitorCheck(Callback):
     def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:
         self.monitor, self.key = monitor, key
         self._before: int | None = None  # updates made when the fit began, until there was one more
-        self._seen = False
+        self._seen: bool | None = None  # None: nobody has said, as in a checkpoint from before this was kept
 
     @property
     def state_key(self) -> str:
@@ -74,7 +74,7 @@ class MonitorCheck(Callback):
         """Wait for the first update; a resumed run has passed this check, and its state tells of the validation."""
         resumed = trainer.ckpt_path is not None
         self._before = None if resumed or not trainer.enable_validation else trainer.global_step
-        self._seen = resumed and self._seen
+        self._seen = resumed and self._seen is not False
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """After the first update, compare with what its steps have logged."""
@@ -101,7 +101,7 @@ class MonitorCheck(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Whether there was a validation."""
-        return {"seen": self._seen}
+        return {"seen": bool(self._seen)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""

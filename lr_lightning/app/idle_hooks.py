@@ -13,13 +13,14 @@ STEP_HOOKS = (
 def spare_idle_hooks(callbacks: Iterable[Callback]) -> None:
     """Keep Lightning from calling the hooks of a step that a callback does not have.
 
-    It enters a profiler for each of them: six hooks times fifteen callbacks, most of them empty, were half of what the
-    app added to a step of the digits. It passes over what is not callable.
+    It enters a profiler for each of them: six hooks times fifteen callbacks, most of them empty. It passes over what is
+    not callable.
 
     Args:
         callbacks: Changed in place; their classes are not, so ``super()`` finds every hook.
     """
     for callback in callbacks:
         for hook in STEP_HOOKS:
-            if getattr(type(callback), hook) is getattr(Callback, hook):
+            inherited = getattr(type(callback), hook) is getattr(Callback, hook)
+            if inherited and hook not in vars(callback):  # LambdaCallback has them in the instance
                 setattr(callback, hook, None)

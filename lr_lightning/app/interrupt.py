@@ -26,7 +26,7 @@ class Signals:
     """SIGTERM and Ctrl-C, where this is the context: the first one is noted, the second one raises.
 
     Attributes:
-        signum: The number of the first one; None before it.
+        signum: The number of the last one; None before there is one.
     """
 
     def __init__(self) -> None:

@@ -99,8 +99,9 @@ def _disk_failed(error: OSError, logger: RunLogger | None) -> RunFailed | None:
     if error.errno not in _DISK and not (own and error.errno in (errno.EACCES, errno.EPERM)):
         return None
     where = folder or error.filename
+    remedy = "make it writable" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "make room"
     return RunFailed(
-        f"output_root: {where} cannot be written to ({error.strerror}). What is in it is whole: make room, then go on "
+        f"output_root: {where} cannot be written to ({error.strerror}). What is in it is whole: {remedy}, then go on "
         f"with resume={where}."
     )
 

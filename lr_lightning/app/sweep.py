@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lr_lightning.app.config import Config, stale_keys
@@ -39,7 +40,8 @@ class Sweep:
         if len(tracked) < 2:
             return
         config = tracked[-1]
-        print(f"\nsweep {self._name}: {len(self._jobs)} runs", flush=True)
+        with suppress(OSError):  # nobody reads it any more
+            print(f"\nsweep {self._name}: {len(self._jobs)} runs", flush=True)
         experiments = sorted({other.tracking.experiment for other in tracked})
         compare_sweep(config, config.tracking.tags["sweep"], self._by(), experiments)
 

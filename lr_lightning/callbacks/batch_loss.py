@@ -25,7 +25,8 @@ def batch_loss(outputs: STEP_OUTPUT, trainer: Trainer, module: LightningModule) 
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     if not isinstance(loss, Tensor):
         return None
-    loss = loss.detach()
+    # a module that optimizes by itself may return a tensor of its own, and write into it at the next step
+    loss = loss.detach() if module.automatic_optimization else loss.detach().clone()
     if loss.dtype not in (torch.float32, torch.float64):
         loss = loss.float()
     if loss.ndim:

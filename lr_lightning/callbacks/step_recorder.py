@@ -113,7 +113,8 @@ class StepRecorder(Callback):
         Raises:
             Diverged: If a loss is not finite; all steps before it are logged first.
         """
-        self._add_up()
+        if reduce:  # else something has failed, and the device may not answer
+            self._add_up()
         pending, self._pending = self._pending, []
         self._flushed_at = time.monotonic()
         if not pending:

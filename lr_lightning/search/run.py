@@ -160,9 +160,9 @@ def _prepared(task: Task, config: Config | None) -> tuple[Config, Any]:
             return stored_config(composed(Path(task.root), words)[0], words)
         except ConfigError as e:
             print(f"cannot go on with {folder}, so it is started anew: {e}", file=sys.stderr)
-    config = config or checked(Path(task.root), task.overrides)
-    config.seed = config.seed if task.seed is None else task.seed
-    return config, None
+    if task.seed is not None:  # composed with it, since other keys may name it
+        return checked(Path(task.root), [*task.overrides, f"seed={task.seed}"]), None
+    return config or checked(Path(task.root), task.overrides), None
 
 
 def _interrupted_folder(folder: Path) -> Path | None:

@@ -25,17 +25,28 @@ class Inherits(Counts):
         self.ended += 100
 
 
+class Late(Callback):
+    """Has a hook in the instance, as LambdaCallback does."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        self.on_train_batch_end = self._end  # type: ignore[method-assign]
+
+    def _end(self, *_: object) -> None:
+        self.ended += 1
+
+
 def called(callback: Callback) -> list[str]:
     return [hook for hook in STEP_HOOKS if callable(getattr(callback, hook))]
 
 
 def test_what_a_callback_has_is_called_and_the_rest_is_not() -> None:
-    own, below, none = Counts(), Inherits(), Callback()
-    trainer = Trainer(max_epochs=1, callbacks=[own, below, none], **QUIET)
-    spare_idle_hooks([own, below, none])
+    own, below, late, none = Counts(), Inherits(), Late(), Callback()
+    trainer = Trainer(max_epochs=1, callbacks=[own, below, late, none], **QUIET)
+    spare_idle_hooks(trainer.callbacks)  # type: ignore[attr-defined]
     trainer.fit(Tiny(), DataLoader(TensorDataset(X, Y), batch_size=20))
     steps = trainer.global_step
     assert steps > 1
-    assert (own.ended, below.ended) == (steps, 101 * steps)
+    assert (own.ended, below.ended, late.ended) == (steps, 101 * steps, steps)
     assert called(none) == []
     assert called(below) == ["on_after_backward", "on_train_batch_end"]

@@ -166,9 +166,18 @@ def test_a_process_whose_parent_was_gone_before_it_looked_is_told_and_left_its_t
     monkeypatch.setattr(orphan.os, "kill", lambda pid, signum: told.set())
     monkeypatch.setattr(orphan.os, "_exit", lambda code: pytest.fail("it was ended"))
     watch = orphan.ParentWatch(grace=None, parent=os.getppid() + 1)
+    waits: list[float | None] = []
+    until_stopped = watch._stopped.wait
+
+    def wait(timeout: float | None = None) -> bool:
+        waits.append(timeout)
+        return until_stopped(timeout)
+
+    monkeypatch.setattr(watch._stopped, "wait", wait)
     watch.start()
     assert told.wait(5)
-    assert watch.is_alive()
+    while not waits or waits[-1] is not None:  # after it was told, it is waited for as long as it takes
+        assert watch.is_alive()
     watch.stop()
     watch.join(5)
     assert not watch.is_alive()

@@ -53,6 +53,7 @@ def test_rates_of_two_optimizers_under_manual_optimization(tmp_path: Path) -> No
         def __init__(self) -> None:
             super().__init__()
             self.automatic_optimization = False
+            self.last = torch.zeros(())
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             loss = cross_entropy(self(batch[0]), batch[1])
@@ -61,7 +62,7 @@ def test_rates_of_two_optimizers_under_manual_optimization(tmp_path: Path) -> No
             self.manual_backward(loss)
             for optimizer in self.optimizers():
                 optimizer.step()
-            return loss
+            return self.last.copy_(loss.detach())
 
         def configure_optimizers(self) -> Any:
             layers = self.net[0], self.net[3]
@@ -69,6 +70,7 @@ def test_rates_of_two_optimizers_under_manual_optimization(tmp_path: Path) -> No
 
     memory = Memory()
     trainer(tmp_path, [StepRecorder()], memory, max_epochs=1).fit(Two(), loader())
+    assert len({loss for _, loss in memory.of("train/loss")}) == 6  # though the module has one tensor for all
     assert memory.of("lr/group0") == [(i, 0.1) for i in range(6)]
     assert memory.of("lr/opt1_group0") == [(i, 0.2) for i in range(6)]
     assert [step for step, _ in memory.of("train/loss")] == list(range(6))

@@ -131,8 +131,10 @@ def test_conditions_and_groups_reach_the_config(run: Run, trainings: Trainings) 
 
 def test_several_seeds_give_the_mean_and_its_error(run: Run, trainings: Trainings, tmp_path: Path) -> None:
     trainings.value = lambda config: 0.5 + 0.1 * config.seed
-    assert run("search=grid", *UNTRACKED, "optimizer.lr=0.1,0.2", "seed=0,1,2") == 0
+    named = "tracking.run_name='seed ${seed}'"
+    assert run("search=grid", *UNTRACKED, "optimizer.lr=0.1,0.2", "seed=0,1,2", named) == 0
     assert [config.seed for config in trainings.configs] == [0, 1, 2, 0, 1, 2]
+    assert [config.tracking.run_name for config in trainings.configs] == [f"seed {i}" for i in (0, 1, 2, 0, 1, 2)]
     for row in trials(tmp_path):
         assert float(row["summary/best_val_acc"]) == pytest.approx(0.6)
         assert float(row["standard_error"]) == pytest.approx(0.1 / math.sqrt(3))
