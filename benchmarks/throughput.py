@@ -4,7 +4,7 @@ Run: ``python -m benchmarks.throughput [--quick] [--cifar10 FOLDER]``. Four arms
 busy machine slows all of them alike: ``loop`` (plain torch: forward, backward, SGD, cosine rate), ``lightning`` (the
 same module in a Trainer without callbacks or logger), ``callbacks`` (the app, recording nothing) and ``app`` (the app
 as it is: each step's rate and loss is stored by MLflow on SQLite). A round's ratio is the arm's median step over the
-loop's of the same round; the table gives the median over rounds, with the smallest and largest. The last column is the
+loop's of the same round; the table gives the median over rounds, with the smallest and largest. ``of means`` is the
 ratio of the mean steps of all rounds: it contains what comes only now and then, such as a flush of the log, and the
 machine's noise. Validation, probe and checkpoints are per epoch, not per step: they are left out of these arms, and
 measured in a run of their own, which also says where a step's time goes. digits always runs; CIFAR-10 where its two

@@ -36,10 +36,8 @@ def batch_loss(outputs: STEP_OUTPUT, trainer: Trainer, module: LightningModule) 
     return loss
 
 
-def mean_loss(losses: Sequence[Tensor], device: torch.device) -> Tensor | None:
-    """The mean of the micro-batches of a step, on a device (those of a loaded checkpoint lie on the host)."""
-    if not losses:
-        return None
-    if len(losses) == 1:
-        return losses[0].to(device)
-    return torch.stack([loss.to(device) for loss in losses]).mean()
+def mean_loss(losses: Sequence[Tensor]) -> Tensor | None:
+    """The mean of the micro-batches of a step, where the last one lies (those of a loaded checkpoint: the host)."""
+    if len(losses) > 1:
+        return torch.stack([loss.to(losses[-1].device) for loss in losses]).mean()
+    return losses[0] if losses else None

@@ -197,8 +197,9 @@ class OverfittingMonitor(Callback):
             self._drawn = self.probe if self.probe is not None else default_probe(trainer, self.seed)
         gathered = Gathered(self.keep)
         for batch in self._drawn or ():
+            batch = on_device(trainer, batch)
             with trainer.precision_plugin.forward_context():
-                gathered.add(self.loss(pl_module, on_device(trainer, batch)))
+                gathered.add(self.loss(pl_module, batch))
         probe = gathered.finish(trainer, pl_module.device)  # of all ranks: this one's share may be empty
         if self._chance is None and probe is not None and probe.labels is not None:
             self._chance = entropy(probe.labels)

@@ -139,7 +139,7 @@ class RunCost(Callback):
             self._step_seconds.append(now - self._mark)
             self._busy += now - self._mark
         self._mark = now
-        self._pending.append((mean_loss(self._micro, pl_module.device), self._norm))
+        self._pending.append((mean_loss(self._micro), self._norm))
         self._micro, self._norm, self._stepped = [], None, False
         if len(self._pending) >= _MOST_PENDING:
             self._fetch(trainer)

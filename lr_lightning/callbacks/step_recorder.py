@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lr_lightning.callbacks.batch_loss import batch_loss, mean_loss
 from lr_lightning.callbacks.diverged import Diverged
-from lr_lightning.callbacks.effective_lr import effective_lr
+from lr_lightning.callbacks.effective_lr import effective_lr, first_lr
 
 
 @runtime_checkable
@@ -91,7 +91,7 @@ class StepRecorder(Callback):
                 self._add_up()
         if not self._lrs:
             return  # a micro-batch of a step that is not complete
-        mean = mean_loss(self._micro, pl_module.device)
+        mean = mean_loss(self._micro)
         lrs = [pair for index in sorted(self._lrs) for pair in self._lrs[index]]
         self._pending.append((_step(trainer), mean, lrs, time.time_ns() // 1_000_000))
         self._micro, self._lrs = [], {}
@@ -104,7 +104,7 @@ class StepRecorder(Callback):
     # -- flushing ----------------------------------------------------------------------------------------------------
 
     def flush(self, trainer: Trainer, reduce: bool = True) -> None:
-        """Fetch the pending losses in one transfer and log them.
+        """Fetch the pending losses, in two transfers however many there are, and log them.
 
         Args:
             trainer: The trainer whose loggers are written to.
@@ -165,7 +165,7 @@ class StepRecorder(Callback):
             return
         value = trainer.callback_metrics.get("val/loss")
         if value is not None and not math.isfinite(value):
-            raise Diverged("val/loss", float(value), _step(trainer), _first_lr(trainer))
+            raise Diverged("val/loss", float(value), _step(trainer), first_lr(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean training loss of the epoch."""
@@ -173,7 +173,7 @@ class StepRecorder(Callback):
         if self._epoch_batches:
             mean = self._epoch_sum / self._epoch_batches
             if trainer.world_size > 1:
-                own = torch.tensor(mean, dtype=torch.float64, device=pl_module.device)
+                own = torch.tensor(mean, dtype=torch.float64, device=trainer.strategy.root_device)
                 mean = float(trainer.strategy.reduce(own, reduce_op="mean"))
             _log(trainer, [("train/loss_epoch", mean, _step(trainer) - 1, time.time_ns() // 1_000_000)])
         self._epoch_sum, self._epoch_batches = 0.0, 0
@@ -195,7 +195,7 @@ class StepRecorder(Callback):
         """Log every step the checkpoint contains, and make it durable, before the checkpoint is written."""
         self.flush(trainer)
         if self.stop_on_divergence and not _finite(pl_module):
-            raise Diverged("a weight", math.nan, _step(trainer), _first_lr(trainer))
+            raise Diverged("a weight", math.nan, _step(trainer), first_lr(trainer))
         for logger in trainer.loggers:
             if isinstance(logger, Flushable) and trainer.is_global_zero:
                 logger.flush()
@@ -230,10 +230,6 @@ def _step(trainer: Trainer) -> int:
 def _index(trainer: Trainer, optimizer: Optimizer) -> int:
     # Lightning hands out the optimizer itself here, under manual optimization as well.
     return next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
-
-
-def _first_lr(trainer: Trainer) -> float | None:
-    return float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else None
 
 
 def _log(trainer: Trainer, rows: list[tuple[str, float, int, int]]) -> None:

@@ -50,6 +50,7 @@ class Stop(Callback):
 
 COMPARE = """
 import os, signal, sys
+import torch
 from lightning.pytorch import Callback
 
 class Compare(Callback):
