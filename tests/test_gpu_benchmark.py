@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_device, report
+from benchmarks import batch_growth, gpu, gpu_device, monitor_cost, report, smith_table, trainings
 from benchmarks.gpu_device import Setting, Synchronizations, Utilisation
-from lr_lightning.app.compose import prepare
+from lr_lightning.app.compose import checked, prepare
+from lr_lightning.app.schemas.data import ParquetConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -80,6 +81,50 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(
     found = json.loads(path.read_text())["parts"]["resnet9"]
     assert found["reason"] == "OutOfMemoryError: CUDA out of memory"
     assert found["n"] == 2  # what was measured stays
+
+
+def test_a_result_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "benchmarks" / "results")
+    (tmp_path / "benchmarks").mkdir()
+    report.store("x", {"n": 1}, quick=False)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lr_lightning.tracking.files.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        report.store("x", {"n": 2}, quick=False)
+    assert json.loads((report.RESULTS / "x.json").read_text())["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "option"),
+    [
+        *((batch_growth.main, option) for option in ("--seeds", "--epochs")),
+        *((monitor_cost.main, option) for option in ("--rounds", "--epochs")),
+        (smith_table.main, "--seeds"),
+    ],
+)
+@pytest.mark.parametrize("value", ["0", "-1", "two"])
+def test_what_is_counted_is_at_least_one(
+    main: Any, option: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmark", "--quick", option, value])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert f"argument {option}: '{value}' is no whole number of at least 1" in capsys.readouterr().err
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    files = [tmp_path / "a (b), c=d [1] {x: y} ${HOME} it\\'s" / file for file in ("train.parquet", "test.parquet")]
+    files[0].parent.mkdir()
+    for file in files:
+        file.touch()
+    prepare(ROOT)
+    config = checked(ROOT, trainings.images(files[0].parent))
+    assert isinstance(config.data, ParquetConfig)
+    assert [config.data.train, config.data.test] == [str(file) for file in files]
 
 
 @pytest.mark.parametrize(("arguments", "why"), [([], "--cifar10"), (["--cifar10", "."], "train.parquet")])
