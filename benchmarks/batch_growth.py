@@ -11,9 +11,9 @@ Source: Smith, Kindermans, Ying & Le 2017, arXiv 1711.00489, section 5.1.
 import argparse
 from pathlib import Path
 
-from benchmarks.report import store
+from benchmarks.report import at_least_one, store
 from benchmarks.smith_table import difference, in_words
-from benchmarks.trainings import percent, train
+from benchmarks.trainings import percent, quoted, train
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.schedules import Constant, MultiStep
 
@@ -24,15 +24,16 @@ def main() -> None:
     """Train both arms with every seed, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, help="folder with train.parquet and test.parquet")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--epochs", type=at_least_one, default=30)
+    parser.add_argument("--seeds", type=at_least_one, default=6)
     parser.add_argument("--quick", action="store_true", help="5 epochs, 2 seeds, nothing stored")
     args = parser.parse_args()
     epochs, seeds = (5, 2) if args.quick else (args.epochs, args.seeds)
     folder = args.cifar10
     words = ["optimizer.lr=0.05", "data.batch_size=32"]
     if folder:
-        words = [f"data.train={folder}/train.parquet", f"data.test={folder}/test.parquet", "data.batch_size=128"]
+        train_file, test_file = quoted(folder / "train.parquet"), quoted(folder / "test.parquet")
+        words = [f"data.train={train_file}", f"data.test={test_file}", "data.batch_size=128"]
         words += ["data=parquet", "model=resnet9", "data.crop_padding=4", "data.flip=true", "optimizer.lr=0.1"]
     arms: dict[str, list[float]] = {"decay": [], "growth": []}
     updates: dict[str, int] = {}

@@ -12,11 +12,12 @@ The parts, in this order:
 - ``precision``: milliseconds a step of 32 bits and bf16, contiguous and channels_last, and of deterministic kernels.
 - ``callbacks``: a step in Lightning alone beside one with each callback, on a network that keeps the GPU busy and on
   one that does not, with a wait for the device every 50 steps and none between; and how often a step waits by itself.
-- ``finder``: the seconds of a range test, as a share of the training, and the memory it leaves behind.
+- ``finder``: the seconds of a range test, as a share of those of the training steps, and the memory it leaves behind.
 - ``smith_table``: ``benchmarks.smith_table``, six seeds, stored under its own name too.
 
 What was measured is stored after every round. A part that fails is recorded with the reason, the others go on, and the
-command ends with 1. ``--only`` leaves the other parts of the stored result as they are; each has its own machine.
+command ends with 1; after an error that leaves the GPU of no use, such as an illegal access, the others are recorded as
+failed too. ``--only`` leaves the other parts of the stored result as they are; each has its own machine.
 
 Unverified on a GPU: all of this has run on a CPU alone, in the small form on the digits. Nothing there has run
 what needs CUDA: NVML's samples, the count of waits, the memory, the waits of the clock, cuDNN's settings, and whether
@@ -32,13 +33,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks import smith_table
-from benchmarks.gpu_device import Setting, device, global_settings_kept
+from benchmarks import report, smith_table
+from benchmarks.gpu_device import Setting, device, global_settings_kept, lost
 from benchmarks.gpu_race import race
 from benchmarks.gpu_steps import callbacks, finder, precision
-from benchmarks.report import RESULTS, machine, show, store
+from benchmarks.report import at_least_one, machine, show, store
 from benchmarks.trainings import ROOT, images
 from lr_lightning.app.compose import prepare
 from lr_lightning.app.train import quiet
@@ -61,7 +60,7 @@ RECIPE = (
     "trainer.progress=none",
     "test=false",
 )
-SMALL = ("data.batch_size=16", "data.train_size=48", "data.crop_padding=1")
+SMALL = ("data.batch_size=16", "data.train_size=48", "data.crop_padding=1", "trainer.limit_val_batches=1")
 
 
 def smith(setting: Setting) -> Iterator[dict[str, Any]]:
@@ -96,9 +95,13 @@ def run(names: Sequence[str], setting: Setting, known: dict[str, Any]) -> dict[s
         if not setting.quick:
             store(NAME, {"parts": parts}, quick=False)
 
+    gone: str | None = None
     for name in names:
         print(f"\n== {name}", flush=True)
         found: dict[str, Any] = {}
+        if gone:  # the part would fail, or begin again on the CPU
+            keep(name, "failed", found, reason=f"not run: the GPU was lost in a part before ({gone})")
+            continue
         try:
             with global_settings_kept():
                 for found in PARTS[name](setting):
@@ -108,9 +111,28 @@ def run(names: Sequence[str], setting: Setting, known: dict[str, Any]) -> dict[s
             traceback.print_exc()
             keep(name, "failed", found, reason=f"{type(error).__name__}: {error}")
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        gone = lost()
     return parts
+
+
+def stored_parts(path: Path) -> dict[str, Any]:
+    """The parts of a stored result; none where there is none.
+
+    Raises:
+        ValueError: If the file is damaged; it says what to do.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+        if not all(isinstance(part, dict) and "status" in part for part in parts.values()):
+            raise ValueError("a part without a status")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: the stored result is damaged ({type(error).__name__}: {error}). "
+            "Bring it back (git checkout) or delete it; nothing has been measured."
+        ) from error
+    return dict(parts)
 
 
 def spreads(found: Any, path: str = "") -> Iterator[tuple[str, dict[str, float]]]:
@@ -168,12 +190,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--cifar10", type=Path, help="folder with train.parquet and test.parquet; needed but by --quick"
     )
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="these parts alone")
-    parser.add_argument("--epochs", type=int, default=30, help="of resnet9, and what the finder's share is of")
-    parser.add_argument("--seeds", type=int, default=3, help="of resnet9")
+    parser.add_argument("--epochs", type=at_least_one, default=30, help="of resnet9, and what the finder's share is of")
+    parser.add_argument("--seeds", type=at_least_one, default=3, help="of resnet9")
     parser.add_argument(
         "--scale", type=float, help="of smith_table: shortens its lengths alike; 1.0, without a GPU 0.02"
     )
-    parser.add_argument("--smith-seeds", type=int, default=6, help="of smith_table")
+    parser.add_argument("--smith-seeds", type=at_least_one, default=6, help="of smith_table")
     parser.add_argument("--quick", action="store_true", help="a few steps of each, on any machine; nothing stored")
     args = parser.parse_args(argv)
     if not args.quick and args.cifar10 is None:
@@ -183,12 +205,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = [name for name in ("train.parquet", "test.parquet") if not (args.cifar10 / name).is_file()]
         if missing:
             parser.error(f"--cifar10: {args.cifar10} has no {' and no '.join(missing)}")
+    try:
+        known = {} if args.quick else stored_parts(report.RESULTS / f"{NAME}.json")
+    except ValueError as error:
+        parser.error(str(error))
     if args.scale is None:
         args.scale = 1.0 if device().type == "cuda" else 0.02
     quiet()
     prepare(ROOT)
-    path = RESULTS / f"{NAME}.json"
-    known = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.is_file() and not args.quick else {}
     print(f"on {machine()['device']}")
     parts = run(args.only, setting_of(args), known)
     show_parts(args.only, parts)

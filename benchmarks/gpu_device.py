@@ -1,6 +1,7 @@
 """What the parts of ``benchmarks.gpu`` share: the size of the run, and what a device tells about itself."""
 
 import contextlib
+import os
 import statistics
 import threading
 import warnings
@@ -10,6 +11,7 @@ from typing import Any, Self
 
 import torch
 
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # set by a Trainer with deterministic kernels
 _SYNCHRONIZING = "called a synchronizing CUDA operation"  # torch's words in the "warn" mode
 
 
@@ -67,6 +69,18 @@ def allocated() -> int | None:
     return int(torch.cuda.memory_allocated())
 
 
+def lost() -> str | None:
+    """Why the GPU is of no more use to this process, as after an illegal access; None if it is, or there is none."""
+    if not torch.cuda.is_initialized():
+        return None
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
 @contextlib.contextmanager
 def global_settings_kept() -> Iterator[None]:
     """Put back what a Trainer sets for the whole process, so that no arm runs under another's."""
@@ -75,11 +89,15 @@ def global_settings_kept() -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     benchmark, fixed = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    workspace = os.environ.get(_CUBLAS)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = benchmark, fixed
+        os.environ.pop(_CUBLAS, None)
+        if workspace is not None:
+            os.environ[_CUBLAS] = workspace
 
 
 class Utilisation:

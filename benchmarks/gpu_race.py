@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.gpu_device import Setting, Utilisation, device, synchronize
 from benchmarks.report import spread
+from benchmarks.trainings import ROOT, quoted
+from lr_lightning import RunCost
 from lr_lightning.app import build
 from lr_lightning.app.compose import checked
 from lr_lightning.app.config import Config
@@ -24,7 +26,6 @@ from lr_lightning.training.augment import Draws
 from lr_lightning.training.data import ImageDataModule
 from lr_lightning.training.loader import BatchLoader, TrainBatch
 
-ROOT = Path(__file__).resolve().parents[1]
 _SHORT = 3  # steps of the run before the first round: CUDA's start and cuDNN's choice of kernels are not the race
 
 
@@ -34,9 +35,10 @@ class Raced:
 
     Attributes:
         accuracy: At the end, 0..1.
-        seconds: From the first step to the end of the last validation.
+        seconds: From the first step to the end of the last validation. The app's figure, verdict and last checkpoint
+            come after it.
         validation_seconds: Of these, those in validations; the app's hold its training probe, which is as large.
-        ms_a_step: The others, over the steps; checkpoints and the start of an epoch are among them.
+        ms_a_step: The others, over the steps; earlier checkpoints and the start of an epoch are among them.
         seconds_to_target: To the end of the first validation that reached it; None if none did.
         epochs_to_target: Likewise.
         utilisation_percent: Of the GPU during the training; None where NVML does not tell.
@@ -52,26 +54,41 @@ class Raced:
 
 
 class Watch(Callback):
-    """The seconds in validations, and the GPU's utilisation, of a fit of the app."""
+    """The seconds of a fit of the app, those in validations, and the GPU's utilisation.
+
+    Attributes:
+        seconds: From the first step to the end of the last validation.
+        validations: Of these, those in validations.
+        utilisation: Until the training ends, or fails.
+    """
 
     def __init__(self) -> None:
-        self.validations = 0.0
+        self.seconds = self.validations = 0.0
         self.utilisation = Utilisation()
         self._began = 0.0
 
     def on_train_start(self, *_: Any) -> None:
         self.utilisation.__enter__()
 
-    def on_validation_start(self, *_: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.sanity_checking:  # before the first step
+            return
         synchronize()
         self._began = time.perf_counter()
 
-    def on_validation_end(self, *_: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.sanity_checking:
+            return
         synchronize()
         self.validations += time.perf_counter() - self._began
+        # its clock, which the seconds to the target are from as well
+        self.seconds = next(c.seconds for c in trainer.callbacks if isinstance(c, RunCost))  # type: ignore[attr-defined]
 
     def on_train_end(self, *_: Any) -> None:
         self.utilisation.__exit__()
+
+    def on_exception(self, *_: Any) -> None:
+        self.utilisation.__exit__()  # its thread would go on beside the next part
 
 
 def app(words: list[str], target: float) -> Raced:
@@ -79,13 +96,13 @@ def app(words: list[str], target: float) -> Raced:
     config = checked(ROOT, [*words, f"callbacks.cost.target='val/acc>={target}'"])
     watch = Watch()
     summary = train(config, report=False, watching=[watch]).summary
-    steps, seconds = summary["steps"], summary["train_seconds"]
+    steps = summary["steps"]
     to_target = summary.get("steps_to_target")
     return Raced(
         accuracy=summary["last_val_acc"],
-        seconds=seconds,
+        seconds=watch.seconds,
         validation_seconds=watch.validations,
-        ms_a_step=1000 * (seconds - watch.validations) / steps,
+        ms_a_step=1000 * (watch.seconds - watch.validations) / steps,
         seconds_to_target=summary.get("seconds_to_target"),
         epochs_to_target=None if to_target is None else to_target * config.trainer.max_epochs / steps,
         utilisation_percent=watch.utilisation.percent,
@@ -103,6 +120,21 @@ class OnDevice:
     def of(cls, loader: BatchLoader) -> "OnDevice":
         images = loader.images.take(loader.indices).to(device())
         return cls(images, torch.from_numpy(loader.labels[loader.indices]).to(device()))
+
+    @classmethod
+    def seen(cls, loader: BatchLoader, limit: int | float) -> "OnDevice":
+        """What a Trainer with this limit_val_batches looks at."""
+        images, labels = zip(*itertools.islice(loader, limited(len(loader), limit)), strict=True)
+        return cls(torch.cat(images).to(device()), torch.cat(labels).to(device()))
+
+
+def limited(count: int, limit: int | float) -> int:
+    """Batches of an epoch under one of the Trainer's limits, a number of them or a share.
+
+    >>> limited(10, 3), limited(2, 3), limited(10, 1.0), limited(10, 0.25)
+    (3, 2, 10, 2)
+    """
+    return min(count, limit) if isinstance(limit, int) else int(count * limit)
 
 
 def batches(data: ImageDataModule, split: OnDevice) -> Iterator[tuple[Tensor, Tensor]]:
@@ -142,16 +174,13 @@ def loop(words: list[str], target: float) -> Raced:
     data.prepare()
     seed_everything(config.seed, verbose=False)
     net = build.build_net(config, data).to(device(), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    train_split, val_split = OnDevice.of(data.train_dataloader()), OnDevice.of(data.val_dataloader())
-    per_epoch = len(data.train_dataloader())
-    limit = config.trainer.limit_train_batches
-    per_epoch = min(per_epoch, limit) if isinstance(limit, int) else per_epoch
+    train_split = OnDevice.of(data.train_dataloader())
+    val_split = OnDevice.seen(data.val_dataloader(), config.trainer.limit_val_batches)
+    per_epoch = limited(len(data.train_dataloader()), config.trainer.limit_train_batches)
     total = per_epoch * config.trainer.max_epochs
-    rates = [config.optimizer.lr * f for f in build.build_schedule(config).factors(total, steps_per_epoch=per_epoch)]
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    others = [p for p in net.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=rates[0], momentum=0.9, nesterov=True)
+    factors = build.build_schedule(config).factors(total, steps_per_epoch=per_epoch)
+    optimizer = build.build_optimizer(config)(net)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     smoothing = config.module.kwargs.get("label_smoothing", 0.0)
     validating, step, found = 0.0, 0, (None, None)
     value = 0.0
@@ -160,8 +189,8 @@ def loop(words: list[str], target: float) -> Raced:
     with Utilisation() as utilisation:
         for epoch in range(config.trainer.max_epochs):
             for images, labels in itertools.islice(batches(data, train_split), per_epoch):
-                for group in optimizer.param_groups:
-                    group["lr"] = rates[step]
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * factors[step]
                 with precision_of(config):
                     loss = cross_entropy(net(images), labels, label_smoothing=smoothing)
                 optimizer.zero_grad()
@@ -203,7 +232,8 @@ def race(setting: Setting) -> Iterator[dict[str, Any]]:
     torch.backends.cudnn.benchmark = True  # the recipe sets it for the app's Trainer
     raced: dict[str, list[Raced]] = {name: [] for name in ARMS}
     with tempfile.TemporaryDirectory() as folder:
-        words = [*recipe, f"output_root={folder}", f"tracking.root={folder}/mlruns"]
+        words = [*recipe, f"output_root={quoted(Path(folder))}"]
+        words.append(f"tracking.root={quoted(Path(folder) / 'mlruns')}")
         for arm in ARMS.values():
             arm([*words, "trainer.max_epochs=1", f"trainer.limit_train_batches={_SHORT}"], 1.0)
         loader = loader_ms(words, 100)

@@ -1,5 +1,6 @@
 """Milliseconds a step in a Trainer: by precision and memory layout, with and without each callback; and the finder."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 
 from benchmarks.gpu_device import Setting, Synchronizations, allocated, global_settings_kept, synchronize
 from benchmarks.report import show, spread
+from benchmarks.trainings import ROOT
 from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost, StepRecorder
 from lr_lightning.app import build
 from lr_lightning.app.compose import checked
@@ -21,7 +23,6 @@ from lr_lightning.app.config import Config
 from lr_lightning.app.record import open_logger
 from lr_lightning.training.data import ImageDataModule
 
-ROOT = Path(__file__).resolve().parents[1]
 _LOW = "optimizer.lr=0.001"  # a rate at which nothing diverges, whatever drives it: only the time matters here
 
 
@@ -209,16 +210,26 @@ def _callbacks_of(model: str, setting: Setting, root: Path) -> Iterator[dict[str
 
 
 class Moment(Callback):
-    """The time and the GPU's memory before or after the callback beside it searches."""
+    """The time and the GPU's memory before or after the callback beside it searches.
+
+    Attributes:
+        came: When the callbacks before it were done.
+        went: When those after it began; between the two, what is garbage is freed and the memory counted.
+        bytes: Of tensors on the GPU; None without one.
+        started: When the training began.
+        ended: When it ended.
+    """
 
     def __init__(self) -> None:
-        self.at = 0.0
+        self.came = self.went = self.started = self.ended = 0.0
         self.bytes: int | None = None
-        self.started = self.ended = 0.0
 
     def on_fit_start(self, *_: Any) -> None:
+        synchronize()
+        self.came = time.perf_counter()
+        gc.collect()  # a cycle that holds tensors is not left behind for long
         self.bytes = allocated()
-        self.at = time.perf_counter()
+        self.went = time.perf_counter()
 
     def on_train_start(self, *_: Any) -> None:
         synchronize()
@@ -230,23 +241,28 @@ class Moment(Callback):
 
 
 def finder(setting: Setting) -> Iterator[dict[str, Any]]:
-    """A range test of 100 steps before an epoch: its share of the whole recipe, and the memory it leaves behind."""
+    """A range test of 100 steps before an epoch: its share of the recipe's training steps, and the memory it leaves.
+
+    Validations, of which the recipe has one an epoch, are in neither. The test does not stop where the loss has clearly
+    diverged, so that all take the steps they are given; at a loss that is not finite it ends even so.
+    """
     bench = Bench.of([*setting.data, *setting.recipe])
     epoch = len(bench.data.train_dataloader())
-    tests, shares, left = [], [], []
+    tests, shares, left, made = [], [], [], []
     for number in range(setting.rounds + 1):
         before, after = Moment(), Moment()
-        search = LRFinder(num_steps=10 if setting.quick else 100, apply=False, retry=False, progress=False)
+        steps = 10 if setting.quick else 100
+        search = LRFinder(num_steps=steps, apply=False, retry=False, early_stop=False, progress=False)
         bench.fit(epoch, [before, search, after])
         if number == 0:
             continue  # CUDA's start and cuDNN's choice of kernels
-        tests.append(after.at - before.at)
+        tests.append(after.came - before.went)
+        (sweep,) = search.results[0].runs
+        made.append(min(steps, len(sweep) + 1))  # the value that ended it early is not kept
         training = (after.ended - after.started) * setting.epochs
         shares.append(tests[-1] / training)
         left.append(None if before.bytes is None or after.bytes is None else after.bytes - before.bytes)
-        result = {"seconds": spread(tests), "share_of_training": spread(shares), "bytes_left_behind": left}
-        yield {"steps": search.num_steps, "epochs_of_training": setting.epochs, **result}
-    print(
-        f"  {show(spread(tests))} s, {show(spread(shares), '{:.1%}')} of {setting.epochs} epochs, left: {left}",
-        flush=True,
-    )
+        result = {"seconds": spread(tests), "share_of_training_steps": spread(shares), "bytes_left_behind": left}
+        yield {"steps_asked": steps, "steps_made": spread(made), "epochs_of_training": setting.epochs, **result}
+    share = f"{show(spread(shares), '{:.1%}')} of the training steps of {setting.epochs} epochs"
+    print(f"  {show(spread(tests))} s, {share}, left: {left}", flush=True)

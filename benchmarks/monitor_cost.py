@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch import Callback, seed_everything
 
-from benchmarks.report import show, spread, store
+from benchmarks.report import at_least_one, show, spread, store
 from lr_lightning import OverfittingMonitor, RunCost
 from lr_lightning.app.train import quiet
 from lr_lightning.training.classifier import LitClassifier
@@ -62,8 +62,8 @@ def seconds(callbacks: list[Callback], epochs: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rounds", type=at_least_one, default=12)
+    parser.add_argument("--epochs", type=at_least_one, default=10)
     parser.add_argument("--quick", action="store_true", help="one round of two epochs, nothing stored")
     args = parser.parse_args()
     rounds, epochs = (1, 2) if args.quick else (args.rounds, args.epochs)

@@ -1,5 +1,7 @@
 """What every benchmark shares: the machine it ran on, ratios with their spread, and the stored result."""
 
+import argparse
+import functools
 import json
 import os
 import platform
@@ -13,19 +15,22 @@ from typing import Any
 import torch
 
 from lr_lightning.tracking.environment import device_name
+from lr_lightning.tracking.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
+_device = functools.cache(device_name)  # asked once: after an error that stays, a GPU does not tell its name
+_version = functools.cache(version)
 
 
 def machine() -> dict[str, Any]:
     """Where the numbers come from."""
     return {
-        "device": device_name(),
+        "device": _device(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "lightning", "mlflow", "torchmetrics")},
+        "versions": {name: _version(name) for name in ("torch", "lightning", "mlflow", "torchmetrics")},
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -40,6 +45,21 @@ def show(value: dict[str, float], form: str = "{:.2f}") -> str:
     return f"{form.format(value['median'])} ({form.format(value['min'])} to {form.format(value['max'])})"
 
 
+def at_least_one(text: str) -> int:
+    """A whole number of an option, of at least 1, for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none; argparse puts the option's name before it.
+
+    Example:
+        >>> at_least_one("3")
+        3
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1; give 1 or more")
+    return int(text)
+
+
 def store(name: str, result: dict[str, Any], quick: bool) -> None:
     """Write the result beside the benchmark, unless it is the small form."""
     if quick:
@@ -47,5 +67,5 @@ def store(name: str, result: dict[str, Any], quick: bool) -> None:
         return
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps({"machine": machine(), **result}, indent=1) + "\n")
     print(f"stored in {path.relative_to(RESULTS.parent.parent)}")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import store
+from benchmarks.report import at_least_one, store
 from benchmarks.trainings import images, percent, train
 from lr_lightning.diagnosis.statistics import bootstrap_ci, sign_flip_p
 from lr_lightning.schedules import Constant, Exponential, Join, Linear, MultiStep, Schedule, Triangular
@@ -85,7 +85,7 @@ def main() -> None:
         "--cifar10", type=Path, help="folder with train.parquet and test.parquet; needed but by --quick"
     )
     parser.add_argument("--scale", type=float, default=1.0, help="shortens all lengths alike")
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--seeds", type=at_least_one, default=6)
     parser.add_argument("--quick", action="store_true", help="scale 0.002, one seed, nothing stored; digits by default")
     args = parser.parse_args()
     if args.cifar10 is None and not args.quick:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch import Callback, Trainer
 
 from lr_lightning.app.compose import checked, prepare
@@ -42,8 +43,17 @@ def images(cifar10: Path | None) -> list[str]:
     """
     if cifar10 is None:
         return ["data=digits"]
-    train, test = cifar10 / "train.parquet", cifar10 / "test.parquet"
+    train, test = quoted(cifar10 / "train.parquet"), quoted(cifar10 / "test.parquet")
     return ["data=parquet", f"data.train={train}", f"data.val={test}", f"data.test={test}"]
+
+
+def quoted(path: Path) -> str:
+    """A path as the value of an override, where brackets, commas, blanks and ``${`` would mean something else.
+
+    >>> quoted(Path("/data/CIFAR (10), b"))
+    "'/data/CIFAR (10), b'"
+    """
+    return QuotedString(str(path).replace("${", "\\${"), Quote.single).with_quotes()
 
 
 def train(

@@ -2,13 +2,14 @@
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- table -->"
+_OVER_LIGHTNING = "ratio_to_lightning"
 _HEAD = "| measured | command | newest stored | machine |\n|---|---|---|---|\n"
 
 
@@ -59,9 +60,10 @@ def _schedule_cost(found: dict[str, Any]) -> str:
 
 
 def _logging(found: dict[str, Any]) -> str:
-    ours, lightning = found["steps"]["10000"]["lr_lightning"], found["steps"]["1000"]["Lightning"]
-    each = (spread(arm["foreground_ms_a_step"]) for arm in (ours, lightning))
-    return "ms a step: {}; Lightning's logger {}".format(*each)
+    def said(steps: int, arm: str) -> str:
+        return f"{spread(found['steps'][str(steps)][arm]['foreground_ms_a_step'])}, {steps:,} steps"
+
+    return f"ms a step: {said(10_000, 'lr_lightning')}; Lightning's logger {said(1_000, 'Lightning')}"
 
 
 def _regret(found: dict[str, Any]) -> str:
@@ -111,9 +113,24 @@ def _smith(found: dict[str, Any]) -> str:
 
 def _gpu(found: dict[str, Any]) -> str:
     parts = found["parts"]
-    race = parts.get("resnet9", {})
-    ratio = f"app to loop, seconds: {spread(race['app_to_loop']['seconds'])}; " if "app_to_loop" in race else ""
-    return ratio + ", ".join(f"{name} {part['status']}" for name, part in parts.items())
+    said = [text for name, part in parts.items() for text in _gpu_part(name, part)]
+    return "; ".join([*said, ", ".join(f"{name} {part['status']}" for name, part in parts.items())])
+
+
+def _gpu_part(name: str, part: dict[str, Any]) -> Iterator[str]:
+    """What a part came to; nothing where it failed before its first round."""
+    if name == "resnet9" and "app_to_loop" in part:
+        yield f"app to loop, seconds: {spread(part['app_to_loop']['seconds'])}"
+    if name == "precision" and "ratio_to_32 contiguous" in part:
+        yield f"a step in bf16 channels_last, over 32: {spread(part['ratio_to_32 contiguous']['bf16 channels_last'])}"
+    if name == "callbacks":
+        models = {key: value for key, value in part.items() if isinstance(value, dict) and _OVER_LIGHTNING in value}
+        for model, of_model in models.items():
+            yield f"{model} with all callbacks, over Lightning: {spread(of_model[_OVER_LIGHTNING]['all four, MLflow'])}"
+    if name == "finder" and "seconds" in part:
+        yield f"range test, seconds: {spread(part['seconds'])}"
+    if name == "smith_table" and "claims" in part:
+        yield _smith(part)
 
 
 def _store_scale(found: dict[str, Any]) -> str:
