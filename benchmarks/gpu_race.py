@@ -241,7 +241,11 @@ def race(setting: Setting) -> Iterator[dict[str, Any]]:
             for name in ARMS if seed % 2 == 0 else reversed(ARMS):
                 raced[name].append(ARMS[name]([*words, f"seed={seed}"], setting.target))
                 print(f"  seed {seed} {name:<5} {asdict(raced[name][-1])}", flush=True)
-            yield {"recipe": recipe, "target": setting.target, "loader_ms_a_batch": loader, **_summed_up(raced)}
+            known = [
+                *setting.recipe,
+                f"trainer.max_epochs={setting.epochs}",
+            ]  # not where the images lie
+            yield {"recipe": known, "target": setting.target, "loader_ms_a_batch": loader, **_summed_up(raced)}
 
 
 def _summed_up(raced: dict[str, list[Raced]]) -> dict[str, Any]:

@@ -50,6 +50,12 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setting:
     )
 
 
+def settings() -> tuple[bool, bool, str | None]:
+    """What a Trainer sets for the whole process."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return torch.backends.cudnn.benchmark, deterministic, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+
 def test_every_part_for_the_gpu_runs_in_its_small_form(
     small: Setting,
     tmp_path: Path,
@@ -70,7 +76,7 @@ def test_every_part_for_the_gpu_runs_in_its_small_form(
     open_logger = gpu_steps.open_logger
     monkeypatch.setattr(gpu_steps, "open_logger", opened)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    before = torch.backends.cudnn.benchmark
+    before = settings()
     quick = replace(small, quick=True)
     parts = gpu.run([name for name in gpu.PARTS if name != "callbacks"], quick, {})
     parts = gpu.run(["callbacks"], replace(quick, recipe=RECIPE), parts)
@@ -84,9 +90,7 @@ def test_every_part_for_the_gpu_runs_in_its_small_form(
     assert parts["precision"]["ratio_to_32 contiguous"]["32 contiguous"]["median"] == 1
     assert parts["finder"]["seconds"]["median"] > 0
     assert parts["finder"]["steps_made"]["min"] == parts["finder"]["steps_asked"]
-    assert torch.backends.cudnn.benchmark is before
-    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ  # of the deterministic arm
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert settings() == before
     gpu.show_parts(list(gpu.PARTS), parts)
     assert "app_to_loop / seconds" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())  # nothing is stored
