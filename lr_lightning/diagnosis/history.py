@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 __all__ = ["History", "Point", "low_ends"]
 
 _RISE = 1.1  # a rate that grows by less than this factor does not start a cycle
+_CYCLE = 1 / 3  # of the peak: a rate that rises again to less is no cycle
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def low_ends(lrs: Sequence[float | None]) -> list[int]:
 
     A loss rises and falls with the rate. Where the rate falls and rises again, only the validations at the low end of
     each cycle are compared: those after which it rises again by a tenth or more, and the last one where the rate is
-    back down there. A rate that never rises again after a fall, a warm-up included, leaves all of them.
+    back down there. A rate that never rises again after a fall, a warm-up included, leaves all of them, and so does one
+    that comes back to less than a third of its peak: a run that was made a little longer once its schedule had ended.
 
     Args:
         lrs: The rate at each validation.
@@ -139,6 +141,8 @@ def low_ends(lrs: Sequence[float | None]) -> list[int]:
         [1, 3, 6]
         >>> low_ends([0.1, 1.0, 0.5, 0.0])
         [0, 1, 2, 3]
+        >>> low_ends([1.0, 0.5, 0.0, 0.1, 0.0])
+        [0, 1, 2, 3, 4]
     """
     every = list(range(len(lrs)))
     rates = [lr for lr in lrs if lr is not None and math.isfinite(lr)]
@@ -159,4 +163,6 @@ def low_ends(lrs: Sequence[float | None]) -> list[int]:
         peak = max(peak, rate)
     if ends and fallen and rates[lowest] <= _RISE * max(rates[i] for i in ends) and lowest == len(rates) - 1:
         ends.append(lowest)
-    return ends if len(ends) >= 2 else every
+    if len(ends) < 2 or max(rates[ends[0] :]) < _CYCLE * max(rates[: ends[0] + 1]):
+        return every
+    return ends
