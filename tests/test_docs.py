@@ -155,8 +155,7 @@ def test_from_a_folder_of_images_to_predictions(tmp_path: Path, in_sandbox: Call
         Image.fromarray((image * 15).astype(np.uint8).reshape(8, 8)).save(place / f"{i}.png")
     (tmp_path / "new_images" / "notes.txt").write_text("no image")
     find, train, longer, ui, predict = block_with("my_images")
-    small = ["model=small_cnn", "model.kwargs.width=8"]
-    find, train = ([word for word in words if not word.startswith("model=")] for words in (find, train))
+    small = ["model.kwargs.width=8"]
     assert "optimizer.lr=" in in_sandbox(find, *small)  # the command that comes next
     out = in_sandbox(train, *small, "trainer.max_epochs=4")
     assert "verdict" in out

@@ -41,8 +41,16 @@ def keys_page() -> str:
         parts.append("".join(f"- `{group}={name}`: {text}\n" for name, text in lines))
         for schema in dict.fromkeys(_with_parents(list(schemas.values()))):
             if table := _table(schema):
-                parts.append(f"\n### {group}: {schema.__name__}\n\n{_first_line(schema)}\n\n{table}")
+                parts.append(f"\n### {group}: {_whose(schema, schemas)}\n\n{_first_line(schema)}\n\n{table}")
     return "".join(parts)
+
+
+def _whose(schema: type, schemas: dict[str, type]) -> str:
+    """The choices that have a schema's keys, as they are typed."""
+    heirs = [name for name, own in schemas.items() if issubclass(own, schema)]
+    if not heirs:
+        return schema.__name__  # of a key's own keys
+    return "every choice" if len(heirs) == len(schemas) > 1 else ", ".join(heirs)
 
 
 def _with_parents(schemas: list[type]) -> list[type]:
@@ -70,9 +78,10 @@ def _table(schema: type) -> str:
         if name == "name":
             continue
         default = "" if node.value is None else _default(node.value)
-        cells = [f"`{name}`", f"`{ast.unparse(node.annotation)}`", f"`{default}`" if default else "", _said(lines, node)]
+        kind = ast.unparse(node.annotation).replace(" | ", " or ")
+        cells = [f"`{name}`", f"`{kind}`", f"`{default}`" if default else "", _said(lines, node)]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(["| key | type | default | |", "|---|---|---|---|", *rows]) + "\n" if rows else ""
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n" if rows else ""
 
 
 def _default(value: ast.expr) -> str:

@@ -3,7 +3,8 @@
 import difflib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
 
 from hydra.errors import OverrideParseException
 
@@ -56,7 +57,7 @@ def explain(error: BaseException, override: str | None = None) -> str:
     if isinstance(error, OverrideParseException):
         return f"cannot read the override '{error.override}'. Write key=value, in quotes if it has spaces."
     key = _key_of(text, override)
-    if said := _of_conversion(text, key, last=chain[-1]):
+    if said := _of_conversion(text, key, chain):
         return said
     reason = str(chain[1] if "Error merging" in str(error) and len(chain) > 1 else error).splitlines()[0]
     return reason if key == _UNKNOWN else f"{key}: {reason}"
@@ -82,7 +83,7 @@ def _of_composition(text: str) -> str | None:
     return None
 
 
-def _of_conversion(text: str, key: str, last: BaseException) -> str | None:
+def _of_conversion(text: str, key: str, chain: Sequence[BaseException]) -> str | None:
     """Values that are not of their key's type, and keys that are not there."""
     if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text, flags=re.DOTALL):
         return f"{key}: '{found[1]}' is not {_TYPES.get(found[2], found[2])}."
@@ -95,12 +96,19 @@ def _of_conversion(text: str, key: str, last: BaseException) -> str | None:
     if found := re.search(r"Invalid type assigned: (\w+) is not a subclass of \w+\. value: (.*)", text):
         return f"{key}: '{found[2]}' is not a mapping of keys to values. `--cfg job` shows its keys."
     if "Interpolation" in text or "interpolation" in text:
-        return f"{key}: {str(last).splitlines()[0]}. Check the ${{...}} in its value."
+        return f"{key}: {str(chain[-1]).splitlines()[0]}. Check the ${{...}} in its value."
     if "is not in struct" in text:
         return f"{key}: has no such entry yet. A new one is added with a plus sign: +{key}=..."
     if re.search(r"Key '(\w+)' (?:is )?not in", text):
-        return f"{key}: there is no such key. `--cfg job` shows every key."
+        close = did_you_mean(key.rpartition(".")[2], _beside(chain))
+        return f"{key}: there is no such key.{close} `--cfg job` shows every key."
     return None
+
+
+def _beside(chain: Sequence[BaseException]) -> list[str]:
+    """The keys that there are where one was not found."""
+    kinds = [kind for error in chain if is_dataclass(kind := getattr(error, "object_type", None))]
+    return [f.name for f in fields(kinds[-1])] if kinds else []
 
 
 def _key_of(text: str, override: str | None) -> str:

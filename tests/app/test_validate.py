@@ -68,8 +68,9 @@ def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> No
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["optimizer.lrr=3"], ["optimizer.lrr:", "no such key"]),
-        (["sede=3"], ["sede:", "no such key"]),
+        (["optimizer.lrr=3"], ["optimizer.lrr:", "no such key", "Did you mean 'lr'?"]),
+        (["sede=3"], ["sede:", "no such key", "Did you mean 'seed'?"]),
+        (["schdule=cosine"], ["schdule:", "no such key", "Did you mean 'schedule'?"]),
         (["+sede=3"], ["sede:", "no such key", "Did you mean 'seed'?"]),
         (["+optimizer.lrr=3"], ["optimizer.lrr:", "no such key", "Did you mean 'lr'?"]),
         (["++trainer.max_epoch=3"], ["trainer.max_epoch:", "Did you mean 'max_epochs'?"]),
