@@ -50,7 +50,7 @@ def _whose(schema: type, schemas: dict[str, type]) -> str:
     heirs = [name for name, own in schemas.items() if issubclass(own, schema)]
     if not heirs:
         return schema.__name__  # of a key's own keys
-    return "every choice" if len(heirs) == len(schemas) > 1 else ", ".join(heirs)
+    return "every choice" if len(heirs) == len(schemas) else ", ".join(heirs)
 
 
 def _with_parents(schemas: list[type]) -> list[type]:
@@ -79,9 +79,13 @@ def _table(schema: type) -> str:
             continue
         default = "" if node.value is None else _default(node.value)
         kind = ast.unparse(node.annotation).replace(" | ", " or ")
-        cells = [f"`{name}`", f"`{kind}`", f"`{default}`" if default else "", _said(lines, node)]
+        cells = [f"`{name}`", f"`{kind}`", f"`{default}`" if default else "", _said(lines, node) or _group(name)]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n" if rows else ""
+
+
+def _group(name: str) -> str:
+    return f"the group below: `{name}=CHOICE`" if name in app_config.SCHEMAS else ""
 
 
 def _default(value: ast.expr) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- table -->"
 _OVER_LIGHTNING = "ratio_to_lightning"
-_HEAD = "| measured | command | newest stored | machine |\n|---|---|---|---|\n"
+_HEAD = "| measured | newest stored | machine |\n|---|---|---|\n"
 
 
 @dataclass(frozen=True)
@@ -203,10 +203,10 @@ def table(results: Path = ROOT / "benchmarks" / "results") -> str:
 
 
 def _line(row: Row, path: Path) -> str:
-    cells = [row.what, f"`{row.command}`", "none", ""]
+    cells = [f"{row.what}<br>`{row.command}`", "none", ""]
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
-        cells[2:] = [row.say(found), _where(found["machine"])]
+        cells[1:] = [row.say(found), _where(found["machine"])]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -66,7 +66,7 @@ from lr_lightning.app.schemas.trainer import (
 class Config:
     """One run."""
 
-    seed: int = 0
+    seed: int = 0  # of the first weights, the order of the images and their augmentation
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     module: ModuleConfig = field(default_factory=ModuleConfig)
