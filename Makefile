@@ -16,7 +16,8 @@ help:  ## this list
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lr_lightning needs Python >= 3.11; set it with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,plot,optimizers,bench,postgres,examples,docs,dev]"
+	@echo "Setting up $(VENV) with everything that the project uses and is tested with: some minutes, once."
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,plot,optimizers,bench,postgres,examples,docs,dev]"
 	@touch $@
 
 install: $(STAMP)  ## the virtual environment in .venv, with everything
@@ -44,7 +45,7 @@ bench: $(STAMP)  ## the small form of every benchmark that needs no data of your
 soak: $(STAMP)  ## kill one run a hundred times and compare it with one that never stopped; half an hour
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
-ui: $(STAMP)  ## the MLflow UI on this checkout's runs, on 127.0.0.1 only
+ui: $(STAMP)  ## the MLflow UI on this checkout's runs, on 127.0.0.1 only; ARGS="--port 5001"
 	$(BIN)/python scripts/ui.py $(ARGS)
 
 compare: $(STAMP)  ## a report on the runs so far; ARGS='--by schedule --target "val/acc>=0.97"' passes options on
