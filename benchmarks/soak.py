@@ -2,8 +2,9 @@
 
     python -m benchmarks.soak [--kills 100] [--seed 0] [--keep FOLDER] [--quick]
 
-A kill comes at a moment drawn evenly from half the time that a start takes to five seconds of training: in imports, in
-the opening of the store, in steps, validations and the writing of checkpoints. At the end the weights, the optimizer's
+A kill comes at a moment drawn evenly from half the time that a start takes to some seconds of training, five at the most
+and so few that all kills fit into the run: in imports, in the opening of the store, in steps, validations and the
+writing of checkpoints. At the end the weights, the optimizer's
 state and every metric row, the rates among them, must equal those of the uninterrupted run bit for bit, each step once.
 """
 
@@ -96,8 +97,17 @@ def plain(node: Any) -> Any:
     return [plain(value) for value in node] if isinstance(node, list | tuple) else node
 
 
-def soak(root: Path, kills: int, epochs: int, rng: random.Random, ready: float) -> tuple[int, int]:
-    """Start, kill and go on until it was killed so often, or has finished; gives the kills and the goes."""
+def soak(root: Path, kills: int, epochs: int, rng: random.Random, ready: float, longest: float) -> tuple[int, int]:
+    """Start, kill and go on until it was killed so often, or has finished; gives the kills and the goes.
+
+    Args:
+        root: Where it runs.
+        kills: How often at the most.
+        epochs: Of the run.
+        rng: Of the moments.
+        ready: Seconds until a start has come to its first checkpoint.
+        longest: Seconds after that, at which a kill may come at the latest.
+    """
     done = goes = 0
     while True:
         folder = folder_of(root)
@@ -107,7 +117,7 @@ def soak(root: Path, kills: int, epochs: int, rng: random.Random, ready: float) 
             finish(process)
             return done, goes
         try:
-            process.wait(rng.uniform(ready / 2, ready + 5))
+            process.wait(rng.uniform(ready / 2, ready + longest))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -128,13 +138,14 @@ def main() -> None:
     if args.quick:
         args.kills, args.epochs = 1, 4
     root = args.keep or Path(tempfile.mkdtemp(prefix="soak-"))
-    epochs = args.epochs or max(10, 4 * args.kills)
+    epochs = args.epochs or max(10, 6 * args.kills)
     began = time.monotonic()
     process = start(root / "whole", *RUN, f"trainer.max_epochs={epochs}")
     ready = seconds_to_first_checkpoint(root / "whole", process)
     finish(process)
     whole = time.monotonic() - began
-    done, goes = soak(root / "killed", args.kills, epochs, random.Random(args.seed), ready)
+    longest = min(5.0, 1.4 * max(0.0, whole - ready) / max(1, args.kills))  # on the average half of it is trained
+    done, goes = soak(root / "killed", args.kills, epochs, random.Random(args.seed), ready, longest)
     expected_folder, folder = folder_of(root / "whole"), folder_of(root / "killed")
     if expected_folder is None or folder is None:
         raise SystemExit("no checkpoint was left")
@@ -161,6 +172,8 @@ def main() -> None:
         shutil.rmtree(root)
     if not equal:
         raise SystemExit(f"NOT EQUAL: missing {missing[:5]}, added {added[:5]}")
+    if done < args.kills:
+        raise SystemExit(f"it was over after {done} kills; give --epochs={2 * epochs} for {args.kills}")
     store("soak", result, quick=args.kills < 100)
 
 
