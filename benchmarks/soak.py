@@ -2,10 +2,10 @@
 
     python -m benchmarks.soak [--kills 100] [--seed 0] [--keep FOLDER] [--quick]
 
-A kill comes at a moment drawn evenly from half the time that a start takes to some seconds of training, five at the most
-and so few that all kills fit into the run: in imports, in the opening of the store, in steps, validations and the
-writing of checkpoints. At the end the weights, the optimizer's
-state and every metric row, the rates among them, must equal those of the uninterrupted run bit for bit, each step once.
+A kill comes at a moment drawn evenly from half the time that a start takes to some seconds of training, five at the
+most and so few that all kills fit into the run: in imports, in the opening of the store, in steps, validations and the
+writing of checkpoints. At the end the weights, the optimizer's state and every metric row, the rates among them, must
+equal those of the uninterrupted run bit for bit, each step once.
 """
 
 import argparse
@@ -144,7 +144,7 @@ def main() -> None:
     ready = seconds_to_first_checkpoint(root / "whole", process)
     finish(process)
     whole = time.monotonic() - began
-    longest = min(5.0, 1.4 * max(0.0, whole - ready) / max(1, args.kills))  # on the average half of it is trained
+    longest = min(5.0, max(0.5, 1.4 * (whole - ready) / max(1, args.kills)))  # on the average half of it is trained
     done, goes = soak(root / "killed", args.kills, epochs, random.Random(args.seed), ready, longest)
     expected_folder, folder = folder_of(root / "whole"), folder_of(root / "killed")
     if expected_folder is None or folder is None:
@@ -172,7 +172,7 @@ def main() -> None:
         shutil.rmtree(root)
     if not equal:
         raise SystemExit(f"NOT EQUAL: missing {missing[:5]}, added {added[:5]}")
-    if done < args.kills:
+    if done < args.kills and not args.quick:
         raise SystemExit(f"it was over after {done} kills; give --epochs={2 * epochs} for {args.kills}")
     store("soak", result, quick=args.kills < 100)
 
