@@ -57,3 +57,15 @@ def test_a_run_cannot_be_made_shorter_than_it_is(composed: Compose, finished: Pa
     with pytest.raises(ConfigError, match=f"^{key}: {value}, but the run has made 9 steps, to epoch 3. Give {remedy} "):
         resume(composed, finished, override)
     assert contents(finished) == before
+
+
+def test_a_run_at_its_end_says_that_nothing_was_left_to_do(
+    composed: Compose, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "nothing was left to do: the run had made all its 9 steps. To train longer, resume it with "
+    assert resume(composed, finished).summary["steps"] == 9
+    assert f"{line}trainer.max_epochs=6\n" in capsys.readouterr().out
+    resume(composed, finished, "trainer.max_steps=9")
+    assert f"{line}trainer.max_steps=18\n" in capsys.readouterr().out
+    assert resume(composed, finished, "trainer.max_epochs=4", "trainer.max_steps=-1").summary["steps"] == 12
+    assert "nothing was left" not in capsys.readouterr().out
