@@ -204,7 +204,7 @@ def print_summary(
     if idle:
         made = f"nothing was left to do: the run had made all its {summary['steps']:,.0f} steps."
         console.print(f"{made} To train longer, resume it with {longer}", soft_wrap=True)
-    for name, command in _next_commands(config, folder, longer):
+    for name, command in _next_commands(config, folder, longer, verdict):
         console.print(f"{name}:  {command}", soft_wrap=True)
 
 
@@ -230,22 +230,44 @@ def _longer(config: Config, summary: dict[str, float]) -> str:
     return f"trainer.max_steps={2 * node.max_steps}" if by_steps else f"trainer.max_epochs={2 * node.max_epochs}"
 
 
-def _next_commands(config: Config, folder: Path, longer: str) -> list[tuple[str, str]]:
+def _next_commands(config: Config, folder: Path, longer: str, verdict: Verdict | None) -> list[tuple[str, str]]:
     """The commands that come next, as they can be typed in the folder the run was started from."""
     script = Path(sys.argv[0])
     root = Path(__file__).resolve().parents[2] / "mlruns"
     own = ["--root", config.tracking.root] if Path(config.tracking.root) != root else []
     own += ["--uri", config.tracking.uri] if config.tracking.uri else []
-    arguments = [f"resume={folder}", *_trust(config), longer]
     by_make = "MAKELEVEL" in os.environ  # started by `make train`: the virtual environment may not be active
-    resume = ("train on", f'make train ARGS="{shlex.join(arguments)}"' if by_make else _command(script, *arguments))
-    predict = ("predict", _command(script.with_name("predict.py"), str(folder), "NEW_IMAGES"))
-    later = [resume, predict] if config.data.name == "image_folder" else [resume]
+    later = _trainings(config, folder, longer, verdict, by_make=by_make)
+    if config.data.name == "image_folder":
+        later.append(("predict", _command(script.with_name("predict.py"), str(folder), "NEW_IMAGES")))
     if config.tracking.name == "mlflow":
         if (config.tracking.uri or "").startswith("http"):
             return [("look at it", str(config.tracking.uri)), *later]
         return [("look at it", "make ui" if by_make and not own else _command(script.with_name("ui.py"), *own)), *later]
     return [("another one, tracked", _command(script, "schedule=constant", "tracking=mlflow")), *later]
+
+
+def _trainings(
+    config: Config, folder: Path, longer: str, verdict: Verdict | None, *, by_make: bool
+) -> list[tuple[str, str]]:
+    """The training that the verdict advises, as far as it is known; none that it speaks against."""
+    if verdict is None or verdict.bears_more:
+        name, arguments = "train on", [f"resume={folder}", *_trust(config), longer]
+    elif verdict.enough is not None and (own := _own_overrides()) is not None:
+        key = longer.split("=")[0]
+        limit = getattr(config.trainer, key.removeprefix("trainer."))
+        length = max(1, round(limit * verdict.enough / verdict.evidence["epochs"]))
+        name, arguments = "a shorter one", [*(w for w in own if w.lstrip("+").split("=")[0] != key), f"{key}={length}"]
+    else:
+        return []
+    script = Path(sys.argv[0])
+    return [(name, f'make train ARGS="{shlex.join(arguments)}"' if by_make else _command(script, *arguments))]
+
+
+def _own_overrides() -> list[str] | None:
+    """What this run was started with; None if that is not one run's overrides (a sweep's, say, or a resume)."""
+    words = sys.argv[1:]
+    return None if any(word.startswith(("-", "resume=")) for word in words) else words
 
 
 def _command(script: Path, *arguments: str) -> str:
