@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Protocol, cast
 
@@ -231,6 +232,7 @@ def build_finder(config: Config, module: LightningModule) -> RateSearch | None:
     if not isinstance(finder, RateSearch):
         raise ConfigError(f"finder._target_: '{node._target_}' gave a {type(finder).__name__}, not a RateSearch.")
     finder.progress = config.trainer.progress in ("auto", "bar")
+    finder.say = partial(print, flush=True) if config.trainer.progress in ("auto", "lines") else None
     return finder
 
 

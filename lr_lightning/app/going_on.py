@@ -1,6 +1,7 @@
 """Which checkpoint a stopped run goes on from: the last whole one, of this very run."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,37 @@ def checked(previous: Previous, config: Config, data: ImageDataModule) -> Previo
         data: Its data, loaded.
 
     Raises:
-        ConfigError: If no checkpoint is whole, or it is of another config or of other data.
+        ConfigError: If no checkpoint is whole, it is of another config or other data, or the run is to end before it.
     """
     path, checkpoint = _newest_whole(previous.checkpoint)
     if different := config_differences(checkpoint, identity(flatten(asdict(config)))):
         more = len(different) - _MOST_DIFFERENCES
         shown = different[:_MOST_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
         raise ConfigError("\n".join([f"resume: {path} is of a run with another config:", *shown]))
+    _check_length(checkpoint, config)
     try:
         data.load_state_dict(checkpoint.get(type(data).__qualname__, {}))
     except DataError as e:
         raise ConfigError(str(e)) from e
     return replace(previous, checkpoint=path)
+
+
+def _check_length(checkpoint: Mapping[str, Any], config: Config) -> None:
+    """Refuse an end that lies before what the run has made: Lightning would, but only with the record open."""
+    if "loops" not in checkpoint:  # weights alone, which Lightning does not go on from
+        return
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    made = {
+        "max_epochs": checkpoint["epoch"] + (progress["completed"] > 0),  # one that has begun counts
+        "max_steps": checkpoint["global_step"],
+    }
+    for key, least in made.items():
+        limit = getattr(config.trainer, key)
+        if 0 <= limit < least:
+            raise ConfigError(
+                f"trainer.{key}: {limit}, but the run has made {made['max_steps']} steps, to epoch "
+                f"{made['max_epochs']}. Give trainer.{key}={least + 1} or more to train on; a shorter run is a new one."
+            )
 
 
 def _newest_whole(last: Path) -> tuple[Path, dict[str, Any]]:

@@ -139,12 +139,8 @@ def run(root: Path, name: str, images: Sequence[str], *, table: Path | None = No
         prepare(root)
         folder = run_folder(name, _places(root, where), _ASKER)
         predictor = Predictor(folder, where.get("checkpoint", "best"), where.get("trust", ()))
-        done: list[Prediction] = []
-        for result in predictor(images_of(images)):
-            if isinstance(result, Prediction):
-                done.append(result)
-            else:
-                print(f"skipped: {result.what} {result.reason}", file=sys.stderr)
+        paths = images_of(images)
+        done = _predicted(predictor, paths)
         if table is not None:
             with table.open("w", newline="", encoding="utf-8") as file:
                 _write_csv(done, file)
@@ -158,7 +154,24 @@ def run(root: Path, name: str, images: Sequence[str], *, table: Path | None = No
         _print_table(done)
     else:
         _write_csv(done, sys.stdout)
-    return 0 if done else FAILED
+    if done:
+        return 0
+    print_error(
+        f"IMAGES: no image could be read ({len(paths)} skipped). Give image files that Pillow reads, such as PNG or "
+        "JPEG, or folders of them."
+    )
+    return FAILED
+
+
+def _predicted(predictor: Predictor, paths: Sequence[Path]) -> list[Prediction]:
+    """The predictions; what is skipped is said."""
+    done = []
+    for result in predictor(paths):
+        if isinstance(result, Prediction):
+            done.append(result)
+        else:
+            print(f"skipped: {result.what} {result.reason}", file=sys.stderr)
+    return done
 
 
 def images_of(names: Sequence[str]) -> list[Path]:

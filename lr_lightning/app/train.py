@@ -37,6 +37,7 @@ from lr_lightning.app.summary import (
     outcome_of,
     print_start,
     print_summary,
+    stepped,
 )
 from lr_lightning.app.validate import flatten
 from lr_lightning.diagnosis import History, Verdict
@@ -120,7 +121,8 @@ def train(
         outcome = recorded(config, trainer, logger, interrupts, lambda: _run(config, trainer, module, data, previous))
     run_id = run_id_of(logger)
     if folder and report:
-        print_summary(config, folder, run_id, outcome.summary, outcome.verdict)
+        idle = previous is not None and not stepped(trainer)
+        print_summary(config, folder, run_id, outcome.summary, outcome.verdict, idle=idle)
     return Result(folder, run_id, outcome.summary, outcome.verdict, outcome.history)
 
 

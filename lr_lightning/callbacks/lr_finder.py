@@ -1,16 +1,16 @@
 """The learning-rate finder: Smith's range test before training, or in the middle of it, without a trace."""
 
 from collections.abc import Collection
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from tqdm.auto import tqdm
 
 from lr_lightning.callbacks.figures import give
 from lr_lightning.callbacks.peak import reference_rate
 from lr_lightning.callbacks.rate_search import Found, Metric, RateSearch
+from lr_lightning.callbacks.search_bar import SearchBar
 from lr_lightning.range_test.bench import Bench
 from lr_lightning.range_test.divergence import DivergenceStop
 from lr_lightning.range_test.result import RangeTest
@@ -146,7 +146,7 @@ class LRFinder(RateSearch):
     def _search(self, trainer: Trainer, module: LightningModule, reference: float) -> RangeTest:
         total = self.repeats * self.num_steps
         with (
-            tqdm(total=total, desc="LR range test", unit="step", leave=False, disable=self._no_bar(trainer)) as bar,
+            self._bar(trainer, "LR range test", total, "step") as bar,
             self._bench(trainer, module, reference, started=self.at_epochs is not None) as bench,
         ):
             validation = self._validation(bench)
@@ -158,10 +158,10 @@ class LRFinder(RateSearch):
                 f"LRFinder: {found.reason}. It tests a wider range once, {wider[0]:.3g} to {wider[1]:.3g}; "
                 "LRFinder(retry=False) does not."
             )
-            bar.total += total
+            bar.extend(total)
             return self._test(bench, self._grid(*wider), validation, bar)
 
-    def _test(self, bench: Bench, grid: tuple[float, ...], validation: Validation | None, bar: Any) -> RangeTest:
+    def _test(self, bench: Bench, grid: tuple[float, ...], validation: Validation | None, bar: SearchBar) -> RangeTest:
         """The sweeps of one range."""
         runs, begun = [], bar.n
         for number in range(self.repeats):
@@ -171,7 +171,7 @@ class LRFinder(RateSearch):
         return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=bench.trainer.current_epoch)
 
     def _sweep(
-        self, bench: Bench, grid: tuple[float, ...], validation: Validation | None, bar: Any
+        self, bench: Bench, grid: tuple[float, ...], validation: Validation | None, bar: SearchBar
     ) -> tuple[float, ...]:
         """One test: the value before each update, up to where it diverged or is not finite."""
         diverged = DivergenceStop(higher_is_better=self.metric == "accuracy")

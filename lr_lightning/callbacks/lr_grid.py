@@ -1,13 +1,12 @@
 """The textbook's search for a rate: a log grid, each rate trained for a while from the same start."""
 
 import math
-from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
-from tqdm.auto import tqdm
 
 from lr_lightning.callbacks.rate_search import Metric, RateSearch
+from lr_lightning.callbacks.search_bar import SearchBar
 from lr_lightning.range_test.bench import Bench
 from lr_lightning.range_test.grid import GridTest
 from lr_lightning.range_test.validation import Validation
@@ -81,7 +80,7 @@ class LRGrid(RateSearch):
         grid, number_of_runs = self.grid, self.num_lrs * self.repeats
         curves, finals = [], []
         with (
-            tqdm(total=number_of_runs, desc="LR grid", unit="run", leave=False, disable=self._no_bar(trainer)) as bar,
+            self._bar(trainer, "LR grid", number_of_runs, "run") as bar,
             self._bench(trainer, module, reference) as bench,
         ):
             validation = self._validation(bench)
@@ -93,7 +92,7 @@ class LRGrid(RateSearch):
         return GridTest(grid, tuple(curves), self.num_steps, known, metric=self.metric, epoch=trainer.current_epoch)
 
     def _train(
-        self, bench: Bench, lr: float, number: int, validation: Validation | None, bar: Any
+        self, bench: Bench, lr: float, number: int, validation: Validation | None, bar: SearchBar
     ) -> tuple[tuple[float, ...], float]:
         """The losses of one training, up to where one is not finite, and the metric at its end."""
         losses: list[float] = []

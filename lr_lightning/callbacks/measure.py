@@ -24,6 +24,7 @@ __all__ = [
     "Sample",
     "calibration",
     "can_measure",
+    "check_forward",
     "classification_loss",
     "default_loss",
 ]
@@ -88,7 +89,25 @@ _REMEDY = "Say how a loss per example comes from a batch: OverfittingMonitor(los
 
 def can_measure(module: LightningModule) -> bool:
     """Whether a probe can be measured without being told how: the module has ``per_example_loss`` or a ``forward``."""
-    return hasattr(module, "per_example_loss") or type(module).forward is not LightningModule.forward
+    return hasattr(module, "per_example_loss") or _has_forward(module)
+
+
+def _has_forward(module: LightningModule) -> bool:
+    return type(module).forward is not LightningModule.forward or "forward" in vars(module)
+
+
+def check_forward(module: LightningModule, loss: LossFunction) -> None:
+    """Refuse a module without a ``forward`` where the loss is computed from it.
+
+    Raises:
+        ValueError: There is none.
+    """
+    needed = loss is classification_loss or (loss is default_loss and not hasattr(module, "per_example_loss"))
+    if needed and not _has_forward(module):
+        raise ValueError(
+            f"{_EXPECTED}, but {type(module).__name__} has no forward. Give it one, or a per_example_loss(batch). Or: "
+            f"{_REMEDY}"
+        )
 
 
 def default_loss(module: LightningModule, batch: Any) -> Tensor | tuple[Tensor | None, ...]:

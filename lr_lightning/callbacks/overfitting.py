@@ -22,6 +22,7 @@ from lr_lightning.callbacks.measure import (
     Sample,
     calibration,
     can_measure,
+    check_forward,
     classification_loss,
     default_loss,
 )
@@ -75,7 +76,8 @@ class OverfittingMonitor(Callback):
         chance: Loss of a model that knows nothing but the classes' shares. Default: from the probe's labels.
 
     Raises:
-        ValueError: If a number is < 1. In the first validation: if the default loss does not fit the module.
+        ValueError: If a number is < 1. At the start of a fit: if the module has no ``forward`` for the default loss; in
+            the first validation: if it does not fit the module.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class OverfittingMonitor(Callback):
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         self._fitting = stage == "fit"
         if self._fitting:
+            check_forward(pl_module, self.loss)
             self._reset()
 
     def on_train_batch_end(

@@ -3,6 +3,7 @@
 import logging
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,6 +18,7 @@ from lr_lightning.callbacks.peak import (
     set_module_rate,
     set_peak,
 )
+from lr_lightning.callbacks.search_bar import SearchBar
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.range_test.bench import Bench
 from lr_lightning.range_test.support import check_optimization
@@ -111,6 +113,8 @@ class RateSearch(Callback):
         self.min_lr, self.max_lr, self.metric, self.repeats = float(min_lr), float(max_lr), metric, repeats
         self.val_batches, self.monitor = val_batches, monitor
         self.apply, self.attribute, self.progress = apply, attribute, progress
+        self.say: Callable[[str], None] | None = None
+        """Gets a line of progress now and then where no bar is drawn."""
         self._forget()
 
     def _forget(self) -> None:
@@ -243,9 +247,10 @@ class RateSearch(Callback):
             return None
         return Validation(bench, self.metric, batches=self.val_batches, monitor=self.monitor)
 
-    def _no_bar(self, trainer: Trainer) -> bool | None:
-        """What tqdm calls ``disable``; None: only where there is no terminal."""
-        return None if self.progress and trainer.is_global_zero and trainer.progress_bar_callback is not None else True
+    def _bar(self, trainer: Trainer, what: str, total: int, unit: str) -> SearchBar:
+        """What shows how far it has come."""
+        drawn = self.progress and trainer.is_global_zero and trainer.progress_bar_callback is not None
+        return SearchBar(what, total, unit, drawn=drawn, say=self.say if trainer.is_global_zero else None)
 
 
 def _check_range(min_lr: float, max_lr: float) -> None:

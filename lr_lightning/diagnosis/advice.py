@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-__all__ = ["advise"]
+__all__ = ["advise", "bears_more", "enough"]
 
 Numbers = Mapping[str, float]
 
@@ -25,6 +25,23 @@ def advise(label: str, detail: str, numbers: Numbers) -> tuple[str, ...]:
     return tuple(_RULES[label](detail, numbers))[:_MOST]
 
 
+def enough(label: str, detail: str, numbers: Numbers) -> float | None:
+    """At which epoch a schedule had better end, where the advice is to shorten the run; None where it is not."""
+    if label != "overfitting" or detail in ("receding", "memorised") or "epochs" not in numbers or _high_rate(numbers):
+        return None
+    length = _length(numbers)
+    return length if length < numbers["epochs"] else None
+
+
+def bears_more(label: str, detail: str, numbers: Numbers) -> bool:
+    """Whether the advice leaves room for more epochs with the same settings."""
+    if label == "overfitting":
+        return detail == "receding"
+    if label == "underfitting":
+        return detail != "limited" and not _hardly_learns(numbers)
+    return label == "healthy" or (label == "inconclusive" and not detail.endswith("unstable"))
+
+
 def _diverged(detail: str, n: Numbers) -> list[str]:
     lines = []
     if "peak_lr" in n:
@@ -38,9 +55,7 @@ def _diverged(detail: str, n: Numbers) -> list[str]:
 
 
 def _overfitting(detail: str, n: Numbers) -> list[str]:
-    onset = n.get("onset_epoch", n.get("best_epoch", 0.0))
-    # A rate that falls to 0 over twice the time learns, in sum, as much as one that stayed at its peak.
-    length = max(1.0, min(2 * onset, n["epochs"]))
+    length = _length(n)
     lines = []
     if detail == "receding":
         lines.append("The validation loss is falling again: lengthen the run before you shorten it.")
@@ -52,10 +67,10 @@ def _overfitting(detail: str, n: Numbers) -> list[str]:
         lines.append(
             f"Cool down: the rate is still {_share(n):.0%} of its peak. Let it fall to 0 by about epoch {length:.0f}."
         )
-    elif detail not in ("receding", "memorised") and length < n["epochs"]:
+    elif enough("overfitting", detail, n) is not None:
         lines.append(
             f"Shorten: {'nothing was gained' if detail == 'gap' else 'the validation loss rose'} after epoch "
-            f"{onset:.0f} of {n['epochs']:.0f}; a schedule that ends at about {length:.0f} is enough."
+            f"{_onset(n):.0f} of {n['epochs']:.0f}; a schedule that ends at about {length:.0f} is enough."
         )
     lines.append("Regularise: more or augmented data, dropout, weight decay.")
     if n.get("overconfident"):
@@ -64,7 +79,7 @@ def _overfitting(detail: str, n: Numbers) -> list[str]:
 
 
 def _underfitting(detail: str, n: Numbers) -> list[str]:
-    share = n["probe_loss"] / n["chance_loss"] if n.get("chance_loss") else 0.0
+    share = _of_chance(n)
     lines = []
     if detail == "limited":
         if _high_rate(n):
@@ -77,7 +92,7 @@ def _underfitting(detail: str, n: Numbers) -> list[str]:
         )
         lines.append("If the labels are noisy or the classes overlap, this may be as low as it can get.")
         return lines
-    if share > 0.95 and "peak_lr" in n:
+    if _hardly_learns(n):
         rates = ", ".join(f"{n['peak_lr'] * 10**k:.3g}" for k in (1, 2, 3))
         return [
             f"Raise the rate, which went up to {n['peak_lr']:.3g}, by tens until the loss falls quickly: {rates}, ..."
@@ -123,6 +138,23 @@ def _longer(n: Numbers, why: str) -> str:
     if n.get("planned", 1.0) < _OVER:
         return f"Go on to the end of the run, which is {n['planned']:.0%} done: {why}."
     return f"Lengthen the run, to {2 * n['epochs']:.0f} epochs: {why}."
+
+
+def _onset(n: Numbers) -> float:
+    return n.get("onset_epoch", n.get("best_epoch", 0.0))
+
+
+def _length(n: Numbers) -> float:
+    # A rate that falls to 0 over twice the time learns, in sum, as much as one that stayed at its peak.
+    return max(1.0, min(2 * _onset(n), n["epochs"]))
+
+
+def _of_chance(n: Numbers) -> float:
+    return n["probe_loss"] / n["chance_loss"] if n.get("chance_loss") else 0.0
+
+
+def _hardly_learns(n: Numbers) -> bool:
+    return _of_chance(n) > 0.95 and "peak_lr" in n
 
 
 def _share(n: Numbers) -> float:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
 
-from lr_lightning.diagnosis.advice import advise
+from lr_lightning.diagnosis.advice import advise, bears_more, enough
 from lr_lightning.diagnosis.curves import (
     AT_CHANCE,
     RISE,
@@ -52,6 +52,21 @@ class Verdict:
     onset_epoch: float | None = None
     evidence: Mapping[str, float] = field(default_factory=dict)
     advice: tuple[str, ...] = ()
+
+    @property
+    def enough(self) -> float | None:
+        """At which epoch a schedule had better end, where the advice is to shorten the run."""
+        return enough(self.label, self.detail, self._numbers)
+
+    @property
+    def bears_more(self) -> bool:
+        """Whether the advice leaves room for more epochs with the same settings."""
+        return bears_more(self.label, self.detail, self._numbers)
+
+    @property
+    def _numbers(self) -> Mapping[str, float]:
+        onset = {} if self.onset_epoch is None else {"onset_epoch": self.onset_epoch}
+        return {**self.evidence, **onset}
 
     def text(self) -> str:
         """The verdict in a few lines: label, numbers and advice."""
@@ -98,9 +113,8 @@ def diagnose(history: History) -> Verdict:
         rules: tuple[Callable[[Curves], Verdict | None], ...] = (_overfitting, _underfitting, _collapsed, _healthy)
         found = next((v for rule in rules if (v := rule(curves)) is not None), _inconclusive(curves))
     evidence = {**_where(history), **found.evidence}
-    onset = {} if found.onset_epoch is None else {"onset_epoch": found.onset_epoch}
-    advice = advise(found.label, found.detail, evidence | onset)
-    return Verdict(found.label, found.detail, found.onset_epoch, MappingProxyType(evidence), advice)
+    found = replace(found, evidence=MappingProxyType(evidence))
+    return replace(found, advice=advise(found.label, found.detail, found._numbers))
 
 
 # -- diverged --------------------------------------------------------------------------------------------------------

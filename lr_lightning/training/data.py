@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from lr_lightning.training.decode import EncodedImages, ImageStore, choose_forma
 from lr_lightning.training.images import RawSplits, require
 from lr_lightning.training.loader import BatchLoader, TrainBatch
 from lr_lightning.training.normalize import NORMALIZATIONS
-from lr_lightning.training.partition import check, choose, fingerprint, with_flipped_labels
+from lr_lightning.training.partition import check, choose, fingerprint, unvalidated, with_flipped_labels
 
 _MAX_EVAL_BATCH = 1000
 
@@ -133,6 +134,8 @@ class ImageDataModule(L.LightningDataModule):
         raw = self.source()
         chosen = choose(raw, self.val_fraction, self.split_seed, self.train_size)
         check(raw, chosen, self.batch_size)
+        if warning := unvalidated(raw, chosen):
+            rank_zero_warn(warning)
         raw = with_flipped_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
         present = raw.present()
         self.dataset_name, self.class_names = raw.name, raw.class_names

@@ -89,10 +89,9 @@ def check(raw: RawSplits, chosen: Mapping[str, Choice], batch_size: int) -> None
         )
     train = chosen["train"].indices
     missing = np.flatnonzero(np.bincount(raw.train.labels[train], minlength=classes) == 0)
-    names = ", ".join(repr(raw.class_names[index]) for index in missing[:5]) + " and others" * (len(missing) > 5)
     require(
         len(missing) == 0,
-        f"data: the training split has no image of class {names}. "
+        f"data: the training split has no image of class {_names(raw, missing)}. "
         "Add training images of it, or remove the class from the data.",
     )
     require(
@@ -100,6 +99,25 @@ def check(raw: RawSplits, chosen: Mapping[str, Choice], batch_size: int) -> None
         f"data.batch_size: {batch_size} is larger than the training set of {len(train)} images. "
         f"Give data.batch_size={len(train)} or less.",
     )
+
+
+def unvalidated(raw: RawSplits, chosen: Mapping[str, Choice]) -> str | None:
+    """What to warn of where a class is trained on but not validated; None where there is none such."""
+    val = chosen["val"]
+    labels = raw.present()[val.origin].labels[val.indices]
+    absent = np.flatnonzero(np.bincount(labels, minlength=len(raw.class_names)) == 0)
+    if not len(absent):
+        return None
+    why = "" if raw.val is not None else " (a class of one image keeps it for training)"
+    return (
+        f"data: the validation split has no image of class {_names(raw, absent)}{why}. It is trained on, but nothing "
+        "measures how well it is learnt. Add images of it, or remove the class from the data."
+    )
+
+
+def _names(raw: RawSplits, classes: NDArray[np.int64]) -> str:
+    """Up to five of them."""
+    return ", ".join(repr(raw.class_names[index]) for index in classes[:5]) + " and others" * (len(classes) > 5)
 
 
 def with_flipped_labels(raw: RawSplits, train: NDArray[np.int64], share: float, seed: int) -> RawSplits:

@@ -174,6 +174,22 @@ def test_find_searches_only(composed: Compose, capsys: pytest.CaptureFixture[str
     assert "schedule=triangular schedule.base_lr=0.0312 schedule.max_lr=0.25" in out
 
 
+@pytest.mark.parametrize(("progress", "lines"), [("lines", 9), ("none", 0)])
+def test_a_search_without_a_terminal_says_how_far_it_is(
+    composed: Compose,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    progress: str,
+    lines: int,
+) -> None:
+    monkeypatch.setattr("lr_lightning.callbacks.search_bar._SECONDS", 0.0)
+    search = ["finder=range_test", "finder.num_steps=10", "finder.max_lr=1e-3", "finder.retry=false"]
+    find(validated(composed(*SMALL, *search, f"trainer.progress={progress}")), [])
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("LR range test: ")]
+    assert len(said) == lines
+    assert all(line.endswith(" s left") for line in said)
+
+
 @pytest.mark.parametrize("metric", ["loss", "val_loss"])
 def test_a_data_set_that_is_too_large_to_copy_is_not_said_to_have_moved(
     composed: Compose, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, metric: str

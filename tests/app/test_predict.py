@@ -77,7 +77,11 @@ def test_the_classes_are_those_of_training_and_what_is_no_image_is_named(
     skipped = sorted(Path(line.split(" ")[1]).name for line in err.splitlines())
     assert skipped == ["cut.png", "none.png", "note.txt"]
     assert f"skipped: {images}/new/note.txt is not an image\n" in err
-    assert predict.run(ROOT, str(trained), [missing], **places) == 1  # nothing was predicted
+    nothing = [missing, str(images / "new" / "note.txt")]
+    assert predict.run(ROOT, str(trained), nothing, **places) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("skipped: ") for line in lines] == [True, True, False]
+    assert lines[-1].startswith("error: IMAGES: no image could be read (2 skipped). Give image files")
 
 
 def test_an_image_is_fed_as_it_was_in_training(trained: Path, images: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
@@ -305,6 +305,37 @@ def test_a_loss_that_does_not_fit_is_told_before_the_first_step(tmp_path: Path) 
     assert module.losses == []
     with pytest.raises(ValueError, match=r"one loss for each example, shape \[batch\], got \(\)"):
         _fit(tmp_path, OverfittingMonitor(loss=lambda m, b: cross_entropy(m(b[0]), b[1])))
+
+
+class Bare(Tiny):
+    """Gives its logits in its steps alone."""
+
+    forward = LightningModule.forward  # type: ignore[assignment]  # it has none of its own
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = cross_entropy(self.net(batch[0]), batch[1])
+        self.losses.append(loss.item())
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", cross_entropy(self.net(batch[0]), batch[1]))
+
+
+class BareWithLosses(Bare):
+    def per_example_loss(self, batch: Any) -> Tensor:
+        return cross_entropy(self.net(batch[0]), batch[1], reduction="none")
+
+
+def test_a_module_without_forward_is_told_what_is_needed(tmp_path: Path) -> None:
+    module = Bare()
+    with pytest.raises(ValueError, match=r"^OverfittingMonitor takes .* but Bare has no forward\. .*loss=\.\.\."):
+        _fit(tmp_path, OverfittingMonitor(), make=lambda: module, num_sanity_val_steps=0)
+    assert module.losses == []
+    for make, monitor in (
+        (Bare, OverfittingMonitor(loss=lambda m, b: BareWithLosses.per_example_loss(m, b))),  # type: ignore[arg-type]
+        (BareWithLosses, OverfittingMonitor()),
+    ):
+        assert _fit(tmp_path, monitor, make=make)[1].of("overfit/gap_loss")
 
 
 @pytest.mark.parametrize("argument", ["every_n_validations", "keep"])

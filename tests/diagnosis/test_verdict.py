@@ -159,6 +159,15 @@ def test_rates_still_high_are_cooled_down_first() -> None:
     assert verdict.advice[0].startswith("Cool down: the rate is still 100% of its peak.")
 
 
+@pytest.mark.parametrize("name", RECORDED)
+def test_more_epochs_and_fewer_are_named_where_the_advice_is_about_them(name: str) -> None:
+    verdict = diagnose(load(name))
+    lines = " ".join(verdict.advice).lower()
+    assert verdict.bears_more == (verdict.label == "healthy" or "lengthen the run" in lines)
+    assert ("shorten: " in lines) == (verdict.enough is not None)
+    assert verdict.enough is None or f"at about {verdict.enough:.0f} is enough" in lines
+
+
 def test_a_start_above_chance_that_is_being_left_is_no_divergence() -> None:
     loss = [9.0, 8.0, 7.0, 6.0, 5.0, 4.5]
     verdict = diagnose(History.of_curves(loss, loss, chance=CHANCE, start=2.3))

@@ -1,5 +1,6 @@
 import io
 import os
+import re
 from functools import partial
 from pathlib import Path
 
@@ -232,6 +233,28 @@ def test_the_state_is_plain_and_recognises_other_data(tmp_path):
 def test_a_bad_setting_is_named(settings, message):
     with pytest.raises(DataError, match=message):
         module(**settings)
+
+
+LONE = [0, 1] * 20 + [2]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            splits(train=images(41, labels=LONE)),
+            r"no image of class 'c' \(a class of one image keeps it for training\)\. It is trained on, but nothing ",
+        ),
+        (splits(val=images(4, labels=[0, 1, 0, 1])), r"no image of class 'c'\. It is trained on"),
+        (splits(train=images(42, labels=[*LONE, 2])), None),
+    ],
+)
+def test_a_class_that_nothing_validates_is_named_once(raw, message, recwarn):
+    data = module(raw)
+    data.prepare()
+    said = [str(w.message) for w in recwarn if "class" in str(w.message)]
+    assert len(said) == (message is not None)
+    assert message is None or re.search(message, said[0])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""Which training the lines below a run's table propose: the one the verdict is about, and none it speaks against."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lr_lightning.app.config import Config
+from lr_lightning.app.summary import print_summary
+from lr_lightning.diagnosis import Verdict
+
+OVER = Verdict("overfitting", "", 7.0, {"epochs": 30.0, "lr": 0.0, "peak_lr": 0.1}, ("Shorten: ...",))
+STARTED = ["schedule=constant", "trainer.max_epochs=30"]
+
+
+def proposed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines that train, without the path of the script."""
+    lines = capsys.readouterr().out.splitlines()
+    return [line for line in lines if line.startswith(("train on:", "a shorter one:"))]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words", "expected"),
+    [
+        (None, STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
+        (Verdict("healthy"), STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
+        (OVER, STARTED, ["a shorter one:  python train.py schedule=constant trainer.max_epochs=14"]),
+        (OVER, ["-m", *STARTED], []),  # the overrides are those of several runs
+        (OVER, ["resume=run"], []),
+        (Verdict("overfitting", "memorised", 7.0, OVER.evidence), STARTED, []),
+        (Verdict("collapsed"), STARTED, []),
+        (Verdict("underfitting", "limited"), STARTED, []),
+    ],
+)
+def test_no_training_is_proposed_that_the_verdict_speaks_against(
+    configured: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verdict: Verdict | None,
+    words: list[str],
+    expected: list[str],
+) -> None:
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    print_summary(configured(*STARTED), Path("run"), None, {"steps": 900.0}, verdict)
+    assert proposed(capsys) == expected
+
+
+def test_a_run_limited_by_steps_is_shortened_in_steps(
+    configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAKELEVEL", "1")
+    monkeypatch.setattr(sys, "argv", ["train.py", "trainer.max_steps=900"])
+    print_summary(configured("trainer.max_steps=900"), Path("run"), None, {"steps": 900.0}, OVER)
+    assert proposed(capsys) == ['a shorter one:  make train ARGS="trainer.max_steps=420"']
