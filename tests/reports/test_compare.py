@@ -238,6 +238,14 @@ def test_the_name_of_a_group_is_a_rounded_rate(runs: Runs, comparison: Compare) 
     assert "1.10" in names
 
 
+def test_what_some_run_has_or_nobody_asked_for_is_no_error(runs: Runs, comparison: Compare) -> None:
+    runs.add("other", {"val/acc": [(0, 0.5)]})
+    assert set(table(comparison(log_run=False))) == {"(no schedule)"}
+    assert set(table(comparison(by_varied=["callbacks"], log_run=False))) == {"(no callbacks)"}
+    runs.train("cosine", 0, 0.9)
+    assert set(table(comparison(by=["schedule"], log_run=False))) == {"(no schedule)", "cosine"}
+
+
 def test_lengths_that_differ_are_said(runs: Runs, comparison: Compare) -> None:
     runs.train("cosine", 0, 0.9, steps=40)
     runs.train("constant", 0, 0.9, steps=80)
@@ -317,6 +325,13 @@ def test_the_comparison_is_a_run_of_its_own_that_is_never_compared(
         ({"target": "val/acc"}, r"^--target: target must be a metric, one of"),
         ({"target": "val/f1>=0.9"}, r"^--target: no run has a metric 'val/f1'\. They have: lr/group0, .*val/acc"),
         ({"metric": "val/f1"}, r"^--metric: no run has a metric 'val/f1'\. They have: lr/group0"),
+        (
+            {"by": ["seed", "schedul"]},
+            r"^--by: no run has a tag or param 'schedul'\. Did you mean 'schedule'\? Tags: schedule, seed\. "
+            r"Params: data\.batch_size, .*trainer\.max_epochs\.$",
+        ),
+        ({"by": ["data.batchsize"]}, r"no run has .* 'data.batchsize'\. Did you mean 'data.batch_size'\?"),
+        ({"by": ["zzz"]}, r"no run has a tag or param 'zzz'\. Tags: "),
         ({"against": "wsd"}, r"^--against: there is no group 'wsd'\. Groups: cosine\."),
     ],
 )
