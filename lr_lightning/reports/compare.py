@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lr_lightning.diagnosis.cost import Target, parse_target
-from lr_lightning.reports import names, page, pictures, publish, tables, words
+from lr_lightning.reports import data_sets, names, page, pictures, publish, tables, words
 from lr_lightning.reports.figures import all_figures
 from lr_lightning.reports.groups import Outcome, compare_measured
 from lr_lightning.reports.measure import measure, unknown_key, value_of
@@ -129,7 +129,8 @@ def compare(request: Request) -> Comparison:
         raise CompareError(
             f"there is no group {against!r}. Groups: {', '.join(sorted({m.group for m in measured}))}.", "against"
         )
-    outcome = compare_measured(measured, objective, against, higher_is_better=higher)
+    mixed = data_sets.mixed(measured, request.keys, request.filter_string)
+    outcome = compare_measured(measured, objective, against, higher_is_better=higher, mixed=mixed)
     looks = styles(group.name for group in outcome.groups)
     figures = all_figures(outcome, looks, request.keys)
     name = ", ".join(chosen)

@@ -83,6 +83,8 @@ def headline(outcome: Outcome) -> str:
     counted = [group for group in outcome.groups if group.counted]
     if outcome.objective is None or not counted:
         return "No finished run has a validation metric, so there is nothing to rank."
+    if outcome.mixed:
+        return outcome.mixed
     best = counted[0]
     compared = {name for c in outcome.comparisons for name in (c.better, c.worse)}
     if not any(best.name in (c.better, c.worse) for c in outcome.comparisons):

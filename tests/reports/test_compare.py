@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,46 @@ def test_what_else_varies_in_a_group_is_said_and_grouping_by_it_helps(runs: Runs
         "schedule.name": ["constant", "cosine"],
         "seed": ["0", "1"],
     }
+
+
+FOLDER = {"data.name": "image_folder", "data.root": "/data/images"}
+
+
+@pytest.mark.parametrize(
+    ("other", "keys", "said"),
+    [
+        (FOLDER, "data.name", "2 data sets, digits (18 runs), image_folder (17 runs)"),
+        (
+            {"data.name": "digits", "data.root": "/a $1 'b'"},
+            "data.root",
+            "2 data sets, digits (18 runs), digits data.root=/a $1 'b' (17 runs)",
+        ),
+    ],
+)
+def test_no_winner_and_no_good_rates_over_several_data_sets(
+    runs: Runs, comparison: Compare, other: dict[str, str], keys: str, said: str
+) -> None:
+    for schedule, rate, seed in itertools.product(
+        ("cosine", "constant", "wsd"), (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), (0,)
+    ):
+        runs.train(schedule, seed, 0.95 - rate / 10, lr=rate, params={"data.name": "digits"})
+        lost = {"status": "FAILED"} if (schedule, rate, seed) == ("wsd", 0.1, 0) else {}
+        runs.train(schedule, seed, 0.2, lr=rate, params=other, **lost)
+    done = comparison(log_run=False)
+    headline = words.headline(done.outcome)
+    assert headline.startswith(f"No winner can be named: the runs are of {said}, and")
+    assert not done.outcome.comparisons
+    assert not done.good_rates
+    assert "told apart" not in page(done).split("How this was computed")[0]
+    (option,) = re.findall(r'--filter (".*"), or', headline)
+    (by,) = re.findall(r"--by (\S+)$", headline)
+    assert by == f"{keys},schedule"
+    given = subprocess.run(["bash", "-c", f"printf %s {option}"], capture_output=True, text=True, check=True).stdout
+    one = comparison(log_run=False, filter_string=given)
+    assert sum(len(group.runs) for group in one.outcome.groups) == 18
+    assert not one.outcome.mixed
+    assert one.good_rates
+    assert not comparison(log_run=False, by=by.split(",")).outcome.mixed
 
 
 def test_a_lower_loss_decides_where_there_is_no_accuracy(runs: Runs, comparison: Compare) -> None:
