@@ -86,7 +86,7 @@ def render(
                 "id": figure.id,
                 "title": figure.title,
                 "note": figure.note,
-                "height": 80 + 240 * len(figure.panels),
+                "height": 104 + 240 * len(figure.panels),
                 "legend": _own_legend(figure),
             }
             for figure in drawn

@@ -55,7 +55,9 @@
     const n = figure.panels.length;
     const made = { showlegend: false, hovermode: "closest", paper_bgcolor: "rgba(0,0,0,0)", uirevision: state.axis,
       plot_bgcolor: "rgba(0,0,0,0)", font: { color: variable("--fg"), size: narrow.matches ? 11 : 13 },
-      margin: { l: 50, r: 12, t: 8, b: 40 }, dragmode: narrow.matches ? false : "zoom",
+      // The buttons have a strip above the data; Plotly would make them a colour of the page's, which is none: black.
+      margin: { l: 50, r: 12, t: narrow.matches ? 8 : 32, b: 40 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: "#999999", activecolor: variable("--link") }, dragmode: narrow.matches ? false : "zoom",
       xaxis: { ...grid, anchor: n > 1 ? `y${n}` : "y", type: figure.log_x ? "log" : "linear", exponentformat: "e",
         title: { text: plain(figure.x_title || data.axes[figure.id === "cost" && state.axis === "fraction" ? "seconds" : state.axis]) } } };
     if (figure.id === "cost") made.xaxis.rangemode = "tozero";
