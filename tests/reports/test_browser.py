@@ -128,6 +128,27 @@ def test_a_script_in_a_name_is_shown_and_does_nothing(browser: Any, report: Path
     assert page.evaluate("window.owned === undefined")
 
 
+def test_a_logarithmic_axis_has_whole_powers_of_ten_until_it_is_zoomed(
+    browser: Any, runs: Runs, comparison: Callable[..., Comparison]
+) -> None:
+    for lr in (1e-4, 1e-3, 1e-2, 0.1):
+        runs.train("cosine", 0, 0.9, lr=lr, rows={"val/loss": [(9, 0.5), (39, 0.05)]})
+    opened = Opened(browser, offline=True)
+    page = opened.open(comparison(log_run=False).files[0])
+
+    def labels(figure: str, axis: str) -> list[str]:
+        found = page.locator(f"#figure-{figure} .{axis}tick text").all_text_contents()
+        return [text.replace("\u2212", "-") for text in found]
+
+    assert labels("sensitivity", "x") == ["1e-4", "1e-3", "0.01", "0.1"]
+    assert labels("means", "y2") == ["0.05", "0.1", "0.2", "0.5"]
+    page.evaluate("Plotly.relayout('figure-sensitivity', {'xaxis.range': [-2.7, -2.4]})")
+    wait_until(lambda: len(labels("sensitivity", "x")) > 1 and "0.003" in labels("sensitivity", "x"))
+    page.evaluate("Plotly.relayout('figure-sensitivity', {'xaxis.autorange': true})")
+    wait_until(lambda: labels("sensitivity", "x") == ["1e-4", "1e-3", "0.01", "0.1"])
+    assert not opened.errors
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
 def test_it_fits_the_screen_and_nothing_lies_over_the_data(
     browser: Any, report: Path, width: int, scheme: str, tmp_path: Path
