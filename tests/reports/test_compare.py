@@ -17,6 +17,7 @@ from scipy import stats
 from lr_lightning.app import compare as app_compare
 from lr_lightning.reports import tables, words
 from lr_lightning.reports.compare import CompareError, Comparison
+from lr_lightning.reports.terminal import print_outcome
 from lr_lightning.tracking import Store
 
 from .conftest import Runs
@@ -441,6 +442,29 @@ def test_the_time_to_a_target_is_in_every_terminal(
     assert "not reached by half" in " ".join(groups.split("│")).replace("\n", " ") or columns < 300
     for part in ("steps to", "seconds to", "30"):
         assert part in groups
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+@pytest.mark.parametrize("target", [None, "val/acc>=0.945"])
+def test_no_terminal_breaks_a_word(
+    runs: Runs, comparison: Compare, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    columns: int, target: str | None,
+) -> None:  # fmt: skip
+    for seed in range(2):
+        runs.train("cosine", seed, 0.95, lr=0.05, tags={"verdict": "inconclusive"})
+        runs.train("inverse_square_root", seed, 0.9, tags={"verdict": "inconclusive"})
+    done = comparison(log_run=False, by=["schedule", "optimizer.lr"], target=target)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_outcome(done.outcome, done.target, "title")
+    lines = capsys.readouterr().out.split("who won")[0].splitlines()
+    assert max(map(len, lines)) <= columns
+    known = tables.group_table(done.outcome, done.target)
+    words_known = {word for row in [known.columns, *known.rows] for cell in row for word in cell.split()}
+    shown = {word for line in lines[2:] for cell in re.split("[│┃]", line) for word in cell.split() if word.isascii()}
+    assert {word for word in shown if "…" not in word} - words_known == set()
+    assert {"best", "val/acc"} <= shown
+    assert not target or {"steps", "seconds", "val/acc>=0.945,"} <= shown
+    assert target or "inconclusive" in shown
 
 
 def test_the_default_experiment_or_the_only_one(runs: Runs, store: Store, comparison: Compare) -> None:
