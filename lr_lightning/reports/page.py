@@ -110,7 +110,7 @@ def _groups(outcome: Outcome, styles: dict[str, Style], target: Target | None) -
         "group_note": "Ordered by the mean, which is no finding by itself." if len(groups.rows) > 1 else "",
         "comparison_columns": pairs.columns,
         "comparison_rows": pairs.rows,
-        "no_comparison": words.plain(outcome.mixed) or "There are not two groups with finished runs to compare.",
+        "no_comparison": words.plain(words.not_compared(outcome)),
         "comparison_note": (
             "By the best validation value, not the test metric: choosing by the test set would use it up. "
             "An interval that leaves out 0 is no finding where there are too few seeds."

@@ -36,10 +36,12 @@ def print_outcome(outcome: Outcome, target: Target | None, title: str) -> None:
         title = "who won: pairs of groups, the better one first"
         if narrow:
             console.print(title)
-            for c in outcome.comparisons[:_MOST_ROWS]:
+            for c in words.worth_showing(outcome)[:_MOST_ROWS]:
                 console.print(f"  {words.plain(words.in_a_line(c))}", soft_wrap=True)
         else:
             _print(console, pairs, title, [])
+    if outcome.comparisons and (why := words.not_compared(outcome)):
+        console.print(words.plain(why), soft_wrap=True)
     console.print()
     console.print(words.plain(words.headline(outcome)), soft_wrap=True)
     for warning in outcome.warnings:

@@ -163,6 +163,30 @@ def test_two_seeds_say_that_six_are_needed(runs: Runs, comparison: Compare) -> N
     assert "not enough seeds to tell (n = 2, needs 6)" in page(done)
 
 
+def test_groups_of_one_seed_are_one_line_and_no_p(
+    runs: Runs, comparison: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, schedule in enumerate(("cosine", "constant", "wsd")):
+        runs.train(schedule, 0, 0.95 - 0.01 * i)
+    one = comparison(log_run=False)
+    line = "These groups have one seed to be compared by, from which nothing can be told; 7 seeds each are needed."
+    assert len(one.outcome.comparisons) == 3
+    assert not tables.comparison_table(one.outcome).rows
+    assert words.headline(one.outcome) == (
+        "No winner can be named. cosine has the best mean val/acc, 0.9500 (n = 1). cosine is 0.0100 ahead of constant "
+        "by one seed: not enough seeds to tell (n = 1, needs 7)."
+    )
+    app_compare.report(one)
+    said = capsys.readouterr().out
+    assert said.count(line) == page(one).count(line) == 1
+    assert "p = " not in said + page(one).split("The curves")[0]
+    runs.train("cosine", 1, 0.95)
+    runs.train("constant", 1, 0.94)
+    two = comparison(log_run=False)
+    assert [row[:2] for row in tables.comparison_table(two.outcome).rows] == [["cosine", "constant"]]
+    assert "Other groups have one seed to be compared by" in page(two)
+
+
 def test_every_kind_of_run_is_listed_and_none_breaks_it(runs: Runs, comparison: Compare) -> None:
     for seed in range(3):
         runs.train("cosine", seed, 0.95)
