@@ -13,7 +13,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--experiment", action="append", default=[], help="name of an MLflow experiment; may be given more than once")
     add("--by", help="tags or params that make the groups, such as schedule,optimizer.lr (schedule)")
-    add("--filter", default="", help="in MLflow's search language: \"params.`optimizer.lr` = '0.1'\"")
+    add("--filter", default="", help="in MLflow's search language: \"params.\\`optimizer.lr\\` = '0.1'\"")
     add("--target", help='what the time is taken to, such as "val/acc>=0.97"')
     add("--metric", help="the validation metric that decides (val/acc, else val/loss)")
     which = parser.add_mutually_exclusive_group()
