@@ -12,8 +12,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--experiment", action="append", default=[], help="name of an MLflow experiment; may be given more than once")
-    add("--by", default="schedule", help="tags or params that make the groups, such as schedule,optimizer.lr")
-    add("--filter", default="", help="in MLflow's search language: \"params.`optimizer.lr` = '0.1'\"")
+    add("--by", help="tags or params that make the groups, such as schedule,optimizer.lr (schedule)")
+    add("--filter", default="", help="in MLflow's search language: \"params.\\`optimizer.lr\\` = '0.1'\"")
     add("--target", help='what the time is taken to, such as "val/acc>=0.97"')
     add("--metric", help="the validation metric that decides (val/acc, else val/loss)")
     which = parser.add_mutually_exclusive_group()
@@ -39,7 +39,7 @@ def main() -> int:
         given.uri,
         given.out,
         experiments=given.experiment,
-        by=[key.strip() for key in given.by.split(",") if key.strip()],
+        by=None if given.by is None else [key.strip() for key in given.by.split(",") if key.strip()],
         filter_string=given.filter,
         target=given.target,
         metric=given.metric,

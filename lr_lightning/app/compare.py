@@ -27,7 +27,7 @@ def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, br
         The exit status: 0; 1 if the store does not answer; 2 for bad input or nothing to compare.
     """
     try:
-        if not asked.get("by", True):
+        if asked.get("by") == []:
             raise CompareError("name at least one tag or param, such as schedule.", "by")
         done = compare(Request(open_store(root, uri), out.expanduser().absolute(), **asked))
     except CompareError as e:

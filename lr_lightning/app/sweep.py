@@ -81,7 +81,7 @@ def compare_sweep(
             config.tracking.uri,
             Path(config.output_root),
             experiments=experiments,
-            by=by,
+            by_varied=by,
             filter_string=f"tags.sweep = '{sweep}'",
             after_sweep=True,
             brief=brief,

@@ -9,10 +9,10 @@ from datetime import datetime
 from pathlib import Path
 
 from lr_lightning.diagnosis.cost import Target, parse_target
-from lr_lightning.reports import names, page, pictures, publish, tables, words
+from lr_lightning.reports import data_sets, names, page, pictures, publish, tables, words
 from lr_lightning.reports.figures import all_figures
 from lr_lightning.reports.groups import Outcome, compare_measured
-from lr_lightning.reports.measure import measure
+from lr_lightning.reports.measure import measure, unknown_key, value_of
 from lr_lightning.tracking import Rejected, Store, StoreUnavailable, TrackingError
 from lr_lightning.tracking.colours import styles
 from lr_lightning.tracking.runs import Run, experiments, read_curves, read_runs
@@ -49,7 +49,9 @@ class Request:
         store: Where the runs are.
         output_root: Where the comparison's folder is made.
         experiments: Names of experiments; none for the default one, or the only one with runs.
-        by: Tags or params whose values make the groups.
+        by: Tags or params whose values make the groups, each of which at least one run must have; None for the
+            schedule, which no run need have.
+        by_varied: What a multirun varied, in place of ``by``: a run may well have recorded none of it.
         filter_string: In MLflow's search language.
         target: Such as ``val/acc>=0.97``, or nothing.
         metric: The validation metric that decides, or nothing for ``val/acc``, else ``val/loss``.
@@ -62,7 +64,8 @@ class Request:
     store: Store
     output_root: Path
     experiments: Sequence[str] = ()
-    by: Sequence[str] = ("schedule",)
+    by: Sequence[str] | None = None
+    by_varied: Sequence[str] = ()
     filter_string: str = ""
     target: str | None = None
     metric: str | None = None
@@ -70,6 +73,11 @@ class Request:
     against: str | None = None
     log_run: bool = True
     server: str | None = None
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """What makes the groups."""
+        return self.by or self.by_varied or ("schedule",)
 
 
 @dataclass
@@ -106,23 +114,27 @@ def compare(request: Request) -> Comparison:
     target = _target(request.target)
     chosen = _experiments(request)
     runs, left = _runs(request, chosen)
+    for key in request.by or ():
+        if not any(value_of(run, key) for run in runs):
+            raise CompareError(unknown_key(runs, key), "by")
     objective = _objective(request.metric, runs)
     higher = _higher_is_better(request, objective)
     keys = [*names.READ, *([objective] if objective else []), *([target.metric] if target else [])]
     _read(request.store, runs, keys)
     if target and not any(names.find(target.metric, run.last) for run in runs):
         raise CompareError(f"no run has a metric {target.metric!r}. {_metrics(runs)}", "target")
-    measured = [measure(run, request.by, objective, target, higher_is_better=higher) for run in runs]
+    measured = [measure(run, request.keys, objective, target, higher_is_better=higher) for run in runs]
     against = request.against
     if against is not None and against not in {m.group for m in measured}:
         raise CompareError(
             f"there is no group {against!r}. Groups: {', '.join(sorted({m.group for m in measured}))}.", "against"
         )
-    outcome = compare_measured(measured, objective, against, higher_is_better=higher)
+    mixed = data_sets.mixed(measured, request.keys, request.filter_string)
+    outcome = compare_measured(measured, objective, against, higher_is_better=higher, mixed=mixed)
     looks = styles(group.name for group in outcome.groups)
-    figures = all_figures(outcome, looks, request.by)
+    figures = all_figures(outcome, looks, request.keys)
     name = ", ".join(chosen)
-    title = f"{name}: {len(runs)} runs by {', '.join(request.by)}"
+    title = f"{name}: {len(runs)} runs by {', '.join(request.keys)}"
     done = Comparison(outcome, target, publish.new_folder(request.output_root / "compare", name), words.plain(title))
     done.good_rates = [text for figure in figures for text in figure.good_rates]
     server = (request.server or _server_of(request.store)).rstrip("/")
@@ -243,7 +255,7 @@ def _log(request: Request, chosen: dict[str, str], done: Comparison, server: str
             request.store,
             experiment_id,
             done.folder,
-            by=", ".join(request.by),
+            by=", ".join(request.keys),
             filter_string=request.filter_string,
             headline=words.plain(words.headline(done.outcome)),
             runs=sum(len(group.runs) for group in done.outcome.groups),

@@ -105,6 +105,7 @@ class Outcome:
         varying: Params that differ between runs, name to the values there are.
         warnings: What makes the comparison less than it seems.
         higher_is_better: Which direction of the objective is better.
+        mixed: Why the groups are not comparable, and what to do, or nothing. Then none is compared.
     """
 
     objective: str | None
@@ -113,10 +114,16 @@ class Outcome:
     varying: dict[str, list[str]]
     warnings: list[str]
     higher_is_better: bool = True
+    mixed: str = ""
 
 
 def compare_measured(
-    measured: Sequence[Measured], objective: str | None, against: str | None, *, higher_is_better: bool = True
+    measured: Sequence[Measured],
+    objective: str | None,
+    against: str | None,
+    *,
+    higher_is_better: bool = True,
+    mixed: str = "",
 ) -> Outcome:
     """Group measured runs and compare the groups by the best value of the objective.
 
@@ -129,6 +136,7 @@ def compare_measured(
         objective: The metric that decides, or None.
         against: A group chosen beforehand, or None.
         higher_is_better: Which direction of the objective is better.
+        mixed: Why the groups are not comparable, if they are not.
     """
     by_name: dict[str, Group] = {}
     for m in measured:
@@ -141,13 +149,13 @@ def compare_measured(
 
     groups = sorted(by_name.values(), key=rank)
     comparisons = compare_groups(
-        {group.name: group.results(-sign * math.inf) for group in groups} if objective else {},
+        {group.name: group.results(-sign * math.inf) for group in groups} if objective and not mixed else {},
         higher_is_better=higher_is_better,
         against=against,
         leader_only=len(groups) > _MANY,
     )
     varying = varying_params(measured)
-    return Outcome(objective, groups, comparisons, varying, _warnings(groups, varying), higher_is_better)
+    return Outcome(objective, groups, comparisons, varying, _warnings(groups, varying), higher_is_better, mixed)
 
 
 def varying_params(measured: Sequence[Measured]) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """What one run comes down to: its group, its seed, its results, and why it does or does not count."""
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from lr_lightning.reports.axes import RunAxes
 from lr_lightning.tracking.runs import Curve, Run
 
 NAN = math.nan
+_MOST_KEYS = 40
 
 
 @dataclass(eq=False)
@@ -126,6 +128,21 @@ def value_of(run: Run, key: str) -> str:
         if found:
             return found
     return ""
+
+
+def unknown_key(runs: Sequence[Run], key: str) -> str:
+    """That no run has a tag or param, which one may be meant, and which there are."""
+    tags = {name for run in runs for name in run.tags if not name.startswith("mlflow.")}
+    params = {name for run in runs for name in run.params}
+    choices = {name.removesuffix(".name") for name in params}
+    close = difflib.get_close_matches(key, sorted(tags | params | choices), n=1)
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    return f"no run has a tag or param {key!r}.{meant} Tags: {_listed(tags)}. Params: {_listed(params)}."
+
+
+def _listed(keys: set[str]) -> str:
+    more = f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else ""
+    return (", ".join(sorted(keys)[:_MOST_KEYS]) or "none") + more
 
 
 def seed_of(run: Run) -> str:

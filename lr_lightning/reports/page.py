@@ -86,7 +86,7 @@ def render(
                 "id": figure.id,
                 "title": figure.title,
                 "note": figure.note,
-                "height": 80 + 240 * len(figure.panels),
+                "height": 104 + 240 * len(figure.panels),
                 "legend": _own_legend(figure),
             }
             for figure in drawn
@@ -110,6 +110,7 @@ def _groups(outcome: Outcome, styles: dict[str, Style], target: Target | None) -
         "group_note": "Ordered by the mean, which is no finding by itself." if len(groups.rows) > 1 else "",
         "comparison_columns": pairs.columns,
         "comparison_rows": pairs.rows,
+        "no_comparison": words.plain(words.not_compared(outcome)),
         "comparison_note": (
             "By the best validation value, not the test metric: choosing by the test set would use it up. "
             "An interval that leaves out 0 is no finding where there are too few seeds."

@@ -89,7 +89,7 @@ def _recorded_target(group: Group, unit: str) -> str:
 
 
 def comparison_table(outcome: Outcome) -> Table:
-    """Pairs of groups; the better one first."""
+    """Pairs of groups that share more than one seed; the better one first."""
     columns = [
         *("better", "than", f"mean difference in best {words.plain(outcome.objective or '')}", "95 % interval"),
         *("n", "better in", "p", "adjusted p", "finding"),
@@ -106,7 +106,7 @@ def comparison_table(outcome: Outcome) -> Table:
             words.p_value(c.adjusted),
             words.finding(c),
         ]
-        for c in outcome.comparisons
+        for c in words.worth_showing(outcome)
     ]
     return Table(columns, rows)
 

@@ -137,7 +137,8 @@ def sensitivity(outcome: Outcome, looks: dict[str, Style], by: Sequence[str]) ->
     for name, line in every.items():
         if name in own:
             _add_lost(figure, name, line, own[name])
-    _add_bands(figure, lines, own, outcome.higher_is_better)
+    if not outcome.mixed:
+        _add_bands(figure, lines, own, outcome.higher_is_better)
     return figure
 
 

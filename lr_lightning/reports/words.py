@@ -68,6 +68,25 @@ def diverged(c: Comparison) -> str:
     return ", ".join(f"{name}: {lost} of {size} diverged" for name, lost, size in sides if lost)
 
 
+def worth_showing(outcome: Outcome) -> list[Comparison]:
+    """The comparisons of more than one seed: of one, there is no test."""
+    return [c for c in outcome.comparisons if c.n > 1]
+
+
+def not_compared(outcome: Outcome) -> str:
+    """Why there are no comparisons, or not all, in one line; nothing where all are shown."""
+    if outcome.mixed:
+        return outcome.mixed
+    if not outcome.comparisons:
+        return "There are not two groups with finished runs to compare."
+    few = [c for c in outcome.comparisons if c.n < 2]
+    if not few:
+        return ""
+    what = f"{'These' if len(few) == len(outcome.comparisons) else 'Other'} groups"
+    needs = max(c.needs for c in few)
+    return f"{what} have one seed to be compared by, from which nothing can be told; {needs} seeds each are needed."
+
+
 def in_a_line(c: Comparison) -> str:
     """A comparison in short."""
     ci = "" if math.isnan(c.low) else f" ({interval(c)})"
@@ -83,6 +102,8 @@ def headline(outcome: Outcome) -> str:
     counted = [group for group in outcome.groups if group.counted]
     if outcome.objective is None or not counted:
         return "No finished run has a validation metric, so there is nothing to rank."
+    if outcome.mixed:
+        return outcome.mixed
     best = counted[0]
     compared = {name for c in outcome.comparisons for name in (c.better, c.worse)}
     if not any(best.name in (c.better, c.worse) for c in outcome.comparisons):
@@ -114,6 +135,8 @@ def _ahead(c: Comparison) -> str:
     lead = f"is {difference(c)} ahead of" if c.difference >= 5e-5 else "is level with"
     if any(c.diverged):  # the difference of the survivors would say the opposite, or nothing
         lead = "ranks before" if c.p < 1 else "is level with"
+    if c.n < 2:
+        return f"{c.better} {lead} {c.worse} by one {'seed' if c.paired else 'run'}: {finding(c)}."
     ps = f"{p_equals('p', c.p)}, {p_equals('adjusted', c.adjusted)}"
     return f"{c.better} {lead} {c.worse} ({seeds}{ci}, {ps}): {finding(c)}."
 

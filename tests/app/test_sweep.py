@@ -49,7 +49,7 @@ def test_runs_are_grouped_by_what_was_varied(
         sweep.add(configured(*overrides), overrides, "s1", number)
     sweep.compare()
     (call,) = asked.calls
-    assert (call["by"], call["filter_string"]) == (by, "tags.sweep = 's1'")
+    assert (call["by_varied"], call["filter_string"]) == (by, "tags.sweep = 's1'")
     assert call["experiments"] == ["lr_lightning"]
 
 

@@ -90,7 +90,7 @@ def report(runs: Runs, comparison: Callable[..., Comparison]) -> Path:
         runs.train("constant", seed, 0.9)
         runs.train(SCRIPT, seed, 0.8, name=SCRIPT, params={"note": IMAGE})
     runs.train("cosine", 3, 0.9, name=IMAGE, status="FAILED")
-    return comparison(log_run=False).files[0]
+    return comparison(log_run=False, target="val/acc>=0.9").files[0]
 
 
 def test_the_report_opens_without_a_network_and_answers_clicks(browser: Any, report: Path) -> None:
@@ -128,7 +128,28 @@ def test_a_script_in_a_name_is_shown_and_does_nothing(browser: Any, report: Path
     assert page.evaluate("window.owned === undefined")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+def test_a_logarithmic_axis_has_whole_powers_of_ten_until_it_is_zoomed(
+    browser: Any, runs: Runs, comparison: Callable[..., Comparison]
+) -> None:
+    for lr in (1e-4, 1e-3, 1e-2, 0.1):
+        runs.train("cosine", 0, 0.9, lr=lr, rows={"val/loss": [(9, 0.5), (39, 0.05)]})
+    opened = Opened(browser, offline=True)
+    page = opened.open(comparison(log_run=False).files[0])
+
+    def labels(figure: str, axis: str) -> list[str]:
+        found = page.locator(f"#figure-{figure} .{axis}tick text").all_text_contents()
+        return [text.replace("\u2212", "-") for text in found]
+
+    assert labels("sensitivity", "x") == ["1e-4", "1e-3", "0.01", "0.1"]
+    assert labels("means", "y2") == ["0.05", "0.1", "0.2", "0.5"]
+    page.evaluate("Plotly.relayout('figure-sensitivity', {'xaxis.range': [-2.7, -2.4]})")
+    wait_until(lambda: len(labels("sensitivity", "x")) > 1 and "0.003" in labels("sensitivity", "x"))
+    page.evaluate("Plotly.relayout('figure-sensitivity', {'xaxis.autorange': true})")
+    wait_until(lambda: labels("sensitivity", "x") == ["1e-4", "1e-3", "0.01", "0.1"])
+    assert not opened.errors
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
 def test_it_fits_the_screen_and_nothing_lies_over_the_data(
     browser: Any, report: Path, width: int, scheme: str, tmp_path: Path
 ) -> None:
@@ -143,6 +164,17 @@ def test_it_fits_the_screen_and_nothing_lies_over_the_data(
         "getComputedStyle(document.body).color]"
     )
     assert colours[0] == colours[1]
+    if width > 600:
+        groups = page.locator(".wide:has(#groups)")
+        assert groups.evaluate("e => e.scrollWidth <= e.clientWidth")
+        bar = page.locator("#figure-means .modebar")
+        assert bar.evaluate("e => getComputedStyle(e).opacity") == "0"
+        page.locator("#figure-means .nsewdrag").last.hover()
+        wait_until(lambda: bar.evaluate("e => getComputedStyle(e).opacity") == "1")
+        group = page.locator("#figure-means .modebar-group").first
+        assert group.evaluate("e => getComputedStyle(e).backgroundColor") == "rgba(0, 0, 0, 0)"
+        top = page.locator("#figure-means .nsewdrag").first.bounding_box()
+        assert bar.bounding_box()["y"] + bar.bounding_box()["height"] <= top["y"]
     page.screenshot(path=tmp_path / "report.png", full_page=True)
     assert not opened.errors
 

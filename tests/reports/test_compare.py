@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from scipy import stats
 from lr_lightning.app import compare as app_compare
 from lr_lightning.reports import tables, words
 from lr_lightning.reports.compare import CompareError, Comparison
+from lr_lightning.reports.terminal import print_outcome
 from lr_lightning.tracking import Store
 
 from .conftest import Runs
@@ -161,6 +163,30 @@ def test_two_seeds_say_that_six_are_needed(runs: Runs, comparison: Compare) -> N
     assert "not enough seeds to tell (n = 2, needs 6)" in page(done)
 
 
+def test_groups_of_one_seed_are_one_line_and_no_p(
+    runs: Runs, comparison: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, schedule in enumerate(("cosine", "constant", "wsd")):
+        runs.train(schedule, 0, 0.95 - 0.01 * i)
+    one = comparison(log_run=False)
+    line = "These groups have one seed to be compared by, from which nothing can be told; 7 seeds each are needed."
+    assert len(one.outcome.comparisons) == 3
+    assert not tables.comparison_table(one.outcome).rows
+    assert words.headline(one.outcome) == (
+        "No winner can be named. cosine has the best mean val/acc, 0.9500 (n = 1). cosine is 0.0100 ahead of constant "
+        "by one seed: not enough seeds to tell (n = 1, needs 7)."
+    )
+    app_compare.report(one)
+    said = capsys.readouterr().out
+    assert said.count(line) == page(one).count(line) == 1
+    assert "p = " not in said + page(one).split("The curves")[0]
+    runs.train("cosine", 1, 0.95)
+    runs.train("constant", 1, 0.94)
+    two = comparison(log_run=False)
+    assert [row[:2] for row in tables.comparison_table(two.outcome).rows] == [["cosine", "constant"]]
+    assert "Other groups have one seed to be compared by" in page(two)
+
+
 def test_every_kind_of_run_is_listed_and_none_breaks_it(runs: Runs, comparison: Compare) -> None:
     for seed in range(3):
         runs.train("cosine", seed, 0.95)
@@ -238,6 +264,14 @@ def test_the_name_of_a_group_is_a_rounded_rate(runs: Runs, comparison: Compare) 
     assert "1.10" in names
 
 
+def test_what_some_run_has_or_nobody_asked_for_is_no_error(runs: Runs, comparison: Compare) -> None:
+    runs.add("other", {"val/acc": [(0, 0.5)]})
+    assert set(table(comparison(log_run=False))) == {"(no schedule)"}
+    assert set(table(comparison(by_varied=["callbacks"], log_run=False))) == {"(no callbacks)"}
+    runs.train("cosine", 0, 0.9)
+    assert set(table(comparison(by=["schedule"], log_run=False))) == {"(no schedule)", "cosine"}
+
+
 def test_lengths_that_differ_are_said(runs: Runs, comparison: Compare) -> None:
     runs.train("cosine", 0, 0.9, steps=40)
     runs.train("constant", 0, 0.9, steps=80)
@@ -265,6 +299,46 @@ def test_what_else_varies_in_a_group_is_said_and_grouping_by_it_helps(runs: Runs
         "schedule.name": ["constant", "cosine"],
         "seed": ["0", "1"],
     }
+
+
+FOLDER = {"data.name": "image_folder", "data.root": "/data/images"}
+
+
+@pytest.mark.parametrize(
+    ("other", "keys", "said"),
+    [
+        (FOLDER, "data.name", "2 data sets, digits (18 runs), image_folder (17 runs)"),
+        (
+            {"data.name": "digits", "data.root": "/a $1 'b'"},
+            "data.root",
+            "2 data sets, digits (18 runs), digits data.root=/a $1 'b' (17 runs)",
+        ),
+    ],
+)
+def test_no_winner_and_no_good_rates_over_several_data_sets(
+    runs: Runs, comparison: Compare, other: dict[str, str], keys: str, said: str
+) -> None:
+    for schedule, rate, seed in itertools.product(
+        ("cosine", "constant", "wsd"), (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), (0,)
+    ):
+        runs.train(schedule, seed, 0.95 - rate / 10, lr=rate, params={"data.name": "digits"})
+        lost = {"status": "FAILED"} if (schedule, rate, seed) == ("wsd", 0.1, 0) else {}
+        runs.train(schedule, seed, 0.2, lr=rate, params=other, **lost)
+    done = comparison(log_run=False)
+    headline = words.headline(done.outcome)
+    assert headline.startswith(f"No winner can be named: the runs are of {said}, and")
+    assert not done.outcome.comparisons
+    assert not done.good_rates
+    assert "told apart" not in page(done).split("How this was computed")[0]
+    (option,) = re.findall(r'--filter (".*"), or', headline)
+    (by,) = re.findall(r"--by (\S+)$", headline)
+    assert by == f"{keys},schedule"
+    given = subprocess.run(["bash", "-c", f"printf %s {option}"], capture_output=True, text=True, check=True).stdout
+    one = comparison(log_run=False, filter_string=given)
+    assert sum(len(group.runs) for group in one.outcome.groups) == 18
+    assert not one.outcome.mixed
+    assert one.good_rates
+    assert not comparison(log_run=False, by=by.split(",")).outcome.mixed
 
 
 def test_a_lower_loss_decides_where_there_is_no_accuracy(runs: Runs, comparison: Compare) -> None:
@@ -317,6 +391,13 @@ def test_the_comparison_is_a_run_of_its_own_that_is_never_compared(
         ({"target": "val/acc"}, r"^--target: target must be a metric, one of"),
         ({"target": "val/f1>=0.9"}, r"^--target: no run has a metric 'val/f1'\. They have: lr/group0, .*val/acc"),
         ({"metric": "val/f1"}, r"^--metric: no run has a metric 'val/f1'\. They have: lr/group0"),
+        (
+            {"by": ["seed", "schedul"]},
+            r"^--by: no run has a tag or param 'schedul'\. Did you mean 'schedule'\? Tags: schedule, seed\. "
+            r"Params: data\.batch_size, .*trainer\.max_epochs\.$",
+        ),
+        ({"by": ["data.batchsize"]}, r"no run has .* 'data.batchsize'\. Did you mean 'data.batch_size'\?"),
+        ({"by": ["zzz"]}, r"no run has a tag or param 'zzz'\. Tags: "),
         ({"against": "wsd"}, r"^--against: there is no group 'wsd'\. Groups: cosine\."),
     ],
 )
@@ -385,6 +466,29 @@ def test_the_time_to_a_target_is_in_every_terminal(
     assert "not reached by half" in " ".join(groups.split("│")).replace("\n", " ") or columns < 300
     for part in ("steps to", "seconds to", "30"):
         assert part in groups
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+@pytest.mark.parametrize("target", [None, "val/acc>=0.945"])
+def test_no_terminal_breaks_a_word(
+    runs: Runs, comparison: Compare, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    columns: int, target: str | None,
+) -> None:  # fmt: skip
+    for seed in range(2):
+        runs.train("cosine", seed, 0.95, lr=0.05, tags={"verdict": "inconclusive"})
+        runs.train("inverse_square_root", seed, 0.9, tags={"verdict": "inconclusive"})
+    done = comparison(log_run=False, by=["schedule", "optimizer.lr"], target=target)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_outcome(done.outcome, done.target, "title")
+    lines = capsys.readouterr().out.split("who won")[0].splitlines()
+    assert max(map(len, lines)) <= columns
+    known = tables.group_table(done.outcome, done.target)
+    words_known = {word for row in [known.columns, *known.rows] for cell in row for word in cell.split()}
+    shown = {word for line in lines[2:] for cell in re.split("[│┃]", line) for word in cell.split() if word.isascii()}
+    assert {word for word in shown if "…" not in word} - words_known == set()
+    assert {"best", "val/acc"} <= shown
+    assert not target or {"steps", "seconds", "val/acc>=0.945,"} <= shown
+    assert target or "inconclusive" in shown
 
 
 def test_the_default_experiment_or_the_only_one(runs: Runs, store: Store, comparison: Compare) -> None:

@@ -55,7 +55,9 @@
     const n = figure.panels.length;
     const made = { showlegend: false, hovermode: "closest", paper_bgcolor: "rgba(0,0,0,0)", uirevision: state.axis,
       plot_bgcolor: "rgba(0,0,0,0)", font: { color: variable("--fg"), size: narrow.matches ? 11 : 13 },
-      margin: { l: 50, r: 12, t: 8, b: 40 }, dragmode: narrow.matches ? false : "zoom",
+      // The buttons have a strip above the data; Plotly would make them a colour of the page's, which is none: black.
+      margin: { l: 50, r: 12, t: narrow.matches ? 8 : 32, b: 40 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: "#999999", activecolor: variable("--link") }, dragmode: narrow.matches ? false : "zoom",
       xaxis: { ...grid, anchor: n > 1 ? `y${n}` : "y", type: figure.log_x ? "log" : "linear", exponentformat: "e",
         title: { text: plain(figure.x_title || data.axes[figure.id === "cost" && state.axis === "fraction" ? "seconds" : state.axis]) } } };
     if (figure.id === "cost") made.xaxis.rangemode = "tozero";
@@ -67,6 +69,24 @@
         domain: [Math.max(0, 1 - (i + 1) / n + (i < n - 1 ? gap : 0)), 1 - i / n], exponentformat: "e" };
     });
     return made;
+  }
+
+  // Powers of ten alone, where two are in view; Plotly's single digits between them are hard to read and overlap. In a
+  // shorter range ticks are at 1, 2 and 5 or closer, and written in full. What is in view is known only when it is drawn,
+  // and changes with a zoom.
+  function ticks(plot) {
+    const change = {};
+    for (const name of Object.keys(plot.layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
+      const axis = plot.layout[name];
+      if (axis.type !== "log" || !axis.range) continue;
+      const [low, high] = [...axis.range].sort((a, b) => a - b);
+      const powers = Math.floor(high) - Math.ceil(low) + 1;
+      const dtick = powers >= 2 ? Math.ceil(powers / 8) : high - low > 0.5 ? "D2" : null;
+      const wanted = { dtick, tickmode: dtick ? "linear" : "auto", tickformat: powers >= 2 ? "" : ".3~g" };
+      for (const [key, value] of Object.entries(wanted))
+        if ((axis[key] ?? null) !== value) change[`${name}.${key}`] = value;
+    }
+    return Object.keys(change).length ? Plotly.relayout(plot, change) : plot;
   }
 
   function draw(figure) {
@@ -81,8 +101,12 @@
     }
     document.getElementById(`missing-${figure.id}`).textContent =
       missing ? `${missing} of ${figure.traces.length} curves have no place on this axis: what it needs was not recorded.` : "";
+    const first = !document.querySelector(`#figure-${figure.id}.js-plotly-plot`);
     return Plotly.react(`figure-${figure.id}`, traces, layout(figure), { responsive: true, displaylogo: false,
-      displayModeBar: narrow.matches ? false : "hover" });
+      displayModeBar: narrow.matches ? false : "hover" }).then((plot) => {
+      if (first) plot.on("plotly_relayout", () => ticks(plot));
+      return ticks(plot);
+    });
   }
 
   const drawAll = () => Promise.all(data.figures.map(draw)).then(() => { document.body.dataset.drawn = state.axis; });
