@@ -14,16 +14,22 @@ import numpy as np
 
 from benchmarks.report import store
 from benchmarks.trainings import percent, train
+from lr_lightning.app.exp_range import ExpRange
 from lr_lightning.diagnosis.good_band import good_band
 from lr_lightning.schedules import (
+    REX,
     WSD,
     Constant,
     Cosine,
     Exponential,
+    InverseSqrt,
     Linear,
     MultiStep,
     OneCycle,
+    Polynomial,
+    Restarts,
     Schedule,
+    Step,
     Triangular,
     Warmup,
 )
@@ -37,7 +43,15 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "wsd": WSD,
     "one_cycle": OneCycle,
     "triangular": lambda: Triangular(base=0.25, up="10%"),
+    "triangular2": lambda: Triangular(base=0.25, up="10%", mode="triangular2"),
+    "exp_range": lambda: ExpRange(base=0.25, up="10%"),
+    "step": lambda: Step(every="34%"),
+    "polynomial": lambda: Warmup("5%", then=Polynomial(power=2.0)),
+    "inverse_sqrt": lambda: Warmup("5%", then=InverseSqrt("5%")),
+    "rex": lambda: Warmup("5%", then=REX()),
+    "cosine_restarts": lambda: Restarts(Cosine(), first="14.3%", mult=2),
 }
+"""As the app's defaults are. A plateau needs a validation, and growing batches have a benchmark of their own."""
 RATES = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 BUDGETS, SEEDS = (2, 6, 18), 4
 
