@@ -138,13 +138,13 @@ def main() -> None:
     if args.quick:
         args.kills, args.epochs = 1, 4
     root = args.keep or Path(tempfile.mkdtemp(prefix="soak-"))
-    epochs = args.epochs or max(10, 6 * args.kills)
+    epochs = args.epochs or max(10, 12 * args.kills)
     began = time.monotonic()
     process = start(root / "whole", *RUN, f"trainer.max_epochs={epochs}")
     ready = seconds_to_first_checkpoint(root / "whole", process)
     finish(process)
     whole = time.monotonic() - began
-    longest = min(5.0, max(0.5, 1.4 * (whole - ready) / max(1, args.kills)))  # on the average half of it is trained
+    longest = min(5.0, max(0.5, 0.7 * (whole - ready) / max(1, args.kills)))  # a resume is ready earlier than a start
     done, goes = soak(root / "killed", args.kills, epochs, random.Random(args.seed), ready, longest)
     expected_folder, folder = folder_of(root / "whole"), folder_of(root / "killed")
     if expected_folder is None or folder is None:
