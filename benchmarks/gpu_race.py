@@ -22,6 +22,7 @@ from lr_lightning.app import build
 from lr_lightning.app.compose import checked
 from lr_lightning.app.config import Config
 from lr_lightning.app.train import train
+from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.training.augment import Draws
 from lr_lightning.training.data import ImageDataModule
 from lr_lightning.training.loader import BatchLoader, TrainBatch
@@ -82,7 +83,7 @@ class Watch(Callback):
         synchronize()
         self.validations += time.perf_counter() - self._began
         # its clock, which the seconds to the target are from as well
-        self.seconds = next(c.seconds for c in trainer.callbacks if isinstance(c, RunCost))  # type: ignore[attr-defined]
+        self.seconds = callbacks_of(trainer, RunCost)[0].seconds
 
     def on_train_end(self, *_: Any) -> None:
         self.utilisation.__exit__()

@@ -1,11 +1,13 @@
 """What every test shares: the checkout, and the app's commands run as a user runs them."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -127,3 +129,14 @@ def make_store(empty_store: Path, tmp_path: Path) -> Iterator[Callable[[str], "S
 def store(make_store: Callable[[], "Store"]) -> "Store":
     """A real, empty SQLite store."""
     return make_store()
+
+
+def docs_module(name: str) -> ModuleType:
+    """`docs/_build/NAME.py`, which MkDocs imports from its own folder."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "_build" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module

@@ -1,9 +1,8 @@
 """The benchmarks can be run as they say, and what they store stands in the docs."""
 
 import ast
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import report
+from tests.conftest import docs_module
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "benchmarks").glob("*.py"))}
@@ -36,13 +36,7 @@ def test_make_bench_runs_the_small_form_of_every_benchmark() -> None:
 @pytest.fixture(scope="module")
 def stored() -> ModuleType:
     """`docs/_build/stored.py`."""
-    spec = importlib.util.spec_from_file_location("stored", ROOT / "docs" / "_build" / "stored.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stored"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    return docs_module("stored")
 
 
 def test_the_docs_have_a_line_for_every_benchmark_and_every_result(stored: ModuleType) -> None:

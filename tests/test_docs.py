@@ -1,6 +1,5 @@
 """What README and docs/ say can be done is done: code, commands, links, and the site itself."""
 
-import importlib.util
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from lr_lightning.app.validate import validated
 from lr_lightning.search.settings import read
 from tests import forked
 from tests.callbacks.tiny import Tiny, X, Y
+from tests.conftest import docs_module
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -185,12 +185,7 @@ def test_the_commands_that_compare(tmp_path: Path, in_sandbox: Callable[..., str
 @pytest.fixture(scope="module")
 def pages() -> ModuleType:
     """`docs/_build/pages.py`."""
-    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "_build" / "pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return docs_module("pages")
 
 
 def test_every_key_has_its_line(pages: ModuleType) -> None:

@@ -50,16 +50,15 @@ def _check_length(checkpoint: Mapping[str, Any], config: Config) -> None:
     if "loops" not in checkpoint:  # weights alone, which Lightning does not go on from
         return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-    made = {
-        "max_epochs": checkpoint["epoch"] + (progress["completed"] > 0),  # one that has begun counts
-        "max_steps": checkpoint["global_step"],
-    }
-    for key, least in made.items():
+    epochs, steps = checkpoint["epoch"] + (progress["completed"] > 0), checkpoint["global_step"]  # begun ones count
+    # the optimizers of one batch each count as a step, so the last batch may have gone beyond the limit
+    beyond = max(0, len(checkpoint.get("optimizer_states", ())) - 1)
+    for key, made, least in (("max_epochs", epochs, epochs), ("max_steps", steps, steps - beyond)):
         limit = getattr(config.trainer, key)
         if 0 <= limit < least:
             raise ConfigError(
-                f"trainer.{key}: {limit}, but the run has made {made['max_steps']} steps, to epoch "
-                f"{made['max_epochs']}. Give trainer.{key}={least + 1} or more to train on; a shorter run is a new one."
+                f"trainer.{key}: {limit}, but the run has made {steps} steps, to epoch {epochs}. Give "
+                f"trainer.{key}={made + 1} or more to train on; a shorter run is a new one."
             )
 
 

@@ -8,6 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lr_lightning.app.errors import ConfigError, did_you_mean
 from lr_lightning.callbacks.measure import WITH_LOGITS, WITH_RIGHT
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
+from lr_lightning.callbacks.siblings import callbacks_of
 
 
 class FinalValidation(Callback):
@@ -128,6 +129,4 @@ _NEEDS = {
 
 
 def _unmeasured(trainer: Trainer) -> frozenset[str]:
-    every: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    monitors = [callback.unmeasured for callback in every if isinstance(callback, OverfittingMonitor)]
-    return frozenset().union(*monitors)
+    return frozenset().union(*(monitor.unmeasured for monitor in callbacks_of(trainer, OverfittingMonitor)))

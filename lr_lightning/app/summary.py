@@ -19,6 +19,7 @@ from lr_lightning.app.processes import world_size
 from lr_lightning.app.resume import Previous, untrusted
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.run_cost import RunCost
+from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.training.data import ImageDataModule
 
@@ -111,11 +112,10 @@ class Outcome:
 
 def outcome_of(trainer: Trainer) -> Outcome:
     """Best and last validation, probe, gap, steps, seconds and cost of a fit, and the verdict on it."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callback = _callback(trainer)
     summary = {**callback.values, "steps": float(trainer.global_step), "seconds": callback.seconds}
-    summary |= next((c.summary for c in callbacks if isinstance(c, RunCost)), {})
-    monitor = next((c for c in callbacks if isinstance(c, OverfittingMonitor)), None)
+    summary |= next((cost.summary for cost in callbacks_of(trainer, RunCost)), {})
+    monitor = next(iter(callbacks_of(trainer, OverfittingMonitor)), None)
     return Outcome(summary) if monitor is None else Outcome(summary, monitor.history, monitor.verdict)
 
 
@@ -125,7 +125,7 @@ def stepped(trainer: Trainer) -> bool:
 
 
 def _callback(trainer: Trainer) -> Summary:
-    return next(c for c in trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
+    return callbacks_of(trainer, Summary)[0]
 
 
 def print_start(

@@ -40,6 +40,7 @@ from lr_lightning.app.summary import (
     stepped,
 )
 from lr_lightning.app.validate import flatten
+from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.schedules import Schedule
 from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
@@ -134,7 +135,7 @@ def _run(
     trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True if ckpt else None)
     # before the test, which restores the callbacks of the best checkpoint
     outcome = outcome_of(trainer)
-    given_up = any(getattr(callback, "gives_up", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    given_up = any(getattr(callback, "gives_up", False) for callback in callbacks_of(trainer, Callback))
     if config.test and data.has_test and not given_up:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         results = trainer.test(
@@ -214,7 +215,7 @@ def make_trainer(config: Config, folder: Path | None, callbacks: list[Callback],
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as e:
         raise ConfigError(f"trainer: {e}") from e
-    spare_idle_hooks(trainer.callbacks)  # type: ignore[attr-defined]
+    spare_idle_hooks(callbacks_of(trainer, Callback))
     return trainer
 
 

@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 
 from lr_lightning.callbacks import batch_norm
 from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.callbacks.trainer_clock import trainer_clock
+from lr_lightning.range_test.loaders import on_device
 from lr_lightning.schedules import DurationError
 
 __all__ = ["ScheduleFreeMode"]
@@ -181,9 +183,7 @@ class ScheduleFreeMode(Callback):
         for number, batch in enumerate(batches):
             if number == self.num_batches:
                 break
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            batch = on_device(trainer, batch)
             size = _size(batch)
             full = size if full is None else full
             if size != full:
@@ -239,9 +239,7 @@ def _size(batch: Any) -> int | None:
 
 def _check_schedule(trainer: Trainer) -> None:
     """Refuse a moving momentum, by which the averages are computed back; warn of a falling rate."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if not isinstance(callback, LRSchedule):
-            continue
+    for callback in callbacks_of(trainer, LRSchedule):
         clock = trainer_clock(trainer)
         for index, optimizer in enumerate(trainer.optimizers):
             schedule = callback.schedule[index] if isinstance(callback.schedule, tuple) else callback.schedule

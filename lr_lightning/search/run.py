@@ -39,7 +39,6 @@ class Task:
         folder: Where its output folder and result go.
         monitor: The metric that is reported.
         higher: Whether a higher value of it is better.
-        seed: In place of that in its config; None for the config's.
         tags: Its tags in MLflow, besides its own.
         study: Name of the study.
         trial: Id of the trial in the storage; None for a run that is not reported there.
@@ -55,7 +54,6 @@ class Task:
     folder: str
     monitor: str
     higher: bool
-    seed: int | None = None
     tags: dict[str, str] = field(default_factory=dict)
     study: str = ""
     trial: int | None = None
@@ -160,8 +158,6 @@ def _prepared(task: Task, config: Config | None) -> tuple[Config, Any]:
             return stored_config(composed(Path(task.root), words)[0], words)
         except ConfigError as e:
             print(f"cannot go on with {folder}, so it is started anew: {e}", file=sys.stderr)
-    if task.seed is not None:  # composed with it, since other keys may name it
-        return checked(Path(task.root), [*task.overrides, f"seed={task.seed}"]), None
     return config or checked(Path(task.root), task.overrides), None
 
 

@@ -71,8 +71,8 @@ class TrialRuns:
         tags = {"sweep": search.name, "trial": str(self.ticket.number), "search": node.name}
         return Task(
             root=str(search.root),
-            overrides=search.composer.overrides(self.ticket.point),
-            seed=seed,
+            # the seed is composed with the rest, since other keys may name it
+            overrides=[*search.composer.overrides(self.ticket.point), *([] if seed is None else [f"seed={seed}"])],
             tags=tags,
             folder=str(self.folder if seed is None else self.folder / f"seed-{seed}"),
             study=search.name,
@@ -122,7 +122,7 @@ class TrialRuns:
             judge = None
             if task.trial is not None and task.pruners:
                 judge = partial(StudyJudge.of, self.ticket.trial, task)
-            result = run(task, deepcopy(self._config), judge)
+            result = run(task, None if self.search.node.seeds else deepcopy(self._config), judge)
             write_result(Path(task.folder), result)
             self.results.append(result)
         return self.ending()

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lr_lightning.callbacks.figures import log_tags
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
+from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.stopping import Phases
 
@@ -99,9 +100,9 @@ class TrialWatch(Callback):
         if progress >= 1.0:
             return None  # nothing would be saved
         if self._verdict and progress >= self._patience and counts:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, OverfittingMonitor) and (label := callback.verdict.label) in _HOPELESS:
-                    return f"{label}: {callback.verdict.detail}".rstrip(": ")
+            for verdict in (monitor.verdict for monitor in callbacks_of(trainer, OverfittingMonitor)):
+                if verdict.label in _HOPELESS:
+                    return f"{verdict.label}: {verdict.detail}".rstrip(": ")
         if self._make_judge is None or value is None:
             return None
         try:
@@ -119,10 +120,9 @@ class TrialWatch(Callback):
         self._before = step
         total = trainer_clock(trainer).total
         if self._phases is None:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, LRSchedule):
-                    schedule, clock = callback.plan()
-                    self._phases = Phases(partial(schedule, clock=clock), clock.total)
+            for callback in callbacks_of(trainer, LRSchedule):
+                schedule, clock = callback.plan()
+                self._phases = Phases(partial(schedule, clock=clock), clock.total)
         counts = self._phases is None or (step > before and self._phases.counts(step, before))
         return (min(1.0, step / total) if total else 0.0), counts
 

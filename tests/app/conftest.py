@@ -7,7 +7,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from lr_lightning.app.compose import checked, prepare
 from lr_lightning.app.config import Config, register
+from lr_lightning.app.train import train
 from lr_lightning.app.validate import validated
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -35,11 +37,10 @@ def configured(composed: Compose) -> Callable[..., Config]:
     return lambda *overrides: validated(composed(*overrides))
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database without a run: making one takes MLflow seconds, so it is made once and copied."""
-    from lr_lightning.tracking import open_store
-
-    root = tmp_path_factory.mktemp("store")
-    open_store(root).call("search_experiments")  # an experiment would remember this very folder
-    return root / "mlflow.db"
+def short_run(outputs: Path, *overrides: str) -> Path:
+    """The output folder of a run of a few steps, in this process: of the narrowest net, recorded in files."""
+    prepare(ROOT)
+    words = [f"output_root={outputs}", "tracking=csv", "trainer=cpu", "trainer.progress=none", "model.kwargs.width=4"]
+    folder = train(checked(ROOT, [*words, *overrides]), report=False).output_dir
+    assert folder is not None
+    return folder

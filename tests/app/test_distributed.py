@@ -87,10 +87,10 @@ def processes(tmp_path: Path) -> list[int]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, empty_database: Path) -> Iterator[Path]:
+def place(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
     """A folder with a store that has no run yet; no process of the test outlives it."""
     (tmp_path / "mlruns").mkdir()
-    shutil.copy(empty_database, tmp_path / "mlruns")
+    shutil.copy(empty_store, tmp_path / "mlruns")
     (tmp_path / "helpers.py").write_text(HELPERS)
     yield tmp_path
     for pid in processes(tmp_path):

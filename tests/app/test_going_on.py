@@ -2,30 +2,28 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 
-from lr_lightning.app.compose import checked, prepare
+from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.going_on import _check_length
 from lr_lightning.app.resume import stored_config
 from lr_lightning.app.train import Result, train
+from tests.app.conftest import short_run
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 Compose = Callable[..., DictConfig]
 
 
 @pytest.fixture(scope="module")
 def run_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a run that has made 3 epochs of 3 steps."""
-    prepare(ROOT)
-    overrides = [f"output_root={tmp_path_factory.mktemp('outputs')}", "tracking=csv", "trainer=cpu", "test=false"]
-    overrides += ["model.kwargs.width=4", "trainer.max_epochs=3", "trainer.max_steps=100", "trainer.progress=none"]
-    overrides += ["data.train_size=96", "data.batch_size=32", "trainer.deterministic=false", "schedule.warmup=0"]
-    folder = train(checked(ROOT, overrides), report=False).output_dir
-    assert folder is not None
-    return folder
+    overrides = ["trainer.max_epochs=3", "trainer.max_steps=100", "schedule.warmup=0", "test=false"]
+    overrides += ["data.train_size=96", "data.batch_size=32", "trainer.deterministic=false"]
+    return short_run(tmp_path_factory.mktemp("outputs"), *overrides)
 
 
 @pytest.fixture
@@ -57,6 +55,21 @@ def test_a_run_cannot_be_made_shorter_than_it_is(composed: Compose, finished: Pa
     with pytest.raises(ConfigError, match=f"^{key}: {value}, but the run has made 9 steps, to epoch 3. Give {remedy} "):
         resume(composed, finished, override)
     assert contents(finished) == before
+
+
+@pytest.mark.parametrize(("optimizers", "refused"), [(1, True), (2, False)])
+def test_several_optimizers_may_have_gone_beyond_the_limit_in_the_last_batch(
+    configured: Callable[..., Config], optimizers: int, refused: bool
+) -> None:
+    checkpoint = {
+        "loops": {"fit_loop": {"epoch_loop.batch_progress": {"current": {"completed": 0}}}},
+        "epoch": 1,
+        "global_step": 10,
+        "optimizer_states": [{}] * optimizers,
+    }
+    config = configured("trainer.max_steps=9")
+    with pytest.raises(ConfigError, match=r"max_steps: 9, .* made 10 steps") if refused else nullcontext():
+        _check_length(checkpoint, config)
 
 
 def test_a_run_at_its_end_says_that_nothing_was_left_to_do(

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 
 from lr_lightning.app import predict
-from lr_lightning.app.compose import checked, prepare
 from lr_lightning.app.predict import Prediction, Predictor, images_of
-from lr_lightning.app.train import train
 from lr_lightning.training.images import Unreadable
+from tests.app.conftest import short_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CLASSES = {"red fox": (200, 60, 40), "sea": (30, 60, 200)}
@@ -46,13 +45,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run_once(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a short run on them."""
-    prepare(ROOT)
-    overrides = [f"output_root={tmp_path_factory.mktemp('outputs')}", "tracking=csv", "trainer=cpu", "seed=1"]
-    overrides += ["data=image_folder", f"data.root={images}/train", "data.batch_size=8"]
-    overrides += ["model.kwargs.width=4", "trainer.max_epochs=4", "trainer.progress=none"]
-    folder = train(checked(ROOT, overrides), report=False).output_dir
-    assert folder is not None
-    return folder
+    data = ["data=image_folder", f"data.root={images}/train", "data.batch_size=8"]
+    return short_run(tmp_path_factory.mktemp("outputs"), *data, "seed=1", "trainer.max_epochs=4")
 
 
 @pytest.fixture

@@ -86,11 +86,11 @@ def wait_for(path: Callable[[], bool], process: Forked, seconds: float = 120) ->
 
 
 @pytest.fixture(autouse=True)
-def prepared_store(tmp_path: Path, empty_database: Path, request: pytest.FixtureRequest) -> None:
+def prepared_store(tmp_path: Path, empty_store: Path, request: pytest.FixtureRequest) -> None:
     """Every test starts with a copy of it, but for those about the first start itself."""
     if request.node.get_closest_marker("first_start") is None:
         (tmp_path / "mlruns").mkdir()
-        shutil.copy(empty_database, tmp_path / "mlruns")
+        shutil.copy(empty_store, tmp_path / "mlruns")
 
 
 @pytest.fixture(scope="module")
