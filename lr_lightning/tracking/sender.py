@@ -6,6 +6,7 @@ confirming) are not stored twice: MLflow drops a row that equals a stored one in
 """
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,10 @@ log = logging.getLogger(__name__)
 # MLflow's limits for one call of log_batch.
 _LIMITS: dict[type, int] = {Metric: 1000, Param: 100, Tag: 100}
 RUN_KEY_TAG = "lr_lightning.run_key"
+
+
+class Abandoned(Exception):
+    """The sender was abandoned; another may be at the same log by now."""
 
 
 class Sender:
@@ -43,6 +48,16 @@ class Sender:
         self._on_run = on_run
         self._checked = False
         self._named: set[str] = set()
+        self._abandoned = False
+        self._lock = threading.Lock()
+
+    def abandon(self) -> None:
+        """Let go of the log and the run: a call that is under way in another thread ends without leaving a mark.
+
+        What that call still brings to the store is sent once more by whoever goes on, and not stored twice.
+        """
+        with self._lock:
+            self._abandoned = True
 
     def pending(self) -> int:
         """Count the records that the store has not confirmed."""
@@ -67,7 +82,9 @@ class Sender:
         if not self._checked:
             self._checked = True
             if self._on_run is not None:
-                self._on_run(run_id)
+                with self._lock:
+                    self._refuse_if_abandoned()
+                    self._on_run(run_id)
         return run_id
 
     def _make_run(self) -> str:
@@ -97,7 +114,9 @@ class Sender:
         Raises:
             TrackingError: Trying again cannot help.
             StoreUnavailable: The store does not answer; nothing is lost, call again later.
+            Abandoned: :meth:`abandon` was called.
         """
+        self._refuse_if_abandoned()
         run_id = self.ensure_run()
         batch, count, end = self._next_batch()
         if count:
@@ -106,8 +125,14 @@ class Sender:
         return count
 
     def _remember(self, **changes: object) -> None:
-        self.state = replace(self.state, **changes)  # type: ignore[arg-type]
-        self.state.save(self._output_dir)
+        with self._lock:
+            self._refuse_if_abandoned()
+            self.state = replace(self.state, **changes)  # type: ignore[arg-type]
+            self.state.save(self._output_dir)
+
+    def _refuse_if_abandoned(self) -> None:
+        if self._abandoned:
+            raise Abandoned
 
     def _next_batch(self) -> tuple[list[Record], int, int]:
         """Take records up to MLflow's limits; an artifact or a status goes alone, so that order is kept."""

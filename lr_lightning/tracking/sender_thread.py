@@ -5,7 +5,7 @@ import threading
 import time
 
 from lr_lightning.tracking.errors import Rejected, StoreUnavailable, TrackingError
-from lr_lightning.tracking.sender import Sender
+from lr_lightning.tracking.sender import Abandoned, Sender
 
 __all__ = ["SenderThread"]
 
@@ -46,7 +46,7 @@ class SenderThread(threading.Thread):
         self._work.set()
 
     def close(self, patience: float) -> bool:
-        """Send what is left, then stop.
+        """Send what is left, then stop. A call that the store never answers is abandoned, and leaves no mark.
 
         Args:
             patience: Seconds that may pass without the store taking anything. While it takes rows, they are all sent.
@@ -60,6 +60,7 @@ class SenderThread(threading.Thread):
         self._closing.set()
         while self.is_alive() and (left := self._deadline - time.monotonic()) > 0:
             self.join(left)
+        self.sender.abandon()
         return not self.is_alive() and self.sender.pending() == 0
 
     def run(self) -> None:
@@ -72,6 +73,8 @@ class SenderThread(threading.Thread):
                     self._deadline = time.monotonic() + self._drain
                 self._recovered()
                 wait = self._first_wait
+            except Abandoned:
+                return
             except StoreUnavailable as error:
                 self._failed(error)
                 if time.monotonic() + min(wait, self._first_wait) > self._deadline:

@@ -19,6 +19,10 @@ class Refused(Exception):
         self.error_code = code
 
 
+def _refuse(*args: Any, **kwargs: Any) -> None:
+    raise ConnectionError("connection refused")
+
+
 class FakeClient:
     """What the package uses of MlflowClient, in memory, with MLflow's rules for rows and params."""
 
@@ -37,11 +41,8 @@ class FakeClient:
         if callable(value):
             self.calls.append(name)
             if self.down:
-                return self._refuse
+                return _refuse
         return value
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> None:
-        raise ConnectionError("connection refused")
 
     def get_experiment_by_name(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(experiment_id="7", lifecycle_stage="deleted" if self.deleted else "active")

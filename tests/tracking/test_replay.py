@@ -2,12 +2,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lr_lightning.tracking import MLflowLogger, RunningError, Store, StoreUnavailable, TrackingError, open_store, replay
+from lr_lightning.tracking import logger as logger_module
 from lr_lightning.tracking.wal import Metric, MetricLog, Tag
 from tests import forked
 
@@ -45,6 +47,36 @@ def test_a_killed_run_is_ended_as_killed(fake_store: Store, client: Any, tmp_pat
     assert replay(out).records == 23
     assert client.runs["run0"].info.status == "KILLED"
     assert client.runs["run0"].info.end_time == records[-1].time  # type: ignore[union-attr]
+
+
+def test_an_answer_after_the_run_has_ended_does_not_hold_it(
+    fake_store: Store, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+    create = client.create_run
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        asked.set()
+        assert answer.wait(30)
+        return create(*args, **kwargs)
+
+    monkeypatch.setattr(client, "create_run", slow)
+    monkeypatch.setattr(logger_module, "_SERVER_CONTACT_SECONDS", 0.01)
+    logger = MLflowLogger(fake_store, "exp", tmp_path / "out", end_on_finalize=False)
+    logger.log_metrics({"loss": 1.0}, 0)
+    assert asked.wait(30)
+    sending = logger._thread
+    assert sending is not None
+    logger.end("FINISHED")
+    left = (tmp_path / "out" / "metrics.sent").read_text()
+    answer.set()
+    sending.join(30)
+    assert not sending.is_alive()
+    assert (tmp_path / "out" / "metrics.sent").read_text() == left
+    done = replay(tmp_path / "out")
+    assert (done.run_id, len(client.runs)) == ("run0", 1)
+    assert [row[2] for row in client.runs["run0"].rows] == [0]
+    assert client.runs["run0"].info.status == "FINISHED"
 
 
 def test_a_store_that_is_still_down_is_said(fake_store: Store, client: Any, tmp_path: Path) -> None:
