@@ -3,7 +3,6 @@
 import atexit
 import logging
 import os
-import time
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from lr_lightning.tracking.artifacts import adopt, artifact_file_path
 from lr_lightning.tracking.buffer import RowBuffer
 from lr_lightning.tracking.keys import MAX_PARAM, MAX_TAG, clean_key, clip, flatten
 from lr_lightning.tracking.locks import Holder, RunLock
+from lr_lightning.tracking.run_clock import RunClock
 from lr_lightning.tracking.state import LOCK_NAME
 from lr_lightning.tracking.wal import Artifact, History, Param, Record, Status, Tag
 
@@ -29,10 +29,6 @@ log = logging.getLogger(__name__)
 
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 _FINALIZE_STATUS = {"success": "FINISHED", "finished": "FINISHED"}
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
 
 
 class RunLogger(Logger, ABC):
@@ -69,6 +65,7 @@ class RunLogger(Logger, ABC):
         self._active = False
         self._ended = False
         self._buffer = RowBuffer()
+        self._clock = RunClock()
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
 
@@ -119,8 +116,9 @@ class RunLogger(Logger, ABC):
             raise
         self._active, self._ended = True, False
         self._buffer.resume(history)
+        self._clock.go_on_from(history.last_time)
         self._params = dict(history.params)
-        self._write([Status("RUNNING", _now())])
+        self._write([Status("RUNNING", self._clock.now())])
         self._pid = os.getpid()
         atexit.register(self._at_exit)
         self.set_tags({"output_dir": str(self.output_dir), **self._first_tags})
@@ -154,7 +152,7 @@ class RunLogger(Logger, ABC):
             return
         try:
             self.flush()
-            self._write([Status(status, _now())])
+            self._write([Status(status, self._clock.now())])
             self._sync()
         finally:
             self._active = False
@@ -205,7 +203,7 @@ class RunLogger(Logger, ABC):
             step: The step; None means 0.
         """
         if self._ready():
-            self._buffer.add_metrics(metrics, 0 if step is None else int(step), _now())
+            self._buffer.add_metrics(metrics, 0 if step is None else int(step), self._clock.now())
             self._flush_if_due()
 
     @rank_zero_only
@@ -232,7 +230,7 @@ class RunLogger(Logger, ABC):
             values: Name to value, with or without the prefix.
         """
         if self._ready():
-            self._buffer.add_summary(values, _now())
+            self._buffer.add_summary(values, self._clock.now())
             self.flush()
 
     def _flush_if_due(self) -> None:

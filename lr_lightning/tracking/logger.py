@@ -160,6 +160,7 @@ class MLflowLogger(RunLogger, MLFlowLogger):
             last_values={key: float(metric.value) for key, metric in newest.items()},
             params=dict(run.data.params),
             status=run.info.status,
+            last_time=max([int(metric.timestamp) for metric in newest.values()], default=0),
         )
 
     def _hold_run(self, run_id: str) -> None:

@@ -2,6 +2,7 @@ import csv
 import json
 import logging
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lr_lightning.tracking import CSVLogger, MLflowLogger, RunLogger, RunningError, Store, TrackingError
+from lr_lightning.tracking import run_clock as run_clock_module
 from lr_lightning.tracking.wal import MetricLog
 
 KINDS = ["mlflow", "csv"]
@@ -262,6 +264,24 @@ def test_without_its_folder_a_run_is_resumed_from_the_store(store: Store, tmp_pa
     assert run.data.params == {"a": "1"}
     assert run.data.tags["resumed.a"] == "2"
     assert [m.step for m in store.client().get_metric_history(run_id, "loss")] == list(range(8))
+
+
+@pytest.mark.parametrize("folder", ["out", "elsewhere"])
+def test_a_clock_set_back_leaves_the_newest_summary_and_a_duration(
+    folder: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = MLflowLogger(store, "exp", tmp_path / "out", end_on_finalize=False)
+    logger.log_summary({"best": 0.5})
+    logger.end("KILLED")
+    run_id = str(logger.run_id)
+    an_hour_ago = time.time() - 3600
+    monkeypatch.setattr(run_clock_module.time, "time", lambda: an_hour_ago)
+    again = MLflowLogger(store, "exp", tmp_path / folder, run_id=run_id, end_on_finalize=False)
+    again.log_summary({"best": 0.25})
+    again.end("FINISHED")
+    run = store.run(run_id)
+    assert run.data.metrics == {"summary/best": 0.25}
+    assert run.info.end_time > run.info.start_time
 
 
 def test_a_deleted_experiment_is_met_at_the_start(fake_store: Store, client: Any, tmp_path: Path) -> None:
