@@ -42,7 +42,7 @@ bench: $(STAMP)  ## the small form of every benchmark that needs no data of your
 		batch_growth smith_table pruning search_methods many_ranks store_scale gpu; do \
 		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick $(ARGS) || exit 1; done
 
-soak: $(STAMP)  ## kill one run a hundred times and compare it with one that never stopped; half an hour
+soak: $(STAMP)  ## kill one run a hundred times and compare it with one that never stopped; 20 minutes
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 ui: $(STAMP)  ## the MLflow UI on this checkout's runs, on 127.0.0.1 only; ARGS="--port 5001"

@@ -1,7 +1,7 @@
 """Opening a run's record: its config, parameters, tags and environment, in whichever tracking was chosen."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,21 @@ def open_logger(
     if job != "train":  # it follows no schedule and makes no checkpoints; what the user set stays
         absent = {"schedule", COLOUR_TAG, "checkpoint.last", "checkpoint.best"} - config.tracking.tags.keys()
         tags = {key: value for key, value in tags.items() if key not in absent}
-    logger = _opened(config, folder, name, tags, resume=previous is not None)
-    artifact = write_config(folder, container)  # only now: until the lock is held the folder may be a live run's
-    logger.log_hyperparams({key: value for key, value in _given(container).items() if key not in stale})
-    parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    logger.log_hyperparams({"model.parameters": parameters, **{f"dataset.{k}": v for k, v in data.describe().items()}})
-    together = {"processes": world_size(config.trainer), "update_batch_size": batch_of_update(config)}
-    logger.log_hyperparams({**together, **(scaling or {})})
-    logger.log_artifact(artifact)
+    with _room_for(folder):
+        logger = _opened(config, folder, name, tags, resume=previous is not None)
+        try:
+            artifact = write_config(folder, container)  # not before the lock is held: the folder may be a live run's
+            logger.log_hyperparams({key: value for key, value in _given(container).items() if key not in stale})
+            parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+            described = {f"dataset.{key}": value for key, value in data.describe().items()}
+            logger.log_hyperparams({"model.parameters": parameters, **described})
+            together = {"processes": world_size(config.trainer), "update_batch_size": batch_of_update(config)}
+            logger.log_hyperparams({**together, **(scaling or {})})
+            logger.log_artifact(artifact)
+        except BaseException:
+            with suppress(OSError):
+                logger.end("FAILED")
+            raise
     return logger
 
 
@@ -88,12 +95,14 @@ def sweep_record(config: Config, folder: Path, sweep: str, job: str) -> Iterator
         **config.tracking.tags,
         "sweep": sweep,
     }
-    logger = _opened(config, folder, f"{job} {config.model.name} {config.data.name}", tags, resume=False)
+    with _room_for(folder):
+        logger = _opened(config, folder, f"{job} {config.model.name} {config.data.name}", tags, resume=False)
     try:
         logger.log_hyperparams(_given(_plain(config)))
         yield logger
     except BaseException:
-        logger.end("FAILED")
+        with suppress(OSError):
+            logger.end("FAILED")
         raise
     logger.end("FINISHED")
 
@@ -142,6 +151,17 @@ def _opened(config: Config, folder: Path, run_name: str, tags: dict[str, str], *
     except ValueError as e:
         raise ConfigError(f"tracking: {e}") from e
     return logger
+
+
+@contextmanager
+def _room_for(folder: Path) -> Iterator[None]:
+    """For what is written before a run begins: a disk without room for it is bad input."""
+    try:
+        yield
+    except OSError as e:
+        raise ConfigError(
+            f"output_root: {e.filename or folder} cannot be written to ({e.strerror}). Make room, or give another one."
+        ) from e
 
 
 def run_id_of(logger: RunLogger | None) -> str | None:

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,7 @@ class RunLogger(Logger, ABC):
         Raises:
             TrackingError: The output directory or the store cannot be used as asked.
             RunningError: Another process is running this very run.
+            OSError: The output directory has no room.
         """
         if self._active:
             return
@@ -118,10 +120,15 @@ class RunLogger(Logger, ABC):
         self._buffer.resume(history)
         self._clock.go_on_from(history.last_time)
         self._params = dict(history.params)
-        self._write([Status("RUNNING", self._clock.now())])
         self._pid = os.getpid()
         atexit.register(self._at_exit)
-        self.set_tags({"output_dir": str(self.output_dir), **self._first_tags})
+        try:
+            self._write([Status("RUNNING", self._clock.now())])
+            self.set_tags({"output_dir": str(self.output_dir), **self._first_tags})
+        except OSError:
+            with suppress(OSError):
+                self._finish("FAILED")
+            raise
 
     def _ready(self) -> bool:
         """Start if need be; False after :meth:`end`, since nothing may follow it."""

@@ -81,8 +81,12 @@ class RunLock:
             other = read_holder(self.path)
             who = f" (pid {other.pid} on host {other.host})" if other else ""
             raise RunningError(f"{self._what} is still running{who}. Wait for it, or stop it first.") from None
-        write_atomically(self.path.with_suffix(".json"), json.dumps(asdict(holder)) + "\n")
         self._lock = lock
+        try:
+            write_atomically(self.path.with_suffix(".json"), json.dumps(asdict(holder)) + "\n")
+        except OSError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Free the lock and remove its files. Does nothing where it is not held."""

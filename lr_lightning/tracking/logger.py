@@ -145,7 +145,7 @@ class MLflowLogger(RunLogger, MLFlowLogger):
                 patience,
             )
         if isinstance(thread.error, TrackingError):
-            raise thread.error
+            raise thread.disk_error or thread.error
 
     def _history_of_store(self, run_id: str) -> History:
         """Ask the store what the run has stored, where its local log is not at hand."""
@@ -197,7 +197,7 @@ class MLflowLogger(RunLogger, MLFlowLogger):
         except OSError:
             self._tell_store("FAILED" if status == "FINISHED" else status)
             raise
-        if thread is not None and thread.disk_full:
+        if thread is not None and thread.disk_error is not None:
             self._tell_store(status)
 
     def _tell_store(self, status: str) -> None:

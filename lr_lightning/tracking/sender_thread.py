@@ -31,8 +31,8 @@ class SenderThread(threading.Thread):
         """Set when the store has answered, or has failed to, for the first time."""
         self.error: TrackingError | StoreUnavailable | None = None
         """Why nothing is being sent just now; None while all is well."""
-        self.disk_full = False
-        """Whether that is the run's own disk, while the store is well."""
+        self.disk_error: OSError | None = None
+        """What the run's own disk has said, where that is why, while the store is well."""
         self._first_wait, self._longest_wait = first_wait, longest_wait
         self._work = threading.Event()
         self._closing = threading.Event()
@@ -84,7 +84,7 @@ class SenderThread(threading.Thread):
                 continue
             except (TrackingError, Rejected, OSError) as error:
                 problem = error if isinstance(error, TrackingError) else TrackingError(str(error))
-                self.disk_full = isinstance(error, OSError)
+                self.disk_error = error if isinstance(error, OSError) else None
                 if self.contact.is_set():
                     log.warning("nothing more is sent to the tracking store: %s. Rows are kept locally.", problem)
                 self.error = problem

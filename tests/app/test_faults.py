@@ -21,6 +21,7 @@ from lr_lightning.app.resume import Previous, identity
 from lr_lightning.app.validate import flatten, validated
 from lr_lightning.tracking import NoLogger
 from lr_lightning.training.data import ImageDataModule
+from tests.app.conftest import short_run
 
 Compose = Callable[..., DictConfig]
 
@@ -137,6 +138,21 @@ def test_a_checkpoint_that_would_run_code_is_refused(stopped: Any, tmp_path: Pat
 )
 def test_an_error_of_a_collective_is_another_process_that_is_gone(error: RuntimeError, lost: bool) -> None:
     assert recorded._lost(error) == lost
+
+
+@pytest.mark.parametrize(
+    "written", ["tracking.locks.write_atomically", "tracking.csv_logger.append_bytes", "app.output.write_atomically"]
+)
+def test_a_disk_that_is_full_before_the_first_step_is_one_error_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"lr_lightning.{written}", full)
+    with pytest.raises(ConfigError, match=r"output_root: .* cannot be written to \(No space left on device\)"):
+        short_run(tmp_path, "trainer.max_steps=2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_removed_or_closed_in_the_middle_is_one_error(tmp_path: Path) -> None:

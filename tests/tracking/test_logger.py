@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import logging
 import pickle
@@ -264,6 +265,23 @@ def test_without_its_folder_a_run_is_resumed_from_the_store(store: Store, tmp_pa
     assert run.data.params == {"a": "1"}
     assert run.data.tags["resumed.a"] == "2"
     assert [m.step for m in store.client().get_metric_history(run_id, "loss")] == list(range(8))
+
+
+def test_a_disk_without_room_at_the_start_holds_no_lock(
+    fake_store: Store, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for written in ("wal.append_bytes", "state.write_atomically", "locks.write_atomically"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"lr_lightning.tracking.{written}", full)
+            with pytest.raises(OSError, match="No space left"):
+                make("mlflow", fake_store, tmp_path / written).start()
+        again = make("mlflow", fake_store, tmp_path / written, resume=True)
+        again.start()
+        again.end("FINISHED")
+        assert [run.info.status for run in client.runs.values() if run.info.run_id == again.run_id] == ["FINISHED"]
 
 
 @pytest.mark.parametrize("folder", ["out", "elsewhere"])
