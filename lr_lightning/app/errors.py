@@ -20,6 +20,12 @@ class RunFailed(RuntimeError):
     """A run that had begun cannot go on, through no fault of the input's; its text says why, and what to do."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, the device's or the host's: torch says it in words of its own."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+
+
 def print_error(text: object) -> None:
     """Print an error to stderr, each of its lines marked as one."""
     print("\n".join(f"error: {line}" for line in str(text).splitlines()), file=sys.stderr)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import DistBackendError, DistNetworkError
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.errors import ConfigError, RunFailed
+from lr_lightning.app.errors import ConfigError, RunFailed, is_out_of_memory
 from lr_lightning.app.interrupt import Interrupted, Interrupts
 from lr_lightning.app.processes import world_size
 from lr_lightning.app.summary import Outcome, outcome_of, print_interrupted, stepped
@@ -49,7 +49,9 @@ def recorded(
         if failed is None:
             raise
         raise failed from e
-    except RuntimeError as e:
+    except (RuntimeError, MemoryError) as e:
+        if not isinstance(e, RunFailed) and is_out_of_memory(e):
+            raise RunFailed(_memory_failed(e, config, trainer)) from e
         if str(e).startswith("DataLoader worker"):
             where = f" Go on with resume={logger.output_dir}, and data.num_workers=0." if logger else ""
             raise RunFailed(
@@ -106,7 +108,21 @@ def _disk_failed(error: OSError, logger: RunLogger | None) -> RunFailed | None:
     )
 
 
-def _lost(error: RuntimeError) -> bool:
+def _memory_failed(error: Exception, config: Config, trainer: Trainer) -> str:
+    """What to say where memory has run out: what takes most of it is a batch's activations."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    data = config.data
+    if trainer.evaluating or trainer.sanity_checking:
+        remedy = f"Lower data.eval_batch_size ({data.eval_batch_size or 'by default four times data.batch_size'})."
+    else:
+        remedy = (
+            f"Lower data.batch_size ({data.batch_size}) and raise trainer.accumulate_grad_batches "
+            f"({config.trainer.accumulate_grad_batches}) by the same factor: updates stay the same."
+        )
+    return f"out of memory at step {trainer.global_step} ({reason}). {remedy}"
+
+
+def _lost(error: Exception) -> bool:
     """Whether a collective has failed because a process at its other end is gone."""
     return isinstance(error, DistBackendError | DistNetworkError) or "gloo" in str(error).lower()
 

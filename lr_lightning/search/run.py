@@ -14,7 +14,7 @@ from typing import Any
 
 from lr_lightning.app.compose import checked, composed, prepare
 from lr_lightning.app.config import Config
-from lr_lightning.app.errors import ConfigError
+from lr_lightning.app.errors import ConfigError, RunFailed, is_out_of_memory
 from lr_lightning.app.orphan import ParentWatch
 from lr_lightning.app.output import LAST
 from lr_lightning.callbacks.diverged import Diverged
@@ -185,8 +185,10 @@ def write_result(folder: Path, result: Result) -> None:
 
 def _reason(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-    return f"{'out of memory: ' if memory else ''}{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
+    if isinstance(error, RunFailed):
+        return text[0]
+    prefix = "out of memory: " if is_out_of_memory(error) else ""
+    return f"{prefix}{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
 
 
 def _let_go() -> None:

@@ -177,6 +177,28 @@ def test_a_worker_that_is_killed_is_one_error(said: str, composed: Compose) -> N
         recorded.recorded(validated(composed()), trainer, None, Interrupts(), work)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB\nmore of it"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize(
+    ("evaluating", "remedy"), [(False, r"data\.batch_size \(64\) .*accumulate"), (True, r"data\.eval_batch_size")]
+)
+def test_a_lack_of_memory_is_one_error_that_says_what_to_lower(
+    error: Exception, evaluating: bool, remedy: str, composed: Compose
+) -> None:
+    def work() -> Any:
+        raise error
+
+    trainer: Any = SimpleNamespace(world_size=1, global_step=7, evaluating=evaluating, sanity_checking=False)
+    with pytest.raises(RunFailed, match=rf"^out of memory at step 7 \(.*\)\. Lower {remedy}"):
+        recorded.recorded(validated(composed()), trainer, None, Interrupts(), work)
+
+
 def test_only_an_error_of_the_disk_is_one_of_the_disk() -> None:
     assert "make room" in str(recorded._disk_failed(OSError(errno.ENOSPC, "No space left"), None))
     assert recorded._disk_failed(FileNotFoundError(errno.ENOENT, "No such file"), None) is None
