@@ -153,7 +153,7 @@ def test_a_rank_whose_launcher_is_gone_stops_or_is_ended(monkeypatch: pytest.Mon
     monkeypatch.setattr(orphan.os, "kill", kill)
     monkeypatch.setattr(orphan.os, "_exit", lambda code: ended.set())
     watch.start()
-    watch.join(5)
+    watch.join(30)
     assert not watch.is_alive()
     assert told.is_set()
     assert ended.is_set() == (not stops)
@@ -175,11 +175,11 @@ def test_a_process_whose_parent_was_gone_before_it_looked_is_told_and_left_its_t
 
     monkeypatch.setattr(watch._stopped, "wait", wait)
     watch.start()
-    assert told.wait(5)
+    assert told.wait(30)
     while not waits or waits[-1] is not None:  # after it was told, it is waited for as long as it takes
         assert watch.is_alive()
     watch.stop()
-    watch.join(5)
+    watch.join(30)
     assert not watch.is_alive()
 
 

@@ -30,7 +30,7 @@ class Strategy:
 
 def on_ranks(work: Callable[[Any], Any], world: int = 2) -> list[Any]:
     """What ``work`` gives on each rank, called with a Trainer of that rank."""
-    slots, barrier, found = [None] * world, threading.Barrier(world, timeout=10), [None] * world
+    slots, barrier, found = [None] * world, threading.Barrier(world, timeout=60), [None] * world
 
     def run(rank: int) -> None:
         strategy = Strategy(rank, slots, barrier)

@@ -297,17 +297,17 @@ def test_the_report_opens_in_mlflows_sandboxed_viewer(browser: Any, server: str,
     frame.locator("body[data-drawn=step]").wait_for(timeout=90_000)
     assert "No winner can be named." in frame.locator("#headline").inner_text()
     frame.locator("input[name=axis][value=epochs]").check()
-    frame.locator("body[data-drawn=epochs]").wait_for(timeout=10_000)
+    frame.locator("body[data-drawn=epochs]").wait_for(timeout=30_000)
 
 
 def test_the_server_listens_on_the_loopback_interface_alone(server: str) -> None:
     port = int(re.findall(r"http://127\.0\.0\.1:(\d+)", server)[0])
-    socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    socket.create_connection(("127.0.0.1", port), timeout=30).close()
     for other in ("127.0.0.2", "::1"):  # one that listens everywhere answers there as well
         with pytest.raises(OSError, match=r"refused|assign|unreachable|not supported"):
-            socket.create_connection((other, port), timeout=10).close()
+            socket.create_connection((other, port), timeout=30).close()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search", b"{}")
     request.add_header("Host", "evil.example")
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=30)
     assert caught.value.code == 403

@@ -117,7 +117,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     fake = FakeClient()
     monkeypatch.setitem(store_module._clients, "http://fake.test", fake)
     monkeypatch.setattr(logger_module, "SenderThread", partial(SenderThread, first_wait=0.001, longest_wait=0.002))
-    monkeypatch.setattr(logger_module, "_DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr(logger_module, "_DRAIN_SECONDS", 0.5)
     return fake
 
 
