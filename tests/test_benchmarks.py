@@ -8,8 +8,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import report
+from benchmarks import finder_cost, report
 from tests.conftest import docs_module
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,3 +116,17 @@ def test_only_the_page_with_the_table_reads_the_results(
     monkeypatch.setattr(hooks, "stored", stored)
     assert hooks.on_page_markdown(page) == page.replace(stored.MARK, "the table")
     assert len(read) == page.count(stored.MARK)
+
+
+def test_a_range_test_is_timed_over_as_many_steps_as_the_bare_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    step = finder_cost.Module.training_step
+
+    def counted(self: finder_cost.Module, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        made.append(batch_idx)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(finder_cost.Module, "training_step", counted)
+    images, labels = torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.long)  # nothing to learn: flat to the end
+    finder_cost.ours(DataLoader(TensorDataset(images, labels), batch_size=4), 12)
+    assert len(made) == 12 + 1  # and the one of the fit

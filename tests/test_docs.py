@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import schedules
+from benchmarks import lr_effects, schedules
 from lr_lightning.app.compose import prepare
 from lr_lightning.app.config import SCHEMAS, register
 from lr_lightning.app.validate import validated
@@ -106,6 +106,23 @@ def test_what_is_named_is_there(page: Path) -> None:
     assert {words[1] for b in blocks(page, "bash") for words in commands(b) if words[0] == "make"} <= set(targets)
 
 
+def test_the_table_of_regrets_is_the_benchmarks() -> None:
+    held_out = json.loads((ROOT / "benchmarks" / "results" / "finder_regret.json").read_text())["sets"]["held out"]
+    names = {
+        "lr_lightning": "`LRFinder`",
+        "fastai minimum/10": "fastai, minimum / 10",
+        "fastai valley": "fastai, valley",
+        **{name: name for name in ("ignite", "torch-lr-finder", "Lightning")},
+    }
+    text = (ROOT / "docs" / "lr_finder.md").read_text().replace("**", "")
+    for rule, name in names.items():
+        cells = [
+            f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f}), worst {found['worst']:.2f}"
+            for found in (held_out["rules"][rule]["where_answered"], held_out["rules"][rule]["all"])
+        ]
+        assert f"| {name} | {cells[0]} | {cells[1]} |" in text
+
+
 @pytest.mark.parametrize("rule", ["lr_lightning", "Lightning", "torch-lr-finder"])
 def test_the_regrets_are_the_benchmarks(rule: str) -> None:
     held_out = json.loads((ROOT / "benchmarks" / "results" / "finder_regret.json").read_text())["sets"]["held out"]
@@ -117,6 +134,11 @@ def test_the_regrets_are_the_benchmarks(rule: str) -> None:
 def test_the_table_of_schedules_is_the_benchmarks() -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "schedules.json").read_text())
     assert schedules.table(result) in (ROOT / "docs" / "schedules.md").read_text()
+
+
+def test_the_table_of_claims_is_the_benchmarks() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "lr_effects.json").read_text())
+    assert lr_effects.table(result) in (ROOT / "docs" / "verdict.md").read_text()
 
 
 @pytest.fixture

@@ -148,6 +148,13 @@ def _throughput(found: dict[str, Any]) -> str:
     return "; ".join(f"{name} {spread(each['ratio_to_lightning']['app'])}" for name, each in problems)
 
 
+def _lr_effects(found: dict[str, Any]) -> str:
+    outcomes = [claim["outcome"] for claim in found["claims"]]
+    kinds = ("held", "the opposite held", "not shown")
+    counts = ", ".join(f"{kind} {outcomes.count(kind)}" for kind in kinds)
+    return f"of {len(outcomes)} claims: {counts}; n = {len(found['trials'])} runs"
+
+
 def _soak(found: dict[str, Any]) -> str:
     changed = found["rows_missing_or_changed"] + found["rows_added_or_changed"]
     return f"{found['kills']} kills, {changed} of {found['metric_rows']} rows changed, n = 1"
@@ -183,6 +190,7 @@ ROWS = (
         result="batch_growth_cifar10",
     ),
     Row("smith_table", "Smith's table on CIFAR-10: paired differences", _smith, "--cifar10 FOLDER"),
+    Row("lr_effects", "which of the textbook's claims about a high and a low rate hold", _lr_effects),
     Row("pruning", "epochs that pruning a search saves", _pruning),
     Row("search_methods", "best validation loss of each way of searching", _search_methods),
     Row("many_ranks", "the loader, for one of many ranks", _many_ranks),

@@ -26,18 +26,24 @@ from lr_lightning.tracking.files import write_atomically
 __all__ = ["run_study"]
 
 
-def run_study(config: Config) -> None:
+def run_study(config: Config) -> list[Trial]:
     """Train every rate with every seed; then write the table, the claims and the figure, and log them as a run.
+
+    Each seed goes through all rates before the next one does: a minute in which the machine is busy falls on several
+    rates, not on all runs of one, whose time would then look like an effect of the rate.
 
     All lies in a folder of its own below ``config.output_root``; ``trials.csv`` grows with every run. In MLflow each
     run has the tags ``sweep`` and ``trial``, and the table is a run of its own with the same ``sweep``.
+
+    Returns:
+        The runs, in the order in which they were made.
 
     Raises:
         ConfigError: If the input is bad; found in the first run, before it starts.
         Interrupted: On SIGTERM or Ctrl-C: the runs so far are in ``trials.csv``.
     """
     node = config.study or StudyConfig()
-    grid = [(lr, seed) for lr in rates(node) for seed in node.seeds]
+    grid = [(lr, seed) for seed in node.seeds for lr in rates(node)]
     name = f"{datetime.now():%Y%m%d-%H%M%S}-lr_effects-{config.data.name}-{secrets.token_hex(2)}"
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
@@ -56,6 +62,7 @@ def run_study(config: Config) -> None:
         console.print(_line(number, len(grid), trials[-1], left))
     if folder is not None:
         _conclude(config, node, folder, trials, console)
+    return trials
 
 
 def _train(config: Config, lr: float, seed: int, sweep: str, number: int) -> Outcome:

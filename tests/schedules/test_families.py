@@ -124,6 +124,12 @@ def test_durations_in_percent_are_of_the_piece_they_stand_in() -> None:
     assert outer.factors(100).count(1.0) == 5
 
 
+def test_a_product_multiplies_what_each_of_them_says_also_within_a_join() -> None:
+    product = Product(Linear(1.0, 0.0), Step(2, 0.5), Constant(0.5))
+    assert product.factors(4) == [0.5, 0.375, 0.125, 0.0625]
+    assert Join((Constant(), 2), (product, None)).factors(6) == [1.0, 1.0, *product.factors(4)]
+
+
 def test_epochs_count_from_the_start_of_the_piece() -> None:
     schedule = Join((Constant(), 5), (Step("1 epoch", 0.5), None))
     assert schedule.factors(30, steps_per_epoch=10)[5::10] == [1.0, 0.5, 0.25]
