@@ -21,10 +21,10 @@ def main() -> int:
         try:
             done = replay(folder)
         except StoreUnavailable as error:
-            print(f"{folder}: the store does not answer: {error}. Try again when it does.", file=sys.stderr)
+            print(f"error: {folder}: the store does not answer: {error}. Try again when it does.", file=sys.stderr)
             failed = True
         except TrackingError as error:
-            print(str(error), file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
             failed = True
         else:
             what = f"sent {done.records} records" if done.records else "nothing was left to send"

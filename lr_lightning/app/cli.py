@@ -1,6 +1,7 @@
 """`scripts/train.py`: Hydra composes the config, and every error of input becomes one message and an exit status."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,8 +65,9 @@ def main(root: Path, job: Job = "train") -> int:
     except KeyboardInterrupt:
         return 130  # before the run itself takes care of it
     sweep.compare()
-    for error in errors:
-        print_error(error if isinstance(error, ConfigError | Diverged | RunFailed) else explain(error))
+    said = Counter(str(e) if isinstance(e, ConfigError | Diverged | RunFailed) else explain(e) for e in errors)
+    for text, count in said.items():  # the runs of a sweep may all fail of one thing, such as a password
+        print_error(text if count == 1 else f"{text} ({count} runs)")
     if not errors:
         return 0
     return FAILED if any(isinstance(e, Diverged | RunFailed) for e in errors) else BAD_INPUT
@@ -96,7 +98,11 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
         return run_study(config)
     from lr_lightning.app.train import train
 
-    return train(config, previous=previous).objective
+    try:
+        return train(config, previous=previous).objective
+    except ConfigError:
+        sweep.forget(config)
+        raise
 
 
 def _refuse_together(cfg: DictConfig, job: Job) -> None:

@@ -61,5 +61,5 @@ def report(done: Comparison, *, brief: bool = False) -> None:
     for path in pictures:
         print(f"picture:  {path}")
     if done.address:
-        print(f"in MLflow (while `make ui` is running): {done.address}")
+        print(f"in MLflow{'' if done.served else ' (while `make ui` is running)'}: {done.address}")
     print(f"open it:  xdg-open {shlex.quote(str(page))}")

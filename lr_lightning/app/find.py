@@ -20,6 +20,7 @@ from lr_lightning.app.summary import Outcome, Summary, print_start
 from lr_lightning.app.train import Result, begin, build_run, make_trainer, starting
 from lr_lightning.range_test.grid import GridTest
 from lr_lightning.range_test.result import RangeTest
+from lr_lightning.tracking.keys import hide_password
 
 __all__ = ["find"]
 
@@ -81,12 +82,15 @@ def _print(config: Config, folder: Path, found: RangeTest | GridTest, overrides:
     own = [word for word in overrides if not word.lstrip("+").startswith(rates)]
     train = [Path(sys.argv[0]).with_name("train.py"), *own]
     if found.suggestion is not None:
-        command = shlex.join(map(str, ["python", *train, f"optimizer.lr={found.suggestion:.3g}"]))
+        command = _command(*train, f"optimizer.lr={found.suggestion:.3g}")
         console.print(f"train with it:  {command}")
     elif config.finder.name != "lr_grid":  # which needs no rule to read a curve
-        grid = shlex.join(map(str, ["python", sys.argv[0], *own, "finder=lr_grid"]))
-        console.print(f"try each rate of a grid:  {grid}")
+        console.print(f"try each rate of a grid:  {_command(sys.argv[0], *own, 'finder=lr_grid')}")
     if found.base_lr is not None and found.max_lr is not None:
         bounds = ["schedule=triangular", f"schedule.base_lr={found.base_lr:.3g}", f"schedule.max_lr={found.max_lr:.3g}"]
         cyclical = [word for word in map(str, train) if not word.lstrip("+").startswith("schedule")]
-        console.print(f"in cycles:  {shlex.join(['python', *cyclical, *bounds])}")
+        console.print(f"in cycles:  {_command(*cyclical, *bounds)}")
+
+
+def _command(*words: object) -> str:
+    return hide_password(shlex.join(["python", *map(str, words)]))

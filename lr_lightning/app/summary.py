@@ -21,6 +21,7 @@ from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.diagnosis import History, Verdict
+from lr_lightning.tracking.keys import hide_password
 from lr_lightning.training.data import ImageDataModule
 
 _TRACKED = {"val/loss": min, "val/acc": max}
@@ -261,7 +262,9 @@ def _trainings(
     else:
         return []
     script = Path(sys.argv[0])
-    return [(name, f'make train ARGS="{shlex.join(arguments)}"' if by_make else _command(script, *arguments))]
+    return [
+        (name, f'make train ARGS="{hide_password(shlex.join(arguments))}"' if by_make else _command(script, *arguments))
+    ]
 
 
 def _own_overrides() -> list[str] | None:
@@ -271,4 +274,4 @@ def _own_overrides() -> list[str] | None:
 
 
 def _command(script: Path, *arguments: str) -> str:
-    return shlex.join(["python", str(script), *arguments])
+    return hide_password(shlex.join(["python", str(script), *arguments]))

@@ -34,6 +34,10 @@ class Sweep:
         self._jobs.append((config, list(overrides)))
         self._name = name
 
+    def forget(self, config: Config) -> None:
+        """Leave out a run that could not be started."""
+        self._jobs = [job for job in self._jobs if job[0] is not config]
+
     def compare(self) -> None:
         """Compare the runs and print what came out. Never raises."""
         tracked = [config for config, _ in self._jobs if config.tracking.name == "mlflow"]

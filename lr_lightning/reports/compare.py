@@ -91,6 +91,7 @@ class Comparison:
         files: Report, CSV and pictures.
         title: One line that says what was compared.
         address: The report in MLflow, or None where it is not there.
+        served: Whether the store is a server, which needs none of its own to be looked at.
         good_rates: In words, the band of good rates of each schedule.
     """
 
@@ -100,6 +101,7 @@ class Comparison:
     title: str
     files: list[Path] = field(default_factory=list)
     address: str | None = None
+    served: bool = False
     good_rates: list[str] = field(default_factory=list)
 
 
@@ -147,6 +149,7 @@ def compare(request: Request) -> Comparison:
     done.files += pictures.save_pictures(figures, done.folder)
     if request.log_run:
         done.address = _log(request, chosen, done, server)
+        done.served = request.store.artifact_root is None
     log.debug("compared %d runs in %.1f s", len(runs), time.monotonic() - started)
     return done
 

@@ -1,14 +1,17 @@
-"""Whether a space fits the config: every key is there, takes its values, and goes with the others."""
+"""Whether a space fits the config: every key is there, takes its values, and goes with the others; and the store."""
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
+from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError, did_you_mean
 from lr_lightning.search.compose import Composer
 from lr_lightning.search.domains import Choice, Value
 from lr_lightning.search.space import Space
 
-__all__ = ["check_space"]
+__all__ = ["check_space", "check_store"]
 
 _MOST_CHECKED = 60
 
@@ -47,6 +50,27 @@ def check_space(space: Space, base: Mapping[str, Value], composer: Composer) -> 
                     trial[key] = examples[min(example, len(examples) - 1)]
                     composer.check_key(key, trial)
             composer.config(trial)
+
+
+def check_store(config: Config) -> None:
+    """Ask a server once: one that lets nobody in would fail each trial, one after another.
+
+    One that does not answer is no hindrance: the trials keep their rows.
+
+    Raises:
+        ConfigError: It refuses.
+    """
+    from lr_lightning.tracking import StoreUnavailable, TrackingError, open_store
+
+    if config.tracking.name != "mlflow" or config.tracking.uri is None:
+        return
+    try:
+        with suppress(StoreUnavailable):
+            open_store(Path(config.tracking.root), config.tracking.uri).call(
+                "get_experiment_by_name", config.tracking.experiment
+            )
+    except TrackingError as e:
+        raise ConfigError(f"tracking: {e}") from e
 
 
 def _check_conditions(space: Space, groups: Mapping[str, Sequence[str]]) -> None:

@@ -77,6 +77,7 @@ def _search(root: Path, words: list[str]) -> int:
 
     search = read(root, words)
     console = Console()
+    from lr_lightning.search.checks import check_store
     from lr_lightning.search.conclusion import conclude, same_again, write_table
     from lr_lightning.search.driver import Driver
     from lr_lightning.search.progress import Progress, in_words, say
@@ -92,6 +93,7 @@ def _search(root: Path, words: list[str]) -> int:
         rehearse(search)
         return start_points(search)
 
+    check_store(search.config)
     study = Study(search, prepared)
     study.fill()
     standing = study.standing()

@@ -22,6 +22,7 @@ from lr_lightning.search.standing import Standing, order, result_of
 from lr_lightning.search.storage import patient
 from lr_lightning.search.study import Study
 from lr_lightning.tracking.files import write_atomically
+from lr_lightning.tracking.keys import hide_password
 
 __all__ = ["best_command", "conclude", "importances", "write_table"]
 
@@ -84,13 +85,13 @@ def best_command(search: Search, best: FrozenTrial) -> str:
     """The best trial as a command line; its seed stays the training's own."""
     script = Path(sys.argv[0]).with_name("train.py")
     point = {key: best.params[key] for key in search.space.keys if key in best.params}
-    return shlex.join(["python", str(script), *search.composer.overrides(point)])
+    return hide_password(shlex.join(["python", str(script), *search.composer.overrides(point)]))
 
 
 def same_again(search: Search) -> str:
     """The command that goes on with this search."""
     words = [word for word in sys.argv[1:] if not word.startswith(("sweep=", "search.sweep="))]
-    return shlex.join(["python", sys.argv[0], *words, f"sweep={search.name}"])
+    return hide_password(shlex.join(["python", sys.argv[0], *words, f"sweep={search.name}"]))
 
 
 def importances(study: Study, search: Search) -> dict[str, float]:

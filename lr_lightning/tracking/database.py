@@ -1,5 +1,6 @@
-"""MLflow's database file: made whole or not at all, by one process at a time."""
+"""MLflow's database: a file is made whole or not at all, by one process at a time; a server's must let one in."""
 
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ from filelock import FileLock
 
 _BROKEN = ("already exists", "duplicate column", "disk image is malformed", "file is not a database")
 _OTHER_VERSION = ("out-of-date database schema", "Can't locate revision")
+_NO_ENTRY = re.compile(
+    r"password authentication failed|no password supplied|[Aa]ccess denied for user|Login failed for user"
+    r"|(database|role) \"[^\"]*\" does not exist|Unknown database"
+)
 
 
 def permanent_problem(said: str) -> str | None:
@@ -25,7 +30,32 @@ def permanent_problem(said: str) -> str | None:
             f"{said}: it was made by another version of MLflow. Copy the database, then run `mlflow db upgrade` with "
             "its address; or give another tracking.root."
         )
+    if _NO_ENTRY.search(said):
+        return f"{said}. Give the database's name, user and password in the address, user:password@host/database."
     return None
+
+
+def check_entry(uri: str) -> None:
+    """Connect once to a database's server, which MLflow would try for minutes although the password stays wrong.
+
+    Args:
+        uri: The database.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: It lets nobody in. What may pass is left to MLflow's own tries.
+    """
+    from mlflow.store.db.utils import create_sqlalchemy_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    make_engine: Callable[..., Any] = create_sqlalchemy_engine
+    engine = make_engine(uri)
+    try:
+        engine.connect().close()
+    except SQLAlchemyError as error:
+        if permanent_problem(str(error)) is not None:
+            raise
+    finally:
+        engine.dispose()
 
 
 def make_database(path: Path, artifact_uri: str, uri_of: Callable[[Path], str]) -> None:

@@ -5,6 +5,10 @@ class TrackingError(ValueError):
     """The store, the run or the output directory cannot be used as asked. Trying again will not help."""
 
 
+class NotThere(TrackingError):
+    """The store has no run, or no experiment, of that id."""
+
+
 class RunningError(TrackingError):
     """Another live process holds the run or its output directory."""
 

@@ -16,9 +16,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock
 
-from lr_lightning.tracking.database import make_database, permanent_problem
-from lr_lightning.tracking.errors import Rejected, StoreUnavailable, TrackingError
+from lr_lightning.tracking.database import check_entry, make_database, permanent_problem
+from lr_lightning.tracking.errors import NotThere, Rejected, StoreUnavailable, TrackingError
 from lr_lightning.tracking.keys import hide_password
+from lr_lightning.tracking.refusals import refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +45,8 @@ _NOISY_LOGGERS = {
     "mlflow.store.db_migrations": logging.WARNING,
     "urllib3.connectionpool": logging.ERROR,
 }
-_PERMANENT_CODES = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "RESOURCE_DOES_NOT_EXIST")
+_PERMANENT_CODES = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+_NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
 _CONTENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 _READ_ONLY = ("readonly database", "read-only transaction", "Read-only file system")
@@ -81,8 +83,10 @@ def explain(error: BaseException, uri: str) -> Exception:
         return TrackingError(f"tracking store {where} needs a package that is not installed: {error}")
     reason = hide_password(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
     code = getattr(error, "error_code", None)
+    if code == _NOT_THERE:
+        return NotThere(f"tracking store {where}: {reason}")
     if code in _PERMANENT_CODES:
-        return TrackingError(f"tracking store {where}: {reason}")
+        return TrackingError(f"tracking store {where}: {refusal(code, reason) or reason}")
     if any(words in reason for words in _READ_ONLY):
         return TrackingError(f"tracking store {where} cannot be written to. Give another tracking.root, or the right.")
     if code in _CONTENT_CODES:
@@ -158,6 +162,8 @@ class Store:
         # MLflow's own first start is not safe against a second process: without the lock one of them dies, or leaves
         # a half-made database. The file's existence proves nothing, so every start takes its turn.
         with FileLock(self.root / ".init.lock"):
+            if self._file is None:
+                check_entry(self.uri)
             # Gives MLflow's own "Default" experiment a place here; else it would be below the working directory.
             open_database: Callable[..., object] = SqlAlchemyStore
             open_database(self.uri, self.artifact_root.as_uri())
@@ -224,13 +230,13 @@ class Store:
         """Give MLflow's ``Run`` of that id, for its tags, params and status.
 
         Raises:
-            TrackingError: There is no such run, or it was deleted.
+            TrackingError: There is no such run, it was deleted, or the store lets nobody in.
             StoreUnavailable: The store does not answer.
         """
         try:
             run = self.call("get_run", run_id)
-        except (TrackingError, Rejected):
-            raise TrackingError(f"there is no run {run_id!r} in {self.public_uri}") from None
+        except (NotThere, Rejected):
+            raise NotThere(f"there is no run {run_id!r} in {self.public_uri}") from None
         if run.info.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"run {run_id!r} of {self.public_uri} was deleted. Restore it: "

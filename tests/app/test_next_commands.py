@@ -54,3 +54,16 @@ def test_a_run_limited_by_steps_is_shortened_in_steps(
     monkeypatch.setattr(sys, "argv", ["train.py", "trainer.max_steps=900"])
     print_summary(configured("trainer.max_steps=900"), Path("run"), None, {"steps": 900.0}, OVER)
     assert proposed(capsys) == ['a shorter one:  make train ARGS="trainer.max_steps=420"']
+
+
+def test_a_command_that_is_printed_to_be_copied_shows_no_password(
+    configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tracking.uri=postgresql://me:secret@db/x", "trainer.max_steps=900"]
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    print_summary(configured(*words), Path("run"), "1", {"steps": 900.0}, OVER)
+    out = capsys.readouterr().out
+    assert "--uri postgresql://me:***@db/x" in out
+    assert "tracking.uri=postgresql://me:***@db/x" in out
+    assert "secret" not in out

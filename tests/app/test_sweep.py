@@ -1,6 +1,7 @@
 """The end of a multirun: what is compared with what, and that nothing of it can fail the runs."""
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -9,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from lr_lightning.app import cli
 from lr_lightning.app import compare as app_compare
+from lr_lightning.app import train as train_module
 from lr_lightning.app.config import Config
+from lr_lightning.app.errors import BAD_INPUT, ConfigError
 from lr_lightning.app.record import sweep_record
 from lr_lightning.app.sweep import Sweep
 
@@ -103,3 +107,20 @@ def test_the_record_of_a_sweep_has_its_groups_and_its_true_status(
 def test_the_experiments_folder_needs_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app_compare.run(tmp_path / "mlruns", "nonsense", tmp_path / "out", by=["schedule"]) == 2
     assert "is no address of a store" in capsys.readouterr().err
+
+
+def test_runs_that_could_not_be_started_are_one_error_and_are_not_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, asked: Asked
+) -> None:
+    """Of a server that refuses, each run's error was printed, and one more of the comparison."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConfigError("tracking: it asks for a user and a password")
+
+    root = Path(__file__).resolve().parents[2]
+    monkeypatch.setattr(train_module, "train", refuse)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1,2", f"output_root={tmp_path}"])
+    assert cli.main(root) == BAD_INPUT
+    assert capsys.readouterr().err == "error: tracking: it asks for a user and a password (3 runs)\n"
+    assert not asked.calls

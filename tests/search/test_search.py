@@ -25,6 +25,7 @@ from lr_lightning.search.run import Task
 from lr_lightning.search.run import run as run_task
 from lr_lightning.search.settings import Search
 from lr_lightning.search.study import Study
+from lr_lightning.tracking import Store, TrackingError
 from tests.leftovers import trials
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +89,34 @@ def test_the_grid_trains_each_rate_once_and_again_does_nothing(
     assert run("search=grid", *UNTRACKED, "trainer.max_epochs=2") == 0
     assert len(trainings.configs) == 7
     assert "7 of them done" in capsys.readouterr().out
+
+
+def test_a_server_that_refuses_is_one_error_and_no_trial(
+    run: Run, trainings: Trainings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each trial would have failed of it, one after another."""
+
+    def refuse(*_: Any) -> None:
+        raise TrackingError("it asks for a user and a password")
+
+    monkeypatch.setattr(Store, "call", refuse)
+    assert run("search=grid", "tracking.uri=http://h:5000", "sweep=s") == 2
+    assert capsys.readouterr().err == "error: tracking: it asks for a user and a password\n"
+    assert not trainings.configs
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@h", "postgresql://me:secret@h/db"])
+def test_the_best_command_shows_no_password(
+    run: Run, trainings: Trainings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uri: str
+) -> None:
+    monkeypatch.setattr("lr_lightning.search.conclusion.compare_sweep", lambda *_, **__: None)
+    monkeypatch.setattr("lr_lightning.search.conclusion._record", lambda *_: None)
+    monkeypatch.setattr(Store, "call", lambda *_: None)
+    assert run("search=grid", f"tracking.uri={uri}", "sweep=s") == 0
+    out = capsys.readouterr().out
+    assert "train with the best:" in out
+    assert "me:***@h" in out
+    assert "secret" not in out
 
 
 def test_random_draws_the_same_whoever_takes_the_ticket(run: Run, trainings: Trainings) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from lr_lightning.tracking import Store, StoreUnavailable, TrackingError, database, open_store
 from lr_lightning.tracking.errors import Rejected
@@ -70,6 +71,68 @@ def test_a_deleted_experiment_is_an_error_with_its_remedy(store: Store) -> None:
 def test_a_run_that_is_not_there_is_an_error(store: Store) -> None:
     with pytest.raises(TrackingError, match="there is no run 'abc'"):
         store.run("abc")
+
+
+@pytest.mark.parametrize(
+    ("code", "user", "said", "expected"),
+    [
+        (
+            "UNAUTHENTICATED",
+            None,
+            "error code 401 != 200",
+            "asks for a user and a password. Set MLFLOW",
+        ),
+        ("UNAUTHENTICATED", "me", "error code 401 != 200", "does not know the user 'me' with this password"),
+        (
+            "PERMISSION_DENIED",
+            "me",
+            "403. Response body: 'Permission denied'",
+            "'me' may not do this. Ask .*EDIT",
+        ),
+        (
+            "PERMISSION_DENIED",
+            "me",
+            "Response body: 'Invalid Host header - ...'",
+            "--allowed-hosts .* Host header",
+        ),
+    ],
+)
+def test_a_server_that_lets_nobody_in_is_one_error_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, user: str | None, said: str, expected: str
+) -> None:
+    """It was MLflow's own text, of endpoints and bodies; and where a run was asked for, "there is no run"."""
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    if user:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+
+    class Client:
+        def get_run(self, run_id: str) -> None:
+            error = RuntimeError(f"API request to endpoint /api/2.0/mlflow/runs/get failed: {said}")
+            error.error_code = code  # type: ignore[attr-defined]
+            raise error
+
+    monkeypatch.setattr(Store, "client", lambda self: Client())
+    with pytest.raises(TrackingError, match=expected) as caught:
+        open_store(tmp_path, "http://h:5000").run("abc")
+    assert "endpoint" not in str(caught.value)
+    assert "no run" not in str(caught.value)
+
+
+def test_a_database_that_takes_no_password_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow tries a wrong password for minutes, and a run trained on as if the database were away."""
+    error = OperationalError("x", {}, Exception('FATAL:  password authentication failed for user "me"'))
+
+    class Engine:
+        def connect(self) -> None:
+            raise error
+
+        def dispose(self) -> None:
+            """Nothing is open."""
+
+    monkeypatch.setattr("mlflow.store.db.utils.create_sqlalchemy_engine", lambda uri: Engine())
+    monkeypatch.setattr(Store, "_probe", lambda self: tmp_path.mkdir(exist_ok=True))
+    with pytest.raises(TrackingError, match=r"password authentication failed .* user:password@host"):
+        open_store(tmp_path, "postgresql://me:wrong@db/x").client()
 
 
 def test_a_file_that_exists_is_not_taken_for_a_database(empty_store: Path) -> None:
