@@ -9,6 +9,10 @@ class RunningError(TrackingError):
     """Another live process holds the run or its output directory."""
 
 
+class NoSuchRun(TrackingError):
+    """The store knows no run of that id."""
+
+
 class StoreUnavailable(RuntimeError):
     """The store does not answer, or is busy. The same call may succeed later."""
 

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock
 
 from lr_lightning.tracking.database import make_database, permanent_problem
-from lr_lightning.tracking.errors import Rejected, StoreUnavailable, TrackingError
+from lr_lightning.tracking.errors import NoSuchRun, Rejected, StoreUnavailable, TrackingError
 from lr_lightning.tracking.keys import hide_password
 
 if TYPE_CHECKING:
@@ -224,13 +224,14 @@ class Store:
         """Give MLflow's ``Run`` of that id, for its tags, params and status.
 
         Raises:
-            TrackingError: There is no such run, or it was deleted.
+            NoSuchRun: There is no such run.
+            TrackingError: It was deleted.
             StoreUnavailable: The store does not answer.
         """
         try:
             run = self.call("get_run", run_id)
         except (TrackingError, Rejected):
-            raise TrackingError(f"there is no run {run_id!r} in {self.public_uri}") from None
+            raise NoSuchRun(f"there is no run {run_id!r} in {self.public_uri}") from None
         if run.info.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"run {run_id!r} of {self.public_uri} was deleted. Restore it: "
