@@ -85,7 +85,7 @@ def test_a_store_that_is_still_down_is_said(fake_store: Store, client: Any, tmp_
     with pytest.raises(StoreUnavailable):
         replay(tmp_path / "out")
     client.down = False
-    assert replay(tmp_path / "out").records == 24
+    assert replay(tmp_path / "out").records == 25
 
 
 def test_a_live_run_is_refused(fake_store: Store, tmp_path: Path) -> None:
