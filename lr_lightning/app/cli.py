@@ -36,7 +36,7 @@ def main(root: Path, job: Job = "train") -> int:
 
     Returns:
         The exit status: 0; 1 if a run diverged, lost a process or its disk; 2 for bad input. Any other failure
-        raises; SIGTERM and Ctrl-C exit with 143 and 130.
+        raises; SIGTERM, Ctrl-C and SIGHUP exit with 143, 130 and 129.
     """
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")

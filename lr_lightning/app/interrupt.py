@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: stop at the next step, save a checkpoint, leave with the right exit status."""
+"""SIGTERM, Ctrl-C and a closed terminal: stop at the next step, save a checkpoint, leave with the right exit status."""
 
 import signal
 from pathlib import Path
@@ -23,7 +23,9 @@ class Interrupted(SystemExit):
 
 
 class Signals:
-    """SIGTERM and Ctrl-C, where this is the context: the first one is noted, the second one raises.
+    """SIGTERM, Ctrl-C and SIGHUP, where this is the context: the first one is noted, the second one raises.
+
+    A terminal that is closed may send SIGHUP twice, so its repetition is none; under nohup it stays ignored.
 
     Attributes:
         signum: The number of the last one; None before there is one.
@@ -36,6 +38,8 @@ class Signals:
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
@@ -43,14 +47,14 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        again = self.signum is not None
+        again = self.signum is not None and not self.signum == signum == signal.SIGHUP
         self.signum = signum
         if again:
             raise Interrupted(signum)
 
 
 class Interrupts(Signals, Callback):
-    """Turn the first SIGTERM or Ctrl-C into an orderly stop, the second into an immediate one.
+    """Turn the first SIGTERM, Ctrl-C or SIGHUP into an orderly stop, the second into an immediate one.
 
     During a fit the optimizer step that runs is completed (a validation as well), ``checkpoint`` is saved, and the fit
     ends, on all ranks at the same step; at any other time the run ends at once. As a context manager it holds the

@@ -4,6 +4,7 @@ import errno
 import math
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -76,7 +77,8 @@ def recorded(
             # Lightning kills the first rank when another one ends with a status, in the middle of closing its record.
             raise SystemExit(0) from None
         interrupted = e if isinstance(e, Interrupted) else Interrupted(interrupts.signum or signal.SIGINT)
-        print_interrupted(config, interrupts.checkpoint, str(interrupted), trainer.global_step)
+        with suppress(OSError):  # the terminal may be closed
+            print_interrupted(config, interrupts.checkpoint, str(interrupted), trainer.global_step)
         raise interrupted from None
     finally:
         if logger:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from lightning.fabric.utilities import rank_zero_only
@@ -18,7 +18,15 @@ from lr_lightning.tracking.rates import write_rates
 from lr_lightning.tracking.runs import JOB_TAG
 from lr_lightning.tracking.sender import Sender
 from lr_lightning.tracking.sender_thread import SenderThread
-from lr_lightning.tracking.state import LOG_NAME, SendState, load_state, refuse_other_run, unique_dir
+from lr_lightning.tracking.state import (
+    LOG_NAME,
+    RUN_KEY_TAG,
+    SendState,
+    load_state,
+    refuse_other_run,
+    refuse_state_of_other_run,
+    unique_dir,
+)
 from lr_lightning.tracking.store import Store
 from lr_lightning.tracking.wal import History, MetricLog, Record
 
@@ -94,9 +102,10 @@ class MLflowLogger(RunLogger, MLFlowLogger):
         return Holder.here(self.store.public_uri, str(self.output_dir))
 
     def _open(self, resume: bool) -> History:
-        state = self._find_state(resume)
-        self._wal.repair()
         history = self._wal.history()
+        state = self._find_state(resume, history)
+        self._wal.repair()
+        self._first_tags[RUN_KEY_TAG] = state.key  # so that the log says which state and which record are its own
         state = replace(state, offset=min(state.offset, self._wal.size))
         state.save(self.output_dir)
         if state.run_id is not None:
@@ -106,29 +115,31 @@ class MLflowLogger(RunLogger, MLFlowLogger):
         self._thread.start()
         try:
             self._meet_store(self._thread)
-            if resume and history.last_time == 0 and state.run_id is not None:
-                history = self._history_of_store(state.run_id)
+            run_id = sender.state.run_id
+            if resume and run_id is not None and (history.last_time == 0 or self._store_answers()):
+                history = self._with_rows_of_store(history, run_id)
         except BaseException:
             self._close()
             raise
         return history
 
-    def _find_state(self, resume: bool) -> SendState:
+    def _find_state(self, resume: bool, history: History) -> SendState:
         """Read the state of the run in the output directory, adjusted to the store and the run that were asked for."""
+        new: dict[str, Any] = {"run_id": self._given_run_id}
         root = str(self.store.root)
         artifacts = str(self.store.artifact_root) if self.store.artifact_root else None
         state = load_state(self.output_dir)
         if state is None:
-            return SendState(
-                self.store.uri, root, artifacts, self.experiment_name, self.run_name, run_id=self._given_run_id
-            )
+            if RUN_KEY_TAG in history.tags:  # its state was removed; the store may have the run
+                new |= {"key": history.tags[RUN_KEY_TAG], "asked": True}
+            return SendState(self.store.uri, root, artifacts, self.experiment_name, self.run_name, **new)
         refuse_other_run(self.output_dir, resume)
+        refuse_state_of_other_run(self.output_dir, state, history)
         asked = self._given_run_id
         if state.uri != self.store.uri:
             # Another store than before: it gets the whole log.
-            return SendState(
-                self.store.uri, root, artifacts, self.experiment_name, self.run_name or state.run_name, run_id=asked
-            )
+            name = self.run_name or state.run_name
+            return SendState(self.store.uri, root, artifacts, self.experiment_name, name, key=state.key, **new)
         if asked is not None and state.run_id is not None and asked != state.run_id:
             raise TrackingError(
                 f"{self.output_dir}: holds run {state.run_id}, not {asked}. Give that run's own folder."
@@ -147,21 +158,51 @@ class MLflowLogger(RunLogger, MLFlowLogger):
         if isinstance(thread.error, TrackingError):
             raise thread.disk_error or thread.error
 
-    def _history_of_store(self, run_id: str) -> History:
-        """Ask the store what the run has stored, where its local log is not at hand."""
-        if self._thread is None or self._thread.error is not None or not self._thread.contact.is_set():
+    def _store_answers(self) -> bool:
+        return self._thread is not None and self._thread.error is None and self._thread.contact.is_set()
+
+    def _with_rows_of_store(self, history: History, run_id: str) -> History:
+        """Add what the store has of the run and its local log has not: the log was lost, or cut short."""
+        if not self._store_answers():
             raise TrackingError(
                 f"run {run_id} cannot be resumed: {self.output_dir} holds no log of it, and the store does not answer."
             )
         run = self.store.run(run_id)
-        newest = {metric.key: metric for metric in run.data._metric_objs}
+        newest = {
+            metric.key: metric
+            for metric in run.data._metric_objs
+            if int(metric.step) > history.last_steps.get(metric.key, -1)
+        }
+        if not newest:
+            return history
+        if history.last_time:
+            self._refuse_if_gone_on_with_elsewhere(run_id, run.data.tags.get("output_dir"))
+            log.warning("the store has rows of this run that %s lacks: they are not logged again", self._wal.path)
+        times = [int(metric.timestamp) for metric in newest.values()]
         return History(
-            last_steps={key: int(metric.step) for key, metric in newest.items()},
-            last_values={key: float(metric.value) for key, metric in newest.items()},
-            params=dict(run.data.params),
-            status=run.info.status,
-            last_time=max([int(metric.timestamp) for metric in newest.values()], default=0),
+            last_steps=history.last_steps | {key: int(metric.step) for key, metric in newest.items()},
+            last_values=history.last_values | {key: float(metric.value) for key, metric in newest.items()},
+            params=dict(run.data.params) | history.params,
+            tags=history.tags,
+            status=history.status or run.info.status,
+            last_time=max([history.last_time, *times]),
         )
+
+    def _refuse_if_gone_on_with_elsewhere(self, run_id: str, tag: str | None) -> None:
+        """Refuse a copy of a run's folder, where another copy has the rows that this one lacks.
+
+        Raises:
+            TrackingError: There is another one, of the same run.
+        """
+        other = Path(tag or self.output_dir)
+        if not other.is_dir() or other.samefile(self.output_dir):
+            return
+        state = load_state(other)
+        if state is not None and state.run_id == run_id:
+            raise TrackingError(
+                f"run {run_id} was gone on with in {other}, and has rows that {self.output_dir} lacks. Go on with that "
+                "folder, or give another tracking.root to this one."
+            )
 
     def _hold_run(self, run_id: str) -> None:
         if self._run_lock is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from lr_lightning.tracking.errors import TrackingError
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
 from lr_lightning.tracking.sender import Sender
-from lr_lightning.tracking.state import LOCK_NAME, LOG_NAME, load_state
+from lr_lightning.tracking.state import LOCK_NAME, LOG_NAME, SendState, load_state, refuse_state_of_other_run
 from lr_lightning.tracking.store import Store
 from lr_lightning.tracking.wal import MetricLog, Status
 
@@ -54,7 +54,7 @@ def replay(output_dir: Path, left: str = "KILLED", lock_seconds: float = 0) -> R
         in_store.append(of_run)
 
     try:
-        _end_if_killed(MetricLog(output_dir / LOG_NAME), left)
+        _end_if_killed(output_dir, state, left)
         sender = Sender(output_dir, store, state, hold)
         records = 0
         while count := sender.send_next():
@@ -65,8 +65,10 @@ def replay(output_dir: Path, left: str = "KILLED", lock_seconds: float = 0) -> R
             held.release()
 
 
-def _end_if_killed(metric_log: MetricLog, left: str) -> None:
+def _end_if_killed(output_dir: Path, state: SendState, left: str) -> None:
+    metric_log = MetricLog(output_dir / LOG_NAME)
     metric_log.repair()
     history = metric_log.history()
+    refuse_state_of_other_run(output_dir, state, history)
     if history.status in (None, "RUNNING") and history.last_time:
         metric_log.append([Status(left, history.last_time)])

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lr_lightning.tracking.errors import Rejected
-from lr_lightning.tracking.state import LOG_NAME, SendState
+from lr_lightning.tracking.errors import NotThere, Rejected
+from lr_lightning.tracking.state import LOG_NAME, RUN_KEY_TAG, STATE_NAME, SendState
 from lr_lightning.tracking.store import Store
 from lr_lightning.tracking.wal import Artifact, Metric, MetricLog, Param, Record, Status, Tag
 
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 # MLflow's limits for one call of log_batch.
 _LIMITS: dict[type, int] = {Metric: 1000, Param: 100, Tag: 100}
-RUN_KEY_TAG = "lr_lightning.run_key"
 
 
 class Abandoned(Exception):
@@ -78,7 +77,7 @@ class Sender:
             run_id = self._make_run()
             self._remember(run_id=run_id)
         elif not self._checked:
-            self.experiment_id = str(self._store.run(run_id).info.experiment_id)
+            self.experiment_id = self._experiment_of(run_id)
         if not self._checked:
             self._checked = True
             if self._on_run is not None:
@@ -86,6 +85,15 @@ class Sender:
                     self._refuse_if_abandoned()
                     self._on_run(run_id)
         return run_id
+
+    def _experiment_of(self, run_id: str) -> str:
+        try:
+            return str(self._store.run(run_id).info.experiment_id)
+        except NotThere as error:
+            raise NotThere(
+                f"{error}. Put the store back as it was; if it is gone, remove {self._output_dir / STATE_NAME} and "
+                "go on with the run: its whole log goes to a new record"
+            ) from None
 
     def _make_run(self) -> str:
         self.experiment_id = self._store.experiment_id(self.state.experiment)

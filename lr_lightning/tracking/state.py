@@ -8,10 +8,13 @@ from pathlib import Path
 
 from lr_lightning.tracking.errors import TrackingError
 from lr_lightning.tracking.files import write_atomically
+from lr_lightning.tracking.wal import History
 
 LOG_NAME = "metrics.jsonl"
 STATE_NAME = "metrics.sent"
 LOCK_NAME = "metrics.lock"
+RUN_KEY_TAG = "lr_lightning.run_key"
+"""Tag of a run, in its log and in the store: the key of the state that goes with them."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,19 @@ def load_state(output_dir: Path) -> SendState | None:
         return SendState(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise TrackingError(f"{path}: not readable as the state of a run ({error}). Restore it or remove it.") from None
+
+
+def refuse_state_of_other_run(output_dir: Path, state: SendState, history: History) -> None:
+    """Refuse a state that does not go with the log beside it: the log would be sent to another run's record.
+
+    Raises:
+        TrackingError: It does not.
+    """
+    if history.tags.get(RUN_KEY_TAG, state.key) != state.key:
+        raise TrackingError(
+            f"{output_dir / STATE_NAME}: is of another run than {LOG_NAME} beside it. Restore it, or remove it and go "
+            "on with the run: the store finds its record again."
+        )
 
 
 def unique_dir(parent: Path) -> Path:

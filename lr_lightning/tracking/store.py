@@ -230,7 +230,8 @@ class Store:
         """Give MLflow's ``Run`` of that id, for its tags, params and status.
 
         Raises:
-            TrackingError: There is no such run, it was deleted, or the store lets nobody in.
+            NotThere: There is no such run.
+            TrackingError: It was deleted, or the store lets nobody in.
             StoreUnavailable: The store does not answer.
         """
         try:

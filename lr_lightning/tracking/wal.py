@@ -100,6 +100,7 @@ class History:
         last_steps: The highest step of each metric.
         last_values: The newest value of each metric.
         params: Every param.
+        tags: The newest value of each tag.
         status: The newest status, if any.
         last_time: Time of the newest metric row or status, milliseconds since 1970.
     """
@@ -107,6 +108,7 @@ class History:
     last_steps: dict[str, int] = field(default_factory=dict)
     last_values: dict[str, float] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
     status: str | None = None
     last_time: int = 0
 
@@ -119,6 +121,8 @@ class History:
                 self.last_time = max(self.last_time, time)
             case Param(key, value):
                 self.params.setdefault(key, value)
+            case Tag(key, value):
+                self.tags[key] = value
             case Status(status, time):
                 self.status = status
                 self.last_time = max(self.last_time, time)
@@ -180,10 +184,9 @@ class MetricLog:
             if data and not data.endswith(b"\n"):
                 data += file.readline()
         found: list[tuple[Record | None, int]] = []
-        for line in data.splitlines(keepends=True):
-            if line.endswith(b"\n"):
-                offset += len(line)
-                found.append((decode(line), offset))
+        for line in data.split(b"\n")[:-1]:  # no splitlines(): it also ends a line at a carriage return
+            offset += len(line) + 1
+            found.append((decode(line), offset))
         return found
 
     def history(self) -> History:

@@ -1,6 +1,7 @@
 """What is left, and what is said, when a disk is full, a checkpoint damaged or of another run, or a process gone."""
 
 import errno
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from lr_lightning.app import recorded
 from lr_lightning.app.checkpoints import AtomicCheckpointIO, ConfigStamp
 from lr_lightning.app.errors import ConfigError, RunFailed
 from lr_lightning.app.going_on import checked, set_damaged_aside
-from lr_lightning.app.interrupt import Interrupts
+from lr_lightning.app.interrupt import Interrupted, Interrupts, Signals
 from lr_lightning.app.output import BEFORE_LAST, LAST
 from lr_lightning.app.resume import Previous, identity
 from lr_lightning.app.validate import flatten, validated
@@ -202,3 +203,22 @@ def test_a_lack_of_memory_is_one_error_that_says_what_to_lower(
 def test_only_an_error_of_the_disk_is_one_of_the_disk() -> None:
     assert "make room" in str(recorded._disk_failed(OSError(errno.ENOSPC, "No space left"), None))
     assert recorded._disk_failed(FileNotFoundError(errno.ENOENT, "No such file"), None) is None
+
+
+def test_a_closed_terminal_is_one_stop_and_nohup_none() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)  # the system and the shell each send one
+            assert signals.signum == signal.SIGHUP
+            with pytest.raises(Interrupted) as caught:
+                signal.raise_signal(signal.SIGTERM)
+            assert caught.value.code == 128 + signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) == before
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.signum is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -3,7 +3,9 @@ import errno
 import json
 import logging
 import pickle
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import yaml
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lr_lightning.tracking import CSVLogger, MLflowLogger, RunLogger, RunningError, Store, TrackingError
+from lr_lightning.tracking import CSVLogger, MLflowLogger, RunLogger, RunningError, Store, TrackingError, replay
 from lr_lightning.tracking import run_clock as run_clock_module
+from lr_lightning.tracking.state import load_state
 from lr_lightning.tracking.wal import MetricLog
 
 KINDS = ["mlflow", "csv"]
@@ -220,7 +223,7 @@ def test_a_dead_server_stops_nothing_and_replay_is_named(
     assert stored("mlflow", tmp_path / "out", "loss") == [(0, 1.0)]
     assert sum("does not answer" in r.message and "Training goes on" in r.message for r in caplog.records) == 1
     assert f"python scripts/replay.py {tmp_path / 'out'}" in caplog.records[-1].message
-    assert "5 records were not sent" in caplog.records[-1].message
+    assert "6 records were not sent" in caplog.records[-1].message
 
 
 def test_a_server_that_went_away_and_came_back_has_everything(fake_store: Store, client: Any, tmp_path: Path) -> None:
@@ -265,6 +268,73 @@ def test_without_its_folder_a_run_is_resumed_from_the_store(store: Store, tmp_pa
     assert run.data.params == {"a": "1"}
     assert run.data.tags["resumed.a"] == "2"
     assert [m.step for m in store.client().get_metric_history(run_id, "loss")] == list(range(8))
+
+
+def first_half(store: Store, out: Path) -> str:
+    """A stopped run of four steps; its id."""
+    logger = MLflowLogger(store, "exp", out, end_on_finalize=False)
+    for step in range(4):
+        logger.log_metrics({"loss": float(step)}, step)
+    logger.end("KILLED")
+    return str(logger.run_id)
+
+
+def go_on(store: Store, out: Path, end: int) -> str:
+    again = MLflowLogger(store, "exp", out, resume=True, end_on_finalize=False)
+    for step in range(2, end):
+        again.log_metrics({"loss": float(step)}, step)
+    again.end("FINISHED")
+    return str(again.run_id)
+
+
+def test_a_state_of_another_run_is_refused_and_one_that_was_removed_is_found_again(
+    store: Store, tmp_path: Path
+) -> None:
+    mine, other = first_half(store, tmp_path / "mine"), first_half(store, tmp_path / "other")
+    state = tmp_path / "mine" / "metrics.sent"
+    shutil.copy(tmp_path / "other" / "metrics.sent", state)
+    for starts in (lambda: go_on(store, tmp_path / "mine", 6), lambda: replay(tmp_path / "mine")):
+        with pytest.raises(TrackingError, match=r"metrics.sent: is of another run than metrics.jsonl"):
+            starts()
+    state.unlink()
+    assert go_on(store, tmp_path / "mine", 6) == mine
+    rows = {run: [m.step for m in store.client().get_metric_history(run, "loss")] for run in (mine, other)}
+    assert rows == {mine: list(range(6)), other: list(range(4))}
+
+
+def test_rows_that_a_log_has_lost_are_not_stored_twice(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_id = first_half(store, out)
+    log = out / "metrics.jsonl"
+    log.write_bytes(log.read_bytes().split(b'{"metric":"loss","value":2.0')[0])
+    assert go_on(store, out, 6) == run_id
+    assert [m.step for m in store.client().get_metric_history(run_id, "loss")] == list(range(6))
+    assert store.run(run_id).info.status == "FINISHED"
+
+
+def test_of_a_run_and_its_copy_only_the_one_that_went_on_goes_on(store: Store, tmp_path: Path) -> None:
+    run_id = first_half(store, tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    assert go_on(store, tmp_path / "copy", 6) == run_id
+    with pytest.raises(TrackingError, match=r"was gone on with in .*copy, and has rows that .*out lacks"):
+        go_on(store, tmp_path / "out", 6)
+    assert go_on(store, tmp_path / "copy", 8) == run_id
+    shutil.move(tmp_path / "copy", tmp_path / "moved")
+    assert go_on(store, tmp_path / "moved", 9) == run_id
+    assert [m.step for m in store.client().get_metric_history(run_id, "loss")] == list(range(9))
+
+
+def test_a_run_whose_store_was_replaced_names_the_way_on(store: Store, tmp_path: Path, make_store: Any) -> None:
+    out = tmp_path / "out"
+    run_id = first_half(store, out)
+    other = make_store("other")
+    replace(load_state(out), uri=other.uri).save(out)  # type: ignore[type-var]
+    with pytest.raises(TrackingError, match=r"there is no run .*remove .*metrics.sent and go on"):
+        go_on(other, out, 6)
+    (out / "metrics.sent").unlink()
+    new = go_on(other, out, 6)
+    assert new != run_id
+    assert [m.step for m in other.client().get_metric_history(new, "loss")] == list(range(6))
 
 
 def test_a_disk_without_room_at_the_start_holds_no_lock(

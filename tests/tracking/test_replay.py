@@ -29,7 +29,7 @@ def test_a_run_the_store_never_saw_is_made_and_complete(fake_store: Store, clien
     log_while_down(fake_store, client, tmp_path / "out", "FAILED")
     assert client.runs == {}
     done = replay(tmp_path / "out")
-    assert (done.records, done.run_id, done.uri) == (24, "run0", "http://fake.test")
+    assert (done.records, done.run_id, done.uri) == (25, "run0", "http://fake.test")
     assert [row[2] for row in client.runs["run0"].rows] == list(range(20))
     assert client.runs["run0"].info.status == "FAILED"
     assert replay(tmp_path / "out").records == 0
@@ -44,7 +44,7 @@ def test_a_killed_run_is_ended_as_killed(fake_store: Store, client: Any, tmp_pat
     log.append(records)
     with log.path.open("a") as file:
         file.write('{"metric":"lo')
-    assert replay(out).records == 23
+    assert replay(out).records == 24
     assert client.runs["run0"].info.status == "KILLED"
     assert client.runs["run0"].info.end_time == records[-1].time  # type: ignore[union-attr]
 
@@ -85,7 +85,7 @@ def test_a_store_that_is_still_down_is_said(fake_store: Store, client: Any, tmp_
     with pytest.raises(StoreUnavailable):
         replay(tmp_path / "out")
     client.down = False
-    assert replay(tmp_path / "out").records == 24
+    assert replay(tmp_path / "out").records == 25
 
 
 def test_a_live_run_is_refused(fake_store: Store, tmp_path: Path) -> None:

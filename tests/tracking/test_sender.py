@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from lr_lightning.tracking import Store, StoreUnavailable, TrackingError
-from lr_lightning.tracking.sender import RUN_KEY_TAG, Sender
+from lr_lightning.tracking.sender import Sender
 from lr_lightning.tracking.sender_thread import SenderThread
-from lr_lightning.tracking.state import SendState, load_state
+from lr_lightning.tracking.state import RUN_KEY_TAG, SendState, load_state
 from lr_lightning.tracking.wal import Artifact, Metric, MetricLog, Param, Record, Status, Tag
 
 

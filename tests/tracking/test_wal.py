@@ -40,6 +40,15 @@ def test_reading_goes_on_at_every_offset(tmp_path: Path) -> None:
     assert log.count(0) == len(RECORDS)
 
 
+def test_a_carriage_return_in_a_damaged_line_shifts_no_offset(tmp_path: Path) -> None:
+    log = MetricLog(tmp_path / "log")
+    log.append(RECORDS)
+    log.path.write_bytes(b"\x00\rab\r\n" + log.path.read_bytes())
+    read = log.read(0)
+    assert [record for record, _ in read] == [None, *RECORDS]
+    assert read[-1][1] == log.size
+
+
 def test_a_line_longer_than_the_limit_is_read_whole(tmp_path: Path) -> None:
     log = MetricLog(tmp_path / "log")
     log.append([Param("p", "x" * 100), Param("q", "y")])
