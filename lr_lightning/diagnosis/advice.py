@@ -92,6 +92,12 @@ def _underfitting(detail: str, n: Numbers) -> list[str]:
         )
         lines.append("If the labels are noisy or the classes overlap, this may be as low as it can get.")
         return lines
+    if not detail:
+        level = f"{n['probe_loss']:.3g}" + (f", {share:.0%} of chance" if share else "")
+        if share > 0.5 and "peak_lr" in n:
+            lines.append(f"Raise the rate from {n['peak_lr']:.3g} to {3 * n['peak_lr']:.3g}: little was learnt.")
+        lines.append(_longer(n, f"the probe loss is high ({level}), and too noisy to tell whether it still falls"))
+        return lines
     if _hardly_learns(n):
         rates = ", ".join(f"{n['peak_lr'] * 10**k:.3g}" for k in (1, 2, 3))
         return [

@@ -119,10 +119,11 @@ class Curves:
         risen, one, since = max(found, key=lambda f: (f[0], f[1].value / max(f[1].noise, 1e-300) if f[0] else -f[2]))
         return Rise(one.value, one.noise, since, risen)
 
-    def fall(self, index: int) -> "tuple[Difference, float]":
-        """By how much the probe loss fell since ``index``, and what share that is of all it fell in the run.
+    def fall(self, index: int) -> "tuple[Difference, float, float]":
+        """By how much the probe loss fell since ``index``; what share that is of all it fell; the share's noise.
 
-        The share is that of a quarter of the learning, whatever the distance really was.
+        The share is that of a quarter of the learning, whatever the distance really was; its noise is one standard
+        error.
         """
         found = self.probe.difference(index, self.end)
         before = max([v for v in (self.reference, self.start) if v is not None] or [float(self.probe.values[0])])
@@ -130,8 +131,10 @@ class Curves:
             before = min(before, 2 * self.reference)
         learnt = before - self.probe_end
         distance = self.done[self.probe.window(self.end)].mean() - self.done[self.probe.window(index)].mean()
-        share = found.value / learnt if learnt > 0 else float(found.value > 0)
-        return found, float(share * 0.25 / max(distance, 0.05))
+        scale = 0.25 / max(distance, 0.05)
+        if learnt <= 0:
+            return found, float(found.value > 0) * scale, 0.0
+        return found, float(found.value / learnt * scale), float(found.noise / learnt * scale)
 
 
 def _learning(points: tuple[Point, ...]) -> Floats:

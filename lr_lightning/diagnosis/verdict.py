@@ -19,6 +19,7 @@ from lr_lightning.diagnosis.curves import (
     reference_loss,
     unstable,
 )
+from lr_lightning.diagnosis.evidence import in_words
 from lr_lightning.diagnosis.history import History, Point
 from lr_lightning.diagnosis.noise import jitter
 
@@ -39,8 +40,9 @@ class Verdict:
 
     Attributes:
         label: One of :data:`LABELS`.
-        detail: ``"under-trained"`` or ``"limited"`` (underfitting); ``"memorised"``, ``"gap"`` or ``"receding"``, where
-            the validation loss is falling again (overfitting); what diverged, or why nothing can be said; else empty.
+        detail: ``"under-trained"``, ``"limited"``, or empty where the noise hides which (underfitting);
+            ``"memorised"``, ``"gap"`` or ``"receding"``, where the validation loss is falling again (overfitting);
+            what diverged, or why nothing can be said; else empty.
         onset_epoch: Overfitting: the last epoch at which the validation loss was at its best but for its jitter, after
             which it rose, or, of a gap, the first; diverged: the first bad one. None otherwise.
         evidence: The numbers that decided, by name.
@@ -69,12 +71,14 @@ class Verdict:
         return {**self.evidence, **onset}
 
     def text(self) -> str:
-        """The verdict in a few lines: label, numbers and advice."""
+        """The verdict in a few lines of Markdown: label, numbers ("±" is one standard error) and advice."""
         head = f"verdict: {self.label}" + (f" ({self.detail})" if self.detail else "")
         if self.onset_epoch is not None:
             head += f", from epoch {self.onset_epoch:g}"
-        numbers = ", ".join(f"{key} {value:.4g}" for key, value in self.evidence.items())
-        return "\n".join([head, *([numbers] if numbers else []), *(f"- {line}" for line in self.advice)])
+        lines = [head, "", *(f"- {line}" for line in in_words(self.evidence))]
+        if self.advice:
+            lines += ["", "What to try:", "", *(f"- {line}" for line in self.advice)]
+        return "\n".join(lines)
 
 
 def diagnose(history: History) -> Verdict:
@@ -93,7 +97,8 @@ def diagnose(history: History) -> Verdict:
     3. ``underfitting``: the probe loss is high, above 15 % of chance. ``under-trained`` if in the last quarter of the
        learning it fell beyond its noise, by 10 % or more of all it fell; near chance if it falls at all, or if single
        examples hardly change their losses. The learning is the sum of all steps' rates, so a rate that has gone to 0
-       does not look like a loss that has stopped. ``limited`` if it has stopped, below chance.
+       does not look like a loss that has stopped. ``limited`` if it has stopped, below chance; neither
+       if it may have fallen by as much, within its noise.
     4. ``collapsed``: neither loss ever left chance, and they do not move.
     5. ``healthy``: the probe loss is low and the validation loss has not risen.
     6. ``inconclusive`` otherwise.
@@ -219,7 +224,7 @@ def _underfitting(c: Curves) -> Verdict | None:
         return None
     near = c.reference is not None and c.probe_end > AT_CHANCE * c.reference
     since = c.at(0.5 if near else 0.75)
-    fell, share = c.fall(since)
+    fell, share, share_noise = c.fall(since)
     numbers = {
         "probe_loss": c.probe_end,
         "val_loss": c.val_end,
@@ -237,7 +242,9 @@ def _underfitting(c: Curves) -> Verdict | None:
         return Verdict("underfitting", "under-trained", None, numbers)
     if unstable(c) or c.reference is None:
         return None  # it had been lower: neither too short nor too small; or nothing says what is high
-    return Verdict("underfitting", "limited", None, numbers)
+    # What is not shown to fall is not shown to have stopped either: the noise of few validations is wide.
+    stopped = share + share_noise < _STILL
+    return Verdict("underfitting", "limited" if stopped else "", None, numbers)
 
 
 def _collapsed(c: Curves) -> Verdict | None:

@@ -60,6 +60,24 @@ def test_the_same_inputs_give_the_same_verdict_with_at_most_three_lines_that_nev
     assert verdict.text().startswith(f"verdict: {verdict.label}")
 
 
+def test_the_text_says_what_each_number_is_of_and_keeps_its_lists_in_markdown() -> None:
+    text = diagnose(load("noisy_300")).text()
+    assert text.splitlines()[:3] == [
+        "verdict: overfitting, from epoch 13",
+        "",
+        "- validation loss: 2.12 at the end; 1.3 at its best (epoch 12); up by 0.82 ± 0.13 since epoch 12",
+    ]
+    assert "- chance, the loss of a model that knows nothing: 2.27\n" in text
+    assert "\n\nWhat to try:\n\n- Cool down" in text
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_text_has_words_for_its_numbers(name: str) -> None:
+    verdict = diagnose(load(name))
+    assert "_" not in verdict.text()
+    assert f"validations in {verdict.evidence['epochs']:.3g} epochs" in verdict.text()
+
+
 # -- planted outcomes ------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +109,21 @@ def test_noise_alone_is_no_overfitting() -> None:
         verdict = diagnose(History.of_curves(val.tolist(), probe.tolist(), chance=CHANCE))
         wrong += verdict.label == "overfitting"
     assert wrong <= 2
+
+
+@pytest.mark.parametrize(("swing", "detail"), [(0.0, "under-trained"), (0.02, ""), (0.08, "")])
+def test_a_slow_fall_that_the_noise_hides_is_not_said_to_have_stopped(swing: float, detail: str) -> None:
+    probe = 2.2 - 0.02 * np.arange(8) + swing * np.array([0, 1, -1, 1, -1, 1, -1, 0])
+    verdict = diagnose(History.of_curves((probe + 0.01).tolist(), probe.tolist(), chance=CHANCE, lr=[0.001] * 8))
+    assert (verdict.label, verdict.detail, verdict.bears_more) == ("underfitting", detail, True)
+    assert any("Raise the rate from 0.001 to 0.003" in line for line in verdict.advice)
+    assert not any("larger network" in line for line in verdict.advice)
+
+
+def test_a_high_loss_that_is_at_rest_is_limited() -> None:
+    probe = (1.2 + np.exp(-np.arange(1, 31) / 2)).tolist()
+    verdict = diagnose(History.of_curves(probe, probe, chance=CHANCE, lr=[0.1] * 29 + [0.001]))
+    assert (verdict.label, verdict.detail, verdict.bears_more) == ("underfitting", "limited", False)
 
 
 def test_a_rise_of_both_losses_is_no_overfitting() -> None:
