@@ -1,11 +1,16 @@
-"""What every script begins with: where the checkout is, and one clear error where the package is not installed."""
+"""What every script begins with: where the checkout is, what it prints to, and an error where nothing is installed."""
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+for _stream in (sys.stdout, sys.stderr):
+    if isinstance(_stream, io.TextIOWrapper):
+        _stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets a "?", and the run its end
 
 
 @contextmanager

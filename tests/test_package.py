@@ -1,5 +1,6 @@
 """What importing the package costs and offers."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -73,3 +74,10 @@ def test_typed_and_with_its_version_in_one_place() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert settings["project"]["dynamic"] == ["version"]
     assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "lr_lightning.__version__"}
+
+
+def test_a_terminal_without_utf_8_gets_a_question_mark_and_no_traceback() -> None:
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = "import sys; sys.path.insert(0, 'scripts'); import _checkout; print('8\\u00d78')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=plain, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "8?8\n", "")

@@ -13,10 +13,11 @@ from lr_lightning.app.errors import ConfigError
 from lr_lightning.app.found import print_found
 from lr_lightning.app.interrupt import Interrupts
 from lr_lightning.app.output import new_output_dir
+from lr_lightning.app.printing import print_start
 from lr_lightning.app.processes import is_first_rank
 from lr_lightning.app.record import open_logger, run_id_of
 from lr_lightning.app.recorded import closer_of, recorded
-from lr_lightning.app.summary import Outcome, Summary, print_start
+from lr_lightning.app.summary import Outcome, Summary
 from lr_lightning.app.train import Result, begin, build_run, make_trainer, starting
 from lr_lightning.range_test.grid import GridTest
 from lr_lightning.range_test.result import RangeTest

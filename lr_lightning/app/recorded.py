@@ -14,8 +14,9 @@ from torch.distributed import DistBackendError, DistNetworkError
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import ConfigError, RunFailed, is_out_of_memory
 from lr_lightning.app.interrupt import Interrupted, Interrupts
+from lr_lightning.app.printing import print_interrupted
 from lr_lightning.app.processes import world_size
-from lr_lightning.app.summary import Outcome, outcome_of, print_interrupted, stepped
+from lr_lightning.app.summary import Outcome, outcome_of, stepped
 from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.tracking import MLflowLogger, RunLogger
 from lr_lightning.tracking.closer import Closer

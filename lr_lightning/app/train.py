@@ -27,18 +27,12 @@ from lr_lightning.app.interrupt import Interrupts
 from lr_lightning.app.lr_rule import scaled
 from lr_lightning.app.orphan import watch_parent
 from lr_lightning.app.output import LAST, new_output_dir, output_root
+from lr_lightning.app.printing import print_start, print_summary
 from lr_lightning.app.processes import devices_of, is_first_rank, world_size
 from lr_lightning.app.record import open_logger, run_id_of
 from lr_lightning.app.recorded import closer_of, recorded
 from lr_lightning.app.resume import Previous, identity
-from lr_lightning.app.summary import (
-    Outcome,
-    Summary,
-    outcome_of,
-    print_start,
-    print_summary,
-    stepped,
-)
+from lr_lightning.app.summary import Outcome, Summary, outcome_of, stepped
 from lr_lightning.app.validate import flatten
 from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.diagnosis import History, Verdict
