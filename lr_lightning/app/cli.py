@@ -12,10 +12,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.compose import prepare, wants_tracebacks
+from lr_lightning.app.compose import listed_keys, prepare, wants_tracebacks
 from lr_lightning.app.config import Config
 from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, RunFailed, explain, print_error
 from lr_lightning.app.processes import world_size
+from lr_lightning.app.schemas.finder import LRGridConfig, RangeTestConfig
 from lr_lightning.app.sweep import Sweep
 from lr_lightning.app.validate import validated
 from lr_lightning.callbacks.diverged import Diverged
@@ -24,6 +25,24 @@ Job = Literal["train", "find_lr"]
 _PURPOSES: dict[Job, str] = {
     "train": "Train a CNN on a learning-rate schedule; the run is tracked in MLflow.",
     "find_lr": "Search for a learning rate, without training; the search is tracked in MLflow.",
+}
+_USAGES: dict[Job, str] = {
+    "train": """Choose with group=choice, set any key with key=value:
+  python scripts/train.py schedule=constant optimizer.lr=0.05 trainer.max_epochs=30
+--cfg job shows every key and its value; -m runs one after another for comma-separated values.""",
+    "find_lr": """Keys of finder=range_test, which is the default:
+{range_test}
+
+Keys of finder=lr_grid:
+{lr_grid}
+
+Choose with group=choice, set any key with key=value, as for train.py:
+  python scripts/find_lr.py model=resnet9 optimizer=adam           Smith's range test of what train.py would train
+  python scripts/find_lr.py data=cifar10 finder.max_lr=1 finder.repeats=3
+  python scripts/find_lr.py finder=lr_grid finder.num_lrs=9        each rate of a grid trained for a while
+It trains nothing: the steps it takes are thrown away, and what stays is a rate, its curve, and the command of train.py
+that takes it. A schedule only goes into that command; finder=none, experiment, search and resume are refused.
+--cfg job shows every key and its value; -m searches one after another for comma-separated values.""",
 }
 
 
@@ -40,7 +59,7 @@ def main(root: Path, job: Job = "train") -> int:
     """
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")
-    prepare(root, _PURPOSES[job])
+    prepare(root, _PURPOSES[job], lambda: _usage(job))
     errors: list[Exception] = []
     composed = False
     sweep = Sweep()
@@ -71,6 +90,15 @@ def main(root: Path, job: Job = "train") -> int:
     if not errors:
         return 0
     return FAILED if any(isinstance(e, Diverged | RunFailed) for e in errors) else BAD_INPUT
+
+
+def _usage(job: Job) -> str:
+    # finder.apply is not listed: a search that trains nothing has nothing to apply a rate to
+    keys = {
+        "range_test": listed_keys("finder", RangeTestConfig, without=["apply"]),
+        "lr_grid": listed_keys("finder", LRGridConfig, without=["apply"]),
+    }
+    return _USAGES[job].format_map(keys)
 
 
 def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:

@@ -1,9 +1,10 @@
 """A checked config from overrides, without Hydra's command line: how a search makes the config of each of its runs."""
 
+import inspect
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -17,7 +18,16 @@ from lr_lightning.app.config import Config, register
 from lr_lightning.app.errors import ConfigError, explain
 from lr_lightning.app.validate import validated
 
-__all__ = ["about", "checked", "choices_of", "composed", "listed_choices", "prepare", "wants_tracebacks"]
+__all__ = [
+    "about",
+    "checked",
+    "choices_of",
+    "composed",
+    "listed_choices",
+    "listed_keys",
+    "prepare",
+    "wants_tracebacks",
+]
 
 _HYDRAS, _OURS = "HYDRA_FULL_ERROR", "LR_LIGHTNING_SET_HYDRA_FULL_ERROR"
 
@@ -27,12 +37,13 @@ def wants_tracebacks() -> bool:
     return _HYDRAS in os.environ and _OURS not in os.environ
 
 
-def prepare(root: Path, purpose: str = "") -> None:
+def prepare(root: Path, purpose: str = "", usage: Callable[[], str] = str) -> None:
     """Make the checkout's config known to Hydra, and the user's own modules importable. Calling it again is harmless.
 
     Args:
         root: The checkout.
         purpose: One line for `--help`.
+        usage: Gives what `--help` ends with.
     """
     if not wants_tracebacks():
         # Hydra prints and exits otherwise; here its errors are translated. The other is for the processes that this one
@@ -41,6 +52,7 @@ def prepare(root: Path, purpose: str = "") -> None:
     OmegaConf.register_new_resolver("checkout", lambda: str(root), replace=True)
     OmegaConf.register_new_resolver("choices", lambda: listed_choices(root), replace=True)
     OmegaConf.register_new_resolver("purpose", lambda: purpose, replace=True)
+    OmegaConf.register_new_resolver("usage", lambda: usage(), replace=True)
     register()
     # A user's own module=... lies where they work; the scripts' folder, which Python has put first, would hide one that
     # is called as a script is.
@@ -102,6 +114,21 @@ def listed_choices(root: Path) -> str:
         files = {choice: root / "conf" / group / f"{choice}.yaml" for choice in choices}
         lines += [f"  {choice:<{width}}  {about(file)}".rstrip() for choice, file in files.items()]
     return "\n".join(lines)
+
+
+def listed_keys(group: str, schema: type, *, without: Sequence[str] = ()) -> str:
+    """A group's keys with their comments, a line each, for `--help`: from the schema's source, where alone they stand.
+
+    Args:
+        group: The group.
+        schema: Its schema; keys it inherits are not listed.
+        without: Keys to leave out.
+    """
+    entries = [line.strip() for line in inspect.getsource(schema).splitlines()]
+    commented = [entry.partition("  # ") for entry in entries if "  # " in entry and ":" in entry.split("#")[0]]
+    found = {key.split(":")[0]: text for key, _, text in commented if key.split(":")[0] not in without}
+    width = max(map(len, found))
+    return "\n".join(f"  {group}.{name:<{width}}  {text}" for name, text in found.items())
 
 
 def about(choice: Path) -> str:

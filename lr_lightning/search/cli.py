@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lr_lightning.app.compose import listed_choices, prepare, wants_tracebacks
+from lr_lightning.app.compose import listed_choices, listed_keys, prepare, wants_tracebacks
 from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, print_error
 from lr_lightning.app.interrupt import Interrupted
+from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.search.domains import Value
 
 __all__ = ["main"]
@@ -47,7 +48,7 @@ def main(root: Path) -> int:
     """
     words = sys.argv[1:]
     if any(word in ("-h", "--help") for word in words):
-        print(HELP.format(choices=listed_choices(root), keys=_keys()))
+        print(HELP.format(choices=listed_choices(root), keys=listed_keys("search", SearchConfig)))
         return 0
     prepare(root)
     from lr_lightning.search.storage import StorageGone
@@ -118,14 +119,3 @@ def _search(root: Path, words: list[str]) -> int:
         beyond = seconds / driver.trial_seconds - 1
         say(console, f"{in_words(seconds)} of searching, {beyond:.1%} beyond the trials' own time")
     return 0 if study.standing().best is not None else FAILED
-
-
-def _keys() -> str:
-    """The keys of the search with their comments, from the schema's source, which is the one place they stand in."""
-    import lr_lightning.app.schemas.search as schema
-
-    lines = Path(schema.__file__).read_text(encoding="utf-8").splitlines()
-    entries = [line.strip() for line in lines if "  # " in line and ":" in line.split("#")[0]]
-    found = [(entry.split(":")[0], entry.split("  # ", 1)[1]) for entry in entries]
-    width = max(len(name) for name, _ in found)
-    return "\n".join(f"  search.{name:<{width}}  {text}" for name, text in found)

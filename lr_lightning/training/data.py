@@ -1,6 +1,6 @@
 """The data of a run: splits, normalisation, loaders, and the work done on the batch's device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -148,10 +148,11 @@ class ImageDataModule(L.LightningDataModule):
             f"got {self.crop_padding}",
         )
         self.in_memory = sum(map(len, present.values())) * fmt.bytes_per_image <= self.memory_limit
-        stores: dict[str, ImageStore] = {
-            split: decode_all(images, fmt, f"{split} images") if self.in_memory else EncodedImages(images, fmt)
-            for split, images in present.items()
-        }
+        stores: Mapping[str, ImageStore]
+        if self.in_memory:
+            stores = decode_all(present, fmt)
+        else:
+            stores = {split: EncodedImages(images, fmt) for split, images in present.items()}
         parts = {
             split: _Part(stores[choice.origin], present[choice.origin].labels, choice.indices)
             for split, choice in chosen.items()

@@ -4,7 +4,7 @@ import logging
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lr_lightning.training.images import Encoded, Images, Unreadable
+from lr_lightning.training.images import Encoded, Images, Unreadable, UnreadableImages
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -119,13 +119,15 @@ def choose_format(splits: Sequence[Images], image_size: int | None) -> Format:
     size, or 64 x 64 (with one log line) if the sizes differ.
 
     Raises:
-        DataError: If a file is missing, is no image, or has a kind of pixels that is not supported.
+        DataError: If files are missing, are no images, or have a kind of pixels that is not supported; it names them.
     """
     grey, sizes = True, set[tuple[int, int]]()
+    unreadable = UnreadableImages()
     for images in splits:
-        for is_grey, size in _headers(images):
+        for is_grey, size in _headers(images, unreadable):
             grey &= is_grey
             sizes.add(size)
+    unreadable.refuse()
     if image_size is not None:
         width = height = image_size
     elif len(sizes) == 1:
@@ -142,51 +144,84 @@ def choose_format(splits: Sequence[Images], image_size: int | None) -> Format:
     return Format(1 if grey else 3, height, width)
 
 
-def decode_all(images: Images, fmt: Format, name: str = "images") -> MemoryImages:
+def decode_all(splits: Mapping[str, Images], fmt: Format) -> dict[str, MemoryImages]:
     """Decode every image once, on all cores where that helps.
 
+    A progress bar is shown on a terminal only, for more than 5,000 images.
+
     Args:
-        images: The images.
+        splits: The images, by the name of their split.
         fmt: The shape to bring them to.
-        name: What the progress bar calls them. It is shown on a terminal only, for more than 5,000 images.
 
     Returns:
         The decoded images.
 
     Raises:
-        DataError: If an image cannot be decoded; the message names the first one.
+        DataError: If images cannot be decoded; it names them.
     """
+    unreadable = UnreadableImages()
+    decoded = {name: _decode_split(name, images, fmt, unreadable) for name, images in splits.items()}
+    unreadable.refuse()
+    return decoded
+
+
+def _decode_split(name: str, images: Images, fmt: Format, unreadable: UnreadableImages) -> MemoryImages:
+    """One split; what of it cannot be decoded is added to ``unreadable``."""
     array = images.array
     if array is not None and array.shape[1:] == (fmt.channels, fmt.height, fmt.width):
         return MemoryImages(np.ascontiguousarray(array.transpose(0, 2, 3, 1)))
     pixels = np.empty((len(images), fmt.height, fmt.width, fmt.channels), np.uint8)
 
-    def decode_chunk(chunk: range) -> int:
-        for index in chunk:
-            pixels[index] = _decode(images, index, fmt)
-        return len(chunk)
+    def decode_one(index: int) -> None:
+        pixels[index] = _decode(images, index, fmt)
 
-    for _ in _progress(
-        in_threads(decode_chunk, len(images), threads=useful_threads(images)), len(images), f"Decoding {name}"
-    ):
-        pass
+    def decode_chunk(chunk: range) -> list[Unreadable]:
+        return _each(chunk, decode_one)
+
+    chunks = in_threads(decode_chunk, len(images), threads=useful_threads(images))
+    for found in _progress(chunks, len(images), f"Decoding {name} images"):
+        unreadable.add(found)
     return MemoryImages(pixels)
 
 
-def _headers(images: Images) -> Iterator[tuple[bool, tuple[int, int]]]:
-    """(is greyscale, (width, height)) of each image; of the first alone where all are alike by construction."""
+def _headers(images: Images, unreadable: UnreadableImages) -> Iterator[tuple[bool, tuple[int, int]]]:
+    """(is greyscale, (width, height)) of each image; of the first alone where all are alike by construction.
+
+    What has no header that can be read is added to ``unreadable``.
+    """
     if images.array is not None:
         _, channels, height, width = images.array.shape
         yield channels == 1, (width, height)
         return
 
-    def read_chunk(chunk: range) -> set[tuple[bool, tuple[int, int]]]:
-        return {_header(images, index) for index in chunk}
+    def read_chunk(chunk: range) -> tuple[set[tuple[bool, tuple[int, int]]], list[Unreadable]]:
+        headers = set[tuple[bool, tuple[int, int]]]()
+        return headers, _each(chunk, lambda index: headers.add(_header(images, index)))
 
     # Reading a header from memory is all Python; from a file it is waiting.
-    threads = cores() if isinstance(images.item(0), Path) else 1
-    for found in in_threads(read_chunk, len(images), threads=threads):
-        yield from found
+    threads = cores() if _are_files(images) else 1
+    for headers, found in in_threads(read_chunk, len(images), threads=threads):
+        unreadable.add(found)
+        yield from headers
+
+
+def _each(chunk: range, work: Callable[[int], None]) -> list[Unreadable]:
+    """Do the work for each image of a chunk, whichever of them cannot be read; those are returned."""
+    found: list[Unreadable] = []
+    for index in chunk:
+        try:
+            work(index)
+        except Unreadable as error:
+            # Not the error itself: its traceback keeps the image, and there may be many.
+            found.append(Unreadable(error.what, error.reason))
+    return found
+
+
+def _are_files(images: Images) -> bool:
+    try:
+        return isinstance(images.item(0), Path)
+    except ValueError:  # a table's row without an image, which is named with all the others
+        return False
 
 
 def _header(images: Images, index: int) -> tuple[bool, tuple[int, int]]:
@@ -280,8 +315,8 @@ def useful_threads(images: Images) -> int:
     return cores() if images.array is None and sum(sizes) > _TINY * len(sizes) else 1
 
 
-def _progress(done: Iterable[int], total: int, text: str) -> Iterator[int]:
-    """Pass ``done`` through, with a bar when a person is watching and the wait is worth one."""
+def _progress(done: Iterable[T], total: int, text: str) -> Iterator[T]:
+    """Pass the results of chunks through, with a bar when a person is watching and the wait is worth one."""
     if total <= _PROGRESS_FROM or not sys.stderr.isatty():
         yield from done
         return
@@ -290,6 +325,6 @@ def _progress(done: Iterable[int], total: int, text: str) -> Iterator[int]:
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(text, total=total)
-        for count in done:
-            bar.advance(task, count)
-            yield count
+        for result in done:
+            bar.advance(task, _CHUNK)
+            yield result

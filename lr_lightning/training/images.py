@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Encoded = bytes | Path
+_NAMED = 10  # unreadable images in one error
+_ENOUGH = 1_000  # unreadable images: so many are no few bad files, and the rest is not looked at
 
 
 class DataError(ValueError):
@@ -35,6 +37,44 @@ class Unreadable(DataError):
     def __reduce__(self) -> tuple[type["Unreadable"], tuple[str, str]]:
         """It comes from the workers of a loader as a pickle, which would be made anew from the message alone."""
         return Unreadable, (self.what, self.reason)
+
+
+class UnreadableImages:
+    """The images of a data set that cannot be decoded, for one error that names them.
+
+    Attributes:
+        found: What is known so far, in the order of the images.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Unreadable] = []
+
+    def add(self, found: Sequence[Unreadable]) -> None:
+        """Note some more.
+
+        Raises:
+            DataError: If they are so many that no image needs to be looked at any more.
+        """
+        self.found += found
+        if len(self.found) >= _ENOUGH:
+            self.refuse()
+
+    def refuse(self) -> None:
+        """Raise one error for all of them, if there are any.
+
+        Raises:
+            Unreadable: If there is one.
+            DataError: If there are several: how many, and the first ones.
+        """
+        if not self.found:
+            return
+        if len(self.found) == 1:
+            raise self.found[0]
+        count = f"{len(self.found)} images" if len(self.found) < _ENOUGH else f"{_ENOUGH:,} images and more"
+        lines = [f"  {image.what} {image.reason}" for image in self.found[:_NAMED]]
+        if len(self.found) > _NAMED:
+            lines.append("  and others")
+        raise DataError("\n".join([f"data: {count} cannot be read. Repair or remove them:", *lines]))
 
 
 @dataclass(frozen=True)

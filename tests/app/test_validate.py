@@ -1,13 +1,17 @@
 """Every file of conf/ composes and fits its schema; every bad input has one message with key, value and remedy."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lr_lightning.app.cli import _usage
 from lr_lightning.app.compose import listed_choices
 from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
 from lr_lightning.app.errors import ConfigError, explain
@@ -16,6 +20,7 @@ from lr_lightning.app.validate import flatten, validated
 Compose = Callable[..., DictConfig]
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 NEEDS = {"parquet": "data.train={file}", "image_folder": "data.root={folder}", "own": "module._target_=some.Module"}
+UNLISTED = {"name", "_target_", "kwargs", "apply"}  # of a search that trains nothing
 CHOICES = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml"))
 
 
@@ -56,6 +61,29 @@ def test_the_help_has_a_line_for_every_choice() -> None:
     assert [choice for choice, text in said.items() if not text] == []
     assert max(map(len, lines)) <= 160
     assert "  cosine               Half a cosine to zero after a warm-up" in lines  # the first sentence, no source
+
+
+def test_the_help_of_find_lr_is_its_own(composed: Compose) -> None:
+    command = [sys.executable, str(CONF.parent / "scripts" / "find_lr.py"), "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert text.startswith("Search for a learning rate, without training;")
+    assert "It trains nothing" in text
+    assert "train.py schedule" not in text
+    for choice in ("range_test", "lr_grid"):
+        keys = set(flatten(OmegaConf.to_container(composed(f"finder={choice}").finder)))
+        listed = text.partition(f"Keys of finder={choice}")[2].partition("\n\n")[0]
+        assert set(re.findall(r"^  finder\.(\w+)  +\S", listed, flags=re.MULTILINE)) == keys - UNLISTED, choice
+    examples = re.findall(r"^  python scripts/find_lr\.py (\S+=\S+(?: \S+=\S+)*)", text, flags=re.MULTILINE)
+    assert len(examples) == 3
+    for example in examples:
+        words = example.split()
+        finder = [] if any(word.startswith("finder=") for word in words) else ["finder=range_test"]  # its default
+        validated(composed(*words, *finder))
+
+
+def test_the_help_of_train_has_no_keys_of_a_search() -> None:
+    assert _usage("train").splitlines()[1].startswith("  python scripts/train.py schedule=")
+    assert "finder." not in _usage("train")
 
 
 def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> None:

@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import os
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,7 @@ def labelled(*items, origin="some.parquet"):
 
 def decoded(images, image_size=None):
     fmt = choose_format([images], image_size)
-    return decode_all(images, fmt).take(np.arange(len(images))).numpy()
+    return decode_all({"train": images}, fmt)["train"].take(np.arange(len(images))).numpy()
 
 
 def write(path, images, labels, *, image="image", label="label", struct=True, names=None):
@@ -139,6 +140,61 @@ def test_a_broken_image_is_named_by_its_row(broken):
         decoded(labelled(PICTURES[0], PICTURES[1], broken), 4)
 
 
+CUT = encoded(picture(size=(64, 64)), "JPEG")[:900]  # a good header
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_all_broken_images_are_named_at_once(monkeypatch, threads):
+    monkeypatch.setattr(decode, "useful_threads", lambda images: threads)
+    train = labelled(*[CUT if number % 50 == 7 else PICTURES[0] for number in range(600)], origin="train.parquet")
+    splits = {"train": train, "test": labelled(PICTURES[0], CUT, origin="test.parquet")}
+    fmt = choose_format(list(splits.values()), 4)
+    tried = []
+    plain = decode._decode
+    monkeypatch.setattr(decode, "_decode", lambda images, index, fmt: tried.append(index) or plain(images, index, fmt))
+    with pytest.raises(DataError) as caught:
+        decode_all(splits, fmt)
+    first, *named, last = str(caught.value).splitlines()
+    assert first == "data: 13 images cannot be read. Repair or remove them:"
+    assert [line.split(" cannot be read (")[0] for line in named] == [
+        f"  row {number} of train.parquet" for number in range(7, 500, 50)
+    ]
+    assert last == "  and others"
+    assert sorted(tried) == sorted([*range(600), 0, 1])  # each once
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_all_files_that_are_no_images_are_named_at_once(tmp_path):
+    save_tree(tmp_path / "train", {"dog": 2, "cat": 2})
+    save_tree(tmp_path / "test", {"dog": 1})
+    texts = [tmp_path / "train" / "cat" / "a.txt", tmp_path / "train" / "dog" / "b.txt", tmp_path / "test/dog/c.txt"]
+    for path in texts:
+        path.write_text("hello")
+    raw = sources.image_folder(tmp_path)
+    with pytest.raises(DataError) as caught:
+        choose_format([raw.train, raw.test], None)
+    assert str(caught.value) == "\n".join(
+        [
+            "data: 3 images cannot be read. Repair or remove them:",
+            *(f"  {path} is not an image" for path in texts),
+        ]
+    )
+
+
+def test_a_folder_of_no_images_is_not_read_to_its_end(monkeypatch):
+    tried = []
+    plain = decode._header
+    monkeypatch.setattr(decode, "_header", lambda images, index: tried.append(index) or plain(images, index))
+    with pytest.raises(DataError, match=r"^data: 1,000 images and more cannot be read\. Repair or remove"):
+        choose_format([labelled(*[b"text"] * 5000)], None)
+    assert len(tried) == 1024  # whole chunks
+
+
+def test_a_caught_image_is_not_kept():
+    kept = decode._each(range(3), lambda index: decode._decode(labelled(*[CUT] * 3), index, Format(3, 4, 4)))
+    assert [(error.__traceback__, error.__cause__, error.__context__) for error in kept] == [(None,) * 3] * 3
+
+
 def test_images_are_checked():
     with pytest.raises(DataError, match="one label for each image, got 1 images and 2 labels"):
         Images(np.zeros(2, np.int64), encoded=[b""])
@@ -234,9 +290,10 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
         sources.parquet(tmp_path / "x.parquet")
 
 
-def test_a_row_without_an_image_is_named(tmp_path):
-    raw = sources.parquet(write(tmp_path / "x.parquet", [*PICTURES[:4], None], [0] * 5))
-    with pytest.raises(DataError, match=rf"^data: row 4 of {tmp_path}/x\.parquet cannot be read \(there is no image"):
+@pytest.mark.parametrize("row", [0, 4])
+def test_a_row_without_an_image_is_named(tmp_path, row):
+    raw = sources.parquet(write(tmp_path / "x.parquet", [*PICTURES[:row], None, *PICTURES[row:4]], [0] * 5))
+    with pytest.raises(DataError, match=rf"^data: row {row} of .*/x\.parquet cannot be read \(there is no image"):
         choose_format([raw.train], None)
 
 

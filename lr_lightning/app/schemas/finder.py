@@ -19,8 +19,8 @@ class RangeTestConfig(FinderConfig):
 
     name: str = "range_test"
     _target_: str | None = "lr_lightning.callbacks.lr_finder.LRFinder"
-    min_lr: float = 1e-6
-    max_lr: float = 10.0
+    min_lr: float = 1e-6  # the first rate
+    max_lr: float = 10.0  # the last rate
     num_steps: int = 100  # optimizer updates
     mode: str = "exponential"  # exponential: a geometric grid | linear
     metric: str = "loss"  # loss: of the training batches | val_loss | accuracy: of some validation batches
@@ -36,9 +36,9 @@ class LRGridConfig(FinderConfig):
 
     name: str = "lr_grid"
     _target_: str | None = "lr_lightning.callbacks.lr_grid.LRGrid"
-    min_lr: float = 1e-5
-    max_lr: float = 10.0
-    num_lrs: int = 13
+    min_lr: float = 1e-5  # the lowest rate
+    max_lr: float = 10.0  # the highest rate
+    num_lrs: int = 13  # rates, at least 3, in a geometric grid
     num_steps: int = 100  # optimizer updates for each rate
     metric: str = "loss"  # at the end: loss: of the training batches | val_loss | accuracy: of some validation batches
     repeats: int = 1  # trainings of each rate, with other batches
