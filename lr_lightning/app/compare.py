@@ -50,7 +50,8 @@ def _refused(text: str, status: int, after_sweep: bool) -> int:
 def report(done: Comparison, *, brief: bool = False) -> None:
     """Print the tables, the findings, and where the files are."""
     if brief:
-        print(words.plain(words.headline(done.outcome)))
+        for finding in words.findings(done.outcome):
+            print(words.plain(finding))
     else:
         print_outcome(done.outcome, done.target, done.title)
     for text in done.good_rates:

@@ -12,7 +12,7 @@ from lr_lightning.diagnosis.cost import Target, parse_target
 from lr_lightning.reports import data_sets, names, page, pictures, publish, tables, words
 from lr_lightning.reports.figures import all_figures
 from lr_lightning.reports.groups import Outcome, compare_measured
-from lr_lightning.reports.measure import measure, unknown_key, value_of
+from lr_lightning.reports.measure import group_of, measure, of_data_set, unknown_key, value_of
 from lr_lightning.tracking import Rejected, Store, StoreUnavailable, TrackingError
 from lr_lightning.tracking.colours import styles
 from lr_lightning.tracking.runs import Run, experiments, read_curves, read_runs
@@ -121,22 +121,28 @@ def compare(request: Request) -> Comparison:
             raise CompareError(unknown_key(runs, key), "by")
     objective = _objective(request.metric, runs)
     higher = _higher_is_better(request, objective)
-    keys = [*names.READ, *([objective] if objective else []), *([target.metric] if target else [])]
-    _read(request.store, runs, keys)
+    metrics = [*names.READ, *([objective] if objective else []), *([target.metric] if target else [])]
+    _read(request.store, runs, metrics)
     if target and not any(names.find(target.metric, run.last) for run in runs):
         raise CompareError(f"no run has a metric {target.metric!r}. {_metrics(runs)}", "target")
     measured = [measure(run, request.keys, objective, target, higher_is_better=higher) for run in runs]
+    keys = request.keys
+    mixed = data_sets.tell_apart(measured, keys, request.by or (), request.filter_string)
+    if mixed:
+        keys = data_sets.without(keys)
+        for m in measured:
+            m.group = group_of(m.run, keys)
     against = request.against
     if against is not None and against not in {m.group for m in measured}:
-        raise CompareError(
-            f"there is no group {against!r}. Groups: {', '.join(sorted({m.group for m in measured}))}.", "against"
-        )
-    mixed = data_sets.mixed(measured, request.keys, request.filter_string)
+        groups = ", ".join(sorted({m.group for m in measured} - {""})) or "none"
+        raise CompareError(f"there is no group {against!r}. Groups: {groups}.", "against")
+    for m in measured:
+        m.group = of_data_set(m.group, m.data_set)
     outcome = compare_measured(measured, objective, against, higher_is_better=higher, mixed=mixed)
     looks = styles(group.name for group in outcome.groups)
-    figures = all_figures(outcome, looks, request.keys)
+    figures = all_figures(outcome, looks, keys)
     name = ", ".join(chosen)
-    title = f"{name}: {len(runs)} runs by {', '.join(request.keys)}"
+    title = f"{name}: {len(runs)} runs by {', '.join([*keys, *['data set'] * bool(mixed)])}"
     done = Comparison(outcome, target, publish.new_folder(request.output_root / "compare", name), words.plain(title))
     done.good_rates = [text for figure in figures for text in figure.good_rates]
     server = (request.server or _server_of(request.store)).rstrip("/")

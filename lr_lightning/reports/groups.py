@@ -3,14 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lr_lightning.diagnosis.compare import Comparison, compare_groups
 from lr_lightning.diagnosis.statistics import Mean, mean_ci
 from lr_lightning.diagnosis.targets import Reach, median_time
-from lr_lightning.reports.measure import Measured
+from lr_lightning.reports.measure import Measured, of_data_set
 
 _MANY = 12  # groups beyond which only the leading one is compared with the others
 _NOT_COMPARED = ("tracking.", "output_root")
@@ -24,10 +24,12 @@ class Group:
     Attributes:
         name: That value.
         runs: All of them, whatever became of them.
+        data_set: Which one they are of, where the runs compared are of several.
     """
 
     name: str
     runs: list[Measured] = field(default_factory=list)
+    data_set: str = ""
 
     @property
     def counted(self) -> list[Measured]:
@@ -100,12 +102,12 @@ class Outcome:
 
     Attributes:
         objective: The metric that decides, or None.
-        groups: Best mean first; those without a counted run last.
-        comparisons: Of pairs of groups.
+        groups: Those of one data set together; best mean first, those without a counted run last.
+        comparisons: Of pairs of groups, both of one data set.
         varying: Params that differ between runs, name to the values there are.
         warnings: What makes the comparison less than it seems.
         higher_is_better: Which direction of the objective is better.
-        mixed: Why the groups are not comparable, and what to do, or nothing. Then none is compared.
+        mixed: That the runs are of several data sets, which, and what to do; or nothing.
     """
 
     objective: str | None
@@ -115,6 +117,24 @@ class Outcome:
     warnings: list[str]
     higher_is_better: bool = True
     mixed: str = ""
+
+    @property
+    def of_each_data_set(self) -> dict[str, "Outcome"]:
+        """What is said about the groups of each data set; where there is one, about all, under no name."""
+        found = {}
+        for data_set, groups in by_data_set(self.groups).items():
+            own = {group.name for group in groups}
+            comparisons = [c for c in self.comparisons if c.better in own]
+            found[data_set] = replace(self, groups=groups, comparisons=comparisons, mixed="")
+        return found
+
+
+def by_data_set(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """The groups of each data set, in their order."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.data_set, []).append(group)
+    return found
 
 
 def compare_measured(
@@ -129,31 +149,35 @@ def compare_measured(
 
     A run that diverged is in no mean, but it counts: of its pair it loses (see
     :func:`~lr_lightning.diagnosis.compare.compare_groups`). One that failed or was killed tells nothing of its rate and
-    is left out.
+    is left out. What is said of one data set's groups rests on its runs alone, the correction for several comparisons
+    included.
 
     Args:
         measured: The runs.
         objective: The metric that decides, or None.
-        against: A group chosen beforehand, or None.
+        against: A group chosen beforehand, or None; of several data sets, that group of each, by the name it would have
+            if there were one.
         higher_is_better: Which direction of the objective is better.
-        mixed: Why the groups are not comparable, if they are not.
+        mixed: What is to be said of several data sets, if the runs are of several.
     """
     by_name: dict[str, Group] = {}
     for m in measured:
-        by_name.setdefault(m.group, Group(m.group)).runs.append(m)
+        by_name.setdefault(m.group, Group(m.group, data_set=m.data_set)).runs.append(m)
     sign = 1.0 if higher_is_better else -1.0
 
-    def rank(group: Group) -> tuple[bool, float, str]:
+    def rank(group: Group) -> tuple[str, bool, float, str]:
         mean = group.mean(lambda m: m.best).mean
-        return math.isnan(mean), 0.0 if math.isnan(mean) else -sign * mean, group.name
+        return group.data_set, math.isnan(mean), 0.0 if math.isnan(mean) else -sign * mean, group.name
 
     groups = sorted(by_name.values(), key=rank)
-    comparisons = compare_groups(
-        {group.name: group.results(-sign * math.inf) for group in groups} if objective and not mixed else {},
-        higher_is_better=higher_is_better,
-        against=against,
-        leader_only=len(groups) > _MANY,
-    )
+    comparisons: list[Comparison] = []
+    for data_set, some in by_data_set(groups).items():
+        comparisons += compare_groups(
+            {group.name: group.results(-sign * math.inf) for group in some} if objective else {},
+            higher_is_better=higher_is_better,
+            against=None if against is None else of_data_set(against, data_set),
+            leader_only=len(some) > _MANY,
+        )
     varying = varying_params(measured)
     return Outcome(objective, groups, comparisons, varying, _warnings(groups, varying), higher_is_better, mixed)
 
@@ -184,12 +208,13 @@ def _warnings(groups: list[Group], varying: dict[str, list[str]]) -> list[str]:
         lengths = [m.steps for m in group.counted if math.isfinite(m.steps)]
         if lengths and min(lengths) < max(lengths):
             warnings.append(f"{group.name}: the runs have {min(lengths):,.0f} to {max(lengths):,.0f} steps.")
-    ends = {round(group.mean(lambda m: m.steps).mean) for group in groups if group.mean(lambda m: m.steps).n}
-    if len(ends) > 1:
-        warnings.append(
-            f"The groups were trained for different lengths, {min(ends):,} to {max(ends):,} steps: "
-            "look at accuracy against cost."
-        )
+    for data_set, some in by_data_set(groups).items():
+        ends = {round(group.mean(lambda m: m.steps).mean) for group in some if group.mean(lambda m: m.steps).n}
+        if len(ends) > 1:
+            warnings.append(
+                f"The groups{f' of {data_set}' if data_set else ''} were trained for different lengths, "
+                f"{min(ends):,} to {max(ends):,} steps: look at accuracy against cost."
+            )
     return warnings + _lost(groups)
 
 

@@ -41,6 +41,7 @@ class Measured:
         steps_to: When it reached the target, in steps.
         seconds_to: The same in seconds.
         notes: What a reader should know about it.
+        data_set: Which one it is of, where the runs are of several.
     """
 
     run: Run
@@ -61,6 +62,7 @@ class Measured:
     steps_to: Reach | None = None
     seconds_to: Reach | None = None
     notes: list[str] = field(default_factory=list)
+    data_set: str = ""
 
     @property
     def counts(self) -> bool:
@@ -117,9 +119,16 @@ def _state(run: Run) -> str:
 
 def group_of(run: Run, by: Sequence[str]) -> str:
     """The name of a run's group, such as ``cosine, lr=0.1``; what it lacks is said in brackets."""
+    if not by:
+        return ""
     first, *rest = by
     more = [f"{key.rsplit('.', 1)[-1]}={names.rounded(value_of(run, key)) or '–'}" for key in rest]
     return ", ".join([names.rounded(value_of(run, first)) or f"(no {first})", *more])
+
+
+def of_data_set(group: str, data_set: str) -> str:
+    """The name of a group's runs of one of several data sets, such as ``cosine, digits``."""
+    return ", ".join(part for part in (group, data_set) if part)
 
 
 def value_of(run: Run, key: str) -> str:

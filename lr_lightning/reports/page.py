@@ -33,7 +33,8 @@ METHODS = (
     "Differences are between runs of the same seed, where at least half of the smaller group's seeds match; p is that "
     "of an exact sign-flip test, two-sided. Otherwise the groups are independent samples and p is that of a "
     "permutation test.",
-    "Adjusted p: Holm's correction over all comparisons in the table. Told apart means adjusted p ≤ 0.05.",
+    "Adjusted p: Holm's correction over all comparisons in the table, of several data sets over those of each. "
+    "Told apart means adjusted p ≤ 0.05.",
     "Intervals of differences are bootstrapped (BCa, 9999 resamples, not adjusted for several comparisons); from few "
     "seeds they are too narrow, so no finding rests on them.",
     "Time to a target: the first row that meets it. A run that ended or was stopped before is censored, one that "
@@ -73,7 +74,7 @@ def render(
     return environment.get_template("report.html.j2").render(
         title=words.plain(title),
         facts=words.plain(facts),
-        headline=words.plain(words.headline(outcome)),
+        findings=[words.plain(text) for text in words.findings(outcome)],
         warnings=[words.plain(text) for text in outcome.warnings],
         css=Markup((template_files / "report.css").read_text("utf-8")),
         js=Markup(js),
@@ -107,7 +108,11 @@ def _groups(outcome: Outcome, styles: dict[str, Style], target: Target | None) -
             {"name": row[0], "cells": row[1:], "swatch": swatch}
             for row, swatch in zip(groups.rows, swatches, strict=True)
         ],
-        "group_note": "Ordered by the mean, which is no finding by itself." if len(groups.rows) > 1 else "",
+        "group_note": (
+            f"Ordered by {'data set and, of each, by ' * bool(outcome.mixed)}the mean, which is no finding by itself."
+            if len(groups.rows) > 1
+            else ""
+        ),
         "comparison_columns": pairs.columns,
         "comparison_rows": pairs.rows,
         "no_comparison": words.plain(words.not_compared(outcome)),

@@ -43,7 +43,8 @@ def print_outcome(outcome: Outcome, target: Target | None, title: str) -> None:
     if outcome.comparisons and (why := words.not_compared(outcome)):
         console.print(words.plain(why), soft_wrap=True)
     console.print()
-    console.print(words.plain(words.headline(outcome)), soft_wrap=True)
+    for finding in words.findings(outcome):
+        console.print(words.plain(finding), soft_wrap=True)
     for warning in outcome.warnings:
         console.print(f"note: {words.plain(warning)}", soft_wrap=True)
 

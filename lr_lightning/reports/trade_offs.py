@@ -12,7 +12,7 @@ from lr_lightning.diagnosis.good_band import GoodBand, good_band
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports.axes import AXES
 from lr_lightning.reports.groups import Outcome
-from lr_lightning.reports.measure import Measured, group_of
+from lr_lightning.reports.measure import Measured, group_of, of_data_set
 from lr_lightning.reports.traces import FRONT, Figure, Place, Trace
 from lr_lightning.tracking.colours import Style, styles
 
@@ -40,10 +40,11 @@ def accuracy_against_cost(outcome: Outcome, looks: dict[str, Style]) -> Figure |
         "cost",
         f"Best {outcome.objective} against cost",
         "Small: runs. Large: means of groups, with 95 % t intervals. The dotted line joins the best trade-offs: no "
-        "group is cheaper and better than one of them. For the share of the budget, seconds are shown.",
+        f"group{' of its data set' * bool(outcome.mixed)} is cheaper and better than one of them. For the share of the "
+        "budget, seconds are shown.",
         [outcome.objective],
     )
-    means: dict[str, list[tuple[float, float]]] = {axis: [] for axis in AXES}
+    means: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for index, group in enumerate(outcome.groups):
         runs: dict[str, Place] = {}
         mean: dict[str, Place] = {}
@@ -57,20 +58,25 @@ def accuracy_against_cost(outcome: Outcome, looks: dict[str, Style]) -> Figure |
             x = float(cost.mean())
             low, high = (None, None) if math.isnan(centre.low) else (np.array([centre.low]), np.array([centre.high]))
             mean[axis] = Place(np.array([x]), np.array([centre.mean]), low, high)
-            means[axis].append((x, centre.mean))
+            means.setdefault(group.data_set, {}).setdefault(axis, []).append((x, centre.mean))
         if runs:
             figure.traces.append(Trace(group.name, index, looks[group.name], "points", runs))
             figure.traces.append(Trace(group.name, index, looks[group.name], "mean", mean))
-    fronts = {}
-    for axis, points in means.items():
-        if points:
-            x, y = np.array(points).T
-            chosen = pareto_front(x, sign * y)
-            fronts[axis] = Place(x[chosen], y[chosen])
     if not figure.traces:
         return None
-    figure.traces.insert(0, Trace("best trade-offs", -1, FRONT, "front", fronts))
+    fronts = [Trace("best trade-offs", -1, FRONT, "front", _front(points, sign)) for points in means.values()]
+    figure.traces[:0] = fronts
     return figure
+
+
+def _front(means: dict[str, list[tuple[float, float]]], sign: float) -> dict[str, Place]:
+    """On each axis, the means that no other one of their data set beats in both."""
+    places = {}
+    for axis, points in means.items():
+        x, y = np.array(points).T
+        chosen = pareto_front(x, sign * y)
+        places[axis] = Place(x[chosen], y[chosen])
+    return places
 
 
 @dataclass(eq=False)
@@ -118,7 +124,7 @@ def sensitivity(outcome: Outcome, looks: dict[str, Style], by: Sequence[str]) ->
     for m in (m for group in outcome.groups for m in group.runs):
         # a rate that a range test found varies with the seed: it is no rate of a sweep
         if math.isfinite(m.peak) and m.peak > 0 and "lr_finder.lr" not in m.run.params:
-            every[group_of(m.run, rest)].add(m)
+            every[of_data_set(group_of(m.run, rest), m.data_set)].add(m)
     lines = {name: line for name, line in every.items() if line.found and len(line.found) + len(line.lost) > 1}
     if not lines:
         return None
@@ -137,8 +143,7 @@ def sensitivity(outcome: Outcome, looks: dict[str, Style], by: Sequence[str]) ->
     for name, line in every.items():
         if name in own:
             _add_lost(figure, name, line, own[name])
-    if not outcome.mixed:
-        _add_bands(figure, lines, own, outcome.higher_is_better)
+    _add_bands(figure, lines, own, outcome.higher_is_better)
     return figure
 
 

@@ -75,10 +75,9 @@ def worth_showing(outcome: Outcome) -> list[Comparison]:
 
 def not_compared(outcome: Outcome) -> str:
     """Why there are no comparisons, or not all, in one line; nothing where all are shown."""
-    if outcome.mixed:
-        return outcome.mixed
     if not outcome.comparisons:
-        return "There are not two groups with finished runs to compare."
+        where = " of one data set" if outcome.mixed else ""
+        return f"There are not two groups{where} with finished runs to compare."
     few = [c for c in outcome.comparisons if c.n < 2]
     if not few:
         return ""
@@ -94,7 +93,20 @@ def in_a_line(c: Comparison) -> str:
 
 
 def headline(outcome: Outcome) -> str:
-    """One or two sentences: who won, by how much, and how surely.
+    """Who won, by how much, and how surely."""
+    return " ".join(findings(outcome))
+
+
+def findings(outcome: Outcome) -> list[str]:
+    """The same, one or two sentences an item; of several data sets, what they are, and an item for each."""
+    if not outcome.mixed:
+        return [_finding(outcome)]
+    each = outcome.of_each_data_set
+    return [outcome.mixed, *(f"{data_set}: {_finding(part)}" for data_set, part in each.items())]
+
+
+def _finding(outcome: Outcome) -> str:
+    """What may be said about all groups of a data set.
 
     A winner is told apart from every other group, with its own diverged runs counted as losses. The means are of the
     runs that came to their end, so beside them stands how many diverged.
@@ -102,12 +114,13 @@ def headline(outcome: Outcome) -> str:
     counted = [group for group in outcome.groups if group.counted]
     if outcome.objective is None or not counted:
         return "No finished run has a validation metric, so there is nothing to rank."
-    if outcome.mixed:
-        return outcome.mixed
     best = counted[0]
     compared = {name for c in outcome.comparisons for name in (c.better, c.worse)}
     if not any(best.name in (c.better, c.worse) for c in outcome.comparisons):
-        return f"{best.name} has {_own(best, outcome.objective)}. There is no other group to compare it with."
+        alone = "There is no other group to compare it with."
+        if len(counted) > 1:  # a data set may lack the group chosen beforehand
+            alone = "The group to compare it with has no runs here."
+        return f"{best.name} has {_own(best, outcome.objective)}. {alone}"
     for group in counted:
         told = [c for c in outcome.comparisons if c.told_apart and c.better == group.name]
         if told and len(told) == len(compared) - 1:

@@ -17,8 +17,11 @@ from scipy import stats
 from lr_lightning.app import compare as app_compare
 from lr_lightning.reports import tables, words
 from lr_lightning.reports.compare import CompareError, Comparison
+from lr_lightning.reports.figures import seed_means
 from lr_lightning.reports.terminal import print_outcome
+from lr_lightning.reports.trade_offs import accuracy_against_cost
 from lr_lightning.tracking import Store
+from lr_lightning.tracking.colours import styles
 
 from .conftest import Runs
 
@@ -315,7 +318,7 @@ FOLDER = {"data.name": "image_folder", "data.root": "/data/images"}
         ),
     ],
 )
-def test_no_winner_and_no_good_rates_over_several_data_sets(
+def test_runs_of_several_data_sets_are_apart_and_one_can_be_compared_alone(
     runs: Runs, comparison: Compare, other: dict[str, str], keys: str, said: str
 ) -> None:
     for schedule, rate, seed in itertools.product(
@@ -326,19 +329,132 @@ def test_no_winner_and_no_good_rates_over_several_data_sets(
         runs.train(schedule, seed, 0.2, lr=rate, params=other, **lost)
     done = comparison(log_run=False)
     headline = words.headline(done.outcome)
-    assert headline.startswith(f"No winner can be named: the runs are of {said}, and")
-    assert not done.outcome.comparisons
-    assert not done.good_rates
-    assert "told apart" not in page(done).split("How this was computed")[0]
-    (option,) = re.findall(r'--filter (".*"), or', headline)
-    (by,) = re.findall(r"--by (\S+)$", headline)
+    assert headline.startswith(f"The runs are of {said}: they are grouped by it as well")
+    of_the_other = said.split(", ")[-1].removesuffix(" (17 runs)")
+    names = [f"{schedule}, {one}" for one in ("digits", of_the_other) for schedule in ("constant", "cosine", "wsd")]
+    assert sorted(group.name for group in done.outcome.groups) == sorted(names)
+    assert sorted(text.split(": ")[0] for text in done.good_rates) == sorted(names)
+    (option,) = re.findall(r'--filter (".*") \(', headline)
+    (by,) = re.findall(r"--by (\S+)\)\.", headline)
     assert by == f"{keys},schedule"
     given = subprocess.run(["bash", "-c", f"printf %s {option}"], capture_output=True, text=True, check=True).stdout
     one = comparison(log_run=False, filter_string=given)
     assert sum(len(group.runs) for group in one.outcome.groups) == 18
     assert not one.outcome.mixed
-    assert one.good_rates
+    assert {re.sub("^([a-z]+), .*: ", r"\1: ", text) for text in done.good_rates} >= {*one.good_rates}
     assert not comparison(log_run=False, by=by.split(",")).outcome.mixed
+
+
+@pytest.fixture
+def two_data_sets(sweep: Runs) -> Runs:
+    """The sweep, which does not say its data set, on digits, and on a harder one that takes twice the steps."""
+    for schedule, values in BEST.items():
+        for seed, best in enumerate(values):
+            for name, value in (("digits", best), ("image_folder", (1.2 if schedule == "wsd" else 1.0) - best)):
+                sweep.train(schedule, seed, value, steps=40 + 40 * (name != "digits"), params={"data.name": name})
+    return sweep
+
+
+def test_no_table_or_picture_mixes_data_sets(two_data_sets: Runs, comparison: Compare) -> None:
+    done = comparison(log_run=False, target="val/acc>=0.945")
+    shown = table(done)
+    assert [*shown] == [group.name for group in done.outcome.groups]
+    for schedule, values in BEST.items():
+        for of in ("digits", "(no data set)"):
+            assert shown[f"{schedule}, {of}"]["best val/acc"].startswith(f"{np.mean(values):.4f}")
+            assert shown[f"{schedule}, {of}"]["steps"] == "40"
+        hard = np.mean([(1.2 if schedule == "wsd" else 1.0) - best for best in values])
+        assert shown[f"{schedule}, image_folder"]["best val/acc"].startswith(f"{hard:.4f}")
+        assert shown[f"{schedule}, image_folder"]["steps"] == "80"
+    assert {cells["n"] for cells in shown.values()} == {"6"}
+    assert not done.outcome.warnings  # that data sets take their own steps is nothing to warn of
+    assert [group.data_set for group in done.outcome.groups] == sorted(group.data_set for group in done.outcome.groups)
+    assert {row["group"] for row in csv_rows(done)} == {*shown}
+    looks = styles(shown)
+    cost = accuracy_against_cost(done.outcome, looks)
+    assert cost is not None
+    fronts = [trace.places["step"].x.tolist() for trace in cost.traces if trace.kind == "front"]
+    assert fronts == [[40.0], [40.0], [80.0]]
+    means = seed_means(done.outcome, looks)
+    assert means is not None
+    assert {trace.name for trace in means.traces} == {*shown}
+
+
+def test_each_data_set_is_compared_by_itself(two_data_sets: Runs, comparison: Compare) -> None:
+    done = comparison(log_run=False)
+    alone = comparison(log_run=False, filter_string="params.`data.name` = 'image_folder'").outcome
+    own = [c for c in done.outcome.comparisons if c.better.endswith(", image_folder")]
+    assert len(done.outcome.comparisons) == 9
+    assert [(c.better.split(",")[0], c.worse.split(",")[0]) for c in own] == [
+        (c.better, c.worse) for c in alone.comparisons
+    ]
+    assert [(c.p, c.adjusted, c.needs, c.n) for c in own] == [
+        (c.p, c.adjusted, c.needs, c.n) for c in alone.comparisons
+    ]
+    said = words.findings(done.outcome)
+    assert [text.split(":")[0] for text in said[1:]] == ["(no data set)", "digits", "image_folder"]
+    assert said[3].replace(", image_folder", "") == f"image_folder: {words.headline(alone)}"
+    against = comparison(log_run=False, against="constant").outcome
+    assert {c.needs for c in against.comparisons} == {7}
+    assert {name for c in against.comparisons for name in (c.better, c.worse) if name.startswith("constant")} == {
+        *("constant, digits", "constant, image_folder", "constant, (no data set)")
+    }
+    assert len(against.comparisons) == 6
+
+
+def test_a_multirun_over_data_sets_is_no_comparison_of_them(runs: Runs, comparison: Compare) -> None:
+    for seed, (name, best) in itertools.product(range(6), (("digits", 0.9), ("mnist", 0.99))):
+        for schedule in ("cosine", "constant"):
+            ahead = 0.005 * (schedule == "constant")
+            runs.train(schedule, seed, best + ahead - seed / 1000, params={"data.name": name})
+    varied = comparison(log_run=False, by_varied=["data", "schedule"]).outcome
+    assert {(c.better, c.worse) for c in varied.comparisons} == {
+        ("constant, digits", "cosine, digits"),
+        ("constant, mnist", "cosine, mnist"),
+    }
+    only = comparison(log_run=False, by_varied=["data"], filter_string="tags.schedule = 'cosine'").outcome
+    assert [group.name for group in only.groups] == ["digits", "mnist"]
+    assert not only.comparisons
+    asked = comparison(log_run=False, by=["data"], filter_string="tags.schedule = 'cosine'").outcome
+    assert [(c.better, c.worse) for c in asked.comparisons] == [("mnist", "digits")]
+
+
+def test_no_two_data_sets_have_one_name(runs: Runs, comparison: Compare) -> None:
+    a, t = {"data.root": "/a"}, {"data.test": "/t"}
+    for place in (a, {"data.path": "hub/b"}, a | t, t, {}):
+        runs.train("cosine", 0, 0.9, params=place)
+    for by in ({}, {"by_varied": ["data.root", "schedule"]}):
+        names = {group.name: len(group.runs) for group in comparison(log_run=False, **by).outcome.groups}
+        assert names == {
+            "cosine, data.root=/a": 1,
+            "cosine, data.path=hub/b": 1,
+            "cosine, data.root=/a data.test=/t": 1,
+            "cosine, data.test=/t": 1,
+            "cosine, (no data set)": 1,
+        }
+
+
+def test_folders_that_all_paths_share_are_in_no_name(runs: Runs, comparison: Compare) -> None:
+    for root in ("/data/images/birds", "/data/images/bees/wild"):
+        runs.train("cosine", 0, 0.9, params={"data.name": "image_folder", "data.root": root})
+    done = comparison(log_run=False)
+    assert {*table(done)} == {f"cosine, image_folder data.root=…/{root}" for root in ("birds", "bees/wild")}
+    assert "image_folder data.root=/data/images/birds (1 run)" in words.headline(done.outcome)
+
+
+def test_a_run_that_only_a_time_to_the_target_is_over_is_apart_too(runs: Runs, comparison: Compare) -> None:
+    runs.train("cosine", 0, 0.9, params={"data.name": "digits"})
+    runs.train("cosine", 1, 0.9, params={"data.name": "mnist"}, status="KILLED")
+    assert [*table(comparison(log_run=False))] == ["cosine"]
+    assert [*table(comparison(log_run=False, target="val/acc>=0.5"))] == ["cosine, digits", "cosine, mnist"]
+
+
+def test_a_data_set_without_the_group_chosen_beforehand_says_so(runs: Runs, comparison: Compare) -> None:
+    for schedule, name in (("cosine", "digits"), ("constant", "digits"), ("cosine", "mnist"), ("wsd", "mnist")):
+        runs.train(schedule, 0, 0.9, params={"data.name": name})
+    digits, mnist = words.findings(comparison(log_run=False, against="constant").outcome)[1:]
+    assert "The group to compare it with has no runs here." in mnist
+    assert "no runs here" not in digits
 
 
 def test_a_lower_loss_decides_where_there_is_no_accuracy(runs: Runs, comparison: Compare) -> None:
