@@ -10,6 +10,7 @@ import lr_lightning
 from lr_lightning import schedules
 from lr_lightning.app import config as app_config
 from lr_lightning.app.compose import about, choices_of
+from lr_lightning.app.schemas.comments import comments_of
 
 ROOT = Path(__file__).resolve().parents[2]
 _KEYS = """# Every config key
@@ -67,9 +68,8 @@ def _first_line(schema: type) -> str:
 
 def _table(schema: type) -> str:
     """The keys that a schema adds: type, default, and the comment beside or above; empty without any."""
-    source = inspect.getsource(schema)
-    lines = source.splitlines()
-    (tree,) = ast.parse(source).body
+    (tree,) = ast.parse(inspect.getsource(schema)).body
+    comments = comments_of(schema)
     rows: list[str] = []
     for node in getattr(tree, "body", []):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
@@ -79,7 +79,7 @@ def _table(schema: type) -> str:
             continue
         default = "" if node.value is None else _default(node.value)
         kind = ast.unparse(node.annotation).replace(" | ", " or ")
-        cells = [f"`{name}`", f"`{kind}`", f"`{default}`" if default else "", _said(lines, node) or _group(name)]
+        cells = [f"`{name}`", f"`{kind}`", f"`{default}`" if default else "", comments[name] or _group(name)]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n" if rows else ""
 
@@ -99,16 +99,3 @@ def _default(value: ast.expr) -> str:
             return ast.unparse(factory.body)
         return {"dict": "{}", "list": "[]"}.get(ast.unparse(factory) if factory else "", "")
     return text
-
-
-def _said(lines: list[str], node: ast.AnnAssign) -> str:
-    """The comment on the field's last line, else those right above it."""
-    beside = lines[(node.end_lineno or node.lineno) - 1][node.end_col_offset or 0 :].partition("#")[2].strip()
-    if beside:
-        return beside
-    above: list[str] = []
-    for line in reversed(lines[: node.lineno - 1]):
-        if not line.strip().startswith("#"):
-            break
-        above.insert(0, line.strip().lstrip("# "))
-    return " ".join(above)

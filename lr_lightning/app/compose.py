@@ -1,6 +1,5 @@
 """A checked config from overrides, without Hydra's command line: how a search makes the config of each of its runs."""
 
-import inspect
 import os
 import re
 import sys
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.config import Config, register
 from lr_lightning.app.errors import ConfigError, explain
+from lr_lightning.app.schemas.comments import comments_of
 from lr_lightning.app.validate import validated
 
 __all__ = [
@@ -117,16 +117,14 @@ def listed_choices(root: Path) -> str:
 
 
 def listed_keys(group: str, schema: type, *, without: Sequence[str] = ()) -> str:
-    """A group's keys with their comments, a line each, for `--help`: from the schema's source, where alone they stand.
+    """A group's keys with their comments, a line each, for `--help`; a key without one is not listed.
 
     Args:
         group: The group.
         schema: Its schema; keys it inherits are not listed.
         without: Keys to leave out.
     """
-    entries = [line.strip() for line in inspect.getsource(schema).splitlines()]
-    commented = [entry.partition("  # ") for entry in entries if "  # " in entry and ":" in entry.split("#")[0]]
-    found = {key.split(":")[0]: text for key, _, text in commented if key.split(":")[0] not in without}
+    found = {key: text for key, text in comments_of(schema).items() if text and key not in without}
     width = max(map(len, found))
     return "\n".join(f"  {group}.{name:<{width}}  {text}" for name, text in found.items())
 

@@ -47,7 +47,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        again = self.signum is not None and not self.signum == signum == signal.SIGHUP
+        again = self.signum is not None and (self.signum, signum) != (signal.SIGHUP, signal.SIGHUP)
         self.signum = signum
         if again:
             raise Interrupted(signum)

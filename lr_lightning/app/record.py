@@ -58,7 +58,7 @@ def open_logger(
         tags = {key: value for key, value in tags.items() if key not in absent}
     with _room_for(folder):
         logger = _opened(config, folder, name, tags, resume=previous is not None)
-        try:
+        with _ended_by_an_error(logger):
             artifact = write_config(folder, container)  # not before the lock is held: the folder may be a live run's
             logger.log_hyperparams({key: value for key, value in _given(container).items() if key not in stale})
             parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -67,16 +67,14 @@ def open_logger(
             together = {"processes": world_size(config.trainer), "update_batch_size": batch_of_update(config)}
             logger.log_hyperparams({**together, **(scaling or {})})
             logger.log_artifact(artifact)
-        except BaseException:
-            with suppress(OSError):
-                logger.end("FAILED")
-            raise
     return logger
 
 
 @contextmanager
 def sweep_record(config: Config, folder: Path, sweep: str, job: str) -> Iterator[RunLogger]:
-    """The record of a sweep's own run, which holds its table; it is closed at the end, as FAILED after an error.
+    """The record of a sweep's own run, which holds its table.
+
+    It is closed at the end: as FAILED after an error, as KILLED if it was stopped.
 
     Args:
         config: The config that its runs share.
@@ -97,13 +95,9 @@ def sweep_record(config: Config, folder: Path, sweep: str, job: str) -> Iterator
     }
     with _room_for(folder):
         logger = _opened(config, folder, f"{job} {config.model.name} {config.data.name}", tags, resume=False)
-    try:
+    with _ended_by_an_error(logger):
         logger.log_hyperparams(_given(_plain(config)))
         yield logger
-    except BaseException:
-        with suppress(OSError):
-            logger.end("FAILED")
-        raise
     logger.end("FINISHED")
 
 
@@ -151,6 +145,17 @@ def _opened(config: Config, folder: Path, run_name: str, tags: dict[str, str], *
     except ValueError as e:
         raise ConfigError(f"tracking: {e}") from e
     return logger
+
+
+@contextmanager
+def _ended_by_an_error(logger: RunLogger) -> Iterator[None]:
+    """Close the record where something raises: as KILLED where that is an interruption."""
+    try:
+        yield
+    except BaseException as e:
+        with suppress(OSError):  # a full disk is what may have raised
+            logger.end("FAILED" if isinstance(e, Exception) else "KILLED")
+        raise
 
 
 @contextmanager

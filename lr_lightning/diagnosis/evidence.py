@@ -1,6 +1,6 @@
 """The numbers behind a verdict, in words."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 __all__ = ["in_words"]
 
@@ -18,39 +18,29 @@ def in_words(numbers: Numbers) -> list[str]:
     return [line for line in lines if line]
 
 
-def _line(name: str, parts: Iterator[str]) -> str:
-    said = "; ".join(parts)
-    return f"{name}: {said}" if said else ""
-
-
 def _validation(n: Numbers) -> str:
-    def parts() -> Iterator[str]:
-        if "val_loss" in n:
-            yield f"{n['val_loss']:.3g} at the end"
-        if "best_val_loss" in n:
-            at = f" (epoch {n['best_epoch']:.3g})" if "best_epoch" in n else ""
-            yield f"{n['best_val_loss']:.3g} at its best{at}"
-        if n.get("rise", 0.0) > 0:
-            since = f"since epoch {n['rise_since_epoch']:.3g}" if "rise_since_epoch" in n else "since then"
-            yield f"up by {_measured(n, 'rise')} {since}"
-        if "val_fall" in n:
-            yield f"{_moved(n, 'val_fall')} in the last quarter"
-
-    return _line("validation loss", parts())
+    said = [f"{n['val_loss']:.3g} at the end"] if "val_loss" in n else []
+    if "best_val_loss" in n:
+        at = f" (epoch {n['best_epoch']:.3g})" if "best_epoch" in n else ""
+        said.append(f"{n['best_val_loss']:.3g} at its best{at}")
+    if n.get("rise", 0.0) > 0:
+        since = f"since epoch {n['rise_since_epoch']:.3g}" if "rise_since_epoch" in n else "since then"
+        said.append(f"up by {_measured(n, 'rise')} {since}")
+    if "val_fall" in n:
+        said.append(f"{_moved(n, 'val_fall')} in the last quarter")
+    return f"validation loss: {'; '.join(said)}" if said else ""
 
 
 def _probe(n: Numbers) -> str:
-    def parts() -> Iterator[str]:
-        if "probe_loss" in n:
-            yield f"{n['probe_loss']:.3g} at the end"
-        if "lowest_probe_loss" in n:
-            yield f"{n['lowest_probe_loss']:.3g} at its lowest"
-        if "probe_loss_at_best" in n:
-            yield f"{n['probe_loss_at_best']:.3g} where the validation was best; {_moved(n, 'probe_fall')} since then"
-        elif "probe_fall_since_epoch" in n:
-            yield f"{_moved(n, 'probe_fall')} since epoch {n['probe_fall_since_epoch']:.3g}"
-
-    return _line("probe loss, of training images", parts())
+    said = [f"{n['probe_loss']:.3g} at the end"] if "probe_loss" in n else []
+    if "lowest_probe_loss" in n:
+        said.append(f"{n['lowest_probe_loss']:.3g} at its lowest")
+    if "probe_loss_at_best" in n:
+        said.append(f"{n['probe_loss_at_best']:.3g} where the validation was best")
+        said.append(f"{_moved(n, 'probe_fall')} since then")
+    elif "probe_fall_since_epoch" in n:
+        said.append(f"{_moved(n, 'probe_fall')} since epoch {n['probe_fall_since_epoch']:.3g}")
+    return f"probe loss, of training images: {'; '.join(said)}" if said else ""
 
 
 def _gap(n: Numbers) -> str:
