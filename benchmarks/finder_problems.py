@@ -23,7 +23,7 @@ from lr_lightning.training.decode import EncodedImages, Format
 from lr_lightning.training.models.resnet import CifarResNet
 from lr_lightning.training.models.small_cnn import SmallCNN
 from lr_lightning.training.models.smith_cnn import SmithCNN
-from lr_lightning.training.tables import parquet
+from lr_lightning.training.sources import parquet
 
 Data = tuple[Tensor, Tensor]
 TRAIN_STEPS = 300

@@ -17,7 +17,7 @@ from benchmarks.finder_held_out import HELD_OUT
 from benchmarks.finder_problems import record
 from benchmarks.finder_regret import QUICK, RANGES, grid_name, regret, regret_curve, until_stop
 from benchmarks.report import store
-from lr_lightning.range_test.result import RangeTest
+from lr_lightning.lr_finder.results import RangeTest
 
 SLOW = ("digits: depthwise CNN, Adam, 32", "digit patches: Transformer, AdamW, 32", "words: LSTM, NAdam, 32")
 STEPS, SEEDS, FACTOR = 100, 3, 10.0

@@ -39,8 +39,8 @@ from benchmarks.gpu_race import race
 from benchmarks.gpu_steps import callbacks, finder, precision
 from benchmarks.report import at_least_one, machine, show, store
 from benchmarks.trainings import ROOT, images
-from lr_lightning.app.compose import prepare
-from lr_lightning.app.train import quiet
+from lr_lightning.app.composition import prepare
+from lr_lightning.app.run.train import quiet
 
 NAME = "gpu"
 RECIPE = (

@@ -18,14 +18,14 @@ from benchmarks.gpu_device import Setting, Utilisation, device, synchronize
 from benchmarks.report import spread
 from benchmarks.trainings import ROOT, quoted
 from lr_lightning import RunCost
+from lr_lightning._lightning import callbacks_of
 from lr_lightning.app import build
-from lr_lightning.app.compose import checked
+from lr_lightning.app.composition import checked
 from lr_lightning.app.config import Config
-from lr_lightning.app.train import train
-from lr_lightning.callbacks.siblings import callbacks_of
-from lr_lightning.training.augment import Draws
-from lr_lightning.training.data import ImageDataModule
+from lr_lightning.app.run.train import train
+from lr_lightning.training.datamodule import ImageDataModule
 from lr_lightning.training.loader import BatchLoader, TrainBatch
+from lr_lightning.training.transforms import Draws
 
 _SHORT = 3  # steps of the run before the first round: CUDA's start and cuDNN's choice of kernels are not the race
 

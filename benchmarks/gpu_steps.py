@@ -18,10 +18,10 @@ from benchmarks.report import show, spread
 from benchmarks.trainings import ROOT
 from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost, StepRecorder
 from lr_lightning.app import build
-from lr_lightning.app.compose import checked
+from lr_lightning.app.composition import checked
 from lr_lightning.app.config import Config
-from lr_lightning.app.record import open_logger
-from lr_lightning.training.data import ImageDataModule
+from lr_lightning.app.run.record import open_logger
+from lr_lightning.training.datamodule import ImageDataModule
 
 _LOW = "optimizer.lr=0.001"  # a rate at which nothing diverges, whatever drives it: only the time matters here
 

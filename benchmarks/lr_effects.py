@@ -17,11 +17,11 @@ import torch
 
 from benchmarks.report import store
 from benchmarks.trainings import ROOT
-from lr_lightning.app.compose import checked, prepare
-from lr_lightning.app.lr_effects import run_study
-from lr_lightning.app.schemas.study import StudyConfig, reference
-from lr_lightning.app.train import quiet
-from lr_lightning.diagnosis.effects import Claim, Trial, claims
+from lr_lightning.app.commands.lr_effects import run_study
+from lr_lightning.app.composition import checked, prepare
+from lr_lightning.app.run.train import quiet
+from lr_lightning.app.schemas.search import StudyConfig, reference
+from lr_lightning.diagnosis.lr_effects import Claim, Trial, claims
 
 
 def plain(item: Trial | Claim) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import spread, store
-from lr_lightning.training import augment
+from lr_lightning.training import transforms as augment
 from lr_lightning.training.loader import BatchLoader
 
 WORLDS = (1, 8, 64, 1024)

@@ -14,8 +14,7 @@ import numpy as np
 
 from benchmarks.report import store
 from benchmarks.trainings import percent, train
-from lr_lightning.app.exp_range import ExpRange
-from lr_lightning.diagnosis.good_band import good_band
+from lr_lightning.diagnosis.comparison import good_band
 from lr_lightning.schedules import (
     REX,
     WSD,
@@ -33,6 +32,7 @@ from lr_lightning.schedules import (
     Triangular,
     Warmup,
 )
+from lr_lightning.schedules.cyclical import ExpRange
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "constant": Constant,

@@ -11,7 +11,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 from rich.console import Console
 
-from lr_lightning.app.compose import prepare
+from lr_lightning.app.composition import prepare
 from lr_lightning.search.driver import Driver
 from lr_lightning.search.progress import Progress
 from lr_lightning.search.settings import read

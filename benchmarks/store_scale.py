@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.report import store as keep
 from lr_lightning.tracking import Store, open_store
-from lr_lightning.tracking.runs import read_curves, read_runs
+from lr_lightning.tracking.query import read_curves, read_runs
 
 SIZES = (10, 100, 1_000, 3_000)
 _STEPS = 300

@@ -31,10 +31,10 @@ from benchmarks.report import show, spread, store
 from benchmarks.time_profile import profile, show_parts
 from benchmarks.trainings import ROOT
 from lr_lightning.app import build
-from lr_lightning.app.compose import checked, prepare
+from lr_lightning.app.composition import checked, prepare
 from lr_lightning.app.config import Config
-from lr_lightning.app.train import quiet, train
-from lr_lightning.training.data import ImageDataModule
+from lr_lightning.app.run.train import quiet, train
+from lr_lightning.training.datamodule import ImageDataModule
 
 WARMUP = 20  # steps that are not measured
 ROUNDS = 15

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.train import train
+from lr_lightning.app.run.train import train
 
 _IN_UPDATE = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 _AROUND = ("on_train_batch_start", "on_train_batch_end")

@@ -9,8 +9,8 @@ import numpy as np
 from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch import Callback, Trainer
 
-from lr_lightning.app.compose import checked, prepare
-from lr_lightning.app.train import build_run, quiet
+from lr_lightning.app.composition import checked, prepare
+from lr_lightning.app.run.train import build_run, quiet
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.diagnosis.statistics import Mean, mean_ci
 from lr_lightning.schedules import Schedule

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lr_lightning.callbacks.batch_size import BatchSizeSchedule
     from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
-    from lr_lightning.callbacks.lr_finder import LRFinder
-    from lr_lightning.callbacks.lr_grid import LRGrid
+    from lr_lightning.callbacks.lr_finder import LRFinder, LRGrid
     from lr_lightning.callbacks.lr_schedule import LRSchedule
     from lr_lightning.callbacks.overfitting import OverfittingMonitor
     from lr_lightning.callbacks.random_state import RandomState

@@ -33,7 +33,7 @@ def main() -> int:
     given = _arguments()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with installed():
-        from lr_lightning.app.compare import run
+        from lr_lightning.app.commands.compare import run
     return run(
         given.root,
         given.uri,

@@ -37,8 +37,9 @@ def main() -> int:
     parser.add_argument("--terminal", action="store_true", help="draw as text; without --out, only that")
     arguments = parser.parse_intermixed_args()
     with installed():
-        from lr_lightning.app.errors import BAD_INPUT, ConfigError, print_error
-        from lr_lightning.app.plot_schedules import as_text, curves, save_figure
+        from lr_lightning.app.commands.plot_schedules import as_text, curves, save_figure
+        from lr_lightning.app.error_messages import BAD_INPUT, print_error
+        from lr_lightning.errors import ConfigError
     steps, epochs, out = arguments.steps, arguments.epochs, arguments.out
     unit = "lr / peak" if arguments.lr is None else "lr"
     try:

@@ -25,7 +25,7 @@ def main() -> int:
     """Predict; 1 if no image could be read, 2 for bad input."""
     given = _arguments()
     with installed():
-        from lr_lightning.app.predict import run
+        from lr_lightning.app.commands.predict import run
     return run(
         ROOT,
         given.run,

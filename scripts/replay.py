@@ -15,7 +15,8 @@ def main() -> int:
     folders = parser.parse_args().output_dir
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with installed():
-        from lr_lightning.tracking import StoreUnavailable, TrackingError, replay
+        from lr_lightning.errors import StoreUnavailable, TrackingError
+        from lr_lightning.tracking import replay
     failed = False
     for folder in folders:
         try:

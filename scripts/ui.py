@@ -23,7 +23,8 @@ def main() -> int:
     parser.add_argument("--uri", help="another store: postgresql://...")
     given = parser.parse_args()
     with installed():
-        from lr_lightning.tracking.server import StoreUnavailable, TrackingError, serve
+        from lr_lightning.errors import StoreUnavailable, TrackingError
+        from lr_lightning.tracking.ui import serve
     try:
         return serve(given.root, given.uri, given.port, given.experiment, show=given.open)
     except TrackingError as e:

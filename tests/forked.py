@@ -19,9 +19,19 @@ from pathlib import Path
 
 _CHILD = "forked child"
 _PRELOADED = [
-    *("lr_lightning.app.train", "lr_lightning.app.find", "lr_lightning.app.resume", "lr_lightning.app.lr_effects"),
-    *("lr_lightning.app.compare", "lr_lightning.app.cli", "lr_lightning.training.sources", "sklearn.datasets"),
-    *("lr_lightning.training.classifier", "lr_lightning.training.models", "lr_lightning.callbacks.verdict_figure"),
+    *(
+        "lr_lightning.app.run.train",
+        "lr_lightning.app.commands.find_lr",
+        "lr_lightning.app.run.resume",
+        "lr_lightning.app.commands.lr_effects",
+    ),
+    *(
+        "lr_lightning.app.commands.compare",
+        "lr_lightning.app.commands.train",
+        "lr_lightning.training.sources",
+        "sklearn.datasets",
+    ),
+    *("lr_lightning.training.classifier", "lr_lightning.training.models", "lr_lightning.callbacks.overfitting"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_workspace_store", "alembic.command", "alembic.autogenerate"),
     *("sqlalchemy.dialects.sqlite", "matplotlib.backends.backend_agg", "rich.table", "hydra._internal.core_plugins"),
 ]

@@ -20,9 +20,9 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import lr_effects, schedules
-from lr_lightning.app.compose import prepare
+from lr_lightning.app.checks import validated
+from lr_lightning.app.composition import prepare
 from lr_lightning.app.config import SCHEMAS, register
-from lr_lightning.app.validate import validated
 from lr_lightning.search.settings import read
 from tests import forked
 from tests.callbacks.tiny import Tiny, X, Y

@@ -19,7 +19,7 @@ from benchmarks import batch_growth, gpu, gpu_device, gpu_race, gpu_steps, monit
 from benchmarks.gpu_device import Setting, Synchronizations, Utilisation
 from lr_lightning import RunCost
 from lr_lightning.app import build
-from lr_lightning.app.compose import checked, prepare
+from lr_lightning.app.composition import checked, prepare
 from lr_lightning.app.schemas.data import ParquetConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,7 +35,13 @@ def test_importing_the_package_alone_loads_neither_torch_nor_lightning() -> None
 
 
 def test_the_command_line_is_read_before_anything_heavy_is_loaded() -> None:
-    assert not _loaded("import lr_lightning.app.cli") & {"torch", "lightning", "mlflow", "datasets", "sklearn"}
+    assert not _loaded("import lr_lightning.app.commands.train") & {
+        "torch",
+        "lightning",
+        "mlflow",
+        "datasets",
+        "sklearn",
+    }
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("[a-z]*.py")))

@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import lr_lightning
 from lr_lightning import schedules
 from lr_lightning.app import config as app_config
-from lr_lightning.app.compose import about, choices_of
+from lr_lightning.app.composition import about, choices_of
 from lr_lightning.app.schemas.comments import comments_of
 
 ROOT = Path(__file__).resolve().parents[2]

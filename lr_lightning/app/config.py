@@ -7,24 +7,15 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from lr_lightning.app.schemas.data import (
-    DataConfig,
-    DigitsConfig,
-    HubConfig,
-    ImageFolderConfig,
-    ParquetConfig,
-)
-from lr_lightning.app.schemas.finder import FinderConfig, LRGridConfig, RangeTestConfig
+from lr_lightning.app.schemas.data import DataConfig, DigitsConfig, HubConfig, ImageFolderConfig, ParquetConfig
 from lr_lightning.app.schemas.model import (
-    ClassifierConfig,
-    ModelConfig,
-    ModuleConfig,
-)
-from lr_lightning.app.schemas.optimizer import (
     AdagradConfig,
     AdamConfig,
     AdamWConfig,
+    ClassifierConfig,
     DAdaptAdamConfig,
+    ModelConfig,
+    ModuleConfig,
     OptimizerConfig,
     ProdigyConfig,
     RMSpropConfig,
@@ -53,13 +44,8 @@ from lr_lightning.app.schemas.schedule import (
     WarmupConstantConfig,
     WSDConfig,
 )
-from lr_lightning.app.schemas.search import SearchConfig
-from lr_lightning.app.schemas.study import StudyConfig
-from lr_lightning.app.schemas.trainer import (
-    CallbacksConfig,
-    TrackingConfig,
-    TrainerConfig,
-)
+from lr_lightning.app.schemas.search import FinderConfig, LRGridConfig, RangeTestConfig, SearchConfig, StudyConfig
+from lr_lightning.app.schemas.trainer import CallbacksConfig, TrackingConfig, TrainerConfig
 
 
 @dataclass

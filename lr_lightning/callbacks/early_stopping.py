@@ -9,14 +9,12 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lr_lightning.callbacks.effective_lr import first_lr
+from lr_lightning._checks import check_choice
+from lr_lightning._lightning import Renewed, callbacks_of
+from lr_lightning._param_groups import first_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
-from lr_lightning.callbacks.renewed import Renewed
-from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.callbacks.trainer_clock import updates_made
-from lr_lightning.diagnosis.prechelt import STRIP
-from lr_lightning.diagnosis.stopping import CRITERIA, THRESHOLDS, Phases, stop_reason
-from lr_lightning.schedules.base import check_choice
+from lr_lightning.diagnosis.early_stopping import CRITERIA, STRIP, THRESHOLDS, Phases, stop_reason
 
 __all__ = ["ScheduleAwareStopping"]
 
@@ -26,7 +24,7 @@ class ScheduleAwareStopping(EarlyStopping):
 
     Only some validations count, and a run stops at these alone: of a cyclical schedule those at the low end of a
     cycle, and otherwise not those of a warm-up, nor those before a cooldown or drop that is still to come (see
-    :class:`~lr_lightning.diagnosis.stopping.Phases`). That takes an LRSchedule among the Trainer's callbacks; with
+    :class:`~lr_lightning.diagnosis.early_stopping.Phases`). That takes an LRSchedule among the callbacks; with
     another scheduler only a rate that has risen since the validation before is known, and does not count. Nor does a
     validation count that did not log the metric, such as one that OverfittingMonitor leaves out.
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_lightning.range_test.param_groups import initial, put
+from lr_lightning._param_groups import initial, put
 from lr_lightning.schedules import Clock, Schedule
 
 __all__ = ["GroupDriver"]

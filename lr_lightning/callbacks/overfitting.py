@@ -1,43 +1,174 @@
 """Over- or underfitting, measured at every validation: the gap to a frozen training probe, and a verdict."""
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
-from lr_lightning.callbacks.batch_loss import batch_loss
-from lr_lightning.callbacks.diverged import Diverged
-from lr_lightning.callbacks.effective_lr import first_lr
-from lr_lightning.callbacks.figures import log_figure, log_tags, log_text
-from lr_lightning.callbacks.measure import (
+from lr_lightning._lightning import batch_loss, mean_over_ranks
+from lr_lightning._param_groups import first_lr
+from lr_lightning.callbacks.loggers import log_figure, log_tags, log_text
+from lr_lightning.callbacks.per_example import (
     WITH_LOGITS,
     WITH_RIGHT,
     Gathered,
     LossFunction,
     Sample,
+    ValidationLosses,
     calibration,
     can_measure,
     check_forward,
     classification_loss,
     default_loss,
 )
-from lr_lightning.callbacks.points import packed, unpacked
-from lr_lightning.callbacks.probe import default_probe
-from lr_lightning.callbacks.ranks import mean_over_ranks
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
-from lr_lightning.callbacks.validation_pass import ValidationLosses
 from lr_lightning.diagnosis.calibration import entropy
-from lr_lightning.diagnosis.gaps import gaps
+from lr_lightning.diagnosis.early_stopping import gaps
 from lr_lightning.diagnosis.history import History, Point
+from lr_lightning.diagnosis.stratify import stratified_subset
 from lr_lightning.diagnosis.verdict import Verdict, diagnose
-from lr_lightning.range_test.loaders import on_device
+from lr_lightning.errors import Diverged
+from lr_lightning.lr_finder.dataloaders import on_device
 
-__all__ = ["OverfittingMonitor", "can_measure", "classification_loss"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["OverfittingMonitor", "can_measure", "classification_loss", "default_probe", "draw", "packed", "unpacked"]
+
+# --- What was measured at validations, as a checkpoint holds it.
+
+_ROWS = ("val_losses", "probe_losses")
+
+
+def packed(points: list[Point]) -> dict[str, Any]:
+    """The points as plain values and one tensor of each kind: a checkpoint of many small tensors is slow to write."""
+    state: dict[str, Any] = {"points": [{k: v for k, v in vars(p).items() if k not in _ROWS} for p in points]}
+    for name in _ROWS:
+        rows = [getattr(point, name) for point in points]
+        sizes = [-1 if row is None else len(row) for row in rows]
+        known = [torch.from_numpy(row) for row in rows if row is not None]
+        state[name] = (torch.cat(known) if known else torch.empty(0), sizes)
+    return state
+
+
+def unpacked(state: dict[str, Any]) -> list[Point]:
+    """The points that :func:`packed` was given."""
+    kinds: list[list[Any]] = []
+    for name in _ROWS:
+        values, sizes = state[name]
+        rows = iter(values.split([size for size in sizes if size >= 0]))
+        kinds.append([None if size < 0 else next(rows).numpy() for size in sizes])
+    return [
+        Point(**values, val_losses=val, probe_losses=probe)
+        for values, val, probe in zip(state["points"], *kinds, strict=True)
+    ]
+
+
+# --- The figure of a verdict: probe and validation loss, with the rate under them and the onset marked.
+
+_VAL, _PROBE, _LR, _MARK = "#d1495b", "#2e6f95", "#5a5a5a", "#edae49"
+
+
+def draw(history: History, verdict: Verdict) -> "Figure":
+    """Draw a run's losses over its epochs, without pyplot, so that no window and no global state is made.
+
+    Args:
+        history: At least one validation.
+        verdict: The verdict on it.
+
+    Returns:
+        A figure of two panels.
+    """
+    from matplotlib.figure import Figure  # the [plot] extra
+
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    epochs = [p.epoch for p in history.points]
+    val, probe = [p.val_loss for p in history.points], [p.probe_loss for p in history.points]
+    marker = "o" if len(epochs) < 40 else None
+    losses.plot(epochs, val, color=_VAL, marker=marker, ms=3, label="validation")
+    losses.plot(epochs, probe, color=_PROBE, marker=marker, ms=3, label="probe (training examples)")
+    if history.chance is not None:
+        losses.axhline(history.chance, color="#999999", ls=":", lw=1, label="chance")
+    if verdict.onset_epoch is not None:
+        losses.axvline(verdict.onset_epoch, color=_MARK, lw=2, label=f"onset, epoch {verdict.onset_epoch:g}")
+    positive = [v for v in (*val, *probe) if v > 0]
+    if positive and len(positive) == len(val) + len(probe) and max(positive) > 20 * min(positive):
+        losses.set_yscale("log")
+    losses.set_ylabel("loss")
+    losses.legend(frameon=False, fontsize=9)
+    detail = f" ({verdict.detail})" if verdict.detail else ""
+    losses.set_title(f"{verdict.label}{detail}", loc="left", fontsize=11)
+    known = [(p.epoch, p.lr) for p in history.points if p.lr is not None]
+    if known:
+        rates.plot([e for e, _ in known], [lr for _, lr in known], color=_LR, marker=marker, ms=3)
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("epoch")
+    for axes in (losses, rates):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return figure
+
+
+# --- The probe: a frozen, stratified subset of the training data, drawn without touching the training loader.
+
+
+def default_probe(trainer: Trainer, seed: int) -> Iterable[Any] | None:
+    """The data module's probe, else a stratified subset of the training loader's data set, else None with a warning.
+
+    Args:
+        trainer: In a fit, with its loaders built.
+        seed: Of the draw.
+
+    Returns:
+        Batches of as many training examples as the first validation loader has; this rank's share of them.
+    """
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    if hasattr(datamodule, "probe_dataloader"):
+        probe: Iterable[Any] = datamodule.probe_dataloader()
+        return probe
+    loader = trainer.train_dataloader
+    dataset: Any = getattr(loader, "dataset", None)
+    if not isinstance(loader, DataLoader) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        rank_zero_warn(
+            "OverfittingMonitor cannot draw a probe from this training loader, so it measures nothing: "
+            "give it batches of training examples with OverfittingMonitor(probe=...)."
+        )
+        return None
+    size = min(len(dataset), _validation_size(trainer.val_dataloaders) or len(dataset))
+    chosen = stratified_subset(np.fromiter(_labels(dataset), np.int64), size, seed)
+    mine = chosen[trainer.global_rank :: trainer.world_size].tolist()
+    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+    return DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=loader.collate_fn)
+
+
+def _validation_size(loaders: Any) -> int:
+    first = loaders[0] if isinstance(loaders, Sequence) and loaders else loaders
+    dataset = getattr(first, "dataset", None)
+    return len(dataset) if dataset is not None and hasattr(dataset, "__len__") else 0
+
+
+def _labels(dataset: Any) -> Iterator[int]:
+    """The class of each example, as far as it can be read without decoding; else 0: a plain random probe."""
+    if isinstance(dataset, Subset):
+        every = list(_labels(dataset.dataset))
+        return (every[index] for index in dataset.indices)
+    for name in ("targets", "labels"):
+        labels = np.asarray(getattr(dataset, name, ()))
+        if labels.ndim == 1 and len(labels) == len(dataset):  # of any kind: only which are equal matters
+            return iter(np.unique(labels, return_inverse=True)[1].tolist())
+    tensors = getattr(dataset, "tensors", None)
+    if tensors is not None and len(tensors) > 1 and tensors[1].dim() == 1 and not tensors[1].is_floating_point():
+        return (int(label) for label in tensors[1])
+    return iter([0] * len(dataset))
 
 
 class OverfittingMonitor(Callback):
@@ -252,10 +383,10 @@ class OverfittingMonitor(Callback):
         if not trainer.loggers or not self._points:
             return
         try:
-            from lr_lightning.callbacks.verdict_figure import draw
+            figure = draw(self.history, verdict)
         except ImportError:  # matplotlib is the [plot] extra
             return
-        log_figure(trainer, draw(self.history, verdict), "verdict.png")
+        log_figure(trainer, figure, "verdict.png")
 
     # -- state -------------------------------------------------------------------------------------------------------
 

@@ -11,12 +11,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lr_lightning._lightning import callbacks_of
 from lr_lightning.callbacks import batch_norm
 from lr_lightning.callbacks.lr_schedule import LRSchedule
-from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.callbacks.trainer_clock import trainer_clock
-from lr_lightning.range_test.loaders import on_device
-from lr_lightning.schedules import DurationError
+from lr_lightning.errors import DurationError
+from lr_lightning.lr_finder.dataloaders import on_device
 
 __all__ = ["ScheduleFreeMode"]
 

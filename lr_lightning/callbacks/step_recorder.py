@@ -11,9 +11,9 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_lightning.callbacks.batch_loss import batch_loss, mean_loss
-from lr_lightning.callbacks.diverged import Diverged
-from lr_lightning.callbacks.effective_lr import effective_lr, first_lr
+from lr_lightning._lightning import batch_loss, mean_loss
+from lr_lightning._param_groups import effective_lr, first_lr
+from lr_lightning.errors import Diverged
 
 
 @runtime_checkable

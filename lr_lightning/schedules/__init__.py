@@ -1,22 +1,24 @@
 """Learning-rate schedules: pure, frozen values that map a step to a factor of the peak. No torch in here."""
 
+from lr_lightning.errors import DurationError
 from lr_lightning.schedules.base import Schedule
-from lr_lightning.schedules.clock import Clock
+from lr_lightning.schedules.clock import Clock, Duration, DurationLike, parse_duration
 from lr_lightning.schedules.compose import WSD, Join, Product, Warmup
-from lr_lightning.schedules.cyclic import OneCycle, Restarts, Triangular
-from lr_lightning.schedules.durations import Duration, DurationError, DurationLike, parse_duration
-from lr_lightning.schedules.plateau import Plateau
-from lr_lightning.schedules.shapes import (
+from lr_lightning.schedules.cyclical import OneCycle, Restarts, Triangular
+from lr_lightning.schedules.decay import (
     REX,
     Constant,
     Cosine,
+    Custom,
     Exponential,
     InverseSqrt,
     Linear,
+    MultiStep,
     OneMinusSqrt,
     Polynomial,
+    Step,
 )
-from lr_lightning.schedules.steps import Custom, MultiStep, Step
+from lr_lightning.schedules.plateau import Plateau
 
 __all__ = [
     "REX",

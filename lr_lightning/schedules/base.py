@@ -2,9 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Self
 
+from lr_lightning._checks import check_choice, check_count, check_number
 from lr_lightning.schedules.clock import Clock
 
 __all__ = ["Schedule", "blend", "check_choice", "check_count", "check_number", "check_schedule", "ramp"]
@@ -110,35 +111,6 @@ class Schedule(ABC):
         return self
 
 
-def check_number(name: str, value: float, *, low: float = 0.0, high: float = math.inf, above: bool = False) -> None:
-    """Refuse a number that is not finite or not in range.
-
-    Args:
-        name: The argument's name.
-        value: What was given.
-        low: Least value.
-        high: Greatest value.
-        above: ``low`` itself is refused.
-
-    Raises:
-        ValueError: ``value`` is out of range or no number.
-    """
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < low or value > high or (above and value == low):
-        limits = f"{'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
-        raise ValueError(f"{name} must be {limits}, got {value!r}")
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Refuse what is no whole number of at least ``least``.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-
-
 def check_schedule(name: str, value: object) -> None:
     """Refuse what is no schedule.
 
@@ -147,16 +119,6 @@ def check_schedule(name: str, value: object) -> None:
     """
     if not isinstance(value, Schedule):
         raise ValueError(f"{name} must be a schedule such as Cosine(), got {value!r}")
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse what is not among the choices.
-
-    Raises:
-        ValueError: ``value`` is not in ``choices``.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def ramp(shape: str, start: float, end: float, progress: float) -> float:

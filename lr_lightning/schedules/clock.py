@@ -1,15 +1,124 @@
 """The clock a schedule reads: how many steps there are, and where epochs start."""
 
 import math
+import re
 from bisect import bisect_right
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
+from typing import Literal
 
-from lr_lightning.schedules.durations import Duration, DurationError, DurationLike, half_up, parse_duration
+from lr_lightning.errors import DurationError
 
-__all__ = ["Clock", "fit_pieces"]
+__all__ = [
+    "Clock",
+    "Duration",
+    "DurationError",
+    "DurationLike",
+    "epoch_clock",
+    "fit_pieces",
+    "half_up",
+    "is_share",
+    "parse_duration",
+    "updates_per_epoch",
+]
+
+# --- Durations: a number of steps, of epochs, or a share of the piece they stand in.
+
+_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(steps?|epochs?|%)?\s*", re.ASCII)
+_HOW = "Write a whole number of steps (500 or '500 steps'), '5 epochs', or '10%'."
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of time with its unit.
+
+    Attributes:
+        amount: How many of ``unit``, exact, never negative. For ``"percent"`` 10 means ten percent.
+        unit: ``"steps"``, ``"epochs"`` or ``"percent"`` (of the piece the duration stands in).
+    """
+
+    amount: Fraction
+    unit: Literal["steps", "epochs", "percent"]
+
+    def __str__(self) -> str:
+        number = f"{float(self.amount):g}" if self.amount.denominator > 1 else str(self.amount)
+        if self.unit == "percent":
+            return f"{number}%"
+        return f"{number} {self.unit[:-1] if self.amount == 1 else self.unit}"
+
+
+DurationLike = int | str | Duration
+"""What a person may write for a duration: ``500``, ``"500 steps"``, ``"5 epochs"``, ``"10%"``."""
+
+
+@lru_cache(maxsize=4096, typed=True)  # typed: 1, 1.0 and True are one key otherwise
+def parse_duration(value: DurationLike, name: str = "duration", *, positive: bool = False) -> Duration:
+    """Read a duration as a person writes it.
+
+    Args:
+        value: ``500``, ``"500"``, ``"500 steps"``, ``"2.5 epochs"``, ``"10%"`` or a ``Duration``.
+        name: The argument's name, for the error message.
+        positive: Refuse a duration of zero.
+
+    Returns:
+        The duration, exact.
+
+    Raises:
+        ValueError: ``value`` is not a duration, such as a bare float (0.1 of what?).
+
+    Example:
+        >>> parse_duration("2.5 epochs")
+        Duration(amount=Fraction(5, 2), unit='epochs')
+        >>> str(parse_duration(500))
+        '500 steps'
+    """
+    if isinstance(value, Duration):
+        duration = value
+    elif isinstance(value, float):
+        raise ValueError(f"{name}: got the bare float {value!r}: {value!r} of what? {_HOW}")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        duration = Duration(Fraction(value), "steps")
+    elif isinstance(value, str):
+        duration = _parse_text(value, name)
+    else:
+        raise ValueError(f"{name} must be a duration, got {value!r}. {_HOW}")
+    if duration.amount < 0 or (positive and duration.amount == 0):
+        raise ValueError(f"{name} must be {'>' if positive else '>='} 0, got {str(value)!r}. {_HOW}")
+    return duration
+
+
+def _parse_text(text: str, name: str) -> Duration:
+    match = _PATTERN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{name} must be a duration, got {text!r}. {_HOW}")
+    amount, unit = Fraction(match[1]), match[2] or "steps"
+    if unit == "%":
+        if amount > 100:
+            raise ValueError(f"{name} must be at most '100%', got {text!r}")
+        return Duration(amount, "percent")
+    if unit.startswith("epoch"):
+        return Duration(amount, "epochs")
+    if amount.denominator != 1:
+        raise ValueError(f"{name} must be a whole number of steps, got {text!r}. {_HOW}")
+    return Duration(amount, "steps")
+
+
+def is_share(value: DurationLike) -> bool:
+    """Whether a duration is a share of the piece it stands in, so that the piece's length must be known."""
+    return parse_duration(value).unit == "percent"
+
+
+def half_up(value: Fraction) -> int:
+    """Round to the nearest integer, halves up.
+
+    Example:
+        >>> [half_up(Fraction(n, 2)) for n in (1, 3, 4)]
+        [1, 2, 2]
+    """
+    return (2 * value.numerator + value.denominator) // (2 * value.denominator)
 
 
 @dataclass(frozen=True)
@@ -250,3 +359,55 @@ def _given(duration: DurationLike | None) -> DurationLike:
 
 def _number(value: Fraction) -> str:
     return str(value) if value.denominator == 1 else f"{float(value):g}"
+
+
+# --- From batches and accumulation to updates: the one place where steps and epochs are planned.
+
+
+def updates_per_epoch(batches: int, accumulate: int = 1) -> int:
+    """Updates that an epoch makes: the last one may be of fewer batches.
+
+    Args:
+        batches: Batches in the epoch, >= 1.
+        accumulate: Batches for one update, >= 1.
+
+    Returns:
+        ``ceil(batches / accumulate)``.
+
+    Raises:
+        ValueError: An argument is < 1.
+
+    Example:
+        >>> updates_per_epoch(10, accumulate=4)
+        3
+    """
+    if batches < 1 or accumulate < 1:
+        raise ValueError(f"batches and accumulate must be >= 1, got {batches} and {accumulate}")
+    return -(-batches // accumulate)
+
+
+def epoch_clock(updates: Sequence[int], *, ends: bool, totals: Iterable[int] = ()) -> Clock:
+    """The clock of a run with these epochs.
+
+    Args:
+        updates: Updates in each epoch, at least one epoch; later ones are as the last.
+        ends: Whether the run ends with the last of these epochs.
+        totals: Further limits on the number of updates, such as max_steps.
+
+    Returns:
+        A clock with the smallest of all limits as its total, None if there is no limit.
+
+    Example:
+        >>> epoch_clock([10, 5, 5], ends=True)
+        Clock(total=20, steps_per_epoch=None, epoch_starts=(0, 10, 15, 20), origin=0)
+        >>> epoch_clock([10, 10], ends=True, totals=[15])
+        Clock(total=15, steps_per_epoch=10, epoch_starts=None, origin=0)
+    """
+    limits = [*totals, *([sum(updates)] if ends else [])]
+    total = min(limits, default=None)
+    if len(set(updates)) == 1:
+        return Clock(total, steps_per_epoch=updates[0])
+    starts = [0]
+    for count in updates:
+        starts.append(starts[-1] + count)
+    return Clock(total, epoch_starts=tuple(starts))

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self, get_args
 
-from lr_lightning.schedules.base import Schedule, blend, check_choice, check_number, check_schedule, ramp
-from lr_lightning.schedules.clock import Clock, fit_pieces
-from lr_lightning.schedules.durations import DurationLike, is_share, parse_duration
+from lr_lightning._checks import check_choice, check_number
+from lr_lightning.schedules.base import Schedule, blend, check_schedule, ramp
+from lr_lightning.schedules.clock import Clock, DurationLike, fit_pieces, is_share, parse_duration
 
 __all__ = ["WSD", "Join", "Product", "Warmup"]
 

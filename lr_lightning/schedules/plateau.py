@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lr_lightning.schedules.base import check_choice, check_number
+from lr_lightning._checks import check_choice, check_number
 
 __all__ = ["Plateau"]
 

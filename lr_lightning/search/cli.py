@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lr_lightning.app.compose import listed_choices, listed_keys, prepare, wants_tracebacks
-from lr_lightning.app.errors import BAD_INPUT, FAILED, ConfigError, print_error
-from lr_lightning.app.interrupt import Interrupted
+from lr_lightning.app.composition import listed_choices, listed_keys, prepare, wants_tracebacks
+from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
+from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.schemas.search import SearchConfig
-from lr_lightning.search.domains import Value
+from lr_lightning.errors import ConfigError
+from lr_lightning.search.space import Value
 
 __all__ = ["main"]
 
@@ -78,11 +79,11 @@ def _search(root: Path, words: list[str]) -> int:
 
     search = read(root, words)
     console = Console()
-    from lr_lightning.search.checks import check_store
     from lr_lightning.search.conclusion import conclude, same_again, write_table
     from lr_lightning.search.driver import Driver
     from lr_lightning.search.progress import Progress, in_words, say
     from lr_lightning.search.rehearsal import rehearse, start_points
+    from lr_lightning.search.settings import check_store
     from lr_lightning.search.study import Study
 
     def prepared() -> list[Mapping[str, Value]]:

@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from lr_lightning.app.record import sweep_record
-from lr_lightning.app.sweep import compare_sweep
+from lr_lightning.app.commands.multirun import compare_sweep
+from lr_lightning.app.run.record import sweep_record
 from lr_lightning.search.progress import in_words, say, values
 from lr_lightning.search.settings import Search
 from lr_lightning.search.standing import Standing, order, result_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from optuna.trial import TrialState
 
-from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.interrupt import Interrupted, Signals
+from lr_lightning.app.run.signals import Interrupted, Signals
+from lr_lightning.errors import ConfigError
 from lr_lightning.search.progress import Progress
 from lr_lightning.search.settings import Search
 from lr_lightning.search.standing import result_of

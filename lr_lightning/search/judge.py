@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 import optuna
 from optuna.trial import TrialState
 
-from lr_lightning.diagnosis.dominated import dominated
+from lr_lightning.diagnosis.early_stopping import dominated
 from lr_lightning.search.pruners import pruner_of
 from lr_lightning.search.storage import connect
 

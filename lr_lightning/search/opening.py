@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import optuna
 
-from lr_lightning.app.errors import ConfigError
-from lr_lightning.search.domains import Value
+from lr_lightning.errors import ConfigError
 from lr_lightning.search.pruners import pruner_of
 from lr_lightning.search.settings import Search
+from lr_lightning.search.space import Value
 from lr_lightning.tracking.keys import hide_password
 
 __all__ = ["Prepare", "open_study"]

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from lr_lightning.search.domains import Value, override
 from lr_lightning.search.settings import Search
+from lr_lightning.search.space import Value, override
 from lr_lightning.search.standing import Standing, ticket_of
 from lr_lightning.search.study import Ticket
 from lr_lightning.search.trial import Ending

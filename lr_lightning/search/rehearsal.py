@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lr_lightning.app.compose import checked
-from lr_lightning.app.errors import ConfigError, did_you_mean
-from lr_lightning.app.lr_rule import batch_of_one
-from lr_lightning.search.domains import Range, Value
+from lr_lightning.app.composition import checked
+from lr_lightning.app.error_messages import did_you_mean
+from lr_lightning.app.lr_scaling import batch_of_one
+from lr_lightning.errors import ConfigError
 from lr_lightning.search.run import Result, Task, objective_of, run
 from lr_lightning.search.settings import FINDER, Search, direction_of
+from lr_lightning.search.space import Range, Value
 
 __all__ = ["rehearse", "start_points"]
 
@@ -101,7 +102,7 @@ def suggested(search: Search) -> float | None:
     """The LR finder's suggestion, where the start asks for it; None where it does not, or the finder abstains."""
     if not any(FINDER in point.values() for point in search.node.start):
         return None
-    from lr_lightning.app.find import find
+    from lr_lightning.app.commands.find_lr import find
 
     words = search.composer.overrides({k: v for k, v in _first(search).items() if not k.endswith("_lr")})
     config = checked(search.root, [*words, "finder=range_test"])

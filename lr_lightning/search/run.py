@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lr_lightning.app.compose import checked, composed, prepare
+from lr_lightning.app.composition import checked, composed, prepare
 from lr_lightning.app.config import Config
-from lr_lightning.app.errors import ConfigError, RunFailed, is_out_of_memory
-from lr_lightning.app.orphan import ParentWatch
-from lr_lightning.app.output import LAST
-from lr_lightning.callbacks.diverged import Diverged
+from lr_lightning.app.error_messages import is_out_of_memory
+from lr_lightning.app.run.output import LAST
+from lr_lightning.app.run.signals import ParentWatch
+from lr_lightning.errors import ConfigError, Diverged, RunFailed
 from lr_lightning.search.watch import Judge, TrialWatch
 from lr_lightning.tracking.files import write_atomically
 
@@ -111,7 +111,7 @@ def run(task: Task, config: Config | None = None, judge: Callable[[], Judge] | N
     Raises:
         Interrupted: On SIGTERM or Ctrl-C, after a checkpoint.
     """
-    from lr_lightning.app.train import train
+    from lr_lightning.app.run.train import train
 
     began = time.monotonic()
     watch = TrialWatch(task.monitor, task.higher, judge, verdict="verdict" in task.pruners, patience=task.patience)
@@ -150,7 +150,7 @@ def _prepared(task: Task, config: Config | None) -> tuple[Config, Any]:
     """The config; of a run that was interrupted, its own, with its last checkpoint."""
     folder = _interrupted_folder(Path(task.folder)) if task.resume else None
     if folder is not None:
-        from lr_lightning.app.resume import stored_config
+        from lr_lightning.app.run.resume import stored_config
 
         trust = [word for word in task.overrides if word.startswith("trust=")]
         words = [f"resume={folder}", *trust]
@@ -207,7 +207,7 @@ def main(path: str) -> int:
         ParentWatch(grace=None, parent=task.parent).start()
     prepare(Path(task.root))
     result = run(task, judge=_judge_of(task))
-    from lr_lightning.app.processes import is_first_rank
+    from lr_lightning.app.world import is_first_rank
 
     if is_first_rank():
         write_result(Path(task.folder), result)

@@ -6,9 +6,8 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lr_lightning.search.domains import Choice, Range, Value
 from lr_lightning.search.settings import Search
-from lr_lightning.search.space import Space
+from lr_lightning.search.space import Choice, Range, Space, Value
 
 __all__ = ["distribution", "sampler", "suggest"]
 

@@ -1,31 +1,201 @@
 """A search, read from its command line and checked before anything is trained."""
 
+import itertools
 import math
 import os
 import re
 import secrets
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.compose import composed
+from lr_lightning.app.checks import validated
+from lr_lightning.app.composition import choices_of, composed
 from lr_lightning.app.config import Config, stale_keys
-from lr_lightning.app.errors import ConfigError, did_you_mean
-from lr_lightning.app.processes import world_size
+from lr_lightning.app.error_messages import did_you_mean, explain
 from lr_lightning.app.schemas.search import SearchConfig
-from lr_lightning.app.validate import validated
-from lr_lightning.reports.names import direction
-from lr_lightning.search.checks import check_space
-from lr_lightning.search.compose import Composer
-from lr_lightning.search.domains import SpaceError, Value
-from lr_lightning.search.space import Space
-from lr_lightning.search.words import Words, parse
+from lr_lightning.app.world import world_size
+from lr_lightning.errors import ConfigError, SpaceError
+from lr_lightning.reports.run_metrics import direction
+from lr_lightning.search.space import KINDS, Choice, Space, Value, Words, override, parse
 
-__all__ = ["SAMPLERS", "Search", "direction_of", "read"]
+__all__ = ["SAMPLERS", "Composer", "Search", "check_space", "check_store", "direction_of", "read"]
+
+# --- The configs of trials. A composition takes Hydra a fifth of a second, so there is one for each choice of
+# groups.
+
+
+@dataclass
+class Composer:
+    """Makes the config of a point of the space.
+
+    Attributes:
+        root: The checkout.
+        training: Overrides that every trial is started with.
+    """
+
+    root: Path
+    training: tuple[str, ...]
+    _cache: dict[tuple[str, ...], DictConfig] = field(default_factory=dict, repr=False)
+
+    def overrides(self, point: Mapping[str, Value]) -> list[str]:
+        """The command line of a trial; what is searched stands last, and so wins."""
+        return [*self.training, *(override(key, value) for key, value in point.items())]
+
+    def config(self, point: Mapping[str, Value]) -> Config:
+        """The checked config of a trial.
+
+        Raises:
+            ConfigError: A key or a value is bad, or two of them do not go together.
+        """
+        cfg = self._of_groups(point)
+        for key, value in point.items():
+            if key not in self.groups:
+                self._set(cfg, key, value)
+        try:
+            return validated(cfg)
+        except ConfigError as e:
+            where = ", ".join(override(key, value) for key, value in point.items())
+            raise ConfigError(f"search.space: a trial with {where} cannot be run.\n{e}") from e
+
+    def check_key(self, key: str, point: Mapping[str, Value]) -> None:
+        """Find out whether a key is there, given the groups' choices, and takes its value.
+
+        Raises:
+            ConfigError: If not.
+        """
+        self._set(self._of_groups(point), key, point[key])
+
+    @cached_property
+    def groups(self) -> dict[str, list[str]]:
+        """The config groups, and their choices."""
+        return choices_of(self.root)
+
+    def _of_groups(self, point: Mapping[str, Value]) -> DictConfig:
+        words = tuple(override(key, value) for key, value in point.items() if key in self.groups)
+        if words not in self._cache:
+            self._cache[words] = composed(self.root, [*self.training, *words])[0]
+        return deepcopy(self._cache[words])
+
+    def _set(self, cfg: DictConfig, key: str, value: Value) -> None:
+        there = object()
+        try:
+            if OmegaConf.select(cfg, key, default=there) is there and not OmegaConf.is_missing(*_place(cfg, key)):
+                raise ConfigError(f"search.space.{key}: there is no such key{self._under(cfg)}.{_remedy(cfg, key)}")
+            OmegaConf.update(cfg, key, value)
+        except (OmegaConfBaseException, AttributeError, TypeError) as e:
+            text = explain(e, key)
+            raise ConfigError(f"search.space.{text if text.startswith(key) else f'{key}: {text}'}") from e
+
+    def _under(self, cfg: DictConfig) -> str:
+        names = {group: OmegaConf.select(cfg, f"{group}.name") for group in ("optimizer", "schedule", "model", "data")}
+        return " with " + ", ".join(f"{group}={name}" for group, name in names.items() if name)
+
+
+def _place(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    return (node, name) if isinstance(node, DictConfig) and name in node else (OmegaConf.create({name: None}), name)
+
+
+def _remedy(cfg: DictConfig, key: str) -> str:
+    parent, _, name = key.rpartition(".")
+    if parent and isinstance(OmegaConf.select(cfg, parent), int | float | str):
+        return f" The values of {parent} are given as a list or by one of {', '.join(sorted(KINDS))}, not by '{name}'."
+    group = key.split(".")[0]
+    return (
+        f" If only some choices of {group} have it, add when: {{{group}: ...}} to its entry; a new one of kwargs is "
+        f"added with +{key}=... first. `scripts/train.py --cfg job` shows every key."
+    )
+
+
+# --- Whether a space fits the config: every key is there, takes its values, and goes with the others; and the
+# store.
+
+_MOST_CHECKED = 60
+
+
+def check_space(space: Space, base: Mapping[str, Value], composer: Composer) -> None:
+    """Make configs at the ends of every range and of every choice: keys and types that do not fit are found now.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    groups = composer.groups
+    chosen = [key for key in space.keys if key in groups]
+    for key in chosen:
+        domain = space.keys[key]
+        if not isinstance(domain, Choice):
+            raise ConfigError(f"search.space.{key}: is a config group: give a list of {', '.join(groups[key])}.")
+        for value in domain.values:
+            if value not in groups[key]:
+                raise ConfigError(
+                    f"search.space.{key}: unknown choice '{value}'. Choices: {', '.join(groups[key])}."
+                    f"{did_you_mean(str(value), groups[key])}"
+                )
+    _check_conditions(space, groups)
+    products = itertools.product(*(space.keys[key].grid() for key in chosen))
+    for values in itertools.islice(products, _MOST_CHECKED):
+        point: dict[str, Value] = {}
+        for key, value in zip(chosen, values, strict=True):
+            if space.active(key, point, base):
+                point[key] = value
+        rest = [key for key in space.keys if key not in chosen]
+        for example in range(max((len(space.keys[key].examples) for key in rest), default=1)):
+            trial = dict(point)
+            for key in rest:
+                if space.active(key, trial, base):
+                    examples = space.keys[key].examples
+                    trial[key] = examples[min(example, len(examples) - 1)]
+                    composer.check_key(key, trial)
+            composer.config(trial)
+
+
+def check_store(config: Config) -> None:
+    """Ask a server once: one that lets nobody in would fail each trial, one after another.
+
+    One that does not answer is no hindrance: the trials keep their rows.
+
+    Raises:
+        ConfigError: It refuses.
+    """
+    from lr_lightning.errors import StoreUnavailable, TrackingError
+    from lr_lightning.tracking import open_store
+
+    if config.tracking.name != "mlflow" or config.tracking.uri is None:
+        return
+    try:
+        with suppress(StoreUnavailable):
+            open_store(Path(config.tracking.root), config.tracking.uri).call(
+                "get_experiment_by_name", config.tracking.experiment
+            )
+    except TrackingError as e:
+        raise ConfigError(f"tracking: {e}") from e
+
+
+def _check_conditions(space: Space, groups: Mapping[str, Sequence[str]]) -> None:
+    """Find values of conditions that a key never has: what depends on them would never be searched."""
+    for key, conditions in space.conditions.items():
+        for other, values in conditions.items():
+            domain = space.keys.get(other)
+            allowed = domain.values if isinstance(domain, Choice) else groups.get(other)
+            for value in values:
+                if domain is not None and not isinstance(domain, Choice):
+                    raise ConfigError(
+                        f"search.space.{key}.when.{other}: is searched as a range; a condition needs values."
+                    )
+                if allowed is not None and str(value) not in map(str, allowed):
+                    close = did_you_mean(str(value), map(str, allowed))
+                    raise ConfigError(f"search.space.{key}.when.{other}: '{value}' is never one of its values.{close}")
+
 
 SAMPLERS = ("grid", "random", "qmc", "tpe", "gp")
 PRUNERS = ("median", "hyperband", "verdict")

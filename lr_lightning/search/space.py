@@ -2,14 +2,208 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
 
-from lr_lightning.app.errors import did_you_mean
-from lr_lightning.search.domains import EXTRAS, KINDS, Choice, Range, SpaceError, Value, domain_of
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.errors import HydraException
 
-__all__ = ["Space"]
+from lr_lightning.app.error_messages import did_you_mean
+from lr_lightning.app.schemas.search import SearchConfig
+from lr_lightning.errors import ConfigError, SpaceError
+
+__all__ = [
+    "EXTRAS",
+    "KINDS",
+    "Choice",
+    "Range",
+    "Space",
+    "SpaceError",
+    "Value",
+    "Words",
+    "domain_of",
+    "override",
+    "parse",
+]
+
+# --- What values a searched key may take: ranges and choices, how they are written, and how a value is typed.
+
+Value = float | int | str | bool | None
+_RANGES = ("log", "linear", "int", "log_int")
+KINDS = frozenset({*_RANGES, "choice"})
+"""How the values of a key may be given, besides a list."""
+EXTRAS = ("points", "step", "when")
+"""What may stand beside a kind."""
+_POINTS = 7  # of a range on a grid
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``, both included.
+
+    Attributes:
+        low: Lowest value.
+        high: Highest value.
+        log: Whether they are spread evenly in their logarithm.
+        integer: Whether they are integers.
+        step: Distance of neighbouring values, or None.
+        points: Values of it on a grid, or None for the usual number.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+    step: float | None = None
+    points: int | None = None
+
+    def grid(self) -> list[Value]:
+        """Its values on a grid, the lowest first; to three digits, where that keeps them apart."""
+        if self.step is not None:
+            count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+            values = [self.low + i * self.step for i in range(count)]
+        else:
+            count = self.points or _POINTS
+            shares = [i / (count - 1) for i in range(count)] if count > 1 else [0.5]
+            values = [self._at(share) for share in shares]
+        if self.integer:
+            return list(dict.fromkeys(round(value) for value in values))
+        values = [self._inside(value) for value in values]
+        short = dict.fromkeys(self._inside(float(f"{value:.3g}")) for value in values)
+        return list(short if len(short) == len(values) else dict.fromkeys(values))
+
+    def __str__(self) -> str:
+        return f"a number in {self.low:g}..{self.high:g}"
+
+    def _inside(self, value: float) -> float:
+        return min(self.high, max(self.low, value))
+
+    def _at(self, share: float) -> float:
+        if self.log:
+            return math.exp(math.log(self.low) * (1 - share) + math.log(self.high) * share)
+        return self.low + share * (self.high - self.low)
+
+    @property
+    def examples(self) -> list[Value]:
+        """Its two ends."""
+        return [int(self.low), int(self.high)] if self.integer else [self.low, self.high]
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies in it."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and self.low <= value <= self.high and (not self.integer or float(value).is_integer())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values, such as the choices of a config group."""
+
+    values: tuple[Value, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.values))
+
+    def grid(self) -> list[Value]:
+        """All of them."""
+        return list(self.values)
+
+    @property
+    def examples(self) -> list[Value]:
+        """All of them."""
+        return list(self.values)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of them."""
+        return any(value == own and type(value) is type(own) for own in self.values)
+
+
+def domain_of(key: str, entry: Any) -> Range | Choice:
+    """Read the values of a key as they are written in conf/search/*.yaml.
+
+    Raises:
+        SpaceError: They are bad: the key, the value and the remedy.
+    """
+    where = f"search.space.{key}"
+    if isinstance(entry, str | int | float):
+        entry = [entry]
+    if isinstance(entry, Sequence):
+        return _choice(where, entry)
+    known = (*_RANGES, "choice", *EXTRAS)
+    for name in entry:
+        if name not in known:
+            raise SpaceError(
+                f"{where}: there is no '{name}'.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
+            )
+    kinds = [name for name in (*_RANGES, "choice") if name in entry]
+    if len(kinds) != 1:
+        raise SpaceError(
+            f"{where}: needs one of {', '.join((*_RANGES, 'choice'))}, got {', '.join(kinds) or 'none'}. "
+            "Write a list of values, or {log: [1e-4, 1]}."
+        )
+    kind = kinds[0]
+    return _choice(where, entry["choice"]) if kind == "choice" else _range(where, kind, entry)
+
+
+def _choice(where: str, values: Any) -> Choice:
+    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+        raise SpaceError(f"{where}: needs a list of one or more values, got {values!r}.")
+    for value in values:
+        if not isinstance(value, str | int | float | bool | None):
+            raise SpaceError(f"{where}: {value!r} is no single value. Give numbers, words, true, false or null.")
+    if len({(type(v), v) for v in values}) < len(values):
+        raise SpaceError(f"{where}: a value stands there twice: {list(values)}. Give each once.")
+    return Choice(tuple(values))
+
+
+def _range(where: str, kind: str, entry: Mapping[str, Any]) -> Range:
+    ends = entry[kind]
+    numbers = (
+        isinstance(ends, Sequence)
+        and len(ends) == 2
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in ends)
+    )
+    if not numbers:
+        raise SpaceError(f"{where}.{kind}: needs two finite numbers, such as [1e-4, 1], got {ends!r}.")
+    low, high = ends
+    log, integer = kind in ("log", "log_int"), kind in ("int", "log_int")
+    if low >= high:
+        raise SpaceError(f"{where}.{kind}: the first must be below the second, got {list(ends)}.")
+    if log and low <= 0:
+        raise SpaceError(
+            f"{where}.{kind}: a logarithm needs numbers above 0, got {list(ends)}. Give for instance "
+            f"[{high / 1e4:g}, {high:g}], or use {'int' if integer else 'linear'}."
+        )
+    if integer and not all(float(v).is_integer() for v in ends):
+        raise SpaceError(f"{where}.{kind}: needs integers, got {list(ends)}.")
+    step, points = entry.get("step"), entry.get("points")
+    good = isinstance(step, int | float) and not isinstance(step, bool) and step > 0
+    if step is not None and (log or not good or (integer and not float(step).is_integer())):
+        what = "an integer of 1 or more" if integer else "a number above 0"
+        raise SpaceError(f"{where}.step: must be {what}, of linear or int, got {step!r}.")
+    if points is not None and (not isinstance(points, int) or isinstance(points, bool) or points < 1):
+        raise SpaceError(f"{where}.points: must be 1 or more, got {points!r}.")
+    return Range(float(low), float(high), log, integer, step, points)
+
+
+def override(key: str, value: Value) -> str:
+    """A value as an override of the command line: ``optimizer.lr=0.1``."""
+    if value is None:
+        return f"{key}=null"
+    if isinstance(value, bool):
+        return f"{key}={str(value).lower()}"
+    if isinstance(value, float):
+        return f"{key}={value!r}"  # every digit: it is the trial's command line
+    if isinstance(value, str) and (not _BARE.fullmatch(value) or _MEANS_ELSE.fullmatch(value)):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"{key}='{escaped}'"
+    return f"{key}={value}"
+
+
+_BARE = re.compile(r"[\w./:%+@-]+")
+_MEANS_ELSE = re.compile(r"(?i)null|true|false|nan|[+-]?(inf|[\d.]+(e[+-]?\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -163,3 +357,116 @@ def _ordered(keys: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]
         done.append(ready[0])
         waiting.remove(ready[0])
     return done
+
+
+# --- A search's command line: which words are the search's own, which span the space, which are every trial's.
+
+SHORT = tuple(f.name for f in fields(SearchConfig) if f.name not in ("name", "space", "seed"))
+"""Keys of `search` that may be given without it in front: n_trials=20. `seed` is the training's."""
+
+_SPACE = "search.space."
+
+
+@dataclass(frozen=True)
+class Words:
+    """A command line, sorted.
+
+    Attributes:
+        search: Overrides of the search itself.
+        space: Entries of the space, by key; None takes one out.
+        training: What every trial is started with.
+        fixed: Keys that were given one value: they are not searched.
+    """
+
+    search: list[str]
+    space: dict[str, Any]
+    training: list[str]
+    fixed: set[str]
+
+
+def parse(words: Sequence[str]) -> Words:
+    """Sort a command line.
+
+    A key with several values is searched, as in `schedule=cosine,wsd`, `optimizer.lr=tag(log,interval(1e-4,1))`
+    or `search.space.optimizer.lr={log: [1e-4, 1]}`; `seed=0,1,2` asks for a run with each in every trial.
+
+    Raises:
+        ConfigError: A word cannot be read.
+    """
+    found = Words([], {}, [], set())
+    parser = OverridesParser.create()
+    for word in words:
+        if word.startswith("-"):
+            raise ConfigError(f"{word}: no such option. Several values of a key are searched: schedule=cosine,wsd.")
+        name = word.split("=", 1)[0].lstrip("+")
+        if name in SHORT:
+            word = f"search.{word.lstrip('+')}"
+            name = f"search.{name}"
+        try:
+            override = parser.parse_override(word)
+        except HydraException as e:
+            raise ConfigError(
+                f"cannot read '{word}'. Write key=value, in quotes if it has spaces or brackets: "
+                "'search.space.optimizer.lr={log: [1e-4, 1]}'."
+            ) from e
+        if name.startswith(_SPACE):
+            found.space[name.removeprefix(_SPACE)] = None if override.is_delete() else _plain(override.value())
+        elif name == "search" or name.startswith("search."):
+            if override.is_sweep_override():
+                raise ConfigError(f"{name}: takes one value here; a list is written {name}=[a,b].")
+            found.search.append(word)
+        elif name == "hydra" or name.startswith("hydra."):
+            raise ConfigError(f"{name}: a search is not run by Hydra. Leave it out.")
+        elif override.is_sweep_override():
+            _add_sweep(found, name, override)
+        elif isinstance(value := _plain(override.value()), dict) and value.keys() & KINDS:
+            found.space[name] = value
+            found.fixed.discard(name)
+        else:
+            found.training.append(word)
+            if not override.is_delete():
+                found.fixed.add(name)
+                found.space.pop(name, None)  # the last word on a key counts
+    return found
+
+
+def _add_sweep(found: Words, name: str, override: Override) -> None:
+    entry = _entry(name, override.value())
+    if name != "seed":
+        found.space[name] = entry
+        found.fixed.discard(name)
+        found.training[:] = [word for word in found.training if word.split("=", 1)[0].lstrip("+") != name]
+        return
+    if not isinstance(entry, list):
+        raise ConfigError("seed: give the seeds of a trial as a list, such as search.seeds=[0,1,2].")
+    found.search.append(f"search.seeds=[{','.join(map(str, entry))}]")
+
+
+def _entry(name: str, sweep: Any) -> Any:
+    if isinstance(sweep, ChoiceSweep):
+        return [_plain(value) for value in sweep.list]
+    if isinstance(sweep, IntervalSweep):
+        ends = [sweep.start, sweep.end]
+        integer = all(isinstance(v, int) for v in ends)
+        kind = ("log_int" if integer else "log") if "log" in sweep.tags else ("int" if integer else "linear")
+        return {kind: ends}
+    if isinstance(sweep, RangeSweep):
+        start, stop, step = (float(cast(float, v)) for v in (sweep.start, sweep.stop, sweep.step))
+        if step == 0 or (stop - start) / step <= 0:
+            raise ConfigError(f"{name}: range({start:g},{stop:g},{step:g}) is empty. Give range(first,beyond,step).")
+        values = [start + i * step for i in range(math.ceil((stop - start) / step))]
+        return [int(v) if float(v).is_integer() else v for v in values]
+    raise ConfigError(f"{name}: a search does not take {type(sweep).__name__}. Give a list of values or an interval.")
+
+
+def _plain(value: Any) -> Any:
+    """Hydra's value as YAML would give it; words that are numbers with an exponent become numbers."""
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, dict):
+        return {str(_plain(k)): _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value

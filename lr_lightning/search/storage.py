@@ -15,7 +15,7 @@ import optuna
 from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
-from lr_lightning.app.errors import ConfigError
+from lr_lightning.errors import ConfigError
 from lr_lightning.tracking.keys import hide_password
 
 __all__ = ["HEARTBEAT", "SILENCE", "StorageGone", "connect", "lock_of", "patient"]

@@ -15,12 +15,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from lr_lightning.search.domains import Value
 from lr_lightning.search.heartbeat import Heartbeats
 from lr_lightning.search.opening import Prepare, open_study
 from lr_lightning.search.owner import alive, end_child, this_process
 from lr_lightning.search.sampling import sampler, suggest
 from lr_lightning.search.settings import Search
+from lr_lightning.search.space import Value
 from lr_lightning.search.standing import Standing, attempt_of, result_of, ticket_of
 from lr_lightning.search.storage import HEARTBEAT, SILENCE, connect, lock_of, patient
 

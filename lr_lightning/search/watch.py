@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lr_lightning.callbacks.figures import log_tags
+from lr_lightning._lightning import callbacks_of
+from lr_lightning.callbacks.loggers import log_tags
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
-from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
-from lr_lightning.diagnosis.stopping import Phases
+from lr_lightning.diagnosis.early_stopping import Phases
 
 __all__ = ["Judge", "TrialWatch"]
 

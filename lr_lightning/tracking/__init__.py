@@ -1,9 +1,9 @@
 """Tracking of runs: loggers that never lose a row and never hold training up. The only importer of MLflow."""
 
+from lr_lightning.errors import Rejected, RunningError, StoreUnavailable, TrackingError
 from lr_lightning.tracking.base import RunLogger
 from lr_lightning.tracking.csv_logger import CSVLogger
 from lr_lightning.tracking.environment import environment_tags
-from lr_lightning.tracking.errors import Rejected, RunningError, StoreUnavailable, TrackingError
 from lr_lightning.tracking.locks import mark_dead_runs
 from lr_lightning.tracking.logger import MLflowLogger
 from lr_lightning.tracking.no_logger import NoLogger

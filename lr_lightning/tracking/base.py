@@ -15,12 +15,19 @@ from lightning.fabric.utilities.logger import _convert_params
 from lightning.pytorch.loggers.logger import Logger
 
 from lr_lightning.tracking.artifacts import adopt, artifact_file_path
-from lr_lightning.tracking.buffer import RowBuffer
 from lr_lightning.tracking.keys import MAX_PARAM, MAX_TAG, clean_key, clip, flatten
+from lr_lightning.tracking.local_log import (
+    LOCK_NAME,
+    Artifact,
+    History,
+    Param,
+    Record,
+    RowBuffer,
+    RunClock,
+    Status,
+    Tag,
+)
 from lr_lightning.tracking.locks import Holder, RunLock
-from lr_lightning.tracking.run_clock import RunClock
-from lr_lightning.tracking.state import LOCK_NAME
-from lr_lightning.tracking.wal import Artifact, History, Param, Record, Status, Tag
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint

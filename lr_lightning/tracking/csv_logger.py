@@ -12,10 +12,9 @@ from typing import Any
 import yaml
 
 from lr_lightning.tracking.base import RunLogger
-from lr_lightning.tracking.buffer import SUMMARY
 from lr_lightning.tracking.files import append_bytes, cut_torn_line, write_atomically
-from lr_lightning.tracking.state import refuse_other_run
-from lr_lightning.tracking.wal import (
+from lr_lightning.tracking.local_log import (
+    SUMMARY,
     Artifact,
     History,
     Metric,
@@ -23,6 +22,7 @@ from lr_lightning.tracking.wal import (
     Record,
     Status,
     Tag,
+    refuse_other_run,
 )
 
 log = logging.getLogger(__name__)

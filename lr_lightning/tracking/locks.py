@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from lr_lightning.tracking.errors import RunningError, StoreUnavailable, TrackingError
+from lr_lightning.errors import RunningError, StoreUnavailable, TrackingError
 from lr_lightning.tracking.files import write_atomically
 
 if TYPE_CHECKING:

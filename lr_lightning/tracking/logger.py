@@ -11,24 +11,25 @@ from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experime
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.loggers.mlflow import MLFlowLogger
 
+from lr_lightning.errors import StoreUnavailable, TrackingError
 from lr_lightning.tracking.base import RunLogger
-from lr_lightning.tracking.errors import StoreUnavailable, TrackingError
-from lr_lightning.tracking.locks import Holder, RunLock, run_lock
-from lr_lightning.tracking.rates import write_rates
-from lr_lightning.tracking.runs import JOB_TAG
-from lr_lightning.tracking.sender import Sender
-from lr_lightning.tracking.sender_thread import SenderThread
-from lr_lightning.tracking.state import (
+from lr_lightning.tracking.local_log import (
     LOG_NAME,
     RUN_KEY_TAG,
+    History,
+    MetricLog,
+    Record,
     SendState,
     load_state,
     refuse_other_run,
     refuse_state_of_other_run,
     unique_dir,
 )
+from lr_lightning.tracking.locks import Holder, RunLock, run_lock
+from lr_lightning.tracking.query import JOB_TAG
+from lr_lightning.tracking.rates import write_rates
 from lr_lightning.tracking.store import Store
-from lr_lightning.tracking.wal import History, MetricLog, Record
+from lr_lightning.tracking.uploader import Sender, SenderThread
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,7 +1,7 @@
 """A run logger that records nothing, for runs that are not tracked."""
 
 from lr_lightning.tracking.base import RunLogger
-from lr_lightning.tracking.wal import History, Record
+from lr_lightning.tracking.local_log import History, Record
 
 
 class NoLogger(RunLogger):

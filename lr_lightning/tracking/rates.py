@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from lr_lightning.tracking.wal import Metric, MetricLog, decode
+from lr_lightning.tracking.local_log import Metric, MetricLog, decode
 
 RATES_NAME = "lr.csv"
 

@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lr_lightning.errors import DataError
+
 Encoded = bytes | Path
 _NAMED = 10  # unreadable images in one error
 _ENOUGH = 1_000  # unreadable images: so many are no few bad files, and the rest is not looked at
-
-
-class DataError(ValueError):
-    """The data, or a setting of the data, cannot be used; the message names the config key and the remedy."""
 
 
 def require(condition: bool, message: str) -> None:

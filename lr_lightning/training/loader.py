@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lr_lightning.training.augment import Draws
+from lr_lightning.errors import DataError
 from lr_lightning.training.decode import ImageStore
-from lr_lightning.training.images import DataError
+from lr_lightning.training.transforms import Draws
 
 Indices = NDArray[np.int64]
 # Each use of the seed has a stream of its own, so that switching augmentation on leaves the data's order as it was.

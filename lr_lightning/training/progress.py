@@ -8,9 +8,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lr_lightning._lightning import callbacks_of
+from lr_lightning._param_groups import first_lr
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
-from lr_lightning.callbacks.effective_lr import first_lr
-from lr_lightning.callbacks.siblings import callbacks_of
 from lr_lightning.callbacks.step_recorder import StepRecorder
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 

@@ -7,10 +7,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lr_lightning.app.compose import checked, prepare
+from lr_lightning.app.checks import validated
+from lr_lightning.app.composition import checked, prepare
 from lr_lightning.app.config import Config, register
-from lr_lightning.app.train import train
-from lr_lightning.app.validate import validated
+from lr_lightning.app.run.train import train
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -8,10 +8,10 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 
 from lr_lightning.app import build
-from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.train import train
-from lr_lightning.app.validate import validated
+from lr_lightning.app.checks import validated
+from lr_lightning.app.run.train import train
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
+from lr_lightning.errors import ConfigError
 from tests.leftovers import metrics
 
 Compose = Callable[..., DictConfig]

@@ -12,16 +12,15 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from lr_lightning.app import recorded
-from lr_lightning.app.checkpoints import AtomicCheckpointIO, ConfigStamp
-from lr_lightning.app.errors import ConfigError, RunFailed
-from lr_lightning.app.going_on import checked, set_damaged_aside
-from lr_lightning.app.interrupt import Interrupted, Interrupts, Signals
-from lr_lightning.app.output import BEFORE_LAST, LAST
-from lr_lightning.app.resume import Previous, identity
-from lr_lightning.app.validate import flatten, validated
+from lr_lightning.app.checks import flatten, validated
+from lr_lightning.app.run import record as recorded
+from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, ConfigStamp
+from lr_lightning.app.run.output import BEFORE_LAST, LAST
+from lr_lightning.app.run.resume import Previous, checked, identity, set_damaged_aside
+from lr_lightning.app.run.signals import Interrupted, Interrupts, Signals
+from lr_lightning.errors import ConfigError, RunFailed
 from lr_lightning.tracking import NoLogger
-from lr_lightning.training.data import ImageDataModule
+from lr_lightning.training.datamodule import ImageDataModule
 from tests.app.conftest import short_run
 
 Compose = Callable[..., DictConfig]

@@ -13,12 +13,12 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 
 from lr_lightning.app import build
-from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.find import find
-from lr_lightning.app.train import Result, train
-from lr_lightning.app.validate import validated
-from lr_lightning.range_test import result as result_module
-from lr_lightning.range_test.curve import Reading
+from lr_lightning.app.checks import validated
+from lr_lightning.app.commands.find_lr import find
+from lr_lightning.app.run.train import Result, train
+from lr_lightning.errors import ConfigError
+from lr_lightning.lr_finder import results as result_module
+from lr_lightning.lr_finder.curve import Reading
 from lr_lightning.schedules import Linear
 from tests.leftovers import untimed, values, weights
 
@@ -131,7 +131,7 @@ def test_a_search_that_applies_nothing_leaves_no_trace(composed: Compose, finder
 def test_multipliers_are_ratios_to_the_optimizers_rate(composed: Compose) -> None:
     config = validated(composed("finder=range_test", "experiment=smith"))
     assert config.optimizer.multipliers
-    from lr_lightning.callbacks.peak import rate_ratios, reference_rate
+    from lr_lightning.callbacks.set_lr import rate_ratios, reference_rate
 
     data = build.build_data(config)
     data.prepare()
@@ -182,7 +182,7 @@ def test_a_search_without_a_terminal_says_how_far_it_is(
     progress: str,
     lines: int,
 ) -> None:
-    monkeypatch.setattr("lr_lightning.callbacks.search_bar._SECONDS", 0.0)
+    monkeypatch.setattr("lr_lightning.callbacks.base_finder._SECONDS", 0.0)
     search = ["finder=range_test", "finder.num_steps=10", "finder.max_lr=1e-3", "finder.retry=false"]
     find(validated(composed(*SMALL, *search, f"trainer.progress={progress}")), [])
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("LR range test: ")]
@@ -194,7 +194,7 @@ def test_a_search_without_a_terminal_says_how_far_it_is(
 def test_a_data_set_that_is_too_large_to_copy_is_not_said_to_have_moved(
     composed: Compose, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, metric: str
 ) -> None:
-    monkeypatch.setattr("lr_lightning.range_test.keeping._LARGE", 10_000)  # bytes; the digits have 100,000
+    monkeypatch.setattr("lr_lightning.lr_finder.snapshot._LARGE", 10_000)  # bytes; the digits have 100,000
     find(validated(composed(*SMALL, "finder=range_test", "finder.num_steps=10", f"finder.metric={metric}")), [])
     assert not [w for w in recwarn if "has moved what it cannot put back" in str(w.message)]
 
@@ -229,7 +229,7 @@ def test_a_search_that_finds_nothing_names_the_next_one(
     ],
 )
 def test_bad_keys(composed: Compose, overrides: list[str], message: str) -> None:
-    from lr_lightning.app.errors import explain
+    from lr_lightning.app.error_messages import explain
 
     with pytest.raises(Exception) as caught:  # noqa: PT011  # of Hydra or of ours; the text is what counts
         validated(composed("finder=range_test", *overrides))
@@ -256,7 +256,7 @@ def test_a_target_that_is_no_search_is_refused(composed: Compose) -> None:
 
 
 def test_a_stored_config_with_a_finder_can_be_resumed(composed: Compose) -> None:
-    from lr_lightning.app.resume import ALLOWED_TARGETS
+    from lr_lightning.app.run.resume import ALLOWED_TARGETS
 
     for name in ("range_test", "lr_grid"):
         target = validated(composed(f"finder={name}")).finder._target_

@@ -9,10 +9,9 @@ import pytest
 from omegaconf import DictConfig
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.going_on import _check_length
-from lr_lightning.app.resume import stored_config
-from lr_lightning.app.train import Result, train
+from lr_lightning.app.run.resume import _check_length, stored_config
+from lr_lightning.app.run.train import Result, train
+from lr_lightning.errors import ConfigError
 from tests.app.conftest import short_run
 
 Compose = Callable[..., DictConfig]

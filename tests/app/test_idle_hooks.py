@@ -3,7 +3,7 @@
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lr_lightning.app.idle_hooks import STEP_HOOKS, spare_idle_hooks
+from lr_lightning.app.run.train import STEP_HOOKS, spare_idle_hooks
 from tests.callbacks.tiny import QUIET, Tiny, X, Y
 
 

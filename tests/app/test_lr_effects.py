@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lr_lightning.app import lr_effects
-from lr_lightning.app.compose import checked, prepare
-from lr_lightning.app.summary import Outcome
+from lr_lightning.app.commands import lr_effects
+from lr_lightning.app.composition import checked, prepare
+from lr_lightning.app.run.summary import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.printing import print_summary
+from lr_lightning.app.run.messages import print_summary
 from lr_lightning.diagnosis import Verdict
 
 OVER = Verdict("overfitting", "", 7.0, {"epochs": 30.0, "lr": 0.0, "peak_lr": 0.1}, ("Shorten: ...",))

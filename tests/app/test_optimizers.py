@@ -10,11 +10,11 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from lr_lightning.app import build
-from lr_lightning.app.checkpoints import load_weights
-from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.resume import stored_config
-from lr_lightning.app.train import Result, train
-from lr_lightning.app.validate import validated
+from lr_lightning.app.checks import validated
+from lr_lightning.app.run.checkpoints import load_weights
+from lr_lightning.app.run.resume import stored_config
+from lr_lightning.app.run.train import Result, train
+from lr_lightning.errors import ConfigError
 from tests.leftovers import checkpoint, plain, untimed, values
 
 Compose = Callable[..., DictConfig]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.plot_schedules import Curve, as_text, curves, save_figure
+from lr_lightning.app.commands.plot_schedules import Curve, as_text, curves, save_figure
+from lr_lightning.errors import ConfigError
 from tests import forked
 
 ROOT = Path(__file__).resolve().parent.parent.parent

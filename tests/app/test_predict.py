@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lr_lightning.app import predict
-from lr_lightning.app.predict import Prediction, Predictor, images_of
+from lr_lightning.app.commands import predict
+from lr_lightning.app.commands.predict import Prediction, Predictor, images_of
 from lr_lightning.training.images import Unreadable
 from tests.app.conftest import short_run
 

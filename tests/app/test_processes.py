@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from lr_lightning.app import orphan
-from lr_lightning.app.compose import prepare, wants_tracebacks
+from lr_lightning.app.composition import prepare, wants_tracebacks
 from lr_lightning.app.config import Config
-from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.lr_rule import batch_of_one, batch_of_update, factor, scaled
-from lr_lightning.app.processes import Launched, devices_of, is_first_rank, launched, world_size
-from lr_lightning.app.train import check_batch_norm
+from lr_lightning.app.lr_scaling import batch_of_one, batch_of_update, factor, scaled
+from lr_lightning.app.run import signals as orphan
+from lr_lightning.app.run.train import check_batch_norm
+from lr_lightning.app.world import Launched, devices_of, is_first_rank, launched, world_size
+from lr_lightning.errors import ConfigError
 
 Configured = Callable[..., Config]
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.output import LAST, new_output_dir, write_config
-from lr_lightning.app.resume import ALLOWED_TARGETS, stored_config
-from lr_lightning.app.validate import validated
+from lr_lightning.app.checks import validated
+from lr_lightning.app.run.output import LAST, new_output_dir, write_config
+from lr_lightning.app.run.resume import ALLOWED_TARGETS, stored_config
+from lr_lightning.errors import ConfigError
 
 Compose = Callable[..., DictConfig]
 
@@ -81,7 +81,7 @@ def test_what_is_repeated_unchanged_is_no_difference(composed: Compose, stored: 
     ("where", "target"),
     [
         ("model", "os.system"),
-        ("model", "lr_lightning.app.train.os.system"),  # the project's own name in front proves nothing
+        ("model", "lr_lightning.app.run.train.os.system"),  # the project's own name in front proves nothing
         ("optimizer", "torch.hub.load"),
         ("data", "lr_lightning.training.sources.digits "),
         ("callbacks", "some.Callback"),

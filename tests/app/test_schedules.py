@@ -14,15 +14,16 @@ from hydra.errors import HydraException
 from lightning.pytorch import Callback, LightningModule
 from omegaconf import DictConfig
 
-from lr_lightning.app import build, validate
+from lr_lightning.app import build
+from lr_lightning.app import checks as validate
+from lr_lightning.app.build import momentum_of
+from lr_lightning.app.checks import validated
 from lr_lightning.app.config import Config
-from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.exp_range import ExpRange
-from lr_lightning.app.resume import stored_config
-from lr_lightning.app.schedule import momentum_of
-from lr_lightning.app.train import train
-from lr_lightning.app.validate import validated
+from lr_lightning.app.run.resume import stored_config
+from lr_lightning.app.run.train import train
+from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Clock, Cosine, Linear, OneCycle, Schedule, Triangular
+from lr_lightning.schedules.cyclical import ExpRange
 from tests.leftovers import plain, query
 
 Compose = Callable[..., DictConfig]

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.app import cli
-from lr_lightning.app import compare as app_compare
-from lr_lightning.app import train as train_module
+from lr_lightning.app.commands import compare as app_compare
+from lr_lightning.app.commands import train as cli
+from lr_lightning.app.commands.multirun import Sweep
 from lr_lightning.app.config import Config
-from lr_lightning.app.errors import BAD_INPUT, ConfigError
-from lr_lightning.app.record import sweep_record
-from lr_lightning.app.sweep import Sweep
+from lr_lightning.app.error_messages import BAD_INPUT
+from lr_lightning.app.run import train as train_module
+from lr_lightning.app.run.record import sweep_record
+from lr_lightning.errors import ConfigError
 
 Configured = Callable[..., Config]
 

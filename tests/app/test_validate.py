@@ -11,11 +11,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.cli import _usage
-from lr_lightning.app.compose import listed_choices
+from lr_lightning.app.checks import flatten, validated
+from lr_lightning.app.commands.train import _usage
+from lr_lightning.app.composition import listed_choices
 from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
-from lr_lightning.app.errors import ConfigError, explain
-from lr_lightning.app.validate import flatten, validated
+from lr_lightning.app.error_messages import explain
+from lr_lightning.errors import ConfigError
 
 Compose = Callable[..., DictConfig]
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"

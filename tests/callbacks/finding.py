@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lr_lightning import LRFinder
-from lr_lightning.range_test.result import RangeTest
+from lr_lightning.lr_finder.results import RangeTest
 from tests.callbacks.tiny import Memory, loader
 from tests.callbacks.tiny import trainer as tiny_trainer
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lr_lightning.callbacks.effective_lr import effective_lr
+from lr_lightning._param_groups import effective_lr
 
 
 @pytest.mark.parametrize(

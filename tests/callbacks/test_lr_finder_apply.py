@@ -13,7 +13,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor, nn
 
 from lr_lightning import LRFinder, LRSchedule
-from lr_lightning.range_test.result import RangeTest
+from lr_lightning.lr_finder.results import RangeTest
 from lr_lightning.schedules import Constant, Cosine, Join, Schedule, Triangular, Warmup
 from tests.callbacks.finding import Rates, let_say
 from tests.callbacks.tiny import Memory, loader, trainer

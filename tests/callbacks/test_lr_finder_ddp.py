@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost
-from lr_lightning.range_test.result import RangeTest
+from lr_lightning.lr_finder.results import RangeTest
 from lr_lightning.schedules import Cosine
 from tests.callbacks.finding import Nasty, Rates, frozen, let_say, random_states, seed
 from tests.callbacks.tiny import X, Y, loader, trainer

@@ -15,8 +15,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lr_lightning import LRFinder
-from lr_lightning.range_test import result as result_module
-from lr_lightning.range_test.curve import Reading
+from lr_lightning.lr_finder import results as result_module
+from lr_lightning.lr_finder.curve import Reading
 from tests.callbacks.finding import make_optimizer
 from tests.callbacks.tiny import X, Y, loader, trainer
 

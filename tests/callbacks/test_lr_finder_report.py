@@ -9,8 +9,8 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from lr_lightning import LRFinder
-from lr_lightning.callbacks.figures import log_figure, log_text
-from lr_lightning.range_test.result import RangeTest
+from lr_lightning.callbacks.loggers import log_figure, log_text
+from lr_lightning.lr_finder.results import RangeTest
 from tests.callbacks.tiny import Memory, Tiny, loader, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

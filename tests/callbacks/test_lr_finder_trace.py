@@ -30,7 +30,7 @@ from torch.utils.data import (
 )
 
 from lr_lightning import BatchSizeSchedule, LRFinder, LRSchedule, OverfittingMonitor, ScheduleFreeMode, StepRecorder
-from lr_lightning.range_test.result import RangeTest
+from lr_lightning.lr_finder.results import RangeTest
 from lr_lightning.schedules import Cosine, Plateau, Warmup
 from tests.callbacks.finding import STEPS, Nasty, differences, fit, frozen, make_optimizer, random_states, seed
 from tests.callbacks.tiny import Memory, X, Y, loader

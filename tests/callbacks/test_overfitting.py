@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
-from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
 from lr_lightning.callbacks.step_recorder import StepRecorder
+from lr_lightning.errors import Diverged
 from tests.callbacks.tiny import Memory, Tiny, X, Y, loader, trainer
 
 

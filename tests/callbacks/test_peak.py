@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
 
 from lr_lightning import LRSchedule
-from lr_lightning.callbacks.peak import is_cyclical, rate_ratios, reference_rate, set_module_rate, set_peak
+from lr_lightning.callbacks.set_lr import is_cyclical, rate_ratios, reference_rate, set_module_rate, set_peak
 from lr_lightning.schedules import Cosine, Triangular, Warmup
 
 

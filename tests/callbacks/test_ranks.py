@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from lr_lightning.callbacks.measure import Examples, Gathered
-from lr_lightning.callbacks.ranks import from_all_ranks, mean_over_ranks
-from lr_lightning.callbacks.validation_pass import ValidationLosses
+from lr_lightning._lightning import from_all_ranks, mean_over_ranks
+from lr_lightning.callbacks.per_example import Examples, Gathered, ValidationLosses
 from tests.callbacks.threads import on_ranks
 from tests.callbacks.tiny import Tiny
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from lr_lightning import LRFinder, RunCost
-from lr_lightning.callbacks.energy import EnergyMeter
+from lr_lightning.callbacks.run_cost import EnergyMeter
 from tests.callbacks.threads import on_ranks
 from tests.callbacks.tiny import Memory, Tiny, loader, trainer
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lr_lightning.callbacks import search_bar
-from lr_lightning.callbacks.search_bar import SearchBar
+from lr_lightning.callbacks import base_finder as search_bar
+from lr_lightning.callbacks.base_finder import SearchBar
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import cross_entropy
 
-from lr_lightning.callbacks.diverged import Diverged
 from lr_lightning.callbacks.step_recorder import StepRecorder
+from lr_lightning.errors import Diverged
 from tests.callbacks.tiny import Memory, Tiny, loader, trainer
 
 

@@ -11,15 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lr_lightning.diagnosis.compare import compare_groups, pareto_front
-from lr_lightning.diagnosis.statistics import (
-    bootstrap_ci,
-    holm,
-    mean_ci,
-    permutation_p,
-    seeds_needed,
-    sign_flip_p,
-)
+from lr_lightning.diagnosis.comparison import compare_groups, pareto_front
+from lr_lightning.diagnosis.statistics import bootstrap_ci, holm, mean_ci, permutation_p, seeds_needed, sign_flip_p
 
 RNG = np.random.default_rng(3)
 small = st.lists(st.integers(-50, 50).map(lambda i: i / 8), min_size=2, max_size=9)

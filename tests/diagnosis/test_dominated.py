@@ -2,7 +2,7 @@
 
 import pytest
 
-from lr_lightning.diagnosis.dominated import dominated
+from lr_lightning.diagnosis.early_stopping import dominated
 
 PEERS = [[0.3, 0.5, 0.90], [0.3, 0.5, 0.88], [0.3, 0.5, 0.91], [0.1, 0.1, 0.86]]
 

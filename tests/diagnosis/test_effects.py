@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from lr_lightning.app.lr_effects_report import as_text
-from lr_lightning.app.schemas.study import StudyConfig, rates, reference
-from lr_lightning.diagnosis.effects import (
-    CLAIMS,
-    Trial,
-    _rank_test,
-    claims,
-    matched_gap,
-    matched_level,
-    table,
-)
+from lr_lightning.app.commands.lr_effects import as_text
+from lr_lightning.app.schemas.search import StudyConfig, rates, reference
+from lr_lightning.diagnosis.lr_effects import CLAIMS, Trial, _rank_test, claims, matched_gap, matched_level, table
 from lr_lightning.diagnosis.statistics import holm
 
 

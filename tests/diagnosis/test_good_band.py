@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lr_lightning.diagnosis.good_band import good_band
+from lr_lightning.diagnosis.comparison import good_band
 
 
 def test_the_band_ends_where_a_rate_is_worse_than_the_tolerance() -> None:

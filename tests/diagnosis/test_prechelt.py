@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lr_lightning.diagnosis.prechelt import generalization_loss, progress, progress_quotient, successive_rises
+from lr_lightning.diagnosis.early_stopping import generalization_loss, progress, progress_quotient, successive_rises
 
 
 def test_generalization_loss_is_percent_above_the_lowest() -> None:

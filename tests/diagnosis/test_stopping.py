@@ -2,7 +2,7 @@
 
 import pytest
 
-from lr_lightning.diagnosis.stopping import Phases, stop_reason
+from lr_lightning.diagnosis.early_stopping import Phases, stop_reason
 from lr_lightning.schedules import (
     WSD,
     Clock,

@@ -2,8 +2,7 @@
 
 import math
 
-from lr_lightning.diagnosis.cost import Target
-from lr_lightning.diagnosis.targets import Reach, median_time, time_to
+from lr_lightning.diagnosis.cost import Reach, Target, median_time, time_to
 
 
 def test_time_to_a_target() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.reports import pictures
-from lr_lightning.reports.compare import Comparison, Request, compare
+from lr_lightning.reports import png as pictures
+from lr_lightning.reports.comparison import Comparison, Request, compare
 from lr_lightning.tracking import Store
 
 START = 1_700_000_000_000

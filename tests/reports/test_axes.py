@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from lr_lightning.reports import names, words
-from lr_lightning.reports.axes import RunAxes
-from lr_lightning.tracking.runs import Curve, Run
+from lr_lightning.reports import run_metrics as names
+from lr_lightning.reports import wording as words
+from lr_lightning.reports.run_metrics import RunAxes
+from lr_lightning.tracking.query import Curve, Run
 
 STEPS = np.array([0, 9, 19, 39])
 

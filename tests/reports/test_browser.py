@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.reports.compare import Comparison
+from lr_lightning.reports.comparison import Comparison
 from lr_lightning.tracking import MLflowLogger, open_store
-from lr_lightning.tracking.runs import read_runs
+from lr_lightning.tracking.query import read_runs
 from lr_lightning.tracking.view import REPORT_NAME
 from tests import forked
 

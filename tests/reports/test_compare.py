@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lr_lightning.app import compare as app_compare
-from lr_lightning.reports import tables, words
-from lr_lightning.reports.compare import CompareError, Comparison
-from lr_lightning.reports.figures import seed_means
-from lr_lightning.reports.terminal import print_outcome
-from lr_lightning.reports.trade_offs import accuracy_against_cost
+from lr_lightning._plotting import styles
+from lr_lightning.app.commands import compare as app_compare
+from lr_lightning.errors import CompareError
+from lr_lightning.reports import tables
+from lr_lightning.reports import wording as words
+from lr_lightning.reports.comparison import Comparison
+from lr_lightning.reports.plots import accuracy_against_cost, seed_means
+from lr_lightning.reports.tables import print_outcome
 from lr_lightning.tracking import Store
-from lr_lightning.tracking.colours import styles
 
 from .conftest import Runs
 

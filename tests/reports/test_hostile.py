@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lr_lightning.reports.compare import Comparison
-from lr_lightning.reports.terminal import print_outcome
+from lr_lightning.reports.comparison import Comparison
+from lr_lightning.reports.tables import print_outcome
 
 from .conftest import Runs
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lr_lightning.schedules import Clock, DurationError
-from lr_lightning.schedules.clock import fit_pieces
-from lr_lightning.schedules.plan import epoch_clock, updates_per_epoch
+from lr_lightning.errors import DurationError
+from lr_lightning.schedules import Clock
+from lr_lightning.schedules.clock import epoch_clock, fit_pieces, updates_per_epoch
 
 
 @pytest.mark.parametrize(

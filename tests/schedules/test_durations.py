@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lr_lightning.schedules import Duration, parse_duration
-from lr_lightning.schedules.durations import half_up
+from lr_lightning.schedules.clock import half_up
 
 
 @pytest.mark.parametrize(

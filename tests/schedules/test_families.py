@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from lr_lightning.errors import DurationError
 from lr_lightning.schedules import (
     WSD,
     Clock,
     Constant,
     Cosine,
     Custom,
-    DurationError,
     Exponential,
     InverseSqrt,
     Join,

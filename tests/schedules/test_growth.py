@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lr_lightning.schedules import Constant, Cosine, Join, MultiStep, Restarts, Step, Warmup
-from lr_lightning.schedules.growth import (
+from lr_lightning.schedules.batch_size import (
     BatchSize,
     grown,
     ideal_updates,
@@ -17,7 +17,7 @@ from lr_lightning.schedules.growth import (
     mirror_multiples,
     parse_milestones,
 )
-from lr_lightning.schedules.plan import updates_per_epoch
+from lr_lightning.schedules.clock import updates_per_epoch
 
 PAPER = ["60 epochs", "120 epochs", "160 epochs"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lr_lightning.app.compose import prepare
+from lr_lightning.app.composition import prepare
 from lr_lightning.search.settings import Search, read
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,12 +12,11 @@ import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
-from lr_lightning.app import train as train_module
 from lr_lightning.app.config import Config
-from lr_lightning.app.errors import ConfigError
-from lr_lightning.app.interrupt import Interrupted
-from lr_lightning.app.train import Result
-from lr_lightning.callbacks.diverged import Diverged
+from lr_lightning.app.run import train as train_module
+from lr_lightning.app.run.signals import Interrupted
+from lr_lightning.app.run.train import Result
+from lr_lightning.errors import ConfigError, Diverged, TrackingError
 from lr_lightning.search import cli
 from lr_lightning.search.judge import StudyJudge
 from lr_lightning.search.run import Result as RunResult
@@ -25,7 +24,7 @@ from lr_lightning.search.run import Task
 from lr_lightning.search.run import run as run_task
 from lr_lightning.search.settings import Search
 from lr_lightning.search.study import Study
-from lr_lightning.tracking import Store, TrackingError
+from lr_lightning.tracking import Store
 from tests.leftovers import trials
 
 ROOT = Path(__file__).resolve().parents[2]

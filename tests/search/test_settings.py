@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lr_lightning.app.errors import ConfigError
+from lr_lightning.errors import ConfigError
 from lr_lightning.search.settings import Search
 
 Searched = Callable[..., Search]
@@ -48,7 +48,7 @@ def test_a_key_with_one_value_is_not_searched_and_several_seeds_are_seeds(search
 
 
 def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) -> None:
-    from lr_lightning.app.compose import checked
+    from lr_lightning.app.composition import checked
 
     search = searched("search=random", "schedule=cosine,wsd", "trainer.max_epochs=3", "optimizer.weight_decay=0.001")
     point = {"optimizer.lr": 0.0123, "schedule": "wsd"}

@@ -10,7 +10,7 @@ import pytest
 from lr_lightning.tracking import Store, open_store
 from lr_lightning.tracking import logger as logger_module
 from lr_lightning.tracking import store as store_module
-from lr_lightning.tracking.sender_thread import SenderThread
+from lr_lightning.tracking.uploader import SenderThread
 
 
 class Refused(Exception):

@@ -3,8 +3,7 @@ import math
 
 import pytest
 
-from lr_lightning.tracking.buffer import RowBuffer
-from lr_lightning.tracking.wal import History
+from lr_lightning.tracking.local_log import History, RowBuffer
 
 
 def test_epoch_is_kept_only_where_it_changes() -> None:
@@ -82,7 +81,7 @@ def test_many_rows_are_due() -> None:
 
 def test_old_rows_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 104.9, 105.1])
-    monkeypatch.setattr("lr_lightning.tracking.buffer.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("lr_lightning.tracking.local_log.time.monotonic", lambda: next(clock))
     buffer = RowBuffer()
     buffer.add("a", 1.0, 0, 0)
     assert not buffer.is_due()

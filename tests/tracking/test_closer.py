@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.tracking import MLflowLogger, Store, TrackingError
-from lr_lightning.tracking import state as state_module
-from lr_lightning.tracking import wal as wal_module
-from lr_lightning.tracking.closer import Closer, close
+from lr_lightning.errors import TrackingError
+from lr_lightning.tracking import MLflowLogger, Store
+from lr_lightning.tracking import local_log as state_module
+from lr_lightning.tracking import local_log as wal_module
+from lr_lightning.tracking.replay import Closer, close
 from lr_lightning.tracking.store import explain
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.tracking import MLflowLogger, RunningError, Store, mark_dead_runs, open_store
+from lr_lightning.errors import RunningError
+from lr_lightning.tracking import MLflowLogger, Store, mark_dead_runs, open_store
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
 from tests import forked
 from tests.forked import Forked

@@ -16,10 +16,10 @@ import yaml
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lr_lightning.tracking import CSVLogger, MLflowLogger, RunLogger, RunningError, Store, TrackingError, replay
-from lr_lightning.tracking import run_clock as run_clock_module
-from lr_lightning.tracking.state import load_state
-from lr_lightning.tracking.wal import MetricLog
+from lr_lightning.errors import RunningError, TrackingError
+from lr_lightning.tracking import CSVLogger, MLflowLogger, RunLogger, Store, replay
+from lr_lightning.tracking import local_log as run_clock_module
+from lr_lightning.tracking.local_log import MetricLog, load_state
 
 KINDS = ["mlflow", "csv"]
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.tracking import MLflowLogger, RunningError, Store, StoreUnavailable, TrackingError, open_store, replay
+from lr_lightning.errors import RunningError, StoreUnavailable, TrackingError
+from lr_lightning.tracking import MLflowLogger, Store, open_store, replay
 from lr_lightning.tracking import logger as logger_module
-from lr_lightning.tracking.wal import Metric, MetricLog, Tag
+from lr_lightning.tracking.local_log import Metric, MetricLog, Tag
 from tests import forked
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "replay.py"

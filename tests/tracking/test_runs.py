@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lr_lightning.tracking import Store, TrackingError, client_rows, open_store, table_rows
+from lr_lightning.errors import TrackingError
+from lr_lightning.tracking import Store, open_store
+from lr_lightning.tracking import query as client_rows
+from lr_lightning.tracking import query as table_rows
 from lr_lightning.tracking import store as store_module
-from lr_lightning.tracking.runs import Run, experiments, read_curves, read_runs
+from lr_lightning.tracking.query import Run, experiments, read_curves, read_runs
 
 KEYS = ["a", "b c", "missing"]
 
@@ -139,7 +142,7 @@ def test_nothing_asked_for_is_nothing_read(filled: Store) -> None:
 
 
 def test_more_runs_than_a_page(make_store: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lr_lightning.tracking.runs._PAGE", 2)
+    monkeypatch.setattr("lr_lightning.tracking.query._PAGE", 2)
     store = make_store("pages")
     experiment = store.experiment_id("x")
     for i in range(5):

@@ -4,11 +4,21 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.tracking import Store, StoreUnavailable, TrackingError
-from lr_lightning.tracking.sender import Sender
-from lr_lightning.tracking.sender_thread import SenderThread
-from lr_lightning.tracking.state import RUN_KEY_TAG, SendState, load_state
-from lr_lightning.tracking.wal import Artifact, Metric, MetricLog, Param, Record, Status, Tag
+from lr_lightning.errors import StoreUnavailable, TrackingError
+from lr_lightning.tracking import Store
+from lr_lightning.tracking.local_log import (
+    RUN_KEY_TAG,
+    Artifact,
+    Metric,
+    MetricLog,
+    Param,
+    Record,
+    SendState,
+    Status,
+    Tag,
+    load_state,
+)
+from lr_lightning.tracking.uploader import Sender, SenderThread
 
 
 def make_sender(store: Store, output_dir: Path, records: list[Record]) -> Sender:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from lr_lightning.tracking import Store, StoreUnavailable, TrackingError, database, open_store
-from lr_lightning.tracking.errors import Rejected
+from lr_lightning.errors import Rejected, StoreUnavailable, TrackingError
+from lr_lightning.tracking import Store, open_store
+from lr_lightning.tracking import store as database
 from lr_lightning.tracking.store import explain
 from tests.forked import Forked
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lr_lightning._plotting import style, styles
 from lr_lightning.tracking import MLflowLogger, Store
-from lr_lightning.tracking.colours import style, styles
-from lr_lightning.tracking.runs import read_runs
+from lr_lightning.tracking.query import read_runs
 from lr_lightning.tracking.view import (
     REPORT_NAME,
     TRAININGS,

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lr_lightning.tracking.files import write_atomically
-from lr_lightning.tracking.wal import Artifact, Metric, MetricLog, Param, Record, Status, Tag, decode, encode
+from lr_lightning.tracking.local_log import Artifact, Metric, MetricLog, Param, Record, Status, Tag, decode, encode
 
 RECORDS = [
     Metric("a/b", 0.1 + 0.2, 3, 17),

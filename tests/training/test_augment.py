@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lr_lightning.training.augment import Draws, crop_and_flip, draw
+from lr_lightning.training.transforms import Draws, crop_and_flip, draw
 
 RNG = np.random.default_rng
 

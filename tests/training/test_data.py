@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lr_lightning.errors import DataError
 from lr_lightning.training import sources
-from lr_lightning.training.augment import crop_and_flip
-from lr_lightning.training.byte_size import parse_size
-from lr_lightning.training.data import ImageDataModule
-from lr_lightning.training.images import DataError, Images, RawSplits
+from lr_lightning.training.datamodule import ImageDataModule, parse_size
+from lr_lightning.training.images import Images, RawSplits
 from lr_lightning.training.loader import TrainBatch
+from lr_lightning.training.transforms import crop_and_flip
 
 
 def images(n=60, classes=3, seed=0, shape=(3, 6, 6), labels=None):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from lr_lightning.training.augment import draw
+from lr_lightning.errors import DataError
 from lr_lightning.training.decode import EncodedImages, Format, MemoryImages
-from lr_lightning.training.images import DataError, Images
+from lr_lightning.training.images import Images
 from lr_lightning.training.loader import BatchLoader, TrainBatch
+from lr_lightning.training.transforms import draw
 
 N = 22
 

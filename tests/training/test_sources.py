@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from lr_lightning.training import decode, hub, sources
+from lr_lightning.errors import DataError
+from lr_lightning.training import decode, sources
+from lr_lightning.training import sources as hub
 from lr_lightning.training.decode import Format, MemoryImages, choose_format, decode_all
-from lr_lightning.training.images import DataError, Images
+from lr_lightning.training.images import Images
 
 RNG = np.random.default_rng
 

@@ -160,7 +160,7 @@ class ExpRangeConfig(CyclicalConfig):
     """The same with a height that shrinks at each step."""
 
     name: str = "exp_range"
-    _target_: str = "lr_lightning.app.exp_range.ExpRange"
+    _target_: str = "lr_lightning.schedules.cyclical.ExpRange"
     base: float = 0.25  # base_lr / max_lr where no base_lr is given
     up: int | str = "10%"
     down: int | str | None = None  # default: as long as up

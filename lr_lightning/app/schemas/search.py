@@ -28,3 +28,78 @@ class SearchConfig:
     retries: int = 3  # times a trial is taken up again whose process or machine has gone
     failures: int = 5  # the search ends if so many trials fail in a row
     seed: int = 0  # of the sampler
+
+
+# --- Several runs in place of one.
+
+
+@dataclass
+class StudyConfig:
+    """A log grid of rates, each with several seeds, and one table of what the rate did."""
+
+    low: float = 1e-4  # lowest rate
+    high: float = 10.0  # highest rate
+    points: int = 11  # rates from one to the other, evenly in their logarithm
+    lrs: list[float] | None = None  # the rates themselves, in place of the grid
+    reference: float | None = None  # the rate that the others are compared with; null: the middle one
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    level: float = 0.95  # of the confidence intervals
+
+
+def rates(node: StudyConfig) -> list[float]:
+    """The rates of a study, the lowest first; those of a grid to three digits."""
+    if node.lrs is not None:
+        return sorted(set(node.lrs))
+    ratio = node.high / node.low
+    return sorted({float(f"{node.low * ratio ** (i / (node.points - 1)):.3g}") for i in range(node.points)})
+
+
+def reference(node: StudyConfig) -> float:
+    """The rate that the others are compared with; of an even number of rates the upper one of the two in the middle."""
+    every = rates(node)
+    return every[len(every) // 2] if node.reference is None else node.reference
+
+
+# --- The search for a rate before training.
+
+
+@dataclass
+class FinderConfig:
+    """`_target_` is a callback that sets the rate before the first step; if it finds none, optimizer.lr holds."""
+
+    name: str = "none"
+    _target_: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RangeTestConfig(FinderConfig):
+    """Smith's range test: the rate rises from update to update while the loss is recorded."""
+
+    name: str = "range_test"
+    _target_: str | None = "lr_lightning.callbacks.lr_finder.LRFinder"
+    min_lr: float = 1e-6  # the first rate
+    max_lr: float = 10.0  # the last rate
+    num_steps: int = 100  # optimizer updates
+    mode: str = "exponential"  # exponential: a geometric grid | linear
+    metric: str = "loss"  # loss: of the training batches | val_loss | accuracy: of some validation batches
+    repeats: int = 1  # tests with other batches; the curve is their mean
+    retry: bool = True  # test a range that reaches ten times further, once, where the curve asks for one
+    apply: bool = True  # whether to train with what is found
+    val_batches: int = 4  # how many, where the metric needs them
+
+
+@dataclass
+class LRGridConfig(FinderConfig):
+    """The textbook's: each rate of a log grid trained for a while from the same start."""
+
+    name: str = "lr_grid"
+    _target_: str | None = "lr_lightning.callbacks.lr_finder.LRGrid"
+    min_lr: float = 1e-5  # the lowest rate
+    max_lr: float = 10.0  # the highest rate
+    num_lrs: int = 13  # rates, at least 3, in a geometric grid
+    num_steps: int = 100  # optimizer updates for each rate
+    metric: str = "loss"  # at the end: loss: of the training batches | val_loss | accuracy: of some validation batches
+    repeats: int = 1  # trainings of each rate, with other batches
+    apply: bool = True  # whether to train with what is found
+    val_batches: int = 4  # how many, where the metric needs them

@@ -1,9 +1,7 @@
 """Image classifiers; each builder takes (in_channels, num_classes, image_size) and options of its own."""
 
-from lr_lightning.training.models.resnet import resnet20, resnet56
-from lr_lightning.training.models.resnet9 import resnet9
+from lr_lightning.training.models.resnet import resnet9, resnet20, resnet56, wrn16_4
 from lr_lightning.training.models.small_cnn import small_cnn
 from lr_lightning.training.models.smith_cnn import smith_cnn
-from lr_lightning.training.models.wide_resnet import wrn16_4
 
 __all__ = ["resnet9", "resnet20", "resnet56", "small_cnn", "smith_cnn", "wrn16_4"]

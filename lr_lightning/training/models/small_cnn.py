@@ -2,8 +2,7 @@
 
 from torch import Tensor, nn
 
-from lr_lightning.training.models.checks import check_shape
-from lr_lightning.training.models.init import kaiming_init
+from lr_lightning.training.models.blocks import check_shape, kaiming_init
 
 
 class SmallCNN(nn.Module):

@@ -1,0 +1,179 @@
+"""SIGTERM, Ctrl-C and a closed terminal: stop at the next step, save a checkpoint, leave with the right exit status."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lr_lightning.app.monitor_checks import validation_follows
+from lr_lightning.app.world import launched
+
+
+class Interrupted(SystemExit):
+    """The run was told to stop; the exit status is 128 + the signal's number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}"
+
+
+class Signals:
+    """SIGTERM, Ctrl-C and SIGHUP, where this is the context: the first one is noted, the second one raises.
+
+    A terminal that is closed may send SIGHUP twice, so its repetition is none; under nohup it stays ignored.
+
+    Attributes:
+        signum: The number of the last one; None before there is one.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        again = self.signum is not None and (self.signum, signum) != (signal.SIGHUP, signal.SIGHUP)
+        self.signum = signum
+        if again:
+            raise Interrupted(signum)
+
+
+class Interrupts(Signals, Callback):
+    """Turn the first SIGTERM, Ctrl-C or SIGHUP into an orderly stop, the second into an immediate one.
+
+    During a fit the optimizer step that runs is completed (a validation as well), ``checkpoint`` is saved, and the fit
+    ends, on all ranks at the same step; at any other time the run ends at once. As a context manager it holds the
+    handlers for the whole run. List it before the other callbacks, so that they are whole when it saves.
+
+    Args:
+        checkpoint: Where the checkpoint of a stopped fit goes; None on ranks other than the first.
+    """
+
+    def __init__(self, checkpoint: Path | None = None) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        self._trainer: Trainer | None = None
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        trainer = self._trainer
+        launcher = trainer.strategy.launcher if trainer is not None else None
+        if launcher is not None and signum == signal.SIGTERM:
+            launcher.kill(signum)  # Ctrl-C reaches the other ranks by itself
+        super()._handle(signum, frame)
+        if trainer is None:
+            raise Interrupted(signum)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on a stop is orderly.
+
+        Lightning has set a handler for SIGTERM of its own, which stops in the middle of an accumulated step and, with
+        several processes, starts a collective inside the handler, which deadlocks with the one that was under way.
+        """
+        self._trainer = trainer
+        if self._before:
+            signal.signal(signal.SIGTERM, self._handle)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Stop now if told so, and if the step is complete; one before a validation is stopped after that."""
+        if self.signum is None and trainer.world_size == 1:
+            return  # by far the most common, and asked at every batch
+        if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
+            self._stop_if_told(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop after a validation in which the signal came."""
+        if not trainer.sanity_checking and self._trainer is not None:
+            self._stop_if_told(trainer)
+
+    def _stop_if_told(self, trainer: Trainer) -> None:
+        told = self.signum is not None
+        if trainer.world_size > 1:
+            told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        if told:
+            # Lightning looks at this at the end of the batch and raises SIGTERMException.
+            trainer._signal_connector.received_sigterm = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The fit is over: a stop is immediate again, also one that came too late for the fit to see it."""
+        self._trainer = None
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save where the run stands, if it stopped in good order."""
+        self._trainer = None
+        if isinstance(exception, SIGTERMException):
+            trainer.save_checkpoint(self.checkpoint or "")
+
+
+# --- A rank that lives on after the process that started it would train, or wait for the others, for nobody.
+
+_PERIOD = 1.0
+_GRACE = 30.0  # for the step under way and a checkpoint; one that waits in a collective does not hear the signal
+
+
+def is_child() -> bool:
+    """Whether a launcher on this machine has started this process, and would have to end it.
+
+    SLURM ends its own; and the first process of Lightning's launcher is the user's, who may close the terminal.
+    """
+    started = launched()
+    if started is not None:
+        return started.by == "torchrun"
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
+
+
+class ParentWatch(threading.Thread):
+    """Sends this process SIGTERM when its parent is gone, and ends it if that does not.
+
+    Args:
+        period: Seconds between two looks.
+        grace: Seconds until it is ended; None: never.
+        parent: The parent's id, where it may be gone already.
+    """
+
+    def __init__(self, period: float = _PERIOD, grace: float | None = _GRACE, parent: int | None = None) -> None:
+        super().__init__(name="parent-watch", daemon=True)
+        self._period, self._grace = period, grace
+        self._parent = os.getppid() if parent is None else parent
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Look at the parent's id from time to time: it changes when the parent is gone."""
+        while os.getppid() == self._parent:
+            if self._stopped.wait(self._period):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not self._stopped.wait(self._grace):
+            os._exit(128 + signal.SIGTERM)
+
+
+def watch_parent() -> ParentWatch | None:
+    """Start to watch, if this process is a launcher's child."""
+    if not is_child():
+        return None
+    watch = ParentWatch()
+    watch.start()
+    return watch

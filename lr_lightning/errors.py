@@ -1,0 +1,91 @@
+"""Every public exception, in one tree: ``except LRLightningError`` catches whatever this package raises on purpose."""
+
+from typing import Any
+
+
+class LRLightningError(Exception):
+    """Root of the exceptions of this package."""
+
+
+class ArgumentError(LRLightningError, ValueError):
+    """An argument has a value that cannot be used. The text names the argument, the value and the remedy."""
+
+
+class DurationError(LRLightningError, ValueError):
+    """Durations do not fit into the steps there are; the message shows the arithmetic."""
+
+
+class Diverged(LRLightningError, RuntimeError):
+    """The loss is no longer finite.
+
+    Attributes:
+        metric: Name of the metric that is not finite.
+        value: What it was.
+        step: The optimizer step, counted from 0, whose loss it was.
+        lr: The rate of the first param group used at that step, or None where none was used yet.
+        outcome: What the run had come to, for who catches the error; None unless the app sets it.
+    """
+
+    outcome: Any = None
+
+    def __init__(self, metric: str, value: float, step: int, lr: float | None) -> None:
+        self.metric, self.value, self.step, self.lr = metric, value, step, lr
+        at = f"{metric} became {value} at step {step}"
+        advice = "Try a lower optimizer.lr (a third is a good first step), a warm-up, or trainer.gradient_clip_val=1."
+        super().__init__(
+            f"{at}, where the learning rate was {lr:.6g}. {advice}" if lr is not None else f"{at}. {advice}"
+        )
+
+
+class DataError(LRLightningError, ValueError):
+    """The data, or a setting of the data, cannot be used; the message names the config key and the remedy."""
+
+
+class TrackingError(LRLightningError, ValueError):
+    """The store, the run or the output directory cannot be used as asked. Trying again will not help."""
+
+
+class NotThere(TrackingError):
+    """The store has no run, or no experiment, of that id."""
+
+
+class RunningError(TrackingError):
+    """Another live process holds the run or its output directory."""
+
+
+class StoreUnavailable(LRLightningError, RuntimeError):
+    """The store does not answer, or is busy. The same call may succeed later."""
+
+
+class Rejected(LRLightningError, RuntimeError):
+    """The store refuses the content of a batch; sending it again unchanged will not help."""
+
+
+class CompareError(LRLightningError, ValueError):
+    """Bad input, or nothing to compare. Its text is shown without a traceback.
+
+    Args:
+        text: What is wrong, and the remedy.
+        option: Of the command line, where one is to blame; it is no part of the text, since a sweep gave none.
+    """
+
+    def __init__(self, text: str, option: str = "") -> None:
+        super().__init__(text)
+        self.option = option
+
+    @property
+    def on_the_command_line(self) -> str:
+        """The text, with the option first."""
+        return f"--{self.option}: {self}" if self.option else str(self)
+
+
+class ConfigError(LRLightningError, ValueError):
+    """Bad input. Its text names the whole key, the value and the remedy; it is shown without a traceback."""
+
+
+class RunFailed(LRLightningError, RuntimeError):
+    """A run that had begun cannot go on, through no fault of the input's; its text says why, and what to do."""
+
+
+class SpaceError(LRLightningError, ValueError):
+    """A space that cannot be searched. Its text names the key, the value and the remedy."""

@@ -1,0 +1,151 @@
+"""What a module's validation says of its weights as they are: a value for a measurement, in the middle of training."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchmetrics import Metric
+
+from lr_lightning.lr_finder.dataloaders import Batches, on_device, validation_loaders
+from lr_lightning.lr_finder.dry_run import Bench
+
+__all__ = ["Validation", "ValidationMetric"]
+
+ValidationMetric = Literal["val_loss", "accuracy"]
+
+_LOGGED = {
+    "val_loss": ("val_loss", "val/loss", "valid_loss", "valid/loss", "validation_loss", "validation/loss", "loss"),
+    "accuracy": ("val_acc", "val/acc", "val_accuracy", "val/accuracy", "valid_acc", "valid/acc", "acc", "accuracy"),
+}
+
+
+class Validation:
+    """The validation loss or accuracy over the first batches of the (first) validation loader, the same each time.
+
+    It comes from the module's own ``validation_step``: what it logs under ``monitor`` or, without that, under one of
+    the usual names; or, for a loss, what it returns. Batches are weighted by their size; a torchmetrics metric
+    computes over all of them. BatchNorm layers that train use the statistics of the batch: their running ones are those
+    of other weights, in a fresh network of none.
+
+    Args:
+        bench: The bench that the steps are made on, entered.
+        metric: ``"val_loss"`` or ``"accuracy"``.
+        batches: How many batches of each process.
+        monitor: The name the module logs it under, where it is another.
+
+    Raises:
+        ValueError: The Trainer has no validation to ask; on the first call, if it does not give the value.
+    """
+
+    def __init__(self, bench: Bench, metric: ValidationMetric, *, batches: int, monitor: str | None = None) -> None:
+        self.bench, self.metric, self.monitor = bench, metric, monitor
+        trainer, module = bench.trainer, bench.module
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        there = loop._data_source.is_defined() and is_overridden("validation_step", module)
+        if not there or trainer.limit_val_batches == 0:
+            raise ValueError(
+                f"metric={metric!r} needs a validation loader and a validation_step, and there is none. "
+                "Give them to the Trainer, or take metric='loss'."
+            )
+        with isolate_rng():
+            combined = validation_loaders(trainer)
+        bench.keep({"val_dataloader": combined.flattened})
+        self._several = len(combined.flattened) > 1 and combined._mode == "sequential"
+        loaders = Batches(combined)
+        with bench.undone():
+            try:
+                count = min(batches, (combined.limits or [batches])[0])
+                self._batches = [item[0] for item in islice(iter(loaders.copy), int(count))]
+            finally:
+                loaders.close()
+        self._alone = any(extract_batch_size(batch) < 2 for batch in self._batches)
+
+    def __call__(self) -> float:
+        """The value for the weights as they are, as a mean over all processes; training goes on as if it had not been.
+
+        Raises:
+            ValueError: The module's validation does not give the value.
+        """
+        bench, trainer, module = self.bench, self.bench.trainer, self.bench.module
+        logged: dict[str, list[tuple[Any, float]]] = {}
+        returned: list[tuple[Any, float]] = []
+        weight = 1.0
+
+        def take(name: str, value: Any) -> None:
+            logged.setdefault(name, []).append((value, weight))
+
+        with isolate_rng(), _evaluating(bench, take, self._alone), torch.no_grad():
+            for hook in ("on_validation_start", "on_validation_epoch_start"):
+                call._call_lightning_module_hook(trainer, hook)
+            for index, host in enumerate(self._batches):
+                batch = on_device(trainer, host)
+                weight = float(extract_batch_size(batch))
+                output = self._step(batch, index)
+                loss = output.get("loss") if isinstance(output, Mapping) else output
+                if isinstance(loss, Tensor):
+                    returned.append((loss, weight))
+            weight = 1.0
+            call._call_lightning_module_hook(trainer, "on_validation_epoch_end")
+            names = (self.monitor,) if self.monitor else _LOGGED[self.metric]
+            found = next((logged[name] for name in names if name in logged), None)
+            if found is None and self.metric == "val_loss" and self.monitor is None:
+                found = returned or None
+            if found is None:
+                raise ValueError(
+                    f"metric={self.metric!r}: the validation of {type(module).__name__} logs "
+                    f"{', '.join(map(repr, sorted(logged))) or 'nothing'}, none of which is {' or '.join(names[:4])}. "
+                    "Name it with monitor=..., or take metric='loss'."
+                )
+            value = _mean(found)
+            call._call_lightning_module_hook(trainer, "on_validation_end")
+        if trainer.world_size > 1:
+            value = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="mean")
+        return float(value)
+
+    def _step(self, batch: Any, index: int) -> Any:
+        trainer = self.bench.trainer
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        kwargs = loop._build_kwargs(batch, index, 0 if self._several else None)
+        call._call_lightning_module_hook(trainer, "on_validation_batch_start", *kwargs.values())
+        arguments = loop._build_step_args_from_hook_kwargs(kwargs, "validation_step")
+        output = call._call_strategy_hook(trainer, "validation_step", *arguments)
+        call._call_lightning_module_hook(trainer, "on_validation_batch_end", output, *kwargs.values())
+        return output
+
+
+@contextmanager
+def _evaluating(bench: Bench, take: Callable[[str, Any], None], alone: bool) -> Iterator[None]:
+    """The Trainer's stage and the module's mode, as they are in a validation."""
+    modes = [(layer, layer.training) for layer in bench.module.modules()]
+    try:
+        bench.trainer.validating = True
+        bench.log = take
+        bench.module.eval()
+        for layer, mode in modes:
+            if mode and isinstance(layer, _BatchNorm) and not alone:  # one example has no variance
+                layer.training = True  # running statistics lag behind weights that move this fast
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+        bench.log = None
+        bench.trainer.training = True
+
+
+def _mean(found: list[tuple[Any, float]]) -> Tensor:
+    metric = found[-1][0]
+    if isinstance(metric, Metric):
+        value: Tensor = metric.compute()
+        metric.reset()
+        return value.detach().double().mean()
+    total = sum(weight for _, weight in found)
+    parts = [torch.as_tensor(value).detach().double().mean() * (weight / total) for value, weight in found]
+    return torch.stack(parts).sum()

@@ -1,0 +1,177 @@
+"""Input normalisation: statistics of the training split, applied on the batch's device."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lr_lightning.errors import DataError
+from lr_lightning.training.decode import ImageStore, cores, in_threads
+
+# --- Random crop and horizontal flip of a whole batch in one gather, from random numbers drawn beforehand. Drawing
+# and applying are apart, so that the numbers can be a function of (seed, epoch, batch) while the work is done on
+# the batch's device, without touching any random state there.
+
+Fill = Literal["zero", "reflect"]
+
+
+class Draws(NamedTuple):
+    """The random numbers of one batch.
+
+    Attributes:
+        offsets: int64 [B, 2], row and column of the crop's corner in the padded image, from 0 to 2·padding.
+        flips: bool [B], whether the crop is mirrored left to right.
+    """
+
+    offsets: Tensor
+    flips: Tensor
+
+
+def draw(rng: np.random.Generator, batch_size: int, *, padding: int, flip: bool) -> Draws:
+    """Draw the random numbers of one batch.
+
+    The flips of a batch do not depend on ``padding``, nor the offsets on ``flip``.
+
+    Args:
+        rng: Source of the numbers.
+        batch_size: Number of images, B.
+        padding: Pixels of padding on each side; 0 means no crop.
+        flip: Whether to mirror half of the images.
+
+    Returns:
+        The numbers, on the CPU.
+    """
+    flips = rng.random(batch_size) < 0.5
+    offsets = rng.integers(0, 2 * padding, (batch_size, 2), endpoint=True)
+    return Draws(torch.from_numpy(offsets), torch.from_numpy(flips & flip))
+
+
+def crop_and_flip(images: Tensor, draws: Draws, *, padding: int, fill: Fill = "zero") -> Tensor:
+    """Pad each image, cut a window of the original size from it, and mirror the window where asked.
+
+    Equal to padding, slicing and flipping image by image. The order is that of the usual recipe (He et al. 2016,
+    section 4.2): crop, then flip.
+
+    Args:
+        images: [B, C, H, W], any dtype; cheapest as uint8 and in channels_last layout.
+        draws: The batch's random numbers, on the same device.
+        padding: Pixels of padding on each side, the value the offsets were drawn for.
+        fill: ``zero`` pads with 0, ``reflect`` mirrors about the border pixel without repeating it.
+
+    Returns:
+        [B, C, H, W], same dtype and device, channels_last.
+
+    Raises:
+        ValueError: If the images are too small to be padded by reflection.
+    """
+    batch, channels, height, width = images.shape
+    if fill == "reflect" and padding >= min(height, width):
+        raise ValueError(f"padding must be < {min(height, width)} (the image size) to reflect, got {padding}")
+    device = images.device
+    rows = torch.arange(height, device=device) + draws.offsets[:, :1]
+    columns = torch.arange(width, device=device).expand(batch, width)
+    columns = torch.where(draws.flips[:, None], width - 1 - columns, columns) + draws.offsets[:, 1:]
+
+    pixels = images.permute(0, 2, 3, 1)
+    if fill == "reflect":
+        rows, columns = _reflect(rows - padding, height), _reflect(columns - padding, width)
+    elif padding > 0:
+        padded = pixels.new_zeros(batch, height + 2 * padding, width + 2 * padding, channels)
+        padded[:, padding:-padding, padding:-padding] = pixels
+        pixels = padded
+    source_height, source_width = pixels.shape[1:3]
+    index = torch.arange(batch, device=device)[:, None] * source_height + rows
+    index = index[:, :, None] * source_width + columns[:, None, :]
+    # One gather of whole pixels: in NHWC order the C values of a pixel lie side by side.
+    gathered = pixels.reshape(-1, channels).index_select(0, index.reshape(-1))
+    return gathered.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Mirror indices that stick out of [0, size) back into it, the border itself not repeated."""
+    index = index.abs()
+    return torch.where(index >= size, 2 * size - 2 - index, index)
+
+
+Normalization = Literal["standard", "mean_image", "unit"]
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+# Images that stay encoded would have to be decoded once more for their statistics: a sample of this size is enough.
+_SAMPLE = 10_000
+_VALUES_AT_ONCE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """The affine map (x - offset) · scale of pixel values 0..255.
+
+    Attributes:
+        offset: float32, [1, C, 1, 1] or [1, C, H, W], in units of 0..255.
+        scale: float32 [1, C, 1, 1].
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map uint8 [B, C, H, W] to float32 of the same shape and memory layout."""
+        return images.float().sub_(self.offset).mul_(self.scale)
+
+    def to(self, device: torch.device) -> "Normalizer":
+        """The same map with its numbers on ``device``."""
+        return Normalizer(self.offset.to(device), self.scale.to(device))
+
+
+def fit(images: ImageStore, indices: NDArray[np.int64], kind: Normalization, *, decoded: bool) -> Normalizer:
+    """Make the normalisation from the given images.
+
+    Args:
+        images: The store.
+        indices: The images that count (the training split's).
+        kind: ``standard`` subtracts each channel's mean and divides by its standard deviation; ``mean_image``
+            subtracts the mean image and leaves the range of 0..255; ``unit`` divides by 255.
+        decoded: Whether the images are in memory; of others, evenly spaced ones stand for all.
+
+    Returns:
+        The map.
+
+    Raises:
+        DataError: If ``kind`` is none of the three.
+    """
+    if kind not in NORMALIZATIONS:
+        raise DataError(f"data.normalize must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}")
+    one = torch.ones(1, images.take(indices[:1]).shape[1], 1, 1)
+    if kind == "unit":
+        return Normalizer(0 * one, one / 255)
+    if not decoded:
+        indices = indices[:: max(1, -(-len(indices) // _SAMPLE))]
+    pixel_sum, square_sum = _sums(images, indices, threads=1 if decoded else cores())
+    if kind == "mean_image":
+        return Normalizer((pixel_sum / len(indices)).float()[None], one)
+    count = len(indices) * pixel_sum[0].numel()
+    mean = pixel_sum.sum((1, 2)) / count
+    deviation = (square_sum / count - mean**2).clamp_min(0).sqrt()
+    # A channel that is the same everywhere carries nothing: it becomes 0, not a division by 0.
+    scale = torch.where(deviation > 0, 1 / deviation, torch.ones_like(deviation))
+    return Normalizer(mean.float().view(1, -1, 1, 1), scale.float().view(1, -1, 1, 1))
+
+
+def _sums(images: ImageStore, indices: NDArray[np.int64], threads: int) -> tuple[Tensor, Tensor]:
+    """Sum over images [C, H, W], and sum of squares over images and pixels [C]; float64, exact."""
+
+    def chunk_sums(chunk: range) -> tuple[Tensor, Tensor]:
+        # 256 squares of at most 255 stay below 2^24, so that even their float32 sums are exact, in any order.
+        values = images.take(indices[chunk.start : chunk.stop]).float()
+        return values.sum(0).double(), values.square_().sum(0).double().sum((1, 2))
+
+    _, channels, height, width = images.take(indices[:1]).shape
+    pixel_sum = torch.zeros(channels, height, width, dtype=torch.float64)
+    square_sum = torch.zeros(channels, dtype=torch.float64)
+    chunk = min(256, max(1, _VALUES_AT_ONCE // pixel_sum.numel()))
+    # Added up at once: kept in a list, the small sums would lie between the freed chunks and hold on to their memory.
+    for pixels, squares in in_threads(chunk_sums, len(indices), threads=threads, chunk=chunk):
+        pixel_sum += pixels
+        square_sum += squares
+    return pixel_sum, square_sum

@@ -1,0 +1,207 @@
+"""Bench: steps of a Trainer that can be taken back, driven by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch.utils.data import DataLoader, TensorDataset
+
+from lr_lightning.lr_finder.dataloaders import Batches, training_loaders
+from lr_lightning.lr_finder.dry_run import Bench
+from tests.callbacks.finding import Nasty, frozen, random_states, seed
+from tests.callbacks.tiny import Memory, X, Y, loader, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+Body = Callable[[Trainer, LightningModule], None]
+
+
+class At(Callback):
+    """Runs something in ``on_fit_start``."""
+
+    def __init__(self, body: Body) -> None:
+        self.body, self.done = body, False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.body(trainer, pl_module)
+        self.done = True
+
+
+def within(tmp_path: Path, body: Body, data: Any = None, module: Any = None, **options: Any) -> Trainer:
+    seed()
+    at = At(body)
+    run = trainer(tmp_path, [at], **{"max_epochs": 0, "logger": [Memory(), Memory()], **options})
+    run.fit(Nasty() if module is None else module, data or loader())
+    assert at.done
+    return run
+
+
+def steps(bench: Bench, number: int = 0, count: int = 8) -> list[float]:
+    with bench.run(number):
+        return [bench.step(0.1 * (1 + k)) for k in range(count)]
+
+
+def test_each_run_starts_from_the_same_state(tmp_path: Path) -> None:
+    def body(run: Trainer, module: LightningModule) -> None:
+        before = frozen(module), frozen(run.optimizers[0].state_dict()), random_states()
+        with Bench(run, module, [1.0]) as bench:
+            first, other, again, other_again = steps(bench), steps(bench, 1), steps(bench), steps(bench, 1)
+            # between runs all is as it was, random numbers too
+            assert (frozen(module), frozen(run.optimizers[0].state_dict()), random_states()) == before
+        assert first == again
+        assert other == other_again
+        assert first != other
+        assert (frozen(module), frozen(run.optimizers[0].state_dict()), random_states()) == before
+
+    within(tmp_path, body, DataLoader(TensorDataset(X, Y), batch_size=10, shuffle=True))
+
+
+def test_runs_draw_other_numbers_from_a_persons_own_generators(tmp_path: Path) -> None:
+    def body(run: Trainer, module: LightningModule) -> None:
+        with Bench(run, module, [1.0]) as bench:
+            seen = []
+            for number in (0, 1, 2, 1):
+                with bench.run(number):
+                    bench.step(0.1)
+                    seen.append(module.order[-1])  # type: ignore[union-attr, operator, index]
+        assert len(set(seen)) == 3
+        assert seen[1] == seen[3]
+
+    generator = torch.Generator().manual_seed(1)
+    within(tmp_path, body, DataLoader(TensorDataset(X, Y), batch_size=10, shuffle=True, generator=generator))
+
+
+def test_what_a_module_sees_of_the_trainer(tmp_path: Path) -> None:
+    class Looks(Nasty):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            assert self.trainer.callbacks == []
+            assert [type(each) for each in self.trainer.loggers] == [DummyLogger, DummyLogger]
+            assert self.logger is self.trainer.loggers[0]
+            self.logger.experiment.add_scalar("a", 1)  # type: ignore[union-attr]
+            assert self.trainer.num_training_batches == 6
+            assert self.trainer.estimated_stepping_batches == 0  # max_steps; it builds no loader anew
+            assert self.trainer.training
+            assert torch.is_grad_enabled()
+            assert (self.global_step, batch_idx) == (self.calls, self.calls % 6)
+            self.trainer.should_stop = True
+            return super().training_step(batch, batch_idx)
+
+    def body(run: Trainer, module: LightningModule) -> None:
+        with torch.no_grad(), Bench(run, module, [1.0]) as bench:
+            steps(bench)
+            assert not torch.is_grad_enabled()
+        assert not run.should_stop
+        assert [type(each) for each in run.loggers] == [Memory, Memory]
+
+    within(tmp_path, body, module=Looks(), max_epochs=10, max_steps=0, reload_dataloaders_every_n_epochs=1)
+
+
+def test_a_module_that_asks_for_the_length_does_not_reload(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Asks(Nasty):
+        def train_dataloader(self) -> Any:
+            asked.append(1)
+            return loader()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            assert self.trainer.estimated_stepping_batches == 30
+            return super().training_step(batch, batch_idx)
+
+    def body(run: Trainer, module: LightningModule) -> None:
+        with Bench(run, module, [1.0]) as bench:
+            steps(bench)
+        assert asked == [1]
+
+    seed()
+    at = At(body)
+    trainer(tmp_path, [at], max_epochs=5, reload_dataloaders_every_n_epochs=1).fit(Asks())
+    assert at.done
+
+
+def test_a_rate_that_diverges_is_no_anomaly(tmp_path: Path) -> None:
+    def body(run: Trainer, module: LightningModule) -> None:
+        with torch.autograd.set_detect_anomaly(True), Bench(run, module, [1.0]) as bench:
+            with bench.run():
+                losses = [bench.step(1e30) for _ in range(5)]
+            assert torch.is_anomaly_enabled()
+        assert not all(map(torch.isfinite, map(torch.tensor, losses)))
+
+    within(tmp_path, body)
+
+
+def test_a_step_outside_of_a_run(tmp_path: Path) -> None:
+    def body(run: Trainer, module: LightningModule) -> None:
+        with Bench(run, module, [1.0]) as bench, pytest.raises(RuntimeError, match="belongs into a run"):
+            bench.step(0.1)
+
+    within(tmp_path, body)
+
+
+def test_an_error_while_it_looks_around_leaves_nothing(tmp_path: Path) -> None:
+    class Fails(Nasty):
+        def train_dataloader(self) -> Any:
+            torch.rand(1)
+            self.numbers.append(1.0)
+            return iter([1])  # not by raising in here: Lightning would leave its patches on DataLoader
+
+    def body(run: Trainer, module: LightningModule) -> None:
+        before = frozen(module), random_states()
+        with pytest.raises(ValueError, match="is an iterator"), Bench(run, module, [1.0]):
+            pytest.fail("not reached")
+        assert (frozen(module), random_states()) == before
+
+    seed()
+    at = At(body)
+    trainer(tmp_path, [at], max_epochs=0, limit_train_batches=0).fit(Fails())
+    assert at.done
+
+
+def test_nothing_is_kept_after_it(tmp_path: Path) -> None:
+    def body(run: Trainer, module: LightningModule) -> None:
+        with Bench(run, module, [1.0]) as bench:
+            steps(bench)
+        assert bench._snapshots == []
+        assert run.fit_loop._combined_loader is None
+        assert "log" not in vars(module)
+        assert not {"_should_accumulate"} & set(vars(run.fit_loop.epoch_loop))
+        assert "output_result_cls" not in vars(run.fit_loop.epoch_loop.automatic_optimization)
+
+    within(tmp_path, body)
+
+
+def test_batches_begin_anew_at_their_end_and_tell_samplers_the_epoch(tmp_path: Path) -> None:
+    told = []
+
+    class Sampler(torch.utils.data.SequentialSampler):
+        def set_epoch(self, epoch: int) -> None:
+            told.append(epoch)
+
+    data = TensorDataset(X, Y)
+
+    def body(run: Trainer, module: LightningModule) -> None:
+        batches = Batches(training_loaders(run), first_epoch=3)
+        taken = [next(batches) for _ in range(7)]
+        batches.close()
+        assert [index for _, index in taken] == [0, 1, 2, 0, 1, 2, 0]
+        assert torch.equal(taken[0][0][0], taken[3][0][0])
+        assert told == [3, 4, 5]
+
+    within(tmp_path, body, DataLoader(data, batch_size=20, sampler=Sampler(data)))
+
+
+@pytest.mark.parametrize("empty", [[], DataLoader(TensorDataset(X[:5]), batch_size=10, drop_last=True)])
+def test_a_loader_without_batches(tmp_path: Path, empty: Any) -> None:
+    def body(run: Trainer, module: LightningModule) -> None:
+        with Bench(run, module, [1.0]) as bench, pytest.raises(ValueError, match="training loader gives no batch"):
+            steps(bench)
+
+    class Empty:
+        def __iter__(self) -> Any:
+            return iter(empty)
+
+    within(tmp_path, body, Empty())
