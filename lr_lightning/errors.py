@@ -23,6 +23,7 @@ class Diverged(LRLightningError, RuntimeError):
         value: What it was.
         step: The optimizer step, counted from 0, whose loss it was.
         lr: The rate of the first param group used at that step, or None where none was used yet.
+        headline: What happened, in one clause without advice, such as "train/loss became nan at step 3".
         outcome: What the run had come to, for who catches the error; None unless the app sets it.
     """
 
@@ -30,11 +31,10 @@ class Diverged(LRLightningError, RuntimeError):
 
     def __init__(self, metric: str, value: float, step: int, lr: float | None) -> None:
         self.metric, self.value, self.step, self.lr = metric, value, step, lr
-        at = f"{metric} became {value} at step {step}"
+        where = "" if lr is None else f", where the learning rate was {lr:.6g}"
+        self.headline = f"{metric} became {value} at step {step}{where}"
         advice = "Try a lower optimizer.lr (a third is a good first step), a warm-up, or trainer.gradient_clip_val=1."
-        super().__init__(
-            f"{at}, where the learning rate was {lr:.6g}. {advice}" if lr is not None else f"{at}. {advice}"
-        )
+        super().__init__(f"{self.headline}. {advice}")
 
 
 class DataError(LRLightningError, ValueError):
