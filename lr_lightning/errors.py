@@ -45,12 +45,12 @@ class TrackingError(LRLightningError, ValueError):
     """The store, the run or the output directory cannot be used as asked. Trying again will not help."""
 
 
-class NotThere(TrackingError):
-    """The store has no run, or no experiment, of that id."""
+class NotInStore(TrackingError):
+    """The store has no run or experiment with this id."""
 
 
-class RunningError(TrackingError):
-    """Another live process holds the run or its output directory."""
+class RunInUse(TrackingError):
+    """A live process holds the run or its output directory."""
 
 
 class StoreUnavailable(LRLightningError, RuntimeError):

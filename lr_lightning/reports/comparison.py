@@ -25,7 +25,8 @@ from lr_lightning.reports.plots import all_figures
 from lr_lightning.reports.run_metrics import group_of, measure, of_data_set, unknown_key, value_of
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
-from lr_lightning.tracking.query import JOB_TAG, Run, experiments, read_curves, read_runs
+from lr_lightning.tracking.keys import JOB_TAG
+from lr_lightning.tracking.query import Run, experiments, read_curves, read_runs
 from lr_lightning.tracking.view import REPORT_NAME
 
 # --- Writing a comparison: its folder, and a run of its own in MLflow.

@@ -8,17 +8,17 @@ import pytest
 from lr_lightning.reports import run_metrics as names
 from lr_lightning.reports import wording as words
 from lr_lightning.reports.run_metrics import RunAxes
-from lr_lightning.tracking.query import Curve, Run
+from lr_lightning.tracking.query import MetricCurve, Run
 
 STEPS = np.array([0, 9, 19, 39])
 
 
-def curve(points: Sequence[tuple[int, float]], ms: int = 100) -> Curve:
+def curve(points: Sequence[tuple[int, float]], ms: int = 100) -> MetricCurve:
     step, value = map(np.array, zip(*points, strict=True))
-    return Curve(step, value.astype(np.float64), 1_000 + ms * step)
+    return MetricCurve(step, value.astype(np.float64), 1_000 + ms * step)
 
 
-def axes(curves: Mapping[str, Curve], finished: bool = True, world: str = "", **params: str) -> RunAxes:
+def axes(curves: Mapping[str, MetricCurve], finished: bool = True, world: str = "", **params: str) -> RunAxes:
     given = {k.replace("__", "."): v for k, v in params.items()}
     run = Run("id", "name", "1", "FINISHED", 0, None, params=given, tags={names.WORLD_SIZE: world} if world else {})
     dense = {names.TRAIN_LOSS: curve([(i, 1.0) for i in range(40)])}
