@@ -371,7 +371,7 @@ class OverfittingMonitor(Callback):
         """Let go of the module; a loss that was not finite is a verdict as well."""
         self._val.close()
         if isinstance(exception, Diverged):
-            self._diverged = str(exception).split(". ")[0]
+            self._diverged = exception.headline
             self._conclude(trainer)
 
     def _conclude(self, trainer: Trainer) -> None:
