@@ -22,7 +22,7 @@ from lr_lightning.callbacks.set_lr import (
     set_peak,
 )
 from lr_lightning.callbacks.trainer_clock import accumulation
-from lr_lightning.lr_finder.dry_run import Bench, check_optimization
+from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
 from lr_lightning.lr_finder.validation import Validation
 
 if TYPE_CHECKING:
@@ -287,15 +287,15 @@ class BaseLRFinder(Callback):
     def _artifact(self, found: FinderResult) -> str:
         return self.artifact
 
-    def _bench(self, trainer: Trainer, module: LightningModule, reference: float, started: bool = False) -> Bench:
+    def _dry_run(self, trainer: Trainer, module: LightningModule, reference: float, started: bool = False) -> DryRun:
         accumulate = accumulation(trainer)[0](trainer.current_epoch)
-        return Bench(trainer, module, lr_ratios(trainer, reference), accumulate, started=started)
+        return DryRun(trainer, module, lr_ratios(trainer, reference), accumulate, started=started)
 
-    def _validation(self, bench: Bench) -> Validation | None:
+    def _validation(self, dry_run: DryRun) -> Validation | None:
         """What measures the metric; None where it is the training loss."""
         if self.metric == "loss":
             return None
-        return Validation(bench, self.metric, batches=self.val_batches, monitor=self.monitor)
+        return Validation(dry_run, self.metric, batches=self.val_batches, monitor=self.monitor)
 
     def _bar(self, trainer: Trainer, what: str, total: int, unit: str) -> FinderProgressBar:
         """What shows how far it has come."""

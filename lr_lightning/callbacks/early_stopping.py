@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning._checks import check_choice
 from lr_lightning._lightning import FreshMetric, callbacks_of
-from lr_lightning._param_groups import first_lr
+from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.early_stopping import CRITERIA, STRIP, THRESHOLDS, Phases, stop_reason
@@ -137,7 +137,7 @@ class ScheduleAwareStopping(EarlyStopping):
     def _counts(self, trainer: Trainer, schedule: LRSchedule | None) -> bool:
         step = updates_made(trainer)
         before, self._before = self._before, step
-        rate = first_lr(trainer) or 0.0
+        rate = first_group_lr(trainer) or 0.0
         rose, self._rate = 0.0 < self._rate < rate, rate
         if schedule is None:
             return not rose

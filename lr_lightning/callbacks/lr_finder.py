@@ -13,7 +13,7 @@ from lr_lightning.callbacks.base_finder import BaseLRFinder, FinderProgressBar, 
 from lr_lightning.callbacks.loggers import give
 from lr_lightning.callbacks.set_lr import reference_lr
 from lr_lightning.lr_finder.curve import DivergenceStop
-from lr_lightning.lr_finder.dry_run import Bench
+from lr_lightning.lr_finder.dry_run import DryRun
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.lr_finder.validation import Validation
 
@@ -147,10 +147,10 @@ class LRFinder(BaseLRFinder):
         total = self.repeats * self.num_steps
         with (
             self._bar(trainer, "LR range test", total, "step") as bar,
-            self._bench(trainer, module, reference, started=self.at_epochs is not None) as bench,
+            self._dry_run(trainer, module, reference, started=self.at_epochs is not None) as dry_run,
         ):
-            validation = self._validation(bench)
-            found = self._test(bench, self.grid, validation, bar)
+            validation = self._validation(dry_run)
+            found = self._test(dry_run, self.grid, validation, bar)
             wider = found.wider() if self.retry else None
             if wider is None:
                 return found
@@ -159,28 +159,28 @@ class LRFinder(BaseLRFinder):
                 "LRFinder(retry=False) does not."
             )
             bar.extend(total)
-            return self._test(bench, self._grid(*wider), validation, bar)
+            return self._test(dry_run, self._grid(*wider), validation, bar)
 
     def _test(
-        self, bench: Bench, grid: tuple[float, ...], validation: Validation | None, bar: FinderProgressBar
+        self, dry_run: DryRun, grid: tuple[float, ...], validation: Validation | None, bar: FinderProgressBar
     ) -> RangeTest:
         """The sweeps of one range."""
         runs, begun = [], bar.n
         for number in range(self.repeats):
-            with bench.run(number):
-                runs.append(self._sweep(bench, grid, validation, bar))
+            with dry_run.run(number):
+                runs.append(self._sweep(dry_run, grid, validation, bar))
             bar.update(begun + (number + 1) * len(grid) - bar.n)  # one that ended early
-        return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=bench.trainer.current_epoch)
+        return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=dry_run.trainer.current_epoch)
 
     def _sweep(
-        self, bench: Bench, grid: tuple[float, ...], validation: Validation | None, bar: FinderProgressBar
+        self, dry_run: DryRun, grid: tuple[float, ...], validation: Validation | None, bar: FinderProgressBar
     ) -> tuple[float, ...]:
         """One test: the value before each update, up to where it diverged or is not finite."""
         diverged = DivergenceStop(higher_is_better=self.metric == "accuracy")
         values: list[float] = []
         for lr in grid:
             value = validation() if validation is not None else None
-            loss = bench.step(lr)
+            loss = dry_run.step(lr)
             value = loss if value is None else value
             bar.update()
             if not np.isfinite(value):
@@ -263,24 +263,24 @@ class LRGrid(BaseLRFinder):
         curves, finals = [], []
         with (
             self._bar(trainer, "LR grid", number_of_runs, "run") as bar,
-            self._bench(trainer, module, reference) as bench,
+            self._dry_run(trainer, module, reference) as dry_run,
         ):
-            validation = self._validation(bench)
+            validation = self._validation(dry_run)
             for lr in grid:
-                runs = [self._train(bench, lr, number, validation, bar) for number in range(self.repeats)]
+                runs = [self._train(dry_run, lr, number, validation, bar) for number in range(self.repeats)]
                 curves.append(tuple(losses for losses, _ in runs))
                 finals.append(tuple(final for _, final in runs))
         known = None if validation is None else tuple(finals)
         return GridTest(grid, tuple(curves), self.num_steps, known, metric=self.metric, epoch=trainer.current_epoch)
 
     def _train(
-        self, bench: Bench, lr: float, number: int, validation: Validation | None, bar: FinderProgressBar
+        self, dry_run: DryRun, lr: float, number: int, validation: Validation | None, bar: FinderProgressBar
     ) -> tuple[tuple[float, ...], float]:
         """The losses of one training, up to where one is not finite, and the metric at its end."""
         losses: list[float] = []
         final = math.nan
-        with bench.run(number):
-            while len(losses) < self.num_steps and math.isfinite(loss := bench.step(lr)):
+        with dry_run.run(number):
+            while len(losses) < self.num_steps and math.isfinite(loss := dry_run.step(lr)):
                 losses.append(loss)
             if validation is not None and len(losses) == self.num_steps:
                 final = validation()

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lr_lightning._lightning import FreshMetric, mean_over_ranks
-from lr_lightning._param_groups import initial, put
+from lr_lightning._param_groups import initial_value, set_value
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import DurationError
 from lr_lightning.schedules import Clock, Plateau, Schedule
@@ -99,13 +99,13 @@ class OptimizerDriver:
         lrs = []
         for index, group in enumerate(self.optimizer.param_groups):
             own = self.groups.get(group.get("name", index), self.groups.get(index)) if self.groups else None
-            lr = initial(group, "lr") * (factor if own is None else own(step, clock) * scale)
-            put(group, "lr", lr)
+            lr = initial_value(group, "lr") * (factor if own is None else own(step, clock) * scale)
+            set_value(group, "lr", lr)
             lrs.append(lr)
             if momentum is not None:
                 _put_momentum(group, momentum)
             if decay is not None:
-                put(group, "weight_decay", initial(group, "weight_decay") * decay)
+                set_value(group, "weight_decay", initial_value(group, "weight_decay") * decay)
         self.lrs = lrs
 
 
@@ -120,7 +120,7 @@ def _checked_momentum(value: float, step: int) -> float:
 
 def _put_momentum(group: dict[str, Any], value: float) -> None:
     if "momentum" in group:
-        put(group, "momentum", value)
+        set_value(group, "momentum", value)
         return
     first, *rest = group["betas"]
     if isinstance(first, Tensor):

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lr_lightning._lightning import callbacks_of
-from lr_lightning._param_groups import peak, put
+from lr_lightning._param_groups import peak_lr, set_value
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 
 __all__ = ["is_cyclical", "lr_ratios", "reference_lr", "set_default_lr", "set_module_lr", "set_peak"]
@@ -57,7 +57,9 @@ def lr_ratios(trainer: Trainer, reference: float) -> list[float]:
 
 def _peaks(trainer: Trainer) -> list[float]:
     bounds = next((s.max_lrs for s in _schedulers(trainer) if hasattr(s, "max_lrs")), None)  # CyclicLR's
-    return [peak(group) for group in trainer.optimizers[0].param_groups] if bounds is None else list(map(float, bounds))
+    return (
+        [peak_lr(group) for group in trainer.optimizers[0].param_groups] if bounds is None else list(map(float, bounds))
+    )
 
 
 def is_cyclical(trainer: Trainer) -> bool:
@@ -99,7 +101,7 @@ def set_peak(
     new = [{name: float(group[name]) for name in _GROUP_RATES if name in group} for group in optimizer.param_groups]
     for group, values in zip(optimizer.param_groups, new, strict=True):
         for name, value in values.items():
-            put(group, name, _scaled(value, old, lr))
+            set_value(group, name, _scaled(value, old, lr))
     _set_cyclic_base(trainer, old, lr, base_lr)
     set_default_lr(optimizer, old, lr)
     for callback in callbacks_of(trainer, LRSchedule):
@@ -149,8 +151,8 @@ def _set_cyclic_base(trainer: Trainer, old: float, lr: float, base_lr: float | N
             continue
         scheduler.base_lrs = [base_lr * (top / lr) for top in scheduler.max_lrs]
         for group, low in zip(trainer.optimizers[0].param_groups, scheduler.base_lrs, strict=True):
-            put(group, "lr", low)
-            put(group, "initial_lr", low)
+            set_value(group, "lr", low)
+            set_value(group, "initial_lr", low)
 
 
 def _schedulers(trainer: Trainer) -> list[Any]:
