@@ -101,7 +101,7 @@ _HIGHER = frozenset(
 _WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
 
 
-def direction(metric: str) -> bool | None:
+def is_higher_better(metric: str) -> bool | None:
     """Whether more of a metric is better, as far as the words of its name tell.
 
     Args:
@@ -111,8 +111,8 @@ def direction(metric: str) -> bool | None:
         None where no word tells, or where two say the opposite. A gap is bad, whatever it is a gap of.
 
     Example:
-        >>> direction("val/acc"), direction("val/wer"), direction("MulticlassF1Score"), direction("val/score")
-        (True, False, True, None)
+        >>> [is_higher_better(name) for name in ("val/acc", "val/wer", "MulticlassF1Score", "val/score")]
+        [True, False, True, None]
     """
     words = {word.lower() for word in _WORD.findall(metric)}
     words |= {word.rstrip("0123456789") for word in words}

@@ -127,7 +127,7 @@ def test_a_metric_is_found_by_its_name_or_by_what_it_means(key: str, available: 
     ],
 )
 def test_which_direction_is_better_is_told_by_whole_words(better: bool | None, metrics: list[str]) -> None:
-    assert {metric: names.direction(metric) for metric in metrics} == dict.fromkeys(metrics, better)
+    assert {metric: names.is_higher_better(metric) for metric in metrics} == dict.fromkeys(metrics, better)
 
 
 @pytest.mark.parametrize(
