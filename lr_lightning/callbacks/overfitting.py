@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lr_lightning._lightning import batch_loss, mean_over_ranks
-from lr_lightning._param_groups import first_lr
+from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.loggers import log_figure, log_tags, log_text
 from lr_lightning.callbacks.per_example import (
     WITH_LOGITS,
@@ -346,7 +346,7 @@ class OverfittingMonitor(Callback):
         return Point(
             epoch=_epoch(trainer),
             step=updates_made(trainer),
-            lr=first_lr(trainer),
+            lr=first_group_lr(trainer),
             val_loss=math.nan if val_loss is None else val_loss,
             probe_loss=probe.loss,
             val_acc=val_acc,
@@ -371,7 +371,7 @@ class OverfittingMonitor(Callback):
         """Let go of the module; a loss that was not finite is a verdict as well."""
         self._val.close()
         if isinstance(exception, Diverged):
-            self._diverged = str(exception).split(". ")[0]
+            self._diverged = exception.headline
             self._conclude(trainer)
 
     def _conclude(self, trainer: Trainer) -> None:

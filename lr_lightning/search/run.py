@@ -124,7 +124,7 @@ def run(task: Task, config: Config | None = None, judge: Callable[[], Judge] | N
         done = train(config, previous, report=False, watching=[watch])
     except Diverged as e:
         outcome = e.outcome
-        result = Result("diverged", str(e).split(". ")[0], dict(outcome.summary) if outcome else {})
+        result = Result("diverged", e.headline, dict(outcome.summary) if outcome else {})
     except ConfigError as e:
         result = Result("failed", str(e))
     except Exception as e:  # a trial's failure is a result, and the search goes on
