@@ -21,7 +21,7 @@ from lr_lightning.app.lr_scaling import batch_of_one
 from lr_lightning.app.monitor_checks import MonitorCheck
 from lr_lightning.app.schemas.model import OPTIMIZER_PACKAGES
 from lr_lightning.app.schemas.schedule import CyclicalConfig, ScheduleConfig
-from lr_lightning.callbacks.base_finder import RateSearch
+from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.callbacks.lr_schedule import LRSchedule
@@ -335,7 +335,7 @@ def build_callbacks(config: Config, schedule: Schedule, module: LightningModule)
     return [*callbacks, RandomState()]
 
 
-def build_finder(config: Config, module: LightningModule) -> RateSearch | None:
+def build_finder(config: Config, module: LightningModule) -> BaseLRFinder | None:
     """The search for a rate before training, or None.
 
     Raises:
@@ -350,8 +350,8 @@ def build_finder(config: Config, module: LightningModule) -> RateSearch | None:
             "moved from outside. Give finder=none."
         )
     finder = call("finder", node._target_, own_arguments("finder", node))
-    if not isinstance(finder, RateSearch):
-        raise ConfigError(f"finder._target_: '{node._target_}' gave a {type(finder).__name__}, not a RateSearch.")
+    if not isinstance(finder, BaseLRFinder):
+        raise ConfigError(f"finder._target_: '{node._target_}' gave a {type(finder).__name__}, not a BaseLRFinder.")
     finder.progress = config.trainer.progress in ("auto", "bar")
     finder.say = partial(print, flush=True) if config.trainer.progress in ("auto", "lines") else None
     return finder

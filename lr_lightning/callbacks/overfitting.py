@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lr_lightning._lightning import batch_loss, mean_over_ranks
-from lr_lightning._param_groups import first_lr
+from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning.callbacks.per_example import (
     WITH_LOGITS,
@@ -346,7 +346,7 @@ class OverfittingMonitor(Callback):
         return Point(
             epoch=_epoch(trainer),
             step=updates_made(trainer),
-            lr=first_lr(trainer),
+            lr=first_group_lr(trainer),
             val_loss=math.nan if val_loss is None else val_loss,
             probe_loss=probe.loss,
             val_acc=val_acc,

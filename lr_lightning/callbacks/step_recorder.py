@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lr_lightning._lightning import batch_loss, mean_loss
-from lr_lightning._param_groups import effective_lr, first_lr
+from lr_lightning._param_groups import effective_lr, first_group_lr
 from lr_lightning.errors import Diverged
 
 
@@ -165,7 +165,7 @@ class StepRecorder(Callback):
             return
         value = trainer.callback_metrics.get("val/loss")
         if value is not None and not math.isfinite(value):
-            raise Diverged("val/loss", float(value), _step(trainer), first_lr(trainer))
+            raise Diverged("val/loss", float(value), _step(trainer), first_group_lr(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean training loss of the epoch."""
@@ -195,7 +195,7 @@ class StepRecorder(Callback):
         """Log every step the checkpoint contains, and make it durable, before the checkpoint is written."""
         self.flush(trainer)
         if self.stop_on_divergence and not _finite(pl_module):
-            raise Diverged("a weight", math.nan, _step(trainer), first_lr(trainer))
+            raise Diverged("a weight", math.nan, _step(trainer), first_group_lr(trainer))
         for logger in trainer.loggers:
             if isinstance(logger, Flushable) and trainer.is_global_zero:
                 logger.flush()

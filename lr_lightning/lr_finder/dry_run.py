@@ -28,11 +28,11 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_lightning._param_groups import peak, put
+from lr_lightning._param_groups import peak_lr, set_value
 from lr_lightning.lr_finder.dataloaders import Batches, on_device, training_loaders
 from lr_lightning.lr_finder.snapshot import Snapshot
 
-__all__ = ["Bench", "check_optimization"]
+__all__ = ["DryRun", "check_optimization"]
 
 # --- Whose training steps can be moved from outside.
 
@@ -81,7 +81,7 @@ _EPOCHS_APART = 1000  # between the epochs that two runs tell the samplers
 _MOST_SKIPPED = 100  # updates in a row for which training_step gives no loss
 
 
-class Bench:
+class DryRun:
     """Training steps of a Trainer that can be taken back.
 
     As a context manager it keeps everything a step may touch (:class:`~lr_lightning.lr_finder.snapshot.Snapshot`),
@@ -116,7 +116,7 @@ class Bench:
         self.optimizer: Optimizer = trainer.optimizers[0]
         self.ratios, self.accumulate = ratios, accumulate
         own = zip(self.optimizer.param_groups, ratios, strict=True)
-        self._reference = next((peak(group) / ratio for group, ratio in own if ratio > 0), 1.0)
+        self._reference = next((peak_lr(group) / ratio for group, ratio in own if ratio > 0), 1.0)
         self.log: Callable[[str, Any], None] | None = None
         """Gets what the module logs, while it is set."""
         self._stack = ExitStack()
@@ -158,7 +158,7 @@ class Bench:
         self._stack.close()
 
     def keep(self, roots: Mapping[str, object]) -> None:
-        """Put these back as well: what a step may touch that nothing led to when the bench was entered."""
+        """Put these back as well: what a step may touch that nothing led to when the dry_run was entered."""
         self._snapshots.append(Snapshot(roots, opaque=_OPAQUE, before=self._snapshots))
 
     def _restore(self) -> list[str]:
@@ -253,11 +253,11 @@ class Bench:
         """
         groups = self.optimizer.param_groups
         # a module may add groups in its hooks
-        ratios = [*self.ratios, *(peak(group) / self._reference for group in groups[len(self.ratios) :])]
+        ratios = [*self.ratios, *(peak_lr(group) / self._reference for group in groups[len(self.ratios) :])]
         self._set = [lr * ratio for ratio in ratios]
         for group, rate in zip(groups, self._set, strict=True):
             group.setdefault("initial_lr", float(group["lr"]))
-            put(group, "lr", rate)
+            set_value(group, "lr", rate)
         losses: list[Tensor] = []
         for _ in range(_MOST_SKIPPED):
             for number in range(self.accumulate):

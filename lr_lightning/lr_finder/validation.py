@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 
 from lr_lightning.lr_finder.dataloaders import Batches, on_device, validation_loaders
-from lr_lightning.lr_finder.dry_run import Bench
+from lr_lightning.lr_finder.dry_run import DryRun
 
 __all__ = ["Validation", "ValidationMetric"]
 
@@ -36,7 +36,7 @@ class Validation:
     of other weights, in a fresh network of none.
 
     Args:
-        bench: The bench that the steps are made on, entered.
+        dry_run: The dry_run that the steps are made on, entered.
         metric: ``"val_loss"`` or ``"accuracy"``.
         batches: How many batches of each process.
         monitor: The name the module logs it under, where it is another.
@@ -45,9 +45,9 @@ class Validation:
         ValueError: The Trainer has no validation to ask; on the first call, if it does not give the value.
     """
 
-    def __init__(self, bench: Bench, metric: ValidationMetric, *, batches: int, monitor: str | None = None) -> None:
-        self.bench, self.metric, self.monitor = bench, metric, monitor
-        trainer, module = bench.trainer, bench.module
+    def __init__(self, dry_run: DryRun, metric: ValidationMetric, *, batches: int, monitor: str | None = None) -> None:
+        self.dry_run, self.metric, self.monitor = dry_run, metric, monitor
+        trainer, module = dry_run.trainer, dry_run.module
         loop = trainer.fit_loop.epoch_loop.val_loop
         there = loop._data_source.is_defined() and is_overridden("validation_step", module)
         if not there or trainer.limit_val_batches == 0:
@@ -57,10 +57,10 @@ class Validation:
             )
         with isolate_rng():
             combined = validation_loaders(trainer)
-        bench.keep({"val_dataloader": combined.flattened})
+        dry_run.keep({"val_dataloader": combined.flattened})
         self._several = len(combined.flattened) > 1 and combined._mode == "sequential"
         loaders = Batches(combined)
-        with bench.undone():
+        with dry_run.undone():
             try:
                 count = min(batches, (combined.limits or [batches])[0])
                 self._batches = [item[0] for item in islice(iter(loaders.copy), int(count))]
@@ -74,7 +74,7 @@ class Validation:
         Raises:
             ValueError: The module's validation does not give the value.
         """
-        bench, trainer, module = self.bench, self.bench.trainer, self.bench.module
+        dry_run, trainer, module = self.dry_run, self.dry_run.trainer, self.dry_run.module
         logged: dict[str, list[tuple[Any, float]]] = {}
         returned: list[tuple[Any, float]] = []
         weight = 1.0
@@ -82,7 +82,7 @@ class Validation:
         def take(name: str, value: Any) -> None:
             logged.setdefault(name, []).append((value, weight))
 
-        with isolate_rng(), _evaluating(bench, take, self._alone), torch.no_grad():
+        with isolate_rng(), _evaluating(dry_run, take, self._alone), torch.no_grad():
             for hook in ("on_validation_start", "on_validation_epoch_start"):
                 call._call_lightning_module_hook(trainer, hook)
             for index, host in enumerate(self._batches):
@@ -111,7 +111,7 @@ class Validation:
         return float(value)
 
     def _step(self, batch: Any, index: int) -> Any:
-        trainer = self.bench.trainer
+        trainer = self.dry_run.trainer
         loop = trainer.fit_loop.epoch_loop.val_loop
         kwargs = loop._build_kwargs(batch, index, 0 if self._several else None)
         call._call_lightning_module_hook(trainer, "on_validation_batch_start", *kwargs.values())
@@ -122,13 +122,13 @@ class Validation:
 
 
 @contextmanager
-def _evaluating(bench: Bench, take: Callable[[str, Any], None], alone: bool) -> Iterator[None]:
+def _evaluating(dry_run: DryRun, take: Callable[[str, Any], None], alone: bool) -> Iterator[None]:
     """The Trainer's stage and the module's mode, as they are in a validation."""
-    modes = [(layer, layer.training) for layer in bench.module.modules()]
+    modes = [(layer, layer.training) for layer in dry_run.module.modules()]
     try:
-        bench.trainer.validating = True
-        bench.log = take
-        bench.module.eval()
+        dry_run.trainer.validating = True
+        dry_run.log = take
+        dry_run.module.eval()
         for layer, mode in modes:
             if mode and isinstance(layer, _BatchNorm) and not alone:  # one example has no variance
                 layer.training = True  # running statistics lag behind weights that move this fast
@@ -136,8 +136,8 @@ def _evaluating(bench: Bench, take: Callable[[str, Any], None], alone: bool) -> 
     finally:
         for layer, mode in modes:
             layer.training = mode
-        bench.log = None
-        bench.trainer.training = True
+        dry_run.log = None
+        dry_run.trainer.training = True
 
 
 def _mean(found: list[tuple[Any, float]]) -> Tensor:

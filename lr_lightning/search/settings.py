@@ -24,7 +24,7 @@ from lr_lightning.app.error_messages import did_you_mean, explain
 from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, SpaceError
-from lr_lightning.reports.run_metrics import direction
+from lr_lightning.reports.run_metrics import is_higher_better
 from lr_lightning.search.space import KINDS, Choice, Space, Value, Words, override, parse
 
 __all__ = ["SAMPLERS", "Composer", "Search", "check_space", "check_store", "direction_of", "read"]
@@ -387,7 +387,7 @@ def direction_of(objective: str) -> str | None:
     """Which direction of an objective is better, as far as its name tells."""
     words = set(re.split(r"[/_]", objective))
     lower = bool(words & {"seconds", "steps", "price", "memory", "joules", "spikes"})
-    higher = False if lower else direction(objective)
+    higher = False if lower else is_higher_better(objective)
     return None if higher is None else "maximize" if higher else "minimize"
 
 

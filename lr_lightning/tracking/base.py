@@ -110,7 +110,7 @@ class RunLogger(Logger, ABC):
 
         Raises:
             TrackingError: The output directory or the store cannot be used as asked.
-            RunningError: Another process is running this very run.
+            RunInUse: Another process is running this very run.
             OSError: The output directory has no room.
         """
         if self._active:

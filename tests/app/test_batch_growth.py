@@ -57,7 +57,10 @@ def test_any_schedule_of_the_rate_may_have_it_beside(composed: Compose) -> None:
     [
         (["schedule.growth.factor=1"], "schedule.growth.factor must be > 1, got 1"),
         (["schedule.growth.milestones=[60%,30%]"], "schedule.growth.milestones must rise, got '60%' before '30%'"),
-        (["schedule.growth.milestones=[60]"], "schedule.growth.milestones: a batch grows between two epochs"),
+        (
+            ["schedule.growth.milestones=[60]"],
+            "schedule.growth.milestones must be epochs, since a batch grows",
+        ),
         (["data.batch_size=1024"], "schedule.growth.max_batch_size: 512 is below data.batch_size, 1024. Give that"),
         (["schedule.growth.max_batch_size=0", "data.batch_size=1"], "schedule.growth.max_batch_size: 0 is below"),
     ],

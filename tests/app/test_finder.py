@@ -131,15 +131,15 @@ def test_a_search_that_applies_nothing_leaves_no_trace(composed: Compose, finder
 def test_multipliers_are_ratios_to_the_optimizers_rate(composed: Compose) -> None:
     config = validated(composed("finder=range_test", "experiment=smith"))
     assert config.optimizer.multipliers
-    from lr_lightning.callbacks.set_lr import rate_ratios, reference_rate
+    from lr_lightning.callbacks.set_lr import lr_ratios, reference_lr
 
     data = build.build_data(config)
     data.prepare()
     module = build.build_module(config, build.build_net(config, data), data)
     trainer = type("T", (), {"optimizers": [module.configure_optimizers()], "lr_scheduler_configs": []})()
-    reference = reference_rate(trainer, module)
+    reference = reference_lr(trainer, module)
     assert reference == config.optimizer.lr
-    assert sorted(set(rate_ratios(trainer, reference))) == [1.0, 2.0]
+    assert sorted(set(lr_ratios(trainer, reference))) == [1.0, 2.0]
 
 
 def test_a_grid_takes_its_best_rate(composed: Compose) -> None:
@@ -251,7 +251,7 @@ def test_a_module_that_optimizes_by_hand_is_refused_before_anything_runs(compose
 
 def test_a_target_that_is_no_search_is_refused(composed: Compose) -> None:
     config = validated(composed("finder._target_=lightning.pytorch.callbacks.Timer"))
-    with pytest.raises(ConfigError, match="gave a Timer, not a RateSearch"):
+    with pytest.raises(ConfigError, match="gave a Timer, not a BaseLRFinder"):
         build.build_finder(config, LightningModule())
 
 

@@ -19,14 +19,14 @@ from lr_lightning.app.commands import compare as app_compare
 from lr_lightning.errors import CompareError
 from lr_lightning.reports import tables
 from lr_lightning.reports import wording as words
-from lr_lightning.reports.comparison import Comparison
+from lr_lightning.reports.comparison import Report
 from lr_lightning.reports.plots import accuracy_against_cost, seed_means
 from lr_lightning.reports.tables import print_outcome
 from lr_lightning.tracking import Store
 
 from .conftest import Runs
 
-Compare = Callable[..., Comparison]
+Compare = Callable[..., Report]
 BEST = {
     "cosine": [0.951, 0.962, 0.943, 0.955, 0.968, 0.957],
     "constant": [0.931, 0.940, 0.945, 0.936, 0.939, 0.951],
@@ -34,16 +34,16 @@ BEST = {
 }
 
 
-def table(done: Comparison) -> dict[str, dict[str, str]]:
+def table(done: Report) -> dict[str, dict[str, str]]:
     found = tables.group_table(done.outcome, done.target)
     return {row[0]: dict(zip(found.columns, row, strict=True)) for row in found.rows}
 
 
-def page(done: Comparison) -> str:
+def page(done: Report) -> str:
     return done.files[0].read_text(encoding="utf-8")
 
 
-def csv_rows(done: Comparison) -> list[dict[str, str]]:
+def csv_rows(done: Report) -> list[dict[str, str]]:
     with done.files[1].open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 

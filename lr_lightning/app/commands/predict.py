@@ -27,7 +27,7 @@ from lr_lightning.app.run.train import quiet
 from lr_lightning.errors import ConfigError
 from lr_lightning.training.datamodule import ImageDataModule
 from lr_lightning.training.decode import EncodedImages, Format
-from lr_lightning.training.images import Images, Unreadable
+from lr_lightning.training.images import Images, UnreadableImage
 from lr_lightning.training.transforms import Normalizer
 
 __all__ = ["Prediction", "Predictor", "images_of", "run"]
@@ -92,7 +92,7 @@ class Predictor:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = _module(config, self.data, stored["state_dict"], path).to(self.device).eval()
 
-    def __call__(self, paths: Sequence[Path]) -> Iterator[Prediction | Unreadable]:
+    def __call__(self, paths: Sequence[Path]) -> Iterator[Prediction | UnreadableImage]:
         """Predict, in order; an image that cannot be read comes back as what is wrong with it.
 
         Raises:
@@ -222,12 +222,12 @@ def _module(config: Config, data: _Trained, weights: dict[str, Tensor], path: Pa
     return module
 
 
-def _decoded(path: Path, fmt: Format) -> Tensor | Unreadable:
+def _decoded(path: Path, fmt: Format) -> Tensor | UnreadableImage:
     """One image, uint8 [1, C, H, W], fitted as in training; or what is wrong with it."""
     first: NDArray[np.int64] = np.zeros(1, np.int64)
     try:
         return EncodedImages(Images(first, encoded=[path]), fmt).take(first)
-    except Unreadable as e:
+    except UnreadableImage as e:
         return e
 
 

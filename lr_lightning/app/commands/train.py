@@ -16,7 +16,7 @@ from lr_lightning.app.checks import validated
 from lr_lightning.app.commands.multirun import Sweep
 from lr_lightning.app.composition import listed_keys, prepare, wants_tracebacks
 from lr_lightning.app.config import Config
-from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, print_error
+from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
@@ -84,12 +84,18 @@ def main(root: Path, job: Job = "train") -> int:
     except KeyboardInterrupt:
         return 130  # before the run itself takes care of it
     sweep.compare()
-    said = Counter(str(e) if isinstance(e, ConfigError | Diverged | RunFailed) else explain(e) for e in errors)
+    said = Counter(_message(e) for e in errors)
     for text, count in said.items():  # the runs of a sweep may all fail of one thing, such as a password
         print_error(text if count == 1 else f"{text} ({count} runs)")
     if not errors:
         return 0
     return FAILED if any(isinstance(e, Diverged | RunFailed) for e in errors) else BAD_INPUT
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, Diverged):
+        return explain_divergence(error)
+    return str(error) if isinstance(error, ConfigError | RunFailed) else explain(error)
 
 
 def _usage(job: Job) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lr_lightning.app.config import Config, stale_keys
-from lr_lightning.callbacks.base_finder import RateSearch
+from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.tracking import MLflowLogger, RunLogger
 
@@ -35,7 +35,7 @@ class FoundRate(Callback):
         folder: The run's output folder; None on ranks other than the first.
     """
 
-    def __init__(self, config: Config, finder: RateSearch, folder: Path | None) -> None:
+    def __init__(self, config: Config, finder: BaseLRFinder, folder: Path | None) -> None:
         self.config, self.finder, self.folder = config, finder, folder
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
