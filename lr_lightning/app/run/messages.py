@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.lr_scaling import batch_of_one, batch_of_update
+from lr_lightning.app.lr_scaling import effective_batch_size, process_batch_size
 from lr_lightning.app.run.resume import Previous, untrusted
 from lr_lightning.app.world import world_size
 from lr_lightning.diagnosis import Verdict
@@ -70,7 +70,7 @@ def _peak(config: Config) -> str:
 
 def _batch(config: Config) -> str:
     """The batch of an update, and what it is made of if that is more than one batch."""
-    one, update = batch_of_one(config), batch_of_update(config)
+    one, update = process_batch_size(config), effective_batch_size(config)
     factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
     return str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
 
