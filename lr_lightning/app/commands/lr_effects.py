@@ -142,7 +142,7 @@ def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Tria
     with sweep_record(config, folder / "record", folder.name, "lr_effects") as logger:
         for file in files:
             logger.log_artifact(folder / file)
-        logger.set_tags({"mlflow.note.content": f"```\n{text}\n```"})
+        logger.log_note(f"```\n{text}\n```")
         held = sum(claim.outcome == "held" for claim in found)
         logger.log_summary({"runs": len(trials), "claims": len(found), "claims_held": held})
     console.print(f"output {folder}: {', '.join(files)}")

@@ -160,12 +160,12 @@ def _trainings(
     config: Config, folder: Path, longer: str, verdict: Verdict | None, *, by_make: bool
 ) -> list[tuple[str, str]]:
     """The training that the verdict advises, as far as it is known; none that it speaks against."""
-    if verdict is None or verdict.bears_more:
+    if verdict is None or verdict.can_train_longer:
         name, arguments = "train on", [f"resume={folder}", *_trust(config), longer]
-    elif verdict.enough is not None and (own := _own_overrides()) is not None:
+    elif verdict.sufficient_epochs is not None and (own := _own_overrides()) is not None:
         key = longer.split("=")[0]
         limit = getattr(config.trainer, key.removeprefix("trainer."))
-        length = max(1, round(limit * verdict.enough / verdict.evidence["epochs"]))
+        length = max(1, round(limit * verdict.sufficient_epochs / verdict.evidence["epochs"]))
         name, arguments = "a shorter one", [*(w for w in own if w.lstrip("+").split("=")[0] != key), f"{key}={length}"]
     else:
         return []
