@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-__all__ = ["Renewed", "batch_loss", "callbacks_of", "each_rank", "from_all_ranks", "mean_loss", "mean_over_ranks"]
+__all__ = ["FreshMetric", "batch_loss", "callbacks_of", "gather_numbers", "gather_rows", "mean_loss", "mean_over_ranks"]
 
 _T = TypeVar("_T", bound=Callback)
 
@@ -22,7 +22,7 @@ def callbacks_of(trainer: Trainer, kind: type[_T]) -> list[_T]:
 # --- Numbers from all ranks to all. Every rank must call these, also one that has nothing to give.
 
 
-def each_rank(trainer: Trainer, values: Sequence[float]) -> list[list[float]]:
+def gather_numbers(trainer: Trainer, values: Sequence[float]) -> list[list[float]]:
     """The values of each rank, rank by rank; as many on all of them, in float64."""
     if trainer.world_size == 1:
         return [list(map(float, values))]
@@ -33,12 +33,12 @@ def each_rank(trainer: Trainer, values: Sequence[float]) -> list[list[float]]:
 
 def mean_over_ranks(trainer: Trainer, value: float | Tensor | None) -> float | None:
     """The mean over the ranks that have a value; None where none has."""
-    rows = each_rank(trainer, [0.0, 0.0] if value is None else [float(value), 1.0])
+    rows = gather_numbers(trainer, [0.0, 0.0] if value is None else [float(value), 1.0])
     known = sum(have for _, have in rows)
     return sum(own for own, _ in rows) / known if known else None
 
 
-def from_all_ranks(trainer: Trainer, rows: Tensor) -> Tensor:
+def gather_rows(trainer: Trainer, rows: Tensor) -> Tensor:
     """The rows of all ranks, which may differ in number and be none, one rank after the other."""
     if trainer.world_size == 1:
         return rows
@@ -54,7 +54,7 @@ def from_all_ranks(trainer: Trainer, rows: Tensor) -> Tensor:
 # --- Whether a metric was logged anew.
 
 
-class Renewed:
+class FreshMetric:
     """Tells a metric that was logged since it was last asked for from one that is left from before.
 
     Lightning keeps the last value of every metric, so a monitor that measures at every second validation leaves its

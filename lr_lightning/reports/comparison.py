@@ -17,10 +17,18 @@ from lr_lightning.errors import CompareError, Rejected, StoreUnavailable, Tracki
 from lr_lightning.reports import html, png, run_metrics, tables, wording
 from lr_lightning.reports.groups import ComparedGroups, find_data_sets, group_and_compare, without_data_keys
 from lr_lightning.reports.plots import make_plots
-from lr_lightning.reports.run_metrics import REPORT_METRICS, find_metric, group_name, measure_run, with_data_set
+from lr_lightning.reports.run_metrics import (
+    REPORT_METRICS,
+    RunResult,
+    find_metric,
+    group_name,
+    measure_run,
+    with_data_set,
+)
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
-from lr_lightning.tracking.query import JOB_TAG, Run, experiments, read_curves, read_runs
+from lr_lightning.tracking.keys import JOB_TAG
+from lr_lightning.tracking.query import Run, experiments, read_curves, read_runs
 from lr_lightning.tracking.view import REPORT_NAME
 
 COMPARE_JOB = "compare"
@@ -112,10 +120,12 @@ def compare(request: ReportRequest) -> Report:
             raise CompareError(run_metrics.unknown_key_message(runs, key), "by")
     objective = _choose_objective(request.metric, runs)
     higher = _higher_is_better(request, objective)
-    _read_curves(store, runs, [*REPORT_METRICS, *filter(None, (objective, target and target.metric))])
+    asked = (objective, target.metric if target else None)
+    _read_curves(store, runs, [*REPORT_METRICS, *(metric for metric in asked if metric)])
     if target and not any(find_metric(target.metric, run.last) for run in runs):
         raise CompareError(f"no run has a metric {target.metric!r}. {_known_metrics(runs)}", "target")
-    compared, keys = _compare_runs(request, runs, objective, target, higher)
+    results = [measure_run(run, request.keys, objective, target, higher_is_better=higher) for run in runs]
+    compared, keys = _compare_results(request, results, objective, higher)
     looks = styles(group.name for group in compared.groups)
     plots = make_plots(compared, looks, keys)
     name = ", ".join(chosen)
@@ -128,7 +138,6 @@ def compare(request: ReportRequest) -> Report:
 
     report = Report(compared, target, _new_folder(request.output_root / "compare", name), wording.printable(title))
     report.good_lrs = [text for plot in plots for text in plot.good_lrs]
-    results = [result for group in compared.groups for result in group.runs]
     report.files += [
         _write_page(report.folder, page),
         _write_csv(report.folder, tables.csv_rows(results, target, [*compared.varying])),
@@ -232,12 +241,11 @@ def _read_curves(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> None
         read_curves(store, some, own)
 
 
-def _compare_runs(
-    request: ReportRequest, runs: Sequence[Run], objective: str | None, target: Target | None, higher: bool
+def _compare_results(
+    request: ReportRequest, results: Sequence[RunResult], objective: str | None, higher: bool
 ) -> tuple[ComparedGroups, Sequence[str]]:
-    """Measure and compare the runs, and return what makes the groups beside the data set."""
+    """Compare the runs, and return the keys that make the groups beside the data set."""
     keys = request.keys
-    results = [measure_run(run, keys, objective, target, higher_is_better=higher) for run in runs]
     data_sets = find_data_sets(results, keys, request.by or (), request.filter_string)
     if data_sets:
         keys = without_data_keys(keys)

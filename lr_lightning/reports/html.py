@@ -121,8 +121,9 @@ def _group_tables(compared: ComparedGroups, styles: Styles, target: Target | Non
 
 def _run_tables(compared: ComparedGroups, excluded: Sequence[tuple[Run, str]], server: str) -> dict[str, object]:
     table, runs = tables.run_table(compared)
+    links = f"Links lead to {server}, where `make ui` serves a local store."
     return {
-        "varying_note": f"{tables.varying_note(compared)} Links lead to {server}, where `make ui` serves a local store.",
+        "varying_note": f"{tables.varying_note(compared)} {links}",
         "run_columns": table.titles,
         "run_rows": [
             {"name": row[0], "cells": row[1:], "link": tables.run_link(server, run)}

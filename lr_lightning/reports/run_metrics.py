@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.cost import Reach, Target, time_to
 from lr_lightning.reports.curves import setback
-from lr_lightning.tracking.query import Curve, Run
+from lr_lightning.tracking.query import MetricCurve, Run
 
 LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/acc"
 PROBE_LOSS, GAP_LOSS, TRAIN_LOSS_EPOCH, EPOCH = "probe/loss", "overfit/gap_loss", "train/loss_epoch", "epoch"
@@ -173,7 +173,7 @@ class RunAxes:
         finished: Whether the run finished, so that the steps it made are its whole budget.
     """
 
-    def __init__(self, run: Run, curves: dict[str, Curve], finished: bool) -> None:
+    def __init__(self, run: Run, curves: dict[str, MetricCurve], finished: bool) -> None:
         dense = [curves[key] for key in (TRAIN_LOSS, LR) if key in curves] or [*curves.values()]
         self.last = max((int(c.step[-1]) for c in dense if c.step.size), default=-1)
         self._epochs = _epoch_knots(curves, self.last)
@@ -203,7 +203,7 @@ def _extrapolate(x: Floats, xs: Floats, ys: Floats) -> Floats:
     return np.where(x > xs[-1], ys[-1] + (x - xs[-1]) * slope, inside)
 
 
-def _epoch_knots(curves: dict[str, Curve], last: int) -> _Knots | None:
+def _epoch_knots(curves: dict[str, MetricCurve], last: int) -> _Knots | None:
     """Return steps made and epochs done, from the epochs' mean losses or from Lightning's ``epoch``."""
     mean = curves.get(TRAIN_LOSS_EPOCH)
     if mean is not None and mean.step.size:
@@ -219,7 +219,7 @@ def _epoch_knots(curves: dict[str, Curve], last: int) -> _Knots | None:
     return (np.insert(ends, 0, 0.0), np.insert(counts, 0, 0.0)) if ends.size else None
 
 
-def _examples_knots(run: Run, curves: dict[str, Curve], last: int) -> _Knots | None:
+def _examples_knots(run: Run, curves: dict[str, MetricCurve], last: int) -> _Knots | None:
     """Return steps made and examples seen."""
     size = curves.get(BATCH_SIZE)
     if size is not None and size.step.size:  # logged at the end of each epoch, for all processes
@@ -251,7 +251,7 @@ def _world_size(run: Run) -> float | None:
     return devices * nodes if devices is not None and devices >= 1 else None
 
 
-def _seconds_knots(curves: dict[str, Curve], dense: list[Curve]) -> _Knots | None:
+def _seconds_knots(curves: dict[str, MetricCurve], dense: list[MetricCurve]) -> _Knots | None:
     """Return steps and seconds, as the run measured them (without the time between a stop and a resume) or by clock."""
     measured = curves.get(COST_SECONDS)
     if measured is not None and measured.step.size > 1:
@@ -326,7 +326,7 @@ class RunResult:
     group: str
     seed: str
     state: RunState
-    curves: dict[str, Curve]
+    curves: dict[str, MetricCurve]
     axes: RunAxes
     best: float = math.nan
     last: float = math.nan
@@ -357,7 +357,7 @@ class RunResult:
         """Number of jumps of the training loss, if the run counted them."""
         return self.run.last.get("summary/spikes", math.nan)
 
-    def curve(self, metric: str) -> Curve | None:
+    def curve(self, metric: str) -> MetricCurve | None:
         """Return the curve of a metric, or None if it has no finite row."""
         curve = self.curves.get(metric)
         return curve if curve is not None and curve.step.size else None
@@ -375,7 +375,7 @@ def measure_run(
         target: What the times to a target are measured to, or None.
         higher_is_better: Which direction of the objective is better.
     """
-    curves: dict[str, Curve] = {}
+    curves: dict[str, MetricCurve] = {}
     for key, curve in run.curves.items():
         name = key if key in REPORT_METRICS else canonical_metric(key)
         if curve.step.size or name not in curves:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lr_lightning._lightning import from_all_ranks, mean_over_ranks
+from lr_lightning._lightning import gather_rows, mean_over_ranks
 from lr_lightning.callbacks.per_example import Examples, Gathered, ValidationLosses
 from tests.callbacks.threads import on_ranks
 from tests.callbacks.tiny import Tiny
@@ -70,5 +70,5 @@ def test_means_and_rows_of_ranks_that_have_some() -> None:
     assert on_ranks(lambda trainer: mean_over_ranks(trainer, own[trainer.global_rank]), 3) == [2.0] * 3
     assert on_ranks(lambda trainer: mean_over_ranks(trainer, None), 2) == [None] * 2
     rows = [torch.ones(2, 1), torch.empty(0, 1), torch.zeros(1, 1)]
-    for every in on_ranks(lambda trainer: from_all_ranks(trainer, rows[trainer.global_rank]), 3):
+    for every in on_ranks(lambda trainer: gather_rows(trainer, rows[trainer.global_rank]), 3):
         assert every.tolist() == [[1.0], [1.0], [0.0]]
