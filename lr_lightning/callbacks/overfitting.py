@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lr_lightning._lightning import batch_loss, mean_over_ranks, to_device
 from lr_lightning._param_groups import first_group_lr
-from lr_lightning.callbacks.loggers import log_figure, log_tags, log_text
+from lr_lightning.callbacks.loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning.callbacks.per_example import (
     WITH_LOGITS,
     WITH_RIGHT,
@@ -377,7 +377,8 @@ class OverfittingMonitor(Callback):
         if (not self._points and self._diverged is None) or not trainer.is_global_zero:
             return
         verdict = self.verdict
-        log_tags(trainer, {"verdict": verdict.label, "mlflow.note.content": verdict.text()})
+        log_tags(trainer, {"verdict": verdict.label})
+        log_note(trainer, verdict.text())
         log_text(trainer, verdict.text() + "\n", "verdict.txt")
         if not trainer.loggers or not self._points:
             return

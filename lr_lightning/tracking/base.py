@@ -301,6 +301,10 @@ class RunLogger(Logger, ABC):
         self._tags.update(new)
         self._write(records)
 
+    def log_note(self, text: str) -> None:
+        """Set the run's description, in Markdown: a tag that MLflow shows at the top of a run."""
+        self.set_tags({"mlflow.note.content": text})
+
     @rank_zero_only
     def log_artifact(self, path: Path | str, artifact_path: str | None = None) -> None:
         """Keep a file or folder with the run. One from outside the output directory is copied into it first.

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lr_lightning._lightning import is_step_complete, stop_after_batch
 from lr_lightning.app.monitor_checks import validation_follows
-from lr_lightning.app.world import launched
+from lr_lightning.app.world import external_launch
 
 
 class Interrupted(SystemExit):
@@ -135,7 +135,7 @@ def is_child() -> bool:
 
     SLURM ends its own; and the first process of Lightning's launcher is the user's, who may close the terminal.
     """
-    started = launched()
+    started = external_launch()
     if started is not None:
         return started.by == "torchrun"
     return int(os.environ.get("LOCAL_RANK", "0")) > 0
