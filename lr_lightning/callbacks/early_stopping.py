@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning._checks import check_choice
-from lr_lightning._lightning import Renewed, callbacks_of
+from lr_lightning._lightning import FreshMetric, callbacks_of
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import updates_made
@@ -87,7 +87,7 @@ class ScheduleAwareStopping(EarlyStopping):
         self._factor = 1.0  # the plateau's, at the last validation that counted
         self._better = True  # since the last drop
         self._seen = False  # whether the metrics have ever been logged
-        self._renewed = {name: Renewed() for name in self._needed}
+        self._renewed = {name: FreshMetric() for name in self._needed}
         self._phases: Phases | None = None
 
     @property

@@ -9,9 +9,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning._checks import check_choice, check_count
-from lr_lightning.callbacks.base_finder import Found, Metric, RateSearch, SearchBar
+from lr_lightning.callbacks.base_finder import BaseLRFinder, FinderProgressBar, FinderResult, Metric
 from lr_lightning.callbacks.loggers import give
-from lr_lightning.callbacks.set_lr import reference_rate
+from lr_lightning.callbacks.set_lr import reference_lr
 from lr_lightning.lr_finder.curve import DivergenceStop
 from lr_lightning.lr_finder.dry_run import DryRun
 from lr_lightning.lr_finder.results import GridTest, RangeTest
@@ -23,7 +23,7 @@ _Mode = Literal["exponential", "linear"]
 _FEWEST_STEPS = 10
 
 
-class LRFinder(RateSearch):
+class LRFinder(BaseLRFinder):
     """Find a good peak learning rate before training, and train with it.
 
     Smith's range test (Smith 2017, "Cyclical learning rates for training neural networks", 1506.01186, section 3.3):
@@ -135,7 +135,7 @@ class LRFinder(RateSearch):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test, if this is one of ``at_epochs``."""
         if self.at_epochs is not None and trainer.current_epoch in self.at_epochs:
-            result = self._run(trainer, pl_module, reference_rate(trainer, pl_module, self.attribute))
+            result = self._run(trainer, pl_module, reference_lr(trainer, pl_module, self.attribute))
             values = {"lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
             found = {f"lr_finder/{name}": value for name, value in values.items() if value is not None}
             if found:
@@ -162,7 +162,7 @@ class LRFinder(RateSearch):
             return self._test(dry_run, self._grid(*wider), validation, bar)
 
     def _test(
-        self, dry_run: DryRun, grid: tuple[float, ...], validation: Validation | None, bar: SearchBar
+        self, dry_run: DryRun, grid: tuple[float, ...], validation: Validation | None, bar: FinderProgressBar
     ) -> RangeTest:
         """The sweeps of one range."""
         runs, begun = [], bar.n
@@ -173,7 +173,7 @@ class LRFinder(RateSearch):
         return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=dry_run.trainer.current_epoch)
 
     def _sweep(
-        self, dry_run: DryRun, grid: tuple[float, ...], validation: Validation | None, bar: SearchBar
+        self, dry_run: DryRun, grid: tuple[float, ...], validation: Validation | None, bar: FinderProgressBar
     ) -> tuple[float, ...]:
         """One test: the value before each update, up to where it diverged or is not finite."""
         diverged = DivergenceStop(higher_is_better=self.metric == "accuracy")
@@ -190,14 +190,14 @@ class LRFinder(RateSearch):
                 break
         return tuple(values)
 
-    def _artifact(self, found: Found) -> str:
+    def _artifact(self, found: FinderResult) -> str:
         return self.artifact if self.at_epochs is None else f"range_test/epoch_{found.epoch}"
 
 
 # --- The textbook's search for a rate: a log grid, each rate trained for a while from the same start.
 
 
-class LRGrid(RateSearch):
+class LRGrid(BaseLRFinder):
     """Train each rate of a log grid for some steps, from the same start and over the same batches, and take the best.
 
     It costs ``num_lrs`` times what :class:`~lr_lightning.callbacks.lr_finder.LRFinder` does with as many steps, and
@@ -274,7 +274,7 @@ class LRGrid(RateSearch):
         return GridTest(grid, tuple(curves), self.num_steps, known, metric=self.metric, epoch=trainer.current_epoch)
 
     def _train(
-        self, dry_run: DryRun, lr: float, number: int, validation: Validation | None, bar: SearchBar
+        self, dry_run: DryRun, lr: float, number: int, validation: Validation | None, bar: FinderProgressBar
     ) -> tuple[tuple[float, ...], float]:
         """The losses of one training, up to where one is not finite, and the metric at its end."""
         losses: list[float] = []

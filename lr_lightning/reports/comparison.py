@@ -25,7 +25,8 @@ from lr_lightning.reports.plots import all_figures
 from lr_lightning.reports.run_metrics import group_of, measure, of_data_set, unknown_key, value_of
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
-from lr_lightning.tracking.query import JOB_TAG, Run, experiments, read_curves, read_runs
+from lr_lightning.tracking.keys import JOB_TAG
+from lr_lightning.tracking.query import Run, experiments, read_curves, read_runs
 from lr_lightning.tracking.view import REPORT_NAME
 
 # --- Writing a comparison: its folder, and a run of its own in MLflow.
@@ -102,7 +103,7 @@ DEFAULT_SERVER = "http://127.0.0.1:5000"
 
 
 @dataclass(frozen=True)
-class Request:
+class ReportRequest:
     """What is to be compared.
 
     Attributes:
@@ -141,7 +142,7 @@ class Request:
 
 
 @dataclass
-class Comparison:
+class Report:
     """What a comparison gives back.
 
     Attributes:
@@ -165,7 +166,7 @@ class Comparison:
     good_rates: list[str] = field(default_factory=list)
 
 
-def compare(request: Request) -> Comparison:
+def compare(request: ReportRequest) -> Report:
     """Read runs, compare them and write the report.
 
     Raises:
@@ -203,7 +204,7 @@ def compare(request: Request) -> Comparison:
     figures = all_figures(outcome, looks, keys)
     name = ", ".join(chosen)
     title = f"{name}: {len(runs)} runs by {', '.join([*keys, *['data set'] * bool(mixed)])}"
-    done = Comparison(outcome, target, new_folder(request.output_root / "compare", name), words.plain(title))
+    done = Report(outcome, target, new_folder(request.output_root / "compare", name), words.plain(title))
     done.good_rates = [text for figure in figures for text in figure.good_rates]
     server = (request.server or _server_of(request.store)).rstrip("/")
     facts = f"{datetime.now():%Y-%m-%d %H:%M}, {request.store.public_uri}" + (
@@ -227,7 +228,7 @@ def _target(text: str | None) -> Target | None:
         raise CompareError(str(e), "target") from None
 
 
-def _experiments(request: Request) -> dict[str, str]:
+def _experiments(request: ReportRequest) -> dict[str, str]:
     """Name to id of the experiments that are asked for."""
     known = experiments(request.store)
     missing = [name for name in request.experiments if name not in known]
@@ -247,7 +248,7 @@ def _experiments(request: Request) -> dict[str, str]:
     raise CompareError(f"choose one of {', '.join(sorted(used)) or 'none: there is no run yet'}.", "experiment")
 
 
-def _runs(request: Request, chosen: dict[str, str]) -> tuple[list[Run], list[tuple[Run, str]]]:
+def _runs(request: ReportRequest, chosen: dict[str, str]) -> tuple[list[Run], list[tuple[Run, str]]]:
     """The runs to compare, and those left out, each with the reason."""
     try:
         found = read_runs(request.store, [*chosen.values()], request.filter_string)
@@ -284,10 +285,10 @@ def _objective(asked: str | None, runs: Sequence[Run]) -> str | None:
     return None
 
 
-def _higher_is_better(request: Request, objective: str | None) -> bool:
+def _higher_is_better(request: ReportRequest, objective: str | None) -> bool:
     if request.higher_is_better is not None or objective is None:
         return request.higher_is_better is not False
-    found = names.direction(objective)
+    found = names.is_higher_better(objective)
     if found is None:
         raise CompareError(
             f"whether more of {objective!r} is better cannot be told from its name. Say it: --higher-is-better or "
@@ -316,7 +317,7 @@ def _server_of(store: Store) -> str:
     return store.uri if store.artifact_root is None else DEFAULT_SERVER
 
 
-def _log(request: Request, chosen: dict[str, str], done: Comparison, server: str) -> str | None:
+def _log(request: ReportRequest, chosen: dict[str, str], done: Report, server: str) -> str | None:
     """Best effort: the files are there, whatever the store says."""
     experiment_id = next(iter(chosen.values()))
     try:

@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from lr_lightning._plotting import Style, styles
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
-from lr_lightning.diagnosis.thinning import band, thin
 from lr_lightning.reports import run_metrics as names
+from lr_lightning.reports.curves import band, thin
 from lr_lightning.reports.groups import Group, Outcome
 from lr_lightning.reports.run_metrics import AXES, Measured, group_of, of_data_set
-from lr_lightning.tracking.query import Curve
+from lr_lightning.tracking.query import MetricCurve
 
 # --- What is drawn, as plain arrays: the page and the pictures draw the same.
 
@@ -163,12 +163,12 @@ def loss_against_lr(outcome: Outcome, styles: dict[str, Style]) -> Figure | None
     return figure if figure.traces else None
 
 
-def _curve(m: Measured, key: str) -> Curve | None:
+def _curve(m: Measured, key: str) -> MetricCurve | None:
     curve = m.curves.get(key)
     return curve if curve is not None and curve.step.size else None
 
 
-def _places(m: Measured, curve: Curve, limit: int) -> dict[str, Place]:
+def _places(m: Measured, curve: MetricCurve, limit: int) -> dict[str, Place]:
     keep = thin(curve.value, limit)
     step, value = curve.step[keep], curve.value[keep]
     found = ((axis, m.axes.at(axis, step)) for axis in AXES)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.cost import Reach, Target, time_to
-from lr_lightning.diagnosis.thinning import setback
-from lr_lightning.tracking.query import Curve, Run
+from lr_lightning.reports.curves import setback
+from lr_lightning.tracking.query import MetricCurve, Run
 
 # --- Which of a run's metrics is which, also where another program named them.
 
@@ -101,7 +101,7 @@ _HIGHER = frozenset(
 _WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
 
 
-def direction(metric: str) -> bool | None:
+def is_higher_better(metric: str) -> bool | None:
     """Whether more of a metric is better, as far as the words of its name tell.
 
     Args:
@@ -111,8 +111,8 @@ def direction(metric: str) -> bool | None:
         None where no word tells, or where two say the opposite. A gap is bad, whatever it is a gap of.
 
     Example:
-        >>> direction("val/acc"), direction("val/wer"), direction("MulticlassF1Score"), direction("val/score")
-        (True, False, True, None)
+        >>> [is_higher_better(name) for name in ("val/acc", "val/wer", "MulticlassF1Score", "val/score")]
+        [True, False, True, None]
     """
     words = {word.lower() for word in _WORD.findall(metric)}
     words |= {word.rstrip("0123456789") for word in words}
@@ -145,7 +145,7 @@ class RunAxes:
         finished: Whether it has come to its end, so that what it did is its whole budget.
     """
 
-    def __init__(self, run: Run, curves: dict[str, Curve], finished: bool) -> None:
+    def __init__(self, run: Run, curves: dict[str, MetricCurve], finished: bool) -> None:
         dense = [curves[key] for key in (TRAIN_LOSS, LR) if key in curves]
         everything = dense or [*curves.values()]
         self.last = max((int(c.step[-1]) for c in everything if c.step.size), default=-1)
@@ -173,7 +173,7 @@ def _extended(x: Floats, xs: Floats, ys: Floats) -> Floats:
     return np.where(x > xs[-1], ys[-1] + (x - xs[-1]) * slope, inside)
 
 
-def _epoch_knots(curves: dict[str, Curve], last: int) -> tuple[Floats, Floats] | None:
+def _epoch_knots(curves: dict[str, MetricCurve], last: int) -> tuple[Floats, Floats] | None:
     """Steps done, and epochs done by then: where an epoch's mean was logged, or where Lightning's `epoch` changed."""
     mean = curves.get(EPOCH_MEAN)
     if mean is not None and mean.step.size:
@@ -191,7 +191,7 @@ def _epoch_knots(curves: dict[str, Curve], last: int) -> tuple[Floats, Floats] |
     return np.insert(ends, 0, 0.0), np.insert(counts, 0, 0.0)
 
 
-def _examples_knots(run: Run, curves: dict[str, Curve], last: int) -> tuple[Floats, Floats] | None:
+def _examples_knots(run: Run, curves: dict[str, MetricCurve], last: int) -> tuple[Floats, Floats] | None:
     """Steps done, and examples seen by then."""
     size = curves.get(BATCH_SIZE)
     if size is not None and size.step.size:  # logged at the end of an epoch, for that epoch
@@ -225,7 +225,7 @@ def _world_size(run: Run) -> float | None:
     return devices * nodes if devices is not None and devices >= 1 else None
 
 
-def _seconds_knots(curves: dict[str, Curve], everything: list[Curve]) -> tuple[Floats, Floats] | None:
+def _seconds_knots(curves: dict[str, MetricCurve], everything: list[MetricCurve]) -> tuple[Floats, Floats] | None:
     """Steps, and seconds by then: as the run measured them, which leaves out the time between a stop and a resume."""
     measured = curves.get(COST_SECONDS)
     if measured is not None and measured.step.size > 1:
@@ -291,7 +291,7 @@ class Measured:
     group: str
     seed: str
     state: str
-    curves: dict[str, Curve]
+    curves: dict[str, MetricCurve]
     axes: RunAxes
     best: float = NAN
     last: float = NAN
@@ -335,7 +335,7 @@ def measure(
         target: What the time is taken to.
         higher_is_better: Which direction of the objective is better.
     """
-    curves: dict[str, Curve] = {}
+    curves: dict[str, MetricCurve] = {}
     for key in run.curves:
         name = canonical(key) if key not in READ else key
         if run.curves[key].step.size or name not in curves:

@@ -169,7 +169,7 @@ class Custom(Schedule):
 
     def __post_init__(self) -> None:
         if not _takes_step_and_clock(self.function):
-            raise ArgumentError(f"function must be callable as function(step, clock), got {self.function!r}")
+            raise ArgumentError(f"must be callable as function(step, clock), got {self.function!r}", "function")
 
     @property
     def needs_total(self) -> bool:
@@ -202,7 +202,7 @@ def as_schedule(name: str, value: object) -> Schedule:
         return value
     if _takes_step_and_clock(value):
         return Custom(value)  # type: ignore[arg-type]
-    raise ArgumentError(f"{name} must be a schedule such as Cosine() or a function(step, clock), got {value!r}")
+    raise ArgumentError(f"must be a schedule such as Cosine() or a function(step, clock), got {value!r}", name)
 
 
 def _takes_step_and_clock(value: object) -> bool:

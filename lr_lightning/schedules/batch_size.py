@@ -53,17 +53,18 @@ def parse_milestones(milestones: Sequence[DurationLike]) -> tuple[Duration, ...]
         ['60 epochs', '80%']
     """
     if isinstance(milestones, str) or not isinstance(milestones, Sequence) or not milestones:
-        raise ArgumentError(f"milestones must be a list such as ['30%', '60%'], got {milestones!r}")
+        raise ArgumentError(f"must be a list such as ['30%', '60%'], got {milestones!r}", "milestones")
     parsed = tuple(parse_duration(milestone, "milestones", positive=True) for milestone in milestones)
     for duration in parsed:
         if duration.unit == "steps":
             raise ArgumentError(
-                f"milestones: a batch grows between two epochs, so '{duration}' is no milestone."
-                f" Write '{duration.amount} epochs' or a percentage such as '30%'."
+                f"must be epochs, since a batch grows between two of them, got '{duration}'."
+                f" Write '{duration.amount} epochs' or a percentage such as '30%'.",
+                "milestones",
             )
     for first, second in pairwise(parsed):
         if first.unit == second.unit and second.amount <= first.amount:
-            raise ArgumentError(f"milestones must rise, got '{first}' before '{second}'")
+            raise ArgumentError(f"must rise, got '{first}' before '{second}'", "milestones")
     return parsed
 
 
@@ -93,7 +94,7 @@ def milestone_multiples(
     at = [_epoch(milestone, epochs) for milestone in parse_milestones(milestones)]
     if sorted(at) != at:  # possible with two units
         given = ", ".join(f"{epoch} ({milestone})" for epoch, milestone in zip(at, milestones, strict=True))
-        raise ArgumentError(f"milestones must rise, got epochs {given} of {epochs}")
+        raise ArgumentError(f"must rise, got epochs {given} of {epochs}", "milestones")
     listed = max(at) + 1 if epochs is None else epochs
     return tuple(float(factor ** sum(epoch >= start for start in at)) for epoch in range(listed))
 

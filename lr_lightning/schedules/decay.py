@@ -312,7 +312,7 @@ class MultiStep(Schedule):
 
     def __post_init__(self) -> None:
         if isinstance(self.at, int | str) or not self.at:
-            raise ArgumentError(f"at must be a list of at least one duration, got {self.at!r}")
+            raise ArgumentError(f"must be a list of at least one duration, got {self.at!r}", "at")
         object.__setattr__(self, "at", tuple(self.at))  # config files give lists, which have no hash
         for milestone in self.at:
             parse_duration(milestone, "at")

@@ -8,17 +8,17 @@ import pytest
 from lr_lightning.reports import run_metrics as names
 from lr_lightning.reports import wording as words
 from lr_lightning.reports.run_metrics import RunAxes
-from lr_lightning.tracking.query import Curve, Run
+from lr_lightning.tracking.query import MetricCurve, Run
 
 STEPS = np.array([0, 9, 19, 39])
 
 
-def curve(points: Sequence[tuple[int, float]], ms: int = 100) -> Curve:
+def curve(points: Sequence[tuple[int, float]], ms: int = 100) -> MetricCurve:
     step, value = map(np.array, zip(*points, strict=True))
-    return Curve(step, value.astype(np.float64), 1_000 + ms * step)
+    return MetricCurve(step, value.astype(np.float64), 1_000 + ms * step)
 
 
-def axes(curves: Mapping[str, Curve], finished: bool = True, world: str = "", **params: str) -> RunAxes:
+def axes(curves: Mapping[str, MetricCurve], finished: bool = True, world: str = "", **params: str) -> RunAxes:
     given = {k.replace("__", "."): v for k, v in params.items()}
     run = Run("id", "name", "1", "FINISHED", 0, None, params=given, tags={names.WORLD_SIZE: world} if world else {})
     dense = {names.TRAIN_LOSS: curve([(i, 1.0) for i in range(40)])}
@@ -127,7 +127,7 @@ def test_a_metric_is_found_by_its_name_or_by_what_it_means(key: str, available: 
     ],
 )
 def test_which_direction_is_better_is_told_by_whole_words(better: bool | None, metrics: list[str]) -> None:
-    assert {metric: names.direction(metric) for metric in metrics} == dict.fromkeys(metrics, better)
+    assert {metric: names.is_higher_better(metric) for metric in metrics} == dict.fromkeys(metrics, better)
 
 
 @pytest.mark.parametrize(
