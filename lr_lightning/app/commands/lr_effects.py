@@ -16,8 +16,7 @@ from rich.console import Console
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.output import output_root
-from lr_lightning.app.run.record import sweep_record
-from lr_lightning.app.run.summary import Outcome
+from lr_lightning.app.run.record import RunOutcome, sweep_record
 from lr_lightning.app.run.train import train
 from lr_lightning.app.schemas.search import StudyConfig
 from lr_lightning.diagnosis.lr_effects import Claim, Row, Trial, claims, matched_gap, matched_level, table
@@ -69,21 +68,20 @@ def run_study(config: Config) -> list[Trial]:
     return trials
 
 
-def _train(config: Config, lr: float, seed: int, sweep: str, number: int) -> Outcome:
+def _train(config: Config, lr: float, seed: int, sweep: str, number: int) -> RunOutcome:
     """One run of the grid; one that diverges is a result."""
     own = deepcopy(config)
     own.study, own.seed, own.optimizer.lr = None, seed, lr
     own.trainer.progress = "none"
     own.tracking.tags = {**own.tracking.tags, "study": "lr_effects", "sweep": sweep, "trial": str(number - 1)}
     try:
-        result = train(own, report=False)
+        return train(own, report=False)
     except Diverged as e:
-        outcome: Outcome = e.outcome or Outcome()
+        outcome: RunOutcome = e.outcome or RunOutcome()
         return outcome
-    return Outcome(result.summary, result.history, result.verdict)
 
 
-def _trial(lr: float, seed: int, outcome: Outcome) -> Trial:
+def _trial(lr: float, seed: int, outcome: RunOutcome) -> Trial:
     summary, verdict, history = outcome.summary, outcome.verdict, outcome.history
     points = history.points if history is not None else ()
     steps_to_target = summary.get("steps_to_target", math.inf)
@@ -119,7 +117,7 @@ def _line(number: int, count: int, trial: Trial, left: float) -> str:
 
 
 def _folder(config: Config, name: str) -> Path:
-    folder = output_root(config) / name
+    folder = output_root(config.output_root) / name
     folder.mkdir()
     return folder
 
