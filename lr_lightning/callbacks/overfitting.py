@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from lr_lightning._lightning import batch_loss, mean_over_ranks
+from lr_lightning._lightning import batch_loss, mean_over_ranks, to_device
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning.callbacks.per_example import (
@@ -37,7 +37,6 @@ from lr_lightning.diagnosis.rules import diagnose
 from lr_lightning.diagnosis.stratify import stratified_subset
 from lr_lightning.diagnosis.verdict import Verdict
 from lr_lightning.errors import Diverged
-from lr_lightning.lr_finder.dataloaders import on_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -332,7 +331,7 @@ class OverfittingMonitor(Callback):
             self._drawn = self.probe if self.probe is not None else default_probe(trainer, self.seed)
         gathered = Gathered(self.keep)
         for batch in self._drawn or ():
-            batch = on_device(trainer, batch)
+            batch = to_device(trainer, batch)
             with trainer.precision_plugin.forward_context():
                 gathered.add(self.loss(pl_module, batch))
         probe = gathered.finish(trainer, pl_module.device)  # of all ranks: this one's share may be empty

@@ -257,7 +257,8 @@ def claims(trials: Sequence[Trial], reference: float, alpha: float = 0.05) -> li
         trials: The runs.
         reference: A learning rate of the runs that was chosen before they were seen. The best of them would be best by
             luck as well, and every other one would look worse than it is.
-        alpha: The chance of any false finding at all: a claim or its opposite held if its adjusted p is below it. A claim that no run can test counts in the correction too, since that is known only afterwards.
+        alpha: The chance of any false finding at all: a claim, or its opposite, held if its adjusted p is below it. A
+            claim that no run can test counts in the correction too, since that is known only afterwards.
 
     Raises:
         ArgumentError: No run has the reference learning rate.

@@ -16,10 +16,9 @@ from rich.console import Console
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.output import output_root
-from lr_lightning.app.run.record import sweep_record
-from lr_lightning.app.run.summary import Outcome
+from lr_lightning.app.run.record import RunOutcome, sweep_record
 from lr_lightning.app.run.train import train
-from lr_lightning.app.schemas.search import StudyConfig, rates, reference
+from lr_lightning.app.schemas.search import StudyConfig
 from lr_lightning.diagnosis import Label
 from lr_lightning.diagnosis.lr_effects import Claim, Finding, Row, Trial, claims, matched_gap, matched_level, table
 from lr_lightning.errors import Diverged
@@ -48,12 +47,12 @@ def run_study(config: Config) -> list[Trial]:
         Interrupted: On SIGTERM or Ctrl-C: the runs so far are in ``trials.csv``.
     """
     node = config.study or StudyConfig()
-    grid = [(lr, seed) for seed in node.seeds for lr in rates(node)]
+    grid = [(lr, seed) for seed in node.seeds for lr in node.all_lrs()]
     name = f"{datetime.now():%Y%m%d-%H%M%S}-lr_effects-{config.data.name}-{secrets.token_hex(2)}"
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
-        f"lr_effects: {len(rates(node))} rates × {len(node.seeds)} seeds on {config.data.name}, the others against "
-        f"{reference(node):g}, {name}"
+        f"lr_effects: {len(node.all_lrs())} rates × {len(node.seeds)} seeds on {config.data.name}, the others against "
+        f"{node.reference_lr():g}, {name}"
     )
     trials: list[Trial] = []
     began = time.monotonic()
@@ -70,24 +69,23 @@ def run_study(config: Config) -> list[Trial]:
     return trials
 
 
-def _train(config: Config, lr: float, seed: int, sweep: str, number: int) -> Outcome:
+def _train(config: Config, lr: float, seed: int, sweep: str, number: int) -> RunOutcome:
     """One run of the grid; one that diverges is a result."""
     own = deepcopy(config)
     own.study, own.seed, own.optimizer.lr = None, seed, lr
     own.trainer.progress = "none"
     own.tracking.tags = {**own.tracking.tags, "study": "lr_effects", "sweep": sweep, "trial": str(number - 1)}
     try:
-        result = train(own, report=False)
+        return train(own, report=False)
     except Diverged as e:
-        outcome: Outcome = e.outcome or Outcome()
+        outcome: RunOutcome = e.outcome or RunOutcome()
         return outcome
-    return Outcome(result.summary, result.history, result.verdict)
 
 
 _WITH_DETAIL = (Label.UNDERFITTING, Label.OVERFITTING)  # the details of other verdicts hold numbers, not kinds
 
 
-def _trial(lr: float, seed: int, outcome: Outcome) -> Trial:
+def _trial(lr: float, seed: int, outcome: RunOutcome) -> Trial:
     summary, verdict, history = outcome.summary, outcome.verdict, outcome.history
     points = history.points if history is not None else ()
     steps_to_target = summary.get("steps_to_target", math.inf)
@@ -123,16 +121,16 @@ def _line(number: int, count: int, trial: Trial, left: float) -> str:
 
 
 def _folder(config: Config, name: str) -> Path:
-    folder = output_root(config) / name
+    folder = output_root(config.output_root) / name
     folder.mkdir()
     return folder
 
 
 def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Trial], console: Console) -> None:
     target = config.callbacks.cost.target if config.callbacks.cost is not None else None
-    rows, found = table(trials, node.level), claims(trials, reference(node))
+    rows, found = table(trials, node.level), claims(trials, node.reference_lr())
     why = "the middle of the grid" if node.reference is None else "study.reference"
-    text = as_text(rows, found, trials, node.level, str(target), (reference(node), why))
+    text = as_text(rows, found, trials, node.level, str(target), (node.reference_lr(), why))
     write_atomically(folder / "table.csv", csv_rows(rows))
     write_atomically(folder / "table.txt", text)
     files = ["trials.csv", "table.csv", "table.txt"]

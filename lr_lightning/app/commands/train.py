@@ -12,9 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.checks import validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.commands.multirun import Sweep
-from lr_lightning.app.composition import listed_keys, prepare, wants_tracebacks
+from lr_lightning.app.composition import keys_help, prepare, wants_tracebacks
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
@@ -101,8 +101,8 @@ def _message(error: Exception) -> str:
 def _usage(job: Job) -> str:
     # finder.apply is not listed: a search that trains nothing has nothing to apply a rate to
     keys = {
-        "range_test": listed_keys("finder", RangeTestConfig, without=["apply"]),
-        "lr_grid": listed_keys("finder", LRGridConfig, without=["apply"]),
+        "range_test": keys_help("finder", RangeTestConfig, without=["apply"]),
+        "lr_grid": keys_help("finder", LRGridConfig, without=["apply"]),
     }
     return _USAGES[job].format_map(keys)
 
@@ -115,17 +115,17 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     if cfg.resume is not None:
         from lr_lightning.app.run.resume import stored_config
 
-        config, previous = stored_config(cfg, overrides)
+        config, resumed = stored_config(cfg, overrides)
     else:
-        config, previous = validated(cfg), None
+        config, resumed = validate(cfg), None
     _refuse_processes(config, many=many)
     if many and job == "train":
         # a launcher of its own, such as submitit's, has each job in another process: the number is Hydra's
         sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name, int(HydraConfig.get().job.num))
     if job == "find_lr":
-        from lr_lightning.app.commands.find_lr import find
+        from lr_lightning.app.commands.find_lr import find_lr
 
-        return find(config, overrides).summary.get("suggested_lr")
+        return find_lr(config, overrides).summary.get("suggested_lr")
     if config.study is not None:
         from lr_lightning.app.commands.lr_effects import run_study
 
@@ -133,7 +133,7 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     from lr_lightning.app.run.train import train
 
     try:
-        return train(config, previous=previous).objective
+        return train(config, resumed).objective
     except ConfigError:
         sweep.forget(config)
         raise

@@ -17,7 +17,7 @@ from tests import forked
 from tests.forked import Forked
 from tests.leftovers import checkpoint, plain, query, weights
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.messages import print_summary
+from lr_lightning.app.run.messages import print_outcome
+from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.diagnosis import Advice, Label, Reason, Verdict
 
 OVER = Verdict(Label.OVERFITTING, None, 7.0, {"epochs": 30.0, "lr": 0.0, "peak_lr": 0.1}, (Advice.SHORTEN_AFTER_RISE,))
@@ -43,7 +44,7 @@ def test_no_training_is_proposed_that_the_verdict_speaks_against(
 ) -> None:
     monkeypatch.delenv("MAKELEVEL", raising=False)
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    print_summary(configured(*STARTED), Path("run"), None, {"steps": 900.0}, verdict)
+    print_outcome(configured(*STARTED), Path("run"), RunOutcome({"steps": 900.0}, verdict=verdict))
     assert proposed(capsys) == expected
 
 
@@ -52,7 +53,7 @@ def test_a_run_limited_by_steps_is_shortened_in_steps(
 ) -> None:
     monkeypatch.setenv("MAKELEVEL", "1")
     monkeypatch.setattr(sys, "argv", ["train.py", "trainer.max_steps=900"])
-    print_summary(configured("trainer.max_steps=900"), Path("run"), None, {"steps": 900.0}, OVER)
+    print_outcome(configured("trainer.max_steps=900"), Path("run"), RunOutcome({"steps": 900.0}, verdict=OVER))
     assert proposed(capsys) == ['a shorter one:  make train ARGS="trainer.max_steps=420"']
 
 
@@ -62,7 +63,7 @@ def test_a_command_that_is_printed_to_be_copied_shows_no_password(
     words = ["tracking.uri=postgresql://me:secret@db/x", "trainer.max_steps=900"]
     monkeypatch.delenv("MAKELEVEL", raising=False)
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    print_summary(configured(*words), Path("run"), "1", {"steps": 900.0}, OVER)
+    print_outcome(configured(*words), Path("run"), RunOutcome({"steps": 900.0}, verdict=OVER, run_id="1"))
     out = capsys.readouterr().out
     assert "--uri postgresql://me:***@db/x" in out
     assert "tracking.uri=postgresql://me:***@db/x" in out
