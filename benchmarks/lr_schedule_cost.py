@@ -14,8 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from benchmarks.report import show, spread, store
-from lr_lightning.callbacks.group_driver import GroupDriver
-from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.lr_schedule import LRSchedule, OptimizerDriver
 from lr_lightning.schedules import (
     REX,
     WSD,
@@ -71,7 +70,7 @@ def microseconds(schedule: Schedule, device: str) -> dict[str, float]:
     optimizer = torch.optim.AdamW(groups, lr=lr, capturable=device != "cpu")
     callback = LRSchedule(schedule)
     clock = Clock(TOTAL, epoch_starts=tuple(range(0, TOTAL + 1, 400)))
-    callback._drivers, callback._clocks = [GroupDriver(optimizer, schedule)], [clock]
+    callback._drivers, callback._clocks = [OptimizerDriver(optimizer, schedule)], [clock]
     stand_in = SimpleNamespace(global_step=0)
     trainer, module = cast(Trainer, stand_in), cast(LightningModule, None)
     callback.on_train_batch_start(trainer, module, None, 0)  # the peak is read once, which waits for the device

@@ -35,7 +35,7 @@ class NoImages:
 
 def measure(world: int, steps: int) -> dict[str, Any]:
     labels = np.zeros(_IMAGES, np.int64)
-    draw = partial(augment.draw, padding=4, flip=True)
+    draw = partial(augment.draw_augmentation, padding=4, flip=True)
     loader = BatchLoader(NoImages(), labels, batch_size=_BATCH, train=True, draw=draw, world=world)
     began = time.perf_counter()
     batches = iter(loader)

@@ -10,9 +10,8 @@ import numpy as np
 from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch import Callback, Trainer
 
-from lr_lightning.app.composition import checked, prepare
-from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, RunCheckpoint
-from lr_lightning.app.run.output import LAST
+from lr_lightning.app.composition import load_config, prepare
+from lr_lightning.app.run.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoint
 from lr_lightning.app.run.train import build_run, quiet
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.random_state import RandomState
@@ -83,7 +82,7 @@ def train(
     """
     prepare(ROOT)
     quiet()
-    config = checked(ROOT, overrides)
+    config = load_config(ROOT, overrides)
     data, module = build_run(config)
     kept = [] if checkpoints is None else [RunCheckpoint(checkpoints, "last", every_n_train_steps=1000, **_CHECKPOINT)]
     last = None if checkpoints is None else checkpoints / LAST

@@ -1,6 +1,6 @@
-"""Learning rates for PyTorch Lightning: schedules, monitors and the app built on them.
+"""Learning rates for PyTorch Lightning: schedules, finders and monitors.
 
-The names below are loaded when they are first used, so that importing a light part of the package stays cheap.
+Public names are imported on first use, so that importing a light part of the package stays cheap.
 """
 
 from importlib import import_module
@@ -16,39 +16,51 @@ if TYPE_CHECKING:
     from lr_lightning.callbacks.run_cost import RunCost
     from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
     from lr_lightning.callbacks.step_recorder import StepRecorder
+    from lr_lightning.diagnosis.history import History
+    from lr_lightning.diagnosis.rules import diagnose
+    from lr_lightning.errors import Diverged
+    from lr_lightning.lr_finder.results import RangeTest
 
 __version__ = "0.1.0"
 __all__ = [
     "BatchSizeSchedule",
+    "Diverged",
+    "History",
     "LRFinder",
     "LRGrid",
     "LRSchedule",
     "OverfittingMonitor",
     "RandomState",
+    "RangeTest",
     "RunCost",
     "ScheduleAwareStopping",
     "ScheduleFreeMode",
     "StepRecorder",
     "__version__",
+    "diagnose",
 ]
 
-_HOMES = {
-    "BatchSizeSchedule": "batch_size",
-    "LRFinder": "lr_finder",
-    "LRGrid": "lr_grid",
-    "LRSchedule": "lr_schedule",
-    "OverfittingMonitor": "overfitting",
-    "RandomState": "random_state",
-    "RunCost": "run_cost",
-    "ScheduleAwareStopping": "early_stopping",
-    "ScheduleFreeMode": "schedule_free",
-    "StepRecorder": "step_recorder",
+_MODULES = {
+    "BatchSizeSchedule": "callbacks.batch_size",
+    "Diverged": "errors",
+    "History": "diagnosis.history",
+    "LRFinder": "callbacks.lr_finder",
+    "LRGrid": "callbacks.lr_finder",
+    "LRSchedule": "callbacks.lr_schedule",
+    "OverfittingMonitor": "callbacks.overfitting",
+    "RandomState": "callbacks.random_state",
+    "RangeTest": "lr_finder.results",
+    "RunCost": "callbacks.run_cost",
+    "ScheduleAwareStopping": "callbacks.early_stopping",
+    "ScheduleFreeMode": "callbacks.schedule_free",
+    "StepRecorder": "callbacks.step_recorder",
+    "diagnose": "diagnosis.rules",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"lr_lightning.callbacks.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"lr_lightning.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'lr_lightning' has no attribute '{name}'")
 
 

@@ -1,4 +1,4 @@
-"""An optimizer's param groups: each one's own peak rate, and how a value is written."""
+"""Read and write the values of an optimizer's param groups: the one place where an lr is written."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,53 +6,50 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-__all__ = ["effective_lr", "first_lr", "initial", "put"]
+__all__ = ["effective_lr", "first_group_lr", "initial_value", "peak_lr", "set_value"]
 
 
-def initial(group: dict[str, Any], name: str) -> float:
-    """A group's own value, such as its peak lr: remembered as ``initial_<name>`` when it is first seen.
+def initial_value(group: dict[str, Any], name: str) -> float:
+    """Return a group's configured value and remember it as ``initial_<name>`` when the group is first seen.
 
     Args:
         group: One of ``optimizer.param_groups``.
-        name: ``"lr"`` or ``"weight_decay"``.
+        name: ``"lr"``, which gives the group's peak, or ``"weight_decay"``.
     """
     value = group.get(f"initial_{name}")
     if value is None or isinstance(value, Tensor):
-        # reading a tensor waits for its device: once, not at every step
+        # Reading a tensor waits for its device, so read it once and not at every step.
         value = group[f"initial_{name}"] = float(group[name] if value is None else value)
     return float(value)
 
 
-def peak(group: Mapping[str, Any]) -> float:
-    """A group's peak lr: where a scheduler has come before, the one it was told; nothing is remembered."""
-    # OneCycleLR notes its peak in the group, and puts its first rate into lr and initial_lr
+def peak_lr(group: Mapping[str, Any]) -> float:
+    """Return the peak that a group was configured with, even if a scheduler has set its lr since; write nothing."""
+    # OneCycleLR stores its peak as max_lr and overwrites both lr and initial_lr with its first learning rate.
     return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
 
 
-def put(group: dict[str, Any], name: str, value: float) -> None:
-    """Write a value; into the tensor, where the group holds one."""
+def set_value(group: dict[str, Any], name: str, value: float) -> None:
+    """Write a value into a group; a tensor is filled in place, since a captured graph or compiled step reads it."""
     current = group[name]
     if isinstance(current, Tensor):
-        current.fill_(value)  # a captured graph or a compiled step holds this very tensor
+        current.fill_(value)
     else:
         group[name] = value
 
 
-# --- The rate that a param group's next update uses, for optimizers that scale it themselves.
-
-
 def effective_lr(group: Mapping[str, Any]) -> float | Tensor:
-    """The lr of a param group as its next update uses it; read it before that update.
+    """Return the lr that a group's next update uses, as known before that update.
 
-    Most optimizers use ``group["lr"]`` as it is. Prodigy and D-Adaptation multiply it by their estimate ``d`` of the
-    distance to the solution (Defazio & Mishchenko 2023, Mishchenko & Defazio 2023); schedule-free optimizers by their
-    own warm-up, ``min(1, (k + 1) / warmup_steps)`` at step k.
+    Most optimizers use ``group["lr"]`` unchanged. Prodigy and D-Adaptation multiply it by their estimate ``d`` of the
+    distance to the solution (Defazio & Mishchenko 2023, Mishchenko & Defazio 2023). Schedule-free optimizers multiply
+    it by their own warm-up, ``min(1, (k + 1) / warmup_steps)`` at step k.
 
     Args:
         group: One of ``optimizer.param_groups``.
 
     Returns:
-        A float, or a tensor of its own (no device is asked) where the lr or ``d`` is a tensor.
+        A float. If the lr or ``d`` is a tensor: a new tensor, so that nothing waits for the device.
     """
     lr: float | Tensor = group["lr"]
     if isinstance(lr, Tensor):
@@ -65,6 +62,6 @@ def effective_lr(group: Mapping[str, Any]) -> float | Tensor:
     return lr
 
 
-def first_lr(trainer: Trainer) -> float | None:
-    """That of the first param group of the first optimizer; None without optimizers."""
+def first_group_lr(trainer: Trainer) -> float | None:
+    """Return the effective lr of the first optimizer's first param group, or None without optimizers."""
     return float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else None

@@ -8,7 +8,20 @@ class LRLightningError(Exception):
 
 
 class ArgumentError(LRLightningError, ValueError):
-    """An argument has a value that cannot be used. The text names the argument, the value and the remedy."""
+    """An argument has a value that cannot be used. The text names the argument, the value and the remedy.
+
+    Args:
+        problem: What is wrong: the value and the remedy. With a ``name``, the rest of the sentence that it begins.
+        name: The argument. A caller that knows it by another name, such as a config key, can put that in front.
+
+    Example:
+        >>> str(ArgumentError("must be > 0, got -1", name="peak"))
+        'peak must be > 0, got -1'
+    """
+
+    def __init__(self, problem: str, name: str = "") -> None:
+        super().__init__(f"{name} {problem}" if name else problem)
+        self.problem, self.name = problem, name
 
 
 class DurationError(LRLightningError, ValueError):
@@ -20,21 +33,26 @@ class Diverged(LRLightningError, RuntimeError):
 
     Attributes:
         metric: Name of the metric that is not finite.
-        value: What it was.
+        value: Its value.
         step: The optimizer step, counted from 0, whose loss it was.
-        lr: The rate of the first param group used at that step, or None where none was used yet.
-        outcome: What the run had come to, for who catches the error; None unless the app sets it.
+        lr: The learning rate of the first param group at that step; None if no step used one yet.
+        outcome: The results of the run so far; None unless the app sets it.
     """
 
     outcome: Any = None
 
     def __init__(self, metric: str, value: float, step: int, lr: float | None) -> None:
         self.metric, self.value, self.step, self.lr = metric, value, step, lr
-        at = f"{metric} became {value} at step {step}"
-        advice = "Try a lower optimizer.lr (a third is a good first step), a warm-up, or trainer.gradient_clip_val=1."
         super().__init__(
-            f"{at}, where the learning rate was {lr:.6g}. {advice}" if lr is not None else f"{at}. {advice}"
+            f"{self.headline}. Try a lower learning rate (a third is a good first step), a warmup, or gradient "
+            "clipping with Trainer(gradient_clip_val=1)."
         )
+
+    @property
+    def headline(self) -> str:
+        """What happened, where and at which learning rate, without advice and without a full stop."""
+        at = f"{self.metric} became {self.value} at step {self.step}"
+        return at if self.lr is None else f"{at}, where the learning rate was {self.lr:.6g}"
 
 
 class DataError(LRLightningError, ValueError):
@@ -45,12 +63,12 @@ class TrackingError(LRLightningError, ValueError):
     """The store, the run or the output directory cannot be used as asked. Trying again will not help."""
 
 
-class NotThere(TrackingError):
-    """The store has no run, or no experiment, of that id."""
+class NotInStore(TrackingError):
+    """The store has no run or experiment with this id."""
 
 
-class RunningError(TrackingError):
-    """Another live process holds the run or its output directory."""
+class RunInUse(TrackingError):
+    """A live process holds the run or its output directory."""
 
 
 class StoreUnavailable(LRLightningError, RuntimeError):

@@ -58,16 +58,20 @@ def test_a_script_without_the_environment_says_how_to_make_it(script: str) -> No
 def test_public_names() -> None:
     assert lr_lightning.__all__ == [
         "BatchSizeSchedule",
+        "Diverged",
+        "History",
         "LRFinder",
         "LRGrid",
         "LRSchedule",
         "OverfittingMonitor",
         "RandomState",
+        "RangeTest",
         "RunCost",
         "ScheduleAwareStopping",
         "ScheduleFreeMode",
         "StepRecorder",
         "__version__",
+        "diagnose",
     ]
     for name in lr_lightning.__all__:
         assert getattr(lr_lightning, name) is not None

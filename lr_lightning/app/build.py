@@ -17,11 +17,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lr_lightning.app.config import GROUP_BASES, Config
-from lr_lightning.app.lr_scaling import batch_of_one
+from lr_lightning.app.lr_scaling import process_batch_size
 from lr_lightning.app.monitor_checks import MonitorCheck
 from lr_lightning.app.schemas.model import OPTIMIZER_PACKAGES
 from lr_lightning.app.schemas.schedule import CyclicalConfig, ScheduleConfig
-from lr_lightning.callbacks.base_finder import RateSearch
+from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.callbacks.lr_schedule import LRSchedule
@@ -257,7 +257,7 @@ def build_data(config: Config) -> ImageDataModule:
     arguments = own_arguments("data", node)
     return ImageDataModule(
         lambda: call("data", node._target_, arguments),
-        batch_size=batch_of_one(config),
+        batch_size=process_batch_size(config),
         eval_batch_size=node.eval_batch_size,
         val_fraction=node.val_fraction,
         split_seed=node.split_seed,
@@ -335,7 +335,7 @@ def build_callbacks(config: Config, schedule: Schedule, module: LightningModule)
     return [*callbacks, RandomState()]
 
 
-def build_finder(config: Config, module: LightningModule) -> RateSearch | None:
+def build_finder(config: Config, module: LightningModule) -> BaseLRFinder | None:
     """The search for a rate before training, or None.
 
     Raises:
@@ -350,8 +350,8 @@ def build_finder(config: Config, module: LightningModule) -> RateSearch | None:
             "moved from outside. Give finder=none."
         )
     finder = call("finder", node._target_, own_arguments("finder", node))
-    if not isinstance(finder, RateSearch):
-        raise ConfigError(f"finder._target_: '{node._target_}' gave a {type(finder).__name__}, not a RateSearch.")
+    if not isinstance(finder, BaseLRFinder):
+        raise ConfigError(f"finder._target_: '{node._target_}' gave a {type(finder).__name__}, not a BaseLRFinder.")
     finder.progress = config.trainer.progress in ("auto", "bar")
     finder.say = partial(print, flush=True) if config.trainer.progress in ("auto", "lines") else None
     return finder
@@ -384,7 +384,7 @@ def _growth_callbacks(config: Config) -> list[Callback]:
     node = getattr(config.schedule, "growth", None)
     if node is None:
         return []
-    size = batch_of_one(config)
+    size = process_batch_size(config)
     if node.max_batch_size is not None and node.max_batch_size < size:
         raise ConfigError(
             f"schedule.growth.max_batch_size: {node.max_batch_size} is below data.batch_size, {size}. "

@@ -8,6 +8,8 @@ from dataclasses import fields, is_dataclass
 
 from hydra.errors import OverrideParseException
 
+from lr_lightning.errors import Diverged
+
 FAILED, BAD_INPUT = 1, 2
 """Exit statuses of the commands: of what failed once it had begun, and of bad input, where nothing was started."""
 
@@ -32,6 +34,14 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 _TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "text"}
 
 _UNKNOWN = "command line"
+
+
+def explain_divergence(error: Diverged) -> str:
+    """Return the message of a diverged run, with advice in the app's keys."""
+    return (
+        f"{error.headline}. Try a lower optimizer.lr (a third is a good first step), a warm-up, or "
+        "trainer.gradient_clip_val=1."
+    )
 
 
 def explain(error: BaseException, override: str | None = None) -> str:

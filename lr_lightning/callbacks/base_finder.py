@@ -12,23 +12,24 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm.auto import tqdm
 
 from lr_lightning._checks import check_choice, check_count, check_number
+from lr_lightning._lightning import is_dev_run
 from lr_lightning.callbacks.loggers import give, log_figure, log_text
 from lr_lightning.callbacks.set_lr import (
     is_cyclical,
-    rate_ratios,
-    reference_rate,
-    set_default_rate,
-    set_module_rate,
+    lr_ratios,
+    reference_lr,
+    set_default_lr,
+    set_module_lr,
     set_peak,
 )
 from lr_lightning.callbacks.trainer_clock import accumulation
-from lr_lightning.lr_finder.dry_run import Bench, check_optimization
+from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
 from lr_lightning.lr_finder.validation import Validation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Found", "Metric", "RateSearch", "SearchBar"]
+__all__ = ["BaseLRFinder", "FinderProgressBar", "FinderResult", "Metric"]
 
 # --- How far a search for a rate has come: a bar on a terminal, and a line now and then where there is none.
 
@@ -36,7 +37,7 @@ _SHARE = 0.1  # of the whole, at least, between two lines
 _SECONDS = 30.0  # and as many
 
 
-class SearchBar:
+class FinderProgressBar:
     """tqdm's bar, or lines in its place.
 
     Args:
@@ -85,7 +86,7 @@ log = logging.getLogger(__name__)
 Metric = Literal["loss", "val_loss", "accuracy"]
 
 
-class Found(Protocol):
+class FinderResult(Protocol):
     """What a search found."""
 
     @property
@@ -121,7 +122,7 @@ class Found(Protocol):
         """The one that gave this state."""
 
 
-class RateSearch(Callback):
+class BaseLRFinder(Callback):
     """Search for a peak rate before a fit, and train with it.
 
     Args:
@@ -186,7 +187,7 @@ class RateSearch(Callback):
         return self._applied_base
 
     @abstractmethod
-    def _search(self, trainer: Trainer, module: LightningModule, reference: float) -> Found:
+    def _search(self, trainer: Trainer, module: LightningModule, reference: float) -> FinderResult:
         """Measure, and leave no trace of it.
 
         Args:
@@ -206,7 +207,7 @@ class RateSearch(Callback):
         """Search and apply, before anything has run; nothing in a run that is resumed."""
         name = type(self).__name__
         check_optimization(trainer, pl_module, name)
-        self._configured = reference = reference_rate(trainer, pl_module, self.attribute)
+        self._configured = reference = reference_lr(trainer, pl_module, self.attribute)
         if not self._due(trainer):
             return
         found = self._run(trainer, pl_module, reference)
@@ -227,7 +228,7 @@ class RateSearch(Callback):
         name = type(self).__name__
         if trainer.ckpt_path is not None or trainer.limit_train_batches == 0:
             return False
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
+        if is_dev_run(trainer):
             rank_zero_warn(f"{name}: no search for a rate in a development run (fast_dev_run).")
             return False
         if trainer.global_step > 0:
@@ -244,8 +245,8 @@ class RateSearch(Callback):
         All else that has it comes from the checkpoint.
         """
         if trainer.ckpt_path is not None and self._applied is not None:
-            set_default_rate(trainer.optimizers[0], self._configured, self._applied)
-            set_module_rate(pl_module, self._applied, self.attribute)
+            set_default_lr(trainer.optimizers[0], self._configured, self._applied)
+            set_module_lr(pl_module, self._applied, self.attribute)
 
     def state_dict(self) -> dict[str, Any]:
         """The points of every search as plain values, and the rate that was applied."""
@@ -263,7 +264,7 @@ class RateSearch(Callback):
 
     # -- what a search leaves ----------------------------------------------------------------------------------------
 
-    def _run(self, trainer: Trainer, module: LightningModule, reference: float) -> Found:
+    def _run(self, trainer: Trainer, module: LightningModule, reference: float) -> FinderResult:
         """Search; a line in the log, and figure and points in every logger that takes them."""
         began = time.monotonic()
         found = self._search(trainer, module, reference)
@@ -284,23 +285,23 @@ class RateSearch(Callback):
                 log_figure(trainer, figure, f"{name}.png")
         return found
 
-    def _artifact(self, found: Found) -> str:
+    def _artifact(self, found: FinderResult) -> str:
         return self.artifact
 
-    def _bench(self, trainer: Trainer, module: LightningModule, reference: float, started: bool = False) -> Bench:
+    def _dry_run(self, trainer: Trainer, module: LightningModule, reference: float, started: bool = False) -> DryRun:
         accumulate = accumulation(trainer)[0](trainer.current_epoch)
-        return Bench(trainer, module, rate_ratios(trainer, reference), accumulate, started=started)
+        return DryRun(trainer, module, lr_ratios(trainer, reference), accumulate, started=started)
 
-    def _validation(self, bench: Bench) -> Validation | None:
+    def _validation(self, dry_run: DryRun) -> Validation | None:
         """What measures the metric; None where it is the training loss."""
         if self.metric == "loss":
             return None
-        return Validation(bench, self.metric, batches=self.val_batches, monitor=self.monitor)
+        return Validation(dry_run, self.metric, batches=self.val_batches, monitor=self.monitor)
 
-    def _bar(self, trainer: Trainer, what: str, total: int, unit: str) -> SearchBar:
+    def _bar(self, trainer: Trainer, what: str, total: int, unit: str) -> FinderProgressBar:
         """What shows how far it has come."""
         drawn = self.progress and trainer.is_global_zero and trainer.progress_bar_callback is not None
-        return SearchBar(what, total, unit, drawn=drawn, say=self.say if trainer.is_global_zero else None)
+        return FinderProgressBar(what, total, unit, drawn=drawn, say=self.say if trainer.is_global_zero else None)
 
 
 def _check_range(min_lr: float, max_lr: float) -> None:

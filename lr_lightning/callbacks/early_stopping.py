@@ -10,8 +10,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning._checks import check_choice
-from lr_lightning._lightning import Renewed, callbacks_of
-from lr_lightning._param_groups import first_lr
+from lr_lightning._lightning import FreshMetric, callbacks_of
+from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.early_stopping import CRITERIA, STRIP, THRESHOLDS, Phases, stop_reason
@@ -87,7 +87,7 @@ class ScheduleAwareStopping(EarlyStopping):
         self._factor = 1.0  # the plateau's, at the last validation that counted
         self._better = True  # since the last drop
         self._seen = False  # whether the metrics have ever been logged
-        self._renewed = {name: Renewed() for name in self._needed}
+        self._renewed = {name: FreshMetric() for name in self._needed}
         self._phases: Phases | None = None
 
     @property
@@ -137,7 +137,7 @@ class ScheduleAwareStopping(EarlyStopping):
     def _counts(self, trainer: Trainer, schedule: LRSchedule | None) -> bool:
         step = updates_made(trainer)
         before, self._before = self._before, step
-        rate = first_lr(trainer) or 0.0
+        rate = first_group_lr(trainer) or 0.0
         rose, self._rate = 0.0 < self._rate < rate, rate
         if schedule is None:
             return not rose

@@ -9,11 +9,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning._checks import check_choice, check_count
-from lr_lightning.callbacks.base_finder import Found, Metric, RateSearch, SearchBar
+from lr_lightning.callbacks.base_finder import BaseLRFinder, FinderProgressBar, FinderResult, Metric
 from lr_lightning.callbacks.loggers import give
-from lr_lightning.callbacks.set_lr import reference_rate
+from lr_lightning.callbacks.set_lr import reference_lr
 from lr_lightning.lr_finder.curve import DivergenceStop
-from lr_lightning.lr_finder.dry_run import Bench
+from lr_lightning.lr_finder.dry_run import DryRun
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.lr_finder.validation import Validation
 
@@ -23,7 +23,7 @@ _Mode = Literal["exponential", "linear"]
 _FEWEST_STEPS = 10
 
 
-class LRFinder(RateSearch):
+class LRFinder(BaseLRFinder):
     """Find a good peak learning rate before training, and train with it.
 
     Smith's range test (Smith 2017, "Cyclical learning rates for training neural networks", 1506.01186, section 3.3):
@@ -135,7 +135,7 @@ class LRFinder(RateSearch):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test, if this is one of ``at_epochs``."""
         if self.at_epochs is not None and trainer.current_epoch in self.at_epochs:
-            result = self._run(trainer, pl_module, reference_rate(trainer, pl_module, self.attribute))
+            result = self._run(trainer, pl_module, reference_lr(trainer, pl_module, self.attribute))
             values = {"lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
             found = {f"lr_finder/{name}": value for name, value in values.items() if value is not None}
             if found:
@@ -147,10 +147,10 @@ class LRFinder(RateSearch):
         total = self.repeats * self.num_steps
         with (
             self._bar(trainer, "LR range test", total, "step") as bar,
-            self._bench(trainer, module, reference, started=self.at_epochs is not None) as bench,
+            self._dry_run(trainer, module, reference, started=self.at_epochs is not None) as dry_run,
         ):
-            validation = self._validation(bench)
-            found = self._test(bench, self.grid, validation, bar)
+            validation = self._validation(dry_run)
+            found = self._test(dry_run, self.grid, validation, bar)
             wider = found.wider() if self.retry else None
             if wider is None:
                 return found
@@ -159,26 +159,28 @@ class LRFinder(RateSearch):
                 "LRFinder(retry=False) does not."
             )
             bar.extend(total)
-            return self._test(bench, self._grid(*wider), validation, bar)
+            return self._test(dry_run, self._grid(*wider), validation, bar)
 
-    def _test(self, bench: Bench, grid: tuple[float, ...], validation: Validation | None, bar: SearchBar) -> RangeTest:
+    def _test(
+        self, dry_run: DryRun, grid: tuple[float, ...], validation: Validation | None, bar: FinderProgressBar
+    ) -> RangeTest:
         """The sweeps of one range."""
         runs, begun = [], bar.n
         for number in range(self.repeats):
-            with bench.run(number):
-                runs.append(self._sweep(bench, grid, validation, bar))
+            with dry_run.run(number):
+                runs.append(self._sweep(dry_run, grid, validation, bar))
             bar.update(begun + (number + 1) * len(grid) - bar.n)  # one that ended early
-        return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=bench.trainer.current_epoch)
+        return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=dry_run.trainer.current_epoch)
 
     def _sweep(
-        self, bench: Bench, grid: tuple[float, ...], validation: Validation | None, bar: SearchBar
+        self, dry_run: DryRun, grid: tuple[float, ...], validation: Validation | None, bar: FinderProgressBar
     ) -> tuple[float, ...]:
         """One test: the value before each update, up to where it diverged or is not finite."""
         diverged = DivergenceStop(higher_is_better=self.metric == "accuracy")
         values: list[float] = []
         for lr in grid:
             value = validation() if validation is not None else None
-            loss = bench.step(lr)
+            loss = dry_run.step(lr)
             value = loss if value is None else value
             bar.update()
             if not np.isfinite(value):
@@ -188,14 +190,14 @@ class LRFinder(RateSearch):
                 break
         return tuple(values)
 
-    def _artifact(self, found: Found) -> str:
+    def _artifact(self, found: FinderResult) -> str:
         return self.artifact if self.at_epochs is None else f"range_test/epoch_{found.epoch}"
 
 
 # --- The textbook's search for a rate: a log grid, each rate trained for a while from the same start.
 
 
-class LRGrid(RateSearch):
+class LRGrid(BaseLRFinder):
     """Train each rate of a log grid for some steps, from the same start and over the same batches, and take the best.
 
     It costs ``num_lrs`` times what :class:`~lr_lightning.callbacks.lr_finder.LRFinder` does with as many steps, and
@@ -261,24 +263,24 @@ class LRGrid(RateSearch):
         curves, finals = [], []
         with (
             self._bar(trainer, "LR grid", number_of_runs, "run") as bar,
-            self._bench(trainer, module, reference) as bench,
+            self._dry_run(trainer, module, reference) as dry_run,
         ):
-            validation = self._validation(bench)
+            validation = self._validation(dry_run)
             for lr in grid:
-                runs = [self._train(bench, lr, number, validation, bar) for number in range(self.repeats)]
+                runs = [self._train(dry_run, lr, number, validation, bar) for number in range(self.repeats)]
                 curves.append(tuple(losses for losses, _ in runs))
                 finals.append(tuple(final for _, final in runs))
         known = None if validation is None else tuple(finals)
         return GridTest(grid, tuple(curves), self.num_steps, known, metric=self.metric, epoch=trainer.current_epoch)
 
     def _train(
-        self, bench: Bench, lr: float, number: int, validation: Validation | None, bar: SearchBar
+        self, dry_run: DryRun, lr: float, number: int, validation: Validation | None, bar: FinderProgressBar
     ) -> tuple[tuple[float, ...], float]:
         """The losses of one training, up to where one is not finite, and the metric at its end."""
         losses: list[float] = []
         final = math.nan
-        with bench.run(number):
-            while len(losses) < self.num_steps and math.isfinite(loss := bench.step(lr)):
+        with dry_run.run(number):
+            while len(losses) < self.num_steps and math.isfinite(loss := dry_run.step(lr)):
                 losses.append(loss)
             if validation is not None and len(losses) == self.num_steps:
                 final = validation()

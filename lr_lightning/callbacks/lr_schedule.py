@@ -6,17 +6,19 @@ from typing import Any, Literal, TypeVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lr_lightning._lightning import Renewed, mean_over_ranks
-from lr_lightning.callbacks.group_driver import GroupDriver
+from lr_lightning._lightning import FreshMetric, is_dev_run, mean_over_ranks
+from lr_lightning._param_groups import initial_value, set_value
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import DurationError
 from lr_lightning.schedules import Clock, Plateau, Schedule
 
 __all__ = [
     "LRSchedule",
+    "OptimizerDriver",
     "check_plan",
     "each_of",
     "group_schedules",
@@ -26,13 +28,114 @@ __all__ = [
     "totals_of",
 ]
 
+
+class OptimizerDriver:
+    """Drives the lr, and if asked the momentum and weight decay, of all groups of one optimizer.
+
+    A group's own peak is ``group["initial_lr"]``, set from its lr when it is first seen; its own weight decay is
+    ``group["initial_weight_decay"]``. Both are in the optimizer's state, so they survive a resume.
+
+    Args:
+        optimizer: The optimizer.
+        schedule: Factor of each group's peak lr.
+        momentum: The momentum itself, in [0, 1); None leaves it alone.
+        weight_decay: Factor of each group's own weight decay; None leaves it alone.
+        groups: Other schedules for the lr of some groups, by index or by ``group["name"]``.
+
+    Raises:
+        ValueError: The optimizer has no momentum or weight decay to drive.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        *,
+        momentum: Schedule | None = None,
+        weight_decay: Schedule | None = None,
+        groups: Mapping[int | str, Schedule] | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.groups = dict(groups or {})
+        self.lrs: list[float] = []
+        """The lr of each group as last set, as plain floats."""
+        name = type(optimizer).__name__
+        for group in optimizer.param_groups:
+            if momentum is not None and "momentum" not in group and "betas" not in group:
+                raise ValueError(f"LRSchedule(momentum=...): {name} has neither momentum nor betas. Remove momentum=.")
+            if weight_decay is not None and "weight_decay" not in group:
+                raise ValueError(f"LRSchedule(weight_decay=...): {name} has no weight_decay. Remove weight_decay=.")
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """All schedules in use."""
+        optional = (self.momentum, self.weight_decay)
+        return (self.schedule, *self.groups.values(), *(schedule for schedule in optional if schedule is not None))
+
+    def absent_groups(self) -> list[int | str]:
+        """Keys of ``groups`` that no group has now."""
+        present: set[int | str] = set()
+        for index, group in enumerate(self.optimizer.param_groups):
+            present |= {index, group.get("name", index)}
+        return [key for key in self.groups if key not in present]
+
+    def drive(self, step: int, clock: Clock, scale: float = 1.0) -> None:
+        """Set what the next update uses.
+
+        Args:
+            step: Updates this optimizer has made.
+            clock: Its total and epochs.
+            scale: One more factor for the lr of every group.
+
+        Raises:
+            ValueError: A schedule cannot be evaluated, or the momentum is outside [0, 1).
+        """
+        factor = self.schedule(step, clock) * scale
+        momentum = None if self.momentum is None else _checked_momentum(self.momentum(step, clock), step)
+        decay = None if self.weight_decay is None else self.weight_decay(step, clock)
+        lrs = []
+        for index, group in enumerate(self.optimizer.param_groups):
+            own = self.groups.get(group.get("name", index), self.groups.get(index)) if self.groups else None
+            lr = initial_value(group, "lr") * (factor if own is None else own(step, clock) * scale)
+            set_value(group, "lr", lr)
+            lrs.append(lr)
+            if momentum is not None:
+                _put_momentum(group, momentum)
+            if decay is not None:
+                set_value(group, "weight_decay", initial_value(group, "weight_decay") * decay)
+        self.lrs = lrs
+
+
+def _checked_momentum(value: float, step: int) -> float:
+    if value >= 1.0:
+        raise ValueError(
+            f"LRSchedule(momentum=...): the momentum must be < 1, got {value:g} at step {step}. The schedule gives the"
+            " momentum itself, such as Linear(0.95, 0.85)."
+        )
+    return value
+
+
+def _put_momentum(group: dict[str, Any], value: float) -> None:
+    if "momentum" in group:
+        set_value(group, "momentum", value)
+        return
+    first, *rest = group["betas"]
+    if isinstance(first, Tensor):
+        first.fill_(value)
+    else:
+        group["betas"] = (value, *rest)
+
+
 # --- The arguments of LRSchedule: what is refused when it is made, and what when the run's length is known.
 
 _T = TypeVar("_T")
 _LONGEST_DEV_RUN = 2**40
 
 
-def check_plan(driver: GroupDriver, clock: Clock) -> None:
+def check_plan(driver: OptimizerDriver, clock: Clock) -> None:
     """Raise now what would be raised in the middle of the run."""
     for schedule in driver.schedules:
         if clock.total is None and schedule.needs_total:
@@ -46,7 +149,7 @@ def check_plan(driver: GroupDriver, clock: Clock) -> None:
         rank_zero_warn(f"LRSchedule(groups=...): no param group is called {absent} now; one added later may be.")
 
 
-def stretched(driver: GroupDriver, clock: Clock) -> Clock:
+def stretched(driver: OptimizerDriver, clock: Clock) -> Clock:
     """A clock that is long enough for the durations, for a development run, which is the first steps of such a run."""
     total = clock.total
     while total is not None and total < _LONGEST_DEV_RUN:
@@ -148,12 +251,12 @@ class LRSchedule(Callback):
         if on_resume not in ("rebase", "keep"):
             raise ValueError(f"on_resume must be 'rebase' or 'keep', got {on_resume!r}")
         self.on_resume = on_resume
-        self._drivers: list[GroupDriver] = []
+        self._drivers: list[OptimizerDriver] = []
         self._clocks: list[Clock] = []
         self._steps: list[int] = []  # updates of each optimizer; used under manual optimization only
         self._history: list[float] = []
         self._scale = 1.0
-        self._renewed = Renewed()
+        self._renewed = FreshMetric()
         self._observed = False  # in this validation
         self._hooks: list[RemovableHandle] = []
         self._base: float | None = None  # found by a range test
@@ -301,10 +404,10 @@ class LRSchedule(Callback):
         if state_dict.get("base") is not None:
             self.set_base(state_dict["base"])
 
-    def _make_drivers(self, trainer: Trainer) -> list[GroupDriver]:
+    def _make_drivers(self, trainer: Trainer) -> list[OptimizerDriver]:
         shared = self.schedule
         return [
-            GroupDriver(
+            OptimizerDriver(
                 optimizer,
                 shared[index] if isinstance(shared, tuple) else shared,
                 momentum=self.momentum,
@@ -324,7 +427,7 @@ class LRSchedule(Callback):
         sharing = 1 if pl_module.automatic_optimization else max(1, count)
         clocks = [trainer_clock(trainer, optimizers=sharing, total_steps=total) for total in totals]
         # a development run is the first steps of a run that is long enough for its durations
-        dev_run = trainer.fast_dev_run  # type: ignore[attr-defined]  # set outside the class
+        dev_run = is_dev_run(trainer)
         return [
             stretched(driver, clock) if dev_run else clock for driver, clock in zip(self._drivers, clocks, strict=True)
         ]

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_calibration_error
 
-from lr_lightning._lightning import each_rank, from_all_ranks
+from lr_lightning._lightning import gather_numbers, gather_rows
 from lr_lightning.diagnosis.calibration import scale_gap
 
 __all__ = [
@@ -180,7 +180,7 @@ class Gathered:
         """
         columns, detail = self._columns(), self._detail()
         width = _agreed(trainer, detail.shape[1] if detail is not None else 0 if self._batches else _NO_SAY)
-        every = from_all_ranks(trainer, columns.to(device)).cpu().numpy()
+        every = gather_rows(trainer, columns.to(device)).cpu().numpy()
         if not len(every):
             return None
         losses, right, confidences = every.T.copy()
@@ -190,7 +190,7 @@ class Gathered:
         if width:
             own = columns.new_empty(0, width) if detail is None else detail
             mine = own[:: max(1, -(-len(own) * trainer.world_size // self.keep))]
-            kept = from_all_ranks(trainer, mine.to(device)).cpu().numpy()
+            kept = gather_rows(trainer, mine.to(device)).cpu().numpy()
             parts = {"logits": kept[:, :-1], "labels": kept[:, -1].astype(np.int64), "confidences": confidences}
         return Sample(
             float(losses.mean(dtype=np.float64)),
@@ -239,7 +239,7 @@ def _thin(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _agreed(trainer: Trainer, width: int) -> int:
     """The width of the ranks' logits where all that have batches know them, else 0."""
-    widths = {int(one) for (one,) in each_rank(trainer, [width])} - {_NO_SAY}
+    widths = {int(one) for (one,) in gather_numbers(trainer, [width])} - {_NO_SAY}
     return widths.pop() if len(widths) == 1 else 0
 
 

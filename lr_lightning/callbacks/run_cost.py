@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_lightning._lightning import batch_loss, each_rank, mean_loss
+from lr_lightning._lightning import batch_loss, gather_numbers, mean_loss
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.cost import Target, parse_target, percentiles, spikes
 
@@ -271,7 +271,7 @@ class RunCost(Callback):
         gpu = 0 if self._meter is None else self._meter.gpu
         # every rank takes part: NVML may have failed on one of them alone
         own = [joules or 0.0, float(joules is not None), float(gpu)]
-        self._sum_up(trainer, pl_module, total_joules(each_rank(trainer, own)))
+        self._sum_up(trainer, pl_module, total_joules(gather_numbers(trainer, own)))
         self._log(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -9,11 +9,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from lr_lightning._lightning import callbacks_of
-from lr_lightning._param_groups import peak, put
+from lr_lightning._lightning import callbacks_of, hyperparameter_dicts
+from lr_lightning._param_groups import peak_lr, set_value
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 
-__all__ = ["is_cyclical", "rate_ratios", "reference_rate", "set_default_rate", "set_module_rate", "set_peak"]
+__all__ = ["is_cyclical", "lr_ratios", "reference_lr", "set_default_lr", "set_module_lr", "set_peak"]
 
 _NAMES = ("lr", "learning_rate")
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two: OneCycleLR's
@@ -23,7 +23,7 @@ _SCHEDULER_RATES = ("base_lrs", "_last_lr", "base_values")  # the last: timm's
 # -- the rate as it is configured ----------------------------------------------------------------------------------
 
 
-def reference_rate(trainer: Trainer, module: LightningModule, attribute: str | None = None) -> float:
+def reference_lr(trainer: Trainer, module: LightningModule, attribute: str | None = None) -> float:
     """The configured peak rate that a found one takes the place of.
 
     It is the module's own (``lr``, ``learning_rate`` or ``attribute``, of the module or its hparams) if one of the
@@ -50,14 +50,16 @@ def reference_rate(trainer: Trainer, module: LightningModule, attribute: str | N
     return above[0]
 
 
-def rate_ratios(trainer: Trainer, reference: float) -> list[float]:
+def lr_ratios(trainer: Trainer, reference: float) -> list[float]:
     """Of each param group's peak rate to the reference."""
     return [own / reference for own in _peaks(trainer)]
 
 
 def _peaks(trainer: Trainer) -> list[float]:
     bounds = next((s.max_lrs for s in _schedulers(trainer) if hasattr(s, "max_lrs")), None)  # CyclicLR's
-    return [peak(group) for group in trainer.optimizers[0].param_groups] if bounds is None else list(map(float, bounds))
+    return (
+        [peak_lr(group) for group in trainer.optimizers[0].param_groups] if bounds is None else list(map(float, bounds))
+    )
 
 
 def is_cyclical(trainer: Trainer) -> bool:
@@ -76,7 +78,7 @@ def set_peak(
 
     Param groups keep their ratios. Written are the groups' rates and peaks, the optimizer's default for groups that
     are added later, schedulers made by ``configure_optimizers``, the lower bound of cyclical schedules, and the
-    module's own rate (see :func:`set_module_rate`).
+    module's own rate (see :func:`set_module_lr`).
 
     Args:
         trainer: In ``on_fit_start``.
@@ -85,7 +87,7 @@ def set_peak(
         base_lr: The lower bound of a cyclical schedule; others take no notice of it.
         attribute: The name of the module's own rate, if it is not ``lr`` or ``learning_rate``.
     """
-    old = reference_rate(trainer, module, attribute)
+    old = reference_lr(trainer, module, attribute)
     optimizer = trainer.optimizers[0]
     for config in trainer.lr_scheduler_configs:
         if not _set_scheduler(config.scheduler, optimizer, old, lr, base_lr):
@@ -99,23 +101,23 @@ def set_peak(
     new = [{name: float(group[name]) for name in _GROUP_RATES if name in group} for group in optimizer.param_groups]
     for group, values in zip(optimizer.param_groups, new, strict=True):
         for name, value in values.items():
-            put(group, name, _scaled(value, old, lr))
+            set_value(group, name, _scaled(value, old, lr))
     _set_cyclic_base(trainer, old, lr, base_lr)
-    set_default_rate(optimizer, old, lr)
+    set_default_lr(optimizer, old, lr)
     for callback in callbacks_of(trainer, LRSchedule):
         if base_lr is not None and callback.has_base:
             callback.set_base(base_lr / lr)
-    set_module_rate(module, lr, attribute)
+    set_module_lr(module, lr, attribute)
 
 
-def set_default_rate(optimizer: Optimizer, old: float, lr: float) -> None:
+def set_default_lr(optimizer: Optimizer, old: float, lr: float) -> None:
     """Scale the rate of param groups that are added later without one of their own; no checkpoint holds it."""
     default = optimizer.defaults.get("lr")
     if isinstance(default, int | float):
         optimizer.defaults["lr"] = _scaled(default, old, lr)
 
 
-def set_module_rate(module: LightningModule, lr: float, attribute: str | None = None) -> None:
+def set_module_lr(module: LightningModule, lr: float, attribute: str | None = None) -> None:
     """Write a rate into ``lr`` or ``learning_rate`` (or ``attribute``), wherever module and hparams have it."""
     for place, key in list(_places(module, attribute)):
         if isinstance(place, MutableMapping):
@@ -149,8 +151,8 @@ def _set_cyclic_base(trainer: Trainer, old: float, lr: float, base_lr: float | N
             continue
         scheduler.base_lrs = [base_lr * (top / lr) for top in scheduler.max_lrs]
         for group, low in zip(trainer.optimizers[0].param_groups, scheduler.base_lrs, strict=True):
-            put(group, "lr", low)
-            put(group, "initial_lr", low)
+            set_value(group, "lr", low)
+            set_value(group, "initial_lr", low)
 
 
 def _schedulers(trainer: Trainer) -> list[Any]:
@@ -159,7 +161,7 @@ def _schedulers(trainer: Trainer) -> list[Any]:
 
 def _places(module: LightningModule, attribute: str | None) -> Iterator[tuple[Any, str]]:
     """Where a module keeps its rate: an object or mapping, and the name in it."""
-    hparams = [getattr(module, "_hparams", None), getattr(module, "_hparams_initial", None)]
+    hparams = hyperparameter_dicts(module)
     for name in _NAMES if attribute is None else (attribute,):
         *path, key = name.split(".")
         for root in (module, *hparams):

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lr_lightning.app.composition import checked
+from lr_lightning.app.composition import load_config
 from lr_lightning.app.error_messages import did_you_mean
-from lr_lightning.app.lr_scaling import batch_of_one
+from lr_lightning.app.lr_scaling import process_batch_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.run import Result, Task, objective_of, run
 from lr_lightning.search.settings import FINDER, Search, direction_of
@@ -42,7 +42,7 @@ def rehearse(search: Search) -> None:
     config.trainer.kwargs = {k: v for k, v in config.trainer.kwargs.items() if k not in _OF_LONG_RUNS}
     config.tracking = replace(config.tracking, name="none")
     config.test = False
-    batch_of_one(config)  # with all the processes of a trial
+    process_batch_size(config)  # with all the processes of a trial
     if search.node.workers > 0:
         config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
     if config.callbacks.early_stopping is not None:
@@ -102,15 +102,15 @@ def suggested(search: Search) -> float | None:
     """The LR finder's suggestion, where the start asks for it; None where it does not, or the finder abstains."""
     if not any(FINDER in point.values() for point in search.node.start):
         return None
-    from lr_lightning.app.commands.find_lr import find
+    from lr_lightning.app.commands.find_lr import find_lr
 
     words = search.composer.overrides({k: v for k, v in _first(search).items() if not k.endswith("_lr")})
-    config = checked(search.root, [*words, "finder=range_test"])
+    config = load_config(search.root, [*words, "finder=range_test"])
     config.output_root = str(search.folder)
     config.trainer.progress = "none"
     config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
     config.tracking.tags = {"sweep": search.name, **config.tracking.tags}
-    return find(config, words).summary.get("suggested_lr")
+    return find_lr(config, words).summary.get("suggested_lr")
 
 
 def _first(search: Search) -> dict[str, Value]:

@@ -1,6 +1,6 @@
 """Tracking of runs: loggers that never lose a row and never hold training up. The only importer of MLflow."""
 
-from lr_lightning.errors import Rejected, RunningError, StoreUnavailable, TrackingError
+from lr_lightning.errors import Rejected, RunInUse, StoreUnavailable, TrackingError
 from lr_lightning.tracking.base import RunLogger
 from lr_lightning.tracking.csv_logger import CSVLogger
 from lr_lightning.tracking.environment import environment_tags
@@ -16,8 +16,8 @@ __all__ = [
     "NoLogger",
     "Rejected",
     "Replayed",
+    "RunInUse",
     "RunLogger",
-    "RunningError",
     "Store",
     "StoreUnavailable",
     "TrackingError",

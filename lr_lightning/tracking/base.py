@@ -110,7 +110,7 @@ class RunLogger(Logger, ABC):
 
         Raises:
             TrackingError: The output directory or the store cannot be used as asked.
-            RunningError: Another process is running this very run.
+            RunInUse: Another process is running this very run.
             OSError: The output directory has no room.
         """
         if self._active:
@@ -300,6 +300,10 @@ class RunLogger(Logger, ABC):
         records: list[Record] = [Tag(key, text) for key, text in new.items() if self._tags.get(key) != text]
         self._tags.update(new)
         self._write(records)
+
+    def log_note(self, text: str) -> None:
+        """Set the run's description, in Markdown: a tag that MLflow shows at the top of a run."""
+        self.set_tags({"mlflow.note.content": text})
 
     @rank_zero_only
     def log_artifact(self, path: Path | str, artifact_path: str | None = None) -> None:

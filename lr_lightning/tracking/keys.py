@@ -7,6 +7,9 @@ MAX_KEY = 250
 MAX_PARAM = 6000
 MAX_TAG = 8000
 
+JOB_TAG = "job"
+"""Tag that says what a run did, such as ``train``, ``find_lr`` or ``compare``. A run without the tag trained."""
+
 _FOREIGN = re.compile(r"[^/\w.\- ]")
 _PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]*(?=@)")
 _IN_QUERY = re.compile(r"(?<=[?&])((?:password|sslpassword)=)[^&\s]+", re.IGNORECASE)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from lr_lightning.errors import RunningError, StoreUnavailable, TrackingError
+from lr_lightning.errors import RunInUse, StoreUnavailable, TrackingError
 from lr_lightning.tracking.files import write_atomically
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class RunLock:
             timeout: Seconds to wait for it.
 
         Raises:
-            RunningError: A live process holds it.
+            RunInUse: A live process holds it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path, thread_local=False)
@@ -80,7 +80,7 @@ class RunLock:
         except Timeout:
             other = read_holder(self.path)
             who = f" (pid {other.pid} on host {other.host})" if other else ""
-            raise RunningError(f"{self._what} is still running{who}. Wait for it, or stop it first.") from None
+            raise RunInUse(f"{self._what} is still running{who}. Wait for it, or stop it first.") from None
         self._lock = lock
         try:
             write_atomically(self.path.with_suffix(".json"), json.dumps(asdict(holder)) + "\n")

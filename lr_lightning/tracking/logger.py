@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.mlflow import MLFlowLogger
 
 from lr_lightning.errors import StoreUnavailable, TrackingError
 from lr_lightning.tracking.base import RunLogger
+from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.local_log import (
     LOG_NAME,
     RUN_KEY_TAG,
@@ -26,7 +27,6 @@ from lr_lightning.tracking.local_log import (
     unique_dir,
 )
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
-from lr_lightning.tracking.query import JOB_TAG
 from lr_lightning.tracking.rates import write_rates
 from lr_lightning.tracking.store import Store
 from lr_lightning.tracking.uploader import Sender, SenderThread

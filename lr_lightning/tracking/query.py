@@ -12,17 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.errors import Rejected, TrackingError
+from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.store import Store, explain
 
 _PAGE = 1000
 _HUGE = 1.7e308  # MLflow stores infinity as the largest double
 
-JOB_TAG = "job"
-"""Tag that says what a run was: ``train``, ``find_lr``, ``compare``; a run without it trained."""
-
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class MetricCurve:
     """Every finite row of one metric of a run, one for each step, by rising step.
 
     Attributes:
@@ -64,7 +62,7 @@ class Run:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, Curve] = field(default_factory=dict)
+    curves: dict[str, MetricCurve] = field(default_factory=dict)
 
     @property
     def job(self) -> str:
@@ -162,7 +160,7 @@ def read_curves(store: Store, runs: Sequence[Run], keys: Iterable[str]) -> None:
         run.curves[key] = _curve(*rows)
 
 
-def _curve(step: NDArray[np.int64], value: NDArray[np.float64], time: NDArray[np.int64]) -> Curve:
+def _curve(step: NDArray[np.int64], value: NDArray[np.float64], time: NDArray[np.int64]) -> MetricCurve:
     """Sort; leave out what is not finite; of rows of one step keep the newest (a resumed run may repeat steps)."""
     finite = np.isfinite(value) & (np.abs(value) < _HUGE)
     nonfinite = int(value.size - finite.sum())
@@ -170,7 +168,7 @@ def _curve(step: NDArray[np.int64], value: NDArray[np.float64], time: NDArray[np
     order = np.lexsort((time, step))
     step, value, time = step[order], value[order], time[order]
     newest = np.append(step[1:] != step[:-1], True) if step.size else np.zeros(0, bool)
-    return Curve(step[newest], value[newest], time[newest], nonfinite)
+    return MetricCurve(step[newest], value[newest], time[newest], nonfinite)
 
 
 # --- Every row of many metrics at once, straight from the tables of a database store.

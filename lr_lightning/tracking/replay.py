@@ -45,7 +45,7 @@ def replay(output_dir: Path, left: str = "KILLED", lock_seconds: float = 0) -> R
 
     Raises:
         TrackingError: There is no such folder or no log in it, or the store cannot take it.
-        RunningError: The run is still alive.
+        RunInUse: The run is still alive.
         StoreUnavailable: The store does not answer; what arrived before is confirmed, so a later call goes on there.
     """
     output_dir = output_dir.expanduser().absolute()

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock
 
-from lr_lightning.errors import NotThere, Rejected, StoreUnavailable, TrackingError
+from lr_lightning.errors import NotInStore, Rejected, StoreUnavailable, TrackingError
 from lr_lightning.tracking.keys import hide_password
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def explain(error: BaseException, uri: str) -> Exception:
     reason = hide_password(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
     code = getattr(error, "error_code", None)
     if code == _NOT_THERE:
-        return NotThere(f"tracking store {where}: {reason}")
+        return NotInStore(f"tracking store {where}: {reason}")
     if code in _PERMANENT_CODES:
         return TrackingError(f"tracking store {where}: {refusal(code, reason) or reason}")
     if any(words in reason for words in _READ_ONLY):
@@ -350,14 +350,14 @@ class Store:
         """Give MLflow's ``Run`` of that id, for its tags, params and status.
 
         Raises:
-            NotThere: There is no such run.
+            NotInStore: There is no such run.
             TrackingError: It was deleted, or the store lets nobody in.
             StoreUnavailable: The store does not answer.
         """
         try:
             run = self.call("get_run", run_id)
-        except (NotThere, Rejected):
-            raise NotThere(f"there is no run {run_id!r} in {self.public_uri}") from None
+        except (NotInStore, Rejected):
+            raise NotInStore(f"there is no run {run_id!r} in {self.public_uri}") from None
         if run.info.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"run {run_id!r} of {self.public_uri} was deleted. Restore it: "

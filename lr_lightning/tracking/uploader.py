@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lr_lightning.errors import NotThere, Rejected, StoreUnavailable, TrackingError
+from lr_lightning.errors import NotInStore, Rejected, StoreUnavailable, TrackingError
 from lr_lightning.tracking.local_log import (
     LOG_NAME,
     RUN_KEY_TAG,
@@ -103,8 +103,8 @@ class Sender:
     def _experiment_of(self, run_id: str) -> str:
         try:
             return str(self._store.run(run_id).info.experiment_id)
-        except NotThere as error:
-            raise NotThere(
+        except NotInStore as error:
+            raise NotInStore(
                 f"{error}. Put the store back as it was; if it is gone, remove {self._output_dir / STATE_NAME} and "
                 "go on with the run: its whole log goes to a new record"
             ) from None

@@ -13,7 +13,7 @@ import zlib
 from typing import Any
 from urllib.parse import quote
 
-from lr_lightning.tracking.query import JOB_TAG
+from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.store import Store
 
 log = logging.getLogger(__name__)

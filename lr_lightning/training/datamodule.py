@@ -236,7 +236,7 @@ class ImageDataModule(L.LightningDataModule):
         )
         draw = None
         if self.crop_padding > 0 or self.flip:
-            draw = partial(augment.draw, padding=self.crop_padding, flip=self.flip)
+            draw = partial(augment.draw_augmentation, padding=self.crop_padding, flip=self.flip)
         # Lightning's overfit_batches asks for the same batches in every epoch.
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
         return self._loader(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lr_lightning.training.images import Encoded, Images, Unreadable, UnreadableImages
+from lr_lightning.training.images import Encoded, Images, UnreadableImage, UnreadableImages
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -175,7 +175,7 @@ def _decode_split(name: str, images: Images, fmt: Format, unreadable: Unreadable
     def decode_one(index: int) -> None:
         pixels[index] = _decode(images, index, fmt)
 
-    def decode_chunk(chunk: range) -> list[Unreadable]:
+    def decode_chunk(chunk: range) -> list[UnreadableImage]:
         return _each(chunk, decode_one)
 
     chunks = in_threads(decode_chunk, len(images), threads=useful_threads(images))
@@ -194,7 +194,7 @@ def _headers(images: Images, unreadable: UnreadableImages) -> Iterator[tuple[boo
         yield channels == 1, (width, height)
         return
 
-    def read_chunk(chunk: range) -> tuple[set[tuple[bool, tuple[int, int]]], list[Unreadable]]:
+    def read_chunk(chunk: range) -> tuple[set[tuple[bool, tuple[int, int]]], list[UnreadableImage]]:
         headers = set[tuple[bool, tuple[int, int]]]()
         return headers, _each(chunk, lambda index: headers.add(_header(images, index)))
 
@@ -205,15 +205,15 @@ def _headers(images: Images, unreadable: UnreadableImages) -> Iterator[tuple[boo
         yield from headers
 
 
-def _each(chunk: range, work: Callable[[int], None]) -> list[Unreadable]:
+def _each(chunk: range, work: Callable[[int], None]) -> list[UnreadableImage]:
     """Do the work for each image of a chunk, whichever of them cannot be read; those are returned."""
-    found: list[Unreadable] = []
+    found: list[UnreadableImage] = []
     for index in chunk:
         try:
             work(index)
-        except Unreadable as error:
+        except UnreadableImage as error:
             # Not the error itself: its traceback keeps the image, and there may be many.
-            found.append(Unreadable(error.what, error.reason))
+            found.append(UnreadableImage(error.what, error.reason))
     return found
 
 
@@ -249,10 +249,10 @@ def _open(item: Encoded | NDArray[np.uint8]) -> Image.Image:
     return Image.open(item if isinstance(item, Path) else BytesIO(item))
 
 
-def _unreadable(images: Images, index: int, error: BaseException) -> Unreadable:
+def _unreadable(images: Images, index: int, error: BaseException) -> UnreadableImage:
     # Pillow's text names the memory address of a buffer, which helps nobody; the place is named here.
     reason = "is not an image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
-    return Unreadable(images.describe(index), reason)
+    return UnreadableImage(images.describe(index), reason)
 
 
 def _to_grey(image: Image.Image) -> Image.Image:

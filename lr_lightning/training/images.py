@@ -20,7 +20,7 @@ def require(condition: bool, message: str) -> None:
         raise DataError(message)
 
 
-class Unreadable(DataError):
+class UnreadableImage(DataError):
     """An image that cannot be decoded.
 
     Attributes:
@@ -32,9 +32,9 @@ class Unreadable(DataError):
         super().__init__(f"data: {what} {reason}. Repair or remove it.")
         self.what, self.reason = what, reason
 
-    def __reduce__(self) -> tuple[type["Unreadable"], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type["UnreadableImage"], tuple[str, str]]:
         """It comes from the workers of a loader as a pickle, which would be made anew from the message alone."""
-        return Unreadable, (self.what, self.reason)
+        return UnreadableImage, (self.what, self.reason)
 
 
 class UnreadableImages:
@@ -45,9 +45,9 @@ class UnreadableImages:
     """
 
     def __init__(self) -> None:
-        self.found: list[Unreadable] = []
+        self.found: list[UnreadableImage] = []
 
-    def add(self, found: Sequence[Unreadable]) -> None:
+    def add(self, found: Sequence[UnreadableImage]) -> None:
         """Note some more.
 
         Raises:
@@ -61,7 +61,7 @@ class UnreadableImages:
         """Raise one error for all of them, if there are any.
 
         Raises:
-            Unreadable: If there is one.
+            UnreadableImage: If there is one.
             DataError: If there are several: how many, and the first ones.
         """
         if not self.found:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lr_lightning._lightning import callbacks_of
-from lr_lightning._param_groups import first_lr
+from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.step_recorder import StepRecorder
 from lr_lightning.callbacks.trainer_clock import trainer_clock
@@ -112,7 +112,7 @@ class RunProgress(ProgressBar):
         if recorder is not None and recorder.last_loss is not None:
             parts.append(f"train {recorder.last_loss:.4f}")
         parts += [f"{name} {self._validated[key]:.4f}" for key, name in _SHOWN.items() if key in self._validated]
-        lr = first_lr(trainer)
+        lr = first_group_lr(trainer)
         if lr is not None:
             parts.append(f"lr {lr:.3g}")
         return "  ".join(parts)

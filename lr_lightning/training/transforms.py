@@ -30,7 +30,7 @@ class Draws(NamedTuple):
     flips: Tensor
 
 
-def draw(rng: np.random.Generator, batch_size: int, *, padding: int, flip: bool) -> Draws:
+def draw_augmentation(rng: np.random.Generator, batch_size: int, *, padding: int, flip: bool) -> Draws:
     """Draw the random numbers of one batch.
 
     The flips of a batch do not depend on ``padding``, nor the offsets on ``flip``.

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.reports import png as pictures
-from lr_lightning.reports.comparison import Comparison, Request, compare
+from lr_lightning.reports import png
+from lr_lightning.reports.comparison import Report, ReportRequest, compare
 from lr_lightning.tracking import Store
 
 START = 1_700_000_000_000
@@ -80,13 +80,13 @@ def runs(store: Store) -> Runs:
 
 
 @pytest.fixture
-def comparison(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Comparison]:
+def comparison(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
     """Compares what is in the store; with pictures, which take a second, only where they are asked for."""
 
-    def run(draw: bool = False, **asked: Any) -> Comparison:
+    def run(draw: bool = False, **asked: Any) -> Report:
         with monkeypatch.context() as patch:
             if not draw:
-                patch.setattr(pictures, "save_pictures", lambda figures, folder: [])
-            return compare(Request(store, tmp_path / "outputs", **{"experiments": ["exp"], **asked}))
+                patch.setattr(png, "save_pngs", lambda plots, folder: [])
+            return compare(ReportRequest(store, tmp_path / "outputs", **{"experiments": ["exp"], **asked}))
 
     return run

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lr_lightning.reports.comparison import Comparison
-from lr_lightning.reports.tables import print_outcome
+from lr_lightning.reports.comparison import Report
+from lr_lightning.reports.tables import print_comparison
 
 from .conftest import Runs
 
@@ -51,7 +51,7 @@ def hostile(runs: Runs) -> Runs:
     return runs
 
 
-def test_the_page_has_no_element_of_theirs(hostile: Runs, comparison: Callable[..., Comparison]) -> None:
+def test_the_page_has_no_element_of_theirs(hostile: Runs, comparison: Callable[..., Report]) -> None:
     done = comparison(log_run=False)
     text = done.files[0].read_text(encoding="utf-8")
     parser = Elements()
@@ -69,14 +69,14 @@ def test_the_page_has_no_element_of_theirs(hostile: Runs, comparison: Callable[.
     assert "49" not in re.findall(r"\$\{alert\(3\)\}(.{0,6})", parser.text)
 
 
-def test_only_the_pages_own_scripts_may_run(hostile: Runs, comparison: Callable[..., Comparison]) -> None:
+def test_only_the_pages_own_scripts_may_run(hostile: Runs, comparison: Callable[..., Report]) -> None:
     text = comparison(log_run=False).files[0].read_text(encoding="utf-8")
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy.startswith("default-src 'none'; ")
     assert re.search(r"script-src 'sha256-[\w+/=]{44}' 'sha256-[\w+/=]{44}'$", policy)
 
 
-def test_a_spreadsheet_gets_no_formula(hostile: Runs, comparison: Callable[..., Comparison]) -> None:
+def test_a_spreadsheet_gets_no_formula(hostile: Runs, comparison: Callable[..., Report]) -> None:
     with comparison(log_run=False).files[1].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = {row["name"] for row in rows}
@@ -86,17 +86,17 @@ def test_a_spreadsheet_gets_no_formula(hostile: Runs, comparison: Callable[..., 
 
 
 def test_the_terminal_gets_no_escape_sequence_and_no_markup(
-    hostile: Runs, comparison: Callable[..., Comparison], capsys: pytest.CaptureFixture[str]
+    hostile: Runs, comparison: Callable[..., Report], capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = comparison(log_run=False)
-    print_outcome(done.outcome, None, done.title)
+    print_comparison(done.compared, None, done.title)
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "\x07" not in out
     assert "[red]x[/red]" in out.replace("\n", "")
 
 
-def test_a_name_of_an_experiment_leads_nowhere_else(runs: Runs, comparison: Callable[..., Comparison]) -> None:
+def test_a_name_of_an_experiment_leads_nowhere_else(runs: Runs, comparison: Callable[..., Report]) -> None:
     evil = Runs(runs.store, "../../evil <b>")
     evil.train("cosine", 0, 0.9)
     done = comparison(experiments=["../../evil <b>"], log_run=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.errors import RunningError
+from lr_lightning.errors import RunInUse
 from lr_lightning.tracking import MLflowLogger, Store, mark_dead_runs, open_store
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
 from tests import forked
@@ -77,9 +77,7 @@ def test_a_dead_store_and_unreadable_files_raise_nothing(fake_store: Store, clie
 def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
     first, second = RunLock(tmp_path / "x.lock", "run x"), RunLock(tmp_path / "x.lock", "run x")
     first.acquire(Holder.here("uri", "/out"))
-    with pytest.raises(
-        RunningError, match=rf"run x is still running \(pid {os.getpid()} on host {socket.gethostname()}\)"
-    ):
+    with pytest.raises(RunInUse, match=rf"run x is still running \(pid {os.getpid()} on host {socket.gethostname()}\)"):
         second.acquire(Holder.here("uri", "/out"), timeout=0)
     first.release()
     first.release()
@@ -108,7 +106,7 @@ def test_a_killed_process_is_marked_and_its_run_goes_on(store: Store, tmp_path: 
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     run_id = process.out().strip()
-    with pytest.raises(RunningError, match=rf"is still running \(pid {process.pid} on host"):
+    with pytest.raises(RunInUse, match=rf"is still running \(pid {process.pid} on host"):
         MLflowLogger(store, "exp", out, run_id=run_id).start()
     assert mark_dead_runs(store) == []
     process.kill()

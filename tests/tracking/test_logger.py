@@ -16,7 +16,7 @@ import yaml
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lr_lightning.errors import RunningError, TrackingError
+from lr_lightning.errors import RunInUse, TrackingError
 from lr_lightning.tracking import CSVLogger, MLflowLogger, RunLogger, Store, replay
 from lr_lightning.tracking import local_log as run_clock_module
 from lr_lightning.tracking.local_log import MetricLog, load_state
@@ -97,7 +97,7 @@ def test_a_torn_line_is_cut_when_a_run_goes_on(kind: str, fake_store: Store, tmp
 def test_another_run_in_the_same_folder_is_refused(kind: str, fake_store: Store, tmp_path: Path) -> None:
     first = make(kind, fake_store, tmp_path / "out")
     first.start()
-    with pytest.raises(RunningError, match=r"is still running \(pid \d+ on host .+\)"):
+    with pytest.raises(RunInUse, match=r"is still running \(pid \d+ on host .+\)"):
         make(kind, fake_store, tmp_path / "out", resume=True).start()
     first.end("FINISHED")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.errors import RunningError, StoreUnavailable, TrackingError
+from lr_lightning.errors import RunInUse, StoreUnavailable, TrackingError
 from lr_lightning.tracking import MLflowLogger, Store, open_store, replay
 from lr_lightning.tracking import logger as logger_module
 from lr_lightning.tracking.local_log import Metric, MetricLog, Tag
@@ -92,7 +92,7 @@ def test_a_store_that_is_still_down_is_said(fake_store: Store, client: Any, tmp_
 def test_a_live_run_is_refused(fake_store: Store, tmp_path: Path) -> None:
     logger = MLflowLogger(fake_store, "exp", tmp_path / "out")
     logger.start()
-    with pytest.raises(RunningError, match="is still running"):
+    with pytest.raises(RunInUse, match="is still running"):
         replay(tmp_path / "out")
     logger.end("FINISHED")
 

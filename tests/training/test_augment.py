@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lr_lightning.training.transforms import Draws, crop_and_flip, draw
+from lr_lightning.training.transforms import Draws, crop_and_flip, draw_augmentation
 
 RNG = np.random.default_rng
 
@@ -24,7 +24,7 @@ def one_by_one(images, draws, padding, fill):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_equals_the_work_done_image_by_image(fill, padding, shape, dtype):
     images = torch.from_numpy(RNG(0).integers(0, 256, shape, dtype=np.uint8)).to(dtype)
-    draws = draw(RNG(1), shape[0], padding=padding, flip=True)
+    draws = draw_augmentation(RNG(1), shape[0], padding=padding, flip=True)
     expected = one_by_one(images, draws, padding, fill)
     got = crop_and_flip(images, draws, padding=padding, fill=fill)
     assert got.dtype == dtype
@@ -35,21 +35,24 @@ def test_equals_the_work_done_image_by_image(fill, padding, shape, dtype):
 def test_gives_channels_last_and_leaves_its_input_alone(layout):
     images = torch.arange(4 * 3 * 8 * 8).view(4, 3, 8, 8).to(torch.uint8).contiguous(memory_format=layout)
     before = images.clone()
-    out = crop_and_flip(images, draw(RNG(0), 4, padding=2, flip=True), padding=2)
+    out = crop_and_flip(images, draw_augmentation(RNG(0), 4, padding=2, flip=True), padding=2)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images, before)
 
 
 def test_the_extreme_offsets_are_reached_and_no_others():
-    draws = draw(RNG(0), 2000, padding=2, flip=True)
+    draws = draw_augmentation(RNG(0), 2000, padding=2, flip=True)
     assert sorted(set(draws.offsets.flatten().tolist())) == [0, 1, 2, 3, 4]
     assert 850 < int(draws.flips.sum()) < 1150
     assert draws.offsets.dtype == torch.int64
 
 
 def test_crop_and_flip_are_drawn_independently_of_each_other():
-    both, only_flip = draw(RNG(0), 50, padding=4, flip=True), draw(RNG(0), 50, padding=0, flip=True)
-    only_crop = draw(RNG(0), 50, padding=4, flip=False)
+    both, only_flip = (
+        draw_augmentation(RNG(0), 50, padding=4, flip=True),
+        draw_augmentation(RNG(0), 50, padding=0, flip=True),
+    )
+    only_crop = draw_augmentation(RNG(0), 50, padding=4, flip=False)
     assert torch.equal(both.flips, only_flip.flips)
     assert torch.equal(both.offsets, only_crop.offsets)
     assert not only_crop.flips.any()

@@ -12,7 +12,7 @@ from lr_lightning.errors import DataError
 from lr_lightning.training.decode import EncodedImages, Format, MemoryImages
 from lr_lightning.training.images import Images
 from lr_lightning.training.loader import BatchLoader, TrainBatch
-from lr_lightning.training.transforms import draw
+from lr_lightning.training.transforms import draw_augmentation
 
 N = 22
 
@@ -38,7 +38,7 @@ def numbers(batch):
     return [tensor.tolist() for tensor in (batch.image, batch.label, *batch.draws)]
 
 
-TRAIN = {"train": True, "seed": 7, "draw": functools.partial(draw, padding=1, flip=True)}
+TRAIN = {"train": True, "seed": 7, "draw": functools.partial(draw_augmentation, padding=1, flip=True)}
 
 
 def test_a_training_epoch_holds_each_example_at_most_once_and_its_own_label():

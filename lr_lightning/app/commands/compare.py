@@ -7,9 +7,9 @@ from typing import Any
 
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED
 from lr_lightning.errors import CompareError, StoreUnavailable, TrackingError
-from lr_lightning.reports import wording as words
-from lr_lightning.reports.comparison import Comparison, Request, compare
-from lr_lightning.reports.tables import print_outcome
+from lr_lightning.reports import wording
+from lr_lightning.reports.comparison import Report, ReportRequest, compare
+from lr_lightning.reports.tables import print_comparison
 from lr_lightning.tracking import open_store
 
 
@@ -22,7 +22,7 @@ def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, br
         out: Where the comparison's folder is made, below ``compare/``.
         after_sweep: Whether it ends a multirun, for which nobody gave an option: then no message names one.
         brief: Whether only the finding and the files are printed, not the tables.
-        asked: The other fields of :class:`~lr_lightning.reports.comparison.Request`.
+        asked: The other fields of :class:`~lr_lightning.reports.comparison.ReportRequest`.
 
     Returns:
         The exit status: 0; 1 if the store does not answer; 2 for bad input or nothing to compare.
@@ -30,7 +30,7 @@ def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, br
     try:
         if asked.get("by") == []:
             raise CompareError("name at least one tag or param, such as schedule.", "by")
-        done = compare(Request(open_store(root, uri), out.expanduser().absolute(), **asked))
+        done = compare(ReportRequest(open_store(root, uri), out.expanduser().absolute(), **asked))
     except CompareError as e:
         return _refused(str(e) if after_sweep else e.on_the_command_line, BAD_INPUT, after_sweep)
     except TrackingError as e:
@@ -48,15 +48,15 @@ def _refused(text: str, status: int, after_sweep: bool) -> int:
     return status
 
 
-def report(done: Comparison, *, brief: bool = False) -> None:
+def report(done: Report, *, brief: bool = False) -> None:
     """Print the tables, the findings, and where the files are."""
     if brief:
-        for finding in words.findings(done.outcome):
-            print(words.plain(finding))
+        for finding in wording.findings(done.compared):
+            print(wording.printable(finding))
     else:
-        print_outcome(done.outcome, done.target, done.title)
-    for text in done.good_rates:
-        print(f"good rates:  {words.plain(text)}")
+        print_comparison(done.compared, done.target, done.title)
+    for text in done.good_lrs:
+        print(f"good lrs:    {wording.printable(text)}")
     page, table, *pictures = done.files
     print(f"report:   {page}")
     print(f"table:    {table}")

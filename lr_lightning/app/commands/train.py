@@ -12,11 +12,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.checks import validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.commands.multirun import Sweep
-from lr_lightning.app.composition import listed_keys, prepare, wants_tracebacks
+from lr_lightning.app.composition import keys_help, prepare, wants_tracebacks
 from lr_lightning.app.config import Config
-from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, print_error
+from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
@@ -84,7 +84,7 @@ def main(root: Path, job: Job = "train") -> int:
     except KeyboardInterrupt:
         return 130  # before the run itself takes care of it
     sweep.compare()
-    said = Counter(str(e) if isinstance(e, ConfigError | Diverged | RunFailed) else explain(e) for e in errors)
+    said = Counter(_message(e) for e in errors)
     for text, count in said.items():  # the runs of a sweep may all fail of one thing, such as a password
         print_error(text if count == 1 else f"{text} ({count} runs)")
     if not errors:
@@ -92,11 +92,17 @@ def main(root: Path, job: Job = "train") -> int:
     return FAILED if any(isinstance(e, Diverged | RunFailed) for e in errors) else BAD_INPUT
 
 
+def _message(error: Exception) -> str:
+    if isinstance(error, Diverged):
+        return explain_divergence(error)
+    return str(error) if isinstance(error, ConfigError | RunFailed) else explain(error)
+
+
 def _usage(job: Job) -> str:
     # finder.apply is not listed: a search that trains nothing has nothing to apply a rate to
     keys = {
-        "range_test": listed_keys("finder", RangeTestConfig, without=["apply"]),
-        "lr_grid": listed_keys("finder", LRGridConfig, without=["apply"]),
+        "range_test": keys_help("finder", RangeTestConfig, without=["apply"]),
+        "lr_grid": keys_help("finder", LRGridConfig, without=["apply"]),
     }
     return _USAGES[job].format_map(keys)
 
@@ -109,17 +115,17 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     if cfg.resume is not None:
         from lr_lightning.app.run.resume import stored_config
 
-        config, previous = stored_config(cfg, overrides)
+        config, resumed = stored_config(cfg, overrides)
     else:
-        config, previous = validated(cfg), None
+        config, resumed = validate(cfg), None
     _refuse_processes(config, many=many)
     if many and job == "train":
         # a launcher of its own, such as submitit's, has each job in another process: the number is Hydra's
         sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name, int(HydraConfig.get().job.num))
     if job == "find_lr":
-        from lr_lightning.app.commands.find_lr import find
+        from lr_lightning.app.commands.find_lr import find_lr
 
-        return find(config, overrides).summary.get("suggested_lr")
+        return find_lr(config, overrides).summary.get("suggested_lr")
     if config.study is not None:
         from lr_lightning.app.commands.lr_effects import run_study
 
@@ -127,7 +133,7 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     from lr_lightning.app.run.train import train
 
     try:
-        return train(config, previous=previous).objective
+        return train(config, resumed).objective
     except ConfigError:
         sweep.forget(config)
         raise

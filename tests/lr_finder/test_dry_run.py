@@ -1,4 +1,4 @@
-"""Bench: steps of a Trainer that can be taken back, driven by hand."""
+"""DryRun: training steps of a Trainer that are undone, driven by hand."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lr_lightning.lr_finder.dataloaders import Batches, training_loaders
-from lr_lightning.lr_finder.dry_run import Bench
+from lr_lightning.lr_finder.dry_run import DryRun
 from tests.callbacks.finding import Nasty, frozen, random_states, seed
 from tests.callbacks.tiny import Memory, X, Y, loader, trainer
 
@@ -40,16 +40,16 @@ def within(tmp_path: Path, body: Body, data: Any = None, module: Any = None, **o
     return run
 
 
-def steps(bench: Bench, number: int = 0, count: int = 8) -> list[float]:
-    with bench.run(number):
-        return [bench.step(0.1 * (1 + k)) for k in range(count)]
+def steps(dry_run: DryRun, number: int = 0, count: int = 8) -> list[float]:
+    with dry_run.run(number):
+        return [dry_run.step(0.1 * (1 + k)) for k in range(count)]
 
 
 def test_each_run_starts_from_the_same_state(tmp_path: Path) -> None:
     def body(run: Trainer, module: LightningModule) -> None:
         before = frozen(module), frozen(run.optimizers[0].state_dict()), random_states()
-        with Bench(run, module, [1.0]) as bench:
-            first, other, again, other_again = steps(bench), steps(bench, 1), steps(bench), steps(bench, 1)
+        with DryRun(run, module, [1.0]) as dry_run:
+            first, other, again, other_again = steps(dry_run), steps(dry_run, 1), steps(dry_run), steps(dry_run, 1)
             # between runs all is as it was, random numbers too
             assert (frozen(module), frozen(run.optimizers[0].state_dict()), random_states()) == before
         assert first == again
@@ -62,11 +62,11 @@ def test_each_run_starts_from_the_same_state(tmp_path: Path) -> None:
 
 def test_runs_draw_other_numbers_from_a_persons_own_generators(tmp_path: Path) -> None:
     def body(run: Trainer, module: LightningModule) -> None:
-        with Bench(run, module, [1.0]) as bench:
+        with DryRun(run, module, [1.0]) as dry_run:
             seen = []
             for number in (0, 1, 2, 1):
-                with bench.run(number):
-                    bench.step(0.1)
+                with dry_run.run(number):
+                    dry_run.step(0.1)
                     seen.append(module.order[-1])  # type: ignore[union-attr, operator, index]
         assert len(set(seen)) == 3
         assert seen[1] == seen[3]
@@ -91,8 +91,8 @@ def test_what_a_module_sees_of_the_trainer(tmp_path: Path) -> None:
             return super().training_step(batch, batch_idx)
 
     def body(run: Trainer, module: LightningModule) -> None:
-        with torch.no_grad(), Bench(run, module, [1.0]) as bench:
-            steps(bench)
+        with torch.no_grad(), DryRun(run, module, [1.0]) as dry_run:
+            steps(dry_run)
             assert not torch.is_grad_enabled()
         assert not run.should_stop
         assert [type(each) for each in run.loggers] == [Memory, Memory]
@@ -113,8 +113,8 @@ def test_a_module_that_asks_for_the_length_does_not_reload(tmp_path: Path) -> No
             return super().training_step(batch, batch_idx)
 
     def body(run: Trainer, module: LightningModule) -> None:
-        with Bench(run, module, [1.0]) as bench:
-            steps(bench)
+        with DryRun(run, module, [1.0]) as dry_run:
+            steps(dry_run)
         assert asked == [1]
 
     seed()
@@ -125,9 +125,9 @@ def test_a_module_that_asks_for_the_length_does_not_reload(tmp_path: Path) -> No
 
 def test_a_rate_that_diverges_is_no_anomaly(tmp_path: Path) -> None:
     def body(run: Trainer, module: LightningModule) -> None:
-        with torch.autograd.set_detect_anomaly(True), Bench(run, module, [1.0]) as bench:
-            with bench.run():
-                losses = [bench.step(1e30) for _ in range(5)]
+        with torch.autograd.set_detect_anomaly(True), DryRun(run, module, [1.0]) as dry_run:
+            with dry_run.run():
+                losses = [dry_run.step(1e30) for _ in range(5)]
             assert torch.is_anomaly_enabled()
         assert not all(map(torch.isfinite, map(torch.tensor, losses)))
 
@@ -136,8 +136,8 @@ def test_a_rate_that_diverges_is_no_anomaly(tmp_path: Path) -> None:
 
 def test_a_step_outside_of_a_run(tmp_path: Path) -> None:
     def body(run: Trainer, module: LightningModule) -> None:
-        with Bench(run, module, [1.0]) as bench, pytest.raises(RuntimeError, match="belongs into a run"):
-            bench.step(0.1)
+        with DryRun(run, module, [1.0]) as dry_run, pytest.raises(RuntimeError, match="belongs into a run"):
+            dry_run.step(0.1)
 
     within(tmp_path, body)
 
@@ -151,7 +151,7 @@ def test_an_error_while_it_looks_around_leaves_nothing(tmp_path: Path) -> None:
 
     def body(run: Trainer, module: LightningModule) -> None:
         before = frozen(module), random_states()
-        with pytest.raises(ValueError, match="is an iterator"), Bench(run, module, [1.0]):
+        with pytest.raises(ValueError, match="is an iterator"), DryRun(run, module, [1.0]):
             pytest.fail("not reached")
         assert (frozen(module), random_states()) == before
 
@@ -163,9 +163,9 @@ def test_an_error_while_it_looks_around_leaves_nothing(tmp_path: Path) -> None:
 
 def test_nothing_is_kept_after_it(tmp_path: Path) -> None:
     def body(run: Trainer, module: LightningModule) -> None:
-        with Bench(run, module, [1.0]) as bench:
-            steps(bench)
-        assert bench._snapshots == []
+        with DryRun(run, module, [1.0]) as dry_run:
+            steps(dry_run)
+        assert dry_run._snapshots == []
         assert run.fit_loop._combined_loader is None
         assert "log" not in vars(module)
         assert not {"_should_accumulate"} & set(vars(run.fit_loop.epoch_loop))
@@ -197,8 +197,8 @@ def test_batches_begin_anew_at_their_end_and_tell_samplers_the_epoch(tmp_path: P
 @pytest.mark.parametrize("empty", [[], DataLoader(TensorDataset(X[:5]), batch_size=10, drop_last=True)])
 def test_a_loader_without_batches(tmp_path: Path, empty: Any) -> None:
     def body(run: Trainer, module: LightningModule) -> None:
-        with Bench(run, module, [1.0]) as bench, pytest.raises(ValueError, match="training loader gives no batch"):
-            steps(bench)
+        with DryRun(run, module, [1.0]) as dry_run, pytest.raises(ValueError, match="training loader gives no batch"):
+            steps(dry_run)
 
     class Empty:
         def __iter__(self) -> Any:

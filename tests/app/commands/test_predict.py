@@ -13,10 +13,10 @@ from PIL import Image
 
 from lr_lightning.app.commands import predict
 from lr_lightning.app.commands.predict import Prediction, Predictor, images_of
-from lr_lightning.training.images import Unreadable
+from lr_lightning.training.images import UnreadableImage
 from tests.app.conftest import short_run
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 CLASSES = {"red fox": (200, 60, 40), "sea": (30, 60, 200)}
 
 
@@ -91,7 +91,7 @@ def test_an_image_is_fed_as_it_was_in_training(trained: Path, images: Path) -> N
     assert result.label == sorted(CLASSES)[int(logits.argmax())]
     assert result.probability == pytest.approx(float(logits.softmax(1).max()), rel=1e-5)
     (unreadable,) = predictor([images / "new" / "cut.png"])
-    assert isinstance(unreadable, Unreadable)
+    assert isinstance(unreadable, UnreadableImage)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
 
 from lr_lightning import LRSchedule
-from lr_lightning.callbacks.set_lr import is_cyclical, rate_ratios, reference_rate, set_module_rate, set_peak
+from lr_lightning.callbacks.set_lr import is_cyclical, lr_ratios, reference_lr, set_module_lr, set_peak
 from lr_lightning.schedules import Cosine, Triangular, Warmup
 
 
@@ -46,26 +46,26 @@ def made(*lrs: Any, schedulers: Any = (), callbacks: Any = (), **options: Any) -
 )
 def test_the_configured_rate(lrs: Any, rates: dict[str, Any], attribute: str | None, expected: float) -> None:
     trainer = made(*lrs)
-    reference = reference_rate(trainer, Net(**rates), attribute)
+    reference = reference_lr(trainer, Net(**rates), attribute)
     assert reference == expected
-    assert rate_ratios(trainer, reference) == [lr / expected for lr in lrs]
+    assert lr_ratios(trainer, reference) == [lr / expected for lr in lrs]
 
 
 def test_a_rate_that_a_scheduler_has_moved_already() -> None:
     warm = made(0.1, 0.4, schedulers=[lambda o: LambdaLR(o, lambda step: 0.01)])
-    assert rate_ratios(warm, reference_rate(warm, Net())) == [1.0, 4.0]
-    assert reference_rate(warm, Net(lr=0.4)) == 0.4
+    assert lr_ratios(warm, reference_lr(warm, Net())) == [1.0, 4.0]
+    assert reference_lr(warm, Net(lr=0.4)) == 0.4
     cycle = made(0.1, 0.4, schedulers=[lambda o: OneCycleLR(o, [0.3, 0.6], total_steps=10)])
-    assert reference_rate(cycle, Net()) == 0.3
-    assert rate_ratios(cycle, 0.3) == [1.0, 2.0]
+    assert reference_lr(cycle, Net()) == 0.3
+    assert lr_ratios(cycle, 0.3) == [1.0, 2.0]
     bounds = made(0.1, 0.1, schedulers=[lambda o: CyclicLR(o, 0.01, [0.5, 0.25])])
-    assert rate_ratios(bounds, reference_rate(bounds, Net())) == [1.0, 0.5]
+    assert lr_ratios(bounds, reference_lr(bounds, Net())) == [1.0, 0.5]
 
 
 def test_reading_changes_nothing() -> None:
     trainer = made(0.1)
     before = {key: value for key, value in trainer.optimizers[0].param_groups[0].items() if key != "params"}
-    reference_rate(trainer, Net(lr=0.1))
+    reference_lr(trainer, Net(lr=0.1))
     assert {key: value for key, value in trainer.optimizers[0].param_groups[0].items() if key != "params"} == before
 
 
@@ -127,8 +127,8 @@ def test_a_bound_of_zero_ratio_and_other_places() -> None:
 
 def test_the_modules_rates() -> None:
     module = Net(lr=0.1, learning_rate=0.1, mine=0.1)
-    set_module_rate(module, 0.2)
+    set_module_lr(module, 0.2)
     assert (module.lr, module.learning_rate, module.mine) == (0.2, 0.2, 0.1)
-    set_module_rate(module, 0.3, "mine")
+    set_module_lr(module, 0.3, "mine")
     assert (module.lr, module.learning_rate, module.mine) == (0.2, 0.2, 0.3)
-    set_module_rate(Net(), 0.3)
+    set_module_lr(Net(), 0.3)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from lr_lightning.callbacks import base_finder as search_bar
-from lr_lightning.callbacks.base_finder import SearchBar
+from lr_lightning.callbacks.base_finder import FinderProgressBar
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_a_line_comes_every_tenth_or_half_minute_whichever_is_rarer(
 ) -> None:
     now, lines = 0.0, list[str]()
     monkeypatch.setattr(search_bar, "time", SimpleNamespace(monotonic=lambda: now))
-    with SearchBar("LR range test", 100, "step", drawn=False, say=lines.append) as bar:
+    with FinderProgressBar("LR range test", 100, "step", drawn=False, say=lines.append) as bar:
         for _ in range(100):
             now += seconds_each
             bar.update()
@@ -35,7 +35,7 @@ def test_a_line_comes_every_tenth_or_half_minute_whichever_is_rarer(
 def test_a_wider_range_is_counted_in_and_nobody_listening_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_bar, "_SECONDS", 0.0)
     lines: list[str] = []
-    with SearchBar("LR grid", 4, "run", drawn=False, say=lines.append) as bar:
+    with FinderProgressBar("LR grid", 4, "run", drawn=False, say=lines.append) as bar:
         bar.update(4)
         bar.extend(4)
         bar.update(2)
