@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch import Callback, Trainer
 
 from lr_lightning.app.composition import load_config, prepare
-from lr_lightning.app.run.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoint
+from lr_lightning.app.run.output import LAST, AtomicCheckpointIO, RunCheckpoint
 from lr_lightning.app.run.train import build_run, quiet
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.random_state import RandomState
