@@ -22,7 +22,7 @@ def check_number(name: str, value: float, *, low: float = 0.0, high: float = mat
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value < low or value > high or (above and value == low):
         limits = f"{'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
-        raise ArgumentError(f"{name} must be {limits}, got {value!r}")
+        raise ArgumentError(f"must be {limits}, got {value!r}", name)
 
 
 def check_count(name: str, value: int, least: int) -> None:
@@ -32,7 +32,7 @@ def check_count(name: str, value: int, least: int) -> None:
         ArgumentError: It is not.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ArgumentError(f"{name} must be a whole number >= {least}, got {value!r}")
+        raise ArgumentError(f"must be a whole number >= {least}, got {value!r}", name)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -42,4 +42,4 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         ArgumentError: ``value`` is not in ``choices``.
     """
     if value not in choices:
-        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ArgumentError(f"must be one of {', '.join(map(repr, choices))}, got {value!r}", name)

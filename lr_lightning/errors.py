@@ -8,7 +8,20 @@ class LRLightningError(Exception):
 
 
 class ArgumentError(LRLightningError, ValueError):
-    """An argument has a value that cannot be used. The text names the argument, the value and the remedy."""
+    """An argument has a value that cannot be used. The text names the argument, the value and the remedy.
+
+    Args:
+        problem: What is wrong: the value and the remedy. With a ``name``, the rest of the sentence that it begins.
+        name: The argument. A caller that knows it by another name, such as a config key, can put that in front.
+
+    Example:
+        >>> str(ArgumentError("must be > 0, got -1", name="peak"))
+        'peak must be > 0, got -1'
+    """
+
+    def __init__(self, problem: str, name: str = "") -> None:
+        super().__init__(f"{name} {problem}" if name else problem)
+        self.problem, self.name = problem, name
 
 
 class DurationError(LRLightningError, ValueError):

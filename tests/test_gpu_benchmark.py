@@ -19,7 +19,7 @@ from benchmarks import batch_growth, gpu, gpu_device, gpu_race, gpu_steps, monit
 from benchmarks.gpu_device import Setting, Synchronizations, Utilisation
 from lr_lightning import RunCost
 from lr_lightning.app import build
-from lr_lightning.app.composition import checked, prepare
+from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.schemas.data import ParquetConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,7 +196,7 @@ def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     for file in files:
         file.touch()
     prepare(ROOT)
-    config = checked(ROOT, trainings.images(files[0].parent))
+    config = load_config(ROOT, trainings.images(files[0].parent))
     assert isinstance(config.data, ParquetConfig)
     assert [config.data.train, config.data.test] == [str(file) for file in files]
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm.auto import tqdm
 
 from lr_lightning._checks import check_choice, check_count, check_number
+from lr_lightning._lightning import is_dev_run
 from lr_lightning.callbacks.loggers import give, log_figure, log_text
 from lr_lightning.callbacks.set_lr import (
     is_cyclical,
@@ -227,7 +228,7 @@ class BaseLRFinder(Callback):
         name = type(self).__name__
         if trainer.ckpt_path is not None or trainer.limit_train_batches == 0:
             return False
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
+        if is_dev_run(trainer):
             rank_zero_warn(f"{name}: no search for a rate in a development run (fast_dev_run).")
             return False
         if trainer.global_step > 0:

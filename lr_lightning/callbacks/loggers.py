@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["give", "log_figure", "log_tags", "log_text"]
+__all__ = ["give", "log_figure", "log_note", "log_tags", "log_text"]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,16 @@ def log_tags(trainer: Trainer, tags: Mapping[str, str]) -> None:
         tags: Name to value.
     """
     give(trainer, "tags", lambda logger: _tags(logger, tags))
+
+
+def log_note(trainer: Trainer, text: str) -> None:
+    """Set the run's description in every logger that has one.
+
+    Args:
+        trainer: Whose loggers.
+        text: Markdown.
+    """
+    give(trainer, "the description", lambda logger: _note(logger, text))
 
 
 def give(trainer: Trainer, name: str, how: Callable[[Any], None]) -> None:
@@ -96,6 +106,14 @@ def _tags(logger: Any, tags: Mapping[str, str]) -> None:
             experiment.set_tag(run, key, value)
     elif callable(getattr(logger, "set_tags", None)):
         logger.set_tags(tags)
+
+
+def _note(logger: Any, text: str) -> None:
+    run, experiment = _mlflow_run(logger)
+    if run is not None:
+        experiment.set_tag(run, "mlflow.note.content", text)  # the tag that MLflow shows as a run's description
+    elif callable(getattr(logger, "log_note", None)):
+        logger.log_note(text)
 
 
 def _mlflow_run(logger: Any) -> tuple[str | None, Any]:

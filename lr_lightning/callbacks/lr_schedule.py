@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lr_lightning._lightning import FreshMetric, mean_over_ranks
+from lr_lightning._lightning import FreshMetric, is_dev_run, mean_over_ranks
 from lr_lightning._param_groups import initial_value, set_value
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import DurationError
@@ -427,7 +427,7 @@ class LRSchedule(Callback):
         sharing = 1 if pl_module.automatic_optimization else max(1, count)
         clocks = [trainer_clock(trainer, optimizers=sharing, total_steps=total) for total in totals]
         # a development run is the first steps of a run that is long enough for its durations
-        dev_run = trainer.fast_dev_run  # type: ignore[attr-defined]  # set outside the class
+        dev_run = is_dev_run(trainer)
         return [
             stretched(driver, clock) if dev_run else clock for driver, clock in zip(self._drivers, clocks, strict=True)
         ]

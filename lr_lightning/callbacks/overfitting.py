@@ -13,9 +13,9 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from lr_lightning._lightning import batch_loss, mean_over_ranks
+from lr_lightning._lightning import batch_loss, mean_over_ranks, to_device
 from lr_lightning._param_groups import first_group_lr
-from lr_lightning.callbacks.loggers import log_figure, log_tags, log_text
+from lr_lightning.callbacks.loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning.callbacks.per_example import (
     WITH_LOGITS,
     WITH_RIGHT,
@@ -36,7 +36,6 @@ from lr_lightning.diagnosis.history import History, Point
 from lr_lightning.diagnosis.stratify import stratified_subset
 from lr_lightning.diagnosis.verdict import Verdict, diagnose
 from lr_lightning.errors import Diverged
-from lr_lightning.lr_finder.dataloaders import on_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -331,7 +330,7 @@ class OverfittingMonitor(Callback):
             self._drawn = self.probe if self.probe is not None else default_probe(trainer, self.seed)
         gathered = Gathered(self.keep)
         for batch in self._drawn or ():
-            batch = on_device(trainer, batch)
+            batch = to_device(trainer, batch)
             with trainer.precision_plugin.forward_context():
                 gathered.add(self.loss(pl_module, batch))
         probe = gathered.finish(trainer, pl_module.device)  # of all ranks: this one's share may be empty
@@ -378,7 +377,8 @@ class OverfittingMonitor(Callback):
         if (not self._points and self._diverged is None) or not trainer.is_global_zero:
             return
         verdict = self.verdict
-        log_tags(trainer, {"verdict": verdict.label, "mlflow.note.content": verdict.text()})
+        log_tags(trainer, {"verdict": verdict.label})
+        log_note(trainer, verdict.text())
         log_text(trainer, verdict.text() + "\n", "verdict.txt")
         if not trainer.loggers or not self._points:
             return

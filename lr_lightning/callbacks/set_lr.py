@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from lr_lightning._lightning import callbacks_of
+from lr_lightning._lightning import callbacks_of, hyperparameter_dicts
 from lr_lightning._param_groups import peak_lr, set_value
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 
@@ -161,7 +161,7 @@ def _schedulers(trainer: Trainer) -> list[Any]:
 
 def _places(module: LightningModule, attribute: str | None) -> Iterator[tuple[Any, str]]:
     """Where a module keeps its rate: an object or mapping, and the name in it."""
-    hparams = [getattr(module, "_hparams", None), getattr(module, "_hparams_initial", None)]
+    hparams = hyperparameter_dicts(module)
     for name in _NAMES if attribute is None else (attribute,):
         *path, key = name.split(".")
         for root in (module, *hparams):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-__all__ = ["advise", "bears_more", "enough"]
+__all__ = ["advise", "can_train_longer", "sufficient_epochs"]
 
 Numbers = Mapping[str, float]
 
@@ -25,7 +25,7 @@ def advise(label: str, detail: str, numbers: Numbers) -> tuple[str, ...]:
     return tuple(_RULES[label](detail, numbers))[:_MOST]
 
 
-def enough(label: str, detail: str, numbers: Numbers) -> float | None:
+def sufficient_epochs(label: str, detail: str, numbers: Numbers) -> float | None:
     """At which epoch a schedule had better end, where the advice is to shorten the run; None where it is not."""
     if label != "overfitting" or detail in ("receding", "memorised") or "epochs" not in numbers or _high_rate(numbers):
         return None
@@ -33,7 +33,7 @@ def enough(label: str, detail: str, numbers: Numbers) -> float | None:
     return length if length < numbers["epochs"] else None
 
 
-def bears_more(label: str, detail: str, numbers: Numbers) -> bool:
+def can_train_longer(label: str, detail: str, numbers: Numbers) -> bool:
     """Whether the advice leaves room for more epochs with the same settings."""
     if label == "overfitting":
         return detail == "receding"
@@ -67,7 +67,7 @@ def _overfitting(detail: str, n: Numbers) -> list[str]:
         lines.append(
             f"Cool down: the rate is still {_share(n):.0%} of its peak. Let it fall to 0 by about epoch {length:.0f}."
         )
-    elif enough("overfitting", detail, n) is not None:
+    elif sufficient_epochs("overfitting", detail, n) is not None:
         lines.append(
             f"Shorten: {'nothing was gained' if detail == 'gap' else 'the validation loss rose'} after epoch "
             f"{_onset(n):.0f} of {n['epochs']:.0f}; a schedule that ends at about {length:.0f} is enough."

@@ -10,13 +10,13 @@ from scipy import stats
 
 from lr_lightning.diagnosis.statistics import bootstrap_ci, holm, permutation_p, seeds_needed, sign_flip_p
 
-__all__ = ["Comparison", "GoodBand", "compare_groups", "good_band", "pareto_front"]
+__all__ = ["GoodBand", "GroupDifference", "compare_groups", "good_band", "pareto_front"]
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class GroupDifference:
     """Two groups, the one with the better mean first.
 
     Attributes:
@@ -30,7 +30,7 @@ class Comparison:
         high: Upper end.
         p: Unadjusted; nan where nothing can be computed.
         adjusted: Holm's.
-        needs: Seeds for each group from which on a difference could be told from chance here.
+        seeds_needed: Seeds for each group from which on a difference could be told from chance here.
         wins: Pairs in which the first group is better; -1 where unpaired.
         level: Significance level.
         sizes: How many values of the better and the worse group were compared, those that diverged included.
@@ -46,21 +46,21 @@ class Comparison:
     high: float
     p: float
     adjusted: float = math.nan
-    needs: int = 6
+    seeds_needed: int = 6
     wins: int = -1
     level: float = 0.05
     sizes: tuple[int, int] = (0, 0)
     diverged: tuple[int, int] = (0, 0)
 
     @property
-    def enough(self) -> bool:
+    def enough_seeds(self) -> bool:
         """Whether there are seeds enough for any finding at all."""
-        return self.n >= self.needs
+        return self.n >= self.seeds_needed
 
     @property
-    def told_apart(self) -> bool:
+    def significant(self) -> bool:
         """Whether the difference is more than chance, at the level, after the correction."""
-        return self.enough and self.adjusted <= self.level
+        return self.enough_seeds and self.adjusted <= self.level
 
 
 def compare_groups(
@@ -70,7 +70,7 @@ def compare_groups(
     against: str | None = None,
     leader_only: bool = False,
     level: float = 0.05,
-) -> list[Comparison]:
+) -> list[GroupDifference]:
     """Compare groups pairwise, by seeds that both have, else as independent samples.
 
     A run that diverged is the worst there is: of a pair it loses, and two of them are a tie. How much worse has no
@@ -105,12 +105,12 @@ def compare_groups(
     all_pairs = len(pairs) == count
     adjusted = holm([c.p for c in found]) if all_pairs else [min(1.0, count * c.p) for c in found]
     return [
-        replace(c, adjusted=p, needs=seeds_needed(count, paired=c.paired, level=level))
+        replace(c, adjusted=p, seeds_needed=seeds_needed(count, paired=c.paired, level=level))
         for c, p in zip(found, adjusted, strict=True)
     ]
 
 
-def _pair(a: str, b: str, values: Mapping[str, Mapping[str, float]], sign: float, level: float) -> Comparison:
+def _pair(a: str, b: str, values: Mapping[str, Mapping[str, float]], sign: float, level: float) -> GroupDifference:
     first, second = values[a], values[b]
     shared = sorted(first.keys() & second.keys())
     paired = bool(shared) and 2 * len(shared) >= min(len(first), len(second))
@@ -122,7 +122,7 @@ def _pair(a: str, b: str, values: Mapping[str, Mapping[str, float]], sign: float
     difference, low, high = _difference(x, y, paired=paired, level=level)
     if any(diverged):
         low = high = math.nan  # an interval of the survivors would look better than they are
-    return Comparison(
+    return GroupDifference(
         *(a, b, min(x.size, y.size), paired, difference, low, high, p),
         wins=int((x > y).sum()) if paired else -1,
         level=level,
@@ -194,7 +194,7 @@ class GoodBand:
         low: Lowest rate of the band that was tried.
         high: Highest one.
         best: The best result, smoothed where there are rates enough.
-        best_rate: Its rate.
+        best_lr: Its rate.
         limit: The result at which the band ends.
         open_low: Whether no lower rate was tried, so that the band may go on.
         open_high: The same of higher ones.
@@ -203,7 +203,7 @@ class GoodBand:
     low: float
     high: float
     best: float
-    best_rate: float
+    best_lr: float
     limit: float
     open_low: bool
     open_high: bool
@@ -263,7 +263,7 @@ def good_band(rates: Sequence[float], results: Sequence[float], *, higher: bool,
         low=float(x[first]),
         high=float(x[last]),
         best=sign * float(y[top]),
-        best_rate=float(x[top]),
+        best_lr=float(x[top]),
         limit=sign * limit,
         open_low=first == 0,
         open_high=last == len(y) - 1,

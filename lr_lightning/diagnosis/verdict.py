@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from lr_lightning.diagnosis.advice import advise, bears_more, enough
+from lr_lightning.diagnosis.advice import advise, can_train_longer, sufficient_epochs
 from lr_lightning.diagnosis.curves import (
     AT_CHANCE,
     RISE,
@@ -124,14 +124,14 @@ class Verdict:
     advice: tuple[str, ...] = ()
 
     @property
-    def enough(self) -> float | None:
+    def sufficient_epochs(self) -> float | None:
         """At which epoch a schedule had better end, where the advice is to shorten the run."""
-        return enough(self.label, self.detail, self._numbers)
+        return sufficient_epochs(self.label, self.detail, self._numbers)
 
     @property
-    def bears_more(self) -> bool:
+    def can_train_longer(self) -> bool:
         """Whether the advice leaves room for more epochs with the same settings."""
-        return bears_more(self.label, self.detail, self._numbers)
+        return can_train_longer(self.label, self.detail, self._numbers)
 
     @property
     def _numbers(self) -> Mapping[str, float]:

@@ -9,7 +9,7 @@ from posixpath import commonprefix
 
 import numpy as np
 
-from lr_lightning.diagnosis.comparison import Comparison, compare_groups
+from lr_lightning.diagnosis.comparison import GroupDifference, compare_groups
 from lr_lightning.diagnosis.cost import Reach, median_time
 from lr_lightning.diagnosis.statistics import Mean, mean_ci
 from lr_lightning.reports.run_metrics import Measured, of_data_set, value_of
@@ -213,7 +213,7 @@ class Outcome:
 
     objective: str | None
     groups: list[Group]
-    comparisons: list[Comparison]
+    comparisons: list[GroupDifference]
     varying: dict[str, list[str]]
     warnings: list[str]
     higher_is_better: bool = True
@@ -271,7 +271,7 @@ def compare_measured(
         return group.data_set, math.isnan(mean), 0.0 if math.isnan(mean) else -sign * mean, group.name
 
     groups = sorted(by_name.values(), key=rank)
-    comparisons: list[Comparison] = []
+    comparisons: list[GroupDifference] = []
     for data_set, some in by_data_set(groups).items():
         comparisons += compare_groups(
             {group.name: group.results(-sign * math.inf) for group in some} if objective else {},

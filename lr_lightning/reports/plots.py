@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from lr_lightning._plotting import Style, styles
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
-from lr_lightning.diagnosis.thinning import band, thin
 from lr_lightning.reports import run_metrics as names
+from lr_lightning.reports.curves import band, thin
 from lr_lightning.reports.groups import Group, Outcome
 from lr_lightning.reports.run_metrics import AXES, Measured, group_of, of_data_set
 from lr_lightning.tracking.query import MetricCurve

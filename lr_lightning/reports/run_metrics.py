@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.cost import Reach, Target, time_to
-from lr_lightning.diagnosis.thinning import setback
+from lr_lightning.reports.curves import setback
 from lr_lightning.tracking.query import MetricCurve, Run
 
 # --- Which of a run's metrics is which, also where another program named them.

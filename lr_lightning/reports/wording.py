@@ -3,7 +3,7 @@
 import math
 import unicodedata
 
-from lr_lightning.diagnosis.comparison import Comparison
+from lr_lightning.diagnosis.comparison import GroupDifference
 from lr_lightning.diagnosis.statistics import Mean
 from lr_lightning.reports.groups import Group, Outcome
 
@@ -40,35 +40,35 @@ def plain(text: str) -> str:
     return "".join(c if unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)
 
 
-def interval(c: Comparison) -> str:
+def interval(c: GroupDifference) -> str:
     """The bootstrap interval of a difference."""
     return "–" if math.isnan(c.low) else f"{c.low:+.4f} to {c.high:+.4f}".replace("-", "−")
 
 
-def difference(c: Comparison) -> str:
+def difference(c: GroupDifference) -> str:
     """How much better the first group is, of the runs that did not diverge; a dash where there are none."""
     return "–" if math.isnan(c.difference) else f"{c.difference:.4f}".replace("-", "−")
 
 
-def finding(c: Comparison) -> str:
+def finding(c: GroupDifference) -> str:
     """What may be said about two groups."""
     lost = diverged(c)
     by_rank = f"; by ranks, {lost}" if lost else ""
-    if c.told_apart:
+    if c.significant:
         return f"told apart{by_rank}"
     what = "seeds" if c.paired else "runs each"
-    if not c.enough:
-        return f"not enough {what} to tell (n = {c.n}, needs {c.needs}){by_rank}"
+    if not c.enough_seeds:
+        return f"not enough {what} to tell (n = {c.n}, needs {c.seeds_needed}){by_rank}"
     return f"not told apart (n = {c.n}){by_rank}"
 
 
-def diverged(c: Comparison) -> str:
+def diverged(c: GroupDifference) -> str:
     """How many runs of two groups diverged, such as ``constant: 2 of 6 diverged``; nothing where none did."""
     sides = zip((c.better, c.worse), c.diverged, c.sizes, strict=True)
     return ", ".join(f"{name}: {lost} of {size} diverged" for name, lost, size in sides if lost)
 
 
-def worth_showing(outcome: Outcome) -> list[Comparison]:
+def worth_showing(outcome: Outcome) -> list[GroupDifference]:
     """The comparisons of more than one seed: of one, there is no test."""
     return [c for c in outcome.comparisons if c.n > 1]
 
@@ -82,11 +82,11 @@ def not_compared(outcome: Outcome) -> str:
     if not few:
         return ""
     what = f"{'These' if len(few) == len(outcome.comparisons) else 'Other'} groups"
-    needs = max(c.needs for c in few)
+    needs = max(c.seeds_needed for c in few)
     return f"{what} have one seed to be compared by, from which nothing can be told; {needs} seeds each are needed."
 
 
-def in_a_line(c: Comparison) -> str:
+def in_a_line(c: GroupDifference) -> str:
     """A comparison in short."""
     ci = "" if math.isnan(c.low) else f" ({interval(c)})"
     return f"{c.better} > {c.worse}: {difference(c)}{ci}, {p_equals('adjusted p', c.adjusted)}: {finding(c)}"
@@ -122,7 +122,7 @@ def _finding(outcome: Outcome) -> str:
             alone = "The group to compare it with has no runs here."
         return f"{best.name} has {_own(best, outcome.objective)}. {alone}"
     for group in counted:
-        told = [c for c in outcome.comparisons if c.told_apart and c.better == group.name]
+        told = [c for c in outcome.comparisons if c.significant and c.better == group.name]
         if told and len(told) == len(compared) - 1:
             least = max(c.adjusted for c in told)
             first = "the best mean" if group is best else "a mean"
@@ -131,7 +131,7 @@ def _finding(outcome: Outcome) -> str:
                 f"(largest {p_equals('adjusted p', least)}). {_ahead(told[0])}"
             )
     own = [c for c in outcome.comparisons if best.name in (c.better, c.worse)]
-    told = [c for c in own if c.told_apart and c.better == best.name]
+    told = [c for c in own if c.significant and c.better == best.name]
     rest = f" It is told apart from {', '.join(c.worse for c in told)}, not from the others." if told else ""
     return f"No winner can be named. {best.name} has {_own(best, outcome.objective)}. {_ahead(own[0])}{rest}"
 
@@ -142,7 +142,7 @@ def _own(group: Group, objective: str, first: str = "the best mean") -> str:
     return f"{first} {objective}, {with_interval(mean)} (n = {mean.n}{lost})"
 
 
-def _ahead(c: Comparison) -> str:
+def _ahead(c: GroupDifference) -> str:
     seeds = f"by {c.n} paired seeds" if c.paired else f"unpaired, at least {c.n} runs each"
     ci = "" if math.isnan(c.low) else f", 95 % interval {interval(c)}"
     lead = f"is {difference(c)} ahead of" if c.difference >= 5e-5 else "is level with"

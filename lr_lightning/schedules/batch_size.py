@@ -7,6 +7,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from lr_lightning._checks import check_number
+from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules.base import Schedule
 from lr_lightning.schedules.clock import Clock, Duration, DurationLike, half_up, parse_duration
 
@@ -55,17 +56,18 @@ def parse_milestones(milestones: Sequence[DurationLike]) -> tuple[Duration, ...]
         ['60 epochs', '80%']
     """
     if isinstance(milestones, str) or not isinstance(milestones, Sequence) or not milestones:
-        raise ValueError(f"milestones must be a list such as ['30%', '60%'], got {milestones!r}")
+        raise ArgumentError(f"must be a list such as ['30%', '60%'], got {milestones!r}", "milestones")
     parsed = tuple(parse_duration(milestone, "milestones", positive=True) for milestone in milestones)
     for duration in parsed:
         if duration.unit == "steps":
-            raise ValueError(
-                f"milestones: a batch grows between two epochs, so '{duration}' is no milestone."
-                f" Write '{duration.amount} epochs' or a percentage such as '30%'."
+            raise ArgumentError(
+                f"must be epochs, since a batch grows between two of them, got '{duration}'."
+                f" Write '{duration.amount} epochs' or a percentage such as '30%'.",
+                "milestones",
             )
     for first, second in pairwise(parsed):
         if first.unit == second.unit and second.amount <= first.amount:
-            raise ValueError(f"milestones must rise, got '{first}' before '{second}'")
+            raise ArgumentError(f"must rise, got '{first}' before '{second}'", "milestones")
     return parsed
 
 

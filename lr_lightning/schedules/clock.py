@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
-from lr_lightning.errors import DurationError
+from lr_lightning.errors import ArgumentError, DurationError
 
 __all__ = [
     "Clock",
@@ -78,31 +78,31 @@ def parse_duration(value: DurationLike, name: str = "duration", *, positive: boo
     if isinstance(value, Duration):
         duration = value
     elif isinstance(value, float):
-        raise ValueError(f"{name}: got the bare float {value!r}: {value!r} of what? {_HOW}")
+        raise ArgumentError(f"must have a unit, got the bare float {value!r}: {value!r} of what? {_HOW}", name)
     elif isinstance(value, int) and not isinstance(value, bool):
         duration = Duration(Fraction(value), "steps")
     elif isinstance(value, str):
         duration = _parse_text(value, name)
     else:
-        raise ValueError(f"{name} must be a duration, got {value!r}. {_HOW}")
+        raise ArgumentError(f"must be a duration, got {value!r}. {_HOW}", name)
     if duration.amount < 0 or (positive and duration.amount == 0):
-        raise ValueError(f"{name} must be {'>' if positive else '>='} 0, got {str(value)!r}. {_HOW}")
+        raise ArgumentError(f"must be {'>' if positive else '>='} 0, got {str(value)!r}. {_HOW}", name)
     return duration
 
 
 def _parse_text(text: str, name: str) -> Duration:
     match = _PATTERN.fullmatch(text)
     if match is None:
-        raise ValueError(f"{name} must be a duration, got {text!r}. {_HOW}")
+        raise ArgumentError(f"must be a duration, got {text!r}. {_HOW}", name)
     amount, unit = Fraction(match[1]), match[2] or "steps"
     if unit == "%":
         if amount > 100:
-            raise ValueError(f"{name} must be at most '100%', got {text!r}")
+            raise ArgumentError(f"must be at most '100%', got {text!r}", name)
         return Duration(amount, "percent")
     if unit.startswith("epoch"):
         return Duration(amount, "epochs")
     if amount.denominator != 1:
-        raise ValueError(f"{name} must be a whole number of steps, got {text!r}. {_HOW}")
+        raise ArgumentError(f"must be a whole number of steps, got {text!r}. {_HOW}", name)
     return Duration(amount, "steps")
 
 

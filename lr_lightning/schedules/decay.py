@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from lr_lightning._checks import check_number
-from lr_lightning.errors import DurationError
+from lr_lightning.errors import ArgumentError, DurationError
 from lr_lightning.schedules.base import Schedule, blend, ramp
 from lr_lightning.schedules.clock import Clock, DurationLike, is_share, parse_duration
 
@@ -355,7 +355,7 @@ class MultiStep(Schedule):
 
     def __post_init__(self) -> None:
         if isinstance(self.at, int | str) or not self.at:
-            raise ValueError(f"at must be a list of at least one duration, got {self.at!r}")
+            raise ArgumentError(f"must be a list of at least one duration, got {self.at!r}", "at")
         object.__setattr__(self, "at", tuple(self.at))  # a list, as config files give, would not hash
         for milestone in self.at:
             parse_duration(milestone, "at")

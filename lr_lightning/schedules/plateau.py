@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lr_lightning._checks import check_choice, check_number
+from lr_lightning.errors import ArgumentError
 
 __all__ = ["Plateau"]
 
@@ -51,10 +52,10 @@ class Plateau:
 
     def __post_init__(self) -> None:
         if not isinstance(self.monitor, str) or not self.monitor:
-            raise ValueError(f"monitor must be the name of a metric such as 'val/loss', got {self.monitor!r}")
+            raise ArgumentError(f"must be the name of a metric such as 'val/loss', got {self.monitor!r}", "monitor")
         check_number("factor", self.factor, high=1.0, above=True)
         if self.factor == 1:
-            raise ValueError("factor must be < 1, got 1: it would change nothing")
+            raise ArgumentError("must be < 1, got 1: it would change nothing", "factor")
         check_choice("mode", self.mode, get_args(_Mode))
         check_choice("threshold_mode", self.threshold_mode, get_args(_ThresholdMode))
         check_number("patience", self.patience)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lr_lightning.app.composition import checked
+from lr_lightning.app.composition import load_config
 from lr_lightning.app.error_messages import did_you_mean
-from lr_lightning.app.lr_scaling import batch_of_one
+from lr_lightning.app.lr_scaling import process_batch_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.run import Result, Task, objective_of, run
 from lr_lightning.search.settings import FINDER, Search, direction_of
@@ -42,7 +42,7 @@ def rehearse(search: Search) -> None:
     config.trainer.kwargs = {k: v for k, v in config.trainer.kwargs.items() if k not in _OF_LONG_RUNS}
     config.tracking = replace(config.tracking, name="none")
     config.test = False
-    batch_of_one(config)  # with all the processes of a trial
+    process_batch_size(config)  # with all the processes of a trial
     if search.node.workers > 0:
         config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
     if config.callbacks.early_stopping is not None:
@@ -105,7 +105,7 @@ def suggested(search: Search) -> float | None:
     from lr_lightning.app.commands.find_lr import find
 
     words = search.composer.overrides({k: v for k, v in _first(search).items() if not k.endswith("_lr")})
-    config = checked(search.root, [*words, "finder=range_test"])
+    config = load_config(search.root, [*words, "finder=range_test"])
     config.output_root = str(search.folder)
     config.trainer.progress = "none"
     config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"

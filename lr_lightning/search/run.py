@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lr_lightning.app.composition import checked, composed, prepare
+from lr_lightning.app.composition import compose_config, load_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import is_out_of_memory
 from lr_lightning.app.run.output import LAST
@@ -155,10 +155,10 @@ def _prepared(task: Task, config: Config | None) -> tuple[Config, Any]:
         trust = [word for word in task.overrides if word.startswith("trust=")]
         words = [f"resume={folder}", *trust]
         try:
-            return stored_config(composed(Path(task.root), words)[0], words)
+            return stored_config(compose_config(Path(task.root), words)[0], words)
         except ConfigError as e:
             print(f"cannot go on with {folder}, so it is started anew: {e}", file=sys.stderr)
-    return config or checked(Path(task.root), task.overrides), None
+    return config or load_config(Path(task.root), task.overrides), None
 
 
 def _interrupted_folder(folder: Path) -> Path | None:
@@ -207,9 +207,9 @@ def main(path: str) -> int:
         ParentWatch(grace=None, parent=task.parent).start()
     prepare(Path(task.root))
     result = run(task, judge=_judge_of(task))
-    from lr_lightning.app.world import is_first_rank
+    from lr_lightning.app.world import is_rank_zero
 
-    if is_first_rank():
+    if is_rank_zero():
         write_result(Path(task.folder), result)
     return 0
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from lr_lightning.app.checks import flatten, validated
+from lr_lightning.app.checks import validate
+from lr_lightning.app.config import flatten
 from lr_lightning.app.run import record as recorded
 from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, ConfigStamp
 from lr_lightning.app.run.output import BEFORE_LAST, LAST
@@ -67,7 +68,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_is_one_error(
 @pytest.fixture
 def stopped(tmp_path: Path, composed: Compose) -> tuple[Previous, Any, Callable[[int], dict[str, Any]]]:
     """A stopped run, its config, and what its checkpoints hold."""
-    config = validated(composed("optimizer.lr=0.2"))
+    config = validate(composed("optimizer.lr=0.2"))
     (tmp_path / "checkpoints").mkdir()
     flat = identity(flatten(asdict(config)))
     return Previous(tmp_path, tmp_path / "checkpoints" / LAST, {}), config, lambda step: checkpoint(step, **flat)
@@ -174,7 +175,7 @@ def test_a_worker_that_is_killed_is_one_error(said: str, composed: Compose) -> N
 
     trainer: Any = SimpleNamespace(world_size=1, global_step=7)
     with pytest.raises(RunFailed, match=r"a worker that decodes images was killed at step 7, .*memory"):
-        recorded.recorded(validated(composed()), trainer, None, Interrupts(), work)
+        recorded.recorded(validate(composed()), trainer, None, Interrupts(), work)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_a_lack_of_memory_is_one_error_that_says_what_to_lower(
 
     trainer: Any = SimpleNamespace(world_size=1, global_step=7, evaluating=evaluating, sanity_checking=False)
     with pytest.raises(RunFailed, match=rf"^out of memory at step 7 \(.*\)\. Lower {remedy}"):
-        recorded.recorded(validated(composed()), trainer, None, Interrupts(), work)
+        recorded.recorded(validate(composed()), trainer, None, Interrupts(), work)
 
 
 def test_only_an_error_of_the_disk_is_one_of_the_disk() -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 
 from lr_lightning.app import build
-from lr_lightning.app.checks import validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.commands.find_lr import find
 from lr_lightning.app.run.train import Result, train
 from lr_lightning.errors import ConfigError
@@ -37,7 +37,7 @@ LR, BASE, TOP = 0.0625, 0.03125, 0.25
 
 def run(composed: Compose, *overrides: str) -> tuple[Path, dict[str, list[float]]]:
     """The folder of a run and the values of every metric, in order."""
-    result = train(validated(composed(*SMALL, *overrides)))
+    result = train(validate(composed(*SMALL, *overrides)))
     assert result.output_dir is not None
     return result.output_dir, values(result.output_dir)
 
@@ -129,7 +129,7 @@ def test_a_search_that_applies_nothing_leaves_no_trace(composed: Compose, finder
 
 
 def test_multipliers_are_ratios_to_the_optimizers_rate(composed: Compose) -> None:
-    config = validated(composed("finder=range_test", "experiment=smith"))
+    config = validate(composed("finder=range_test", "experiment=smith"))
     assert config.optimizer.multipliers
     from lr_lightning.callbacks.set_lr import lr_ratios, reference_lr
 
@@ -154,7 +154,7 @@ def test_a_grid_takes_its_best_rate(composed: Compose) -> None:
 
 @pytest.mark.usefixtures("known")
 def test_find_searches_only(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
-    result: Result = find(validated(composed(*SMALL, "finder=range_test")), ["optimizer=adam", "finder=range_test"])
+    result: Result = find(validate(composed(*SMALL, "finder=range_test")), ["optimizer=adam", "finder=range_test"])
     assert result.output_dir is not None
     assert result.summary == {"suggested_lr": LR, "base_lr": BASE, "max_lr": TOP}
     assert not list(result.output_dir.rglob("*.ckpt"))
@@ -184,7 +184,7 @@ def test_a_search_without_a_terminal_says_how_far_it_is(
 ) -> None:
     monkeypatch.setattr("lr_lightning.callbacks.base_finder._SECONDS", 0.0)
     search = ["finder=range_test", "finder.num_steps=10", "finder.max_lr=1e-3", "finder.retry=false"]
-    find(validated(composed(*SMALL, *search, f"trainer.progress={progress}")), [])
+    find(validate(composed(*SMALL, *search, f"trainer.progress={progress}")), [])
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("LR range test: ")]
     assert len(said) == lines
     assert all(line.endswith(" s left") for line in said)
@@ -195,7 +195,7 @@ def test_a_data_set_that_is_too_large_to_copy_is_not_said_to_have_moved(
     composed: Compose, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, metric: str
 ) -> None:
     monkeypatch.setattr("lr_lightning.lr_finder.snapshot._LARGE", 10_000)  # bytes; the digits have 100,000
-    find(validated(composed(*SMALL, "finder=range_test", "finder.num_steps=10", f"finder.metric={metric}")), [])
+    find(validate(composed(*SMALL, "finder=range_test", "finder.num_steps=10", f"finder.metric={metric}")), [])
     assert not [w for w in recwarn if "has moved what it cannot put back" in str(w.message)]
 
 
@@ -204,7 +204,7 @@ def test_a_search_that_finds_nothing_names_the_next_one(
     composed: Compose, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["scripts/find_lr.py"])
-    find(validated(composed(*SMALL, "finder=range_test")), ["optimizer=adam", "finder=range_test"])
+    find(validate(composed(*SMALL, "finder=range_test")), ["optimizer=adam", "finder=range_test"])
     assert "python scripts/find_lr.py optimizer=adam finder=lr_grid" in capsys.readouterr().out
 
 
@@ -232,25 +232,25 @@ def test_bad_keys(composed: Compose, overrides: list[str], message: str) -> None
     from lr_lightning.app.error_messages import explain
 
     with pytest.raises(Exception) as caught:  # noqa: PT011  # of Hydra or of ours; the text is what counts
-        validated(composed("finder=range_test", *overrides))
+        validate(composed("finder=range_test", *overrides))
     text = str(caught.value) if isinstance(caught.value, ConfigError) else explain(caught.value)
     assert message in text
 
 
 def test_bounds_of_ones_own_go_with_a_search_that_applies_nothing(composed: Compose) -> None:
     own = ["schedule=triangular", "schedule.base_lr=0.01", "finder=range_test", "finder.apply=false"]
-    assert validated(composed(*own)).schedule.base_lr == 0.01  # type: ignore[attr-defined]
+    assert validate(composed(*own)).schedule.base_lr == 0.01  # type: ignore[attr-defined]
 
 
 def test_a_module_that_optimizes_by_hand_is_refused_before_anything_runs(composed: Compose) -> None:
     module = LightningModule()
     module.automatic_optimization = False
     with pytest.raises(ConfigError, match=r"finder: LightningModule optimizes by hand"):
-        build.build_finder(validated(composed("finder=range_test")), module)
+        build.build_finder(validate(composed("finder=range_test")), module)
 
 
 def test_a_target_that_is_no_search_is_refused(composed: Compose) -> None:
-    config = validated(composed("finder._target_=lightning.pytorch.callbacks.Timer"))
+    config = validate(composed("finder._target_=lightning.pytorch.callbacks.Timer"))
     with pytest.raises(ConfigError, match="gave a Timer, not a BaseLRFinder"):
         build.build_finder(config, LightningModule())
 
@@ -259,5 +259,5 @@ def test_a_stored_config_with_a_finder_can_be_resumed(composed: Compose) -> None
     from lr_lightning.app.run.resume import ALLOWED_TARGETS
 
     for name in ("range_test", "lr_grid"):
-        target = validated(composed(f"finder={name}")).finder._target_
+        target = validate(composed(f"finder={name}")).finder._target_
         assert target in ALLOWED_TARGETS

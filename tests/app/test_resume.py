@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from lr_lightning.app.checks import validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.run.output import LAST, new_output_dir, write_config
 from lr_lightning.app.run.resume import ALLOWED_TARGETS, stored_config
 from lr_lightning.errors import ConfigError
@@ -22,7 +22,7 @@ def stored(composed: Compose, tmp_path: Path) -> Callable[..., Path]:
     """An output folder as a run leaves it, with a config that can be tampered with."""
 
     def make(*overrides: str, change: Callable[[dict[str, Any]], None] = lambda config: None) -> Path:
-        config = validated(composed(*overrides, f"output_root={tmp_path}/outputs"))
+        config = validate(composed(*overrides, f"output_root={tmp_path}/outputs"))
         folder = new_output_dir(config)
         container = asdict(config)
         change(container)
@@ -180,5 +180,5 @@ def test_every_choice_of_the_project_is_allowed() -> None:
 
 
 def test_output_folders_are_unique(composed: Compose, tmp_path: Path) -> None:
-    config = validated(composed(f"output_root={tmp_path}/outputs"))
+    config = validate(composed(f"output_root={tmp_path}/outputs"))
     assert len({new_output_dir(config) for _ in range(50)}) == 50

@@ -257,6 +257,9 @@ def test_the_verdict_at_the_end_goes_to_the_loggers(tmp_path: Path) -> None:
         def set_tags(self, tags: Any) -> None:
             self.kept |= tags
 
+        def log_note(self, text: str) -> None:
+            self.kept["note"] = text
+
         def log_text(self, text: str, artifact_file: str) -> None:
             self.kept[artifact_file] = text
 
@@ -268,7 +271,8 @@ def test_the_verdict_at_the_end_goes_to_the_loggers(tmp_path: Path) -> None:
     trainer(tmp_path, [monitor], logger, max_epochs=30).fit(Tiny(dropout=0.0), loader(), loader(20))
     assert monitor.verdict.label == "healthy"
     assert logger.kept["verdict"] == "healthy"
-    assert logger.kept["mlflow.note.content"].startswith("verdict: healthy")
+    assert logger.kept["note"].startswith("verdict: healthy")
+    assert not any(name.startswith("mlflow.") for name in logger.kept)
     assert {"verdict.png", "verdict.txt"} <= logger.kept.keys()
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from lr_lightning.app.commands.lr_effects import as_text
-from lr_lightning.app.schemas.search import StudyConfig, rates, reference
+from lr_lightning.app.schemas.search import StudyConfig
 from lr_lightning.diagnosis.lr_effects import CLAIMS, Trial, _rank_test, claims, matched_gap, matched_level, table
 from lr_lightning.diagnosis.statistics import holm
 
@@ -109,8 +109,8 @@ def test_the_reference_is_the_one_that_was_given_and_not_the_best() -> None:
     ],
 )
 def test_the_reference_of_a_study_follows_from_its_config_alone(node: StudyConfig, expected: float) -> None:
-    assert reference(node) == expected
-    assert expected in rates(node)
+    assert node.reference_lr() == expected
+    assert expected in node.all_lrs()
 
 
 def test_the_report_says_what_the_reference_is_and_that_p_is_corrected() -> None:

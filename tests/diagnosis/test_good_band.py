@@ -11,7 +11,7 @@ from lr_lightning.diagnosis.comparison import good_band
 def test_the_band_ends_where_a_rate_is_worse_than_the_tolerance() -> None:
     band = good_band([1, 0.01, 0.1, 0.001], [0.5, 0.965, 0.97, 0.2], higher=True, tolerance=0.01)
     assert band is not None
-    assert (band.low, band.high, band.best_rate) == (0.01, 0.1, 0.1)
+    assert (band.low, band.high, band.best_lr) == (0.01, 0.1, 0.1)
     assert not band.open_low
     assert not band.open_high
     assert band.decades == pytest.approx(1.0)

@@ -115,7 +115,7 @@ def test_noise_alone_is_no_overfitting() -> None:
 def test_a_slow_fall_that_the_noise_hides_is_not_said_to_have_stopped(swing: float, detail: str) -> None:
     probe = 2.2 - 0.02 * np.arange(8) + swing * np.array([0, 1, -1, 1, -1, 1, -1, 0])
     verdict = diagnose(History.of_curves((probe + 0.01).tolist(), probe.tolist(), chance=CHANCE, lr=[0.001] * 8))
-    assert (verdict.label, verdict.detail, verdict.bears_more) == ("underfitting", detail, True)
+    assert (verdict.label, verdict.detail, verdict.can_train_longer) == ("underfitting", detail, True)
     assert any("Raise the rate from 0.001 to 0.003" in line for line in verdict.advice)
     assert not any("larger network" in line for line in verdict.advice)
 
@@ -123,7 +123,7 @@ def test_a_slow_fall_that_the_noise_hides_is_not_said_to_have_stopped(swing: flo
 def test_a_high_loss_that_is_at_rest_is_limited() -> None:
     probe = (1.2 + np.exp(-np.arange(1, 31) / 2)).tolist()
     verdict = diagnose(History.of_curves(probe, probe, chance=CHANCE, lr=[0.1] * 29 + [0.001]))
-    assert (verdict.label, verdict.detail, verdict.bears_more) == ("underfitting", "limited", False)
+    assert (verdict.label, verdict.detail, verdict.can_train_longer) == ("underfitting", "limited", False)
 
 
 def test_a_rise_of_both_losses_is_no_overfitting() -> None:
@@ -196,9 +196,9 @@ def test_rates_still_high_are_cooled_down_first() -> None:
 def test_more_epochs_and_fewer_are_named_where_the_advice_is_about_them(name: str) -> None:
     verdict = diagnose(load(name))
     lines = " ".join(verdict.advice).lower()
-    assert verdict.bears_more == (verdict.label == "healthy" or "lengthen the run" in lines)
-    assert ("shorten: " in lines) == (verdict.enough is not None)
-    assert verdict.enough is None or f"at about {verdict.enough:.0f} is enough" in lines
+    assert verdict.can_train_longer == (verdict.label == "healthy" or "lengthen the run" in lines)
+    assert ("shorten: " in lines) == (verdict.sufficient_epochs is not None)
+    assert verdict.sufficient_epochs is None or f"at about {verdict.sufficient_epochs:.0f} is enough" in lines
 
 
 def test_a_start_above_chance_that_is_being_left_is_no_divergence() -> None:

@@ -98,7 +98,7 @@ def test_every_number_again_from_the_database(sweep: Runs, store: Store, compari
         signs = np.array(list(itertools.product((1, -1), repeat=6)))
         assert c.difference == pytest.approx(d.mean())
         assert c.p == pytest.approx((np.abs((signs * d).mean(axis=1)) >= abs(d.mean()) - 1e-12).mean())
-        assert (c.n, c.paired, c.needs) == (6, True, 7)
+        assert (c.n, c.paired, c.seeds_needed) == (6, True, 7)
     assert len(done.outcome.comparisons) == 3
 
 
@@ -126,7 +126,7 @@ def test_no_winner_without_enough_seeds_and_one_with_them(sweep: Runs, compariso
     assert "not enough seeds to tell (n = 6, needs 7)" in words.headline(few.outcome)
     two = comparison(log_run=False, filter_string="tags.schedule != 'wsd'", against="constant")
     (c,) = two.outcome.comparisons
-    assert (c.better, c.told_apart, c.needs) == ("cosine", c.adjusted <= 0.05, 6)
+    assert (c.better, c.significant, c.seeds_needed) == ("cosine", c.adjusted <= 0.05, 6)
     assert words.p_value(c.adjusted) in words.headline(two.outcome)
     assert words.interval(c) in words.headline(two.outcome)
 
@@ -389,14 +389,14 @@ def test_each_data_set_is_compared_by_itself(two_data_sets: Runs, comparison: Co
     assert [(c.better.split(",")[0], c.worse.split(",")[0]) for c in own] == [
         (c.better, c.worse) for c in alone.comparisons
     ]
-    assert [(c.p, c.adjusted, c.needs, c.n) for c in own] == [
-        (c.p, c.adjusted, c.needs, c.n) for c in alone.comparisons
+    assert [(c.p, c.adjusted, c.seeds_needed, c.n) for c in own] == [
+        (c.p, c.adjusted, c.seeds_needed, c.n) for c in alone.comparisons
     ]
     said = words.findings(done.outcome)
     assert [text.split(":")[0] for text in said[1:]] == ["(no data set)", "digits", "image_folder"]
     assert said[3].replace(", image_folder", "") == f"image_folder: {words.headline(alone)}"
     against = comparison(log_run=False, against="constant").outcome
-    assert {c.needs for c in against.comparisons} == {7}
+    assert {c.seeds_needed for c in against.comparisons} == {7}
     assert {name for c in against.comparisons for name in (c.better, c.worse) if name.startswith("constant")} == {
         *("constant, digits", "constant, image_folder", "constant, (no data set)")
     }

@@ -36,8 +36,8 @@ def test_reads(text: Any, amount: Any, unit: str) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (0.1, "warmup: got the bare float 0.1: 0.1 of what? Write a whole number of steps (500 or '500 steps')"),
-        (1.0, "warmup: got the bare float 1.0: 1.0 of what?"),
+        (0.1, "warmup must have a unit, got the bare float 0.1: 0.1 of what? Write a whole number of steps"),
+        (1.0, "warmup must have a unit, got the bare float 1.0: 1.0 of what?"),
         (True, "warmup must be a duration, got True."),
         (None, "warmup must be a duration, got None."),
         ("ten", "warmup must be a duration, got 'ten'."),

@@ -122,8 +122,8 @@ def test_an_update_is_never_smaller_and_near_what_was_asked_for(
     [
         ([], "milestones must be a list such as ['30%', '60%'], got []"),
         ("30%", "milestones must be a list such as ['30%', '60%'], got '30%'"),
-        ([60], "milestones: a batch grows between two epochs, so '60 steps' is no milestone. Write '60 epochs'"),
-        ([0.3], "milestones: got the bare float 0.3: 0.3 of what?"),
+        ([60], "milestones must be epochs, since a batch grows between two of them, got '60 steps'. Write '60 epochs'"),
+        ([0.3], "milestones must have a unit, got the bare float 0.3: 0.3 of what?"),
         (["0 epochs"], "milestones must be > 0, got '0 epochs'"),
         (["60%", "30%"], "milestones must rise, got '60%' before '30%'"),
         (["3 epochs", "3 epochs"], "milestones must rise, got '3 epochs' before '3 epochs'"),

@@ -16,7 +16,7 @@ from lr_lightning.app.run.record import closer_of, open_logger, recorded, run_id
 from lr_lightning.app.run.signals import Interrupts
 from lr_lightning.app.run.summary import Outcome, Summary
 from lr_lightning.app.run.train import Result, begin, build_run, make_trainer, starting
-from lr_lightning.app.world import is_first_rank
+from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.tracking.keys import hide_password
@@ -44,7 +44,7 @@ def find(config: Config, overrides: list[str]) -> Result:
     finder.apply = False
     # as it is recorded: the rate is found, not trained with, so the configured one is no longer to be replaced
     config = replace(config, finder=replace(config.finder, apply=False))  # type: ignore[call-arg]
-    folder = new_output_dir(config, job=f"find_lr-{config.finder.name}") if is_first_rank() else None
+    folder = new_output_dir(config, job=f"find_lr-{config.finder.name}") if is_rank_zero() else None
     interrupts = Interrupts()
     with starting(folder):
         # nothing is trained: Lightning ends the fit before its first step

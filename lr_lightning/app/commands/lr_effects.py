@@ -19,7 +19,7 @@ from lr_lightning.app.run.output import output_root
 from lr_lightning.app.run.record import sweep_record
 from lr_lightning.app.run.summary import Outcome
 from lr_lightning.app.run.train import train
-from lr_lightning.app.schemas.search import StudyConfig, rates, reference
+from lr_lightning.app.schemas.search import StudyConfig
 from lr_lightning.diagnosis.lr_effects import Claim, Row, Trial, claims, matched_gap, matched_level, table
 from lr_lightning.errors import Diverged
 from lr_lightning.tracking.files import write_atomically
@@ -47,12 +47,12 @@ def run_study(config: Config) -> list[Trial]:
         Interrupted: On SIGTERM or Ctrl-C: the runs so far are in ``trials.csv``.
     """
     node = config.study or StudyConfig()
-    grid = [(lr, seed) for seed in node.seeds for lr in rates(node)]
+    grid = [(lr, seed) for seed in node.seeds for lr in node.all_lrs()]
     name = f"{datetime.now():%Y%m%d-%H%M%S}-lr_effects-{config.data.name}-{secrets.token_hex(2)}"
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
-        f"lr_effects: {len(rates(node))} rates × {len(node.seeds)} seeds on {config.data.name}, the others against "
-        f"{reference(node):g}, {name}"
+        f"lr_effects: {len(node.all_lrs())} rates × {len(node.seeds)} seeds on {config.data.name}, the others against "
+        f"{node.reference_lr():g}, {name}"
     )
     trials: list[Trial] = []
     began = time.monotonic()
@@ -126,9 +126,9 @@ def _folder(config: Config, name: str) -> Path:
 
 def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Trial], console: Console) -> None:
     target = config.callbacks.cost.target if config.callbacks.cost is not None else None
-    rows, found = table(trials, node.level), claims(trials, reference(node))
+    rows, found = table(trials, node.level), claims(trials, node.reference_lr())
     why = "the middle of the grid" if node.reference is None else "study.reference"
-    text = as_text(rows, found, trials, node.level, str(target), (reference(node), why))
+    text = as_text(rows, found, trials, node.level, str(target), (node.reference_lr(), why))
     write_atomically(folder / "table.csv", csv_rows(rows))
     write_atomically(folder / "table.txt", text)
     files = ["trials.csv", "table.csv", "table.txt"]
@@ -142,7 +142,7 @@ def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Tria
     with sweep_record(config, folder / "record", folder.name, "lr_effects") as logger:
         for file in files:
             logger.log_artifact(folder / file)
-        logger.set_tags({"mlflow.note.content": f"```\n{text}\n```"})
+        logger.log_note(f"```\n{text}\n```")
         held = sum(claim.outcome == "held" for claim in found)
         logger.log_summary({"runs": len(trials), "claims": len(found), "claims_held": held})
     console.print(f"output {folder}: {', '.join(files)}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lr_lightning.app.config import Config, stale_keys
+from lr_lightning.app.config import Config
 
 _MOST_KEYS = 3
 
@@ -52,7 +52,9 @@ class Sweep:
     def _by(self) -> list[str]:
         """The keys that vary, other than the seed, and those that a search for the rate sets anew."""
         found_anew = (
-            {"optimizer.lr", "schedule.max_lr"} if any(stale_keys(config) for config, _ in self._jobs) else set()
+            {"optimizer.lr", "schedule.max_lr"}
+            if any(config.keys_set_by_finder() for config, _ in self._jobs)
+            else set()
         )
         passed_over = {"seed", "resume", *found_anew}
         values: dict[str, set[str]] = {}

@@ -12,9 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.checks import validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.commands.multirun import Sweep
-from lr_lightning.app.composition import listed_keys, prepare, wants_tracebacks
+from lr_lightning.app.composition import keys_help, prepare, wants_tracebacks
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
@@ -101,8 +101,8 @@ def _message(error: Exception) -> str:
 def _usage(job: Job) -> str:
     # finder.apply is not listed: a search that trains nothing has nothing to apply a rate to
     keys = {
-        "range_test": listed_keys("finder", RangeTestConfig, without=["apply"]),
-        "lr_grid": listed_keys("finder", LRGridConfig, without=["apply"]),
+        "range_test": keys_help("finder", RangeTestConfig, without=["apply"]),
+        "lr_grid": keys_help("finder", LRGridConfig, without=["apply"]),
     }
     return _USAGES[job].format_map(keys)
 
@@ -117,7 +117,7 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
 
         config, previous = stored_config(cfg, overrides)
     else:
-        config, previous = validated(cfg), None
+        config, previous = validate(cfg), None
     _refuse_processes(config, many=many)
     if many and job == "train":
         # a launcher of its own, such as submitit's, has each job in another process: the number is Hydra's

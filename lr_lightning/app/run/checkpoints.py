@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lr_lightning._lightning import CheckpointCallback, is_step_complete
 from lr_lightning.app.config import Config
 from lr_lightning.app.monitor_checks import FinalValidation, MonitorCheck, validation_follows
 from lr_lightning.app.run.output import BEFORE_LAST, LAST
@@ -105,7 +105,7 @@ def config_differences(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -
     ]
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(CheckpointCallback):
     """Lightning's, for an output folder that may have been moved or copied since the checkpoint was made."""
 
     @cached_property
@@ -124,19 +124,19 @@ class RunCheckpoint(ModelCheckpoint):
         After a resume Lightning does not know that it has saved this step, and saves it again in the middle of the next
         one's accumulation, whose gradients are in no checkpoint.
         """
-        if self._every_n_train_steps < 1:
+        if self.every_n_train_steps < 1:
             return
-        if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
+        if is_step_complete(trainer) and not validation_follows(trainer):
             super().on_train_batch_end(trainer, *args)
 
-    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
+    def should_skip(self, trainer: Trainer) -> bool:
         """Pass over a validation that has not measured what is monitored.
 
         Lightning compares with the value of an earlier one, which saves nothing; but a run that was resumed in between
         knows no earlier one, and would end here. That it is ever measured is seen to by ``MonitorCheck``.
         """
         unmeasured = self.monitor is not None and self.monitor not in trainer.callback_metrics
-        return unmeasured or super()._should_skip_saving_checkpoint(trainer)
+        return unmeasured or super().should_skip(trainer)
 
 
 def _renamed(node: Any, before: str, now: str) -> Any:

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from lr_lightning.app.config import Config, stale_keys
+from lr_lightning.app.config import Config
 from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.tracking import MLflowLogger, RunLogger
@@ -61,7 +61,7 @@ class FoundRate(Callback):
 
     def _rates(self, lr: float) -> dict[str, float]:
         """The rates that the run trains with, under the keys of the config; no base_lr where none was found."""
-        rates = dict.fromkeys(stale_keys(self.config) - {"schedule.base_lr"}, lr)
+        rates = dict.fromkeys(self.config.keys_set_by_finder() - {"schedule.base_lr"}, lr)
         base_lr = self.finder.applied_base
         return rates if base_lr is None else rates | {"schedule.base_lr": base_lr}
 

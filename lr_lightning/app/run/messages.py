@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.lr_scaling import batch_of_one, batch_of_update
+from lr_lightning.app.lr_scaling import effective_batch_size, process_batch_size
 from lr_lightning.app.run.resume import Previous, untrusted
 from lr_lightning.app.world import world_size
 from lr_lightning.diagnosis import Verdict
@@ -70,7 +70,7 @@ def _peak(config: Config) -> str:
 
 def _batch(config: Config) -> str:
     """The batch of an update, and what it is made of if that is more than one batch."""
-    one, update = batch_of_one(config), batch_of_update(config)
+    one, update = process_batch_size(config), effective_batch_size(config)
     factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
     return str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
 
@@ -160,12 +160,12 @@ def _trainings(
     config: Config, folder: Path, longer: str, verdict: Verdict | None, *, by_make: bool
 ) -> list[tuple[str, str]]:
     """The training that the verdict advises, as far as it is known; none that it speaks against."""
-    if verdict is None or verdict.bears_more:
+    if verdict is None or verdict.can_train_longer:
         name, arguments = "train on", [f"resume={folder}", *_trust(config), longer]
-    elif verdict.enough is not None and (own := _own_overrides()) is not None:
+    elif verdict.sufficient_epochs is not None and (own := _own_overrides()) is not None:
         key = longer.split("=")[0]
         limit = getattr(config.trainer, key.removeprefix("trainer."))
-        length = max(1, round(limit * verdict.enough / verdict.evidence["epochs"]))
+        length = max(1, round(limit * verdict.sufficient_epochs / verdict.evidence["epochs"]))
         name, arguments = "a shorter one", [*(w for w in own if w.lstrip("+").split("=")[0] != key), f"{key}={length}"]
     else:
         return []

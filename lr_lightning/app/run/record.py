@@ -14,10 +14,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import DistBackendError, DistNetworkError
 
 from lr_lightning._plotting import COLOUR_TAG, style
-from lr_lightning.app.checks import flatten
-from lr_lightning.app.config import Config, stale_keys
+from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.error_messages import is_out_of_memory
-from lr_lightning.app.lr_scaling import batch_of_update
+from lr_lightning.app.lr_scaling import effective_batch_size
 from lr_lightning.app.run.found_lr import default_run_name
 from lr_lightning.app.run.messages import print_interrupted
 from lr_lightning.app.run.output import LAST, write_config
@@ -59,7 +58,7 @@ def open_logger(
     Raises:
         ConfigError: If the store cannot be used, or the run to go on with is still running.
     """
-    container, stale = _plain(config), stale_keys(config)
+    container, stale = _plain(config), config.keys_set_by_finder()
     lr = None if stale else config.optimizer.lr
     name = config.tracking.run_name or (default_run_name(config, lr) if job == "train" else job)
     tags = {"job": job, **_tags(config, folder, data)}
@@ -74,7 +73,7 @@ def open_logger(
             parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
             described = {f"dataset.{key}": value for key, value in data.describe().items()}
             logger.log_hyperparams({"model.parameters": parameters, **described})
-            together = {"processes": world_size(config.trainer), "update_batch_size": batch_of_update(config)}
+            together = {"processes": world_size(config.trainer), "update_batch_size": effective_batch_size(config)}
             logger.log_hyperparams({**together, **(scaling or {})})
             logger.log_artifact(artifact)
     return logger

@@ -12,12 +12,12 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning import schedules
-from lr_lightning.app.checks import flatten, validated
-from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
+from lr_lightning.app.checks import validate
+from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config, flatten
 from lr_lightning.app.error_messages import explain
 from lr_lightning.app.run.checkpoints import config_differences, read_checkpoint
 from lr_lightning.app.run.output import BEFORE_LAST, LAST
-from lr_lightning.app.world import is_first_rank
+from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError, DataError
 from lr_lightning.training.datamodule import ImageDataModule
 
@@ -118,7 +118,7 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Previo
         from lr_lightning.tracking.local_log import load_state
 
         stored.tracking.uri = state.uri if (state := load_state(folder)) else None
-    return validated(stored), Previous(folder, checkpoint, changed)
+    return validate(stored), Previous(folder, checkpoint, changed)
 
 
 def run_folder(name: str, cfg: DictConfig, asker: Asker = RESUME) -> Path:
@@ -331,7 +331,7 @@ def _newest_whole(last: Path) -> tuple[Path, dict[str, Any]]:
         if not before.is_file():
             raise
         checkpoint = read_checkpoint(before, "resume")
-        if is_first_rank():
+        if is_rank_zero():
             print(f"{e}\ngoing on from the one before, {before}, of step {checkpoint['global_step']}", file=sys.stderr)
         return before, checkpoint
 

@@ -10,8 +10,9 @@ from typing import Any, Self
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lr_lightning._lightning import is_step_complete, stop_after_batch
 from lr_lightning.app.monitor_checks import validation_follows
-from lr_lightning.app.world import launched
+from lr_lightning.app.world import external_launch
 
 
 class Interrupted(SystemExit):
@@ -95,7 +96,7 @@ class Interrupts(Signals, Callback):
         """Stop now if told so, and if the step is complete; one before a validation is stopped after that."""
         if self.signum is None and trainer.world_size == 1:
             return  # by far the most common, and asked at every batch
-        if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
+        if is_step_complete(trainer) and not validation_follows(trainer):
             self._stop_if_told(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,8 +109,7 @@ class Interrupts(Signals, Callback):
         if trainer.world_size > 1:
             told = trainer.strategy.reduce_boolean_decision(told, all=False)
         if told:
-            # Lightning looks at this at the end of the batch and raises SIGTERMException.
-            trainer._signal_connector.received_sigterm = True
+            stop_after_batch(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The fit is over: a stop is immediate again, also one that came too late for the fit to see it."""
@@ -135,7 +135,7 @@ def is_child() -> bool:
 
     SLURM ends its own; and the first process of Lightning's launcher is the user's, who may close the terminal.
     """
-    started = launched()
+    started = external_launch()
     if started is not None:
         return started.by == "torchrun"
     return int(os.environ.get("LOCAL_RANK", "0")) > 0

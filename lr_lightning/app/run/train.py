@@ -18,9 +18,8 @@ from torch import nn
 
 from lr_lightning._lightning import callbacks_of
 from lr_lightning.app import build
-from lr_lightning.app.checks import flatten
-from lr_lightning.app.config import Config
-from lr_lightning.app.lr_scaling import scaled
+from lr_lightning.app.config import Config, flatten
+from lr_lightning.app.lr_scaling import scale_lr
 from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, ConfigStamp, checkpoint_callbacks, load_weights
 from lr_lightning.app.run.found_lr import FoundRate
 from lr_lightning.app.run.messages import print_start, print_summary
@@ -29,7 +28,7 @@ from lr_lightning.app.run.record import closer_of, open_logger, recorded, run_id
 from lr_lightning.app.run.resume import Previous, checked, identity, set_damaged_aside
 from lr_lightning.app.run.signals import Interrupts, watch_parent
 from lr_lightning.app.run.summary import Outcome, Summary, outcome_of, stepped
-from lr_lightning.app.world import devices_of, is_first_rank, world_size
+from lr_lightning.app.world import devices_and_nodes, is_rank_zero, world_size
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Schedule
@@ -108,7 +107,7 @@ def train(
         Interrupted: On SIGTERM or Ctrl-C; the run is KILLED.
     """
     begin(config)
-    config, scaling = (config, {}) if previous else scaled(config)  # a stored config has the resulting rates
+    config, scaling = (config, {}) if previous else scale_lr(config)  # a stored config has the resulting rates
     schedule = build.build_schedule(config)
     data, module = build_run(config)
     _check_durations(config, schedule, data)
@@ -116,7 +115,7 @@ def train(
         previous = checked(previous, config, data)
     finder = build.build_finder(config, module)
     configured = build.build_callbacks(config, schedule, module)
-    folder = (previous.output_dir if previous else new_output_dir(config)) if is_first_rank() else None
+    folder = (previous.output_dir if previous else new_output_dir(config)) if is_rank_zero() else None
     interrupts = Interrupts(folder / "checkpoints" / LAST if folder else None)
     searching = [] if finder is None else [finder, FoundRate(config, finder, folder)]
     stamp = ConfigStamp(identity(flatten(asdict(config))))
@@ -212,7 +211,7 @@ def make_trainer(config: Config, folder: Path | None, callbacks: list[Callback],
     """
     node = config.trainer
     passed = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in _NOT_LIGHTNINGS}
-    passed["devices"], passed["num_nodes"] = devices_of(node)
+    passed["devices"], passed["num_nodes"] = devices_and_nodes(node)
     if node.gradient_clip_val is None:
         passed["gradient_clip_algorithm"] = None
     try:

@@ -1,13 +1,20 @@
 """Thinning and averaging."""
 
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lr_lightning.diagnosis.thinning import band, setback, thin
+from lr_lightning.reports import curves
+from lr_lightning.reports.curves import band, setback, thin
 
 RNG = np.random.default_rng(5)
+
+
+def test_docstring_examples() -> None:
+    assert doctest.testmod(curves).failed == 0
 
 
 @given(st.integers(1, 3000), st.integers(8, 300))

@@ -1,11 +1,10 @@
-"""What ranks agree on where one of them has nothing to give: every rank takes part in every collective."""
+"""Per-example losses over ranks: every rank takes part in every collective, even one with nothing to give."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from lr_lightning._lightning import gather_rows, mean_over_ranks
 from lr_lightning.callbacks.per_example import Examples, Gathered, ValidationLosses
 from tests.callbacks.threads import on_ranks
 from tests.callbacks.tiny import Tiny
@@ -63,12 +62,3 @@ def test_ranks_agree_on_where_the_losses_come_from(logged: list[float | None]) -
     expected = "logged" if logged == [1.0, 1.0] else "own"
     with pytest.warns(UserWarning, match="does not call the module"):
         assert on_ranks(work) == [expected] * 2
-
-
-def test_means_and_rows_of_ranks_that_have_some() -> None:
-    own = [3.0, None, 1.0]
-    assert on_ranks(lambda trainer: mean_over_ranks(trainer, own[trainer.global_rank]), 3) == [2.0] * 3
-    assert on_ranks(lambda trainer: mean_over_ranks(trainer, None), 2) == [None] * 2
-    rows = [torch.ones(2, 1), torch.empty(0, 1), torch.zeros(1, 1)]
-    for every in on_ranks(lambda trainer: gather_rows(trainer, rows[trainer.global_rank]), 3):
-        assert every.tolist() == [[1.0], [1.0], [0.0]]
