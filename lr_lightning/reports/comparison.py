@@ -27,7 +27,7 @@ from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.query import Run, experiments, read_curves, read_runs
-from lr_lightning.tracking.view import REPORT_NAME
+from lr_lightning.tracking.ui import REPORT_NAME
 
 # --- Writing a comparison: its folder, and a run of its own in MLflow.
 

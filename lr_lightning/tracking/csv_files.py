@@ -42,7 +42,7 @@ class CSVFiles:
         run = json.loads(self._run_file.read_text(encoding="utf-8"))
         params = yaml.safe_load(self._params_file.read_text(encoding="utf-8")) if self._params_file.exists() else {}
         with self._metrics.open(encoding="utf-8", newline="") as file:
-            rows = [Metric(r["key"], float(r["value"]), int(r["step"]), int(r["time_ms"])) for r in csv.DictReader(file)]
+            rows = [Metric(key, float(value), int(step), int(at)) for key, value, step, at in [*csv.reader(file)][1:]]
         status = Status(run["status"], run.get("status_time_ms", 0))
         return [*map(Tag, run["tags"], run["tags"].values()), *map(Param, params, params.values()), *rows, status]
 

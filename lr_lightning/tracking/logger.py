@@ -98,12 +98,12 @@ class RunLogger(Logger):
     ) -> None:
         super().__init__()
         if not experiment.strip():
-            raise ArgumentError(f"experiment must be a name, got {experiment!r}")
+            raise ArgumentError(f"must be a name, got {experiment!r}", "experiment")
         if store is None and run_id is not None:
-            raise ArgumentError(f"run_id={run_id!r} needs the store of that run: give store=open_store(...)")
+            raise ArgumentError(f"{run_id!r} needs the store of that run: give store=open_store(...)", "run_id")
         if output_dir is None:
             if store is None:
-                raise ArgumentError("output_dir must be given if there is no store")
+                raise ArgumentError("must be given if there is no store", "output_dir")
             output_dir = store.root / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
         self.output_dir = Path(output_dir).expanduser().absolute()
         self.store = store
@@ -239,7 +239,7 @@ class RunLogger(Logger):
             OSError: The disk is full. The store has been told the status.
         """
         if status not in STATUSES:
-            raise ArgumentError(f"status must be one of {', '.join(STATUSES)}, got {status!r}")
+            raise ArgumentError(f"must be one of {', '.join(STATUSES)}, got {status!r}", "status")
         self._finish(status)
         self._ended = True
 

@@ -216,8 +216,8 @@ def _read_tables(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> Iter
                     values[np.array(is_nan, bool)] = np.nan
                     yield run, key, (np.array(step, np.int64), values, np.array(time, np.int64))
     except sql.exc.SQLAlchemyError as error:
-        missing = ("no such", "does not exist", "nknown column")
-        if isinstance(error, (sql.exc.ProgrammingError, sql.exc.OperationalError)) and any(words in str(error) for words in missing):
+        is_missing = any(words in str(error) for words in ("no such", "does not exist", "nknown column"))
+        if is_missing and isinstance(error, (sql.exc.ProgrammingError, sql.exc.OperationalError)):
             raise TablesDiffer(str(error)) from None
         raise explain(error, store.uri) from None
     finally:

@@ -12,7 +12,7 @@ from lr_lightning.app.config import Config
 from lr_lightning.app.run.found_lr import print_found
 from lr_lightning.app.run.messages import print_start
 from lr_lightning.app.run.output import new_output_dir
-from lr_lightning.app.run.record import closer_of, open_logger, recorded, run_id_of
+from lr_lightning.app.run.record import open_logger, recorded, run_id_of, watchdog_of
 from lr_lightning.app.run.signals import Interrupts
 from lr_lightning.app.run.summary import Outcome, Summary
 from lr_lightning.app.run.train import Result, begin, build_run, make_trainer, starting
@@ -64,7 +64,7 @@ def find(config: Config, overrides: list[str]) -> Result:
         found = {"suggested_lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
         return Outcome({name: value for name, value in found.items() if value is not None})
 
-    with interrupts, closer_of(logger, config):
+    with interrupts, watchdog_of(logger, config):
         summary = recorded(config, trainer, logger, interrupts, work).summary
     if folder:
         _print(config, folder, finder.results[0], overrides)

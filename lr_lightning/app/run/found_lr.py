@@ -10,7 +10,7 @@ from rich.table import Table
 from lr_lightning.app.config import Config
 from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.lr_finder.results import GridTest, RangeTest
-from lr_lightning.tracking import MLflowLogger, RunLogger
+from lr_lightning.tracking import RunLogger
 
 __all__ = ["FoundRate", "default_run_name", "print_found"]
 
@@ -48,7 +48,7 @@ class FoundRate(Callback):
                 logger.log_hyperparams(self._rates(lr))
                 if trainer.ckpt_path is None:
                     logger.log_summary({"search_seconds": self.finder.seconds})  # in no other number of the run
-                if isinstance(logger, MLflowLogger) and self.config.tracking.run_name is None:
+                if logger.store is not None and self.config.tracking.run_name is None:
                     logger.set_tags({"mlflow.runName": default_run_name(self.config, lr)})
         found = next(reversed(self.finder.results.values()), None)
         if found is None or trainer.ckpt_path is not None:

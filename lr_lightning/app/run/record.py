@@ -25,13 +25,13 @@ from lr_lightning.app.run.signals import Interrupted, Interrupts
 from lr_lightning.app.run.summary import Outcome, outcome_of, stepped
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed
-from lr_lightning.tracking import CSVLogger, MLflowLogger, NoLogger, RunLogger
+from lr_lightning.tracking import RunLogger
 from lr_lightning.tracking.environment import environment_tags
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.tracking.locks import mark_dead_runs
-from lr_lightning.tracking.replay import Closer
+from lr_lightning.tracking.replay import Watchdog
 from lr_lightning.tracking.store import open_store
-from lr_lightning.tracking.view import keep_view
+from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
 
 
@@ -130,27 +130,23 @@ def _choices(config: Config) -> dict[str, str]:
 def _opened(config: Config, folder: Path, run_name: str, tags: dict[str, str], *, resume: bool) -> RunLogger:
     """A logger of the chosen kind, started."""
     node = config.tracking
-    logger: RunLogger
     try:
-        if node.name == "none":
-            logger = NoLogger(folder, end_on_finalize=False)
-        elif node.name == "csv":
-            logger = CSVLogger(folder, tags=tags, resume=resume, end_on_finalize=False)
-        else:
-            store = open_store(Path(node.root), node.uri)
+        store = open_store(Path(node.root), node.uri) if node.name == "mlflow" else None
+        if store is not None:
             mark_dead_runs(store)
-            logger = MLflowLogger(
-                store,
-                experiment=node.experiment,
-                output_dir=folder,
-                run_name=run_name,
-                tags=tags,
-                resume=resume,
-                end_on_finalize=False,
-            )
+        logger = RunLogger(
+            folder,
+            store,
+            experiment=node.experiment,
+            run_name=run_name,
+            tags=tags,
+            csv=node.name == "csv",
+            resume=resume,
+            end_on_finalize=False,
+        )
         logger.start()
-        if isinstance(logger, MLflowLogger) and logger.experiment_id is not None:
-            keep_view(logger.store, logger.experiment_id)
+        if store is not None and logger.experiment_id is not None:
+            keep_view(store, logger.experiment_id)
     except ValueError as e:
         raise ConfigError(f"tracking: {e}") from e
     return logger
@@ -180,7 +176,7 @@ def _room_for(folder: Path) -> Iterator[None]:
 
 def run_id_of(logger: RunLogger | None) -> str | None:
     """The MLflow id of a run, where it has one."""
-    return logger.run_id if isinstance(logger, MLflowLogger) else None
+    return logger.run_id if logger else None
 
 
 def _tags(config: Config, folder: Path, data: ImageDataModule) -> dict[str, str]:
@@ -309,7 +305,7 @@ def _lost(error: Exception) -> bool:
     return isinstance(error, DistBackendError | DistNetworkError) or "gloo" in str(error).lower()
 
 
-def closer_of(logger: RunLogger | None, config: Config) -> Closer:
+def watchdog_of(logger: RunLogger | None, config: Config) -> Watchdog:
     """What closes the record if this process is killed because another rank has died."""
-    several = isinstance(logger, MLflowLogger) and world_size(config.trainer) > 1
-    return Closer(logger.output_dir if several and logger else None)
+    several = logger is not None and logger.store is not None and world_size(config.trainer) > 1
+    return Watchdog(logger.output_dir if several and logger else None)

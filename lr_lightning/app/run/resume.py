@@ -115,9 +115,9 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Previo
     changed = _apply(stored, cfg, overrides)
     stored.resume, stored.ckpt = None, None
     if ":***@" in str(stored.tracking.uri):  # the password was left out; only its owner can read the run's own copy
-        from lr_lightning.tracking.local_log import load_state
+        from lr_lightning.tracking.local_log import UploadState
 
-        stored.tracking.uri = state.uri if (state := load_state(folder)) else None
+        stored.tracking.uri = state.uri if (state := UploadState.load(folder)) else None
     return validate(stored), Previous(folder, checkpoint, changed)
 
 
@@ -138,10 +138,10 @@ def run_folder(name: str, cfg: DictConfig, asker: Asker = RESUME) -> Path:
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"{key}: {path} is no run's output folder: it has no config.yaml.")
         return path.resolve()
-    from lr_lightning.tracking.local_log import STATE_NAME, load_state
+    from lr_lightning.tracking.local_log import STATE_NAME, UploadState
 
     for run in sorted(output_root.glob(f"*/{STATE_NAME}")):
-        if (state := load_state(run.parent)) is not None and state.run_id == name:
+        if (state := UploadState.load(run.parent)) is not None and state.run_id == name:
             return run.parent
     if cfg.tracking.name == "mlflow" and _RUN_ID.fullmatch(name):
         tag = _output_dir_tag(name, cfg, key)

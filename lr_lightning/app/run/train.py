@@ -24,7 +24,7 @@ from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, ConfigStamp, ch
 from lr_lightning.app.run.found_lr import FoundRate
 from lr_lightning.app.run.messages import print_start, print_summary
 from lr_lightning.app.run.output import LAST, new_output_dir, output_root
-from lr_lightning.app.run.record import closer_of, open_logger, recorded, run_id_of
+from lr_lightning.app.run.record import open_logger, recorded, run_id_of, watchdog_of
 from lr_lightning.app.run.resume import Previous, checked, identity, set_damaged_aside
 from lr_lightning.app.run.signals import Interrupts, watch_parent
 from lr_lightning.app.run.summary import Outcome, Summary, outcome_of, stepped
@@ -131,7 +131,7 @@ def train(
             set_damaged_aside(previous)  # not before the record's lock is held
     if folder and report:
         print_start(config, folder, data, module, previous)
-    with interrupts, closer_of(logger, config):
+    with interrupts, watchdog_of(logger, config):
         outcome = recorded(config, trainer, logger, interrupts, lambda: _run(config, trainer, module, data, previous))
     run_id = run_id_of(logger)
     if folder and report:
