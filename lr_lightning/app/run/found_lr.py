@@ -35,7 +35,7 @@ class FoundRate(Callback):
         folder: The run's output folder; None on ranks other than the first.
     """
 
-    def __init__(self, config: Config, finder: BaseLRFinder, folder: Path | None) -> None:
+    def __init__(self, config: Config, finder: BaseLRFinder[Any], folder: Path | None) -> None:
         self.config, self.finder, self.folder = config, finder, folder
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
