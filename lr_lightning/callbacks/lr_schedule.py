@@ -441,9 +441,7 @@ def _schedules(value: ScheduleLike | Sequence[ScheduleLike]) -> Schedule | tuple
 def _group_schedules(value: Mapping[int | str, ScheduleLike] | None) -> dict[int | str, Schedule]:
     for key in value or {}:
         if not isinstance(key, int | str):
-            raise ArgumentError(
-                f"must map indices or names of param groups to schedules, got the key {key!r}", "groups"
-            )
+            raise ArgumentError(f"must map indices or names of param groups to schedules, got key {key!r}", "groups")
     return {key: as_schedule(f"groups[{key!r}]", schedule) for key, schedule in (value or {}).items()}
 
 

@@ -93,8 +93,8 @@ def set_peak(
     for scheduler in _schedulers(trainer):
         if not _scale_scheduler(scheduler, old, lr):
             rank_zero_warn(
-                f"It is not known where {type(scheduler).__name__} keeps its learning rates, so it may still follow the "
-                f"configured lr, {old:g}, and not the one that was found, {lr:g}. Use LRSchedule instead."
+                f"It is not known where {type(scheduler).__name__} keeps its learning rates, so it may still follow "
+                f"the configured lr, {old:g}, and not the one that was found, {lr:g}. Use LRSchedule instead."
             )
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", float(group["lr"]))
