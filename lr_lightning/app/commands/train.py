@@ -115,17 +115,17 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     if cfg.resume is not None:
         from lr_lightning.app.run.resume import stored_config
 
-        config, previous = stored_config(cfg, overrides)
+        config, resumed = stored_config(cfg, overrides)
     else:
-        config, previous = validate(cfg), None
+        config, resumed = validate(cfg), None
     _refuse_processes(config, many=many)
     if many and job == "train":
         # a launcher of its own, such as submitit's, has each job in another process: the number is Hydra's
         sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name, int(HydraConfig.get().job.num))
     if job == "find_lr":
-        from lr_lightning.app.commands.find_lr import find
+        from lr_lightning.app.commands.find_lr import find_lr
 
-        return find(config, overrides).summary.get("suggested_lr")
+        return find_lr(config, overrides).summary.get("suggested_lr")
     if config.study is not None:
         from lr_lightning.app.commands.lr_effects import run_study
 
@@ -133,7 +133,7 @@ def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
     from lr_lightning.app.run.train import train
 
     try:
-        return train(config, previous=previous).objective
+        return train(config, resumed).objective
     except ConfigError:
         sweep.forget(config)
         raise

@@ -118,7 +118,7 @@ def test_runs_that_could_not_be_started_are_one_error_and_are_not_compared(
     def refuse(*_: Any, **__: Any) -> None:
         raise ConfigError("tracking: it asks for a user and a password")
 
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     monkeypatch.setattr(train_module, "train", refuse)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1,2", f"output_root={tmp_path}"])
