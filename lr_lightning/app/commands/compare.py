@@ -9,7 +9,7 @@ from lr_lightning.app.error_messages import BAD_INPUT, FAILED
 from lr_lightning.errors import CompareError, StoreUnavailable, TrackingError
 from lr_lightning.reports import wording
 from lr_lightning.reports.comparison import Report, ReportRequest, compare
-from lr_lightning.reports.tables import print_outcome
+from lr_lightning.reports.tables import print_comparison
 from lr_lightning.tracking import open_store
 
 
@@ -51,12 +51,12 @@ def _refused(text: str, status: int, after_sweep: bool) -> int:
 def report(done: Report, *, brief: bool = False) -> None:
     """Print the tables, the findings, and the paths of the files."""
     if brief:
-        for finding in wording.findings(done.outcome):
-            print(wording.plain(finding))
+        for finding in wording.findings(done.compared):
+            print(wording.printable(finding))
     else:
-        print_outcome(done.outcome, done.target, done.title)
-    for text in done.good_rates:
-        print(f"good rates:  {wording.plain(text)}")
+        print_comparison(done.compared, done.target, done.title)
+    for text in done.good_lrs:
+        print(f"good lrs:    {wording.printable(text)}")
     page, table, *pictures = done.files
     print(f"report:   {page}")
     print(f"table:    {table}")
