@@ -14,8 +14,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lr_lightning._checks import check_count, check_number
 from lr_lightning._lightning import callbacks_of, replace_train_loader, sole_train_loader
-from lr_lightning.schedules import DurationLike, Schedule
-from lr_lightning.schedules.base import check_schedule
+from lr_lightning.schedules import DurationLike
+from lr_lightning.schedules.base import ScheduleLike, as_schedule
 from lr_lightning.schedules.batch_size import (
     BatchSize,
     grown,
@@ -136,19 +136,18 @@ class BatchSizeSchedule(Callback):
         milestones: Sequence[DurationLike] | None = None,
         factor: float = 5.0,
         *,
-        mirror: Schedule | None = None,
+        mirror: ScheduleLike | None = None,
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if (milestones is None) == (mirror is None):
             raise ValueError("BatchSizeSchedule takes either milestones=['30%', ...] or mirror=<an lr schedule>.")
-        if mirror is not None:
-            check_schedule("mirror", mirror)
         check_number("factor", factor, low=1.0, above=True)
         if max_batch_size is not None:
             check_count("max_batch_size", max_batch_size, 1)
         self.milestones = None if milestones is None else parse_milestones(milestones)
-        self.factor, self.mirror, self.max_batch_size = float(factor), mirror, max_batch_size
+        self.mirror = None if mirror is None else as_schedule("mirror", mirror)
+        self.factor, self.max_batch_size = float(factor), max_batch_size
         self._plan: list[_Epoch] | None = None  # of this fit, the epochs before a resume included
         self._started = 0  # epochs of the plan that have begun
         self._restored: list[_Epoch] = []

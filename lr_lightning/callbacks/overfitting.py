@@ -33,8 +33,9 @@ from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.calibration import entropy
 from lr_lightning.diagnosis.early_stopping import gaps
 from lr_lightning.diagnosis.history import History, Point
+from lr_lightning.diagnosis.rules import diagnose
 from lr_lightning.diagnosis.stratify import stratified_subset
-from lr_lightning.diagnosis.verdict import Verdict, diagnose
+from lr_lightning.diagnosis.verdict import Verdict
 from lr_lightning.errors import Diverged
 
 if TYPE_CHECKING:

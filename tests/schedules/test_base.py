@@ -1,12 +1,13 @@
-"""What each family means, and what each refuses at once."""
+"""What every schedule has in common: what it refuses, how it is described, and functions in its place."""
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lr_lightning.errors import DurationError
+from lr_lightning.errors import ArgumentError, DurationError
 from lr_lightning.schedules import (
     WSD,
     Clock,
@@ -28,6 +29,9 @@ from lr_lightning.schedules import (
     Triangular,
     Warmup,
 )
+from lr_lightning.schedules.base import as_schedule
+
+LIKE = "must be a schedule such as Cosine() or a function(step, clock), got"
 
 
 @pytest.mark.parametrize(
@@ -51,20 +55,29 @@ from lr_lightning.schedules import (
         (lambda: Triangular(0.5, 10, mode="saw"), "mode must be one of 'triangular', 'triangular2', 'exp_range', got"),
         (lambda: Triangular(0.5, 10, mode="exp_range"), "gamma goes with mode='exp_range' only, got gamma=None"),
         (lambda: Triangular(0.5, 10, gamma=0.9), "gamma goes with mode='exp_range' only, got gamma=0.9"),
-        (lambda: Restarts(Cosine, 10), "piece must be a schedule such as Cosine(), got <class"),
+        (
+            lambda: Restarts(Cosine, 10),
+            f"piece {LIKE} <class",
+        ),
         (lambda: Restarts(Cosine(), 10, mult=1.5), "mult must be a whole number >= 1, got 1.5"),
         (lambda: Restarts(Cosine(), 10, decay=0), "decay must be > 0 and <= 1, got 0"),
         (lambda: OneCycle(warmup=0.3), "warmup must have a unit, got the bare float 0.3: 0.3 of what?"),
         (lambda: OneCycle(shape="sine"), "shape must be one of 'cosine', 'linear', got 'sine'"),
         (lambda: WSD(shape="sqrt"), "shape must be one of '1-sqrt', 'linear', 'cosine', got 'sqrt'"),
-        (lambda: Warmup(10, 1.0), "then must be a schedule such as Cosine(), got 1.0"),
+        (lambda: Warmup(10, 1.0), f"then {LIKE} 1.0"),
         (lambda: Warmup(10, Constant(), "exponential", 0), "start must be > 0, got 0"),
         (lambda: Join(), "Join needs at least one (schedule, duration) pair"),
         (lambda: Join(Constant()), "Join expects (schedule, duration) pairs, got Constant(value=1.0)"),
-        (lambda: Join((10, Constant())), "Join: the first of each pair must be a schedule such as Cosine(), got 10"),
+        (
+            lambda: Join((10, Constant())),
+            f"Join: the first of each pair {LIKE} 10",
+        ),
         (lambda: Join((Constant(), None), (Linear(), None)), "Join: at most one duration may be None"),
         (lambda: Product(), "Product needs at least one schedule"),
-        (lambda: Product(Constant(), 2), "Product: each argument must be a schedule such as Cosine(), got 2"),
+        (
+            lambda: Product(Constant(), 2),
+            f"Product: each argument {LIKE} 2",
+        ),
         (lambda: Custom(3), "function must be callable as function(step, clock), got 3"),
         (lambda: Plateau(""), "monitor must be the name of a metric such as 'val/loss', got ''"),
         (lambda: Plateau("val/loss", factor=1), "factor must be < 1, got 1"),
@@ -92,65 +105,6 @@ def test_refused_at_once(make: Callable[[], Any], message: str) -> None:
 def test_what_does_not_fit_is_found_before_the_first_step(schedule: Schedule, message: str) -> None:
     with pytest.raises(DurationError, match=re.escape(message)):
         schedule.check(Clock(300, steps_per_epoch=100))
-
-
-def test_a_short_cycle_is_found_before_it_comes() -> None:
-    schedule = Restarts(Warmup(3, Constant()), "30%")  # 2.7 steps: cycles of 3, 2, ...
-    schedule(0, Clock(9))
-    with pytest.raises(DurationError, match=re.escape("3 (3 steps) > 2 steps")):
-        schedule.check(Clock(9))
-
-
-def test_default_warmup_wastes_no_step_on_zero() -> None:
-    assert Warmup(4, Constant(0.5)).factors(6) == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
-
-
-def test_warmup_aims_at_where_the_next_schedule_starts_even_if_no_step_is_left_for_it() -> None:
-    assert Warmup("100%", Cosine()).factors(2) == [0.5, 1.0]
-    assert Warmup("100%", Cosine())(2, Clock(2)) == 0.0
-    assert Warmup(2, Triangular(0.25, 4), start=0.0).factors(3) == [0.0, 0.125, 0.25]
-
-
-def test_exponential_warmup_multiplies_by_the_same_ratio() -> None:
-    factors = Warmup(3, Constant(), shape="exponential", start=0.001).factors(4)
-    assert factors == pytest.approx([0.001, 0.01, 0.1, 1.0])
-    with pytest.raises(ValueError, match="an exponential rise cannot end at 0"):
-        Warmup(3, Linear(0, 1), shape="exponential").check(Clock(10))
-
-
-def test_durations_in_percent_are_of_the_piece_they_stand_in() -> None:
-    inner = Join((Constant(1), "10%"), (Constant(0.5), None))
-    outer = Join((Constant(0), 50), (inner, None))
-    assert outer.factors(100).count(1.0) == 5
-
-
-def test_a_product_multiplies_what_each_of_them_says_also_within_a_join() -> None:
-    product = Product(Linear(1.0, 0.0), Step(2, 0.5), Constant(0.5))
-    assert product.factors(4) == [0.5, 0.375, 0.125, 0.0625]
-    assert Join((Constant(), 2), (product, None)).factors(6) == [1.0, 1.0, *product.factors(4)]
-
-
-def test_epochs_count_from_the_start_of_the_piece() -> None:
-    schedule = Join((Constant(), 5), (Step("1 epoch", 0.5), None))
-    assert schedule.factors(30, steps_per_epoch=10)[5::10] == [1.0, 0.5, 0.25]
-
-
-def test_step_in_epochs_of_changing_length() -> None:
-    schedule, clock = Step("1 epoch", 0.5), Clock(40, epoch_starts=(0, 20, 30, 40))
-    assert [schedule(step, clock) for step in (0, 19, 20, 29, 30, 39)] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
-
-
-def test_one_cycle_touches_its_three_values() -> None:
-    schedule, clock = OneCycle("30%", start=0.1, end=0.001), Clock(10)
-    assert [schedule(step, clock) for step in (0, 3, 10)] == [0.1, 1.0, 0.001]
-
-
-def test_restarts_that_end_with_the_run_are_at_their_end() -> None:
-    schedule = Restarts(Linear(1.0, 0.25), first=5, decay=0.5)
-    clock = Clock(10)
-    assert [schedule(step, clock) for step in (0, 5, 10, 11)] == [1.0, 0.5, 0.125, 0.125]
-    assert schedule(10, Clock(12)) == 0.25
-    assert schedule(0, Clock(0)) == 0.25
 
 
 def test_with_base_reaches_every_cyclical_schedule_and_leaves_the_rest() -> None:
@@ -197,15 +151,44 @@ def test_describe(schedule: Schedule, line: str) -> None:
     assert schedule.describe(Clock(1000, 100)).startswith(line)
 
 
-def test_durations_may_be_lists_as_config_files_give() -> None:
-    assert MultiStep(["50%", 3]) == MultiStep(("50%", 3))
-    assert hash(MultiStep(["50%", 3])) == hash(MultiStep(("50%", 3)))
-    assert Join([Constant(), 3], [Linear(), None]) == Join((Constant(), 3), (Linear(), None))
+def falling(step: int, clock: Clock) -> float:
+    return 1.0 / (1 + step)
 
 
-def test_plateau_keeps_its_bounds() -> None:
-    plateau = Plateau("val/acc", factor=0.5, patience=0, mode="max", min_factor=0.3)
-    assert plateau([]) == 1.0
-    assert plateau([0.1, 0.1]) == 0.5
-    assert plateau([0.1, 0.1, 0.1, 0.1]) == 0.3
-    assert plateau([0.1, float("nan"), float("nan")]) == 0.3  # nan is never better
+@pytest.mark.parametrize(
+    ("with_function", "with_custom"),
+    [
+        (Warmup(2, falling), Warmup(2, Custom(falling))),
+        (Restarts(falling, 4), Restarts(Custom(falling), 4)),
+        (Join((falling, 3), (Cosine(), None)), Join((Custom(falling), 3), (Cosine(), None))),
+        (Product(Cosine(), falling), Product(Cosine(), Custom(falling))),
+    ],
+)
+def test_a_plain_function_stands_for_a_schedule(with_function: Schedule, with_custom: Schedule) -> None:
+    assert with_function == with_custom
+    assert with_function.factors(8) == with_custom.factors(8)
+
+
+def test_as_schedule_keeps_a_schedule_and_wraps_a_function() -> None:
+    cosine = Cosine()
+    assert as_schedule("schedule", cosine) is cosine
+    assert as_schedule("schedule", falling) == Custom(falling)
+
+
+@pytest.mark.parametrize("value", [0.5, None, "cosine", Cosine, lambda step: 1.0, Plateau("val/loss")])
+def test_what_is_neither_a_schedule_nor_such_a_function_is_refused(value: Any) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(f"momentum {LIKE} {value!r}")):
+        as_schedule("momentum", value)
+
+
+def test_plot_draws_the_factors(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    schedule = Warmup("1 epoch", Cosine())
+    figure = schedule.plot(40, steps_per_epoch=10)
+    (line,) = figure.axes[0].lines
+    assert list(line.get_ydata()) == schedule.factors(40, 10)
+    assert line.get_label() == schedule.describe(Clock(40, 10))
+    assert Linear().plot(40, ax=figure.axes[0]) is figure
+    assert len(figure.axes[0].lines) == 2
+    figure.savefig(tmp_path / "schedule.png")
+    assert (tmp_path / "schedule.png").stat().st_size > 1000
