@@ -305,7 +305,7 @@ class FoundLR(Callback):
         finder: The finder.
     """
 
-    def __init__(self, config: Config, finder: BaseLRFinder) -> None:
+    def __init__(self, config: Config, finder: BaseLRFinder[Any]) -> None:
         self.config, self.finder = config, finder
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
