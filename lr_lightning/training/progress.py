@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar with the whole run's time left, or a line an epoch where there is no terminal."""
+"""The progress display: a bar with the whole run's remaining time, or one line per epoch without a terminal."""
 
 import time
 from typing import Any
@@ -18,16 +18,17 @@ _SHOWN = {"val/loss": "val", "val/acc": "acc", "probe/loss": "probe", "overfit/g
 
 
 class RunProgress(ProgressBar):
-    """One bar for the whole run, with epoch, losses, rate and time left; or one line an epoch.
+    """One bar for the whole run, with epoch, losses, learning rate and remaining time; or one line per epoch.
 
-    It never fetches a value from the device: the loss is the one of the last flush of :class:`StepRecorder`.
+    It never fetches a value from the device: the training loss is that of the last flush of :class:`StepRecorder`.
 
     Args:
         style: ``"auto"`` (a bar on a terminal, else lines), ``"bar"``, ``"lines"`` or ``"none"``.
         console: Where to draw.
     """
 
-    REFRESH = 0.1  # seconds between two drawings
+    REFRESH = 0.1
+    """Seconds between two drawings."""
 
     def __init__(self, style: str = "auto", console: Console | None = None) -> None:
         super().__init__()
