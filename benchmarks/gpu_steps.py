@@ -172,7 +172,7 @@ def _logged(bench: Bench, make: Callable[[], list[Callback]], steps: int, root: 
     """Lightning with some callbacks and the app's MLflow logger on SQLite."""
     bench.config.tracking.root = str(root / "mlruns")
     folder = Path(mkdtemp(dir=root))
-    logger = open_logger(bench.config, folder, None, bench.data, bench.module())
+    logger = open_logger(bench.config, folder, bench.data, bench.module())
     try:
         bench.fit(steps, [*clock, *make()], logger=logger)
     finally:

@@ -102,7 +102,7 @@ def suggested(search: Search) -> float | None:
     """The LR finder's suggestion, where the start asks for it; None where it does not, or the finder abstains."""
     if not any(FINDER in point.values() for point in search.node.start):
         return None
-    from lr_lightning.app.commands.find_lr import find
+    from lr_lightning.app.commands.find_lr import find_lr
 
     words = search.composer.overrides({k: v for k, v in _first(search).items() if not k.endswith("_lr")})
     config = load_config(search.root, [*words, "finder=range_test"])
@@ -110,7 +110,7 @@ def suggested(search: Search) -> float | None:
     config.trainer.progress = "none"
     config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
     config.tracking.tags = {"sweep": search.name, **config.tracking.tags}
-    return find(config, words).summary.get("suggested_lr")
+    return find_lr(config, words).summary.get("suggested_lr")
 
 
 def _first(search: Search) -> dict[str, Value]:

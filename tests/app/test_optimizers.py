@@ -13,7 +13,7 @@ from lr_lightning.app import build
 from lr_lightning.app.checks import validate
 from lr_lightning.app.run.checkpoints import load_weights
 from lr_lightning.app.run.resume import stored_config
-from lr_lightning.app.run.train import Result, train
+from lr_lightning.app.run.train import RunOutcome, train
 from lr_lightning.errors import ConfigError
 from tests.leftovers import checkpoint, plain, untimed, values
 
@@ -77,7 +77,7 @@ def needs(optimizer: str) -> None:
         pytest.importorskip(package, reason=f"needs `pip install {package}`")
 
 
-def run(composed: Compose, folder: Path, *overrides: str) -> Result:
+def run(composed: Compose, folder: Path, *overrides: str) -> RunOutcome:
     return train(validate(composed(f"output_root={folder}", "tracking=csv", *SMALL, *overrides)))
 
 

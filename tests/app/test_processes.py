@@ -70,9 +70,9 @@ def test_batch_norm_over_processes_is_refused_on_cpus_before_the_start(
 ) -> None:
     several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"]
     with pytest.raises(ConfigError, match=r"trainer\.sync_batchnorm: true, but .* on GPUs only"):
-        check_batch_norm(configured(*several, "trainer.devices=2"), nn.Sequential(nn.BatchNorm2d(4)))
-    check_batch_norm(configured(*several, "trainer.devices=2"), nn.Sequential(nn.GroupNorm(2, 4)))
-    check_batch_norm(configured(*several, "trainer.devices=1"), nn.Sequential(nn.BatchNorm2d(4)))
+        check_batch_norm(configured(*several, "trainer.devices=2").trainer, nn.Sequential(nn.BatchNorm2d(4)))
+    check_batch_norm(configured(*several, "trainer.devices=2").trainer, nn.Sequential(nn.GroupNorm(2, 4)))
+    check_batch_norm(configured(*several, "trainer.devices=1").trainer, nn.Sequential(nn.BatchNorm2d(4)))
 
 
 def test_a_rank_that_lightning_starts_prints_errors_as_the_first_one_does(

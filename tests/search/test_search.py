@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from lr_lightning.app.config import Config
 from lr_lightning.app.run import train as train_module
 from lr_lightning.app.run.signals import Interrupted
-from lr_lightning.app.run.train import Result
+from lr_lightning.app.run.train import RunOutcome
 from lr_lightning.errors import ConfigError, Diverged, TrackingError
 from lr_lightning.search import cli
 from lr_lightning.search.judge import StudyJudge
@@ -44,10 +44,10 @@ class Trainings:
         self.value = value
         self.configs: list[Config] = []
 
-    def __call__(self, config: Config, previous: Any = None, **_: Any) -> Result:
+    def __call__(self, config: Config, previous: Any = None, **_: Any) -> RunOutcome:
         self.configs.append(config)
         summary = {"best_val_acc": self.value(config)}
-        return Result(Path(config.output_root), f"run{len(self.configs)}", summary)
+        return RunOutcome(summary, output_dir=Path(config.output_root), run_id=f"run{len(self.configs)}")
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def test_an_interrupted_trial_is_taken_up_again_with_its_values(
 def test_limits_of_epochs_and_hours(run: Run, trainings: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
     original = trainings.__call__
 
-    def four_epochs(config: Config, previous: Any = None, watching: Any = (), **kwargs: Any) -> Result:
+    def four_epochs(config: Config, previous: Any = None, watching: Any = (), **kwargs: Any) -> RunOutcome:
         watching[0].epochs = 4.0
         return original(config, previous, **kwargs)
 

@@ -22,7 +22,7 @@ from lr_lightning.app.composition import compose_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
 from lr_lightning.app.run.checkpoints import read_checkpoint
-from lr_lightning.app.run.resume import ALLOWED_TARGETS, Asker, read_config, run_folder
+from lr_lightning.app.run.resume import ALLOWED_TARGETS, RunArgument, read_config, run_folder
 from lr_lightning.app.run.train import quiet
 from lr_lightning.errors import ConfigError
 from lr_lightning.training.datamodule import ImageDataModule
@@ -32,7 +32,7 @@ from lr_lightning.training.transforms import Normalizer
 
 __all__ = ["Prediction", "Predictor", "images_of", "run"]
 
-_ASKER = Asker("RUN", "--trust {}")
+_ASKER = RunArgument("RUN", "--trust {}")
 _BATCH = 256
 
 

@@ -12,7 +12,7 @@ from lr_lightning.app.commands.plot_schedules import Curve, as_text, curves, sav
 from lr_lightning.errors import ConfigError
 from tests import forked
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 MOVING = ["schedule.base_momentum=0.85", "schedule.max_momentum=0.95"]
 
 

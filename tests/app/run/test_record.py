@@ -13,14 +13,14 @@ import torch
 from omegaconf import DictConfig
 
 from lr_lightning.app.checks import validate
-from lr_lightning.app.config import flatten
-from lr_lightning.app.run import record as recorded
+from lr_lightning.app.config import Config, flatten
+from lr_lightning.app.run import record
 from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, ConfigStamp
 from lr_lightning.app.run.output import BEFORE_LAST, LAST
-from lr_lightning.app.run.resume import Previous, checked, identity, set_damaged_aside
-from lr_lightning.app.run.signals import Interrupted, Interrupts, Signals
+from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
+from lr_lightning.app.run.signals import GracefulStop, Interrupted, Signals
 from lr_lightning.errors import ConfigError, RunFailed
-from lr_lightning.tracking import NoLogger
+from lr_lightning.tracking import RunLogger
 from lr_lightning.training.datamodule import ImageDataModule
 from tests.app.conftest import short_run
 
@@ -65,13 +65,17 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_is_one_error(
     assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 1
 
 
+def flat(config: Config) -> dict[str, Any]:
+    return flatten(asdict(config))
+
+
 @pytest.fixture
-def stopped(tmp_path: Path, composed: Compose) -> tuple[Previous, Any, Callable[[int], dict[str, Any]]]:
+def stopped(tmp_path: Path, composed: Compose) -> tuple[ResumedRun, Any, Callable[[int], dict[str, Any]]]:
     """A stopped run, its config, and what its checkpoints hold."""
     config = validate(composed("optimizer.lr=0.2"))
     (tmp_path / "checkpoints").mkdir()
-    flat = identity(flatten(asdict(config)))
-    return Previous(tmp_path, tmp_path / "checkpoints" / LAST, {}), config, lambda step: checkpoint(step, **flat)
+    stamp = identity(flat(config))
+    return ResumedRun(tmp_path, tmp_path / "checkpoints" / LAST, {}), config, lambda step: checkpoint(step, **stamp)
 
 
 class NoData(ImageDataModule):
@@ -86,20 +90,20 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before_and_that_is_said(
     io = AtomicCheckpointIO()
     io.save_checkpoint(content(10), previous.checkpoint)
     io.save_checkpoint(content(20), previous.checkpoint)
-    assert checked(previous, config, NoData()).checkpoint.name == LAST
+    assert choose_checkpoint(previous, flat(config), NoData()).checkpoint.name == LAST
     previous.checkpoint.write_bytes(previous.checkpoint.read_bytes()[:3000])
-    found = checked(previous, config, NoData())
+    found = choose_checkpoint(previous, flat(config), NoData())
     assert found.checkpoint.name == BEFORE_LAST
     said = capsys.readouterr().err
     assert "last.ckpt cannot be read" in said
-    assert "going on from the one before" in said
+    assert "resuming from the one before" in said
     assert "of step 10" in said
     set_damaged_aside(found)
     assert not previous.checkpoint.exists()  # so the next save keeps the whole one
-    assert checked(previous, config, NoData()).checkpoint.name == BEFORE_LAST  # another rank, later
+    assert choose_checkpoint(previous, flat(config), NoData()).checkpoint.name == BEFORE_LAST  # another rank, later
     found.checkpoint.write_bytes(b"")
     with pytest.raises(ConfigError, match=r"resume: .*before_last.ckpt cannot be read"):
-        checked(previous, config, NoData())
+        choose_checkpoint(previous, flat(config), NoData())
 
 
 def test_a_checkpoint_of_another_config_is_refused_with_the_difference(stopped: Any) -> None:
@@ -107,12 +111,12 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_difference(stopped: 
     AtomicCheckpointIO().save_checkpoint(content(10), previous.checkpoint)
     other = replace(config, seed=7, optimizer=replace(config.optimizer, lr=0.3))
     with pytest.raises(ConfigError) as caught:
-        checked(previous, other, NoData())
+        choose_checkpoint(previous, flat(other), NoData())
     assert "of a run with another config" in str(caught.value)
     assert "seed: 0 in the checkpoint, 7 in the run" in str(caught.value)
     assert "optimizer.lr: 0.2 in the checkpoint, 0.3 in the run" in str(caught.value)
     longer = replace(config, trainer=replace(config.trainer, max_epochs=99, devices=2))  # what a resume may change
-    assert checked(previous, longer, NoData()).checkpoint == previous.checkpoint
+    assert choose_checkpoint(previous, flat(longer), NoData()).checkpoint == previous.checkpoint
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(stopped: Any, tmp_path: Path) -> None:
@@ -125,7 +129,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(stopped: Any, tmp_path: Pat
 
     torch.save({**content(10), "callbacks": Payload()}, previous.checkpoint)
     with pytest.raises(ConfigError, match="holds more than weights and plain values"):
-        checked(previous, config, NoData())
+        choose_checkpoint(previous, flat(config), NoData())
     assert not ran.exists()
 
 
@@ -138,11 +142,12 @@ def test_a_checkpoint_that_would_run_code_is_refused(stopped: Any, tmp_path: Pat
     ],
 )
 def test_an_error_of_a_collective_is_another_process_that_is_gone(error: RuntimeError, lost: bool) -> None:
-    assert recorded._lost(error) == lost
+    assert record._lost_process(error) == lost
 
 
 @pytest.mark.parametrize(
-    "written", ["tracking.locks.write_atomically", "tracking.csv_logger.append_bytes", "app.output.write_atomically"]
+    "written",
+    ["tracking.locks.write_atomically", "tracking.local_log.append_bytes", "app.run.output.write_atomically"],
 )
 def test_a_disk_that_is_full_before_the_first_step_is_one_error_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
@@ -158,14 +163,14 @@ def test_a_disk_that_is_full_before_the_first_step_is_one_error_and_leaves_no_fo
 
 def test_a_folder_that_is_removed_or_closed_in_the_middle_is_one_error(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    logger = NoLogger(folder)
+    logger = RunLogger(folder)
     missing = FileNotFoundError(errno.ENOENT, "No such file", str(folder / "metrics.jsonl"))
-    assert "was removed while the run was writing to it" in str(recorded._disk_failed(missing, logger))
+    assert "was removed while the run was writing to it" in str(record._disk_error(missing, logger))
     folder.mkdir()
-    assert recorded._disk_failed(missing, logger) is None  # something in it is missing: a fault of ours
+    assert record._disk_error(missing, logger) is None  # something in it is missing: a fault of ours
     closed = PermissionError(errno.EACCES, "Permission denied", str(folder / "metrics.jsonl"))
-    assert "cannot be written to (Permission denied)" in str(recorded._disk_failed(closed, logger))
-    assert recorded._disk_failed(PermissionError(errno.EACCES, "Permission denied", "/data/1.png"), logger) is None
+    assert "cannot be written to (Permission denied)" in str(record._disk_error(closed, logger))
+    assert record._disk_error(PermissionError(errno.EACCES, "Permission denied", "/data/1.png"), logger) is None
 
 
 @pytest.mark.parametrize("said", ["(pid 7) is killed by signal: Killed. ", "(pid(s) 7) exited unexpectedly"])
@@ -175,7 +180,7 @@ def test_a_worker_that_is_killed_is_one_error(said: str, composed: Compose) -> N
 
     trainer: Any = SimpleNamespace(world_size=1, global_step=7)
     with pytest.raises(RunFailed, match=r"a worker that decodes images was killed at step 7, .*memory"):
-        recorded.recorded(validate(composed()), trainer, None, Interrupts(), work)
+        record.record_run(validate(composed()), trainer, None, GracefulStop(), work)
 
 
 @pytest.mark.parametrize(
@@ -197,12 +202,12 @@ def test_a_lack_of_memory_is_one_error_that_says_what_to_lower(
 
     trainer: Any = SimpleNamespace(world_size=1, global_step=7, evaluating=evaluating, sanity_checking=False)
     with pytest.raises(RunFailed, match=rf"^out of memory at step 7 \(.*\)\. Lower {remedy}"):
-        recorded.recorded(validate(composed()), trainer, None, Interrupts(), work)
+        record.record_run(validate(composed()), trainer, None, GracefulStop(), work)
 
 
 def test_only_an_error_of_the_disk_is_one_of_the_disk() -> None:
-    assert "make room" in str(recorded._disk_failed(OSError(errno.ENOSPC, "No space left"), None))
-    assert recorded._disk_failed(FileNotFoundError(errno.ENOENT, "No such file"), None) is None
+    assert "make room" in str(record._disk_error(OSError(errno.ENOSPC, "No space left"), None))
+    assert record._disk_error(FileNotFoundError(errno.ENOENT, "No such file"), None) is None
 
 
 def test_a_closed_terminal_is_one_stop_and_nohup_none() -> None:

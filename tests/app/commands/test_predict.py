@@ -16,7 +16,7 @@ from lr_lightning.app.commands.predict import Prediction, Predictor, images_of
 from lr_lightning.training.images import UnreadableImage
 from tests.app.conftest import short_run
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 CLASSES = {"red fox": (200, 60, 40), "sea": (30, 60, 200)}
 
 

@@ -3,14 +3,15 @@
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 
-from lr_lightning.app.config import Config
+from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.run.resume import _check_length, stored_config
-from lr_lightning.app.run.train import Result, train
+from lr_lightning.app.run.train import RunOutcome, train
 from lr_lightning.errors import ConfigError
 from tests.app.conftest import short_run
 
@@ -31,7 +32,7 @@ def finished(run_once: Path, tmp_path: Path) -> Path:
     return shutil.copytree(run_once, tmp_path / "outputs" / run_once.name)
 
 
-def resume(composed: Compose, folder: Path, *overrides: str) -> Result:
+def resume(composed: Compose, folder: Path, *overrides: str) -> RunOutcome:
     task = [f"resume={folder}", *overrides]
     return train(*stored_config(composed(*task), task))
 
@@ -68,7 +69,7 @@ def test_several_optimizers_may_have_gone_beyond_the_limit_in_the_last_batch(
     }
     config = configured("trainer.max_steps=9")
     with pytest.raises(ConfigError, match=r"max_steps: 9, .* made 10 steps") if refused else nullcontext():
-        _check_length(checkpoint, config)
+        _check_length(checkpoint, flatten(asdict(config)))
 
 
 def test_a_run_at_its_end_says_that_nothing_was_left_to_do(

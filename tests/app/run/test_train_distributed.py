@@ -15,7 +15,7 @@ import torch
 
 from tests.leftovers import query
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=static"]
 DDP = ["trainer=ddp", "trainer.accelerator=cpu"]
 PLAIN = ["model._target_=helpers.mlp", "model.name=mlp", "callbacks.overfitting=null"]
