@@ -335,7 +335,7 @@ def build_callbacks(config: Config, schedule: Schedule, module: LightningModule)
     return [*callbacks, RandomState()]
 
 
-def build_finder(config: Config, module: LightningModule) -> BaseLRFinder | None:
+def build_finder(config: Config, module: LightningModule) -> BaseLRFinder[Any] | None:
     """The search for a rate before training, or None.
 
     Raises:

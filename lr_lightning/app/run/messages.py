@@ -93,9 +93,9 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
     if summary.get("target_reached") == 0.0:
         table.add_row("target", "not reached")
     if verdict is not None:
-        table.add_row("verdict", verdict.label + (f" ({verdict.detail})" if verdict.detail else ""))
+        table.add_row("verdict", verdict.headline)
     console.print(table)
-    for line in verdict.advice if verdict is not None else ():
+    for line in verdict.sentences() if verdict is not None else ():
         console.print(f"- {line}", soft_wrap=True)
     console.print(f"MLflow run {run_id}" if run_id else "not in MLflow", f"output {folder}", sep=", ", soft_wrap=True)
     key, limit = _length(config.trainer, summary)

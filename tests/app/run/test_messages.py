@@ -9,9 +9,9 @@ import pytest
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.messages import print_outcome
 from lr_lightning.app.run.record import RunOutcome
-from lr_lightning.diagnosis import Verdict
+from lr_lightning.diagnosis import Advice, Label, Reason, Verdict
 
-OVER = Verdict("overfitting", "", 7.0, {"epochs": 30.0, "lr": 0.0, "peak_lr": 0.1}, ("Shorten: ...",))
+OVER = Verdict(Label.OVERFITTING, None, 7.0, {"epochs": 30.0, "lr": 0.0, "peak_lr": 0.1}, (Advice.SHORTEN_AFTER_RISE,))
 STARTED = ["schedule=constant", "trainer.max_epochs=30"]
 
 
@@ -25,13 +25,13 @@ def proposed(capsys: pytest.CaptureFixture[str]) -> list[str]:
     ("verdict", "words", "expected"),
     [
         (None, STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
-        (Verdict("healthy"), STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
+        (Verdict(Label.HEALTHY), STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
         (OVER, STARTED, ["a shorter one:  python train.py schedule=constant trainer.max_epochs=14"]),
         (OVER, ["-m", *STARTED], []),  # the overrides are those of several runs
         (OVER, ["resume=run"], []),
-        (Verdict("overfitting", "memorised", 7.0, OVER.evidence), STARTED, []),
-        (Verdict("collapsed"), STARTED, []),
-        (Verdict("underfitting", "limited"), STARTED, []),
+        (Verdict(Label.OVERFITTING, Reason.MEMORISED, 7.0, OVER.evidence), STARTED, []),
+        (Verdict(Label.COLLAPSED), STARTED, []),
+        (Verdict(Label.UNDERFITTING, Reason.LIMITED), STARTED, []),
     ],
 )
 def test_no_training_is_proposed_that_the_verdict_speaks_against(

@@ -352,10 +352,10 @@ def test_a_dead_server_neither_stops_nor_stalls_a_run_and_replay_sends_it_later(
     tmp_path: Path, train_command: Command
 ) -> None:
     (tmp_path / "hurry.py").write_text(
-        "from lightning.pytorch import Callback\nfrom lr_lightning.tracking import logger\n"
+        "from lightning.pytorch import Callback\nfrom lr_lightning.tracking import uploader\n"
         "class Hurry(Callback):\n"
         "    def on_fit_start(self, trainer, module):\n"
-        "        logger._DRAIN_SECONDS = 1.0\n"  # at the end it gives the server so long to come back
+        "        uploader._SERVER_DRAIN_SECONDS = 1.0\n"  # at the end it gives the server so long to come back
     )
     done = train_command(*SMALL, "tracking.uri=http://127.0.0.1:9", "+callbacks.extra.hurry._target_=hurry.Hurry")
     assert done.stderr.count("127.0.0.1:9") <= 2  # one warning at the start, one word at the end
@@ -540,7 +540,7 @@ def test_lr_effects_makes_one_table_of_many_runs(tmp_path: Path, train_command: 
     done = train_command("experiment=lr_effects", *grid, "data.flip_labels=0.1")
     assert "the others against 0.1," in done.stdout.splitlines()[0]
     assert "[3/3] lr 1e+30 seed 0" in done.stdout
-    assert "a high rate converges faster" in done.stdout
+    assert "a high learning rate converges faster" in done.stdout
     (folder,) = (tmp_path / "outputs").glob("*-lr_effects-*")
     assert {"trials.csv", "table.csv", "table.txt", "lr_effects.png"} <= {path.name for path in folder.iterdir()}
     text = (folder / "table.txt").read_text()
@@ -554,7 +554,7 @@ def test_lr_effects_makes_one_table_of_many_runs(tmp_path: Path, train_command: 
     assert len({kept["sweep"] for kept, _ in every}) == 1
     (study,) = (kept for kept, _ in every if kept["job"] == "lr_effects")
     assert {kept["study"] for kept, _ in every} == {"lr_effects"}  # comparisons leave all of them out
-    assert "a low rate underfits" in study["mlflow.note.content"]
+    assert "a low learning rate underfits" in study["mlflow.note.content"]
     (diverged,) = (kept for kept, status in every if status == "FAILED")
     assert (diverged["trial"], diverged["verdict"]) == ("2", "diverged")  # from 0, as in a multirun
-    assert "Lower the rate" in diverged["mlflow.note.content"]
+    assert "Lower the learning rate" in diverged["mlflow.note.content"]

@@ -10,6 +10,7 @@ from scipy.stats import mannwhitneyu
 
 from lr_lightning.app.commands.lr_effects import as_text
 from lr_lightning.app.schemas.search import StudyConfig
+from lr_lightning.diagnosis import Label
 from lr_lightning.diagnosis.lr_effects import CLAIMS, Trial, _rank_test, claims, matched_gap, matched_level, table
 from lr_lightning.diagnosis.statistics import holm
 
@@ -22,6 +23,7 @@ def _trial(
     return Trial(
         lr=lr,
         seed=seed,
+        label=Label.DIVERGED if diverged else Label.HEALTHY,
         verdict="diverged" if diverged else "healthy",
         diverged=diverged,
         steps=100,
@@ -64,9 +66,9 @@ def test_a_claim_may_fail_or_turn_round_and_divergence_is_the_least_stable_and_s
             _trial(10.0, seed, steps=math.inf, gap=0.0, probe=0.1, diverged=True),
         ]
     outcomes = {claim.text: claim.outcome for claim in claims(trials, 0.1)}
-    assert outcomes["a high rate converges faster"] == "the opposite held"
-    assert outcomes["a high rate is less stable"] == "held"
-    assert outcomes["a high rate overfits"] == "not shown"
+    assert outcomes["a high learning rate converges faster"] == "the opposite held"
+    assert outcomes["a high learning rate is less stable"] == "held"
+    assert outcomes["a high learning rate overfits"] == "not shown"
     row = table(trials)[-1]
     assert (row.diverged, row.reached, row.verdicts) == (4, 0, (("diverged", 4),))
     assert math.isnan(row.val_loss[0])
@@ -95,7 +97,7 @@ def test_the_reference_is_the_one_that_was_given_and_not_the_best() -> None:
     one, best = claims(_textbook(), 0.01), claims(_textbook(), 0.1)
     assert one[0].runs == (12, 4)
     assert best[0].runs == (8, 4)
-    with pytest.raises(ValueError, match=r"reference must be a rate of the trials, got 0\.2"):
+    with pytest.raises(ValueError, match=r"reference must be a learning rate of the trials, got 0\.2"):
         claims(_textbook(), 0.2)
 
 
@@ -119,7 +121,7 @@ def test_the_report_says_what_the_reference_is_and_that_p_is_corrected() -> None
     assert "against it (study.reference: fixed before any of these runs" in text
     assert "Holm's correction over all 9 claims" in text
     assert re.search(
-        r"a high rate overfits: held \(.*100% of pairs, p = 0\.004, adjusted 0\.0[0-9]+, 8 against 4", text
+        r"a high learning rate overfits: held \(.*100% of pairs, p = 0\.004, adjusted 0\.0[0-9]+, 8 against 4", text
     )
     assert "diverged: give" not in text
     lost = [replace(t, diverged=t.diverged or (t.lr, t.seed) == (0.1, 0)) for t in trials]
