@@ -18,6 +18,7 @@ from lr_lightning.app.commands.find_lr import find_lr
 from lr_lightning.app.run.train import train
 from lr_lightning.errors import ConfigError
 from lr_lightning.lr_finder import results as result_module
+from lr_lightning.lr_finder.abstention import Abstention, Cause
 from lr_lightning.lr_finder.curve import Reading
 from lr_lightning.schedules import Linear
 from tests.leftovers import untimed, values, weights
@@ -53,7 +54,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     def reading(lrs: Any, runs: Any, **_: Any) -> Reading:
         import numpy as np
 
-        return Reading(LR, None, None, (LR / 2, LR * 2), BASE, TOP, np.asarray(runs[0], dtype=float), {"smith": TOP})
+        return Reading(LR, None, (LR / 2, LR * 2), BASE, TOP, np.asarray(runs[0], dtype=float), {"smith": TOP})
 
     monkeypatch.setattr(result_module, "read_curve", reading)
 
@@ -65,9 +66,7 @@ def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     def reading(lrs: Any, runs: Any, **_: Any) -> Reading:
         import numpy as np
 
-        return Reading(
-            None, "the curve is flat", "Raise max_lr.", None, None, None, np.asarray(runs[0], dtype=float), {}
-        )
+        return Reading(None, Abstention(Cause.FLAT), None, None, None, np.asarray(runs[0], dtype=float), {})
 
     monkeypatch.setattr(result_module, "read_curve", reading)
 
@@ -110,7 +109,7 @@ def test_without_a_suggestion_the_configured_rate_holds(composed: Compose, capsy
     assert set(found["lr/group0"]) == {0.02}
     assert float(params(folder)["optimizer.lr"]) == 0.02
     out = capsys.readouterr().out
-    assert "The curve is flat. Raise max_lr" in out
+    assert "The curve is flat: nothing stands out from its noise. Raise max_lr" in out
     assert "peak lr of 0.02 (as configured)" in out
 
 
