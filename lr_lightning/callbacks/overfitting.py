@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lr_lightning._lightning import batch_loss, mean_over_ranks, to_device
 from lr_lightning._param_groups import first_group_lr
+from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
 from lr_lightning.callbacks.loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning.callbacks.per_example import (
     WITH_LOGITS,
@@ -74,8 +75,6 @@ def unpacked(state: dict[str, Any]) -> list[Point]:
 
 # --- The figure of a verdict: probe and validation loss, with the rate under them and the onset marked.
 
-_VAL, _PROBE, _LR, _MARK = "#d1495b", "#2e6f95", "#5a5a5a", "#edae49"
-
 
 def draw(history: History, verdict: Verdict) -> "Figure":
     """Draw a run's losses over its epochs, without pyplot, so that no window and no global state is made.
@@ -87,34 +86,28 @@ def draw(history: History, verdict: Verdict) -> "Figure":
     Returns:
         A figure of two panels.
     """
-    from matplotlib.figure import Figure  # the [plot] extra
-
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    figure = new_figure(8, 5.2)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     epochs = [p.epoch for p in history.points]
     val, probe = [p.val_loss for p in history.points], [p.probe_loss for p in history.points]
     marker = "o" if len(epochs) < 40 else None
-    losses.plot(epochs, val, color=_VAL, marker=marker, ms=3, label="validation")
-    losses.plot(epochs, probe, color=_PROBE, marker=marker, ms=3, label="probe (training examples)")
+    losses.plot(epochs, val, color=VALIDATION, marker=marker, ms=3, label="validation")
+    losses.plot(epochs, probe, color=PROBE, marker=marker, ms=3, label="probe (training examples)")
     if history.chance is not None:
-        losses.axhline(history.chance, color="#999999", ls=":", lw=1, label="chance")
+        losses.axhline(history.chance, color=GREY, ls=":", lw=1, label="chance")
     if verdict.onset_epoch is not None:
-        losses.axvline(verdict.onset_epoch, color=_MARK, lw=2, label=f"onset, epoch {verdict.onset_epoch:g}")
+        losses.axvline(verdict.onset_epoch, color=YELLOW, lw=2, label=f"onset, epoch {verdict.onset_epoch:g}")
     positive = [v for v in (*val, *probe) if v > 0]
     if positive and len(positive) == len(val) + len(probe) and max(positive) > 20 * min(positive):
         losses.set_yscale("log")
-    losses.set_ylabel("loss")
     losses.legend(frameon=False, fontsize=9)
     detail = f" ({verdict.detail})" if verdict.detail else ""
     losses.set_title(f"{verdict.label}{detail}", loc="left", fontsize=11)
     known = [(p.epoch, p.lr) for p in history.points if p.lr is not None]
     if known:
-        rates.plot([e for e, _ in known], [lr for _, lr in known], color=_LR, marker=marker, ms=3)
-    rates.set_ylabel("learning rate")
-    rates.set_xlabel("epoch")
-    for axes in (losses, rates):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        rates.plot([e for e, _ in known], [lr for _, lr in known], color=FRAME, marker=marker, ms=3)
+    style_axes(losses, y="loss", grid=True)
+    style_axes(rates, x="epoch", y="learning rate", grid=True)
     return figure
 
 

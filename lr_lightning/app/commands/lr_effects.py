@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, VERDICT_COLOURS, YELLOW, new_figure, style_axes
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.output import output_root
 from lr_lightning.app.run.record import RunOutcome, sweep_record
@@ -269,25 +270,13 @@ def csv_rows(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-_COLOURS = {
-    Label.HEALTHY: "#3a7d44",
-    Label.OVERFITTING: "#d1495b",
-    Label.UNDERFITTING: "#2e6f95",
-    Label.COLLAPSED: "#6d597a",
-    Label.DIVERGED: "#222222",
-    Label.INCONCLUSIVE: "#aaaaaa",
-}
-
-
 def draw(trials: Sequence[Trial], rows: Sequence[Row]) -> "Figure":
     """Four panels over the rate: speed, stability, losses, and the gap at the end and at matched probe loss.
 
     Raises:
-        ImportError: There is no matplotlib.
+        ImportError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    figure = new_figure(11, 7.5)
     (speed, stability), (losses, gaps) = figure.subplots(2, 2, sharex=True)
     _draw_speed(speed, trials)
     _draw_stability(stability, trials)
@@ -295,8 +284,7 @@ def draw(trials: Sequence[Trial], rows: Sequence[Row]) -> "Figure":
     _draw_gaps(gaps, trials, rows)
     for axes in (speed, stability, losses, gaps):
         axes.set_xscale("log")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        style_axes(axes, grid=True)
     for axes in (losses, gaps):
         axes.set_xlabel("learning rate")
         axes.legend(frameon=False, fontsize=9)
@@ -304,7 +292,7 @@ def draw(trials: Sequence[Trial], rows: Sequence[Row]) -> "Figure":
 
 
 def _colours(trials: Sequence[Trial]) -> list[str]:
-    return [_COLOURS[t.label] for t in trials]
+    return [VERDICT_COLOURS[t.label] for t in trials]
 
 
 def _draw_speed(axes: Any, trials: Sequence[Trial]) -> None:
@@ -312,11 +300,11 @@ def _draw_speed(axes: Any, trials: Sequence[Trial]) -> None:
     axes.scatter([t.lr for t in trials], [min(t.steps_to_target, budget) for t in trials], c=_colours(trials), s=22)
     late = [t.lr for t in trials if not math.isfinite(t.steps_to_target)]
     if late:
-        axes.scatter(late, [budget] * len(late), marker="^", s=60, facecolors="none", edgecolors="#666666")
+        axes.scatter(late, [budget] * len(late), marker="^", s=60, facecolors="none", edgecolors=FRAME)
     axes.set_title("steps to the target (triangles: not reached)", loc="left", fontsize=10)
     used = {t.label for t in trials}
-    for label in (label for label in _COLOURS if label in used):
-        axes.scatter([], [], color=_COLOURS[label], s=22, label=label)
+    for label in (label for label in VERDICT_COLOURS if label in used):
+        axes.scatter([], [], color=VERDICT_COLOURS[label], s=22, label=label)
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -329,7 +317,7 @@ def _draw_stability(axes: Any, trials: Sequence[Trial]) -> None:
 
 def _draw_losses(axes: Any, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
     lrs = [t.lr for t in trials]
-    for name, colour, label in (("val_loss", "#d1495b", "validation"), ("probe_loss", "#2e6f95", "probe")):
+    for name, colour, label in (("val_loss", VALIDATION, "validation"), ("probe_loss", PROBE, "probe")):
         means = [(r.lr, getattr(r, name)[0], math.nan) for r in rows]
         _band(axes, means, colour, label)
         axes.scatter(lrs, [math.nan if t.diverged else getattr(t, name) for t in trials], s=6, color=colour, alpha=0.5)
@@ -339,12 +327,12 @@ def _draw_losses(axes: Any, trials: Sequence[Trial], rows: Sequence[Row]) -> Non
 
 def _draw_gaps(axes: Any, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
     lrs, level = [t.lr for t in trials], matched_level(trials)
-    at_end, matched = "#d1495b", "#edae49"
+    at_end, matched = VALIDATION, YELLOW
     _band(axes, [(r.lr, *r.gap) for r in rows], at_end, "at the end")
     _band(axes, [(r.lr, *r.gap_matched) for r in rows], matched, f"at probe loss {level:.3g}")
     axes.scatter(lrs, [math.nan if t.diverged else t.gap for t in trials], s=6, color=at_end, alpha=0.5)
     axes.scatter(lrs, [matched_gap(t, level) for t in trials], s=6, color=matched, alpha=0.5)
-    axes.axhline(0, color="#999999", lw=0.8)
+    axes.axhline(0, color=GREY, lw=0.8)
     axes.set_title("gap: validation − probe loss", loc="left", fontsize=10)
 
 

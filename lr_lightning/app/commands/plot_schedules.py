@@ -6,6 +6,7 @@ from pathlib import Path
 from textwrap import fill, wrap
 from typing import Any
 
+from lr_lightning._plotting import LINE_STYLES, SERIES, new_figure, style_axes
 from lr_lightning.app.build import build_schedule, momentum_of, plateau_of
 from lr_lightning.app.composition import choices_of, load_config, prepare
 from lr_lightning.app.schemas.schedule import ScheduleConfig
@@ -16,12 +17,9 @@ __all__ = ["Curve", "as_text", "curves", "save_figure"]
 
 _TOGETHER = 6
 """So many curves share one panel; more get one each."""
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00")  # Okabe & Ito, told apart by everybody
-_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))  # and without colour
 _COLUMNS = 6
 _LONG = 28
 _BLOCKS = " ▁▂▃▄▅▆▇█"
-_GREY = "#555555"
 
 
 @dataclass(frozen=True)
@@ -114,13 +112,9 @@ def save_figure(drawn: Sequence[Curve], path: Path, *, title: str, unit: str) ->
         ConfigError: If matplotlib is not installed or does not know the format, or the file cannot be written.
     """
     try:
-        from matplotlib.figure import Figure
+        figure = new_figure(12.8, 4.8)
     except ImportError as e:
-        raise ConfigError(
-            "matplotlib, which draws pictures, is not installed: pip install 'lr-lightning[plot]'. "
-            "--terminal draws without it."
-        ) from e
-    figure = Figure(layout="constrained", dpi=100)
+        raise ConfigError(f"{e} --terminal draws without it.") from e
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     if len(drawn) <= _TOGETHER:
         _draw_together(figure, drawn, unit)
@@ -141,7 +135,7 @@ def _draw_together(figure: Any, drawn: Sequence[Curve], unit: str) -> None:
     figure.set_size_inches(12.8, 6.4 if moving else 4.8)
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=[2, 1][:rows])[:, 0]
     for i, curve in enumerate(drawn):
-        style: dict[str, Any] = {"color": _COLOURS[i], "linestyle": _STYLES[i], "linewidth": 2}
+        style: dict[str, Any] = {"color": SERIES[i], "linestyle": LINE_STYLES[i], "linewidth": 2}
         axes[0].plot(curve.lr, label=f"{curve.label} ({curve.note})" if curve.note else curve.label, **style)
         if curve.momentum is not None:
             axes[1].plot(curve.momentum, **style)
@@ -156,9 +150,9 @@ def _draw_together(figure: Any, drawn: Sequence[Curve], unit: str) -> None:
 def _draw_apart(figure: Any, drawn: Sequence[Curve], unit: str) -> None:
     panels = []
     for curve in drawn:
-        panels.append((curve.label, curve.note, curve.lr, _COLOURS[0]))
+        panels.append((curve.label, curve.note, curve.lr, SERIES[0]))
         if curve.momentum is not None:
-            panels.append((f"{curve.label}: momentum", "", curve.momentum, _COLOURS[1]))
+            panels.append((f"{curve.label}: momentum", "", curve.momentum, SERIES[1]))
     rows = -(-len(panels) // _COLUMNS)
     figure.set_size_inches(12.8, 0.6 + 1.75 * rows)
     axes = figure.subplots(rows, _COLUMNS, sharex=True, squeeze=False).ravel()
@@ -167,7 +161,7 @@ def _draw_apart(figure: Any, drawn: Sequence[Curve], unit: str) -> None:
         axis.plot(values, color=colour, linewidth=1.8)
         axis.text(0.5, 0.5, fill(note, 18), transform=axis.transAxes, ha="center", va="center", fontsize=9)
         axis.set_title(label if len(label) <= _LONG else f"{label[: _LONG - 1]}…", loc="left", fontsize=11)
-        if colour == _COLOURS[0]:
+        if colour == SERIES[0]:
             axis.fill_between(range(len(values)), values, color=colour, alpha=0.12, linewidth=0)
             _frame(axis, unit if i % _COLUMNS == 0 else "", top)
         else:
@@ -180,10 +174,7 @@ def _draw_apart(figure: Any, drawn: Sequence[Curve], unit: str) -> None:
 
 
 def _frame(axis: Any, label: str, top: float | None = None) -> None:
-    axis.set_ylabel(label)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(_GREY)
-    axis.tick_params(colors=_GREY)
+    style_axes(axis, y=label)
     axis.margins(x=0)
     if top is not None:
         axis.set_ylim(0, 1.04 * top if top > 0 else 1)  # from 0: a height is a rate
