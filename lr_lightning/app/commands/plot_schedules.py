@@ -7,7 +7,7 @@ from textwrap import fill, wrap
 from typing import Any
 
 from lr_lightning._plotting import LINE_STYLES, SERIES, new_figure, style_axes
-from lr_lightning.app.build import build_schedule, momentum_of, plateau_of
+from lr_lightning.app.build import Schedules, build_schedules
 from lr_lightning.app.composition import choices_of, load_config, prepare
 from lr_lightning.app.schemas.schedule import ScheduleConfig
 from lr_lightning.errors import ConfigError
@@ -61,16 +61,16 @@ def curves(words: Sequence[str], root: Path, *, steps: int, epochs: float, peak:
     found = []
     for name, common, own in _requests(words, choices_of(root)["schedule"]):
         config = load_config(root, [f"schedule={name}", *lr, *common, *own])
-        schedule, momentum = build_schedule(config), momentum_of(config.schedule)
+        built = build_schedules(config.schedule, config.optimizer.lr)
         unit = 1.0 if peak is None else config.optimizer.lr
         try:
             found.append(
                 Curve(
                     " ".join([name, *(override.removeprefix("schedule.") for override in own)]),
-                    schedule.describe(clock),
-                    [unit * schedule(step, clock) for step in range(steps)],
-                    None if momentum is None else [momentum(step, clock) for step in range(steps)],
-                    _note(config.schedule),
+                    built.lr.describe(clock),
+                    [unit * built.lr(step, clock) for step in range(steps)],
+                    None if built.momentum is None else [built.momentum(step, clock) for step in range(steps)],
+                    _note(config.schedule, built),
                 )
             )
         except ValueError as e:
@@ -78,9 +78,9 @@ def curves(words: Sequence[str], root: Path, *, steps: int, epochs: float, peak:
     return found
 
 
-def _note(node: ScheduleConfig) -> str:
+def _note(node: ScheduleConfig, built: Schedules) -> str:
     """What moves a run of this choice besides the steps."""
-    if (plateau := plateau_of(node)) is not None:
+    if (plateau := built.plateau) is not None:
         return f"× {plateau.factor:g} when {plateau.monitor} stalls"
     return "the batch grows" if getattr(node, "growth", None) is not None else ""
 

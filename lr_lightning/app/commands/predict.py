@@ -214,7 +214,7 @@ def _trained_on(checkpoint: dict[str, Any], path: Path) -> _Trained:
 
 
 def _module(config: Config, data: _Trained, weights: dict[str, Tensor], path: Path) -> LightningModule:
-    module = build.build_module(config, build.build_net(config, data), data)
+    module = build.build_module(config.module, config.optimizer, build.build_net(config.model, data), data)
     try:
         module.load_state_dict(weights)
     except RuntimeError as e:
