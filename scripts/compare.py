@@ -26,7 +26,7 @@ def _arguments() -> argparse.Namespace:
         "--out",
         type=Path,
         default=ROOT / "outputs",
-        help="folder of the reports, in its compare/: outputs/ of the checkout",
+        help="folder for the report, in compare/: outputs/ of the checkout",
     )
     add("--server", help="address of the MLflow UI, for the links (http://127.0.0.1:5000)")
     add("--no-log", action="store_true", help="do not log the report to MLflow")

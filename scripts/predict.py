@@ -17,7 +17,7 @@ def _arguments() -> argparse.Namespace:
         "--checkpoint",
         choices=("best", "last"),
         default="best",
-        help="the checkpoint to use (best, on the validation set)",
+        help="which checkpoint (best, on the validation set)",
     )
     add("--trust", action="append", default=[], metavar="TARGET", help="code outside this project that the run may use")
     add("--outputs", type=Path, help="folder of the runs' output folders: outputs/ of the checkout")
