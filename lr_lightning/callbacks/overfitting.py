@@ -31,7 +31,7 @@ from lr_lightning.callbacks.per_example import (
 )
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.calibration import entropy
-from lr_lightning.diagnosis.early_stopping import gaps
+from lr_lightning.diagnosis.early_stopping import overfit_metrics
 from lr_lightning.diagnosis.history import History, Point
 from lr_lightning.diagnosis.rules import diagnose
 from lr_lightning.diagnosis.stratify import stratified_subset
@@ -316,7 +316,7 @@ class OverfittingMonitor(Callback):
         if probe is None:
             return
         self._points.append(self._point(trainer, probe, val))
-        metrics = {**gaps(self._points), **calibration(val, probe)}
+        metrics = {**overfit_metrics(self._points), **calibration(val, probe)}
         self._overconfident = bool(metrics.get("overfit/overconfident"))
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # they are equal on all ranks already
 

@@ -7,7 +7,7 @@ from textwrap import fill, wrap
 from typing import Any
 
 from lr_lightning._plotting import BLUE, LINE_STYLES, ORANGE, SERIES, new_figure, style_axes
-from lr_lightning.app.build import build_schedule, momentum_of, plateau_of
+from lr_lightning.app.build import Schedules, build_schedules
 from lr_lightning.app.composition import choices_of, load_config, prepare
 from lr_lightning.app.schemas.schedule import ScheduleConfig
 from lr_lightning.errors import ConfigError
@@ -62,16 +62,16 @@ def preview(
     found = []
     for name, common, own in _requests(words, choices_of(root)["schedule"]):
         config = load_config(root, [f"schedule={name}", *lr, *common, *own])
-        schedule, momentum = build_schedule(config), momentum_of(config.schedule)
+        built = build_schedules(config.schedule, config.optimizer.lr)
         unit = 1.0 if peak is None else config.optimizer.lr
         try:
             found.append(
                 SchedulePreview(
                     " ".join([name, *(override.removeprefix("schedule.") for override in own)]),
-                    schedule.describe(clock),
-                    [unit * schedule(step, clock) for step in range(steps)],
-                    None if momentum is None else [momentum(step, clock) for step in range(steps)],
-                    _note(config.schedule),
+                    built.lr.describe(clock),
+                    [unit * built.lr(step, clock) for step in range(steps)],
+                    None if built.momentum is None else [built.momentum(step, clock) for step in range(steps)],
+                    _note(config.schedule, built),
                 )
             )
         except ValueError as e:
@@ -79,9 +79,9 @@ def preview(
     return found
 
 
-def _note(node: ScheduleConfig) -> str:
-    """Say what changes the learning rate of this choice besides the step."""
-    if (plateau := plateau_of(node)) is not None:
+def _note(node: ScheduleConfig, built: Schedules) -> str:
+    """Say what changes a run of this choice besides the step."""
+    if (plateau := built.plateau) is not None:
         return f"× {plateau.factor:g} when {plateau.monitor} stalls"
     return "the batch grows" if getattr(node, "growth", None) is not None else ""
 

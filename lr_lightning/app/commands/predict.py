@@ -18,7 +18,6 @@ from torch import Tensor
 from lr_lightning.app import build
 from lr_lightning.app.checks import validate
 from lr_lightning.app.composition import compose_config, prepare
-from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
 from lr_lightning.app.run.checkpoints import read_checkpoint
 from lr_lightning.app.run.resume import ALLOWED_TARGETS, RunArgument, read_config, run_folder
@@ -89,7 +88,10 @@ class Predictor:
         stored = read_checkpoint(path, "RUN")
         self.data = _trained_on(stored, path)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.module = _module(config, self.data, stored["state_dict"], path).to(self.device).eval()
+        net = build.build_net(config.model, self.data)
+        module = build.build_module(config.module, config.optimizer, net, self.data)
+        _load_weights(module, stored["state_dict"], path)
+        self.module = module.to(self.device).eval()
 
     def __call__(self, paths: Sequence[Path]) -> Iterator[Prediction | UnreadableImage]:
         """Predict each image, in order; for an image that cannot be read, yield its error.
@@ -218,13 +220,11 @@ def _trained_on(checkpoint: dict[str, Any], path: Path) -> _TrainingData:
     return _TrainingData(tuple(state["class_names"]), (height, width), Normalizer(state["offset"], state["scale"]))
 
 
-def _module(config: Config, data: _TrainingData, weights: dict[str, Tensor], path: Path) -> LightningModule:
-    module = build.build_module(config, build.build_net(config, data), data)
+def _load_weights(module: LightningModule, weights: dict[str, Tensor], path: Path) -> None:
     try:
         module.load_state_dict(weights)
     except RuntimeError as e:
         raise ConfigError(f"RUN: {path} does not fit its config: {str(e).splitlines()[-1].strip()}") from e
-    return module
 
 
 def _decoded(path: Path, fmt: Format) -> Tensor | UnreadableImage:
