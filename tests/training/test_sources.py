@@ -187,7 +187,7 @@ def test_a_folder_of_no_images_is_not_read_to_its_end(monkeypatch):
     tried = []
     plain = decode._header
     monkeypatch.setattr(decode, "_header", lambda images, index: tried.append(index) or plain(images, index))
-    with pytest.raises(DataError, match=r"^data: 1,000 images and more cannot be read\. Repair or remove"):
+    with pytest.raises(DataError, match=r"^data: 1,000 images or more cannot be read\. Repair or remove"):
         choose_format([labelled(*[b"text"] * 5000)], None)
     assert len(tried) == 1024  # whole chunks
 
