@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from lr_lightning._checks import check_choice, check_count, check_number
 from lr_lightning._lightning import is_dev_run
-from lr_lightning.callbacks.loggers import give, log_figure, log_text
+from lr_lightning.callbacks.loggers import for_each_logger, log_figure, log_text
 from lr_lightning.callbacks.set_lr import (
     is_cyclical,
     lr_ratios,
@@ -138,7 +138,7 @@ class BaseLRFinder(Callback, Generic[_Result]):
         bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
         rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference:.3g}.")
         values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
-        give(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(values))
+        for_each_logger(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(values))
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Return whether to measure before this fit."""

@@ -14,7 +14,7 @@ from lr_lightning._checks import check_choice, check_count
 from lr_lightning._lightning import FreshMetric, is_dev_run, mean_over_ranks
 from lr_lightning._param_groups import initial_value, set_value
 from lr_lightning.callbacks.trainer_clock import trainer_clock
-from lr_lightning.errors import ArgumentError, DurationError
+from lr_lightning.errors import ArgumentError, DurationError, TotalStepsUnknown
 from lr_lightning.schedules import Clock, Plateau, Schedule
 from lr_lightning.schedules.base import ScheduleLike, as_schedule
 
@@ -448,11 +448,7 @@ def _check_plan(driver: OptimizerDriver, clock: Clock) -> None:
     """Raise the errors now that would be raised in the middle of the run."""
     for schedule in driver.schedules:
         if clock.total is None and schedule.needs_total:
-            raise ArgumentError(
-                f"LRSchedule: {schedule!r} needs the number of steps, and nothing says it here (a loader without a"
-                " length, or only max_time). Give LRSchedule(total_steps=...) or Trainer(max_steps=...), or use a"
-                " schedule that needs none, such as Constant() or InverseSqrt(...)."
-            )
+            raise TotalStepsUnknown(schedule)
         schedule.check(clock)
     if absent := driver.absent_groups():
         rank_zero_warn(f"LRSchedule(groups=...): no param group is called {absent} now; one added later may be.")

@@ -134,7 +134,7 @@ def test_multipliers_are_ratios_to_the_optimizers_rate(composed: Compose) -> Non
 
     data = build.build_data(config)
     data.prepare()
-    module = build.build_module(config, build.build_net(config, data), data)
+    module = build.build_module(config.module, config.optimizer, build.build_net(config.model, data), data)
     trainer = type("T", (), {"optimizers": [module.configure_optimizers()], "lr_scheduler_configs": []})()
     reference = reference_lr(trainer, module)
     assert reference == config.optimizer.lr
@@ -245,13 +245,13 @@ def test_a_module_that_optimizes_by_hand_is_refused_before_anything_runs(compose
     module = LightningModule()
     module.automatic_optimization = False
     with pytest.raises(ConfigError, match=r"finder: LightningModule optimizes by hand"):
-        build.build_finder(validate(composed("finder=range_test")), module)
+        build.build_finder(validate(composed("finder=range_test")).finder, module, "none")
 
 
 def test_a_target_that_is_no_search_is_refused(composed: Compose) -> None:
     config = validate(composed("finder._target_=lightning.pytorch.callbacks.Timer"))
     with pytest.raises(ConfigError, match="gave a Timer, not a BaseLRFinder"):
-        build.build_finder(config, LightningModule())
+        build.build_finder(config.finder, LightningModule(), "none")
 
 
 def test_a_stored_config_with_a_finder_can_be_resumed(composed: Compose) -> None:
