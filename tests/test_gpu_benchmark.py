@@ -66,11 +66,11 @@ def test_every_part_for_the_gpu_runs_in_its_small_form(
     from mlflow.store.db import utils
 
     monkeypatch.setattr(utils, "_initialize_tables", lambda engine: shutil.copyfile(empty_store, engine.url.database))
-    stores: list[str] = []
+    stores: list[bool] = []
 
     def opened(*args: Any) -> Any:
         logger = open_logger(*args)
-        stores.append(type(logger).__name__)
+        stores.append(logger.store is not None)
         return logger
 
     open_logger = gpu_steps.open_logger
@@ -85,7 +85,7 @@ def test_every_part_for_the_gpu_runs_in_its_small_form(
     arms = parts["resnet9"]["arms"]
     assert arms["app"]["epochs_to_target"]["median"] == 1
     assert all(arm["validation_seconds"]["median"] < arm["seconds"]["median"] for arm in arms.values())
-    assert stores == ["MLflowLogger"] * 2  # one to count the waits, one for the clock
+    assert stores == [True, True]  # one to count the waits, one for the clock
     assert set(parts["callbacks"]["small_cnn"]["waits_a_step"]) == set(parts["callbacks"]["small_cnn"]["ms_a_step"])
     assert parts["precision"]["ratio_to_32 contiguous"]["32 contiguous"]["median"] == 1
     assert parts["finder"]["seconds"]["median"] > 0
@@ -222,7 +222,7 @@ def test_the_apps_seconds_are_those_to_the_end_of_the_last_validation(monkeypatc
         return SimpleNamespace(summary={"steps": 2.0, "train_seconds": 96.0, "last_val_acc": 0.5})
 
     monkeypatch.setattr(gpu_race, "train", train)
-    monkeypatch.setattr(gpu_race, "checked", lambda *_: None)
+    monkeypatch.setattr(gpu_race, "load_config", lambda *_: None)
     raced = gpu_race.app([], 0.9)
     assert (raced.seconds, raced.validation_seconds, raced.ms_a_step) == (5.0, 2.0, 1500.0)
 

@@ -29,7 +29,7 @@ from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.query import Run, experiments, read_curves, read_runs
-from lr_lightning.tracking.view import REPORT_NAME
+from lr_lightning.tracking.ui import REPORT_NAME
 
 COMPARE_JOB = "compare"
 """Value of the tag ``job`` of a report's own run, which excludes it from later comparisons."""

@@ -69,7 +69,8 @@ def conclude(search: Search, study: Study, console: Console, *, compare: bool) -
         return
     patient(study.study.set_user_attr)("compared", len(ended))
     print(flush=True)
-    compare_sweep(search.config, search.name, _by(search), [search.config.tracking.experiment], brief=True)
+    tracking = search.config.tracking
+    compare_sweep(tracking, search.config.output_root, search.name, _by(search), [tracking.experiment], brief=True)
     _record(search, standing, table, command, found)
 
 

@@ -42,7 +42,7 @@ def rehearse(search: Search) -> None:
     config.trainer.kwargs = {k: v for k, v in config.trainer.kwargs.items() if k not in _OF_LONG_RUNS}
     config.tracking = replace(config.tracking, name="none")
     config.test = False
-    process_batch_size(config)  # with all the processes of a trial
+    process_batch_size(config.data, config.trainer)  # with all the processes of a trial
     if search.node.workers > 0:
         config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
     if config.callbacks.early_stopping is not None:

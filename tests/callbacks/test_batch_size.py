@@ -446,7 +446,7 @@ def test_workers_of_the_smaller_batch_end(persistent: bool) -> None:
         ({"milestones": TWICE, "mirror": Cosine()}, "takes either milestones=['30%', ...] or mirror=<an lr schedule>"),
         ({"milestones": TWICE, "factor": 1}, "factor must be > 1, got 1"),
         ({"milestones": TWICE[::-1]}, "milestones must rise, got '2 epochs' before '1 epoch'"),
-        ({"milestones": [60]}, "'60 steps' is no milestone. Write '60 epochs'"),
+        ({"milestones": [60]}, "got '60 steps'. Write '60 epochs'"),
         ({"mirror": 0.1}, "mirror must be a schedule such as Cosine() or a function(step, clock), got 0.1"),
         ({"milestones": TWICE, "max_batch_size": 0}, "max_batch_size must be a whole number >= 1, got 0"),
         ({"milestones": TWICE, "max_batch_size": 1.5}, "max_batch_size must be a whole number >= 1, got 1.5"),

@@ -20,7 +20,7 @@ from torch.distributed import DistBackendError, DistNetworkError
 from lr_lightning._lightning import callbacks_of
 from lr_lightning._plotting import COLOUR_TAG, style
 from lr_lightning.app.config import Config, flatten
-from lr_lightning.app.error_messages import is_out_of_memory
+from lr_lightning.app.error_messages import config_error, is_out_of_memory
 from lr_lightning.app.lr_scaling import effective_batch_size
 from lr_lightning.app.run.output import LAST, write_config
 from lr_lightning.app.run.resume import resume_arguments
@@ -32,13 +32,13 @@ from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed
-from lr_lightning.tracking import CSVLogger, MLflowLogger, NoLogger, RunLogger
+from lr_lightning.tracking import RunLogger
 from lr_lightning.tracking.environment import environment_tags
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.tracking.locks import mark_dead_runs
-from lr_lightning.tracking.replay import Closer
+from lr_lightning.tracking.replay import Watchdog
 from lr_lightning.tracking.store import open_store
-from lr_lightning.tracking.view import keep_view
+from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
 
 _BETTER = {"val/loss": min, "val/acc": max}
@@ -186,8 +186,9 @@ def open_logger(
             parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
             dataset = {f"dataset.{key}": value for key, value in data.describe().items()}
             logger.log_hyperparams({"model.parameters": parameters, **dataset})
-            batch = {"processes": world_size(config.trainer), "update_batch_size": effective_batch_size(config)}
-            logger.log_hyperparams({**batch, **(scaling or {})})
+            batch = effective_batch_size(config.data, config.trainer)
+            counts = {"processes": world_size(config.trainer), "update_batch_size": batch}
+            logger.log_hyperparams({**counts, **(scaling or {})})
             logger.log_artifact(artifact)
     return logger
 
@@ -244,27 +245,23 @@ def _run_name(schedule: str, lr: str, seed: int) -> str:
 def _started_logger(
     node: TrackingConfig, folder: Path, run_name: str, tags: dict[str, str], *, resume: bool
 ) -> RunLogger:
-    logger: RunLogger
     try:
-        if node.name == "none":
-            logger = NoLogger(folder, end_on_finalize=False)
-        elif node.name == "csv":
-            logger = CSVLogger(folder, tags=tags, resume=resume, end_on_finalize=False)
-        else:
-            store = open_store(Path(node.root), node.uri)
+        store = open_store(Path(node.root), node.uri) if node.name == "mlflow" else None
+        if store is not None:
             mark_dead_runs(store)
-            logger = MLflowLogger(
-                store,
-                experiment=node.experiment,
-                output_dir=folder,
-                run_name=run_name,
-                tags=tags,
-                resume=resume,
-                end_on_finalize=False,
-            )
+        logger = RunLogger(
+            folder,
+            store,
+            experiment=node.experiment,
+            run_name=run_name,
+            tags=tags,
+            csv=node.name == "csv",
+            resume=resume,
+            end_on_finalize=False,
+        )
         logger.start()
-        if isinstance(logger, MLflowLogger) and logger.experiment_id is not None:
-            keep_view(logger.store, logger.experiment_id)
+        if store is not None and logger.experiment_id is not None:
+            keep_view(store, logger.experiment_id)
     except ValueError as e:
         raise ConfigError(f"tracking: {e}") from e
     return logger
@@ -294,7 +291,7 @@ def _disk_errors_as_input(folder: Path) -> Iterator[None]:
 
 def run_id_of(logger: RunLogger | None) -> str | None:
     """Return a run's MLflow id, or None if it has none."""
-    return logger.run_id if isinstance(logger, MLflowLogger) else None
+    return logger.run_id if logger else None
 
 
 class FoundLR(Callback):
@@ -305,7 +302,7 @@ class FoundLR(Callback):
         finder: The finder.
     """
 
-    def __init__(self, config: Config, finder: BaseLRFinder) -> None:
+    def __init__(self, config: Config, finder: BaseLRFinder[Any]) -> None:
         self.config, self.finder = config, finder
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -322,7 +319,7 @@ class FoundLR(Callback):
                 logger.log_hyperparams(lrs)
                 if not resumed:
                     logger.log_summary({"search_seconds": finder.seconds})  # no other number of the run contains them
-                if isinstance(logger, MLflowLogger) and node.tracking.run_name is None:
+                if logger.store is not None and node.tracking.run_name is None:
                     logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:g}", node.seed)})
         found = next(reversed(finder.results.values()), None)
         if found is None or resumed:
@@ -355,11 +352,11 @@ def record_run(
         RunFailed: If memory, the disk or another process fails.
         Interrupted: On SIGTERM, Ctrl-C or SIGHUP.
     """
-    several = isinstance(logger, MLflowLogger) and world_size(config.trainer) > 1
+    several = logger is not None and logger.store is not None and world_size(config.trainer) > 1
     status = "FAILED"
     with (
         stop,
-        Closer(logger.output_dir if several and logger else None),
+        Watchdog(logger.output_dir if several and logger else None),
     ):  # in case another rank dies, and kills this one
         try:
             outcome = work()
@@ -437,7 +434,7 @@ def _known_error(
     if isinstance(error, DataError):  # an image that can no longer be read, in the middle of the run
         return ConfigError(str(error))
     if isinstance(error, ValueError) and not stepped(trainer):  # what only the trainer can tell, before the first step
-        return ConfigError(str(error))
+        return config_error(error)
     return None
 
 

@@ -20,7 +20,7 @@ from lr_lightning.app.run.output import BEFORE_LAST, LAST
 from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError, DataError, StoreUnavailable, TrackingError
 from lr_lightning.tracking import open_store
-from lr_lightning.tracking.local_log import STATE_NAME, load_state
+from lr_lightning.tracking.local_log import STATE_NAME, UploadState
 from lr_lightning.training import models
 from lr_lightning.training.datamodule import ImageDataModule
 
@@ -129,7 +129,7 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Resume
     changed = _apply_changes(stored, cfg, overrides)
     stored.resume, stored.ckpt = None, None
     if ":***@" in str(stored.tracking.uri):  # stored without its password, which only the run's owner can read
-        stored.tracking.uri = state.uri if (state := load_state(folder)) else None
+        stored.tracking.uri = state.uri if (state := UploadState.load(folder)) else None
     return validate(stored), ResumedRun(folder, checkpoint, changed)
 
 
@@ -151,7 +151,7 @@ def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> P
             raise ConfigError(f"{key}: {path} is no run's output folder: it has no config.yaml.")
         return path.resolve()
     for run in sorted(output_root.glob(f"*/{STATE_NAME}")):
-        if (state := load_state(run.parent)) is not None and state.run_id == name:
+        if (state := UploadState.load(run.parent)) is not None and state.run_id == name:
             return run.parent
     if cfg.tracking.name == "mlflow" and _RUN_ID.fullmatch(name):
         try:

@@ -12,7 +12,7 @@ import pytest
 
 from lr_lightning.app.commands import compare as app_compare
 from lr_lightning.app.commands import train as cli
-from lr_lightning.app.commands.multirun import Sweep
+from lr_lightning.app.commands.multirun import Multirun
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT
 from lr_lightning.app.run import train as train_module
@@ -48,30 +48,30 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 def test_runs_are_grouped_by_what_was_varied(
     configured: Configured, asked: Asked, jobs: list[str], by: list[str]
 ) -> None:
-    sweep = Sweep()
+    multirun = Multirun()
     for number, job in enumerate(jobs):
         overrides = job.split(",")
-        sweep.add(configured(*overrides), overrides, "s1", number)
-    sweep.compare()
+        multirun.add(configured(*overrides), overrides, "s1", number)
+    multirun.compare()
     (call,) = asked.calls
     assert (call["by_varied"], call["filter_string"]) == (by, "tags.sweep = 's1'")
     assert call["experiments"] == ["lr_lightning"]
 
 
 def test_every_run_gets_the_sweeps_tags_but_the_users_own_stay(configured: Configured) -> None:
-    sweep = Sweep()
+    multirun = Multirun()
     configs = [configured("+tracking.tags.sweep=mine"), configured("seed=1")]
     for number, made in enumerate(configs):
-        sweep.add(made, [f"seed={number}"], "s1", number)
+        multirun.add(made, [f"seed={number}"], "s1", number)
     assert [c.tracking.tags for c in configs] == [{"sweep": "mine", "trial": "0"}, {"sweep": "s1", "trial": "1"}]
 
 
 @pytest.mark.parametrize("overrides", [["tracking=none"], ["tracking=csv"]])
 def test_what_is_not_in_mlflow_is_not_compared(configured: Configured, asked: Asked, overrides: list[str]) -> None:
-    sweep = Sweep()
+    multirun = Multirun()
     for seed in range(2):
-        sweep.add(configured(*overrides), [f"seed={seed}"], "s1", seed)
-    sweep.compare()
+        multirun.add(configured(*overrides), [f"seed={seed}"], "s1", seed)
+    multirun.compare()
     assert not asked.calls
 
 
@@ -82,10 +82,10 @@ def test_a_failure_of_the_comparison_is_said_and_no_more(
         raise RuntimeError("whatever")
 
     monkeypatch.setattr(app_compare, "run", fail)
-    sweep = Sweep()
+    multirun = Multirun()
     for seed in range(2):
-        sweep.add(configured(), [f"seed={seed}"], "s1", seed)
-    sweep.compare()
+        multirun.add(configured(), [f"seed={seed}"], "s1", seed)
+    multirun.compare()
     assert "the runs are not compared: RuntimeError: whatever" in capsys.readouterr().err
 
 

@@ -20,7 +20,7 @@ from lr_lightning.app.run.output import BEFORE_LAST, LAST
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
 from lr_lightning.app.run.signals import GracefulStop, Interrupted, Signals
 from lr_lightning.errors import ConfigError, RunFailed
-from lr_lightning.tracking import NoLogger
+from lr_lightning.tracking import RunLogger
 from lr_lightning.training.datamodule import ImageDataModule
 from tests.app.conftest import short_run
 
@@ -147,7 +147,7 @@ def test_an_error_of_a_collective_is_another_process_that_is_gone(error: Runtime
 
 @pytest.mark.parametrize(
     "written",
-    ["tracking.locks.write_atomically", "tracking.csv_logger.append_bytes", "app.run.output.write_atomically"],
+    ["tracking.locks.write_atomically", "tracking.local_log.append_bytes", "app.run.output.write_atomically"],
 )
 def test_a_disk_that_is_full_before_the_first_step_is_one_error_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
@@ -163,7 +163,7 @@ def test_a_disk_that_is_full_before_the_first_step_is_one_error_and_leaves_no_fo
 
 def test_a_folder_that_is_removed_or_closed_in_the_middle_is_one_error(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    logger = NoLogger(folder)
+    logger = RunLogger(folder)
     missing = FileNotFoundError(errno.ENOENT, "No such file", str(folder / "metrics.jsonl"))
     assert "was removed while the run was writing to it" in str(record._disk_error(missing, logger))
     folder.mkdir()

@@ -352,10 +352,10 @@ def test_a_dead_server_neither_stops_nor_stalls_a_run_and_replay_sends_it_later(
     tmp_path: Path, train_command: Command
 ) -> None:
     (tmp_path / "hurry.py").write_text(
-        "from lightning.pytorch import Callback\nfrom lr_lightning.tracking import logger\n"
+        "from lightning.pytorch import Callback\nfrom lr_lightning.tracking import uploader\n"
         "class Hurry(Callback):\n"
         "    def on_fit_start(self, trainer, module):\n"
-        "        logger._DRAIN_SECONDS = 1.0\n"  # at the end it gives the server so long to come back
+        "        uploader._SERVER_DRAIN_SECONDS = 1.0\n"  # at the end it gives the server so long to come back
     )
     done = train_command(*SMALL, "tracking.uri=http://127.0.0.1:9", "+callbacks.extra.hurry._target_=hurry.Hurry")
     assert done.stderr.count("127.0.0.1:9") <= 2  # one warning at the start, one word at the end

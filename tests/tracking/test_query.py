@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from lr_lightning.errors import TrackingError
-from lr_lightning.tracking import Store, open_store
-from lr_lightning.tracking import query as client_rows
-from lr_lightning.tracking import query as table_rows
+from lr_lightning.tracking import Store, open_store, query
 from lr_lightning.tracking import store as store_module
 from lr_lightning.tracking.query import Run, experiments, read_curves, read_runs
 
@@ -58,9 +56,9 @@ def test_mlflows_client_gives_the_same(filled: Store, monkeypatch: pytest.Monkey
     fast = curves(read(filled))
 
     def differ(*args: object) -> None:
-        raise table_rows.TablesDiffer("another MLflow")
+        raise query.TablesDiffer("another MLflow")
 
-    monkeypatch.setattr(table_rows, "read_rows", differ)
+    monkeypatch.setattr(query, "_read_tables", differ)
     assert curves(read(filled)) == fast
 
 
@@ -86,10 +84,10 @@ def served(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     ("limits", "client_calls"),
     [
         ({}, 0),  # all runs of a metric in one request, after the first
-        ({"_ROWS": 1}, 0),  # each run in a request of its own
-        ({"_MOST_ROWS": 10}, 0),  # an answer that may be cut short is asked for again in halves
-        ({"_MOST_ROWS": 7}, 3),  # even that of one run, so the client turns the pages
-        ({"_PATH": "/not/there"}, 5),  # a server without the call
+        ({"_BULK_ROWS": 1}, 0),  # each run in a request of its own
+        ({"_BULK_MAX_ROWS": 10}, 0),  # an answer that may be cut short is asked for again in halves
+        ({"_BULK_MAX_ROWS": 7}, 3),  # even that of one run, so the client turns the pages
+        ({"_BULK_PATH": "/not/there"}, 5),  # a server without the call
     ],
 )
 def test_a_server_gives_the_same(
@@ -97,10 +95,10 @@ def test_a_server_gives_the_same(
 ) -> None:
     expected = curves(read(filled))
     for name, value in limits.items():
-        monkeypatch.setattr(client_rows, name, value)
+        monkeypatch.setattr(query, name, value)
     asked: list[str] = []
-    one = client_rows._client
-    monkeypatch.setattr(client_rows, "_client", lambda store, run, key: (asked.append(key), one(store, run, key))[1])
+    one = query._one
+    monkeypatch.setattr(query, "_one", lambda store, run, key: (asked.append(key), one(store, run, key))[1])
     assert curves(read(served)) == expected
     assert len(asked) == client_calls
 
@@ -110,22 +108,22 @@ def test_rows_that_a_server_leaves_out_are_noticed(
 ) -> None:
     """A server may give fewer rows than it was asked for, without a word: then the newest value is missing."""
     expected = curves(read(filled))
-    whole = client_rows._bulk
+    whole = query._bulk
 
-    def cut(store: Store, ids: list[str], key: str) -> dict[str, client_rows.Rows]:
+    def cut(store: Store, ids: list[str], key: str) -> dict[str, query.Rows]:
         found = whole(store, ids, key)
         assert found is not None
         return {name: (step[:2], value[:2], time[:2]) for name, (step, value, time) in found.items()}
 
-    monkeypatch.setattr(client_rows, "_bulk", cut)
+    monkeypatch.setattr(query, "_bulk", cut)
     assert curves(read(served)) == expected
 
 
 def test_tables_that_are_not_there_are_noticed(filled: Store, tmp_path: Path) -> None:
     runs = read_runs(filled, [experiments(filled)["x"]])
     other = open_store(tmp_path / "other", f"sqlite:///{tmp_path}/empty.db")
-    with pytest.raises(table_rows.TablesDiffer):
-        list(table_rows.read_rows(other, runs, KEYS))
+    with pytest.raises(query.TablesDiffer):
+        list(query._read_tables(other, runs, KEYS))
 
 
 def test_a_filter_that_is_not_understood_is_named(filled: Store) -> None:
