@@ -22,6 +22,7 @@ from benchmarks import finder_rules
 from benchmarks.whole_run_cells import Cell
 from benchmarks.whole_run_truth import batches, train
 from lr_lightning import LRFinder, LRSchedule
+from lr_lightning.lr_finder import rules
 
 RANGE = (1e-6, 10.0)
 SWEEP = 100
@@ -77,13 +78,13 @@ def read(rule: Callable[[Sequence[float], Sequence[float]], float | None], cell:
 
 def smith(cell: Cell, seed: int) -> Answer:
     """Smith's upper bound."""
-    bounds = finder_rules.smith(*sweep(cell, seed))
+    bounds = rules.smith(*sweep(cell, seed))
     return Answer(bounds[1] if bounds else None, SWEEP)
 
 
 def steepest(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     """Return the learning rate at the steepest descent of the averaged loss against the logarithm of it."""
-    x, y = finder_rules.fastai_smoothed(lrs, losses)
+    x, y = rules.fastai_smoothed(lrs, losses)
     return float(x[np.argmin(np.gradient(y, np.log(x)))]) if len(y) >= 2 else None
 
 
@@ -132,12 +133,15 @@ def _short(cell: Cell, lr: float, seed: int, steps: int) -> float:
 # ------------------------------------------------------------------------------------------- callbacks in a Trainer
 
 
+_calls = 0  # of training_step; outside the module, whose attributes a finder puts back
+
+
 class Module(pl.LightningModule):
-    """A cell as a LightningModule; it counts its training steps."""
+    """A cell as a LightningModule; it counts the calls of its training step."""
 
     def __init__(self, cell: Cell) -> None:
         super().__init__()
-        self.cell, self.net, self.lr, self.calls = cell, cell.net(), 1e-3, 0
+        self.cell, self.net, self.lr = cell, cell.net(), 1e-3
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the network's output."""
@@ -146,7 +150,8 @@ class Module(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean cross entropy."""
-        self.calls += 1
+        global _calls
+        _calls += 1
         return F.cross_entropy(self(batch[0]), batch[1])
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
@@ -176,6 +181,7 @@ def in_trainer(finder: pl.Callback, cell: Cell, seed: int) -> int:
     Returns:
         Calls of ``training_step`` that the finder made.
     """
+    before = _calls
     split = cell.data(cell.noise)
     torch.manual_seed(100 + seed)
     module = Module(cell)
@@ -194,9 +200,8 @@ def in_trainer(finder: pl.Callback, cell: Cell, seed: int) -> int:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit_loop.epoch_loop.min_steps = None
         trainer.fit(module, loader, val)
-    return module.calls
+    return _calls - before
 
 
 def lr_finder(cell: Cell, seed: int) -> Answer:
@@ -211,8 +216,8 @@ def lr_finder(cell: Cell, seed: int) -> Answer:
 
 RULES: dict[str, Rule] = {
     "LRFinder": lr_finder,
-    "fastai minimum/10": partial(read, finder_rules.fastai_minimum),
-    "fastai valley": partial(read, finder_rules.fastai_valley),
+    "fastai minimum/10": partial(read, rules.fastai_minimum),
+    "fastai valley": partial(read, rules.fastai_valley),
     "Smith's upper bound": smith,
     "steepest": partial(read, steepest),
     "Lightning": partial(read, finder_rules.lightning),
