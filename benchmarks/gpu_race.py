@@ -20,7 +20,7 @@ from benchmarks.trainings import ROOT, quoted
 from lr_lightning import RunCost
 from lr_lightning._lightning import callbacks_of
 from lr_lightning.app import build
-from lr_lightning.app.composition import checked
+from lr_lightning.app.composition import load_config
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.train import train
 from lr_lightning.training.datamodule import ImageDataModule
@@ -94,7 +94,7 @@ class Watch(Callback):
 
 def app(words: list[str], target: float) -> Raced:
     """The app's ``train``: callbacks, checkpoints, MLflow on SQLite."""
-    config = checked(ROOT, [*words, f"callbacks.cost.target='val/acc>={target}'"])
+    config = load_config(ROOT, [*words, f"callbacks.cost.target='val/acc>={target}'"])
     watch = Watch()
     summary = train(config, report=False, watching=[watch]).summary
     steps = summary["steps"]
@@ -170,7 +170,7 @@ def accuracy(net: nn.Module, data: ImageDataModule, split: OnDevice, config: Con
 
 def loop(words: list[str], target: float) -> Raced:
     """Plain torch: all images in the GPU's memory, no logging but the accuracy of an epoch."""
-    config = checked(ROOT, words)
+    config = load_config(ROOT, words)
     data = build.build_data(config)
     data.prepare()
     seed_everything(config.seed, verbose=False)
@@ -213,7 +213,7 @@ ARMS = {"app": app, "loop": loop}
 
 def loader_ms(words: list[str], most: int) -> dict[str, float]:
     """Milliseconds that the app's loader needs for a batch, to the device and augmented there, with no training."""
-    data = build.build_data(checked(ROOT, words))
+    data = build.build_data(load_config(ROOT, words))
     data.prepare()
     taken: list[float] = []
     for _ in range(3):

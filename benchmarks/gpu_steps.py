@@ -18,7 +18,7 @@ from benchmarks.report import show, spread
 from benchmarks.trainings import ROOT
 from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost, StepRecorder
 from lr_lightning.app import build
-from lr_lightning.app.composition import checked
+from lr_lightning.app.composition import load_config
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.record import open_logger
 from lr_lightning.training.datamodule import ImageDataModule
@@ -69,7 +69,7 @@ class Bench:
 
     @classmethod
     def of(cls, words: Sequence[str]) -> "Bench":
-        config = checked(ROOT, [*words, _LOW])
+        config = load_config(ROOT, [*words, _LOW])
         data = build.build_data(config)
         data.prepare()
         return cls(config, data)
@@ -172,7 +172,7 @@ def _logged(bench: Bench, make: Callable[[], list[Callback]], steps: int, root: 
     """Lightning with some callbacks and the app's MLflow logger on SQLite."""
     bench.config.tracking.root = str(root / "mlruns")
     folder = Path(mkdtemp(dir=root))
-    logger = open_logger(bench.config, folder, None, bench.data, bench.module())
+    logger = open_logger(bench.config, folder, bench.data, bench.module())
     try:
         bench.fit(steps, [*clock, *make()], logger=logger)
     finally:

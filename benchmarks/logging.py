@@ -4,7 +4,7 @@ Run: ``python -m benchmarks.logging [--whole] [--quick]``. Two metrics a step, o
 between, alternating rounds in one process, a new run in each: 1,000 steps in every arm, and 10,000 in this project's
 (``--whole``: in every arm, which takes hours, since the others write to the database at each step). The arms:
 
-- ``lr_lightning``: ``MLflowLogger.log_rows``, which writes a local log first and sends it in batches from a thread;
+- ``lr_lightning``: ``RunLogger.log_rows``, which writes a local log first and uploads it in batches from a thread;
 - ``Lightning``: ``MLFlowLogger.log_metrics``, a transaction a step;
 - ``mlflow.log_metric``: one call a metric;
 - ``mlflow, asynchronous``: ``mlflow.log_metrics(synchronous=False)``, which queues and sends from a thread.
@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks.report import show, spread, store
 from lr_lightning.app.run.train import quiet
-from lr_lightning.tracking import MLflowLogger, open_store
+from lr_lightning.tracking import RunLogger, open_store
 from lr_lightning.tracking.store import prepare_mlflow
 
 KEYS = ("train/loss", "lr/group0")
@@ -67,7 +67,7 @@ def values(step: int) -> dict[str, float]:
 
 
 def ours(root: Path, steps: int) -> tuple[Logged, str]:
-    logger = MLflowLogger(open_store(root), experiment="logging")
+    logger = RunLogger(store=open_store(root), experiment="logging")
     logger.start()
 
     def log(step: int) -> None:

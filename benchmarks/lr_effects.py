@@ -18,9 +18,9 @@ import torch
 from benchmarks.report import store
 from benchmarks.trainings import ROOT
 from lr_lightning.app.commands.lr_effects import run_study
-from lr_lightning.app.composition import checked, prepare
+from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.run.train import quiet
-from lr_lightning.app.schemas.search import StudyConfig, reference
+from lr_lightning.app.schemas.search import StudyConfig
 from lr_lightning.diagnosis.lr_effects import Claim, Trial, claims
 
 
@@ -57,13 +57,13 @@ def main() -> None:
         words += ["trainer=cpu"]
         if quick:
             words += ["study.points=3", "study.seeds=[0]", "trainer.max_epochs=3"]
-        config = checked(ROOT, words)
+        config = load_config(ROOT, words)
         trials = run_study(config)
     node = config.study or StudyConfig()
-    found = claims(trials, reference(node))
+    found = claims(trials, node.reference_lr())
     result = {
         "epochs": config.trainer.max_epochs,
-        "reference": reference(node),
+        "reference": node.reference_lr(),
         "claims": [plain(claim) for claim in found],
         "trials": [plain(trial) for trial in trials],
     }

@@ -31,7 +31,7 @@ from benchmarks.report import show, spread, store
 from benchmarks.time_profile import profile, show_parts
 from benchmarks.trainings import ROOT
 from lr_lightning.app import build
-from lr_lightning.app.composition import checked, prepare
+from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.train import quiet, train
 from lr_lightning.training.datamodule import ImageDataModule
@@ -192,7 +192,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         places = [f"output_root={folder}/outputs", f"tracking.root={folder}/mlruns"]
         for name, (overrides, steps, epochs) in problems.items():
-            config = checked(ROOT, [*overrides, *places, "trainer=cpu", "trainer.progress=none", "test=false"])
+            config = load_config(ROOT, [*overrides, *places, "trainer=cpu", "trainer.progress=none", "test=false"])
             print(name, flush=True)
             result[name] = measure(config, 30 if arguments.quick else steps, 1 if arguments.quick else ROUNDS)
             if not (arguments.quick and epochs == 1):

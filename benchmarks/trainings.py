@@ -9,7 +9,7 @@ import numpy as np
 from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch import Callback, Trainer
 
-from lr_lightning.app.composition import checked, prepare
+from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.run.train import build_run, quiet
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.diagnosis.statistics import Mean, mean_ci
@@ -75,7 +75,7 @@ def train(
     """
     prepare(ROOT)
     quiet()
-    config = checked(ROOT, overrides)
+    config = load_config(ROOT, overrides)
     data, module = build_run(config)
     trainer = Trainer(
         max_steps=steps,

@@ -1,22 +1,77 @@
-"""A colour for each schedule, the same in MLflow's charts and in the reports, and a line style beside it.
+"""One look for every figure: the palette, a style for each schedule, and helpers for matplotlib.
 
-The seven hues are those of Okabe & Ito 2008 ("Color Universal Design") that are legible on white and on black; each
-also comes darker and lighter, and then with another line style.
+The colours are those of Okabe & Ito 2008 ("Color Universal Design"), which people with colour blindness can
+distinguish. matplotlib is an optional extra, so it is imported when a figure is made.
 """
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "COLOUR_TAG",
+    "FRAME",
+    "GREEN",
+    "GREY",
+    "LINE_STYLES",
+    "ORANGE",
+    "PINK",
+    "SERIES",
+    "SKY",
+    "VERDICT_COLOURS",
+    "YELLOW",
+    "Style",
+    "axes_of",
+    "new_figure",
+    "style",
+    "style_axes",
+    "styles",
+]
 
 COLOUR_TAG = "mlflow.runColor"
 """Run tag that MLflow's charts take a run's colour from."""
 
-_HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#808080")
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+YELLOW, SKY, GREY, BLACK = "#E69F00", "#56B4E9", "#808080", "#000000"
+FRAME = "#555555"  # of axes and their ticks
+SERIES = (BLUE, ORANGE, GREEN, BLACK, PINK, YELLOW)
+"""Colours of a few lines in one panel, with ``LINE_STYLES`` beside them."""
+LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+VERDICT_COLOURS = {
+    "healthy": GREEN,
+    "overfitting": ORANGE,
+    "underfitting": BLUE,
+    "collapsed": PINK,
+    "diverged": BLACK,
+    "inconclusive": GREY,
+}
+
+# The hues of schedules are legible on white and on black; each also comes darker and lighter, with another line style.
+_HUES = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY)
 _DARK = ("#004A75", "#8F3F00", "#00664B", "#8E4A70", "#996A00", "#2F7FAE", "#4D4D4D")
 _LIGHT = ("#5BA7D6", "#F08D4A", "#4CC4A2", "#E3AECB", "#F2C45F", "#93D2F5", "#B0B0B0")
 _DASHES = ("solid", "dash", "dot")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
-# Those compared most often differ in hue.
+_MATPLOTLIB = {
+    "solid": "-",
+    "dash": "--",
+    "dot": ":",
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "cross": "P",
+    "x": "X",
+    "triangle-up": "^",
+    "star": "*",
+}
+# Schedules that are often compared differ in hue.
 _KNOWN = (
     *("cosine", "constant", "wsd", "one_cycle", "linear", "triangular2", "step"),
     *("warmup_constant", "multistep", "cosine_restarts", "rex", "exponential", "triangular", "plateau"),
@@ -39,6 +94,16 @@ class Style:
     dash: str
     symbol: str
 
+    @property
+    def linestyle(self) -> str:
+        """The dash, as matplotlib names it."""
+        return _MATPLOTLIB[self.dash]
+
+    @property
+    def marker(self) -> str:
+        """The symbol, as matplotlib names it."""
+        return _MATPLOTLIB[self.symbol]
+
 
 def _slot(name: str) -> int:
     if name in _KNOWN:
@@ -52,15 +117,15 @@ def _style(slot: int) -> Style:
 
 
 def style(name: str) -> Style:
-    """The style of one name: always the same, on every machine."""
+    """Return the style of one name: the same in MLflow's charts and in reports, on every machine."""
     return _style(_slot(name))
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Styles of several names: each its own where it is free, so that up to 21 of them all differ.
+    """Return a style for each name: the name's own if it is free, so that up to 21 names all differ.
 
     Args:
-        names: Schedules, or the values of whatever else runs are grouped by.
+        names: Schedules, or the values of another key that runs are grouped by.
     """
     wanted = sorted(set(names), key=lambda name: (name not in _KNOWN, name))
     taken: set[int] = set()
@@ -72,3 +137,55 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
         taken.add(slot)
         found[name] = _style(slot)
     return found
+
+
+def new_figure(width: float, height: float, dpi: int = 100) -> "Figure":
+    """Return an empty figure that belongs to no window and no global state of pyplot.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        dpi: Pixels per inch of a saved PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        raise ImportError(
+            "matplotlib, which draws pictures, is not installed: pip install 'lr-lightning[plot]'."
+        ) from e
+    return Figure(figsize=(width, height), layout="constrained", dpi=dpi)
+
+
+def axes_of(ax: "Axes | None", width: float = 8, height: float = 4.8, dpi: int = 120) -> tuple[Any, Any]:
+    """Return the axes to draw on and their figure; without ``ax``, both are new.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    if ax is not None:
+        return ax.figure, ax
+    figure = new_figure(width, height, dpi)
+    return figure, figure.add_subplot()
+
+
+def style_axes(axes: Any, *, x: str | None = None, y: str | None = None, grid: bool = False) -> None:
+    """Give axes the common look: two spines, a grey frame, and labels if given.
+
+    Args:
+        axes: matplotlib's Axes.
+        x: Label of the x axis.
+        y: Label of the y axis.
+        grid: Whether to draw a light grid.
+    """
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FRAME)
+    axes.tick_params(colors=FRAME)
+    if grid:
+        axes.grid(alpha=0.25)
+    if x is not None:
+        axes.set_xlabel(x)
+    if y is not None:
+        axes.set_ylabel(y)

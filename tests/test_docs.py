@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import lr_effects, schedules
-from lr_lightning.app.checks import validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.composition import prepare
 from lr_lightning.app.config import SCHEMAS, register
 from lr_lightning.search.settings import read
@@ -85,7 +85,7 @@ def test_the_overrides_are_taken(
     words = [word for word in shlex.split(command) if not word.startswith("-")]
     if "-m" in command.split():
         words = [word.split(",")[0] for word in words]  # one job of the sweep
-    validated(compose("config", words))
+    validate(compose("config", words))
 
 
 @pytest.mark.parametrize(("page", "command"), dict.fromkeys(of_script("search")))

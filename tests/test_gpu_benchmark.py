@@ -19,7 +19,7 @@ from benchmarks import batch_growth, gpu, gpu_device, gpu_race, gpu_steps, monit
 from benchmarks.gpu_device import Setting, Synchronizations, Utilisation
 from lr_lightning import RunCost
 from lr_lightning.app import build
-from lr_lightning.app.composition import checked, prepare
+from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.schemas.data import ParquetConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,11 +66,11 @@ def test_every_part_for_the_gpu_runs_in_its_small_form(
     from mlflow.store.db import utils
 
     monkeypatch.setattr(utils, "_initialize_tables", lambda engine: shutil.copyfile(empty_store, engine.url.database))
-    stores: list[str] = []
+    stores: list[bool] = []
 
     def opened(*args: Any) -> Any:
         logger = open_logger(*args)
-        stores.append(type(logger).__name__)
+        stores.append(logger.store is not None)
         return logger
 
     open_logger = gpu_steps.open_logger
@@ -85,7 +85,7 @@ def test_every_part_for_the_gpu_runs_in_its_small_form(
     arms = parts["resnet9"]["arms"]
     assert arms["app"]["epochs_to_target"]["median"] == 1
     assert all(arm["validation_seconds"]["median"] < arm["seconds"]["median"] for arm in arms.values())
-    assert stores == ["MLflowLogger"] * 2  # one to count the waits, one for the clock
+    assert stores == [True, True]  # one to count the waits, one for the clock
     assert set(parts["callbacks"]["small_cnn"]["waits_a_step"]) == set(parts["callbacks"]["small_cnn"]["ms_a_step"])
     assert parts["precision"]["ratio_to_32 contiguous"]["32 contiguous"]["median"] == 1
     assert parts["finder"]["seconds"]["median"] > 0
@@ -196,7 +196,7 @@ def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     for file in files:
         file.touch()
     prepare(ROOT)
-    config = checked(ROOT, trainings.images(files[0].parent))
+    config = load_config(ROOT, trainings.images(files[0].parent))
     assert isinstance(config.data, ParquetConfig)
     assert [config.data.train, config.data.test] == [str(file) for file in files]
 

@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import lr_lightning
 from lr_lightning import schedules
 from lr_lightning.app import config as app_config
-from lr_lightning.app.composition import about, choices_of
+from lr_lightning.app.composition import first_sentence, choices_of
 from lr_lightning.app.schemas.comments import comments_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def keys_page() -> str:
     choices = choices_of(ROOT)
     for group, schemas in app_config.SCHEMAS.items():
         parts.append(f"\n## {group}\n\n")
-        lines = ((name, about(ROOT / "conf" / group / f"{name}.yaml")) for name in choices.get(group, []))
+        lines = ((name, first_sentence(ROOT / "conf" / group / f"{name}.yaml")) for name in choices.get(group, []))
         parts.append("".join(f"- `{group}={name}`: {text}\n" for name, text in lines))
         for schema in dict.fromkeys(_with_parents(list(schemas.values()))):
             if table := _table(schema):

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lr_lightning.app.config import GROUP_BASES, Config
-from lr_lightning.app.lr_scaling import batch_of_one
+from lr_lightning.app.lr_scaling import process_batch_size
 from lr_lightning.app.monitor_checks import MonitorCheck
 from lr_lightning.app.schemas.model import OPTIMIZER_PACKAGES
 from lr_lightning.app.schemas.schedule import CyclicalConfig, ScheduleConfig
@@ -257,7 +257,7 @@ def build_data(config: Config) -> ImageDataModule:
     arguments = own_arguments("data", node)
     return ImageDataModule(
         lambda: call("data", node._target_, arguments),
-        batch_size=batch_of_one(config),
+        batch_size=process_batch_size(config),
         eval_batch_size=node.eval_batch_size,
         val_fraction=node.val_fraction,
         split_seed=node.split_seed,
@@ -335,7 +335,7 @@ def build_callbacks(config: Config, schedule: Schedule, module: LightningModule)
     return [*callbacks, RandomState()]
 
 
-def build_finder(config: Config, module: LightningModule) -> BaseLRFinder | None:
+def build_finder(config: Config, module: LightningModule) -> BaseLRFinder[Any] | None:
     """The search for a rate before training, or None.
 
     Raises:
@@ -384,7 +384,7 @@ def _growth_callbacks(config: Config) -> list[Callback]:
     node = getattr(config.schedule, "growth", None)
     if node is None:
         return []
-    size = batch_of_one(config)
+    size = process_batch_size(config)
     if node.max_batch_size is not None and node.max_batch_size < size:
         raise ConfigError(
             f"schedule.growth.max_batch_size: {node.max_batch_size} is below data.batch_size, {size}. "

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import did_you_mean, explain
 from lr_lightning.app.lr_scaling import bad_lr_rule
-from lr_lightning.app.schemas.search import rates
 from lr_lightning.diagnosis.cost import parse_target
 from lr_lightning.errors import ConfigError
 
@@ -63,8 +62,8 @@ def bad_study(config: Config) -> Iterator[str]:
         yield f"study.low: must be below study.high, {node.high:g}, got {node.low:g}."
     elif node.points < 2:
         yield f"study.points: must be 2 or more, got {node.points}."
-    elif node.reference is not None and node.reference not in rates(node):
-        choices = ", ".join(f"{lr:g}" for lr in rates(node))
+    elif node.reference is not None and node.reference not in node.all_lrs():
+        choices = ", ".join(f"{lr:g}" for lr in node.all_lrs())
         yield f"study.reference: must be one of the rates, {choices}, or null for the middle one, got {node.reference}."
     if not node.seeds or len(set(node.seeds)) < len(node.seeds) or not all(0 <= seed < 2**32 for seed in node.seeds):
         yield f"study.seeds: must be one or more different numbers in 0..4294967295, got {node.seeds}."
@@ -125,7 +124,7 @@ def _bad_cost(config: Config) -> Iterator[str]:
     yield from _bad_monitor(config, "callbacks.cost.target", target.metric)
 
 
-def validated(cfg: DictConfig) -> Config:
+def validate(cfg: DictConfig) -> Config:
     """The composed config as plain dataclasses, if every key and value is good.
 
     Raises:
@@ -397,15 +396,3 @@ def _value(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = getattr(config, part, None)
     return config
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config as one level of dotted keys; lists and empty mappings stay values."""
-    if isinstance(node, DictConfig | ListConfig):
-        node = OmegaConf.to_container(node, resolve=True)
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

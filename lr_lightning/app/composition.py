@@ -13,19 +13,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.checks import validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.config import Config, register
 from lr_lightning.app.error_messages import explain
 from lr_lightning.app.schemas.comments import comments_of
 from lr_lightning.errors import ConfigError
 
 __all__ = [
-    "about",
-    "checked",
+    "choices_help",
     "choices_of",
-    "composed",
-    "listed_choices",
-    "listed_keys",
+    "compose_config",
+    "first_sentence",
+    "keys_help",
+    "load_config",
     "prepare",
     "wants_tracebacks",
 ]
@@ -51,7 +51,7 @@ def prepare(root: Path, purpose: str = "", usage: Callable[[], str] = str) -> No
         # starts, which would take it for the user's wish.
         os.environ |= {_HYDRAS: "1", _OURS: "1"}
     OmegaConf.register_new_resolver("checkout", lambda: str(root), replace=True)
-    OmegaConf.register_new_resolver("choices", lambda: listed_choices(root), replace=True)
+    OmegaConf.register_new_resolver("choices", lambda: choices_help(root), replace=True)
     OmegaConf.register_new_resolver("purpose", lambda: purpose, replace=True)
     OmegaConf.register_new_resolver("usage", lambda: usage(), replace=True)
     register()
@@ -61,7 +61,7 @@ def prepare(root: Path, purpose: str = "", usage: Callable[[], str] = str) -> No
     sys.path[:] = [path for path in sys.path if path not in (str(root / "scripts"), here)] + [here]
 
 
-def composed(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+def compose_config(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """The config of a command line, and the choice of each group.
 
     Args:
@@ -87,14 +87,14 @@ def composed(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, dict[str
     return cfg, choices
 
 
-def checked(root: Path, overrides: Sequence[str]) -> Config:
+def load_config(root: Path, overrides: Sequence[str]) -> Config:
     """The config of a command line, all of whose keys and values are good.
 
     Raises:
         ConfigError: If one is not.
     """
     try:
-        return validated(composed(root, overrides)[0])
+        return validate(compose_config(root, overrides)[0])
     except OmegaConfBaseException as e:
         raise ConfigError(explain(e)) from e
 
@@ -105,7 +105,7 @@ def choices_of(root: Path) -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-def listed_choices(root: Path) -> str:
+def choices_help(root: Path) -> str:
     """The same as text, a line a choice with what its file says of it first, for `--help`."""
     groups = choices_of(root)
     width = max(len(choice) for choices in groups.values() for choice in choices)
@@ -113,11 +113,11 @@ def listed_choices(root: Path) -> str:
     for group, choices in groups.items():
         lines.append(f"{group}=")
         files = {choice: root / "conf" / group / f"{choice}.yaml" for choice in choices}
-        lines += [f"  {choice:<{width}}  {about(file)}".rstrip() for choice, file in files.items()]
+        lines += [f"  {choice:<{width}}  {first_sentence(file)}".rstrip() for choice, file in files.items()]
     return "\n".join(lines)
 
 
-def listed_keys(group: str, schema: type, *, without: Sequence[str] = ()) -> str:
+def keys_help(group: str, schema: type, *, without: Sequence[str] = ()) -> str:
     """A group's keys with their comments, a line each, for `--help`; a key without one is not listed.
 
     Args:
@@ -130,7 +130,7 @@ def listed_keys(group: str, schema: type, *, without: Sequence[str] = ()) -> str
     return "\n".join(f"  {group}.{name:<{width}}  {text}" for name, text in found.items())
 
 
-def about(choice: Path) -> str:
+def first_sentence(choice: Path) -> str:
     """The first sentence of a choice's first comment; empty where it has none."""
     comments = (line for line in choice.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
     first = next((line[2:] for line in comments if not line.startswith("# @")), "")

@@ -4,8 +4,10 @@ Only omegaconf and Hydra's store are imported here, so that `--help` and `--cfg 
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lr_lightning.app.schemas.data import DataConfig, DigitsConfig, HubConfig, ImageFolderConfig, ParquetConfig
 from lr_lightning.app.schemas.model import (
@@ -70,6 +72,13 @@ class Config:
     resume: str | None = None  # go on with this run: its output folder or its MLflow run id
     trust: list[str] = field(default_factory=list)  # outside _target_s that a resumed run's stored config may name
 
+    def keys_set_by_finder(self) -> frozenset[str]:
+        """Return the keys that hold a learning rate which the finder replaces: what they say may not be what trains."""
+        if not getattr(self.finder, "apply", False):
+            return frozenset()
+        bounds = {f"schedule.{name}" for name in ("max_lr", "base_lr") if hasattr(self.schedule, name)}
+        return frozenset({"optimizer.lr"} | bounds)
+
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {"digits": DigitsConfig, "hub": HubConfig, "parquet": ParquetConfig, "image_folder": ImageFolderConfig},
@@ -128,14 +137,6 @@ GROUP_BASES: dict[str, type] = {
 """The keys that every choice of a group has; what a choice adds to them are its `_target_`'s arguments."""
 
 
-def stale_keys(config: Config) -> frozenset[str]:
-    """Keys whose configured values may not be those that a run trains with: recorded once the latter are known."""
-    if not getattr(config.finder, "apply", False):
-        return frozenset()
-    bounds = {f"schedule.{name}" for name in ("max_lr", "base_lr") if hasattr(config.schedule, name)}
-    return frozenset({"optimizer.lr"} | bounds)
-
-
 def register() -> None:
     """Put the schemas into Hydra's store. Calling it again changes nothing."""
     store = ConfigStore.instance()
@@ -143,3 +144,15 @@ def register() -> None:
     for group, choices in SCHEMAS.items():
         for name, node in choices.items():
             store.store(name=name, node=node, group=f"schema/{group}")
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten a nested config to one level of dotted keys; lists and empty mappings stay values."""
+    if isinstance(node, DictConfig | ListConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -27,7 +27,7 @@ def bad_lr_rule(config: Config) -> Iterator[str]:
         yield f"optimizer.lr_rule: {what}, so there is none to scale. Give optimizer.lr_rule=none."
 
 
-def batch_of_one(config: Config) -> int:
+def process_batch_size(config: Config) -> int:
     """Training examples in a batch of one process.
 
     Raises:
@@ -45,12 +45,12 @@ def batch_of_one(config: Config) -> int:
     return size // world
 
 
-def batch_of_update(config: Config) -> int:
+def effective_batch_size(config: Config) -> int:
     """Training examples in one update: of all processes, over all accumulated batches."""
-    return batch_of_one(config) * world_size(config.trainer) * config.trainer.accumulate_grad_batches
+    return process_batch_size(config) * world_size(config.trainer) * config.trainer.accumulate_grad_batches
 
 
-def factor(rule: str, batch: int, reference: int) -> float:
+def lr_factor(rule: str, batch: int, reference: int) -> float:
     """What a rate that was good for batches of ``reference`` is multiplied by for batches of ``batch``.
 
     Args:
@@ -59,14 +59,14 @@ def factor(rule: str, batch: int, reference: int) -> float:
         batch: Examples in one update.
         reference: Examples in one update of the run that the rate is from.
 
-    >>> factor("linear", 512, 128), factor("sqrt", 512, 128), factor("none", 512, 128)
+    >>> lr_factor("linear", 512, 128), lr_factor("sqrt", 512, 128), lr_factor("none", 512, 128)
     (4.0, 2.0, 1.0)
     """
     ratio = batch / reference
     return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]
 
 
-def scaled(config: Config) -> tuple[Config, dict[str, Any]]:
+def scale_lr(config: Config) -> tuple[Config, dict[str, Any]]:
     """The config with the rates that ``optimizer.lr_rule`` makes of those given: the peak, and the bounds of a cycle.
 
     Returns:
@@ -78,7 +78,7 @@ def scaled(config: Config) -> tuple[Config, dict[str, Any]]:
     node = config.optimizer
     if node.lr_rule == "none" or node.lr_reference_batch is None:
         return config, {}
-    by = factor(node.lr_rule, batch_of_update(config), node.lr_reference_batch)
+    by = lr_factor(node.lr_rule, effective_batch_size(config), node.lr_reference_batch)
     own = deepcopy(config)
     own.optimizer.lr = node.lr * by
     for name in _RATES:

@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lr_lightning._lightning import callbacks_of
+from lr_lightning._lightning import callbacks_of, is_validation_due
 from lr_lightning.app.error_messages import did_you_mean
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.per_example import WITH_LOGITS, WITH_RIGHT
@@ -37,9 +37,8 @@ def validation_follows(trainer: Trainer) -> bool:
     """
     if not trainer.enable_validation:
         return False
-    loop = trainer.fit_loop
     at_the_end = 0 < trainer.max_steps <= trainer.global_step  # see FinalValidation
-    return at_the_end or bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))  # type: ignore[arg-type]
+    return at_the_end or is_validation_due(trainer)
 
 
 class MonitorCheck(Callback):

@@ -13,7 +13,7 @@ _SLURM_BY_HAND = ("bash", "interactive")
 
 
 @dataclass(frozen=True)
-class Launched:
+class ExternalLaunch:
     """Processes that somebody else has started.
 
     Attributes:
@@ -27,7 +27,7 @@ class Launched:
     num_nodes: int
 
 
-def launched() -> Launched | None:
+def external_launch() -> ExternalLaunch | None:
     """What torchrun or SLURM has started; None where Lightning starts the processes, or there is only one.
 
     ``TORCHELASTIC_RUN_ID`` says that it was torchrun and no more: unless it is given, all jobs have the id "none".
@@ -35,21 +35,21 @@ def launched() -> Launched | None:
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         local = int(env["LOCAL_WORLD_SIZE"])
-        return Launched("torchrun", local, int(env["WORLD_SIZE"]) // local)
+        return ExternalLaunch("torchrun", local, int(env["WORLD_SIZE"]) // local)
     if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in _SLURM_BY_HAND and "LOCAL_RANK" not in env:
         nodes = int(env.get("SLURM_NNODES", "1"))
         a_node = int(env.get("SLURM_NTASKS_PER_NODE") or int(env["SLURM_NTASKS"]) // nodes)
-        return Launched("SLURM", a_node, nodes)
+        return ExternalLaunch("SLURM", a_node, nodes)
     return None
 
 
-def devices_of(trainer: TrainerConfig) -> tuple[int | str, int]:
+def devices_and_nodes(trainer: TrainerConfig) -> tuple[int | str, int]:
     """The devices and nodes for Lightning's Trainer: as given, or as many as were started.
 
     Raises:
         ConfigError: If others were given than were started.
     """
-    started = launched()
+    started = external_launch()
     if started is None:
         return trainer.devices, trainer.num_nodes
     for key, given, have in (
@@ -67,8 +67,8 @@ def devices_of(trainer: TrainerConfig) -> tuple[int | str, int]:
 
 def world_size(trainer: TrainerConfig) -> int:
     """How many processes the run has."""
-    devices, nodes = devices_of(trainer)
-    if launched() is not None:
+    devices, nodes = devices_and_nodes(trainer)
+    if external_launch() is not None:
         return int(devices) * nodes
     count = _count(trainer)
     if count is None:
@@ -86,7 +86,7 @@ def _count(trainer: TrainerConfig) -> int | None:
     return len([part for part in devices.split(",") if part.strip()]) if "," in devices else int(devices)
 
 
-def is_first_rank() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one that records the run."""
     if "RANK" not in os.environ and int(os.environ.get("NODE_RANK", "0")) > 0:
         return False  # Lightning's launcher on another node: it has given no ranks yet

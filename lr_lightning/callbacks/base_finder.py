@@ -1,17 +1,18 @@
-"""What every search for a rate before training has in common: when it runs, what it sets, and what it leaves."""
+"""What every learning-rate finder has in common: when it runs, what it sets, and what it leaves."""
 
 import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm.auto import tqdm
 
 from lr_lightning._checks import check_choice, check_count, check_number
+from lr_lightning._lightning import is_dev_run
 from lr_lightning.callbacks.loggers import give, log_figure, log_text
 from lr_lightning.callbacks.set_lr import (
     is_cyclical,
@@ -22,6 +23,7 @@ from lr_lightning.callbacks.set_lr import (
     set_peak,
 )
 from lr_lightning.callbacks.trainer_clock import accumulation
+from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
 from lr_lightning.lr_finder.validation import Validation
 
@@ -30,67 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseLRFinder", "FinderProgressBar", "FinderResult", "Metric"]
 
-# --- How far a search for a rate has come: a bar on a terminal, and a line now and then where there is none.
-
-_SHARE = 0.1  # of the whole, at least, between two lines
-_SECONDS = 30.0  # and as many
-
-
-class FinderProgressBar:
-    """tqdm's bar, or lines in its place.
-
-    Args:
-        what: Is being done.
-        total: How many units it takes.
-        unit: The name of one.
-        drawn: Whether to draw the bar, on a terminal.
-        say: Gets the lines where no bar is drawn; None for none.
-    """
-
-    def __init__(self, what: str, total: int, unit: str, *, drawn: bool, say: Callable[[str], None] | None) -> None:
-        self.what, self.total, self.unit, self.say = what, total, unit, say
-        self.n = 0
-        # None: draw it only where there is a terminal
-        self._bar = tqdm(total=total, desc=what, unit=unit, leave=False, disable=None if drawn else True)
-        self._began = self._said_at = time.monotonic()
-        self._said = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._bar.close()
-
-    def extend(self, count: int) -> None:
-        """Take as many units more."""
-        self.total += count
-        self._bar.total = self.total
-
-    def update(self, count: int = 1) -> None:
-        """So many more are done."""
-        self.n += count
-        self._bar.update(count)
-        if self.say is None or not self._bar.disable or not self._said < self.n < self.total:
-            return
-        now = time.monotonic()
-        if self.n - self._said >= _SHARE * self.total and now - self._said_at >= _SECONDS:
-            self._said, self._said_at = self.n, now
-            seconds = now - self._began
-            left = seconds / self.n * (self.total - self.n)
-            self.say(f"{self.what}: {self.n}/{self.total} {self.unit}s  {seconds:.0f} s, {left:.0f} s left")
-
-
 log = logging.getLogger(__name__)
 
 Metric = Literal["loss", "val_loss", "accuracy"]
 
 
 class FinderResult(Protocol):
-    """What a search found."""
+    """What a finder returns."""
 
     @property
     def suggestion(self) -> float | None:
-        """The peak rate to train with, None where there is no telling."""
+        """The peak lr to train with; None if the measurement supports none."""
 
     @property
     def base_lr(self) -> float | None:
@@ -102,41 +54,52 @@ class FinderResult(Protocol):
 
     @property
     def epoch(self) -> int:
-        """At the start of which it was made."""
+        """The epoch at whose start it was measured, from 0."""
 
     def describe(self) -> str:
-        """It in one line."""
+        """Describe the result in one line."""
 
     def to_csv(self) -> str:
-        """Its points."""
+        """Return the measured points as CSV."""
 
     def plot(self) -> "Figure":
-        """Its picture."""
+        """Draw the measured points and the suggestion."""
 
     def state(self) -> dict[str, Any]:
-        """Plain values, from which ``from_state`` makes the same."""
+        """Return plain values, from which ``from_state`` makes an equal result."""
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        """The one that gave this state."""
+        """Return the result whose ``state`` this is."""
 
 
-class BaseLRFinder(Callback):
-    """Search for a peak rate before a fit, and train with it.
+_Result = TypeVar("_Result", bound=FinderResult)
+
+
+class BaseLRFinder(Callback, Generic[_Result]):
+    """Find a peak learning rate before a fit, and train with it.
 
     Args:
-        min_lr: The lowest rate, > 0.
-        max_lr: The highest rate, > ``min_lr``.
+        min_lr: The lowest lr, > 0.
+        max_lr: The highest lr, > ``min_lr``.
         metric: What is measured.
         repeats: Measurements with other batches and random numbers, from the same start, >= 1.
-        apply: Whether to train with what was found.
-        val_batches: How many validation batches, where ``metric`` needs them, >= 1.
+        apply: Whether to train with the lr that was found.
+        val_batches: Number of validation batches, if ``metric`` needs them, >= 1.
         monitor: The name under which the module logs that metric, if it is not a usual one.
-        attribute: The name of the module's own rate, if it is not ``lr`` or ``learning_rate``.
+        attribute: The name of the module's own lr, if it is not ``lr`` or ``learning_rate``.
         progress: Whether to show a progress bar on a terminal.
+
+    Attributes:
+        results: All results of this fit, by epoch.
+        seconds: Wall time of the measurements of this fit.
+        say: Receives a line of progress now and then if no bar is drawn; None for no lines.
+
+    Raises:
+        ArgumentError: An argument is out of range.
     """
 
-    kind: type[Any]
+    kind: type[_Result]
     """The class of the results."""
     artifact: str
     """Name of figure and points among a run's artifacts, without suffix."""
@@ -154,45 +117,51 @@ class BaseLRFinder(Callback):
         progress: bool,
     ) -> None:
         super().__init__()
-        _check_range(min_lr, max_lr)
+        check_number("min_lr", min_lr, above=True)
+        check_number("max_lr", max_lr, above=True)
+        if min_lr >= max_lr:
+            raise ArgumentError(f"must be > min_lr, got min_lr={min_lr!r} and max_lr={max_lr!r}", "max_lr")
         check_choice("metric", metric, get_args(Metric))
         check_count("repeats", repeats, 1)
         check_count("val_batches", val_batches, 1)
         if not isinstance(apply, bool):
-            raise ValueError(f"apply must be True or False, got {apply!r}")
+            raise ArgumentError(f"must be True or False, got {apply!r}", "apply")
         self.min_lr, self.max_lr, self.metric, self.repeats = float(min_lr), float(max_lr), metric, repeats
         self.val_batches, self.monitor = val_batches, monitor
         self.apply, self.attribute, self.progress = apply, attribute, progress
         self.say: Callable[[str], None] | None = None
-        """Gets a line of progress now and then where no bar is drawn."""
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        self.results: dict[int, Any] = {}
+    def _reset(self) -> None:
+        self.results: dict[int, _Result] = {}
+        self.seconds = 0.0
         self._applied: float | None = None
         self._applied_base: float | None = None
-        self.seconds = 0.0
-        """Wall time of the searches of this fit."""
-        self._configured = 1.0
+        self._reference = 1.0
+
+    @property
+    def result(self) -> _Result | None:
+        """The last result of this fit; None before there is one."""
+        return next(reversed(self.results.values()), None)
 
     @property
     def applied(self) -> float | None:
-        """The peak rate that the run trains with, None if it is the configured one."""
+        """The peak lr that was found and that the run trains with; None if the run trains with the configured one."""
         return self._applied
 
     @property
     def applied_base(self) -> float | None:
-        """The lower bound of the run's cyclical schedule, None if it has none or it is the configured one."""
+        """The lower bound that was found for the run's cyclical schedule; None without one."""
         return self._applied_base
 
     @abstractmethod
-    def _search(self, trainer: Trainer, module: LightningModule, reference: float) -> FinderResult:
-        """Measure, and leave no trace of it.
+    def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> _Result:
+        """Measure, and leave no trace.
 
         Args:
-            trainer: In a fit.
-            module: Its module.
-            reference: The configured rate, to which the param groups' ratios are taken.
+            trainer: The Trainer, during a fit.
+            module: The module that is trained.
+            reference: The configured lr; the ratios of the param groups refer to it.
         """
 
     # -- hooks -------------------------------------------------------------------------------------------------------
@@ -200,16 +169,16 @@ class BaseLRFinder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":
-            self._forget()
+            self._reset()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Search and apply, before anything has run; nothing in a run that is resumed."""
+        """Measure and apply before anything has run; a resumed run already has its lr."""
         name = type(self).__name__
         check_optimization(trainer, pl_module, name)
-        self._configured = reference = reference_lr(trainer, pl_module, self.attribute)
-        if not self._due(trainer):
+        self._reference = reference = reference_lr(trainer, pl_module, self.attribute)
+        if not self._is_due(trainer):
             return
-        found = self._run(trainer, pl_module, reference)
+        found = self._measure(trainer, pl_module, reference)
         if not self.apply or found.suggestion is None:
             return
         lr, base_lr = found.suggestion, None
@@ -217,38 +186,38 @@ class BaseLRFinder(Callback):
             lr, base_lr = found.max_lr, found.base_lr
         set_peak(trainer, pl_module, lr, base_lr, self.attribute)
         self._applied, self._applied_base = lr, base_lr
-        bounds = "" if base_lr is None else f", between {base_lr:.3g} and it"
-        rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, in place of {reference:.3g}.")
+        bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
+        rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference:.3g}.")
         values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
-        give(trainer, "the rate that was found", lambda logger: logger.log_hyperparams(values))
+        give(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(values))
 
-    def _due(self, trainer: Trainer) -> bool:
-        """Whether this fit is to be searched before."""
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Return whether to measure before this fit."""
         name = type(self).__name__
         if trainer.ckpt_path is not None or trainer.limit_train_batches == 0:
             return False
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
-            rank_zero_warn(f"{name}: no search for a rate in a development run (fast_dev_run).")
+        if is_dev_run(trainer):
+            rank_zero_warn(f"{name} does not measure in a development run (fast_dev_run).")
             return False
         if trainer.global_step > 0:
             rank_zero_warn(
-                f"{name}: this Trainer has trained before and goes on, so no rate is searched for. Test in the middle "
-                "of training with LRFinder(at_epochs=[...])."
+                f"{name} does not measure, since this Trainer continues an earlier fit. Test in the middle of training "
+                "with LRFinder(at_epochs=[...])."
             )
             return False
         return True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give a resumed run's module the rate that was found, and its optimizer for later param groups.
+        """Restore the found lr in a resumed run's module and in the default for later param groups.
 
-        All else that has it comes from the checkpoint.
+        All other places have it from the checkpoint.
         """
         if trainer.ckpt_path is not None and self._applied is not None:
-            set_default_lr(trainer.optimizers[0], self._configured, self._applied)
+            set_default_lr(trainer.optimizers[0], self._reference, self._applied)
             set_module_lr(pl_module, self._applied, self.attribute)
 
     def state_dict(self) -> dict[str, Any]:
-        """The points of every search as plain values, and the rate that was applied."""
+        """Return the points of every measurement as plain values, and the lr that was applied."""
         return {
             "results": [found.state() for found in self.results.values()],
             "applied": self._applied,
@@ -256,17 +225,17 @@ class BaseLRFinder(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         every = [self.kind.from_state(state) for state in state_dict["results"]]
         self.results = {found.epoch: found for found in every}
         self._applied, self._applied_base = state_dict["applied"], state_dict["applied_base"]
 
-    # -- what a search leaves ----------------------------------------------------------------------------------------
+    # -- for the finders ---------------------------------------------------------------------------------------------
 
-    def _run(self, trainer: Trainer, module: LightningModule, reference: float) -> FinderResult:
-        """Search; a line in the log, and figure and points in every logger that takes them."""
+    def _measure(self, trainer: Trainer, module: LightningModule, reference: float) -> _Result:
+        """Measure, report the result in one line, and give figure and points to every logger that takes them."""
         began = time.monotonic()
-        found = self._search(trainer, module, reference)
+        found = self._find(trainer, module, reference)
         self.seconds += time.monotonic() - began
         self.results[found.epoch] = found
         if found.suggestion is None:
@@ -274,7 +243,7 @@ class BaseLRFinder(Callback):
         else:
             rank_zero_info(f"{type(self).__name__}: {found.describe()}.")
         if trainer.loggers and trainer.is_global_zero:
-            name = self._artifact(found)
+            name = self._artifact_name(found)
             log_text(trainer, found.to_csv(), f"{name}.csv")
             try:
                 figure = found.plot()
@@ -284,7 +253,7 @@ class BaseLRFinder(Callback):
                 log_figure(trainer, figure, f"{name}.png")
         return found
 
-    def _artifact(self, found: FinderResult) -> str:
+    def _artifact_name(self, found: _Result) -> str:
         return self.artifact
 
     def _dry_run(self, trainer: Trainer, module: LightningModule, reference: float, started: bool = False) -> DryRun:
@@ -292,24 +261,61 @@ class BaseLRFinder(Callback):
         return DryRun(trainer, module, lr_ratios(trainer, reference), accumulate, started=started)
 
     def _validation(self, dry_run: DryRun) -> Validation | None:
-        """What measures the metric; None where it is the training loss."""
+        """Return what measures the metric; None if that is the training loss."""
         if self.metric == "loss":
             return None
         return Validation(dry_run, self.metric, batches=self.val_batches, monitor=self.monitor)
 
-    def _bar(self, trainer: Trainer, what: str, total: int, unit: str) -> FinderProgressBar:
-        """What shows how far it has come."""
+    def _progress_bar(self, trainer: Trainer, what: str, total: int, unit: str) -> "FinderProgressBar":
         drawn = self.progress and trainer.is_global_zero and trainer.progress_bar_callback is not None
         return FinderProgressBar(what, total, unit, drawn=drawn, say=self.say if trainer.is_global_zero else None)
 
 
-def _check_range(min_lr: float, max_lr: float) -> None:
-    """Refuse what is no range of rates.
+# -- progress: a bar on a terminal, and a line now and then without one ------------------------------------------------
 
-    Raises:
-        ValueError: A rate is not above 0, or the last one is not above the first.
+_SHARE = 0.1  # the least share of the whole between two lines
+_SECONDS = 30.0  # the least time between two lines
+
+
+class FinderProgressBar:
+    """tqdm's bar, or lines instead.
+
+    Args:
+        what: The work that is done.
+        total: The number of units of work.
+        unit: The name of a unit.
+        drawn: Whether to draw the bar if there is a terminal.
+        say: Receives the lines if no bar is drawn; None for no lines.
     """
-    check_number("min_lr", min_lr, above=True)
-    check_number("max_lr", max_lr, above=True)
-    if min_lr >= max_lr:
-        raise ValueError(f"max_lr must be > min_lr, got min_lr={min_lr!r} and max_lr={max_lr!r}")
+
+    def __init__(self, what: str, total: int, unit: str, *, drawn: bool, say: Callable[[str], None] | None) -> None:
+        self.what, self.total, self.unit, self.say = what, total, unit, say
+        self.n = 0
+        # disable=None: draw it only on a terminal
+        self._bar = tqdm(total=total, desc=what, unit=unit, leave=False, disable=None if drawn else True)
+        self._began = self._said_at = time.monotonic()
+        self._said = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._bar.close()
+
+    def extend(self, count: int) -> None:
+        """Add units to the total."""
+        self.total += count
+        self._bar.total = self.total
+
+    def update(self, count: int = 1) -> None:
+        """Count units as done."""
+        self.n += count
+        self._bar.update(count)
+        if self.say is None or not self._bar.disable or not self._said < self.n < self.total:
+            return
+        now = time.monotonic()
+        if self.n - self._said >= _SHARE * self.total and now - self._said_at >= _SECONDS:
+            self._said, self._said_at = self.n, now
+            seconds = now - self._began
+            left = seconds / self.n * (self.total - self.n)
+            self.say(f"{self.what}: {self.n}/{self.total} {self.unit}s  {seconds:.0f} s, {left:.0f} s left")

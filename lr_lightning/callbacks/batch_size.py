@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lr_lightning._checks import check_count, check_number
-from lr_lightning._lightning import callbacks_of
-from lr_lightning.schedules import DurationLike, Schedule
-from lr_lightning.schedules.base import check_schedule
+from lr_lightning._lightning import callbacks_of, replace_train_loader, sole_train_loader
+from lr_lightning.schedules import DurationLike
+from lr_lightning.schedules.base import ScheduleLike, as_schedule
 from lr_lightning.schedules.batch_size import (
     BatchSize,
     grown,
@@ -26,7 +26,7 @@ from lr_lightning.schedules.batch_size import (
 )
 from lr_lightning.schedules.clock import updates_per_epoch
 
-__all__ = ["BatchSizeSchedule", "Resizable", "batch_size_of", "can_resize", "install", "only_loader", "resized"]
+__all__ = ["BatchSizeSchedule", "Resizable", "batch_size_of", "can_resize", "resized"]
 
 # --- The same training loader with another batch size, and how to put it in the fit loop's hands.
 
@@ -88,39 +88,6 @@ def resized(loader: Any, size: int) -> Any:
     return other
 
 
-def only_loader(trainer: Trainer) -> Any:
-    """The training loader, None if there are several."""
-    combined = trainer.fit_loop._combined_loader
-    return combined.flattened[0] if combined is not None and len(combined.flattened) == 1 else None
-
-
-def install(trainer: Trainer, loader: Any, batches: int) -> None:
-    """Put a loader in the place of the one the fit loop has, and say how long it is wherever that is noted.
-
-    Args:
-        trainer: In a fit, before the epoch's first batch.
-        loader: The new loader.
-        batches: Batches it gives in an epoch.
-    """
-    loop = trainer.fit_loop
-    combined, fetcher = loop._combined_loader, loop._data_fetcher
-    if combined is None or fetcher is None:
-        raise RuntimeError("the Trainer has no training loader yet: it is built before on_train_start")
-    combined.reset()  # ends the workers of the old one
-    combined.flattened = [loader]
-    combined.limits = [batches]
-    loop.max_batches = batches
-    interval = trainer.val_check_interval
-    if trainer.val_check_batch is not None:
-        if not isinstance(interval, int):
-            trainer.val_check_batch = max(1, int(batches * interval))
-        elif trainer.check_val_every_n_epoch is not None:
-            trainer.val_check_batch = min(interval, batches)
-    # Lightning makes a new iterator for every epoch but these
-    if trainer.current_epoch == 0 or loop.is_resuming or loop.restarting:
-        iter(fetcher)
-
-
 @dataclass(frozen=True)
 class _Epoch:
     """One epoch of the plan: what an update takes, and how many batches there are, where that is known."""
@@ -169,19 +136,18 @@ class BatchSizeSchedule(Callback):
         milestones: Sequence[DurationLike] | None = None,
         factor: float = 5.0,
         *,
-        mirror: Schedule | None = None,
+        mirror: ScheduleLike | None = None,
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if (milestones is None) == (mirror is None):
             raise ValueError("BatchSizeSchedule takes either milestones=['30%', ...] or mirror=<an lr schedule>.")
-        if mirror is not None:
-            check_schedule("mirror", mirror)
         check_number("factor", factor, low=1.0, above=True)
         if max_batch_size is not None:
             check_count("max_batch_size", max_batch_size, 1)
         self.milestones = None if milestones is None else parse_milestones(milestones)
-        self.factor, self.mirror, self.max_batch_size = float(factor), mirror, max_batch_size
+        self.mirror = None if mirror is None else as_schedule("mirror", mirror)
+        self.factor, self.max_batch_size = float(factor), max_batch_size
         self._plan: list[_Epoch] | None = None  # of this fit, the epochs before a resume included
         self._started = 0  # epochs of the plan that have begun
         self._restored: list[_Epoch] = []
@@ -275,7 +241,7 @@ class BatchSizeSchedule(Callback):
         return self._plan
 
     def _make_plan(self, trainer: Trainer) -> list[_Epoch]:
-        loader = only_loader(trainer)
+        loader = sole_train_loader(trainer)
         if self._accumulate is None:
             self._accumulate = int(trainer.accumulate_grad_batches)
         size = None if loader is None else batch_size_of(loader)
@@ -362,9 +328,9 @@ class BatchSizeSchedule(Callback):
         self._started = index + 1
         epoch = plan[min(index, len(plan) - 1)]
         trainer.accumulate_grad_batches = epoch.batch.accumulate
-        loader = only_loader(trainer)
+        loader = sole_train_loader(trainer)
         if can_resize(loader) and epoch.batches is not None and batch_size_of(loader) != epoch.batch.size:
-            install(trainer, resized(loader, epoch.batch.size), epoch.batches)
+            replace_train_loader(trainer, resized(loader, epoch.batch.size), epoch.batches)
 
     def _give_back(self, trainer: Trainer) -> None:
         if self._accumulate is not None:

@@ -1,7 +1,7 @@
 """The callback that applies schedules to a LightningModule's optimizers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -10,40 +10,337 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lr_lightning._lightning import FreshMetric, mean_over_ranks
+from lr_lightning._checks import check_choice, check_count
+from lr_lightning._lightning import FreshMetric, is_dev_run, mean_over_ranks
 from lr_lightning._param_groups import initial_value, set_value
 from lr_lightning.callbacks.trainer_clock import trainer_clock
-from lr_lightning.errors import DurationError
+from lr_lightning.errors import ArgumentError, DurationError
 from lr_lightning.schedules import Clock, Plateau, Schedule
+from lr_lightning.schedules.base import ScheduleLike, as_schedule
 
-__all__ = [
-    "LRSchedule",
-    "OptimizerDriver",
-    "check_plan",
-    "each_of",
-    "group_schedules",
-    "of_kind",
-    "schedules_of",
-    "stretched",
-    "totals_of",
-]
+__all__ = ["LRSchedule", "OptimizerDriver"]
+
+_Entry = TypeVar("_Entry")
+_OnResume = Literal["rebase", "keep"]
+_LONGEST_DEV_RUN = 2**40
+
+
+class LRSchedule(Callback):
+    """Set the lr of every param group to its own peak times a schedule's factor, before each update.
+
+    A step is one update of that optimizer. Under automatic optimization it is ``trainer.global_step``; under manual
+    optimization the callback counts each optimizer's updates. The lr that was used stays in ``group["lr"]`` until the
+    next batch. The number of steps is read in ``on_train_start``.
+
+    Wherever a schedule is accepted, a plain function ``(step, clock) -> factor`` is accepted too.
+
+    Args:
+        schedule: Factor of the peak; a list gives one for each optimizer.
+        momentum: Schedule of the momentum itself (of the first of ``betas`` if the optimizer has those), in [0, 1).
+        weight_decay: Factor of each group's own weight decay.
+        plateau: Multiplies the lr when its metric stops improving. It reads one value at each validation that logs the
+            metric, or at the end of each training epoch if there is no validation.
+        groups: Other schedules for the lr of some param groups, by index or by ``group["name"]``.
+        total_steps: Number of updates, if Lightning cannot know it; a list gives one for each optimizer.
+        on_resume: ``"rebase"``: a resumed run follows its present length; ``"keep"``: the length in the checkpoint.
+
+    Raises:
+        ArgumentError: An argument is out of range. At the start of a fit: the module has its own lr_scheduler, a
+            schedule needs a total that is not known, or the optimizers do not match the arguments.
+        DurationError: At the start of a fit: durations do not fit into its steps.
+
+    Example:
+        >>> from lr_lightning.schedules import Cosine, Warmup
+        >>> callback = LRSchedule(Warmup("5%", then=Cosine()))
+    """
+
+    def __init__(
+        self,
+        schedule: ScheduleLike | Sequence[ScheduleLike],
+        *,
+        momentum: ScheduleLike | None = None,
+        weight_decay: ScheduleLike | None = None,
+        plateau: Plateau | None = None,
+        groups: Mapping[int | str, ScheduleLike] | None = None,
+        total_steps: int | Sequence[int] | None = None,
+        on_resume: _OnResume = "rebase",
+    ) -> None:
+        super().__init__()
+        self.schedule = _schedules(schedule)
+        self.momentum = None if momentum is None else as_schedule("momentum", momentum)
+        self.weight_decay = None if weight_decay is None else as_schedule("weight_decay", weight_decay)
+        if plateau is not None and not isinstance(plateau, Plateau):
+            raise ArgumentError(f"must be a Plateau, got {plateau!r}", "plateau")
+        self.plateau = plateau
+        self.groups = _group_schedules(groups)
+        self.total_steps = _totals(total_steps)
+        check_choice("on_resume", on_resume, get_args(_OnResume))
+        self.on_resume = on_resume
+        self._drivers: list[OptimizerDriver] = []
+        self._clocks: list[Clock] = []
+        self._steps: list[int] = []  # updates of each optimizer; used under manual optimization only
+        self._history: list[float] = []
+        self._scale = 1.0
+        self._is_fresh = FreshMetric()
+        self._observed = False  # in this validation
+        self._hooks: list[RemovableHandle] = []
+        self._base: float | None = None  # base_lr / max_lr, if a range test found it
+        self._configured = (self.schedule, self.groups)  # before a range test set that bound
+
+    # -- for other callbacks -----------------------------------------------------------------------------------------
+
+    @property
+    def has_base(self) -> bool:
+        """Whether one of the schedules of the lr is cyclical between a base_lr and the peak."""
+        schedules = self.schedule if isinstance(self.schedule, tuple) else (self.schedule,)
+        return any(schedule.has_base for schedule in (*schedules, *self.groups.values()))
+
+    def set_base(self, ratio: float) -> None:
+        """Give cyclical schedules this lower bound, in this fit and when it is resumed. Call it by ``on_fit_start``.
+
+        Args:
+            ratio: base_lr / max_lr, in [0, 1].
+
+        Raises:
+            ArgumentError: ``ratio`` is outside [0, 1].
+        """
+        if self._base is None:
+            self._configured = (self.schedule, self.groups)
+        schedule, groups = self._configured
+        if isinstance(schedule, tuple):
+            self.schedule = tuple(each.with_base(ratio) for each in schedule)
+        else:
+            self.schedule = schedule.with_base(ratio)
+        self.groups = {key: each.with_base(ratio) for key, each in groups.items()}
+        self._base = ratio
+
+    def last_lr(self, optimizer_index: int = 0) -> list[float]:
+        """Return the lr of each param group as last set, without asking the device.
+
+        Args:
+            optimizer_index: Which optimizer.
+
+        Returns:
+            One float for each group, in the order of ``optimizer.param_groups``. From ``on_train_batch_start`` to the
+            next one these are the learning rates that the batch's update uses.
+
+        Raises:
+            IndexError: There is no such optimizer, or no fit has started.
+        """
+        return list(self._drivers[optimizer_index].lrs)
+
+    @property
+    def plateau_factor(self) -> float:
+        """The factor by which the plateau multiplies the lr now; 1 without a plateau."""
+        return self._scale
+
+    def schedule_of(self, optimizer_index: int = 0) -> Schedule:
+        """Return the schedule of an optimizer's lr; the plateau is not part of it.
+
+        Raises:
+            IndexError: There is no such optimizer.
+        """
+        return _entry(self.schedule, optimizer_index)
+
+    def plan(self, optimizer_index: int = 0) -> tuple[Schedule, Clock]:
+        """Return the schedule that an optimizer follows, and the clock that the schedule reads.
+
+        Raises:
+            IndexError: There is no such optimizer, or no training has started.
+        """
+        return self.schedule_of(optimizer_index), self._clocks[optimizer_index]
+
+    def observe(self, trainer: Trainer) -> None:
+        """Read the plateau's metric of a validation that has ended; only the first call in a validation has an effect.
+
+        A callback that acts on the plateau in its own ``on_validation_end`` calls this first, so that the order of the
+        two callbacks does not matter.
+        """
+        if self.plateau is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self._observed:
+            return
+        self._observed = True
+        self._update_plateau(trainer, self.plateau)
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the bounds of an earlier fit; a checkpoint's state is loaded after this."""
+        if stage == "fit" and self._base is not None:
+            (self.schedule, self.groups), self._base = self._configured, None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what can be checked before anything trains."""
+        for config in trainer.lr_scheduler_configs:
+            name, module = type(config.scheduler).__name__, type(pl_module).__name__
+            raise ArgumentError(
+                f"LRSchedule and an lr_scheduler would both set the lr: {module}.configure_optimizers returns {name}."
+                " Remove it there (return the optimizer alone), or remove LRSchedule from the Trainer's callbacks."
+            )
+        count = len(trainer.optimizers)
+        for argument, values in (("schedule", self.schedule), ("total_steps", self.total_steps)):
+            if isinstance(values, tuple) and len(values) != count:
+                raise ArgumentError(
+                    f"LRSchedule: {argument} has {len(values)} entries for {count} optimizers; give {count}."
+                )
+        self._drivers = self._make_drivers(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the total, now that the loader is built and all state is restored, and set the first lr."""
+        if trainer.global_step == 0:  # nothing carries over from an earlier fit
+            self._clocks, self._steps, self._history = [], [], []
+        self._drivers = self._make_drivers(trainer)
+        self._clocks = self._make_clocks(trainer, pl_module)
+        for driver, clock in zip(self._drivers, self._clocks, strict=True):
+            _check_plan(driver, clock)
+        self._scale = 1.0 if self.plateau is None else self.plateau(self._history)
+        if pl_module.automatic_optimization:
+            self._steps = []
+        else:
+            self._steps = self._restored_steps(trainer)
+            self._attach()
+        self._drive(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the lr that this batch's update uses."""
+        self._drive(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Await the plateau's metric of this validation."""
+        self._observed = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the plateau's metric: after every ``on_validation_epoch_end``, before checkpoints are saved."""
+        self.observe(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the plateau's metric if there is no validation."""
+        if self.plateau is not None and not trainer.enable_validation:
+            self._update_plateau(trainer, self.plateau)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the hooks from the optimizers."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the hooks from the optimizers."""
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values: the updates counted, the length followed, the plateau's history, a found lower bound."""
+        clocks = [(clock.total, clock.steps_per_epoch, clock.epoch_starts) for clock in self._clocks]
+        return {
+            "steps": list(self._steps),
+            "clocks": [
+                [total, per_epoch, None if starts is None else list(starts)] for total, per_epoch, starts in clocks
+            ],
+            "plateau": list(self._history),
+            "base": self._base,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._steps = list(state_dict["steps"])
+        self._clocks = [Clock(total, per_epoch, starts) for total, per_epoch, starts in state_dict["clocks"]]
+        self._history = list(state_dict["plateau"])
+        if state_dict.get("base") is not None:
+            self.set_base(state_dict["base"])
+
+    # -- the plan of a fit -------------------------------------------------------------------------------------------
+
+    def _make_drivers(self, trainer: Trainer) -> "list[OptimizerDriver]":
+        return [
+            OptimizerDriver(
+                optimizer,
+                self.schedule_of(index),
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                groups=self.groups,
+            )
+            for index, optimizer in enumerate(trainer.optimizers)
+        ]
+
+    def _make_clocks(self, trainer: Trainer, pl_module: LightningModule) -> list[Clock]:
+        count = len(self._drivers)
+        if self.on_resume == "keep" and trainer.global_step > 0:
+            if len(self._clocks) == count:
+                return self._clocks
+            rank_zero_warn(
+                "LRSchedule(on_resume='keep'): the checkpoint holds no length, so the run's present length is followed."
+            )
+        sharing = 1 if pl_module.automatic_optimization else max(1, count)
+        totals = [_entry(self.total_steps, index) for index in range(count)]
+        clocks = [trainer_clock(trainer, optimizers=sharing, total_steps=total) for total in totals]
+        if is_dev_run(trainer):
+            return [_stretched(driver, clock) for driver, clock in zip(self._drivers, clocks, strict=True)]
+        return clocks
+
+    def _restored_steps(self, trainer: Trainer) -> list[int]:
+        count = len(self._drivers)
+        if trainer.global_step == 0:
+            return [0] * count
+        if len(self._steps) == count:
+            return self._steps
+        if count == 1:
+            return [trainer.global_step]
+        raise ArgumentError(
+            f"LRSchedule cannot know how many updates each of the {count} optimizers has made: the checkpoint was saved"
+            " without LRSchedule. Start a new run from its weights instead of resuming it."
+        )
+
+    # -- what happens at each step -----------------------------------------------------------------------------------
+
+    def _drive(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        for index, driver in enumerate(self._drivers):
+            driver.drive(self._steps[index] if self._steps else step, self._clocks[index], self._scale)
+
+    def _attach(self) -> None:
+        """Count each optimizer's updates: under manual optimization a batch may make none or several."""
+        self._detach()
+        for index, driver in enumerate(self._drivers):
+
+            def before(optimizer: Optimizer, args: Any, kwargs: Any, index: int = index) -> None:
+                self._drivers[index].drive(self._steps[index], self._clocks[index], self._scale)
+
+            def after(optimizer: Optimizer, args: Any, kwargs: Any, index: int = index) -> None:
+                self._steps[index] += 1
+
+            self._hooks.append(driver.optimizer.register_step_pre_hook(before))
+            self._hooks.append(driver.optimizer.register_step_post_hook(after))
+
+    def _detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _update_plateau(self, trainer: Trainer, plateau: Plateau) -> None:
+        metrics = trainer.callback_metrics
+        is_fresh = self._is_fresh(trainer, plateau.monitor)
+        # all ranks must take the same decision
+        value = mean_over_ranks(trainer, metrics[plateau.monitor] if is_fresh else None)
+        if value is not None:
+            self._history.append(value)
+            self._scale = plateau(self._history)
+        elif not self._history:
+            known = ", ".join(sorted(metrics)) or "none"
+            raise ArgumentError(f"plateau.monitor: no metric {plateau.monitor!r} was logged. There are: {known}.")
 
 
 class OptimizerDriver:
-    """Drives the lr, and if asked the momentum and weight decay, of all groups of one optimizer.
+    """Sets the lr, and on request the momentum and weight decay, of all param groups of one optimizer.
 
-    A group's own peak is ``group["initial_lr"]``, set from its lr when it is first seen; its own weight decay is
-    ``group["initial_weight_decay"]``. Both are in the optimizer's state, so they survive a resume.
+    A group's own peak is ``group["initial_lr"]``, set from its lr when the group is first seen; its own weight decay is
+    ``group["initial_weight_decay"]``. Both are part of the optimizer's state, so they survive a resume.
 
     Args:
         optimizer: The optimizer.
         schedule: Factor of each group's peak lr.
-        momentum: The momentum itself, in [0, 1); None leaves it alone.
-        weight_decay: Factor of each group's own weight decay; None leaves it alone.
+        momentum: Schedule of the momentum itself, in [0, 1); None leaves it unchanged.
+        weight_decay: Factor of each group's own weight decay; None leaves it unchanged.
         groups: Other schedules for the lr of some groups, by index or by ``group["name"]``.
 
     Raises:
-        ValueError: The optimizer has no momentum or weight decay to drive.
+        ArgumentError: The optimizer has no momentum or weight decay to set.
     """
 
     def __init__(
@@ -65,9 +362,11 @@ class OptimizerDriver:
         name = type(optimizer).__name__
         for group in optimizer.param_groups:
             if momentum is not None and "momentum" not in group and "betas" not in group:
-                raise ValueError(f"LRSchedule(momentum=...): {name} has neither momentum nor betas. Remove momentum=.")
+                raise ArgumentError(
+                    f"LRSchedule(momentum=...): {name} has neither momentum nor betas. Remove momentum=."
+                )
             if weight_decay is not None and "weight_decay" not in group:
-                raise ValueError(f"LRSchedule(weight_decay=...): {name} has no weight_decay. Remove weight_decay=.")
+                raise ArgumentError(f"LRSchedule(weight_decay=...): {name} has no weight_decay. Remove weight_decay=.")
 
     @property
     def schedules(self) -> tuple[Schedule, ...]:
@@ -76,25 +375,30 @@ class OptimizerDriver:
         return (self.schedule, *self.groups.values(), *(schedule for schedule in optional if schedule is not None))
 
     def absent_groups(self) -> list[int | str]:
-        """Keys of ``groups`` that no group has now."""
+        """Return the keys of ``groups`` that no param group has now."""
         present: set[int | str] = set()
         for index, group in enumerate(self.optimizer.param_groups):
             present |= {index, group.get("name", index)}
         return [key for key in self.groups if key not in present]
 
     def drive(self, step: int, clock: Clock, scale: float = 1.0) -> None:
-        """Set what the next update uses.
+        """Set the values that the next update uses.
 
         Args:
-            step: Updates this optimizer has made.
-            clock: Its total and epochs.
+            step: Number of updates this optimizer has made.
+            clock: The optimizer's total and epochs.
             scale: One more factor for the lr of every group.
 
         Raises:
-            ValueError: A schedule cannot be evaluated, or the momentum is outside [0, 1).
+            ArgumentError: A schedule cannot be evaluated, or the momentum is outside [0, 1).
         """
         factor = self.schedule(step, clock) * scale
-        momentum = None if self.momentum is None else _checked_momentum(self.momentum(step, clock), step)
+        momentum = None if self.momentum is None else self.momentum(step, clock)
+        if momentum is not None and momentum >= 1.0:
+            raise ArgumentError(
+                f"LRSchedule(momentum=...): the momentum must be < 1, got {momentum:g} at step {step}. The schedule"
+                " gives the momentum itself, such as Linear(0.95, 0.85)."
+            )
         decay = None if self.weight_decay is None else self.weight_decay(step, clock)
         lrs = []
         for index, group in enumerate(self.optimizer.param_groups):
@@ -103,22 +407,13 @@ class OptimizerDriver:
             set_value(group, "lr", lr)
             lrs.append(lr)
             if momentum is not None:
-                _put_momentum(group, momentum)
+                _set_momentum(group, momentum)
             if decay is not None:
                 set_value(group, "weight_decay", initial_value(group, "weight_decay") * decay)
         self.lrs = lrs
 
 
-def _checked_momentum(value: float, step: int) -> float:
-    if value >= 1.0:
-        raise ValueError(
-            f"LRSchedule(momentum=...): the momentum must be < 1, got {value:g} at step {step}. The schedule gives the"
-            " momentum itself, such as Linear(0.95, 0.85)."
-        )
-    return value
-
-
-def _put_momentum(group: dict[str, Any], value: float) -> None:
+def _set_momentum(group: dict[str, Any], value: float) -> None:
     if "momentum" in group:
         set_value(group, "momentum", value)
         return
@@ -129,19 +424,44 @@ def _put_momentum(group: dict[str, Any], value: float) -> None:
         group["betas"] = (value, *rest)
 
 
-# --- The arguments of LRSchedule: what is refused when it is made, and what when the run's length is known.
-
-_T = TypeVar("_T")
-_LONGEST_DEV_RUN = 2**40
+# -- the arguments: checked when the callback is made, and when the run's length is known ------------------------------
 
 
-def check_plan(driver: OptimizerDriver, clock: Clock) -> None:
-    """Raise now what would be raised in the middle of the run."""
+def _entry(shared: _Entry | tuple[_Entry, ...], index: int) -> _Entry:
+    """Return an optimizer's entry of an argument that is shared by all optimizers or has one entry for each."""
+    return shared[index] if isinstance(shared, tuple) else shared
+
+
+def _schedules(value: ScheduleLike | Sequence[ScheduleLike]) -> Schedule | tuple[Schedule, ...]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(as_schedule("each entry of schedule", each) for each in value)
+    return as_schedule("schedule", value)
+
+
+def _group_schedules(value: Mapping[int | str, ScheduleLike] | None) -> dict[int | str, Schedule]:
+    for key in value or {}:
+        if not isinstance(key, int | str):
+            raise ArgumentError(f"must map indices or names of param groups to schedules, got key {key!r}", "groups")
+    return {key: as_schedule(f"groups[{key!r}]", schedule) for key, schedule in (value or {}).items()}
+
+
+def _totals(value: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        for total in value:
+            check_count("each entry of total_steps", total, 1)
+        return tuple(value)
+    if value is not None:
+        check_count("total_steps", value, 1)
+    return value
+
+
+def _check_plan(driver: OptimizerDriver, clock: Clock) -> None:
+    """Raise the errors now that would be raised in the middle of the run."""
     for schedule in driver.schedules:
         if clock.total is None and schedule.needs_total:
-            raise ValueError(
+            raise ArgumentError(
                 f"LRSchedule: {schedule!r} needs the number of steps, and nothing says it here (a loader without a"
-                " length, or only max_time). Give LRSchedule(total_steps=...) or Trainer(max_steps=...), or take a"
+                " length, or only max_time). Give LRSchedule(total_steps=...) or Trainer(max_steps=...), or use a"
                 " schedule that needs none, such as Constant() or InverseSqrt(...)."
             )
         schedule.check(clock)
@@ -149,8 +469,8 @@ def check_plan(driver: OptimizerDriver, clock: Clock) -> None:
         rank_zero_warn(f"LRSchedule(groups=...): no param group is called {absent} now; one added later may be.")
 
 
-def stretched(driver: OptimizerDriver, clock: Clock) -> Clock:
-    """A clock that is long enough for the durations, for a development run, which is the first steps of such a run."""
+def _stretched(driver: OptimizerDriver, clock: Clock) -> Clock:
+    """Return a clock that is long enough for the durations: a development run is the first steps of such a run."""
     total = clock.total
     while total is not None and total < _LONGEST_DEV_RUN:
         longer = Clock(total, clock.steps_per_epoch, clock.epoch_starts)
@@ -162,321 +482,3 @@ def stretched(driver: OptimizerDriver, clock: Clock) -> Clock:
         else:
             return longer
     return clock
-
-
-def each_of(value: Schedule | tuple[Schedule, ...]) -> tuple[Schedule, ...]:
-    """One schedule or several, as several."""
-    return value if isinstance(value, tuple) else (value,)
-
-
-def schedules_of(value: Schedule | Sequence[Schedule]) -> Schedule | tuple[Schedule, ...]:
-    """``schedule``, or one for each optimizer; anything else is refused."""
-    every = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    for schedule in every:
-        if not isinstance(schedule, Schedule):
-            raise ValueError(f"schedule must be a schedule such as Cosine(), or one for each optimizer, got {value!r}")
-    return value if isinstance(value, Schedule) else tuple(value)
-
-
-def totals_of(value: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
-    """``total_steps``, or one for each optimizer; anything else is refused."""
-    every = tuple(value) if isinstance(value, Sequence) else () if value is None else (value,)
-    for total in every:
-        if not isinstance(total, int) or isinstance(total, bool) or total < 1:
-            raise ValueError(f"total_steps must be a whole number >= 1, or one for each optimizer, got {value!r}")
-    return value if value is None or isinstance(value, int) else every
-
-
-def group_schedules(value: Mapping[int | str, Schedule] | None) -> dict[int | str, Schedule]:
-    """``groups``; what does not map indices or names to schedules is refused."""
-    for key, schedule in (value or {}).items():
-        if not isinstance(key, int | str) or not isinstance(schedule, Schedule):
-            raise ValueError(
-                f"groups must map indices or names of param groups to schedules, got {key!r}: {schedule!r}"
-            )
-    return dict(value or {})
-
-
-def of_kind(name: str, value: _T | None, kind: type[Any]) -> _T | None:
-    """An argument that is of one class or None; anything else is refused."""
-    if value is not None and not isinstance(value, kind):
-        raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
-    return value
-
-
-class LRSchedule(Callback):
-    """Sets the lr of every param group to its own peak times a schedule's factor, before each update.
-
-    A step is one update of that optimizer. Under automatic optimization it is ``trainer.global_step``; under manual
-    optimization the callback counts each optimizer's updates. The lr used stays in ``group["lr"]`` until the next
-    batch. The number of steps is read in ``on_train_start``.
-
-    Args:
-        schedule: Factor of the peak; or one for each optimizer, as a list.
-        momentum: Schedule of the momentum itself (the first of ``betas`` where the optimizer has those), in [0, 1).
-        weight_decay: Factor of each group's own weight decay.
-        plateau: Multiplies the lr when its metric stops improving. One value is taken at each validation that logs it,
-            or at each training epoch's end where there is no validation.
-        groups: Other schedules for the lr of some param groups, by index or by ``group["name"]``.
-        total_steps: Number of updates, where Lightning cannot know it; or one for each optimizer, as a list.
-        on_resume: ``"rebase"``: a resumed run follows the length it has now; ``"keep"``: the length it had.
-
-    Raises:
-        ValueError: An argument is out of range. At the start of a fit: the module brings its own lr_scheduler, a
-            schedule needs a total that is not known, durations do not fit, or the optimizers do not match.
-
-    Example:
-        >>> from lr_lightning.schedules import Cosine, Warmup
-        >>> callback = LRSchedule(Warmup("5%", then=Cosine()))
-    """
-
-    def __init__(
-        self,
-        schedule: Schedule | Sequence[Schedule],
-        *,
-        momentum: Schedule | None = None,
-        weight_decay: Schedule | None = None,
-        plateau: Plateau | None = None,
-        groups: Mapping[int | str, Schedule] | None = None,
-        total_steps: int | Sequence[int] | None = None,
-        on_resume: Literal["rebase", "keep"] = "rebase",
-    ) -> None:
-        super().__init__()
-        self.schedule = schedules_of(schedule)
-        self.momentum = of_kind("momentum", momentum, Schedule)
-        self.weight_decay = of_kind("weight_decay", weight_decay, Schedule)
-        self.plateau = of_kind("plateau", plateau, Plateau)
-        self.groups = group_schedules(groups)
-        self.total_steps = totals_of(total_steps)
-        if on_resume not in ("rebase", "keep"):
-            raise ValueError(f"on_resume must be 'rebase' or 'keep', got {on_resume!r}")
-        self.on_resume = on_resume
-        self._drivers: list[OptimizerDriver] = []
-        self._clocks: list[Clock] = []
-        self._steps: list[int] = []  # updates of each optimizer; used under manual optimization only
-        self._history: list[float] = []
-        self._scale = 1.0
-        self._renewed = FreshMetric()
-        self._observed = False  # in this validation
-        self._hooks: list[RemovableHandle] = []
-        self._base: float | None = None  # found by a range test
-        self._unbounded = (self.schedule, self.groups)  # before it
-
-    @property
-    def has_base(self) -> bool:
-        """Whether one of the schedules of the lr is cyclical between a base_lr and the peak."""
-        return any(schedule.has_base for schedule in (*each_of(self.schedule), *self.groups.values()))
-
-    def set_base(self, ratio: float) -> None:
-        """Give cyclical schedules this lower bound, in this fit and when it is resumed. Not after ``on_fit_start``.
-
-        Args:
-            ratio: base_lr / max_lr, in [0, 1].
-
-        Raises:
-            ValueError: ``ratio`` is outside [0, 1].
-        """
-        if self._base is None:
-            self._unbounded = (self.schedule, self.groups)
-        schedule, groups = self._unbounded
-        bounded = tuple(each.with_base(ratio) for each in each_of(schedule))
-        self.schedule = bounded if isinstance(schedule, tuple) else bounded[0]
-        self.groups = {key: each.with_base(ratio) for key, each in groups.items()}
-        self._base = ratio
-
-    def last_lr(self, optimizer_index: int = 0) -> list[float]:
-        """The lr of each param group as last set, without asking the device.
-
-        Args:
-            optimizer_index: Which optimizer.
-
-        Returns:
-            One float for each group, in the order of ``optimizer.param_groups``. Between ``on_train_batch_start`` and
-            the next one these are the rates that the batch's update uses.
-
-        Raises:
-            IndexError: There is no such optimizer, or no fit has started.
-        """
-        return list(self._drivers[optimizer_index].lrs)
-
-    @property
-    def plateau_factor(self) -> float:
-        """What the plateau multiplies the rates by now; 1 without one."""
-        return self._scale
-
-    def plan(self, optimizer_index: int = 0) -> tuple[Schedule, Clock]:
-        """The schedule that an optimizer follows, and the clock it reads; the plateau is not in it.
-
-        Raises:
-            IndexError: There is no such optimizer, or no training has started.
-        """
-        shared = self.schedule
-        return shared[optimizer_index] if isinstance(shared, tuple) else shared, self._clocks[optimizer_index]
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the bounds of an earlier fit; a checkpoint's state is loaded after this."""
-        if stage == "fit" and self._base is not None:
-            (self.schedule, self.groups), self._base = self._unbounded, None
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check what can be checked before anything trains."""
-        for config in trainer.lr_scheduler_configs:
-            name, module = type(config.scheduler).__name__, type(pl_module).__name__
-            raise ValueError(
-                f"LRSchedule and an lr_scheduler would both set the lr: {module}.configure_optimizers returns {name}."
-                " Remove it there (return the optimizer alone), or remove LRSchedule from the Trainer's callbacks."
-            )
-        count = len(trainer.optimizers)
-        for name, values in (("schedule", self.schedule), ("total_steps", self.total_steps)):
-            if isinstance(values, tuple) and len(values) != count:
-                raise ValueError(f"LRSchedule: {name} has {len(values)} entries for {count} optimizers; give {count}.")
-        self._drivers = self._make_drivers(trainer)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the total, now that the loader and all state are there, and set the first rates."""
-        if trainer.global_step == 0:  # nothing carries over from an earlier fit
-            self._clocks, self._steps, self._history = [], [], []
-        self._drivers = self._make_drivers(trainer)
-        self._clocks = self._make_clocks(trainer, pl_module)
-        for driver, clock in zip(self._drivers, self._clocks, strict=True):
-            check_plan(driver, clock)
-        self._scale = 1.0 if self.plateau is None else self.plateau(self._history)
-        if pl_module.automatic_optimization:
-            self._steps = []
-        else:
-            self._steps = self._restored_steps(trainer)
-            self._attach()
-        self._drive(trainer)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set the rates that this batch's update uses."""
-        self._drive(trainer)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The plateau's metric is yet to come."""
-        self._observed = False
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the plateau's metric; after every ``on_validation_epoch_end``, before checkpoints are saved."""
-        self.observe(trainer)
-
-    def observe(self, trainer: Trainer) -> None:
-        """Take the plateau's metric of a validation that has ended, once, whoever asks first.
-
-        A callback that acts on the plateau in its own ``on_validation_end`` calls this, so that the order of the two
-        does not matter.
-        """
-        if self.plateau is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self._observed:
-            return
-        self._observed = True
-        self._observe(trainer, self.plateau)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the plateau's metric where there is no validation."""
-        if self.plateau is not None and not trainer.enable_validation:
-            self._observe(trainer, self.plateau)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let go of the optimizers."""
-        self._detach()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the optimizers."""
-        self._detach()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values only: updates counted, the length followed, the plateau's history, a found lower bound."""
-        clocks = [(clock.total, clock.steps_per_epoch, clock.epoch_starts) for clock in self._clocks]
-        return {
-            "steps": list(self._steps),
-            "clocks": [
-                [total, per_epoch, None if starts is None else list(starts)] for total, per_epoch, starts in clocks
-            ],
-            "plateau": list(self._history),
-            "base": self._base,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
-        self._steps = list(state_dict["steps"])
-        self._clocks = [Clock(total, per_epoch, starts) for total, per_epoch, starts in state_dict["clocks"]]
-        self._history = list(state_dict["plateau"])
-        if state_dict.get("base") is not None:
-            self.set_base(state_dict["base"])
-
-    def _make_drivers(self, trainer: Trainer) -> list[OptimizerDriver]:
-        shared = self.schedule
-        return [
-            OptimizerDriver(
-                optimizer,
-                shared[index] if isinstance(shared, tuple) else shared,
-                momentum=self.momentum,
-                weight_decay=self.weight_decay,
-                groups=self.groups,
-            )
-            for index, optimizer in enumerate(trainer.optimizers)
-        ]
-
-    def _make_clocks(self, trainer: Trainer, pl_module: LightningModule) -> list[Clock]:
-        count = len(self._drivers)
-        if self.on_resume == "keep" and trainer.global_step > 0:
-            if len(self._clocks) == count:
-                return self._clocks
-            rank_zero_warn("LRSchedule(on_resume='keep'): the checkpoint holds no length, so the new one is followed.")
-        totals = self.total_steps if isinstance(self.total_steps, tuple) else (self.total_steps,) * count
-        sharing = 1 if pl_module.automatic_optimization else max(1, count)
-        clocks = [trainer_clock(trainer, optimizers=sharing, total_steps=total) for total in totals]
-        # a development run is the first steps of a run that is long enough for its durations
-        dev_run = trainer.fast_dev_run  # type: ignore[attr-defined]  # set outside the class
-        return [
-            stretched(driver, clock) if dev_run else clock for driver, clock in zip(self._drivers, clocks, strict=True)
-        ]
-
-    def _restored_steps(self, trainer: Trainer) -> list[int]:
-        count = len(self._drivers)
-        if trainer.global_step == 0:
-            return [0] * count
-        if len(self._steps) == count:
-            return self._steps
-        if count == 1:
-            return [trainer.global_step]
-        raise ValueError(
-            f"LRSchedule cannot know how many updates each of the {count} optimizers has made: the checkpoint was saved"
-            " without LRSchedule. Start a new run from its weights instead of resuming it."
-        )
-
-    def _attach(self) -> None:
-        """Follow each optimizer's own updates: in manual optimization there may be none or many in a batch."""
-        self._detach()
-        for index, driver in enumerate(self._drivers):
-
-            def before(optimizer: Optimizer, args: Any, kwargs: Any, index: int = index) -> None:
-                self._drivers[index].drive(self._steps[index], self._clocks[index], self._scale)
-
-            def after(optimizer: Optimizer, args: Any, kwargs: Any, index: int = index) -> None:
-                self._steps[index] += 1
-
-            self._hooks.append(driver.optimizer.register_step_pre_hook(before))
-            self._hooks.append(driver.optimizer.register_step_post_hook(after))
-
-    def _detach(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def _drive(self, trainer: Trainer) -> None:
-        step = trainer.global_step
-        for index, driver in enumerate(self._drivers):
-            driver.drive(self._steps[index] if self._steps else step, self._clocks[index], self._scale)
-
-    def _observe(self, trainer: Trainer, plateau: Plateau) -> None:
-        metrics = trainer.callback_metrics
-        renewed = self._renewed(trainer, plateau.monitor)
-        # all processes must take the same decision
-        value = mean_over_ranks(trainer, metrics[plateau.monitor] if renewed else None)
-        if value is not None:
-            self._history.append(value)
-            self._scale = plateau(self._history)
-        elif not self._history:
-            known = ", ".join(sorted(metrics)) or "none"
-            raise ValueError(f"plateau.monitor: no metric {plateau.monitor!r} was logged. There are: {known}.")

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from lr_lightning._lightning import batch_loss, mean_over_ranks
+from lr_lightning._lightning import batch_loss, mean_over_ranks, to_device
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning.callbacks.per_example import (
@@ -31,12 +31,12 @@ from lr_lightning.callbacks.per_example import (
 )
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.calibration import entropy
-from lr_lightning.diagnosis.early_stopping import gaps
+from lr_lightning.diagnosis.early_stopping import overfit_metrics
 from lr_lightning.diagnosis.history import History, Point
+from lr_lightning.diagnosis.rules import diagnose
 from lr_lightning.diagnosis.stratify import stratified_subset
-from lr_lightning.diagnosis.verdict import Verdict, diagnose
+from lr_lightning.diagnosis.verdict import Verdict
 from lr_lightning.errors import Diverged
-from lr_lightning.lr_finder.dataloaders import on_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -316,7 +316,7 @@ class OverfittingMonitor(Callback):
         if probe is None:
             return
         self._points.append(self._point(trainer, probe, val))
-        metrics = {**gaps(self._points), **calibration(val, probe)}
+        metrics = {**overfit_metrics(self._points), **calibration(val, probe)}
         self._overconfident = bool(metrics.get("overfit/overconfident"))
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # they are equal on all ranks already
 
@@ -331,7 +331,7 @@ class OverfittingMonitor(Callback):
             self._drawn = self.probe if self.probe is not None else default_probe(trainer, self.seed)
         gathered = Gathered(self.keep)
         for batch in self._drawn or ():
-            batch = on_device(trainer, batch)
+            batch = to_device(trainer, batch)
             with trainer.precision_plugin.forward_context():
                 gathered.add(self.loss(pl_module, batch))
         probe = gathered.finish(trainer, pl_module.device)  # of all ranks: this one's share may be empty

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lr_lightning._lightning import restart_train_iterator
+
 
 class RandomState(Callback):
     """Keep the random states of torch, CUDA, numpy and Python in the checkpoint, so that dropout goes on as it was.
@@ -39,7 +41,7 @@ class RandomState(Callback):
             if fit_loop.resumed_on_epoch_end or fit_loop.restarted_on_epoch_end:
                 # A DataLoader draws a number when its iterator is made. Without the stop that would come now, after
                 # the state that was saved; Lightning has made it already, before this.
-                iter(fit_loop._data_fetcher or ())
+                restart_train_iterator(trainer)
         self._loaded = None
 
 

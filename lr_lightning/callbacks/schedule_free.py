@@ -11,12 +11,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_lightning._lightning import callbacks_of
+from lr_lightning._lightning import callbacks_of, to_device
 from lr_lightning.callbacks import batch_norm
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import DurationError
-from lr_lightning.lr_finder.dataloaders import on_device
 
 __all__ = ["ScheduleFreeMode"]
 
@@ -183,7 +182,7 @@ class ScheduleFreeMode(Callback):
         for number, batch in enumerate(batches):
             if number == self.num_batches:
                 break
-            batch = on_device(trainer, batch)
+            batch = to_device(trainer, batch)
             size = _size(batch)
             full = size if full is None else full
             if size != full:

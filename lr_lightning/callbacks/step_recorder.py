@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_lightning._lightning import batch_loss, mean_loss
+from lr_lightning._lightning import batch_loss, logging_step, mean_loss
 from lr_lightning._param_groups import effective_lr, first_group_lr
 from lr_lightning.errors import Diverged
 
@@ -93,7 +93,7 @@ class StepRecorder(Callback):
             return  # a micro-batch of a step that is not complete
         mean = mean_loss(self._micro)
         lrs = [pair for index in sorted(self._lrs) for pair in self._lrs[index]]
-        self._pending.append((_step(trainer), mean, lrs, time.time_ns() // 1_000_000))
+        self._pending.append((logging_step(trainer), mean, lrs, time.time_ns() // 1_000_000))
         self._micro, self._lrs = [], {}
         due = len(self._pending) >= self.flush_steps
         if trainer.world_size == 1 and not due:
@@ -165,7 +165,7 @@ class StepRecorder(Callback):
             return
         value = trainer.callback_metrics.get("val/loss")
         if value is not None and not math.isfinite(value):
-            raise Diverged("val/loss", float(value), _step(trainer), first_group_lr(trainer))
+            raise Diverged("val/loss", float(value), logging_step(trainer), first_group_lr(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean training loss of the epoch."""
@@ -175,7 +175,7 @@ class StepRecorder(Callback):
             if trainer.world_size > 1:
                 own = torch.tensor(mean, dtype=torch.float64, device=trainer.strategy.root_device)
                 mean = float(trainer.strategy.reduce(own, reduce_op="mean"))
-            _log(trainer, [("train/loss_epoch", mean, _step(trainer) - 1, time.time_ns() // 1_000_000)])
+            _log(trainer, [("train/loss_epoch", mean, logging_step(trainer) - 1, time.time_ns() // 1_000_000)])
         self._epoch_sum, self._epoch_batches = 0.0, 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,7 +195,7 @@ class StepRecorder(Callback):
         """Log every step the checkpoint contains, and make it durable, before the checkpoint is written."""
         self.flush(trainer)
         if self.stop_on_divergence and not _finite(pl_module):
-            raise Diverged("a weight", math.nan, _step(trainer), first_group_lr(trainer))
+            raise Diverged("a weight", math.nan, logging_step(trainer), first_group_lr(trainer))
         for logger in trainer.loggers:
             if isinstance(logger, Flushable) and trainer.is_global_zero:
                 logger.flush()
@@ -220,11 +220,6 @@ def _finite(module: LightningModule) -> bool:
     """Whether all weights are: the loss of the step that spoilt them was computed before it."""
     checks = [parameter.isfinite().all() for parameter in module.parameters() if parameter.is_floating_point()]
     return not checks or bool(torch.stack(checks).all())
-
-
-def _step(trainer: Trainer) -> int:
-    # Lightning's own step for logging: with several optimizers global_step counts each of them.
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def _index(trainer: Trainer, optimizer: Optimizer) -> int:

@@ -1,6 +1,7 @@
-"""Pure functions of recorded numbers: no Lightning, no MLflow."""
+"""Judgements on recorded numbers: pure functions without Lightning, MLflow or plotting."""
 
 from lr_lightning.diagnosis.history import History, Point
-from lr_lightning.diagnosis.verdict import LABELS, Verdict, diagnose
+from lr_lightning.diagnosis.rules import diagnose
+from lr_lightning.diagnosis.verdict import Advice, Label, Reason, Verdict
 
-__all__ = ["LABELS", "History", "Point", "Verdict", "diagnose"]
+__all__ = ["Advice", "History", "Label", "Point", "Reason", "Verdict", "diagnose"]

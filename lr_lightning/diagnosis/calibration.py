@@ -1,4 +1,4 @@
-"""Temperature scaling: how much of a loss is overconfidence. A pure function of logits and labels."""
+"""Temperature scaling: how much of a loss is overconfidence. Pure functions of logits and labels."""
 
 from dataclasses import dataclass
 
@@ -8,20 +8,21 @@ from numpy.typing import NDArray
 __all__ = ["Scaling", "entropy", "fit_temperature", "scale_gap", "scaled_losses"]
 
 Floats = NDArray[np.float64]
-_RANGE = (-5.0, 5.0)  # of log T: beyond it every prediction is uniform, or as sharp as can be
+_RANGE = (-5.0, 5.0)  # of log T: beyond it every prediction is uniform or one-hot
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What one temperature does to the gap.
+    """The effect of one temperature on the gap.
 
     Attributes:
-        temperature: T by which the logits are divided; above 1 where the network is too sure of itself.
+        temperature: T, by which the logits are divided; above 1 if the network is overconfident.
         val_loss: Validation loss at T.
         gap: Validation minus probe loss, both at T.
-        noise: Standard error of that gap.
-        overconfident: T is above 1, the gap is gone (within its noise, or a tenth of what it was), and the validation
-            loss at T is below 90 % of chance: a T that makes every prediction uniform removes any gap.
+        noise: Standard error of ``gap``.
+        overconfident: Whether T is above 1, the gap is gone (within its noise, or below a tenth of its former size),
+            and the validation loss at T is below 90 % of chance. A T that makes every prediction uniform removes any
+            gap.
     """
 
     temperature: float
@@ -32,12 +33,15 @@ class Scaling:
 
 
 def scaled_losses(logits: NDArray[np.floating], labels: NDArray[np.integer], temperature: float) -> Floats:
-    """Cross-entropy of each example at a temperature, in nats.
+    """Return the cross-entropy of each example at a temperature, in nats.
 
     Args:
         logits: Shape [N, classes].
         labels: Shape [N].
-        temperature: Above 0.
+        temperature: T > 0.
+
+    Returns:
+        Losses, shape [N].
     """
     scaled = np.asarray(logits, np.float64) / temperature
     scaled -= scaled.max(axis=1, keepdims=True)
@@ -46,17 +50,18 @@ def scaled_losses(logits: NDArray[np.floating], labels: NDArray[np.integer], tem
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """The temperature with the lowest mean cross-entropy.
+    """Find the temperature with the lowest mean cross-entropy.
 
     Source: Guo, Pleiss, Sun & Weinberger 2017, "On calibration of modern neural networks" (arXiv 1706.04599), section
-    4.2. The loss is convex in 1 / T, so Newton's method, with a bisection where it leaves the bracket, finds the one T.
+    4.2. The loss is convex in 1 / T, so Newton's method finds the only minimum; a step that leaves the bracket becomes
+    a bisection.
 
     Args:
-        logits: Shape [N, classes]; finite.
+        logits: Finite, shape [N, classes].
         labels: Shape [N].
 
     Returns:
-        T within exp(-5) and exp(5): at the lower end where every prediction is right.
+        T between exp(-5) and exp(5); the lower end if every prediction is right.
     """
     scores = np.asarray(logits, np.float64)
     scores = scores - scores.max(axis=1, keepdims=True)
@@ -70,13 +75,13 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
         second = (weights * scores**2).sum(axis=1) - mean**2
         return float((mean - right).mean()), float(second.mean())
 
-    for end, inward in ((low, -1.0), (high, 1.0)):  # at an end the loss may still fall outwards
+    for end, inward in ((low, -1.0), (high, 1.0)):  # the loss may fall beyond an end
         if slopes(end)[0] * inward <= 0:
             return float(1.0 / end)
     inverse = 1.0
     for _ in range(50):
         first, second = slopes(inverse)
-        # The bracket narrows at every step, so that a Newton step that leaves it is a bisection.
+        # The bracket narrows at every step.
         low, high = (inverse, high) if first < 0 else (low, inverse)
         step = inverse - first / second if second > 0 else np.inf
         new = step if low < step < high else float(np.sqrt(low * high))
@@ -92,10 +97,10 @@ def scale_gap(
     probe_logits: NDArray[np.floating],
     probe_labels: NDArray[np.integer],
 ) -> Scaling | None:
-    """Whether temperature scaling would remove the gap between validation and probe loss.
+    """Test whether temperature scaling would remove the gap between validation and probe loss.
 
-    Each half of the validation examples is scaled by the temperature of the other half, so that the loss is not that
-    of the examples it was fitted to; the probe by the temperature of them all.
+    Each half of the validation examples is scaled by the temperature of the other half, so that no loss is that of the
+    examples its temperature was fitted to. The probe is scaled by the temperature of all validation examples.
 
     Args:
         val_logits: Shape [N, classes].
@@ -104,7 +109,7 @@ def scale_gap(
         probe_labels: Shape [M].
 
     Returns:
-        None with fewer than ten examples, or where a logit is not finite.
+        The effect; None for fewer than ten examples, or if a logit is not finite.
     """
     if min(len(val_labels), len(probe_labels)) < 10:
         return None
@@ -126,7 +131,7 @@ def scale_gap(
 
 
 def entropy(labels: NDArray[np.integer]) -> float:
-    """The entropy of the classes' shares, in nats: the loss of a model that knows nothing else."""
+    """Return the entropy of the classes' shares, in nats: the loss of a model that knows only these."""
     shares = np.unique(labels, return_counts=True)[1] / len(labels)
     return float(-(shares * np.log(shares)).sum())
 

@@ -1,4 +1,4 @@
-"""Groups of runs against each other: paired differences, and what may be called a win."""
+"""Comparisons between groups of runs: significant differences, the cheapest good runs, the band of good lrs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,31 +9,35 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from lr_lightning.diagnosis.statistics import bootstrap_ci, holm, permutation_p, seeds_needed, sign_flip_p
+from lr_lightning.errors import ArgumentError
 
 __all__ = ["GoodBand", "GroupDifference", "compare_groups", "good_band", "pareto_front"]
 
 Floats = NDArray[np.float64]
+_FEWEST_LRS = 4  # for a band of good learning rates
+
+# -- two groups ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """Two groups, the one with the better mean first.
+    """The difference between two groups of runs, the one with the better mean first.
 
     Attributes:
         better: Name of the group with the better mean.
-        worse: Name of the other.
-        n: Pairs, or the size of the smaller group.
-        paired: Whether it is by pairs that share a seed.
-        difference: How much better the mean is, in the metric's unit; >= 0. Where runs diverged: of those that did not,
-            so it may be negative, and nan where there are none.
-        low: Lower end of its bootstrap interval; nan of fewer than three, and where runs diverged.
-        high: Upper end.
-        p: Unadjusted; nan where nothing can be computed.
-        adjusted: Holm's.
-        seeds_needed: Seeds for each group from which on a difference could be told from chance here.
-        wins: Pairs in which the first group is better; -1 where unpaired.
+        worse: Name of the other group.
+        n: Number of pairs, or size of the smaller group.
+        paired: Whether runs that share a seed were compared.
+        difference: Difference of the means in the metric's unit, >= 0. If runs diverged, it is that of the others, so
+            it may be negative; nan if there are none.
+        low: Lower end of its bootstrap interval; nan for fewer than three values, and if runs diverged.
+        high: Upper end of that interval.
+        p: Unadjusted p-value; nan if it cannot be computed.
+        adjusted: p-value after Holm's correction.
+        seeds_needed: Seeds for each group below which no difference could be significant here.
+        wins: Pairs in which the first group is better; -1 if unpaired.
         level: Significance level.
-        sizes: How many values of the better and the worse group were compared, those that diverged included.
+        sizes: How many runs of the better and of the worse group were compared, including those that diverged.
         diverged: How many of these diverged.
     """
 
@@ -54,12 +58,12 @@ class GroupDifference:
 
     @property
     def enough_seeds(self) -> bool:
-        """Whether there are seeds enough for any finding at all."""
+        """Whether any difference could be significant with this many seeds."""
         return self.n >= self.seeds_needed
 
     @property
     def significant(self) -> bool:
-        """Whether the difference is more than chance, at the level, after the correction."""
+        """Whether the difference is significant after the correction."""
         return self.enough_seeds and self.adjusted <= self.level
 
 
@@ -71,27 +75,27 @@ def compare_groups(
     leader_only: bool = False,
     level: float = 0.05,
 ) -> list[GroupDifference]:
-    """Compare groups pairwise, by seeds that both have, else as independent samples.
+    """Compare groups pairwise, by the seeds that both have, else as independent samples.
 
-    A run that diverged is the worst there is: of a pair it loses, and two of them are a tie. How much worse has no
-    number, so where any run of two groups diverged, the test is of ranks in place of values, of the signed ranks of the
-    pairs (Wilcoxon 1945, "Individual comparisons by ranking methods", with Pratt's 1959 ties) or of the ranks of all
-    runs. A group whose bad runs diverged is thus never the better one for its survivors alone.
+    A run that diverged is the worst possible: it loses its pair, and two of them tie. Its loss has no size, so if any
+    run of two groups diverged, ranks are tested in place of values: the signed ranks of the pairs (Wilcoxon 1945,
+    "Individual comparisons by ranking methods", with Pratt's 1959 treatment of ties) or the ranks of all runs. So a
+    group whose bad runs diverged is never the better one because of its survivors alone.
 
-    Every pair of groups is compared, because which one leads was not known beforehand. With ``against``, only that
-    group with each other one: fewer comparisons, so fewer seeds are needed.
+    Every pair of groups is compared, because the leader was not known beforehand. With ``against`` only that group is
+    compared with each other one: fewer comparisons, so fewer seeds are needed.
 
     Args:
-        values: Group to (seed to value); any text that matches is a seed. A run that diverged is infinitely bad:
-            ``-inf`` where higher is better, else ``inf``.
+        values: Group to (seed to value); a seed is any text. A run that diverged is ``-inf`` if higher is better, else
+            ``inf``.
         higher_is_better: Which direction is better.
-        against: A group chosen beforehand.
-        leader_only: Whether, of many groups, only the one with the best mean is compared with each other one. Which
-            one that is was not known beforehand, so p is corrected for all the pairs that there are (Bonferroni).
+        against: A group that was chosen beforehand.
+        leader_only: Whether to compare only the group with the best mean with each other one. That group was not known
+            beforehand, so p is corrected for all pairs (Bonferroni).
         level: Significance level, after Holm's correction.
 
     Returns:
-        One for each pair of groups that have values, in the groups' order of means, best first.
+        One for each pair of groups that have values, ordered by the means of the groups, best first.
     """
     sign = 1.0 if higher_is_better else -1.0
     known = {group: seeds for group, seeds in values.items() if seeds}
@@ -101,7 +105,7 @@ def compare_groups(
     count = len(pairs)
     if leader_only and against is None:
         pairs = [(a, b) for a, b in pairs if a == order[0]]
-    found = [_pair(a, b, known, sign, level) for a, b in pairs]
+    found = [_compare_pair(a, b, known, sign, level) for a, b in pairs]
     all_pairs = len(pairs) == count
     adjusted = holm([c.p for c in found]) if all_pairs else [min(1.0, count * c.p) for c in found]
     return [
@@ -110,13 +114,15 @@ def compare_groups(
     ]
 
 
-def _pair(a: str, b: str, values: Mapping[str, Mapping[str, float]], sign: float, level: float) -> GroupDifference:
+def _compare_pair(
+    a: str, b: str, values: Mapping[str, Mapping[str, float]], sign: float, level: float
+) -> GroupDifference:
     first, second = values[a], values[b]
     shared = sorted(first.keys() & second.keys())
     paired = bool(shared) and 2 * len(shared) >= min(len(first), len(second))
     x, y = (sign * np.array([g[seed] for seed in (shared if paired else g)], np.float64) for g in (first, second))
     p, lead = (_paired_test if paired else _unpaired_test)(x, y)
-    if lead < 0:  # the seeds both have, or the runs that diverged, say otherwise than the means
+    if lead < 0:  # the shared seeds, or the runs that diverged, contradict the means
         a, b, x, y = b, a, y, x
     diverged = int(np.isneginf(x).sum()), int(np.isneginf(y).sum())
     difference, low, high = _difference(x, y, paired=paired, level=level)
@@ -132,7 +138,7 @@ def _pair(a: str, b: str, values: Mapping[str, Mapping[str, float]], sign: float
 
 
 def _paired_test(x: Floats, y: Floats) -> tuple[float, float]:
-    """p, and a number that is positive where the first is better: its mean difference, or that of signed ranks."""
+    """Return p and the lead of the first: its mean difference, or that of the signed ranks."""
     both = np.isneginf(x) & np.isneginf(y)
     d = np.subtract(x, y, out=np.zeros_like(x), where=~both)
     if not np.isfinite(d).all():
@@ -141,7 +147,7 @@ def _paired_test(x: Floats, y: Floats) -> tuple[float, float]:
 
 
 def _unpaired_test(x: Floats, y: Floats) -> tuple[float, float]:
-    """The same of independent values."""
+    """Return p and the lead of the first, for independent values."""
     if np.isneginf(x).any() or np.isneginf(y).any():
         ranks = stats.rankdata(np.concatenate([x, y]))
         x, y = ranks[: x.size], ranks[x.size :]
@@ -149,7 +155,7 @@ def _unpaired_test(x: Floats, y: Floats) -> tuple[float, float]:
 
 
 def _difference(x: Floats, y: Floats, *, paired: bool, level: float) -> tuple[float, float, float]:
-    """Of the values that are finite, in both where they are paired: the difference of the means, and its interval."""
+    """Return the difference of the means of the finite values, or of the finite pairs, and its interval."""
     if paired:
         known = np.isfinite(x) & np.isfinite(y)
         d = x[known] - y[known]
@@ -158,15 +164,18 @@ def _difference(x: Floats, y: Floats, *, paired: bool, level: float) -> tuple[fl
     return (float(x.mean() - y.mean()) if x.size and y.size else math.nan), *bootstrap_ci(x, y, level=1 - level)
 
 
+# -- many groups -----------------------------------------------------------------------------------------------------
+
+
 def pareto_front(cost: ArrayLike, value: ArrayLike) -> list[int]:
-    """Indices of the points that no other one beats in both: cheaper (or as cheap) and better.
+    """Return the indices of the points that no other point beats in both cost and value.
 
     Args:
         cost: Lower is better, shape [n].
         value: Higher is better, shape [n].
 
     Returns:
-        By rising cost. Of equal points all are in it.
+        Indices, ordered by rising cost. Equal points are all included.
 
     Example:
         >>> pareto_front([1, 2, 3, 3], [0.5, 0.9, 0.8, 0.95])
@@ -181,23 +190,18 @@ def pareto_front(cost: ArrayLike, value: ArrayLike) -> list[int]:
     return front
 
 
-# --- How much a result depends on the rate: the band of rates that are about as good as the best. A pure function.
-
-_FEWEST = 4
-
-
 @dataclass(frozen=True)
 class GoodBand:
-    """The rates around the best one whose results lie within a tolerance of it.
+    """The learning rates around the best one whose results lie within a tolerance of it.
 
     Attributes:
-        low: Lowest rate of the band that was tried.
-        high: Highest one.
-        best: The best result, smoothed where there are rates enough.
-        best_lr: Its rate.
+        low: Lowest learning rate of the band that was tried.
+        high: Highest learning rate of the band that was tried.
+        best: The best result, smoothed if there are at least seven.
+        best_lr: Its learning rate.
         limit: The result at which the band ends.
-        open_low: Whether no lower rate was tried, so that the band may go on.
-        open_high: The same of higher ones.
+        open_low: Whether no lower learning rate was tried, so that the band may continue.
+        open_high: Whether no higher learning rate was tried.
     """
 
     low: float
@@ -210,41 +214,45 @@ class GoodBand:
 
     @property
     def decades(self) -> float:
-        """Its width, in powers of ten."""
+        """Width of the band, in powers of ten."""
         return math.log10(self.high / self.low)
 
 
-def good_band(rates: Sequence[float], results: Sequence[float], *, higher: bool, tolerance: float) -> GoodBand | None:
-    """The band of good rates around the best one, or None of fewer than four rates.
+def good_band(lrs: Sequence[float], results: Sequence[float], *, higher: bool, tolerance: float) -> GoodBand | None:
+    """Find the band of good learning rates around the best one.
 
-    The results are ordered by rate; from seven on each is replaced by the median of itself and its two neighbours, so
-    that one lucky run makes no optimum and one unlucky run ends no band. The band goes from the best rate to both sides
-    as far as every rate that was tried lies within the tolerance. Its ends are rates that were tried: it is at least so
-    wide, as far as the grid tells.
+    The results are ordered by learning rate. If there are at least seven, each is replaced by the median of itself and
+    its two neighbours, so that one lucky run makes no optimum and one unlucky run ends no band. The band extends from
+    the best learning rate to both sides as long as every one that was tried lies within the tolerance. Its ends were
+    tried, so it is at least that wide, as far as the grid can tell.
 
     Args:
-        rates: Peak rates, > 0, in any order.
-        results: What each came to; a run that diverged or was pruned is infinitely bad.
+        lrs: Peak learning rates, > 0, in any order.
+        results: The result of each; a run that diverged or was pruned is infinitely bad.
         higher: Whether a higher result is better.
-        tolerance: How far below the best one is still good, in the unit of the results.
+        tolerance: How far below the best a result is still good, in the unit of the results.
+
+    Returns:
+        The band; None for fewer than four learning rates, or if no result is finite.
 
     Raises:
-        ValueError: The two differ in length, or a rate is not above 0.
+        ArgumentError: ``lrs`` and ``results`` differ in length, or a learning rate is not above 0.
 
     Example:
         >>> band = good_band([0.01, 0.1, 1, 10], [0.90, 0.97, 0.965, 0.1], higher=True, tolerance=0.01)
         >>> band.low, band.high, band.open_high
         (0.1, 1.0, False)
     """
-    if len(rates) != len(results):
-        raise ValueError(f"results must have one value for each of the {len(rates)} rates, got {len(results)}")
-    if not all(rate > 0 for rate in rates):
-        raise ValueError(f"rates must be > 0, got {min(rates)}")
-    if len(set(rates)) < _FEWEST:
+    if len(lrs) != len(results):
+        raise ArgumentError(f"results must have one value for each of the {len(lrs)} lrs, got {len(results)}")
+    if not all(lr > 0 for lr in lrs):
+        raise ArgumentError(f"lrs must be > 0, got {min(lrs)}")
+    if len(set(lrs)) < _FEWEST_LRS:
         return None
-    order = np.argsort(rates, kind="stable")
-    x = np.asarray(rates, float)[order]
-    y = np.asarray(results, float)[order] * (1.0 if higher else -1.0)
+    order = np.argsort(lrs, kind="stable")
+    sign = 1.0 if higher else -1.0
+    x = np.asarray(lrs, float)[order]
+    y = np.asarray(results, float)[order] * sign
     y = np.where(np.isnan(y), -np.inf, y)
     if len(y) >= 7:
         y = np.array([np.median(y[max(0, i - 1) : i + 2]) if 0 < i < len(y) - 1 else y[i] for i in range(len(y))])
@@ -258,7 +266,6 @@ def good_band(rates: Sequence[float], results: Sequence[float], *, higher: bool,
         first -= 1
     while last < len(y) - 1 and good[last + 1]:
         last += 1
-    sign = 1.0 if higher else -1.0
     return GoodBand(
         low=float(x[first]),
         high=float(x[last]),

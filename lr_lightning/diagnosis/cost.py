@@ -1,4 +1,4 @@
-"""Targets, spikes and percentiles: pure functions of what a run recorded."""
+"""Targets, the time to reach them, spikes and percentiles: pure functions of recorded numbers."""
 
 import math
 import operator
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+from lr_lightning.errors import ArgumentError
 
 __all__ = ["OPERATORS", "Reach", "Target", "median_time", "parse_target", "percentiles", "spikes", "time_to"]
 
@@ -26,7 +28,7 @@ _TARGET = re.compile(r"\s*([^<>=]*[^<>=\s])\s*(>=|<=|>|<)\s*(\S+)\s*")
 
 @dataclass(frozen=True)
 class Target:
-    """What a run is to reach, such as ``val/acc>=0.97``.
+    """A bound that a run should reach, such as ``val/acc>=0.97``.
 
     Attributes:
         metric: Name of the metric.
@@ -39,7 +41,7 @@ class Target:
     value: float
 
     def reached(self, metrics: Mapping[str, float]) -> bool:
-        """Whether these metrics meet it; False where the metric is missing."""
+        """Return whether these metrics meet the target; False if its metric is missing."""
         return self.metric in metrics and bool(OPERATORS[self.sign](float(metrics[self.metric]), self.value))
 
     def __str__(self) -> str:
@@ -47,10 +49,10 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """Read a target.
+    """Parse a target.
 
     Raises:
-        ValueError: It is no metric, sign and finite number.
+        ArgumentError: ``text`` is not a metric, a sign and a finite number.
 
     Example:
         >>> parse_target("val/acc >= 0.97")
@@ -62,14 +64,14 @@ def parse_target(text: str) -> Target:
     except ValueError:
         value = math.nan
     if found is None or not math.isfinite(value):
-        raise ValueError(
+        raise ArgumentError(
             f"target must be a metric, one of >= <= > <, and a number, such as val/acc>=0.97, got {text!r}"
         )
     return Target(found[1], found[2], value)
 
 
 def percentiles(values: ArrayLike, at: tuple[float, ...] = (50, 95, 99)) -> dict[str, float]:
-    """Percentiles by name, ``p50`` and so on; none of no values, and those that are not finite are left out.
+    """Return percentiles of the finite values by name, such as ``p50``; none if there are no such values.
 
     Example:
         >>> percentiles([1.0, 2.0, 3.0], at=(50,))
@@ -81,19 +83,21 @@ def percentiles(values: ArrayLike, at: tuple[float, ...] = (50, 95, 99)) -> dict
 
 
 def spikes(losses: ArrayLike, window: int = 50, height: float = 6.0) -> NDArray[np.int64]:
-    """The steps at which the training loss jumped above its smoothed course.
+    """Find the steps at which the training loss jumped above its smoothed course.
 
-    The course is the median of the ``window`` losses before a step. A spike is above it by ``height`` of their standard
-    deviations (from the median absolute deviation, so that earlier spikes do not hide later ones), and by a tenth of
-    the first losses' median, so that the ripples of a loss near 0 do not count. A loss that is not finite is one.
+    The course is the median of the ``window`` losses before a step. A spike lies above it by ``height`` standard
+    deviations of these losses, and by a tenth of the first losses' median, so that the ripples of a loss near 0 do not
+    count. The deviation comes from the median absolute one, so that earlier spikes do not hide later ones. A loss that
+    is not finite is a spike too.
 
     Args:
         losses: One for each step, shape [T].
-        window: Steps that are looked back on, >= 4.
-        height: How far above is a spike.
+        window: Number of earlier steps, >= 4.
+        height: Least height of a spike, in standard deviations.
 
     Returns:
-        Indices of the steps where a spike begins, shape [spikes]; none in the first ``window`` steps.
+        Indices of the steps where a spike begins, shape [spikes]; in the first ``window`` steps only losses that are
+        not finite.
 
     Example:
         >>> spikes([1.0, 1.1] * 20 + [5.0, 4.0] + [1.0, 1.1] * 5, window=10).tolist()
@@ -113,16 +117,16 @@ def spikes(losses: ArrayLike, window: int = 50, height: float = 6.0) -> NDArray[
     return np.flatnonzero(high & ~np.concatenate([[False], high[:-1]]))
 
 
-# --- When runs reached a target, and what is known of those that did not.
+# -- the time to a target --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reach:
-    """When one run reached the target.
+    """The time at which one run reached its target.
 
     Attributes:
-        time: When it did; if it did not, how long it is known not to have (infinite for a run that never will).
-        reached: Whether it did.
+        time: That time; if the run did not reach the target, how long it was observed; inf if it never will.
+        reached: Whether the run reached the target.
     """
 
     time: float
@@ -130,16 +134,16 @@ class Reach:
 
 
 def time_to(target: Target, times: ArrayLike, values: ArrayLike, *, hopeless: bool = False) -> Reach | None:
-    """The first time the metric meets the target.
+    """Return the first time at which the metric meets the target.
 
     Args:
-        target: What is to be reached.
-        times: Rising, in any unit, shape [n].
-        values: Of the target's metric, shape [n].
-        hopeless: Whether a run that has not reached it never will (it diverged), rather than was observed so long.
+        target: The target.
+        times: Rising times in any unit, shape [n].
+        values: Values of the target's metric, shape [n].
+        hopeless: Whether a run that has not reached the target never will, because it diverged. Else it is censored.
 
     Returns:
-        None of a run without values.
+        The time; None for a run without values.
     """
     t, v = np.asarray(times, np.float64), np.asarray(values, np.float64)
     if t.size == 0:
@@ -151,12 +155,13 @@ def time_to(target: Target, times: ArrayLike, values: ArrayLike, *, hopeless: bo
 
 
 def median_time(reaches: Sequence[Reach]) -> float:
-    """Median time to the target over runs, some of which were stopped before they reached it.
+    """Return the median time to the target over runs, some of which were stopped before they reached it.
 
-    Kaplan & Meier 1958: a run that was observed for a while only counts for that while.
+    A run that was observed for a while counts only for that while. Source: Kaplan & Meier 1958, "Nonparametric
+    estimation from incomplete observations".
 
     Returns:
-        The median; nan of no runs, infinite if fewer than half are known to have reached it.
+        The median; nan if there are no runs, inf if fewer than half are known to have reached the target.
 
     Example:
         >>> median_time([Reach(10, True), Reach(20, True), Reach(30, False)])

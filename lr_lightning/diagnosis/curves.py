@@ -1,4 +1,4 @@
-"""A run's losses at equal phase of its schedule, and what the rules of a verdict ask of them."""
+"""The two losses of a run at equal phases of its schedule, their differences, and the noise of these."""
 
 import math
 from collections.abc import Sequence
@@ -9,30 +9,27 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lr_lightning.diagnosis.history import History, Point, low_ends
+from lr_lightning.diagnosis.history import History, Point
 
-__all__ = [
-    "AT_CHANCE",
-    "HIGH",
-    "RISE",
-    "Curves",
-    "Difference",
-    "Rise",
-    "Track",
-    "finite",
-    "hardly_moved",
-    "jitter",
-    "reached",
-    "reference_loss",
-    "unstable",
-]
-
-# --- How far two levels of a curve are apart, and how much of that is noise. Pure: the same input, the same output.
+__all__ = ["AT_CHANCE", "HIGH", "RISE", "Curves", "Difference", "Fall", "Rise", "Track", "finite", "jitter"]
 
 Floats = NDArray[np.float64]
+
+RISE = 0.05
+"""Share of the best validation loss: a smaller rise does not matter, however certain it is."""
+HIGH = 0.15
+"""Share of chance: a probe loss above it is high."""
+AT_CHANCE = 0.95
+"""Share of chance: a loss above it has not left chance."""
+
 _RESAMPLES = 400
-_EXAMPLES, _WEIGHTS = 1.645, 2.326  # standard normal, one-sided 95 % and 99 %
+_EXAMPLES, _WEIGHTS = 1.645, 2.326  # quantiles of the standard normal: one-sided 95 % and 99 %
 _MAD = 1.4826  # from the median absolute deviation to a standard deviation
+_NEXT_CYCLE = 1.1  # a learning rate that grows by a smaller factor does not start a cycle
+_CYCLE_PEAK = 1 / 3  # of the first peak: a learning rate whose later peaks stay below it has no cycles
+
+
+# -- one loss --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ class Difference:
 
     Attributes:
         value: The first level minus the second.
-        examples: Its standard error that comes from which examples the set happens to hold.
-        weights: Its standard error that comes from the weights, which move to and fro between validations.
+        examples: The part of its standard error that comes from the choice of the examples.
+        weights: The part that comes from the weights, which move to and fro between validations.
     """
 
     value: float
@@ -51,26 +48,29 @@ class Difference:
 
     @property
     def noise(self) -> float:
-        """Its standard error."""
+        """The standard error."""
         return math.hypot(self.examples, self.weights)
 
     def above(self, least: float = 0.0, strictness: float = 1.0) -> bool:
-        """Whether it is above ``least`` and beyond its noise.
+        """Return whether the difference is above ``least`` and beyond its noise.
 
-        That is the one-sided 95 % bound for the examples. Of the weights' moves many are looked at before the largest
-        is taken for a rise, so their bound is 99 %.
+        The bound is one-sided, 95 % for the examples. For the weights it is 99 %, because the largest of many moves is
+        the one that looks like a rise.
         """
         return self.value > max(strictness * math.hypot(_EXAMPLES * self.examples, _WEIGHTS * self.weights), least)
 
 
 def jitter(values: Sequence[float] | Floats) -> float:
-    """The standard deviation of a curve around its own course, from one value to the next.
+    """Estimate the standard deviation of a curve around its own course.
 
-    From the distance of each value to the mean of its neighbours, which is blind to a slope; by the median, so that
-    one spike does not count.
+    Each value is compared with the mean of its two neighbours, so a slope does not count; the median of the distances
+    is taken, so one spike does not count either.
 
     Args:
-        values: The curve; fewer than four values have none.
+        values: The curve, shape [T].
+
+    Returns:
+        The standard deviation; 0 for fewer than four values.
     """
     curve = np.asarray(values, np.float64)
     if len(curve) < 4:
@@ -81,13 +81,13 @@ def jitter(values: Sequence[float] | Floats) -> float:
 
 @dataclass(frozen=True)
 class Track:
-    """One loss over the validations that are compared: of the validation set, or of the probe.
+    """One loss, of the validation set or of the probe, over the validations that are compared.
 
     Attributes:
         values: Mean losses, shape [T].
-        rows: Losses of single examples at each, shape [T, K]; None where they are not known.
-        size: Examples in the set.
-        width: Validations that are averaged for a level.
+        rows: Losses of single examples, shape [T, K]; None if unknown.
+        size: Number of examples in the set.
+        width: Number of validations that are averaged to a level.
     """
 
     values: Floats
@@ -98,7 +98,7 @@ class Track:
 
     @staticmethod
     def of(points: Sequence[Point], which: Literal["val", "probe"]) -> "Track":
-        """The track of a history's points."""
+        """Take one loss from the points of a history."""
         values = np.array([getattr(p, f"{which}_loss") for p in points], np.float64)
         rows = [getattr(p, f"{which}_losses") for p in points]
         sizes = [getattr(p, f"{which}_size") or 0 for p in points]
@@ -109,37 +109,36 @@ class Track:
 
     @property
     def smooth(self) -> Floats:
-        """Centred means over ``width`` values, fewer at the two ends; shape [T]."""
+        """The level at each validation: a centred mean over ``width`` values, fewer at the ends; shape [T]."""
         if not self._levels:
             self._levels.append(np.array([self.values[self.window(i)].mean() for i in range(len(self.values))]))
         return self._levels[0]
 
     def window(self, index: int) -> slice:
-        """The validations whose mean is the level at one of them."""
+        """Return the validations whose mean is the level at ``index``."""
         half = min(self.width // 2, index, len(self.values) - 1 - index)
-        if index == len(self.values) - 1:  # the last level is of the last values: nothing comes after them
+        if index == len(self.values) - 1:  # nothing comes after the last level, so it is the mean of the last values
             return slice(max(0, index + 1 - self.width), index + 1)
         return slice(index - half, index + half + 1)
 
     def difference(self, first: int, second: int) -> Difference:
-        """The level at one validation minus that at another, with the noise of both.
+        """Return the level at one validation minus the level at another.
 
-        The noise has two parts: that of the examples, from a bootstrap over the differences of single examples, which
-        are known to be the same examples; and that of the weights, which move from one validation to the next.
+        Its noise has two parts: that of the examples, from a bootstrap over the differences of single examples, which
+        are the same examples at both; and that of the weights, from :func:`jitter`.
         """
         value = float(self.smooth[first] - self.smooth[second])
-        examples = math.sqrt(self._examples(self.window(first), self.window(second)))
+        examples = math.sqrt(self._example_variance(self.window(first), self.window(second)))
         return Difference(value, examples, math.hypot(self.level_noise(first), self.level_noise(second)))
 
     def level_noise(self, index: int) -> float:
-        """The standard error of a level that comes from the weights moving to and fro, as they do around it."""
+        """Return the part of a level's standard error that comes from the weights, estimated around ``index``."""
         window = self.window(index)
         reach = max(5, self.width)
         low = max(0, min(index - reach, len(self.values) - 2 * reach - 1))
         return jitter(self.values[low : max(index + reach, 2 * reach) + 1]) / math.sqrt(window.stop - window.start)
 
-    def _examples(self, first: slice, second: slice) -> float:
-        """The variance that comes from which examples the set happens to hold."""
+    def _example_variance(self, first: slice, second: slice) -> float:
         if self.rows is None:
             return 0.0
         change = self.rows[first].mean(axis=0, dtype=np.float64) - self.rows[second].mean(axis=0, dtype=np.float64)
@@ -147,42 +146,31 @@ class Track:
         return float(means.var() * len(change) / self.size)
 
     def search_bias(self, index: int) -> float:
-        """How far the lowest of many levels lies below their course by luck alone."""
+        """Return how far the lowest of many levels lies below their course by luck alone."""
         return self.level_noise(index) * math.sqrt(2 * math.log(max(len(self.values) / self.width, 1.0)))
 
 
 @lru_cache(maxsize=8)
 def _resamples(count: int) -> Floats:
-    """Weights of bootstrap resamples of ``count`` examples, the same each time; shape [resamples, count]."""
+    """Return the weights of bootstrap resamples of ``count`` examples, always the same; shape [resamples, count]."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(0)))
     weights: Floats = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
     return weights
 
 
-RISE = 0.05
-"""Of the best validation loss: a rise by less is no matter, however certain."""
-HIGH = 0.15
-"""Of chance: a probe loss above it is high."""
-AT_CHANCE = 0.95
-"""Of chance: a loss above it has not left chance."""
-
-
-def finite(point: Point) -> bool:
-    """Whether both losses are."""
-    return math.isfinite(point.val_loss) and math.isfinite(point.probe_loss)
-
-
-def reference_loss(history: History) -> float | None:
-    """The loss of a model that has learnt nothing: chance, else the loss at the start."""
-    for value in (history.chance, history.start):
-        if value is not None and math.isfinite(value) and value > 0:
-            return value
-    return None
+# -- both losses -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rise:
-    """A rise of the validation loss, its noise, since when, and whether it is beyond its noise."""
+    """The rise of the validation loss above its best.
+
+    Attributes:
+        value: Height of the rise.
+        noise: Its standard error.
+        since: Index of the validation from which it is measured.
+        risen: Whether it is beyond its noise, and large enough to matter.
+    """
 
     value: float
     noise: float
@@ -191,22 +179,47 @@ class Rise:
 
 
 @dataclass(frozen=True)
+class Fall:
+    """A fall of the probe loss up to the end of the run.
+
+    Attributes:
+        drop: How far it fell.
+        share: The fall for a quarter of the learning, as a share of the whole fall of the run.
+        share_noise: Standard error of ``share``.
+    """
+
+    drop: Difference
+    share: float
+    share_noise: float
+
+
+@dataclass(frozen=True)
 class Curves:
-    """The points that are compared, and what several rules ask of them."""
+    """The validations of a run that are compared, and the questions that several rules ask about them.
+
+    Attributes:
+        points: The validations at equal phases of the schedule (see :func:`same_phase`).
+        val: The validation loss.
+        probe: The probe loss.
+        best: Index of the lowest level of the validation loss.
+        learning: Share of the run's learning that was done at each validation; shape [T].
+        reference: Loss of a model that has learnt nothing: chance, else the loss at the start; None if unknown.
+        start: Training loss of the initial weights; None if unknown.
+    """
 
     points: tuple[Point, ...]
     val: Track
     probe: Track
-    best: int  # where the validation loss was lowest
-    done: Floats  # the share of the learning that was done at each
+    best: int
+    learning: Floats
     reference: float | None
     start: float | None
 
     @staticmethod
     def of(history: History) -> "Curves":
-        """The curves of a history with finite losses at its end."""
+        """Take the curves from a history whose last losses are finite."""
         known = tuple(p for p in history.points if finite(p))
-        compared = low_ends([p.lr for p in known])
+        compared = same_phase([p.lr for p in known])
         points = tuple(known[i] for i in compared)
         val, probe = Track.of(points, "val"), Track.of(points, "probe")
         best = int(np.argmin(val.smooth))
@@ -214,34 +227,34 @@ class Curves:
 
     @property
     def end(self) -> int:
-        """Index of the last validation."""
+        """The index of the last validation."""
         return len(self.points) - 1
-
-    def at(self, share: float) -> int:
-        """Where so much of the learning was done."""
-        return min(int(np.searchsorted(self.done, share)), self.end - 1)
 
     @property
     def probe_end(self) -> float:
-        """Level of the probe loss at the end."""
+        """The level of the probe loss at the end."""
         return float(self.probe.smooth[-1])
 
     @property
     def val_end(self) -> float:
-        """Level of the validation loss at the end."""
+        """The level of the validation loss at the end."""
         return float(self.val.smooth[-1])
+
+    def at(self, share: float) -> int:
+        """Return the index of the validation at which this share of the learning was done."""
+        return min(int(np.searchsorted(self.learning, share)), self.end - 1)
 
     @property
     def high(self) -> bool:
-        """Whether the probe loss is high at the end, or nothing says what is high."""
+        """Whether the probe loss is high at the end; True if no reference says what is high."""
         return self.reference is None or self.probe_end > HIGH * self.reference
 
     @property
-    def rise(self) -> "Rise":
-        """How far the validation loss is above its best.
+    def rise(self) -> Rise:
+        """The rise of the validation loss above its best.
 
-        The noise of a difference grows with the distance: over a long rise the losses of single examples drift far
-        apart. So the rise is looked for from the best on, and from some later levels, which are higher than the best.
+        The noise of a difference grows with the distance, because the losses of single examples drift apart. So the
+        rise is measured from the best level and from several later ones, which are higher, and the clearest is taken.
         """
         best = float(self.val.smooth[self.best])
         least = RISE * abs(best)
@@ -254,57 +267,112 @@ class Curves:
         risen, one, since = max(found, key=lambda f: (f[0], f[1].value / max(f[1].noise, 1e-300) if f[0] else -f[2]))
         return Rise(one.value, one.noise, since, risen)
 
-    def fall(self, index: int) -> "tuple[Difference, float, float]":
-        """By how much the probe loss fell since ``index``; what share that is of all it fell; the share's noise.
-
-        The share is that of a quarter of the learning, whatever the distance really was; its noise is one standard
-        error.
-        """
-        found = self.probe.difference(index, self.end)
+    def fall(self, since: int) -> Fall:
+        """Return the fall of the probe loss since a validation."""
+        drop = self.probe.difference(since, self.end)
         before = max([v for v in (self.reference, self.start) if v is not None] or [float(self.probe.values[0])])
         if self.reference is not None:
             before = min(before, 2 * self.reference)
         learnt = before - self.probe_end
-        distance = self.done[self.probe.window(self.end)].mean() - self.done[self.probe.window(index)].mean()
+        distance = self.learning[self.probe.window(self.end)].mean() - self.learning[self.probe.window(since)].mean()
         scale = 0.25 / max(distance, 0.05)
         if learnt <= 0:
-            return found, float(found.value > 0) * scale, 0.0
-        return found, float(found.value / learnt * scale), float(found.noise / learnt * scale)
+            return Fall(drop, float(drop.value > 0) * scale, 0.0)
+        return Fall(drop, float(drop.value / learnt * scale), float(drop.noise / learnt * scale))
+
+    @property
+    def first_at_best(self) -> int:
+        """The first validation whose loss equals the best one, within the noise of both."""
+        slack = RISE * float(self.val.smooth[self.best]) + 2 * math.sqrt(2) * self.val.level_noise(self.best)
+        return int(np.flatnonzero(self.val.smooth <= self.val.smooth[self.best] + slack)[0])
+
+    @property
+    def unstable(self) -> bool:
+        """Whether the probe loss ended above its own best by a fifth, and beyond its noise."""
+        lowest = int(np.argmin(self.probe.smooth))
+        least = 0.2 * self.probe_end + self.probe.search_bias(lowest)
+        return self.probe.difference(self.end, lowest).above(least)
+
+    def hardly_moved(self, since: int) -> bool:
+        """Return whether single examples kept the losses that they had at ``since``, and these losses differ.
+
+        A collapsed network gives all examples of a class the same loss; one that learns too slowly gives each its own.
+        """
+        rows = self.probe.rows
+        if rows is None:
+            return False
+        before, now = rows[since].astype(np.float64), rows[-1].astype(np.float64)
+        different = len(np.unique(np.round(now / max(self.probe_end, 1e-300), 5)))
+        if different < len(now) / 2 or before.std() == 0 or now.std() == 0:
+            return False
+        return float(np.corrcoef(before, now)[0, 1]) > 0.95
+
+
+def finite(point: Point) -> bool:
+    """Return whether both losses of a point are finite."""
+    return math.isfinite(point.val_loss) and math.isfinite(point.probe_loss)
+
+
+def reference_loss(history: History) -> float | None:
+    """Return the loss of a model that has learnt nothing: chance, else the loss at the start; None if unknown."""
+    for value in (history.chance, history.start):
+        if value is not None and math.isfinite(value) and value > 0:
+            return value
+    return None
 
 
 def _learning(points: tuple[Point, ...]) -> Floats:
-    """The share of the learning that was done at each point: of the steps, each counted by its rate."""
+    """Return the share of the learning done at each point: the steps so far, each weighted by its learning rate."""
     steps = np.array([p.step for p in points], np.float64)
-    rates = [p.lr for p in points]
-    known = all(rate is not None and math.isfinite(rate) for rate in rates) and any(rates)
-    rate = np.array(rates if known else [1.0] * len(points), np.float64)
-    made = np.diff(steps, prepend=0.0) * (rate + np.concatenate([rate[:1], rate[:-1]])) / 2
+    lrs = [p.lr for p in points]
+    known = all(lr is not None and math.isfinite(lr) for lr in lrs) and any(lrs)
+    lr = np.array(lrs if known else [1.0] * len(points), np.float64)
+    made = np.diff(steps, prepend=0.0) * (lr + np.concatenate([lr[:1], lr[:-1]])) / 2
     done: Floats = np.cumsum(made) / max(float(made.sum()), 1e-300)
     return done
 
 
-def reached(c: Curves) -> int:
-    """The first validation at which the loss was at its best, but for the noise of both."""
-    slack = RISE * float(c.val.smooth[c.best]) + 2 * math.sqrt(2) * c.val.level_noise(c.best)
-    return int(np.flatnonzero(c.val.smooth <= c.val.smooth[c.best] + slack)[0])
+def same_phase(lrs: Sequence[float | None]) -> list[int]:
+    """Choose the validations that lie at the same phase of a schedule, so that their losses can be compared.
 
+    A loss rises and falls with the learning rate. If the learning rate falls and rises again, only the low end of each
+    cycle is compared: the validations after which it rises by a tenth or more, and the last one if it is back down
+    there. If it never rises again after a fall, all are compared; a warmup makes no difference. So are they if it rises
+    again to less than a third of its peak: that is a run which was lengthened after its schedule had ended.
 
-def unstable(c: Curves) -> bool:
-    """Whether the probe loss is above its own best by a fifth, and beyond its noise."""
-    lowest = int(np.argmin(c.probe.smooth))
-    return c.probe.difference(c.end, lowest).above(0.2 * c.probe_end + c.probe.search_bias(lowest))
+    Args:
+        lrs: The learning rate at each validation.
 
+    Returns:
+        Indices; all of them if a learning rate is unknown or fewer than two low ends are left.
 
-def hardly_moved(c: Curves, since: int) -> bool:
-    """Whether single examples keep the losses they had half the learning ago, and not all the same ones.
-
-    A network that has collapsed gives all examples of a class the same loss; one that learns too slowly, each its own.
+    Example:
+        >>> same_phase([1.0, 0.1, 1.0, 0.1, 0.5, 1.0, 0.1])
+        [1, 3, 6]
+        >>> same_phase([0.1, 1.0, 0.5, 0.0])
+        [0, 1, 2, 3]
+        >>> same_phase([1.0, 0.5, 0.0, 0.1, 0.0])
+        [0, 1, 2, 3, 4]
     """
-    rows = c.probe.rows
-    if rows is None:
-        return False
-    before, now = rows[since].astype(np.float64), rows[-1].astype(np.float64)
-    different = len(np.unique(np.round(now / max(c.probe_end, 1e-300), 5)))
-    if different < len(now) / 2 or before.std() == 0 or now.std() == 0:
-        return False
-    return float(np.corrcoef(before, now)[0, 1]) > 0.95
+    every = list(range(len(lrs)))
+    known = [lr for lr in lrs if lr is not None and math.isfinite(lr)]
+    if len(known) < len(lrs) or not known:
+        return every
+    ends: list[int] = []
+    fallen = False
+    lowest = 0
+    peak = known[0]
+    for i, lr in enumerate(known):
+        if fallen and lr > _NEXT_CYCLE * known[lowest] and lr > known[lowest] + 0.02 * peak:
+            ends.append(lowest)
+            fallen, lowest = False, i
+        elif lr < known[lowest] or (fallen and lr <= known[lowest]):
+            fallen, lowest = True, i
+        elif not fallen:
+            lowest = i
+        peak = max(peak, lr)
+    if ends and fallen and known[lowest] <= _NEXT_CYCLE * max(known[i] for i in ends) and lowest == len(known) - 1:
+        ends.append(lowest)
+    if len(ends) < 2 or max(known[ends[0] :]) < _CYCLE_PEAK * max(known[: ends[0] + 1]):
+        return every
+    return ends

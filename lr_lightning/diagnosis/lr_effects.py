@@ -1,19 +1,22 @@
-"""What the rate did, measured: a table of rates, and which of the textbook's claims held. Pure functions."""
+"""The effects of the learning rate, measured: a table over learning rates, and which textbook claims held."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.statistics import holm, mean_ci
+from lr_lightning.diagnosis.verdict import Label
+from lr_lightning.errors import ArgumentError
 
-__all__ = ["CLAIMS", "Claim", "Row", "Trial", "claims", "matched_gap", "matched_level", "table"]
+__all__ = ["CLAIMS", "Claim", "Finding", "Row", "Trial", "claims", "matched_gap", "matched_level", "table"]
 
 Floats = NDArray[np.float64]
-_DRAWS = 20_000  # permutations that are drawn where there are too many to take all
+_MOST_EXACT = 20_000  # permutations that are all tried; if there are more, as many random ones
 
 
 @dataclass(frozen=True)
@@ -21,23 +24,25 @@ class Trial:
     """One run of the grid.
 
     Attributes:
-        lr: Its rate.
-        seed: Its seed.
-        verdict: Its label, with the detail where there is one.
-        diverged: Whether a loss was not finite, or far above chance.
+        lr: Learning rate.
+        seed: Random seed.
+        label: Label of the verdict.
+        verdict: The verdict as text: the label, with its detail if there is one.
+        diverged: Whether a loss was not finite or far above chance.
         steps: Optimizer steps made.
         device_seconds: Seconds times devices.
-        spikes: Jumps of the training loss above its smoothed course.
-        grad_ratio: 95th percentile of the gradient norm over its median; nan where there is none.
-        steps_to_target: Steps until the target; inf where it was not reached.
+        spikes: Number of jumps of the training loss above its smoothed course.
+        grad_ratio: 95th percentile of the gradient norm over its median; nan if unknown.
+        steps_to_target: Steps until the target; inf if the run never reached it.
         device_seconds_to_target: The same in device seconds.
-        val_loss: At the end of the budget; nan if it is not finite.
-        probe_loss: The same of the probe.
-        curve: (probe loss, validation loss) of each validation.
+        val_loss: Validation loss at the end of the budget; nan if not finite.
+        probe_loss: Probe loss at the end of the budget; nan if not finite.
+        curve: (probe loss, validation loss) at each validation.
     """
 
     lr: float
     seed: int
+    label: Label
     verdict: str
     diverged: bool
     steps: int
@@ -57,15 +62,18 @@ class Trial:
 
     @property
     def instability(self) -> float:
-        """Spikes in a thousand steps; inf where it diverged."""
+        """Spikes in a thousand steps; inf if the run diverged."""
         return math.inf if self.diverged else 1000.0 * self.spikes / max(self.steps, 1)
 
 
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
 def matched_level(trials: Sequence[Trial]) -> float:
-    """The probe loss at which gaps are compared: the lowest that every run that reached the target came down to.
+    """Return the probe loss at which gaps are compared: the lowest that every run reached that reached the target.
 
     Returns:
-        nan if no run reached it.
+        nan if no run reached the target.
     """
     able = [t for t in trials if not t.diverged and math.isfinite(t.steps_to_target)]
     lowest = [min((p for p, _ in t.curve if math.isfinite(p)), default=math.inf) for t in able]
@@ -73,13 +81,16 @@ def matched_level(trials: Sequence[Trial]) -> float:
 
 
 def matched_gap(trial: Trial, level: float) -> float:
-    """The gap where a run's probe loss first came down to a level, between two validations in the probe loss's log.
+    """Return the gap at which a run's probe loss first fell to ``level``.
+
+    It is interpolated between two validations, linearly in the logarithm of the probe loss.
 
     Returns:
-        nan if it never did, or had come down to half of it by the first validation.
+        nan if the probe loss never fell to ``level``, or was below half of it at the first validation.
 
     Example:
-        >>> trial = Trial(0.1, 0, "healthy", False, 2, 1.0, 0, 1.0, 1, 1.0, 1.5, 0.1, ((1.0, 1.0), (0.1, 1.5)))
+        >>> curve = ((1.0, 1.0), (0.1, 1.5))
+        >>> trial = Trial(0.1, 0, Label.HEALTHY, "healthy", False, 2, 1.0, 0, 1.0, 1, 1.0, 1.5, 0.1, curve)
         >>> round(matched_gap(trial, 0.1), 3)
         1.4
     """
@@ -98,22 +109,24 @@ def matched_gap(trial: Trial, level: float) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured at one rate. Each pair is a mean over the seeds and the half width of its CI; nan: unknown.
+    """The results at one learning rate.
+
+    Each pair is a mean over the seeds and half the width of its confidence interval; nan if unknown.
 
     Attributes:
-        lr: The rate.
-        runs: How many seeds.
-        diverged: How many of them diverged.
-        reached: How many reached the target; only these are in the two numbers to the target.
-        steps_to_target: Speed.
-        device_seconds_to_target: Cost.
-        spikes: In a thousand steps, of runs that did not diverge.
+        lr: Learning rate.
+        runs: Number of seeds.
+        diverged: How many runs diverged; they are in no mean but those to the target.
+        reached: How many runs reached the target; only these are in the two means to the target.
+        steps_to_target: Steps until the target.
+        device_seconds_to_target: Device seconds until the target.
+        spikes: Spikes in a thousand steps.
         grad_ratio: 95th percentile of the gradient norm over its median.
-        val_loss: At the end of the budget.
-        probe_loss: The same.
-        gap: The same: validation minus probe loss.
+        val_loss: Validation loss at the end of the budget.
+        probe_loss: Probe loss at the end of the budget.
+        gap: Validation minus probe loss at the end of the budget.
         gap_matched: The gap where the probe loss is :func:`matched_level`.
-        matched: How many runs reached that.
+        matched: How many runs reached that level.
         verdicts: How often each verdict was given, the most frequent first.
     """
 
@@ -134,23 +147,27 @@ class Row:
 
 
 def table(trials: Sequence[Trial], level: float = 0.95) -> list[Row]:
-    """A row for each rate, the lowest first.
+    """Summarize the runs at each learning rate.
 
     Args:
         trials: The runs.
-        level: Of the confidence intervals: Student's, over the seeds; with one run there is none.
+        level: Level of the confidence intervals, which are Student's, over the seeds. One run has none.
+
+    Returns:
+        A row for each learning rate, the lowest first.
     """
     matched = matched_level(trials)
     rows = []
     for lr in sorted({t.lr for t in trials}):
         mine = [t for t in trials if t.lr == lr]
         alive = [t for t in mine if not t.diverged]
-        labels = [t.verdict for t in mine]
-        counts = sorted(((v, labels.count(v)) for v in set(labels)), key=lambda pair: (-pair[1], pair[0]))
+        verdicts = [t.verdict for t in mine]
+        counts = sorted(((v, verdicts.count(v)) for v in set(verdicts)), key=lambda pair: (-pair[1], pair[0]))
         gaps = [matched_gap(t, matched) for t in alive]
 
-        def mean(of: Callable[[Trial], float], among: list[Trial] = alive) -> tuple[float, float]:
-            return _mean([of(t) for t in among], level)
+        def mean(values: Sequence[float]) -> tuple[float, float]:
+            known = mean_ci([v for v in values if math.isfinite(v)], level)
+            return known.mean, known.half
 
         rows.append(
             Row(
@@ -158,14 +175,14 @@ def table(trials: Sequence[Trial], level: float = 0.95) -> list[Row]:
                 runs=len(mine),
                 diverged=len(mine) - len(alive),
                 reached=sum(math.isfinite(t.steps_to_target) for t in mine),
-                steps_to_target=mean(lambda t: t.steps_to_target, mine),
-                device_seconds_to_target=mean(lambda t: t.device_seconds_to_target, mine),
-                spikes=mean(lambda t: t.instability),
-                grad_ratio=mean(lambda t: t.grad_ratio),
-                val_loss=mean(lambda t: t.val_loss),
-                probe_loss=mean(lambda t: t.probe_loss),
-                gap=mean(lambda t: t.gap),
-                gap_matched=_mean(gaps, level),
+                steps_to_target=mean([t.steps_to_target for t in mine]),
+                device_seconds_to_target=mean([t.device_seconds_to_target for t in mine]),
+                spikes=mean([t.instability for t in alive]),
+                grad_ratio=mean([t.grad_ratio for t in alive]),
+                val_loss=mean([t.val_loss for t in alive]),
+                probe_loss=mean([t.probe_loss for t in alive]),
+                gap=mean([t.gap for t in alive]),
+                gap_matched=mean(gaps),
                 matched=sum(math.isfinite(g) for g in gaps),
                 verdicts=tuple(counts),
             )
@@ -173,16 +190,9 @@ def table(trials: Sequence[Trial], level: float = 0.95) -> list[Row]:
     return rows
 
 
-def _mean(values: Sequence[float], level: float) -> tuple[float, float]:
-    """The mean of the finite values, and half the width of its confidence interval."""
-    known = mean_ci([v for v in values if math.isfinite(v)], level)
-    return known.mean, known.half
-
-
 # -- the claims ------------------------------------------------------------------------------------------------------
 
-_Measure = Callable[[Trial, float], float]
-_MEASURES: dict[str, _Measure] = {
+_MEASURES: dict[str, Callable[[Trial, float], float]] = {
     "steps to the target": lambda t, level: t.steps_to_target,
     "device seconds to the target": lambda t, level: t.device_seconds_to_target,
     "spikes in 1000 steps": lambda t, level: t.instability,
@@ -192,35 +202,44 @@ _MEASURES: dict[str, _Measure] = {
 }
 
 CLAIMS: tuple[tuple[str, str, str, int], ...] = (
-    ("a high rate converges faster", "high", "steps to the target", -1),
-    ("a high rate costs less device time", "high", "device seconds to the target", -1),
-    ("a high rate is less stable", "high", "spikes in 1000 steps", 1),
-    ("a high rate overfits", "high", "gap at the end of the budget", 1),
-    ("a high rate overfits, at the same probe loss", "high", "gap at matched probe loss", 1),
-    ("a low rate is more stable", "low", "spikes in 1000 steps", -1),
-    ("a low rate is slower", "low", "steps to the target", 1),
-    ("a low rate is dearer", "low", "device seconds to the target", 1),
-    ("a low rate underfits", "low", "probe loss at the end of the budget", 1),
+    ("a high learning rate converges faster", "high", "steps to the target", -1),
+    ("a high learning rate costs less device time", "high", "device seconds to the target", -1),
+    ("a high learning rate is less stable", "high", "spikes in 1000 steps", 1),
+    ("a high learning rate overfits", "high", "gap at the end of the budget", 1),
+    ("a high learning rate overfits, at the same probe loss", "high", "gap at matched probe loss", 1),
+    ("a low learning rate is more stable", "low", "spikes in 1000 steps", -1),
+    ("a low learning rate is slower", "low", "steps to the target", 1),
+    ("a low learning rate costs more device time", "low", "device seconds to the target", 1),
+    ("a low learning rate underfits", "low", "probe loss at the end of the budget", 1),
 )
-"""What textbooks say: the claim, of which rates, by which measure, and which way."""
+"""The textbook claims: text, which learning rates, the measure, and the sign of the expected difference."""
+
+
+class Finding(StrEnum):
+    """What the runs say about a claim."""
+
+    HELD = "held"
+    OPPOSITE_HELD = "the opposite held"
+    NOT_SHOWN = "not shown"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, and what became of it.
+    """A claim and its test.
 
     Attributes:
         text: The claim.
-        outcome: ``"held"``, ``"the opposite held"`` or ``"not shown"``.
-        measure: By what it was measured.
-        share: In what share of the pairs of runs, one at such a rate and one at the reference, it was so; ties half.
-        p: Of a share as far from a half, were there no difference: a two-sided permutation test of the ranks.
-        adjusted: p with Holm's correction over all claims; the outcome is by this one.
-        runs: How many runs at such rates, and how many at the reference, could be compared.
+        outcome: The finding at the adjusted p.
+        measure: Name of the measure.
+        share: Share of the pairs of runs, one at such a learning rate and one at the reference, for which the claim is
+            true; a tie counts a half.
+        p: Two-sided permutation p-value of the ranks.
+        adjusted: p with Holm's correction over all claims.
+        runs: How many runs at such learning rates, and how many at the reference, were compared.
     """
 
     text: str
-    outcome: str
+    outcome: Finding
     measure: str
     share: float
     p: float
@@ -229,57 +248,56 @@ class Claim:
 
 
 def claims(trials: Sequence[Trial], reference: float, alpha: float = 0.05) -> list[Claim]:
-    """Which of :data:`CLAIMS` held: of the rates above, or below, the reference against it.
+    """Test :data:`CLAIMS`: compare the learning rates above, or below, a reference with it.
 
-    The runs are compared by rank, so that a run that never reached the target counts as the slowest, and one that
-    diverged as the least stable. With few runs nothing can be shown, and that is what it says.
+    The runs are compared by rank, so a run that never reached the target counts as the slowest, and one that diverged
+    as the least stable. With few runs nothing can be shown, and that is the finding.
 
     Args:
         trials: The runs.
-        reference: One of their rates, chosen before they were seen: the best of them, chosen afterwards, would be best
-            by luck as well, and every other rate would look worse than it is.
-        alpha: A claim held, or its opposite, where its adjusted p is below it: the chance of any false finding at all.
-            A claim that no run speaks to counts in the correction, since which these are is known only afterwards.
+        reference: A learning rate of the runs that was chosen before they were seen. The best of them would be best by
+            luck as well, and every other one would look worse than it is.
+        alpha: The chance of any false finding at all: a claim, or its opposite, held if its adjusted p is below it. A
+            claim that no run can test counts in the correction too, since that is known only afterwards.
 
     Raises:
-        ValueError: No run has the reference rate.
+        ArgumentError: No run has the reference learning rate.
     """
     if not any(t.lr == reference for t in trials):
-        raise ValueError(f"reference must be a rate of the trials, got {reference:g}")
+        raise ArgumentError(f"reference must be a learning rate of the trials, got {reference:g}")
     level = matched_level(trials)
+    ours = [t for t in trials if t.lr == reference]
     tested = []
     for _, side, measure, sign in CLAIMS:
         theirs = [t for t in trials if (t.lr > reference if side == "high" else t.lr < reference)]
-        ours = [t for t in trials if t.lr == reference]
         some, others = (
             np.array([v for t in group if not math.isnan(v := _MEASURES[measure](t, level))])
             for group in (theirs, ours)
         )
         tested.append((*_rank_test(sign * some, sign * others), (len(some), len(others))))
     found = []
-    for (text, _, measure, _), (share, p, runs), adjusted in zip(
-        CLAIMS, tested, holm([p for _, p, _ in tested]), strict=True
-    ):
-        outcome = "not shown" if not adjusted < alpha else "held" if share > 0.5 else "the opposite held"
-        found.append(Claim(text, outcome, measure, share, p, adjusted, runs))
+    corrected = holm([p for _, p, _ in tested])
+    for (text, _, measure, _), (share, p, runs), adjusted in zip(CLAIMS, tested, corrected, strict=True):
+        shown = Finding.HELD if share > 0.5 else Finding.OPPOSITE_HELD
+        found.append(Claim(text, shown if adjusted < alpha else Finding.NOT_SHOWN, measure, share, p, adjusted, runs))
     return found
 
 
 def _rank_test(some: Floats, others: Floats) -> tuple[float, float]:
-    """In what share of pairs the first is larger, and a two-sided permutation p-value of that."""
+    """Return the share of pairs in which the first is larger, and its two-sided permutation p-value."""
     if not len(some) or not len(others):
         return math.nan, 1.0
     every = np.concatenate([some, others])
     above = (every[:, None] > every[None, :]) + 0.5 * (every[:, None] == every[None, :])
     n, few = len(every), len(others)
     possible = math.comb(n, few)
-    if possible <= _DRAWS:
+    if possible <= _MOST_EXACT:
         drawn = np.array(list(combinations(range(n), few)))
     else:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(0)))
-        drawn = np.stack([rng.permutation(n)[:few] for _ in range(_DRAWS)])
-    totals = above.sum(axis=0)  # how often each is beaten by any; pairs among the drawn ones count a half each
-    shares = (totals[drawn].sum(axis=1) - few * few / 2) / (few * (n - few))
-    share = float((totals[np.arange(len(some), n)].sum() - few * few / 2) / (few * (n - few)))
+        drawn = np.stack([rng.permutation(n)[:few] for _ in range(_MOST_EXACT)])
+    beaten = above.sum(axis=0)  # how often each value is beaten by any; pairs among the drawn ones count a half each
+    shares = (beaten[drawn].sum(axis=1) - few * few / 2) / (few * (n - few))
+    share = float((beaten[np.arange(len(some), n)].sum() - few * few / 2) / (few * (n - few)))
     extreme = int((np.abs(shares - 0.5) >= abs(share - 0.5) - 1e-12).sum())
-    return share, extreme / len(drawn) if possible <= _DRAWS else (extreme + 1) / (len(drawn) + 1)
+    return share, extreme / len(drawn) if possible <= _MOST_EXACT else (extreme + 1) / (len(drawn) + 1)

@@ -1,4 +1,4 @@
-"""Means with intervals, exact tests and their correction: what comparisons between runs are made of. Pure functions."""
+"""Means with intervals, exact tests, and the correction for several of them: pure functions."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from scipy import stats
 __all__ = ["Mean", "bootstrap_ci", "holm", "mean_ci", "permutation_p", "seeds_needed", "sign_flip_p"]
 
 _RESAMPLES = 9999
-_MOST_EXACT = 1 << 16  # sign flips or splits that are all tried; beyond, a random sample of them
+_MOST_EXACT = 1 << 16  # sign flips or splits that are all tried; if there are more, a random sample
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Mean:
     """A mean with its t interval.
 
     Attributes:
-        n: How many values.
-        mean: Their mean; nan of none.
-        low: Lower end of the interval; nan of fewer than two values.
-        high: Upper end.
+        n: Number of values.
+        mean: Their mean; nan if there are none.
+        low: Lower end of the interval; nan for fewer than two values.
+        high: Upper end of the interval.
     """
 
     n: int
@@ -33,16 +33,16 @@ class Mean:
 
     @property
     def half(self) -> float:
-        """Half the width of the interval; nan where there is none."""
+        """Half the width of the interval; nan if there is none."""
         return (self.high - self.low) / 2
 
 
 def mean_ci(values: ArrayLike, level: float = 0.95) -> Mean:
-    """Mean and Student's t interval of independent values, e.g. one for each seed.
+    """Return the mean and Student's t interval of independent values, such as one for each seed.
 
     Args:
         values: Any number of finite values.
-        level: Of the interval, within (0, 1).
+        level: Level of the interval, in (0, 1).
 
     Example:
         >>> m = mean_ci([1.0, 2.0, 3.0])
@@ -58,17 +58,17 @@ def mean_ci(values: ArrayLike, level: float = 0.95) -> Mean:
 
 
 def bootstrap_ci(first: ArrayLike, second: ArrayLike | None = None, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval (BCa) of a mean, or of the difference of two independent means.
+    """Return the bootstrap interval (BCa) of a mean, or of the difference of two independent means.
 
-    The same values always give the same interval. From few values it is too narrow.
+    The same values always give the same interval. It is too narrow for few values.
 
     Args:
         first: Values, or differences of pairs.
         second: Values of the other group, or None.
-        level: Of the interval.
+        level: Level of the interval.
 
     Returns:
-        Lower and upper end; both nan of fewer than three values, both the mean where all values are equal.
+        Lower and upper end; both nan for fewer than three values, both the mean if all values are equal.
     """
     a = np.asarray(first, np.float64)
     b = None if second is None else np.asarray(second, np.float64)
@@ -101,15 +101,19 @@ def bootstrap_ci(first: ArrayLike, second: ArrayLike | None = None, level: float
 
 
 def sign_flip_p(differences: ArrayLike) -> float:
-    """Two-sided p of paired differences under the hypothesis that each could as well have the other sign.
+    """Return the two-sided p of paired differences, if each could as well have the other sign.
 
-    Exact up to 16 pairs, from a fixed random sample of sign flips beyond. Fisher 1935, The Design of Experiments, §21.
+    Exact up to 16 pairs; for more, from a fixed random sample of sign flips. Source: Fisher 1935, The Design of
+    Experiments, §21.
 
     Args:
-        differences: One for each pair; nan of none.
+        differences: One for each pair.
+
+    Returns:
+        p; nan if there are no pairs.
 
     Example:
-        >>> sign_flip_p([0.1, 0.2, 0.3, 0.1, 0.2, 0.3])  # the smallest there is for six pairs: 2 / 2**6
+        >>> sign_flip_p([0.1, 0.2, 0.3, 0.1, 0.2, 0.3])  # the smallest p of six pairs: 2 / 2**6
         0.03125
     """
     d = np.asarray(differences, np.float64)
@@ -121,20 +125,23 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 
 def permutation_p(first: ArrayLike, second: ArrayLike) -> float:
-    """Two-sided p of the difference of two independent means, under the hypothesis that the labels are arbitrary.
+    """Return the two-sided p of the difference of two independent means, if the labels are arbitrary.
 
-    Exact up to 65,536 ways to split the values, from a fixed random sample of them beyond.
+    Exact up to 65,536 ways to split the values; for more, from a fixed random sample of them.
 
     Args:
         first: Values of one group.
-        second: Values of the other; nan where either is empty.
+        second: Values of the other group.
+
+    Returns:
+        p; nan if a group is empty.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if a.size == 0 or b.size == 0:
         return math.nan
     if a.size + b.size == 2 or np.ptp(np.concatenate([a, b])) == 0:
         return 1.0
-    if min(a.size, b.size) == 1:  # scipy takes no sample of one: any of the values could have been the single one
+    if min(a.size, b.size) == 1:  # scipy refuses a sample of one: any value could have been the single one
         one, pool = (a[0], np.concatenate([a, b])) if a.size == 1 else (b[0], np.concatenate([b, a]))
         return min(1.0, 2 * float(min((pool <= one).mean(), (pool >= one).mean())))
     return _p(stats.permutation_test((a, b), _mean_difference, permutation_type="independent", **_how()))
@@ -153,12 +160,12 @@ def _p(result: Any) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Adjust p values of several comparisons, so that the chance of any false finding stays at the level.
+    """Adjust the p-values of several comparisons, so that the chance of any false finding stays at the level.
 
-    Holm 1979, "A simple sequentially rejective multiple test procedure".
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
 
     Args:
-        ps: Unadjusted; nan stays nan and does not count as a comparison.
+        ps: Unadjusted p-values; nan stays nan and does not count as a comparison.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -174,10 +181,10 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(comparisons: int = 1, *, paired: bool = True, level: float = 0.05) -> int:
-    """Seeds for each group below which no result, however clear, could be told from chance.
+    """Return the fewest seeds for each group with which a clear difference can be significant.
 
     Args:
-        comparisons: How many p values Holm's correction is over, >= 1.
+        comparisons: Number of p-values that Holm's correction is over, >= 1.
         paired: Whether the two groups have the same seeds.
         level: Significance level.
 

@@ -3,14 +3,16 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from lr_lightning.errors import ArgumentError
+
 Indices = NDArray[np.int64]
 
 
 def _allocate(counts: Indices, total: int, lower: Indices, upper: Indices) -> Indices:
-    """Share ``total`` among classes in proportion to ``counts`` (largest remainder), within ``lower`` and ``upper``."""
+    """Share ``total`` among classes by ``counts`` (largest remainder), between ``lower`` and ``upper``."""
     exact = counts * (total / max(int(counts.sum()), 1))
     share: Indices = np.clip(np.floor(exact).astype(np.int64), lower, upper)
-    # The bounds may have moved the sum either way: correct one example at a time, where it distorts least.
+    # The bounds may have changed the sum: correct it one example at a time, in the class that this distorts least.
     while (missing := total - int(share.sum())) != 0:
         step = 1 if missing > 0 else -1
         room = share < upper if step > 0 else share > lower
@@ -22,7 +24,7 @@ def _allocate(counts: Indices, total: int, lower: Indices, upper: Indices) -> In
 
 
 def _pick(labels: NDArray[np.int64], classes: Indices, share: Indices, seed: int) -> Indices:
-    """Draw ``share[k]`` random examples of ``classes[k]``; sorted indices."""
+    """Draw ``share[k]`` random examples of ``classes[k]``; return sorted indices."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     picked = [rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, share, strict=True)]
     return np.sort(np.concatenate(picked)) if picked else np.empty(0, np.int64)
@@ -31,25 +33,26 @@ def _pick(labels: NDArray[np.int64], classes: Indices, share: Indices, seed: int
 def stratified_split(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Hold out a fraction of the examples, the same fraction of each class.
 
-    A class with two examples or more has at least one on each side; a class with a single example keeps it.
+    A class with at least two examples has at least one on each side. A single example is kept.
 
     Args:
         labels: Class of each example, shape [N].
         fraction: Share to hold out, in (0, 1).
-        seed: Seed of the draw; nothing else influences it. At least 0.
+        seed: Seed of the draw, >= 0; nothing else influences it.
 
     Returns:
         Two sorted index arrays, (keep, held_out), that partition ``range(N)``.
 
     Raises:
-        ValueError: If ``fraction`` is not in (0, 1).
+        ArgumentError: ``fraction`` is not in (0, 1).
 
-    >>> keep, held_out = stratified_split(np.array([0, 0, 0, 0, 1, 1, 1, 1, 2]), 0.25, seed=0)
-    >>> [int((held_out < 4).sum()), int((held_out >= 4).sum()), 8 in keep]
-    [1, 1, True]
+    Example:
+        >>> keep, held_out = stratified_split(np.array([0, 0, 0, 0, 1, 1, 1, 1, 2]), 0.25, seed=0)
+        >>> [int((held_out < 4).sum()), int((held_out >= 4).sum()), 8 in keep]
+        [1, 1, True]
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction must be in (0, 1), got {fraction}")
+        raise ArgumentError(f"fraction must be in (0, 1), got {fraction}")
     classes, counts = np.unique(labels, return_counts=True)
     several = (counts >= 2).astype(np.int64)
     share = _allocate(counts, round(len(labels) * fraction), lower=several, upper=counts - 1)
@@ -63,17 +66,17 @@ def stratified_subset(labels: NDArray[np.int64], size: int, seed: int) -> Indice
 
     Args:
         labels: Class of each example, shape [N].
-        size: Number of examples; all N if it is larger. At least 0.
-        seed: Seed of the draw; nothing else influences it. At least 0.
+        size: Number of examples, >= 0; all N if it is larger.
+        seed: Seed of the draw, >= 0; nothing else influences it.
 
     Returns:
         Sorted indices, shape [min(size, N)].
 
     Raises:
-        ValueError: If ``size`` is negative.
+        ArgumentError: ``size`` is negative.
     """
     if size < 0:
-        raise ValueError(f"size must be >= 0, got {size}")
+        raise ArgumentError(f"size must be >= 0, got {size}")
     classes, counts = np.unique(labels, return_counts=True)
     share = _allocate(counts, min(size, len(labels)), lower=np.zeros_like(counts), upper=counts)
     return _pick(labels, classes, share, seed)

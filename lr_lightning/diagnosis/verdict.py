@@ -1,105 +1,104 @@
-"""Over- or underfitting, or neither: a pure function of what a run measured at its validations."""
+"""The verdict on a run: its label, the reason, the numbers that decided, the advice, and the text of them all."""
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from types import MappingProxyType
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
 
-import numpy as np
-
-from lr_lightning.diagnosis.advice import advise, can_train_longer, sufficient_epochs
-from lr_lightning.diagnosis.curves import (
-    AT_CHANCE,
-    RISE,
-    Curves,
-    finite,
-    hardly_moved,
-    jitter,
-    reached,
-    reference_loss,
-    unstable,
-)
-from lr_lightning.diagnosis.history import History, Point
-
-__all__ = ["LABELS", "Verdict", "diagnose", "in_words"]
-
-# --- The numbers behind a verdict, in words.
+__all__ = ["Advice", "Label", "Reason", "Verdict"]
 
 Numbers = Mapping[str, float]
 
-
-def in_words(numbers: Numbers) -> list[str]:
-    """What was measured, a line for each quantity; "±" is one standard error.
-
-    Args:
-        numbers: A verdict's evidence, by name.
-    """
-    lines = [_validation(numbers), _probe(numbers), _gap(numbers), _chance(numbers)]
-    lines += [_rate(numbers), _length(numbers)]
-    return [line for line in lines if line]
+_AT_ITS_END = 0.98  # share of the planned steps: a run that made as many counts as complete
 
 
-def _validation(n: Numbers) -> str:
-    said = [f"{n['val_loss']:.3g} at the end"] if "val_loss" in n else []
-    if "best_val_loss" in n:
-        at = f" (epoch {n['best_epoch']:.3g})" if "best_epoch" in n else ""
-        said.append(f"{n['best_val_loss']:.3g} at its best{at}")
-    if n.get("rise", 0.0) > 0:
-        since = f"since epoch {n['rise_since_epoch']:.3g}" if "rise_since_epoch" in n else "since then"
-        said.append(f"up by {_measured(n, 'rise')} {since}")
-    if "val_fall" in n:
-        said.append(f"{_moved(n, 'val_fall')} in the last quarter")
-    return f"validation loss: {'; '.join(said)}" if said else ""
+class Label(StrEnum):
+    """The possible verdicts. The value is stored as the tag ``verdict`` of a run."""
+
+    DIVERGED = "diverged"
+    OVERFITTING = "overfitting"
+    UNDERFITTING = "underfitting"
+    COLLAPSED = "collapsed"
+    HEALTHY = "healthy"
+    INCONCLUSIVE = "inconclusive"
 
 
-def _probe(n: Numbers) -> str:
-    said = [f"{n['probe_loss']:.3g} at the end"] if "probe_loss" in n else []
-    if "lowest_probe_loss" in n:
-        said.append(f"{n['lowest_probe_loss']:.3g} at its lowest")
-    if "probe_loss_at_best" in n:
-        said.append(f"{n['probe_loss_at_best']:.3g} where the validation was best")
-        said.append(f"{_moved(n, 'probe_fall')} since then")
-    elif "probe_fall_since_epoch" in n:
-        said.append(f"{_moved(n, 'probe_fall')} since epoch {n['probe_fall_since_epoch']:.3g}")
-    return f"probe loss, of training images: {'; '.join(said)}" if said else ""
+class Reason(Enum):
+    """Why a verdict has its label, where a label has several reasons. The value is the text, with its numbers open."""
+
+    # diverged
+    NOT_FINITE = "a loss is not finite"
+    FAR_ABOVE_CHANCE = "far above chance"
+    # overfitting
+    MEMORISED = "memorised"
+    GAP = "gap"
+    RECEDING = "receding"
+    # underfitting
+    UNDER_TRAINED = "under-trained"
+    LIMITED = "limited"
+    # inconclusive
+    TOO_FEW = "{validations:.0f} validations are too few, {needed:.0f} are needed"
+    UNSTABLE = "the probe loss rose above its own best: unstable"
+    PROBE_NOT_FALLING = "the validation loss rose, but the probe loss did not keep falling"
+    RESTLESS_AT_CHANCE = "near chance, neither falling nor at rest"
+    NO_REFERENCE = "neither chance nor the loss at the start is known"
 
 
-def _gap(n: Numbers) -> str:
-    return f"gap, validation − probe loss: {n['gap']:.3g}" if "gap" in n else ""
+class Advice(Enum):
+    """What to try next. The value is the sentence, with its numbers open."""
 
-
-def _chance(n: Numbers) -> str:
-    return f"chance, the loss of a model that knows nothing: {n['chance_loss']:.3g}" if "chance_loss" in n else ""
-
-
-def _rate(n: Numbers) -> str:
-    return f"learning rate: {n['lr']:.3g} at the end; {n['peak_lr']:.3g} at its peak" if "lr" in n else ""
-
-
-def _length(n: Numbers) -> str:
-    if "epochs" not in n:
-        return ""
-    done = f", {n['planned']:.0%} of the run" if n.get("planned", 1.0) < 1 else ""
-    return f"measured: {n['validations']:.0f} validations in {n['epochs']:.3g} epochs{done}"
-
-
-def _moved(n: Numbers, fall: str) -> str:
-    """The fall ``fall`` as a movement: down, or up."""
-    return f"{'down' if n[fall] >= 0 else 'up'} by {_measured(n, fall)}"
-
-
-def _measured(n: Numbers, key: str) -> str:
-    return f"{abs(n[key]):.2g} ± {n[f'{key}_noise']:.2g}"
-
-
-LABELS = ("diverged", "overfitting", "underfitting", "collapsed", "healthy", "inconclusive")
-
-_FEWEST = 4  # validations; with fewer only a divergence can be told
-_DIVERGED = 1.5  # times the larger of start and chance
-_STILL = 0.1  # of all that was learnt: falling by less in the last quarter counts as having stopped
-_BY_HEART = 0.02  # of chance: a probe loss below it is that of examples learnt by heart
-_WIDE = 0.1  # of chance: a gap above it is wide
+    # a learning rate that is too high
+    LOWER_LR_TENFOLD = (
+        "Lower the learning rate, which went up to {peak_lr:.3g}, tenfold at a time until the loss falls: "
+        "{tenth:.3g}, {hundredth:.3g}, {thousandth:.3g}, ..."
+    )
+    LOWER_LR = "Lower the learning rate tenfold at a time until the loss falls."
+    WARM_UP_OR_CLIP = (
+        "The run had learnt before it diverged: a longer warmup or gradient clipping may allow a learning rate as high."
+    )
+    LOWER_LR_AND_WARM_UP = (
+        "Lower the learning rate{to_a_tenth}, and warm up: nothing was learnt, and a learning rate that is too high "
+        "kills a network's units."
+    )
+    LOWER_UNSTABLE_LR = "Lower the learning rate from {peak_lr:.3g} to {third:.3g}, or cool it down: the loss swings."
+    # a learning rate that is too low
+    RAISE_LR_TENFOLD = (
+        "Raise the learning rate, which went up to {peak_lr:.3g}, tenfold at a time until the loss falls quickly: "
+        "{tenfold:.3g}, {hundredfold:.3g}, {thousandfold:.3g}, ..."
+    )
+    RAISE_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: little was learnt."
+    RAISE_CALM_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: the loss falls slowly and smoothly."
+    # a learning rate that is still high at the end
+    COOL_DOWN = "Cool down: {lr_is_high}. Let it fall to 0 at the end."
+    COOL_DOWN_EARLIER = "Cool down: {lr_is_high}. Let it fall to 0 by about epoch {length:.0f}."
+    COOL_DOWN_FIRST = "Cool down: {lr_is_high}, which may be what keeps the loss up."
+    # the length of the run
+    SHORTEN_AFTER_RISE = (
+        "Shorten the run: the validation loss rose after epoch {onset:.0f} of {epochs:.0f}, so a schedule that ends at "
+        "about epoch {length:.0f} is enough."
+    )
+    SHORTEN_AFTER_STANDSTILL = (
+        "Shorten the run: the validation loss gained nothing after epoch {onset:.0f} of {epochs:.0f}, so a schedule "
+        "that ends at about epoch {length:.0f} is enough."
+    )
+    LENGTHEN_FIRST = "The validation loss is falling again: lengthen the run before you shorten it."
+    TRAIN_LONGER_PROBE_FALLS = (
+        "{train_longer}: the probe loss fell by {probe_fall:.2g} since epoch {probe_fall_since_epoch:.0f}."
+    )
+    TRAIN_LONGER_PROBE_NOISY = (
+        "{train_longer}: the probe loss is high ({probe_level}), and too noisy to tell whether it still falls."
+    )
+    TRAIN_LONGER_VAL_FALLS = "{train_longer}: the validation loss still fell by {val_fall:.2g} in the last quarter."
+    # the data, the network, the measurement
+    CHECK_LABELS = (
+        "The validation is no better than chance: check that the labels are right and match those of the validation."
+    )
+    REGULARISE = "Regularise: more or augmented data, dropout, weight decay."
+    SCALE_LOGITS = "Scale the logits by one temperature, or smooth the labels: the gap is overconfidence."
+    ENLARGE = "Use a larger network or regularise less: the probe loss has stopped at {probe_level}."
+    NOISY_LABELS = "If the labels are noisy or the classes overlap, the loss may be as low as it can get."
+    INSPECT_NETWORK = "If that changes nothing, look at the network: its size, its initialisation, its last layer."
+    MEASURE_MORE = "Train longer, or validate more often."
+    GIVE_CHANCE = "Give the loss of a model that knows nothing: OverfittingMonitor(chance=...)."
 
 
 @dataclass(frozen=True)
@@ -107,269 +106,156 @@ class Verdict:
     """What a run's curves say.
 
     Attributes:
-        label: One of :data:`LABELS`.
-        detail: ``"under-trained"``, ``"limited"``, or empty where the noise hides which (underfitting);
-            ``"memorised"``, ``"gap"`` or ``"receding"``, where the validation loss is falling again (overfitting);
-            what diverged, or why nothing can be said; else empty.
-        onset_epoch: Overfitting: the last epoch at which the validation loss was at its best but for its jitter, after
-            which it rose, or, of a gap, the first; diverged: the first bad one. None otherwise.
+        label: The verdict.
+        reason: Why, where the label has several reasons. None for underfitting means that the noise hides whether the
+            run is under-trained or limited; None for overfitting is the plain rise of the validation loss.
+        onset_epoch: Overfitting: the last epoch at which the validation loss was still at its best, or, for a gap, the
+            first. Diverged: the first bad epoch. None otherwise.
         evidence: The numbers that decided, by name.
-        advice: At most three lines.
+        advice: At most three things to try, never "stop".
+        divergence: Which value was not finite, and when, if the run ended with it.
     """
 
-    label: str
-    detail: str = ""
+    label: Label
+    reason: Reason | None = None
     onset_epoch: float | None = None
-    evidence: Mapping[str, float] = field(default_factory=dict)
-    advice: tuple[str, ...] = ()
+    evidence: Numbers = field(default_factory=dict)
+    advice: tuple[Advice, ...] = ()
+    divergence: str | None = None
+
+    @property
+    def detail(self) -> str:
+        """The reason as text; empty if there is none."""
+        if self.divergence is not None:
+            return self.divergence
+        return "" if self.reason is None else self.reason.value.format_map(self.evidence)
+
+    @property
+    def headline(self) -> str:
+        """The label, with the detail in parentheses."""
+        return f"{self.label} ({self.detail})" if self.detail else str(self.label)
 
     @property
     def sufficient_epochs(self) -> float | None:
-        """At which epoch a schedule had better end, where the advice is to shorten the run."""
-        return sufficient_epochs(self.label, self.detail, self._numbers)
+        """The epoch at which a shorter schedule may end; None unless the advice is to shorten the run."""
+        shorten = {Advice.SHORTEN_AFTER_RISE, Advice.SHORTEN_AFTER_STANDSTILL}
+        return self.useful_epochs if shorten.intersection(self.advice) else None
+
+    @property
+    def useful_epochs(self) -> float:
+        """Twice the epochs up to the onset, at most the run's, at least 1.
+
+        A learning rate that falls to 0 over twice the time learns, in sum, as much as one that stayed at its peak.
+        """
+        return max(1.0, min(2 * self._onset, self.evidence["epochs"]))
+
+    @property
+    def _onset(self) -> float:
+        return self.evidence.get("best_epoch", 0.0) if self.onset_epoch is None else self.onset_epoch
 
     @property
     def can_train_longer(self) -> bool:
-        """Whether the advice leaves room for more epochs with the same settings."""
-        return can_train_longer(self.label, self.detail, self._numbers)
+        """Whether more epochs with the same settings may help."""
+        match self.label:
+            case Label.HEALTHY:
+                return True
+            case Label.OVERFITTING:
+                return self.reason is Reason.RECEDING
+            case Label.UNDERFITTING:
+                return self.reason is not Reason.LIMITED and Advice.RAISE_LR_TENFOLD not in self.advice
+            case Label.INCONCLUSIVE:
+                return self.reason is not Reason.UNSTABLE
+            case _:
+                return False
 
-    @property
-    def _numbers(self) -> Mapping[str, float]:
-        onset = {} if self.onset_epoch is None else {"onset_epoch": self.onset_epoch}
-        return {**self.evidence, **onset}
+    def sentences(self) -> list[str]:
+        """Return the advice as sentences."""
+        return [advice.value.format_map(self._open_numbers()) for advice in self.advice]
+
+    def _open_numbers(self) -> dict[str, float | str]:
+        """Return every number and phrase that a sentence of :class:`Advice` may leave open."""
+        n = self.evidence
+        numbers: dict[str, float | str] = {**n, "onset": self._onset, "to_a_tenth": ""}
+        if "epochs" in n:
+            numbers["length"] = self.useful_epochs
+            numbers["train_longer"] = (
+                f"Train to the end of the planned run, of which {n['planned']:.0%} are done"
+                if n.get("planned", 1.0) < _AT_ITS_END
+                else f"Lengthen the run to {2 * n['epochs']:.0f} epochs"
+            )
+        if "peak_lr" in n:
+            peak = n["peak_lr"]
+            numbers |= {"tenth": peak / 10, "hundredth": peak / 100, "thousandth": peak / 1000, "third": peak / 3}
+            numbers |= {
+                "tenfold": 10 * peak,
+                "hundredfold": 100 * peak,
+                "thousandfold": 1000 * peak,
+                "triple": 3 * peak,
+            }
+            numbers["lr_is_high"] = f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak"
+            numbers["to_a_tenth"] = f" from {peak:.3g} to {peak / 10:.3g}"
+        if "probe_loss" in n:
+            share = f", {n['probe_loss'] / n['chance_loss']:.0%} of chance" if n.get("chance_loss") else ""
+            numbers["probe_level"] = f"{n['probe_loss']:.3g}{share}"
+        return numbers
 
     def text(self) -> str:
-        """The verdict in a few lines of Markdown: label, numbers ("±" is one standard error) and advice."""
-        head = f"verdict: {self.label}" + (f" ({self.detail})" if self.detail else "")
+        """Return the verdict in a few lines of Markdown: headline, numbers ("±" is one standard error) and advice."""
+        head = f"verdict: {self.headline}"
         if self.onset_epoch is not None:
             head += f", from epoch {self.onset_epoch:g}"
-        lines = [head, "", *(f"- {line}" for line in in_words(self.evidence))]
+        lines = [head, "", *(f"- {line}" for line in _evidence_lines(self.evidence))]
         if self.advice:
-            lines += ["", "What to try:", "", *(f"- {line}" for line in self.advice)]
+            lines += ["", "What to try:", "", *(f"- {line}" for line in self.sentences())]
         return "\n".join(lines)
 
 
-def diagnose(history: History) -> Verdict:
-    """The verdict on a run.
-
-    Decided in this order. "Beyond its noise" is a one-sided bound of 95 % (see :class:`Difference`); levels are means
-    of up to five validations, at equal phase of the schedule (see :func:`low_ends`); chance is the loss of a model that
-    knows nothing but the classes' shares, or else the loss at the start.
-
-    1. ``diverged``: a loss is not finite at the end; or both are above 1.5 times the larger of start and chance, at the
-       last validations, or at any of the second half of a run that has never learnt.
-    2. ``overfitting``: the validation loss is above its best, by 5 % of it and beyond its noise, and since the best the
-       probe loss fell beyond its noise. ``memorised``: the validation is no better than chance, and the probe is.
-       ``gap``: the probe is learnt by heart (2 % of chance), the validation loss is far above it (10 % of chance), and
-       half the run or more brought the validation nothing.
-    3. ``underfitting``: the probe loss is high, above 15 % of chance. ``under-trained`` if in the last quarter of the
-       learning it fell beyond its noise, by 10 % or more of all it fell; near chance if it falls at all, or if single
-       examples hardly change their losses. The learning is the sum of all steps' rates, so a rate that has gone to 0
-       does not look like a loss that has stopped. ``limited`` if it has stopped, below chance; neither
-       if it may have fallen by as much, within its noise.
-    4. ``collapsed``: neither loss ever left chance, and they do not move.
-    5. ``healthy``: the probe loss is low and the validation loss has not risen.
-    6. ``inconclusive`` otherwise.
-
-    Args:
-        history: What was measured.
-
-    Returns:
-        The same verdict for the same history, always.
-    """
-    found = _diverged(history)
-    if found is None and len(history.points) < _FEWEST:
-        count = len(history.points)
-        found = Verdict("inconclusive", f"{count} validations are too few, {_FEWEST} are needed")
-    if found is None:
-        curves = Curves.of(history)
-        rules: tuple[Callable[[Curves], Verdict | None], ...] = (_overfitting, _underfitting, _collapsed, _healthy)
-        found = next((v for rule in rules if (v := rule(curves)) is not None), _inconclusive(curves))
-    evidence = {**_where(history), **found.evidence}
-    found = replace(found, evidence=MappingProxyType(evidence))
-    return replace(found, advice=advise(found.label, found.detail, found._numbers))
+# -- the numbers as text ---------------------------------------------------------------------------------------------
 
 
-# -- diverged --------------------------------------------------------------------------------------------------------
+def _evidence_lines(n: Numbers) -> list[str]:
+    """Return a line for each measured quantity."""
+    lines = [_validation(n), _probe(n)]
+    if "gap" in n:
+        lines.append(f"gap, validation − probe loss: {n['gap']:.3g}")
+    if "chance_loss" in n:
+        lines.append(f"chance, the loss of a model that knows nothing: {n['chance_loss']:.3g}")
+    if "lr" in n:
+        lines.append(f"learning rate: {n['lr']:.3g} at the end; {n['peak_lr']:.3g} at its peak")
+    if "epochs" in n:
+        done = f", {n['planned']:.0%} of the run" if n.get("planned", 1.0) < 1 else ""
+        lines.append(f"measured: {n['validations']:.0f} validations in {n['epochs']:.3g} epochs{done}")
+    return [line for line in lines if line]
 
 
-def _diverged(history: History) -> Verdict | None:
-    points = history.points
-    bad = [p for p in points if not finite(p)]
-    if history.diverged is not None:
-        return Verdict("diverged", history.diverged, bad[0].epoch if bad else points[-1].epoch if points else 0.0)
-    if not points:
-        return None
-    last = points[-1]
-    if not finite(last):
-        return Verdict("diverged", "a loss is not finite", bad[0].epoch, _levels(last))
-    known = [v for v in (history.chance, history.start) if v is not None and math.isfinite(v)]
-    # A first validation comes after an epoch, which is enough to diverge in: it is a start only where nothing else is.
-    limit = _DIVERGED * max(known) if known else 3 * _DIVERGED * min(points[0].val_loss, points[0].probe_loss)
-    above = [p.probe_loss > limit and p.val_loss > limit for p in points]
-    late = above[-max(1, min(3, len(above) // 2)) :]
-    learnt = min(p.probe_loss for p in points if finite(p)) < AT_CHANCE * limit / _DIVERGED
-    # What has never learnt, and jumps far above chance in its second half, is not at rest at chance.
-    jumps = not learnt and any(above[len(above) // 2 :])
-    if limit > 0 and (all(late) or jumps) and _not_recovering(points):
-        first = len(above) - next((i for i, a in enumerate(reversed(above)) if not a), len(above))
-        first = first if all(late) else above.index(True)
-        return Verdict("diverged", "far above chance", points[first].epoch, _levels(last))
-    return None
+def _validation(n: Numbers) -> str:
+    parts = [f"{n['val_loss']:.3g} at the end"] if "val_loss" in n else []
+    if "best_val_loss" in n:
+        at = f" (epoch {n['best_epoch']:.3g})" if "best_epoch" in n else ""
+        parts.append(f"{n['best_val_loss']:.3g} at its best{at}")
+    if n.get("rise", 0.0) > 0:
+        since = f"since epoch {n['rise_since_epoch']:.3g}" if "rise_since_epoch" in n else "since then"
+        parts.append(f"up by {_with_noise(n, 'rise')} {since}")
+    if "val_fall" in n:
+        parts.append(f"{_moved(n, 'val_fall')} in the last quarter")
+    return f"validation loss: {'; '.join(parts)}" if parts else ""
 
 
-def _not_recovering(points: tuple[Point, ...]) -> bool:
-    """Whether the probe loss has not been falling all the way: a bad start that is being left is no divergence."""
-    losses = [p.probe_loss for p in points]
-    return len(losses) < _FEWEST or not all(b < a for a, b in pairwise(losses))
+def _probe(n: Numbers) -> str:
+    parts = [f"{n['probe_loss']:.3g} at the end"] if "probe_loss" in n else []
+    if "lowest_probe_loss" in n:
+        parts.append(f"{n['lowest_probe_loss']:.3g} at its lowest")
+    if "probe_loss_at_best" in n:
+        parts.append(f"{n['probe_loss_at_best']:.3g} where the validation was best")
+        parts.append(f"{_moved(n, 'probe_fall')} since then")
+    elif "probe_fall_since_epoch" in n:
+        parts.append(f"{_moved(n, 'probe_fall')} since epoch {n['probe_fall_since_epoch']:.3g}")
+    return f"probe loss, on training examples: {'; '.join(parts)}" if parts else ""
 
 
-def _levels(point: Point) -> dict[str, float]:
-    return {"val_loss": point.val_loss, "probe_loss": point.probe_loss}
+def _moved(n: Numbers, fall: str) -> str:
+    return f"{'down' if n[fall] >= 0 else 'up'} by {_with_noise(n, fall)}"
 
 
-# -- the other rules -------------------------------------------------------------------------------------------------
-
-
-def _overfitting(c: Curves) -> Verdict | None:
-    rise = c.rise
-    fell = c.probe.difference(c.best, c.end)
-    numbers = {
-        "val_loss": c.val_end,
-        "best_val_loss": float(c.val.smooth[c.best]),
-        "best_epoch": c.points[c.best].epoch,
-        "rise": rise.value,
-        "rise_noise": rise.noise,
-        "rise_since_epoch": c.points[rise.since].epoch,
-        "probe_loss": c.probe_end,
-        "probe_loss_at_best": float(c.probe.smooth[c.best]),
-        "probe_fall": fell.value,
-        "probe_fall_noise": fell.noise,
-    }
-    chance = c.reference
-    learnt = chance is not None and c.probe_end < 0.8 * chance and c.probe.difference(0, c.end).above()
-    useless = chance is not None and c.val_end > AT_CHANCE * chance
-    if rise.risen and fell.above():
-        return Verdict("overfitting", _detail(c, learnt and useless), _onset(c), numbers)
-    if learnt and useless:
-        return Verdict("overfitting", "memorised", _onset(c), numbers)
-    numbers["gap"] = c.val_end - c.probe_end
-    if (
-        chance is not None
-        and c.probe_end < _BY_HEART * chance
-        and numbers["gap"] > _WIDE * chance
-        and _only_by_heart(c)
-    ):
-        return Verdict("overfitting", "gap", c.points[reached(c)].epoch, numbers)
-    return None
-
-
-def _only_by_heart(c: Curves) -> bool:
-    """Whether half the run and more brought the validation nothing."""
-    falls = c.val.difference(c.at(0.75), c.end).above(RISE * c.val_end)
-    return not falls and c.points[reached(c)].epoch <= c.points[c.end].epoch / 2
-
-
-def _detail(c: Curves, memorised: bool) -> str:
-    worst = c.best + int(np.argmax(c.val.smooth[c.best :]))
-    receded = c.val.difference(worst, c.end)
-    if receded.above(0.2 * float(c.val.smooth[worst] - c.val.smooth[c.best]) + c.val.search_bias(worst)):
-        return "receding"
-    return "memorised" if memorised else ""
-
-
-def _onset(c: Curves) -> float:
-    """The last epoch at which the validation loss was still at its best, but for the jitter of the curve."""
-    levels = c.val.smooth
-    best = float(levels[c.best])
-    slack = min(0.05 * float(levels[c.best :].max() - best), 2 * math.sqrt(2) * c.val.level_noise(c.best))
-    within = np.flatnonzero(levels[c.best :] <= best + slack)
-    return c.points[c.best + int(within[-1])].epoch
-
-
-def _underfitting(c: Curves) -> Verdict | None:
-    if not c.high:
-        return None
-    near = c.reference is not None and c.probe_end > AT_CHANCE * c.reference
-    since = c.at(0.5 if near else 0.75)
-    fell, share, share_noise = c.fall(since)
-    numbers = {
-        "probe_loss": c.probe_end,
-        "val_loss": c.val_end,
-        "probe_fall": fell.value,
-        "probe_fall_noise": fell.noise,
-        "probe_fall_since_epoch": c.points[since].epoch,
-        "probe_fall_share": share,
-        "probe_jitter": jitter(c.probe.values),
-    }
-    if near:
-        if fell.above(strictness=1.5) or hardly_moved(c, since):
-            return Verdict("underfitting", "under-trained", None, numbers)
-        return None
-    if fell.above() and share >= _STILL:
-        return Verdict("underfitting", "under-trained", None, numbers)
-    if unstable(c) or c.reference is None:
-        return None  # it had been lower: neither too short nor too small; or nothing says what is high
-    # What is not shown to fall is not shown to have stopped either: the noise of few validations is wide.
-    stopped = share + share_noise < _STILL
-    return Verdict("underfitting", "limited" if stopped else "", None, numbers)
-
-
-def _collapsed(c: Curves) -> Verdict | None:
-    if c.reference is None:
-        return None
-    lowest = min(float(c.probe.smooth.min()), float(c.val.smooth.min()))
-    if lowest <= AT_CHANCE * c.reference:
-        return None
-    numbers = {"probe_loss": c.probe_end, "val_loss": c.val_end, "lowest_loss": lowest}
-    return Verdict("collapsed", "", None, numbers)
-
-
-def _healthy(c: Curves) -> Verdict | None:
-    rise = c.rise
-    if rise.risen or c.high:
-        return None
-    fell = c.val.difference(c.at(0.75), c.end)
-    numbers = {
-        "val_loss": c.val_end,
-        "best_val_loss": float(c.val.smooth[c.best]),
-        "rise": rise.value,
-        "rise_noise": rise.noise,
-        "probe_loss": c.probe_end,
-        "val_fall": fell.value,
-        "val_fall_noise": fell.noise,
-    }
-    return Verdict("healthy", "", None, numbers)
-
-
-def _inconclusive(c: Curves) -> Verdict:
-    rise = c.rise
-    numbers = {"val_loss": c.val_end, "probe_loss": c.probe_end, "rise": rise.value, "rise_noise": rise.noise}
-    if unstable(c):
-        numbers |= {"lowest_probe_loss": float(c.probe.smooth.min())}
-        return Verdict("inconclusive", "the probe loss rose above its own best: unstable", None, numbers)
-    if rise.risen:
-        return Verdict("inconclusive", "the validation loss rose, but the probe did not go on falling", None, numbers)
-    if c.reference is not None:
-        return Verdict("inconclusive", "near chance, neither falling nor at rest", None, numbers)
-    return Verdict("inconclusive", "neither chance nor the loss at the start is known", None, numbers)
-
-
-def _where(history: History) -> dict[str, float]:
-    """What advice needs besides the numbers that decided."""
-    if not history.points:
-        return {}
-    last = history.points[-1]
-    rates = [p.lr for p in history.points if p.lr is not None and math.isfinite(p.lr)]
-    where: dict[str, float] = {"epochs": last.epoch, "validations": float(len(history.points))}
-    if rates:
-        where |= {"lr": rates[-1], "peak_lr": max(rates)}
-    reference = reference_loss(history)
-    if reference is not None:
-        where["chance_loss"] = reference
-        where["learnt_before"] = float(any(p.probe_loss < AT_CHANCE * reference for p in history.points))
-    if history.total_steps:
-        where["planned"] = last.step / history.total_steps
-    if history.overconfident:
-        where["overconfident"] = 1.0
-    return where
+def _with_noise(n: Numbers, key: str) -> str:
+    return f"{abs(n[key]):.2g} ± {n[f'{key}_noise']:.2g}"

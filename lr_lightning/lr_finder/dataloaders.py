@@ -4,67 +4,37 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Trainer
-from lightning.pytorch.trainer import call
-from lightning.pytorch.trainer.connectors.data_connector import (
-    _check_dataloader_iterable,
-    _DataLoaderSource,
-    _parse_num_batches,
-    _process_dataloader,
-    _request_dataloader,
-    _resolve_overfit_batches,
-)
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.data import has_len_all_ranks
 from torch.utils.data import DataLoader
 
+from lr_lightning._lightning import copy_without_iterator, prepared_loaders, set_sampler_epoch
 from lr_lightning.lr_finder.snapshot import has_state
 
-__all__ = ["Batches", "on_device", "training_loaders", "validation_loaders"]
+__all__ = ["Batches", "training_loaders", "validation_loaders"]
 
 
 def training_loaders(trainer: Trainer) -> CombinedLoader:
-    """The training loaders, as Lightning prepares them for this fit; not to be iterated.
+    """Return the training loaders, as Lightning prepares them for this fit; do not iterate them.
 
-    Before the fit has built them they are asked for as Lightning will ask for them: the caller keeps what that changes.
+    If the fit has not built them yet, they are requested as Lightning will request them, and the caller must undo what
+    that changes.
     """
-    ready = trainer.fit_loop._combined_loader
-    if ready is not None:
-        return ready
-    return _requested(trainer, trainer.fit_loop._data_source, RunningStage.TRAINING, "max_size_cycle")
+    return prepared_loaders(trainer, RunningStage.TRAINING, _refuse_iterator)
 
 
 def validation_loaders(trainer: Trainer) -> CombinedLoader:
-    """The validation loaders; as :func:`training_loaders`."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    if loop._combined_loader is not None:
-        return loop._combined_loader
-    return _requested(trainer, loop._data_source, RunningStage.VALIDATING, "sequential")
+    """Return the validation loaders, in the same way as :func:`training_loaders`."""
+    return prepared_loaders(trainer, RunningStage.VALIDATING, _refuse_iterator)
 
 
-def _requested(trainer: Trainer, source: _DataLoaderSource, stage: RunningStage, mode: Any) -> CombinedLoader:
-    given = _request_dataloader(source)
-    trainer.strategy.barrier(f"LRFinder: {stage.dataloader_prefix}_dataloader()")
-    combined = copy.copy(given) if isinstance(given, CombinedLoader) else CombinedLoader(given, mode)
-    if trainer.overfit_batches > 0:  # type: ignore[attr-defined]  # set outside the class
-        _resolve_overfit_batches(combined, mode=stage)
-    prepared = []
-    for loader in combined.flattened:
-        if isinstance(loader, Iterator) and not has_state(loader):  # an object's attributes can be put back
-            raise ValueError(
-                f"The search for a rate: the {stage.dataloader_prefix}_dataloader is an iterator "
-                f"({type(loader).__name__}), which it would use up. Give a loader that can be iterated again, "
-                "such as a DataLoader."
-            )
-        _check_dataloader_iterable(loader, source, TrainerFn.FITTING)
-        prepared.append(_process_dataloader(trainer, TrainerFn.FITTING, stage, loader))
-    combined.flattened = prepared
-    limit = getattr(trainer, f"limit_{stage.dataloader_prefix}_batches")
-    lengths = [len(dl) if has_len_all_ranks(dl, trainer.strategy, True) else float("inf") for dl in prepared]
-    combined.limits = [_parse_num_batches(stage, length, limit) for length in lengths]
-    return combined
+def _refuse_iterator(loader: Any, hook: str) -> None:
+    if isinstance(loader, Iterator) and not has_state(loader):  # an object's attributes can be restored
+        raise ValueError(
+            f"The search for a rate: the {hook} is an iterator ({type(loader).__name__}), which it would use up. "
+            "Give a loader that can be iterated again, such as a DataLoader."
+        )
 
 
 class Batches:
@@ -79,9 +49,7 @@ class Batches:
     """
 
     def __init__(self, combined: CombinedLoader, first_epoch: int = 0) -> None:
-        self.copy = copy.copy(combined)
-        self.copy._iterator = None
-        self.copy.flattened = [_restarted(loader) for loader in combined.flattened]
+        self.copy = copy_without_iterator(combined, [_restarted(loader) for loader in combined.flattened])
         self.epoch = first_epoch
         self.index = 0
         self._iterator: Iterator[Any] | None = None
@@ -91,7 +59,7 @@ class Batches:
         for _ in range(2):
             if self._iterator is None:
                 for loader in self.copy.flattened:
-                    _set_sampler_epoch(loader, self.epoch)
+                    set_sampler_epoch(loader, self.epoch)
                 self._iterator, self.index = iter(self.copy), 0
             try:
                 batch = next(self._iterator)[0]
@@ -121,10 +89,3 @@ def _restarted(loader: Any) -> Any:
     if isinstance(loader, DataLoader):
         vars(other)["_iterator"] = None  # past the lock that torch puts on its attributes
     return other
-
-
-def on_device(trainer: Trainer, batch: Any) -> Any:
-    """A batch, brought to the device as Lightning's loop does it."""
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)

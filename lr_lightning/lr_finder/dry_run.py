@@ -6,7 +6,6 @@ import multiprocessing.process
 import random
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace, TracebackType
@@ -16,11 +15,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
-from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -28,8 +25,18 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lr_lightning._lightning import (
+    DataFetcher,
+    call_module_hook,
+    control_accumulation,
+    logger_connector,
+    set_callback_metric,
+    to_device,
+    training_step_arguments,
+    use_train_loaders,
+)
 from lr_lightning._param_groups import peak_lr, set_value
-from lr_lightning.lr_finder.dataloaders import Batches, on_device, training_loaders
+from lr_lightning.lr_finder.dataloaders import Batches, training_loaders
 from lr_lightning.lr_finder.snapshot import Snapshot
 
 __all__ = ["DryRun", "check_optimization"]
@@ -72,7 +79,7 @@ _OPAQUE = (
     Logger,
     Profiler,
     CombinedLoader,
-    _DataFetcher,
+    DataFetcher,
     logging.Logger,
     threading.Thread,
     multiprocessing.process.BaseProcess,
@@ -141,7 +148,7 @@ class DryRun:
             "lr_schedulers": [config.scheduler for config in trainer.lr_scheduler_configs],
             "precision": trainer.precision_plugin,
             "fit_loop": loop,
-            "logger_connector": trainer._logger_connector,
+            "logger_connector": logger_connector(trainer),
             "trainer.state": trainer.state,
         }
         try:
@@ -206,10 +213,8 @@ class DryRun:
         trainer.loggers = [DummyLogger() for _ in trainer.loggers]
         trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
         trainer.accumulate_grad_batches = self.accumulate
-        loop._combined_loader = self._loaders
-        loop.max_batches = max(self._loaders.limits or [float("inf")])
-        loop._last_train_dl_reload_epoch = trainer.current_epoch  # or a module that asks for the length reloads it
-        loop.epoch_loop._should_accumulate = lambda: self._accumulating  # type: ignore[method-assign]
+        use_train_loaders(trainer, self._loaders)
+        control_accumulation(trainer, lambda: self._accumulating)
         loop.epoch_loop.automatic_optimization.output_result_cls = SimpleNamespace(  # type: ignore[assignment]
             from_training_step_output=self._note
         )
@@ -221,7 +226,7 @@ class DryRun:
         self._batches = Batches(self._loaders, epoch + number * _EPOCHS_APART)
         self._micro, self._set = 0, []
         for hook in ([] if self.started else ["on_fit_start", "on_train_start"]) + ["on_train_epoch_start"]:
-            call._call_lightning_module_hook(trainer, hook)
+            call_module_hook(trainer, hook)
         if hasattr(self.optimizer, "train"):
             self.optimizer.train()  # schedule-free: the weights at which gradients are taken
         self.optimizer.register_step_pre_hook(self._check_rates)
@@ -281,11 +286,11 @@ class DryRun:
         trainer, loop = self.trainer, self.trainer.fit_loop.epoch_loop
         batch, index = self._next()
         self._loss = None
-        kwargs = loop._build_kwargs(OrderedDict(), batch, index)
+        kwargs = training_step_arguments(trainer, batch, index)
         # the count of micro-batches says when gradients are to be zeroed
         outputs = loop.automatic_optimization.run(self.optimizer, self._micro, kwargs)
         self._micro += 1
-        call._call_lightning_module_hook(trainer, "on_train_batch_end", outputs, batch, index)
+        call_module_hook(trainer, "on_train_batch_end", outputs, batch, index)
 
     def _next(self) -> tuple[Any, int]:
         """The next batch that is trained on, and its index in its epoch."""
@@ -296,9 +301,9 @@ class DryRun:
             host, index = next(batches)
             if host is None:  # Lightning passes over it as well
                 continue
-            batch = on_device(trainer, host)
+            batch = to_device(trainer, host)
             trainer.fit_loop.epoch_loop.batch_progress.increment_ready()
-            if call._call_lightning_module_hook(trainer, "on_train_batch_start", batch, index) != -1:
+            if call_module_hook(trainer, "on_train_batch_start", batch, index) != -1:
                 return batch, index
             batches.skip_rest()
         raise ValueError(f"The search for a rate: the module passed over {_MOST_SKIPPED} batches in a row.")
@@ -327,7 +332,7 @@ class DryRun:
         if self.log is not None:
             self.log(name, value)
         elif isinstance(value, Tensor | int | float):  # a later hook may ask the Trainer for it
-            self.trainer._logger_connector._callback_metrics[name] = torch.as_tensor(value).detach()
+            set_callback_metric(self.trainer, name, value)
 
     def _take_all(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
         for name, value in dictionary.items():

@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -14,7 +13,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 
-from lr_lightning.lr_finder.dataloaders import Batches, on_device, validation_loaders
+from lr_lightning._lightning import (
+    call_module_hook,
+    call_validation_step,
+    has_validation_loader,
+    is_sequential,
+    to_device,
+)
+from lr_lightning.lr_finder.dataloaders import Batches, validation_loaders
 from lr_lightning.lr_finder.dry_run import DryRun
 
 __all__ = ["Validation", "ValidationMetric"]
@@ -48,8 +54,7 @@ class Validation:
     def __init__(self, dry_run: DryRun, metric: ValidationMetric, *, batches: int, monitor: str | None = None) -> None:
         self.dry_run, self.metric, self.monitor = dry_run, metric, monitor
         trainer, module = dry_run.trainer, dry_run.module
-        loop = trainer.fit_loop.epoch_loop.val_loop
-        there = loop._data_source.is_defined() and is_overridden("validation_step", module)
+        there = has_validation_loader(trainer) and is_overridden("validation_step", module)
         if not there or trainer.limit_val_batches == 0:
             raise ValueError(
                 f"metric={metric!r} needs a validation loader and a validation_step, and there is none. "
@@ -58,7 +63,7 @@ class Validation:
         with isolate_rng():
             combined = validation_loaders(trainer)
         dry_run.keep({"val_dataloader": combined.flattened})
-        self._several = len(combined.flattened) > 1 and combined._mode == "sequential"
+        self._several = is_sequential(combined)
         loaders = Batches(combined)
         with dry_run.undone():
             try:
@@ -84,16 +89,16 @@ class Validation:
 
         with isolate_rng(), _evaluating(dry_run, take, self._alone), torch.no_grad():
             for hook in ("on_validation_start", "on_validation_epoch_start"):
-                call._call_lightning_module_hook(trainer, hook)
+                call_module_hook(trainer, hook)
             for index, host in enumerate(self._batches):
-                batch = on_device(trainer, host)
+                batch = to_device(trainer, host)
                 weight = float(extract_batch_size(batch))
-                output = self._step(batch, index)
+                output = call_validation_step(trainer, batch, index, 0 if self._several else None)
                 loss = output.get("loss") if isinstance(output, Mapping) else output
                 if isinstance(loss, Tensor):
                     returned.append((loss, weight))
             weight = 1.0
-            call._call_lightning_module_hook(trainer, "on_validation_epoch_end")
+            call_module_hook(trainer, "on_validation_epoch_end")
             names = (self.monitor,) if self.monitor else _LOGGED[self.metric]
             found = next((logged[name] for name in names if name in logged), None)
             if found is None and self.metric == "val_loss" and self.monitor is None:
@@ -105,20 +110,10 @@ class Validation:
                     "Name it with monitor=..., or take metric='loss'."
                 )
             value = _mean(found)
-            call._call_lightning_module_hook(trainer, "on_validation_end")
+            call_module_hook(trainer, "on_validation_end")
         if trainer.world_size > 1:
             value = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="mean")
         return float(value)
-
-    def _step(self, batch: Any, index: int) -> Any:
-        trainer = self.dry_run.trainer
-        loop = trainer.fit_loop.epoch_loop.val_loop
-        kwargs = loop._build_kwargs(batch, index, 0 if self._several else None)
-        call._call_lightning_module_hook(trainer, "on_validation_batch_start", *kwargs.values())
-        arguments = loop._build_step_args_from_hook_kwargs(kwargs, "validation_step")
-        output = call._call_strategy_hook(trainer, "validation_step", *arguments)
-        call._call_lightning_module_hook(trainer, "on_validation_batch_end", output, *kwargs.values())
-        return output
 
 
 @contextmanager

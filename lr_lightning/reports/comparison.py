@@ -1,4 +1,4 @@
-"""One comparison from a store to its files."""
+"""A comparison from the store to its files: read the runs, compare them, and write the report."""
 
 import csv
 import logging
@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,112 +14,50 @@ from pathlib import Path
 from lr_lightning._plotting import styles
 from lr_lightning.diagnosis.cost import Target, parse_target
 from lr_lightning.errors import CompareError, Rejected, StoreUnavailable, TrackingError
-from lr_lightning.reports import groups as data_sets
-from lr_lightning.reports import html as page
-from lr_lightning.reports import png as pictures
-from lr_lightning.reports import run_metrics as names
-from lr_lightning.reports import tables
-from lr_lightning.reports import wording as words
-from lr_lightning.reports.groups import Outcome, compare_measured
-from lr_lightning.reports.plots import all_figures
-from lr_lightning.reports.run_metrics import group_of, measure, of_data_set, unknown_key, value_of
+from lr_lightning.reports import html, png, run_metrics, tables, wording
+from lr_lightning.reports.groups import ComparedGroups, find_data_sets, group_and_compare, without_data_keys
+from lr_lightning.reports.plots import make_plots
+from lr_lightning.reports.run_metrics import (
+    REPORT_METRICS,
+    RunResult,
+    find_metric,
+    group_name,
+    measure_run,
+    with_data_set,
+)
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.query import Run, experiments, read_curves, read_runs
-from lr_lightning.tracking.view import REPORT_NAME
+from lr_lightning.tracking.ui import REPORT_NAME
 
-# --- Writing a comparison: its folder, and a run of its own in MLflow.
-
-JOB = "compare"
-"""Value of the tag ``job`` of a comparison's own run, which keeps it out of every later one."""
-
-
-def new_folder(root: Path, experiment: str) -> Path:
-    """Make a folder of its own for a comparison below ``root``."""
-    slug = re.sub(r"[^\w.]+", "_", experiment)[:60].strip("._") or "experiment"
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    while True:
-        folder = root / f"{stamp}-{slug}-{secrets.token_hex(2)}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-
-
-def write_page(folder: Path, text: str) -> Path:
-    """Write the report."""
-    path = folder / "report.html"
-    write_atomically(path, text)
-    return path
-
-
-def write_csv(folder: Path, rows: Sequence[Sequence[str]]) -> Path:
-    """Write the runs' numbers."""
-    path = folder / "runs.csv"
-    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return path
-
-
-def log_to_store(
-    store: Store, experiment_id: str, folder: Path, *, by: str, filter_string: str, headline: str, runs: int
-) -> str:
-    """Keep the files in MLflow, as a run that says what it is.
-
-    Returns:
-        Its id.
-
-    Raises:
-        StoreUnavailable: The store does not answer.
-        TrackingError: The artifacts cannot be written.
-    """
-    tags = {
-        JOB_TAG: JOB,
-        "compare.by": by,
-        "compare.filter": filter_string or "-",
-        "compare.runs": str(runs),
-        "output_dir": str(folder),
-        "mlflow.note.content": headline[:5000],
-        "mlflow.source.name": "scripts/compare.py",
-        "mlflow.source.type": "LOCAL",
-    }
-    run = store.call("create_run", experiment_id, tags=tags, run_name=REPORT_NAME)
-    run_id = str(run.info.run_id)
-    status = "FAILED"
-    try:
-        store.call("log_artifacts", run_id, str(folder))
-        status = "FINISHED"
-    finally:
-        store.call("set_terminated", run_id, status)
-    return run_id
-
-
-log = logging.getLogger(__name__)
+COMPARE_JOB = "compare"
+"""Value of the tag ``job`` of a report's own run, which excludes it from later comparisons."""
 
 DEFAULT_EXPERIMENT = "lr_lightning"
 DEFAULT_SERVER = "http://127.0.0.1:5000"
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ReportRequest:
-    """What is to be compared.
+    """What to compare.
 
     Attributes:
-        store: Where the runs are.
-        output_root: Where the comparison's folder is made.
-        experiments: Names of experiments; none for the default one, or the only one with runs.
-        by: Tags or params whose values make the groups, each of which at least one run must have; None for the
-            schedule, which no run need have.
-        by_varied: What a multirun varied, in place of ``by``: a run may well have recorded none of it.
+        store: The store with the runs.
+        output_root: Where the report's folder is made, below ``compare/``.
+        experiments: Names of experiments; if empty, the default one, or the only one with runs.
+        by: Tags or params whose values make the groups; at least one run must have each of them. None for the
+            schedule, which no run needs to have.
+        by_varied: The keys that a multirun varied, instead of ``by``; runs need not have recorded them.
         filter_string: In MLflow's search language.
-        target: Such as ``val/acc>=0.97``, or nothing.
-        metric: The validation metric that decides, or nothing for ``val/acc``, else ``val/loss``.
-        higher_is_better: Which direction of it is better; None for what its name says.
+        target: Such as ``val/acc>=0.97``, or None.
+        metric: The validation metric that decides; None for ``val/acc``, else ``val/loss``.
+        higher_is_better: Which direction of the metric is better; None to judge by its name.
         against: A group chosen beforehand, the only one that others are compared with.
         log_run: Whether the files go to MLflow as well.
-        server: Where the MLflow UI is or will be, for links.
+        server: Address of the MLflow UI, for links.
     """
 
     store: Store
@@ -137,107 +75,97 @@ class ReportRequest:
 
     @property
     def keys(self) -> Sequence[str]:
-        """What makes the groups."""
+        """The tags or params that make the groups."""
         return self.by or self.by_varied or ("schedule",)
 
 
 @dataclass
 class Report:
-    """What a comparison gives back.
+    """A comparison and its files.
 
     Attributes:
-        outcome: What is said about the groups.
-        target: What times were taken to.
-        folder: Where the files are.
-        files: Report, CSV and pictures.
+        compared: The compared groups.
+        target: What the times to a target are measured to.
+        folder: The folder of the files.
         title: One line that says what was compared.
-        address: The report in MLflow, or None where it is not there.
-        served: Whether the store is a server, which needs none of its own to be looked at.
-        good_rates: In words, the band of good rates of each schedule.
+        files: The page, the CSV and the pictures, in this order.
+        address: Address of the page in MLflow, or None if it is not there.
+        served: Whether the store is a server, so that the address works without `make ui`.
+        good_lrs: The band of good learning rates of each schedule, as text.
     """
 
-    outcome: Outcome
+    compared: ComparedGroups
     target: Target | None
     folder: Path
     title: str
     files: list[Path] = field(default_factory=list)
     address: str | None = None
     served: bool = False
-    good_rates: list[str] = field(default_factory=list)
+    good_lrs: list[str] = field(default_factory=list)
 
 
 def compare(request: ReportRequest) -> Report:
     """Read runs, compare them and write the report.
 
     Raises:
-        CompareError: An experiment, filter, target, metric or group is not there, or there is no run.
+        CompareError: An experiment, filter, target, metric, key or group does not exist, or there is no run.
         StoreUnavailable: The store does not answer.
     """
     started = time.monotonic()
-    target = _target(request.target)
-    chosen = _experiments(request)
-    runs, left = _runs(request, chosen)
+    store, target = request.store, _parse_target(request.target)
+    chosen = _choose_experiments(request)
+    runs, excluded = _select_runs(request, chosen)
     for key in request.by or ():
-        if not any(value_of(run, key) for run in runs):
-            raise CompareError(unknown_key(runs, key), "by")
-    objective = _objective(request.metric, runs)
+        if not any(run_metrics.tag_or_param(run, key) for run in runs):
+            raise CompareError(run_metrics.unknown_key_message(runs, key), "by")
+    objective = _choose_objective(request.metric, runs)
     higher = _higher_is_better(request, objective)
-    metrics = [*names.READ, *([objective] if objective else []), *([target.metric] if target else [])]
-    _read(request.store, runs, metrics)
-    if target and not any(names.find(target.metric, run.last) for run in runs):
-        raise CompareError(f"no run has a metric {target.metric!r}. {_metrics(runs)}", "target")
-    measured = [measure(run, request.keys, objective, target, higher_is_better=higher) for run in runs]
-    keys = request.keys
-    mixed = data_sets.tell_apart(measured, keys, request.by or (), request.filter_string)
-    if mixed:
-        keys = data_sets.without(keys)
-        for m in measured:
-            m.group = group_of(m.run, keys)
-    against = request.against
-    if against is not None and against not in {m.group for m in measured}:
-        groups = ", ".join(sorted({m.group for m in measured} - {""})) or "none"
-        raise CompareError(f"there is no group {against!r}. Groups: {groups}.", "against")
-    for m in measured:
-        m.group = of_data_set(m.group, m.data_set)
-    outcome = compare_measured(measured, objective, against, higher_is_better=higher, mixed=mixed)
-    looks = styles(group.name for group in outcome.groups)
-    figures = all_figures(outcome, looks, keys)
+    asked = (objective, target.metric if target else None)
+    _read_curves(store, runs, [*REPORT_METRICS, *(metric for metric in asked if metric)])
+    if target and not any(find_metric(target.metric, run.last) for run in runs):
+        raise CompareError(f"no run has a metric {target.metric!r}. {_known_metrics(runs)}", "target")
+    results = [measure_run(run, request.keys, objective, target, higher_is_better=higher) for run in runs]
+    compared, keys = _compare_results(request, results, objective, higher)
+    looks = styles(group.name for group in compared.groups)
+    plots = make_plots(compared, looks, keys)
     name = ", ".join(chosen)
-    title = f"{name}: {len(runs)} runs by {', '.join([*keys, *['data set'] * bool(mixed)])}"
-    done = Report(outcome, target, new_folder(request.output_root / "compare", name), words.plain(title))
-    done.good_rates = [text for figure in figures for text in figure.good_rates]
-    server = (request.server or _server_of(request.store)).rstrip("/")
-    facts = f"{datetime.now():%Y-%m-%d %H:%M}, {request.store.public_uri}" + (
-        f", filter {request.filter_string}" if request.filter_string else ""
-    )
-    text = page.render(outcome, figures, looks, left, title=title, facts=facts, target=target, base=server)
-    done.files.append(write_page(done.folder, text))
-    done.files.append(write_csv(done.folder, tables.csv_rows(measured, target, [*outcome.varying])))
-    done.files += pictures.save_pictures(figures, done.folder)
+    title = f"{name}: {len(runs)} runs by {', '.join([*keys, *['data set'] * bool(compared.data_sets)])}"
+    filtered = f", filter {request.filter_string}" if request.filter_string else ""
+    facts = f"{datetime.now():%Y-%m-%d %H:%M}, {store.public_uri}{filtered}"
+    served = store.artifact_root is None
+    server = (request.server or (store.uri if served else DEFAULT_SERVER)).rstrip("/")
+    page = html.render(compared, plots, looks, excluded, title=title, facts=facts, target=target, server=server)
+
+    report = Report(compared, target, _new_folder(request.output_root / "compare", name), wording.printable(title))
+    report.good_lrs = [text for plot in plots for text in plot.good_lrs]
+    report.files += [
+        _write_page(report.folder, page),
+        _write_csv(report.folder, tables.csv_rows(results, target, [*compared.varying])),
+        *png.save_pngs(plots, report.folder),
+    ]
     if request.log_run:
-        done.address = _log(request, chosen, done, server)
-        done.served = request.store.artifact_root is None
+        report.address = _log_to_store(request, next(iter(chosen.values())), report, server)
+        report.served = served
     log.debug("compared %d runs in %.1f s", len(runs), time.monotonic() - started)
-    return done
+    return report
 
 
-def _target(text: str | None) -> Target | None:
+def _parse_target(text: str | None) -> Target | None:
     try:
         return parse_target(text) if text else None
     except ValueError as e:
         raise CompareError(str(e), "target") from None
 
 
-def _experiments(request: ReportRequest) -> dict[str, str]:
-    """Name to id of the experiments that are asked for."""
+def _choose_experiments(request: ReportRequest) -> dict[str, str]:
+    """Return name and id of the experiments to read."""
     known = experiments(request.store)
-    missing = [name for name in request.experiments if name not in known]
-    if missing:
-        raise CompareError(
-            f"{request.store.public_uri} has no experiment {missing[0]!r}. "
-            f"It has: {', '.join(sorted(known)) or 'none'}.",
-            "experiment",
-        )
+    for name in request.experiments:
+        if name not in known:
+            raise CompareError(
+                f"{request.store.public_uri} has no experiment {name!r}. It has: {', '.join(sorted(known)) or 'none'}.",
+                "experiment",
+            )
     if request.experiments:
         return {name: known[name] for name in request.experiments}
     if DEFAULT_EXPERIMENT in known:
@@ -248,89 +176,139 @@ def _experiments(request: ReportRequest) -> dict[str, str]:
     raise CompareError(f"choose one of {', '.join(sorted(used)) or 'none: there is no run yet'}.", "experiment")
 
 
-def _runs(request: ReportRequest, chosen: dict[str, str]) -> tuple[list[Run], list[tuple[Run, str]]]:
-    """The runs to compare, and those left out, each with the reason."""
+def _select_runs(request: ReportRequest, chosen: Mapping[str, str]) -> tuple[list[Run], list[tuple[Run, str]]]:
+    """Return the runs to compare, and the excluded runs with the reasons."""
     try:
         found = read_runs(request.store, [*chosen.values()], request.filter_string)
     except TrackingError as e:
         raise CompareError(str(e), "filter") from None
-    runs, left = [], []
+    runs, excluded = [], []
     for run in found:
         if run.job != "train":
-            left.append((run, f"a run of the job {run.job!r}, not a training"))
-        elif "study" in run.tags and not request.filter_string:  # its rates are bad on purpose
-            left.append((run, f"a run of the study {run.tags['study']!r}, which --filter would admit"))
+            excluded.append((run, f"a run of the job {run.job!r}, not a training"))
+        elif "study" in run.tags and not request.filter_string:  # its learning rates are bad on purpose
+            excluded.append((run, f"a run of the study {run.tags['study']!r}, which --filter would admit"))
         else:
             runs.append(run)
-    if not runs:
-        where = f"experiment {', '.join(chosen)} of {request.store.public_uri}"
-        jobs = Counter(run.job for run in found)
-        if request.filter_string:
-            raise CompareError(f"no training run of {where} matches {request.filter_string!r}.", "filter")
-        only = f" (only {', '.join(f'{n} of the job {job}' for job, n in jobs.items())})" if jobs else ""
-        raise CompareError(
-            f"{where} has no training run yet{only}. Train some, such as: "
-            "python scripts/train.py -m schedule=constant,cosine seed=0,1,2,3,4,5"
-        )
-    return runs, left
+    if runs:
+        return runs, excluded
+    where = f"experiment {', '.join(chosen)} of {request.store.public_uri}"
+    if request.filter_string:
+        raise CompareError(f"no training run of {where} matches {request.filter_string!r}.", "filter")
+    jobs = Counter(run.job for run in found)
+    only = f" (only {', '.join(f'{n} of the job {job}' for job, n in jobs.items())})" if jobs else ""
+    raise CompareError(
+        f"{where} has no training run yet{only}. Train some, such as: "
+        "python scripts/train.py -m schedule=constant,cosine seed=0,1,2,3,4,5"
+    )
 
 
-def _objective(asked: str | None, runs: Sequence[Run]) -> str | None:
-    """The metric that decides, by this project's name."""
-    for key in (asked,) if asked else (names.VAL_ACC, names.VAL_LOSS):
-        if any(names.find(key, run.last) for run in runs):
+def _choose_objective(metric: str | None, runs: Sequence[Run]) -> str | None:
+    """Return the metric that decides, by this project's name."""
+    for key in (metric,) if metric else (run_metrics.VAL_ACC, run_metrics.VAL_LOSS):
+        if any(find_metric(key, run.last) for run in runs):
             return key
-    if asked:
-        raise CompareError(f"no run has a metric {asked!r}. {_metrics(runs)}", "metric")
+    if metric:
+        raise CompareError(f"no run has a metric {metric!r}. {_known_metrics(runs)}", "metric")
     return None
 
 
 def _higher_is_better(request: ReportRequest, objective: str | None) -> bool:
-    if request.higher_is_better is not None or objective is None:
-        return request.higher_is_better is not False
-    found = names.is_higher_better(objective)
-    if found is None:
+    if request.higher_is_better is not None:
+        return request.higher_is_better
+    higher = objective is None or run_metrics.is_higher_better(objective)
+    if higher is None:
         raise CompareError(
-            f"whether more of {objective!r} is better cannot be told from its name. Say it: --higher-is-better or "
+            f"the name {objective!r} does not tell whether a higher value is better. Give --higher-is-better or "
             "--lower-is-better.",
             "metric",
         )
-    return found
+    return higher
 
 
-def _metrics(runs: Sequence[Run]) -> str:
+def _known_metrics(runs: Sequence[Run]) -> str:
     found = sorted({key for run in runs for key in run.last if not key.startswith("summary/")})
     return f"They have: {', '.join(found[:30]) or 'none'}{', ...' if len(found) > 30 else ''}."
 
 
-def _read(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> None:
-    """Read the curves, also where another program named them, under the names the run has for them."""
-    wanted: dict[frozenset[str], list[Run]] = {}
+def _read_curves(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> None:
+    """Read the curves by the names that each run has for them, which may be another program's."""
+    by_names: dict[frozenset[str], list[Run]] = {}
     for run in runs:
-        own = frozenset(found for key in keys if (found := names.find(key, run.last)) is not None)
-        wanted.setdefault(own, []).append(run)
-    for own, some in wanted.items():
+        own = frozenset(found for key in keys if (found := find_metric(key, run.last)) is not None)
+        by_names.setdefault(own, []).append(run)
+    for own, some in by_names.items():
         read_curves(store, some, own)
 
 
-def _server_of(store: Store) -> str:
-    return store.uri if store.artifact_root is None else DEFAULT_SERVER
+def _compare_results(
+    request: ReportRequest, results: Sequence[RunResult], objective: str | None, higher: bool
+) -> tuple[ComparedGroups, Sequence[str]]:
+    """Compare the runs, and return the keys that make the groups beside the data set."""
+    keys = request.keys
+    data_sets = find_data_sets(results, keys, request.by or (), request.filter_string)
+    if data_sets:
+        keys = without_data_keys(keys)
+        for result in results:
+            result.group, result.data_set = group_name(result.run, keys), data_sets.labels[result.run.id]
+    groups = {result.group for result in results}
+    if request.against is not None and request.against not in groups:
+        listed = ", ".join(sorted(groups - {""})) or "none"
+        raise CompareError(f"there is no group {request.against!r}. Groups: {listed}.", "against")
+    for result in results:
+        result.group = with_data_set(result.group, result.data_set)
+    compared = group_and_compare(results, objective, request.against, higher_is_better=higher, data_sets=data_sets)
+    return compared, keys
 
 
-def _log(request: ReportRequest, chosen: dict[str, str], done: Report, server: str) -> str | None:
-    """Best effort: the files are there, whatever the store says."""
-    experiment_id = next(iter(chosen.values()))
+def _new_folder(root: Path, experiment: str) -> Path:
+    """Make a new folder below ``root``, named after the time and the experiment."""
+    slug = re.sub(r"[^\w.]+", "_", experiment)[:60].strip("._") or "experiment"
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    while True:
+        folder = root / f"{stamp}-{slug}-{secrets.token_hex(2)}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+
+
+def _write_page(folder: Path, text: str) -> Path:
+    path = folder / "report.html"
+    write_atomically(path, text)
+    return path
+
+
+def _write_csv(folder: Path, rows: Sequence[Sequence[str]]) -> Path:
+    path = folder / "runs.csv"
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def _log_to_store(request: ReportRequest, experiment_id: str, report: Report, server: str) -> str | None:
+    """Log the files as a run of their own and return the page's address, or None if the store fails."""
+    call = request.store.call
+    tags = {
+        JOB_TAG: COMPARE_JOB,
+        "compare.by": ", ".join(request.keys),
+        "compare.filter": request.filter_string or "-",
+        "compare.runs": str(sum(len(group.runs) for group in report.compared.groups)),
+        "output_dir": str(report.folder),
+        "mlflow.note.content": wording.printable(wording.headline(report.compared))[:5000],
+        "mlflow.source.name": "scripts/compare.py",
+        "mlflow.source.type": "LOCAL",
+    }
     try:
-        run_id = log_to_store(
-            request.store,
-            experiment_id,
-            done.folder,
-            by=", ".join(request.keys),
-            filter_string=request.filter_string,
-            headline=words.plain(words.headline(done.outcome)),
-            runs=sum(len(group.runs) for group in done.outcome.groups),
-        )
-    except (TrackingError, Rejected, StoreUnavailable) as e:
+        run_id = str(call("create_run", experiment_id, tags=tags, run_name=REPORT_NAME).info.run_id)
+        status = "FAILED"
+        try:
+            call("log_artifacts", run_id, str(report.folder))
+            status = "FINISHED"
+        finally:
+            call("set_terminated", run_id, status)
+    except (TrackingError, Rejected, StoreUnavailable) as e:  # the files are complete without the store
         log.warning("the comparison could not be logged to MLflow: %s", e)
         return None
     return f"{server}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html"

@@ -1,4 +1,4 @@
-"""Curves made small enough to draw, and several made into one with a band."""
+"""Curves made small enough to draw, or averaged with a band: pure functions."""
 
 from itertools import pairwise
 
@@ -6,34 +6,38 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from lr_lightning._checks import check_count
+
 __all__ = ["Band", "band", "setback", "thin"]
 
 Floats = NDArray[np.float64]
 Band = tuple[Floats, Floats, Floats, Floats]
-"""x, mean, and lower and upper end of the mean's t interval (nan where there is one curve)."""
+"""x, mean, and lower and upper end of the mean's t interval (nan if there is one curve)."""
 
 
 def thin(values: ArrayLike, limit: int) -> NDArray[np.int64]:
-    """Choose the points of a curve that show its shape: both ends, every stretch's extrema, and the sharpest bends.
+    """Choose the points of a curve that show its shape: both ends, the extrema of every stretch, the sharpest bends.
 
-    Unlike equal spacing it keeps a spike of one step and the exact steps at which a schedule breaks.
+    Unlike points at equal distances, they include a spike of one step and the exact steps at which a schedule breaks.
 
     Args:
-        values: Of points at equal distances, shape [n].
-        limit: Most points to keep, >= 8.
+        values: y at equal distances, shape [n].
+        limit: Largest number of points to keep, >= 8.
 
     Returns:
         Rising indices, shape [m], m <= limit.
+
+    Raises:
+        ArgumentError: ``limit`` is too small.
 
     Example:
         >>> spike = [0.0] * 500 + [9.0] + [0.0] * 500
         >>> 500 in thin(spike, 20)
         True
     """
+    check_count("limit", limit, 8)
     y = np.asarray(values, np.float64)
     n = y.size
-    if limit < 8:
-        raise ValueError(f"limit must be >= 8, got {limit}")
     if n <= limit:
         return np.arange(n)
     buckets = (limit - 2) // 3  # two extrema each, and as many bends
@@ -45,33 +49,33 @@ def thin(values: ArrayLike, limit: int) -> NDArray[np.int64]:
         keep.update((int(start + stretch.argmin()), int(start + stretch.argmax())))
     bend = np.abs(np.diff(finite, 2))
     sharpest = np.argpartition(bend, -buckets)[-buckets:] if bend.size > buckets else np.arange(bend.size)
-    # Bends of mere rounding are not worth a point.
+    # A bend of mere rounding is not worth a point.
     keep.update(int(i) + 1 for i in sharpest if bend[i] > 1e-9 * (np.ptp(finite) or 1.0))
     return np.array(sorted(keep), np.int64)
 
 
 def band(curves: list[tuple[ArrayLike, ArrayLike]], level: float = 0.95, points: int = 200) -> Band:
-    """Average curves, with a t interval for each point.
+    """Average curves, with a t interval at each x.
 
-    Curves at the same x are averaged there as they are; others are interpolated. It ends where the first of them ends,
-    so that a curve that stops does not make the mean jump.
+    Curves with the same x are averaged as they are; others are interpolated. The mean ends where the shortest curve
+    ends, so that it does not jump there.
 
     Args:
-        curves: x (rising) and y of each, at least one; none may be empty.
-        level: Of the interval.
-        points: How many x where the curves have different ones.
+        curves: x (rising) and y of each curve; at least one curve, none of them empty.
+        level: Level of the interval.
+        points: Number of x if the curves have different ones.
     """
     xs = [np.asarray(x, np.float64) for x, _ in curves]
     ys = [np.asarray(y, np.float64) for _, y in curves]
     start, end = max(x[0] for x in xs), min(x[-1] for x in xs)
     if all(np.array_equal(x, xs[0]) for x in xs[1:]):
         grid, rows = xs[0], np.stack(ys)
-    elif start > end:  # they do not overlap
+    elif start > end:  # the curves do not overlap
         empty = np.empty(0)
         return empty, empty, empty, empty
     else:
         common = xs[0][(xs[0] >= start) & (xs[0] <= end)]
-        inside = all(np.isin(common, x).all() for x in xs[1:])  # same places, different lengths
+        inside = all(np.isin(common, x).all() for x in xs[1:])  # the same x, but different lengths
         grid = common if inside and common.size else np.linspace(start, end, points)
         rows = np.stack([np.interp(grid, x, y) for x, y in zip(xs, ys, strict=True)])
     mean = rows.mean(axis=0)
@@ -84,7 +88,7 @@ def band(curves: list[tuple[ArrayLike, ArrayLike]], level: float = 0.95, points:
 
 
 def setback(values: ArrayLike, *, higher_is_better: bool) -> float:
-    """The largest loss against the best value so far; 0 of a curve that only gets better.
+    """Return the largest loss against the best value so far; 0 if the curve only improves.
 
     Example:
         >>> setback([0.1, 0.8, 0.5, 0.9], higher_is_better=True)

@@ -1,9 +1,10 @@
-"""Every figure of a comparison, and those over the course of a run."""
+"""The plots of a report as plain arrays; the page and the PNG files draw the same ones."""
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,20 +12,26 @@ from numpy.typing import ArrayLike, NDArray
 from lr_lightning._plotting import Style, styles
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
-from lr_lightning.reports import run_metrics as names
+from lr_lightning.reports import run_metrics
 from lr_lightning.reports.curves import band, thin
-from lr_lightning.reports.groups import Group, Outcome
-from lr_lightning.reports.run_metrics import AXES, Measured, group_of, of_data_set
+from lr_lightning.reports.groups import ComparedGroups, RunGroup
+from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, with_data_set
 from lr_lightning.tracking.query import MetricCurve
 
-# --- What is drawn, as plain arrays: the page and the pictures draw the same.
-
 Floats = NDArray[np.float64]
+Styles = dict[str, Style]
+"""Name of a group to its style."""
+
+LR_PARAMS = ("optimizer.lr", "lr")
+_FRONT_STYLE = Style("#808080", "dot", "circle")
+_POINTS = 60_000
+"""Most points of all curves of a plot: a page of 200 runs stays small enough for a phone."""
+_BAND_POINTS = 300
 
 
 @dataclass(eq=False)
-class Place:
-    """Where a trace lies on one of the x axes: x, y, and the ends of a band or error bar where it has one."""
+class Series:
+    """The points of a trace on one x axis, with the ends of its band or error bars if it has one."""
 
     x: Floats
     y: Floats
@@ -38,36 +45,40 @@ class Trace:
 
     Attributes:
         name: Of the run or group; any text.
-        group: Index of its group, -1 for none.
+        group: Index of its group, or -1.
         style: Colour, line and marker.
-        kind: curve (of one run), mean (with its band), points (one a run), front, or range (a bar).
-        places: Axis to place; what has no x in epochs has none there. A figure with an x of its own has one, "".
+        kind: A curve (one run), a mean (with its band), points (one a run), a Pareto front, or a range (a bar).
+        by_axis: Its points on each x axis; an axis is missing if the run did not record what it takes. A plot with its
+            own x axis has one entry, "".
         panel: Which panel, from the top.
     """
 
     name: str
     group: int
     style: Style
-    kind: str
-    places: dict[str, Place]
+    kind: Literal["curve", "mean", "points", "front", "range"]
+    by_axis: dict[str, Series]
     panel: int = 0
 
 
 @dataclass(eq=False)
-class Figure:
-    """One figure of one or more panels above a shared x.
+class Plot:
+    """One or more panels above a shared x axis.
 
     Attributes:
         id: Short name, also of the file.
-        title: What it shows.
+        title: What the plot shows.
         note: How to read it.
         panels: Titles of the y axes.
         traces: What is drawn.
-        x_title: Title of x where the figure has an x of its own, else nothing.
-        log_x: Whether that is logarithmic.
-        log_panels: Panels with a logarithmic y.
-        legend_names: Index of a group to its name, where traces are of its runs.
-        good_rates: In words, the band of good rates of each line that has one.
+        x_title: Title of the plot's own x axis, or "" if the reader chooses the axis.
+        log_x: Whether the plot's own x axis is logarithmic.
+        log_panels: Panels with a logarithmic y axis.
+        lr_panel: The panel that shows the learning rate, or -1.
+        error_bars: Whether intervals are drawn as error bars instead of bands.
+        is_cost: Whether x is a whole run's cost; its share of the budget is none, so seconds stand in for it.
+        legend_names: Index of a group to its name, for traces of its runs.
+        good_lrs: The band of good learning rates of each line that has one, as text.
     """
 
     id: str
@@ -78,52 +89,71 @@ class Figure:
     x_title: str = ""
     log_x: bool = False
     log_panels: tuple[int, ...] = ()
+    lr_panel: int = -1
+    error_bars: bool = False
+    is_cost: bool = False
     legend_names: dict[int, str] = field(default_factory=dict)
-    good_rates: list[str] = field(default_factory=list)
+    good_lrs: list[str] = field(default_factory=list)
 
 
-FRONT = Style("#808080", "dot", "circle")
+def make_plots(compared: ComparedGroups, looks: Styles, by: Sequence[str]) -> list[Plot]:
+    """Return every plot that there is data for."""
+    made = [
+        plot_seed_means(compared, looks),
+        plot_run_curves(compared, looks),
+        plot_cost(compared, looks),
+        plot_lr_sensitivity(compared, looks, by),
+        plot_loss_against_lr(compared, looks),
+    ]
+    plots = [plot for plot in made if plot is not None]
+    if any(key in ("trial", *LR_PARAMS) for key in by):  # a search asks first how much the learning rate matters
+        plots.sort(key=lambda plot: plot.id != "sensitivity")
+    for plot in plots:
+        plot.legend_names = {index: group.name for index, group in enumerate(compared.groups)}
+    return plots
 
 
-_POINTS = 60_000
-"""Most points of all curves of a figure: a page of 200 runs stays small enough for a phone."""
-
-
-def run_curves(outcome: Outcome, styles: dict[str, Style]) -> Figure | None:
-    """Rate and losses of every run above a shared x."""
-    wanted = [names.LR, names.TRAIN_LOSS, names.VAL_LOSS]
-    panels = [key for key in wanted if any(_curve(m, key) for group in outcome.groups for m in group.runs)]
+def plot_run_curves(compared: ComparedGroups, looks: Styles) -> Plot | None:
+    """Plot learning rate and losses of every run above a shared x axis."""
+    runs = [(index, group.name, r) for index, group in enumerate(compared.groups) for r in group.runs]
+    wanted = [run_metrics.LR, run_metrics.TRAIN_LOSS, run_metrics.VAL_LOSS]
+    panels = [key for key in wanted if any(r.curve(key) for _, _, r in runs)]
     if not panels:
         return None
-    figure = Figure(
+    plot = Plot(
         "curves",
-        "Rate and loss of every run",
-        "Thinned, with every extremum of a stretch and every break of a schedule kept.",
-        [{names.LR: "learning rate"}.get(key, key) for key in panels],
+        "Learning rate and loss of every run",
+        "Thinned: every stretch keeps its extrema, and a schedule keeps its breaks.",
+        [{run_metrics.LR: "learning rate"}.get(key, key) for key in panels],
         log_panels=tuple(i for i, key in enumerate(panels) if "loss" in key),
+        lr_panel=panels.index(run_metrics.LR) if run_metrics.LR in panels else -1,
     )
-    runs = sum(len(group.runs) for group in outcome.groups)
-    limit = max(60, min(1000, _POINTS // (runs * len(panels))))
+    limit = max(60, min(1000, _POINTS // (len(runs) * len(panels))))
     for panel, key in enumerate(panels):
-        for index, group in enumerate(outcome.groups):
-            for m in group.runs:
-                curve = _curve(m, key)
-                if curve is not None:
-                    places = _places(m, curve, limit)
-                    figure.traces.append(Trace(m.run.name, index, styles[group.name], "curve", places, panel))
-    return figure
+        for index, name, r in runs:
+            if curve := r.curve(key):
+                series = _thinned(r, curve, limit)
+                plot.traces.append(Trace(r.run.name, index, looks[name], "curve", series, panel))
+    return plot
 
 
-def seed_means(outcome: Outcome, styles: dict[str, Style]) -> Figure | None:
-    """Means over the finished runs of each group, with the interval of the mean."""
-    wanted = [*([outcome.objective] if outcome.objective else []), names.VAL_LOSS, names.TRAIN_LOSS, names.GAP]
+def _thinned(result: RunResult, curve: MetricCurve, limit: int) -> dict[str, Series]:
+    keep = thin(curve.value, limit)
+    step, value = curve.step[keep], curve.value[keep]
+    found = ((axis, result.axes.at(axis, step)) for axis in AXES)
+    return {axis: Series(x, value) for axis, x in found if x is not None}
+
+
+def plot_seed_means(compared: ComparedGroups, looks: Styles) -> Plot | None:
+    """Plot each group's mean over its finished runs, with the interval of the mean."""
+    objective = [compared.objective] if compared.objective else []
     panels: list[str] = []
     traces: list[Trace] = []
-    for key in dict.fromkeys(wanted):
+    for key in dict.fromkeys([*objective, run_metrics.VAL_LOSS, run_metrics.TRAIN_LOSS, run_metrics.GAP_LOSS]):
         found = [
-            Trace(group.name, index, styles[group.name], "mean", places, len(panels))
-            for index, group in enumerate(outcome.groups)
-            if (places := _bands(group, key))
+            Trace(group.name, index, looks[group.name], "mean", series, len(panels))
+            for index, group in enumerate(compared.groups)
+            if (series := _mean_bands(group, key))
         ]
         if found:
             panels.append(key)
@@ -131,81 +161,34 @@ def seed_means(outcome: Outcome, styles: dict[str, Style]) -> Figure | None:
     if not panels:
         return None
     note = (
-        "Mean over the finished runs of each group; the band is its 95 % t interval. It ends where the first of them "
-        "ends. The training loss is smoothed over a fiftieth of the run."
+        "Mean over the finished runs of each group; the band is its 95 % t interval. The mean ends where the shortest "
+        "run ends. The training loss is smoothed over a fiftieth of the run."
     )
     losses = tuple(i for i, key in enumerate(panels) if "loss" in key and "gap" not in key)
-    return Figure("means", "Means over seeds", note, panels, traces, log_panels=losses)
+    return Plot("means", "Means over seeds", note, panels, traces, log_panels=losses)
 
 
-def loss_against_lr(outcome: Outcome, styles: dict[str, Style]) -> Figure | None:
-    """The training loss over the rate that was in use."""
-    figure = Figure(
-        "loss_vs_lr",
-        "Training loss against the rate",
-        "The loss, smoothed over a fiftieth of the run and averaged over seeds where their rates are equal. "
-        "A curve is run through in time, so a schedule that rises and falls crosses a rate twice.",
-        [names.TRAIN_LOSS],
-        x_title="learning rate",
-        log_x=True,
-        log_panels=(0,),
-    )
-    for index, group in enumerate(outcome.groups):
-        pairs = [pair for m in group.runs if (pair := _aligned(m)) is not None]
-        if len(pairs) > 1 and all(np.array_equal(lr, pairs[0][0]) for lr, _ in pairs[1:]):
-            pairs = [(pairs[0][0], np.mean([loss for _, loss in pairs], axis=0))]
-        for lr, loss in pairs:
-            keep = thin(loss, 300)
-            keep = keep[lr[keep] > 0]
-            if keep.size:
-                place = Place(lr[keep], loss[keep])
-                figure.traces.append(Trace(group.name, index, styles[group.name], "curve", {"": place}))
-    return figure if figure.traces else None
-
-
-def _curve(m: Measured, key: str) -> MetricCurve | None:
-    curve = m.curves.get(key)
-    return curve if curve is not None and curve.step.size else None
-
-
-def _places(m: Measured, curve: MetricCurve, limit: int) -> dict[str, Place]:
-    keep = thin(curve.value, limit)
-    step, value = curve.step[keep], curve.value[keep]
-    found = ((axis, m.axes.at(axis, step)) for axis in AXES)
-    return {axis: Place(x, value) for axis, x in found if x is not None}
-
-
-def _bands(group: Group, key: str) -> dict[str, Place]:
-    """The mean and band of a metric on every axis on which all counted runs have a place."""
-    found = [(m, curve) for m in group.counted if (curve := _curve(m, key)) is not None]
-    places: dict[str, Place] = {}
-    smooth = key == names.TRAIN_LOSS
+def _mean_bands(group: RunGroup, key: str) -> dict[str, Series]:
+    """Return the mean and band of a metric on each axis on which every counted run has positions."""
+    found = [(r, curve) for r in group.counted if (curve := r.curve(key)) is not None]
+    by_axis: dict[str, Series] = {}
     for axis in AXES if found else ():
         curves: list[tuple[ArrayLike, ArrayLike]] = []
-        for m, curve in found:
-            x = m.axes.at(axis, curve.step)
+        for r, curve in found:
+            x = r.axes.at(axis, curve.step)
             if x is None:
                 break
-            curves.append((x, smoothed(curve.value) if smooth else curve.value))
+            curves.append((x, _smooth(curve.value) if key == run_metrics.TRAIN_LOSS else curve.value))
         else:
             x, y, low, high = band(curves)
             if x.size:
-                keep = thin(y, 300)
-                places[axis] = Place(x[keep], y[keep], low[keep], high[keep])
-    return places
+                keep = thin(y, _BAND_POINTS)
+                by_axis[axis] = Series(x[keep], y[keep], low[keep], high[keep])
+    return by_axis
 
 
-def _aligned(m: Measured) -> tuple[Floats, Floats] | None:
-    """Rate and smoothed loss at the steps that have both."""
-    lr, loss = _curve(m, names.LR), _curve(m, names.TRAIN_LOSS)
-    if lr is None or loss is None:
-        return None
-    _, i, j = np.intersect1d(lr.step, loss.step, assume_unique=True, return_indices=True)
-    return (lr.value[i], smoothed(loss.value)[j]) if i.size > 1 else None
-
-
-def smoothed(values: Floats) -> Floats:
-    """Centred moving average over a fiftieth of the curve; at the ends over what there is."""
+def _smooth(values: Floats) -> Floats:
+    """Average over a centred window of a fiftieth of the curve, which is cut off at the ends."""
     half = len(values) // 100
     if half == 0:
         return values
@@ -215,181 +198,194 @@ def smoothed(values: Floats) -> Floats:
     return np.asarray((sums[end] - sums[start]) / (end - start), np.float64)
 
 
-def all_figures(outcome: Outcome, styles: dict[str, Style], by: Sequence[str]) -> list[Figure]:
-    """Every figure there is data for."""
-    made = [
-        seed_means(outcome, styles),
-        run_curves(outcome, styles),
-        accuracy_against_cost(outcome, styles),
-        sensitivity(outcome, styles, by),
-        loss_against_lr(outcome, styles),
-    ]
-    figures = [figure for figure in made if figure is not None]
-    if any(key in ("trial", *RATE) for key in by):  # a search: how much the rate matters is what it was for
-        figures.sort(key=lambda figure: figure.id != "sensitivity")
-    for figure in figures:
-        figure.legend_names = {index: group.name for index, group in enumerate(outcome.groups)}
-    return figures
+def plot_loss_against_lr(compared: ComparedGroups, looks: Styles) -> Plot | None:
+    """Plot the training loss over the learning rate in use."""
+    plot = Plot(
+        "loss_vs_lr",
+        "Training loss against the learning rate",
+        "The loss is smoothed over a fiftieth of the run, and averaged over seeds whose learning rates are equal. "
+        "A curve follows the run in time, so a schedule that rises and falls passes a learning rate twice.",
+        [run_metrics.TRAIN_LOSS],
+        x_title="learning rate",
+        log_x=True,
+        log_panels=(0,),
+    )
+    for index, group in enumerate(compared.groups):
+        pairs = [*_lr_and_loss(group)]
+        if len(pairs) > 1 and all(np.array_equal(lr, pairs[0][0]) for lr, _ in pairs[1:]):
+            pairs = [(pairs[0][0], np.mean([loss for _, loss in pairs], axis=0))]
+        for lr, loss in pairs:
+            keep = thin(loss, _BAND_POINTS)
+            keep = keep[lr[keep] > 0]
+            if keep.size:
+                series = {"": Series(lr[keep], loss[keep])}
+                plot.traces.append(Trace(group.name, index, looks[group.name], "curve", series))
+    return plot if plot.traces else None
 
 
-# --- Two figures about choices: what accuracy costs, and how much the result depends on the peak rate.
-
-RATE = ("optimizer.lr", "lr")
-
-
-def cost_of(m: Measured, axis: str) -> float:
-    """What a whole run cost on an axis; its share of the budget is no cost, so seconds stand for it."""
-    if axis == "step":
-        return m.steps
-    if axis == "examples":
-        return m.examples
-    if axis == "epochs":
-        epochs = m.axes.at("epochs", np.array([m.axes.last]))
-        return float(epochs[0]) if epochs is not None else math.nan
-    return m.seconds
+def _lr_and_loss(group: RunGroup) -> Iterator[tuple[Floats, Floats]]:
+    """Yield learning rate and smoothed loss of each run, at the steps that have both."""
+    for r in group.runs:
+        lr, loss = r.curve(run_metrics.LR), r.curve(run_metrics.TRAIN_LOSS)
+        if lr is not None and loss is not None:
+            _, i, j = np.intersect1d(lr.step, loss.step, assume_unique=True, return_indices=True)
+            if i.size > 1:
+                yield lr.value[i], _smooth(loss.value)[j]
 
 
-def accuracy_against_cost(outcome: Outcome, looks: dict[str, Style]) -> Figure | None:
-    """The best value of the objective over the cost of the run, and the groups that no other one beats in both."""
-    if outcome.objective is None:
+def plot_cost(compared: ComparedGroups, looks: Styles) -> Plot | None:
+    """Plot the best value of the objective over the run's cost, and the groups that are not beaten in both."""
+    if compared.objective is None:
         return None
-    sign = 1.0 if outcome.higher_is_better else -1.0
-    figure = Figure(
+    plot = Plot(
         "cost",
-        f"Best {outcome.objective} against cost",
+        f"Best {compared.objective} against cost",
         "Small: runs. Large: means of groups, with 95 % t intervals. The dotted line joins the best trade-offs: no "
-        f"group{' of its data set' * bool(outcome.mixed)} is cheaper and better than one of them. For the share of the "
-        "budget, seconds are shown.",
-        [outcome.objective],
+        f"group{' of its data set' * bool(compared.data_sets)} is cheaper and better than one of them. For the share "
+        "of the budget, seconds are shown.",
+        [compared.objective],
+        error_bars=True,
+        is_cost=True,
     )
     means: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for index, group in enumerate(outcome.groups):
-        runs: dict[str, Place] = {}
-        mean: dict[str, Place] = {}
+    for index, group in enumerate(compared.groups):
+        runs: dict[str, Series] = {}
+        mean: dict[str, Series] = {}
         for axis in AXES:
-            points = [(cost_of(m, axis), m.best) for m in group.counted if math.isfinite(cost_of(m, axis))]
+            points = [(cost, r.best) for r in group.counted if math.isfinite(cost := _cost(r, axis))]
             if not points:
                 continue
             cost, best = np.array(points).T
-            runs[axis] = Place(cost, best)
-            centre = group.mean(lambda m: m.best)
+            runs[axis] = Series(cost, best)
+            centre = group.mean(lambda r: r.best)
             x = float(cost.mean())
             low, high = (None, None) if math.isnan(centre.low) else (np.array([centre.low]), np.array([centre.high]))
-            mean[axis] = Place(np.array([x]), np.array([centre.mean]), low, high)
+            mean[axis] = Series(np.array([x]), np.array([centre.mean]), low, high)
             means.setdefault(group.data_set, {}).setdefault(axis, []).append((x, centre.mean))
         if runs:
-            figure.traces.append(Trace(group.name, index, looks[group.name], "points", runs))
-            figure.traces.append(Trace(group.name, index, looks[group.name], "mean", mean))
-    if not figure.traces:
+            plot.traces.append(Trace(group.name, index, looks[group.name], "points", runs))
+            plot.traces.append(Trace(group.name, index, looks[group.name], "mean", mean))
+    if not plot.traces:
         return None
-    fronts = [Trace("best trade-offs", -1, FRONT, "front", _front(points, sign)) for points in means.values()]
-    figure.traces[:0] = fronts
-    return figure
+    sign = 1.0 if compared.higher_is_better else -1.0
+    fronts = [Trace("best trade-offs", -1, _FRONT_STYLE, "front", _fronts(axes, sign)) for axes in means.values()]
+    plot.traces[:0] = fronts
+    return plot
 
 
-def _front(means: dict[str, list[tuple[float, float]]], sign: float) -> dict[str, Place]:
-    """On each axis, the means that no other one of their data set beats in both."""
-    places = {}
+def _cost(result: RunResult, axis: str) -> float:
+    """Return what a whole run cost, in the unit of an x axis."""
+    if axis == "step":
+        return result.steps
+    if axis == "examples":
+        return result.examples
+    if axis == "epochs":
+        epochs = result.axes.at("epochs", np.array([result.axes.last]))
+        return float(epochs[0]) if epochs is not None else math.nan
+    return result.seconds
+
+
+def _fronts(means: dict[str, list[tuple[float, float]]], sign: float) -> dict[str, Series]:
+    """Return the Pareto front of one data set's means on each axis."""
+    by_axis = {}
     for axis, points in means.items():
         x, y = np.array(points).T
-        chosen = pareto_front(x, sign * y)
-        places[axis] = Place(x[chosen], y[chosen])
-    return places
+        front = pareto_front(x, sign * y)
+        by_axis[axis] = Series(x[front], y[front])
+    return by_axis
 
 
 @dataclass(eq=False)
-class _Line:
-    """What the runs of one schedule came to, by peak rate.
+class _LRSweep:
+    """The results of one schedule's runs by peak learning rate.
 
     Attributes:
-        found: Peak rate to seed to the bests of its runs.
-        lost: Peak rate and best of the runs that diverged or were pruned.
+        bests: Peak learning rate to seed to the best values of its runs.
+        lost: Peak learning rate and best value of each run that diverged or was pruned.
     """
 
-    found: dict[float, dict[str, list[float]]] = field(default_factory=dict)
+    bests: dict[float, dict[str, list[float]]] = field(default_factory=dict)
     lost: list[tuple[float, float]] = field(default_factory=list)
 
-    def add(self, m: Measured) -> None:
-        if m.counts:
-            self.found.setdefault(m.peak, {}).setdefault(m.seed or m.run.id, []).append(m.best)
-        elif m.state in ("diverged", "pruned"):
-            self.lost.append((m.peak, m.best))
+    def add(self, result: RunResult) -> None:
+        if result.counts:
+            by_seed = self.bests.setdefault(result.peak_lr, {})
+            by_seed.setdefault(result.seed or result.run.id, []).append(result.best)
+        elif result.state in (RunState.DIVERGED, RunState.PRUNED):
+            self.lost.append((result.peak_lr, result.best))
 
-    def over_seeds(self) -> Place:
-        """Mean and interval at each rate."""
-        rates = sorted(self.found)
-        means = [mean_ci([float(np.mean(bests)) for bests in self.found[rate].values()]) for rate in rates]
+    def over_seeds(self) -> Series:
+        """Return mean and interval at each learning rate."""
+        lrs = sorted(self.bests)
+        means = [mean_ci([float(np.mean(bests)) for bests in self.bests[lr].values()]) for lr in lrs]
         low, high = np.array([m.low for m in means]), np.array([m.high for m in means])
-        return Place(np.array(rates), np.array([m.mean for m in means]), low, high)
+        return Series(np.array(lrs), np.array([m.mean for m in means]), low, high)
 
     def good_band(self, higher: bool) -> GoodBand | None:
-        """The rates as good as the best; one at which all runs were lost is the worst there is."""
-        means = {
-            rate: float(np.mean([v for seed in seeds.values() for v in seed])) for rate, seeds in self.found.items()
-        }
+        """Return the learning rates as good as the best; a learning rate whose runs were all lost is the worst."""
+        means = {lr: float(np.mean([v for seed in seeds.values() for v in seed])) for lr, seeds in self.bests.items()}
         # A point of accuracy, or a tenth of the best loss.
         tolerance = 0.01 if higher else 0.1 * abs(min(filter(math.isfinite, means.values()), default=0.0))
-        means |= {rate: -math.inf if higher else math.inf for rate, _ in self.lost if rate not in means}
+        means |= {lr: -math.inf if higher else math.inf for lr, _ in self.lost if lr not in means}
         return good_band([*means], [*means.values()], higher=higher, tolerance=tolerance)
 
 
-def sensitivity(outcome: Outcome, looks: dict[str, Style], by: Sequence[str]) -> Figure | None:
-    """The objective over the peak rate, for each schedule, where a sweep has more than one rate."""
-    if outcome.objective is None:
+def plot_lr_sensitivity(compared: ComparedGroups, looks: Styles, by: Sequence[str]) -> Plot | None:
+    """Plot the objective over the peak learning rate of each schedule that has several."""
+    if compared.objective is None:
         return None
-    rest = [key for key in by if key not in (*RATE, "trial")] or ["schedule"]
-    every: dict[str, _Line] = defaultdict(_Line)
-    for m in (m for group in outcome.groups for m in group.runs):
-        # a rate that a range test found varies with the seed: it is no rate of a sweep
-        if math.isfinite(m.peak) and m.peak > 0 and "lr_finder.lr" not in m.run.params:
-            every[of_data_set(group_of(m.run, rest), m.data_set)].add(m)
-    lines = {name: line for name, line in every.items() if line.found and len(line.found) + len(line.lost) > 1}
-    if not lines:
+    rest = [key for key in by if key not in (*LR_PARAMS, "trial")] or ["schedule"]
+    every: dict[str, _LRSweep] = defaultdict(_LRSweep)
+    for r in (r for group in compared.groups for r in group.runs):
+        # A learning rate that a range test found varies with the seed: it is not part of a sweep.
+        if math.isfinite(r.peak_lr) and r.peak_lr > 0 and "lr_finder.lr" not in r.run.params:
+            every[with_data_set(group_name(r.run, rest), r.data_set)].add(r)
+    sweeps = {name: sweep for name, sweep in every.items() if sweep.bests and len(sweep.bests) + len(sweep.lost) > 1}
+    if not sweeps:
         return None
-    index = {group.name: i for i, group in enumerate(outcome.groups)}
-    own = looks if lines.keys() <= looks.keys() else styles(lines)
-    figure = Figure(
+    index = {group.name: i for i, group in enumerate(compared.groups)}
+    own = looks if sweeps.keys() <= looks.keys() else styles(sweeps)
+    plot = Plot(
         "sensitivity",
-        f"Best {outcome.objective} against the peak rate",
-        "Mean over seeds with its 95 % t interval. A flat curve is a schedule that forgives a wrong rate.",
-        [outcome.objective],
+        f"Best {compared.objective} against the peak learning rate",
+        "Mean over seeds with its 95 % t interval. A flat curve is a schedule that forgives a wrong learning rate.",
+        [compared.objective],
         x_title="peak learning rate",
         log_x=True,
+        error_bars=True,
     )
-    for name, line in sorted(lines.items()):
-        figure.traces.append(Trace(name, index.get(name, -1), own[name], "mean", {"": line.over_seeds()}))
-    for name, line in every.items():
+    for name, sweep in sorted(sweeps.items()):
+        plot.traces.append(Trace(name, index.get(name, -1), own[name], "mean", {"": sweep.over_seeds()}))
+    for name, sweep in every.items():
         if name in own:
-            _add_lost(figure, name, line, own[name])
-    _add_bands(figure, lines, own, outcome.higher_is_better)
-    return figure
+            _add_lost_runs(plot, name, sweep, own[name])
+    _add_good_bands(plot, sweeps, own, compared.higher_is_better)
+    return plot
 
 
-def _add_lost(figure: Figure, name: str, line: _Line, style: Style) -> None:
-    """A cross where a run diverged or was pruned, at the best it had come to."""
-    known = [(x, y) for x, y in line.lost if math.isfinite(y)]
+def _add_lost_runs(plot: Plot, name: str, sweep: _LRSweep, style: Style) -> None:
+    """Mark each diverged or pruned run with a cross at its best value."""
+    known = [(x, y) for x, y in sweep.lost if math.isfinite(y)]
     if known:
         x, y = np.array(known).T
         cross = Style(style.colour, "solid", "x")
-        figure.traces.append(Trace(f"{name}: diverged or pruned", -1, cross, "points", {"": Place(x, y)}))
+        plot.traces.append(Trace(f"{name}: diverged or pruned", -1, cross, "points", {"": Series(x, y)}))
 
 
-def _add_bands(figure: Figure, lines: dict[str, _Line], own: dict[str, Style], higher: bool) -> None:
-    """The band of good rates of each line, as a bar at its limit and in words."""
-    said = []
-    for name, line in sorted(lines.items()):
-        band = line.good_band(higher)
-        if band is None:
+def _add_good_bands(plot: Plot, sweeps: dict[str, _LRSweep], own: Styles, higher: bool) -> None:
+    """Draw the band of good learning rates of each schedule as a bar, and state it in the note."""
+    for name, sweep in sorted(sweeps.items()):
+        good = sweep.good_band(higher)
+        if good is None:
             continue
-        bar = Place(np.array([band.low, band.high]), np.array([band.limit, band.limit]))
-        figure.traces.append(Trace(f"{name}: good rates", -1, own[name], "range", {"": bar}))
-        ends = [f"{band.low:.3g}{' or lower' if band.open_low else ''}"]
-        ends.append(f"{band.high:.3g}{' or higher' if band.open_high else ''}")
-        said.append(f"{name}: {' to '.join(ends)} ({band.decades:.1f} decades)")
-    if said:
-        figure.good_rates = said
-        figure.note += (
-            " The bars mark the good rates, whose result lies within 0.01 (of a loss: 10 %) of the line's best, "
-            f"smoothed over neighbours from seven rates on: {'; '.join(said)}. Crosses: runs that diverged or were "
-            "pruned."
+        bar = Series(np.array([good.low, good.high]), np.array([good.limit, good.limit]))
+        plot.traces.append(Trace(f"{name}: good learning rates", -1, own[name], "range", {"": bar}))
+        low = f"{good.low:.3g}{' or lower' if good.open_low else ''}"
+        high = f"{good.high:.3g}{' or higher' if good.open_high else ''}"
+        plot.good_lrs.append(f"{name}: {low} to {high} ({good.decades:.1f} decades)")
+    if plot.good_lrs:
+        plot.note += (
+            " The bars mark the good learning rates, whose result lies within 0.01 (of a loss: 10 %) of the line's "
+            f"best, smoothed over neighbours from seven learning rates on: {'; '.join(plot.good_lrs)}. Crosses: runs "
+            "that diverged or were pruned."
         )

@@ -1,10 +1,11 @@
-"""What one run comes down to: its group, its seed, its results, and why it does or does not count."""
+"""One run, measured: which of its metrics is which, its steps on other x axes, and its results."""
 
 import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +14,16 @@ from lr_lightning.diagnosis.cost import Reach, Target, time_to
 from lr_lightning.reports.curves import setback
 from lr_lightning.tracking.query import MetricCurve, Run
 
-# --- Which of a run's metrics is which, also where another program named them.
-
 LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/acc"
-PROBE_LOSS, GAP, EPOCH_MEAN, EPOCH = "probe/loss", "overfit/gap_loss", "train/loss_epoch", "epoch"
+PROBE_LOSS, GAP_LOSS, TRAIN_LOSS_EPOCH, EPOCH = "probe/loss", "overfit/gap_loss", "train/loss_epoch", "epoch"
 BATCH_SIZE, COST_SECONDS = "batch/size", "cost/seconds"
+_LOSSES = (TRAIN_LOSS, VAL_LOSS, PROBE_LOSS, TRAIN_LOSS_EPOCH)
+REPORT_METRICS = (LR, *_LOSSES, VAL_ACC, GAP_LOSS, EPOCH, BATCH_SIZE, COST_SECONDS)
+"""The metrics that every report reads, by this project's names."""
+WORLD_SIZE_TAG = "env.world_size"
+"""The run tag that holds the number of training processes."""
 
-WORLD_SIZE = "env.world_size"
-"""The tag of a run that says how many processes trained it."""
-
-READ = (LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC, PROBE_LOSS, GAP, EPOCH_MEAN, EPOCH, BATCH_SIZE, COST_SECONDS)
-"""The metrics that a report draws or measures, by this project's """
-
-_WORDS = {
+_SYNONYMS = {
     "valid": "val",
     "validation": "val",
     "dev": "val",
@@ -35,18 +33,35 @@ _WORDS = {
     "top1": "acc",
     "training": "train",
 }
-_LONG = re.compile(r"-?\d*\.\d{12,}(e[+-]?\d+)?")  # no version, no date, no id
-_SPLIT = re.compile(r"[/_.\- ]+")
+_SEPARATORS = re.compile(r"[/_.\- ]+")
+_LONG_NUMBER = re.compile(r"-?\d*\.\d{12,}(e[+-]?\d+)?")  # not a version, a date or an id
+_LOWER_IS_BETTER = frozenset(
+    (
+        *("loss", "losses", "nll", "ce", "bce", "xent", "crossentropy", "entropy", "hinge", "perplexity", "ppl", "bpc"),
+        *("err", "errors", "error", "mse", "rmse", "mae", "mape", "msle", "deviance", "gap", "ece"),
+        *("brier", "kl", "fid", "wer", "cer", "ter", "mer", "eer", "fpr", "fnr"),
+    )
+)
+_HIGHER_IS_BETTER = frozenset(
+    (
+        *("acc", "accuracy", "top", "precision", "recall", "sensitivity", "specificity", "f1", "fbeta", "auc", "auroc"),
+        *("auprc", "roc", "ap", "map", "iou", "miou", "dice", "jaccard", "kappa", "mcc", "r2", "ndcg", "mrr", "bleu"),
+        *("rouge", "meteor", "psnr", "ssim", "tpr", "tnr"),
+    )
+)
+# The words of "MulticlassF1Score", "val/top5", "AUROC" and "val_cross_entropy".
+_WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
+_KEYS_LISTED = 40
 
 
-def canonical(name: str) -> str:
-    """This project's name for a metric of another program, or the name in one spelling.
+def canonical_metric(name: str) -> str:
+    """Return this project's name for another program's metric, or the name in a uniform spelling.
 
     Example:
-        >>> canonical("valid_accuracy"), canonical("val_loss"), canonical("lr-SGD"), canonical("train_loss_step")
-        ('val/acc', 'val/loss', 'lr/group0', 'train/loss')
+        >>> [canonical_metric(name) for name in ("valid_accuracy", "val_loss", "lr-SGD", "train_loss_step")]
+        ['val/acc', 'val/loss', 'lr/group0', 'train/loss']
     """
-    words = [_WORDS.get(word, word) for word in _SPLIT.split(name.lower()) if word]
+    words = [_SYNONYMS.get(word, word) for word in _SEPARATORS.split(name.lower()) if word]
     if words[:1] == ["lr"] or words[:2] == ["learning", "rate"]:
         return LR
     if words == ["loss"] or (words[:2] == ["train", "loss"] and words[2:] in ([], ["step"])):
@@ -56,59 +71,29 @@ def canonical(name: str) -> str:
     return "/".join([words[0], "_".join(words[1:])]) if len(words) > 1 else "".join(words)
 
 
-def rounded(value: str) -> str:
-    """The value of a tag or param as it is shown: a number that arithmetic gave many digits, with those that count.
-
-    Example:
-        >>> rounded("0.010000000000000002"), rounded("3.0000000000000004e-05"), rounded("1.10"), rounded("cosine")
-        ('0.01', '3e-05', '1.10', 'cosine')
-    """
-    return f"{float(value):.10g}" if _LONG.fullmatch(value) else value
-
-
-def find(key: str, available: Iterable[str]) -> str | None:
-    """The metric of a run that is meant by ``key``: that very name, or the first that reads as it.
+def find_metric(key: str, available: Iterable[str]) -> str | None:
+    """Return the available metric that ``key`` means: the same name, else the first with the same meaning.
 
     Args:
         key: This project's name, or any other.
-        available: What the run has.
+        available: Names of the run's metrics.
     """
     names = sorted(available)
     if key in names:
         return key
-    if key == LR:
-        own = [name for name in names if name.startswith("lr/")]
-        if own:
-            return own[0]
-    return next((name for name in names if canonical(name) == key), None)
-
-
-_LOWER = frozenset(
-    (
-        *("loss", "losses", "nll", "ce", "bce", "xent", "crossentropy", "entropy", "hinge", "perplexity", "ppl", "bpc"),
-        *("err", "errors", "error", "mse", "rmse", "mae", "mape", "msle", "deviance", "gap", "ece"),
-        *("brier", "kl", "fid", "wer", "cer", "ter", "mer", "eer", "fpr", "fnr"),
-    )
-)
-_HIGHER = frozenset(
-    (
-        *("acc", "accuracy", "top", "precision", "recall", "sensitivity", "specificity", "f1", "fbeta", "auc", "auroc"),
-        *("auprc", "roc", "ap", "map", "iou", "miou", "dice", "jaccard", "kappa", "mcc", "r2", "ndcg", "mrr", "bleu"),
-        *("rouge", "meteor", "psnr", "ssim", "tpr", "tnr"),
-    )
-)
-# of "MulticlassF1Score", "val/top5", "AUROC" and "val_cross_entropy"
-_WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
+    if key == LR and (lrs := [name for name in names if name.startswith("lr/")]):
+        return lrs[0]
+    return next((name for name in names if canonical_metric(name) == key), None)
 
 
 def is_higher_better(metric: str) -> bool | None:
-    """Whether more of a metric is better, as far as the words of its name tell.
+    """Judge from the words of a metric's name whether a higher value is better.
 
     Args:
-        metric: Its name. Whole words count: ``val/recent_acc`` has no ``ce`` in it.
+        metric: The name. Whole words count: ``val/recent_acc`` does not contain ``ce``.
 
     Returns:
-        None where no word tells, or where two say the opposite. A gap is bad, whatever it is a gap of.
+        None if no word tells, or if two words contradict each other. A gap of any metric is better low.
 
     Example:
         >>> [is_higher_better(name) for name in ("val/acc", "val/wer", "MulticlassF1Score", "val/score")]
@@ -116,13 +101,55 @@ def is_higher_better(metric: str) -> bool | None:
     """
     words = {word.lower() for word in _WORD.findall(metric)}
     words |= {word.rstrip("0123456789") for word in words}
-    lower, higher = bool(words & _LOWER), bool(words & _HIGHER)
+    lower, higher = bool(words & _LOWER_IS_BETTER), bool(words & _HIGHER_IS_BETTER)
     if lower == higher:
         return False if "gap" in words else None
     return higher
 
 
-# --- What a step is in epochs, examples, seconds and shares of the budget of its run.
+def shorten_number(value: str) -> str:
+    """Cut the rounding noise off a tag or param that is a long decimal number.
+
+    Example:
+        >>> [shorten_number(text) for text in ("0.010000000000000002", "3.0000000000000004e-05", "1.10", "cosine")]
+        ['0.01', '3e-05', '1.10', 'cosine']
+    """
+    return f"{float(value):.10g}" if _LONG_NUMBER.fullmatch(value) else value
+
+
+def tag_or_param(run: Run, key: str) -> str:
+    """Return a run's tag, else its param of that name, else the choice of that group (``schedule.name``), else ""."""
+    return run.tags.get(key) or run.params.get(key) or run.params.get(f"{key}.name") or ""
+
+
+def unknown_key_message(runs: Sequence[Run], key: str) -> str:
+    """Explain that no run has the tag or param ``key``, suggest a similar one and list what there is."""
+    tags = {name for run in runs for name in run.tags if not name.startswith("mlflow.")}
+    params = {name for run in runs for name in run.params}
+    choices = {name.removesuffix(".name") for name in params}
+    close = difflib.get_close_matches(key, sorted(tags | params | choices), n=1)
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    return f"no run has a tag or param {key!r}.{meant} Tags: {_listed(tags)}. Params: {_listed(params)}."
+
+
+def _listed(keys: set[str]) -> str:
+    more = f" and {len(keys) - _KEYS_LISTED} more" if len(keys) > _KEYS_LISTED else ""
+    return (", ".join(sorted(keys)[:_KEYS_LISTED]) or "none") + more
+
+
+def group_name(run: Run, by: Sequence[str]) -> str:
+    """Return the name of a run's group, such as ``cosine, lr=0.1``; a missing value is shown as missing."""
+    if not by:
+        return ""
+    first, *rest = by
+    more = [f"{key.rsplit('.', 1)[-1]}={shorten_number(tag_or_param(run, key)) or '–'}" for key in rest]
+    return ", ".join([shorten_number(tag_or_param(run, first)) or f"(no {first})", *more])
+
+
+def with_data_set(group: str, data_set: str) -> str:
+    """Return the name of a group's runs on one of several data sets, such as ``cosine, digits``."""
+    return ", ".join(part for part in (group, data_set) if part)
+
 
 AXES = {
     "step": "step",
@@ -131,31 +158,34 @@ AXES = {
     "seconds": "seconds since the first step",
     "fraction": "share of the budget",
 }
-"""Name of an axis to its title."""
+"""Name of an x axis to its title."""
 
 Floats = NDArray[np.float64]
+_Knots = tuple[Floats, Floats]  # x and y of a piecewise linear function
 
 
 class RunAxes:
-    """Converts the steps of one run.
+    """Convert a run's steps to epochs, examples, seconds and the share of its budget.
 
     Args:
-        run: The run, with its curves.
-        curves: Its curves by this project's
-        finished: Whether it has come to its end, so that what it did is its whole budget.
+        run: The run.
+        curves: Its curves, by this project's metric names.
+        finished: Whether the run finished, so that the steps it made are its whole budget.
     """
 
     def __init__(self, run: Run, curves: dict[str, MetricCurve], finished: bool) -> None:
-        dense = [curves[key] for key in (TRAIN_LOSS, LR) if key in curves]
-        everything = dense or [*curves.values()]
-        self.last = max((int(c.step[-1]) for c in everything if c.step.size), default=-1)
+        dense = [curves[key] for key in (TRAIN_LOSS, LR) if key in curves] or [*curves.values()]
+        self.last = max((int(c.step[-1]) for c in dense if c.step.size), default=-1)
         self._epochs = _epoch_knots(curves, self.last)
         self._examples = _examples_knots(run, curves, self.last)
-        self._seconds = _seconds_knots(curves, everything)
-        self._budget = self.last if finished else max(self.last, _planned(run, self._epochs) - 1)
+        self._seconds = _seconds_knots(curves, dense)
+        self._budget = self.last if finished else max(self.last, _planned_steps(run, self._epochs) - 1)
 
     def at(self, axis: str, step: NDArray[np.int64]) -> Floats | None:
-        """Positions on ``axis`` of steps, at the end of each but for seconds; None where it is not known."""
+        """Return the positions of steps on an axis, or None if the run did not record what it takes.
+
+        A position is that of the end of the step; on the axis of seconds it is that of the step's record.
+        """
         if axis == "step":
             return step.astype(np.float64)
         if axis == "fraction":
@@ -163,19 +193,19 @@ class RunAxes:
         if axis == "seconds":
             return None if self._seconds is None else np.interp(step, *self._seconds)
         knots = self._epochs if axis == "epochs" else self._examples
-        return None if knots is None else _extended(np.asarray(step + 1.0, np.float64), *knots)
+        return None if knots is None else _extrapolate(np.asarray(step + 1.0, np.float64), *knots)
 
 
-def _extended(x: Floats, xs: Floats, ys: Floats) -> Floats:
-    """Interpolate; go on in the direction of the last piece, so that what follows an epoch's end has a place."""
+def _extrapolate(x: Floats, xs: Floats, ys: Floats) -> Floats:
+    """Interpolate, and extend the last piece to the right: a test after the last epoch needs a position too."""
     inside = np.interp(x, xs, ys)
     slope = (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])
     return np.where(x > xs[-1], ys[-1] + (x - xs[-1]) * slope, inside)
 
 
-def _epoch_knots(curves: dict[str, MetricCurve], last: int) -> tuple[Floats, Floats] | None:
-    """Steps done, and epochs done by then: where an epoch's mean was logged, or where Lightning's `epoch` changed."""
-    mean = curves.get(EPOCH_MEAN)
+def _epoch_knots(curves: dict[str, MetricCurve], last: int) -> _Knots | None:
+    """Return steps made and epochs done, from the epochs' mean losses or from Lightning's ``epoch``."""
+    mean = curves.get(TRAIN_LOSS_EPOCH)
     if mean is not None and mean.step.size:
         ends, counts = mean.step + 1.0, np.arange(1.0, mean.step.size + 1)
     else:
@@ -186,66 +216,61 @@ def _epoch_knots(curves: dict[str, MetricCurve], last: int) -> tuple[Floats, Flo
         step, value = epoch.step[inside], epoch.value[inside]
         change = np.append(value[1:] != value[:-1], True) if step.size else np.zeros(0, bool)
         ends, counts = step[change] + 1.0, value[change] + 1.0
-    if not ends.size:
-        return None
-    return np.insert(ends, 0, 0.0), np.insert(counts, 0, 0.0)
+    return (np.insert(ends, 0, 0.0), np.insert(counts, 0, 0.0)) if ends.size else None
 
 
-def _examples_knots(run: Run, curves: dict[str, MetricCurve], last: int) -> tuple[Floats, Floats] | None:
-    """Steps done, and examples seen by then."""
+def _examples_knots(run: Run, curves: dict[str, MetricCurve], last: int) -> _Knots | None:
+    """Return steps made and examples seen."""
     size = curves.get(BATCH_SIZE)
-    if size is not None and size.step.size:  # logged at the end of an epoch, for that epoch
+    if size is not None and size.step.size:  # logged at the end of each epoch, for all processes
         ends = np.insert(size.step + 1.0, 0, 0.0)
         return (ends, np.insert(np.cumsum(np.diff(ends) * size.value), 0, 0.0)) if ends[1] > 0 else None
     batch = _number(run.params.get("data.batch_size")) or _number(run.params.get("batch_size"))
-    if batch is None or last < 0:
-        return None
     world = _world_size(run)
-    if world is None:
+    if batch is None or world is None or last < 0:
         return None
     batch *= world * (_number(run.params.get("trainer.accumulate_grad_batches")) or 1.0)
     return np.array([0.0, last + 1.0]), np.array([0.0, batch * (last + 1.0)])
 
 
 def _world_size(run: Run) -> float | None:
-    """Processes that trained a run, each on batches of its own: as it recorded, else as its params tell.
+    """Return the number of training processes, as recorded or else from the params.
 
     Returns:
-        None where it had devices by choice of the machine (``auto``, -1) and did not record how many.
+        None if the machine chose the devices (``auto``, -1) and their number was not recorded.
     """
-    recorded = _number(run.tags.get(WORLD_SIZE))
+    recorded = _number(run.tags.get(WORLD_SIZE_TAG))
     if recorded is not None and recorded >= 1:
         return recorded
     given = run.params.get("trainer.devices")
     if given is None:
-        return 1.0  # another program's run: nothing speaks of several
+        return 1.0  # another program's run, which mentions no devices
     listed = given.strip("[]() ")
     devices = float(len(listed.split(","))) if "," in listed or listed != given else _number(given)
     nodes = _number(run.params.get("trainer.num_nodes")) or 1.0
     return devices * nodes if devices is not None and devices >= 1 else None
 
 
-def _seconds_knots(curves: dict[str, MetricCurve], everything: list[MetricCurve]) -> tuple[Floats, Floats] | None:
-    """Steps, and seconds by then: as the run measured them, which leaves out the time between a stop and a resume."""
+def _seconds_knots(curves: dict[str, MetricCurve], dense: list[MetricCurve]) -> _Knots | None:
+    """Return steps and seconds, as the run measured them (without the time between a stop and a resume) or by clock."""
     measured = curves.get(COST_SECONDS)
     if measured is not None and measured.step.size > 1:
         start = 0.0 if measured.step[0] > 0 else float(measured.value[0])
         return np.insert(measured.step.astype(np.float64), 0, 0.0), np.insert(measured.value, 0, start)
-    longest = max(everything, key=lambda c: c.step.size, default=None)
+    longest = max(dense, key=lambda c: c.step.size, default=None)
     if longest is None or longest.step.size < 2:
         return None
-    start_time = min(int(c.time.min()) for c in everything if c.time.size)
-    seconds = np.maximum.accumulate((longest.time - start_time) / 1000.0)
-    return longest.step.astype(np.float64), seconds
+    start_time = min(int(c.time.min()) for c in dense if c.time.size)
+    return longest.step.astype(np.float64), np.maximum.accumulate((longest.time - start_time) / 1000.0)
 
 
-def _planned(run: Run, epochs: tuple[Floats, Floats] | None) -> int:
-    """Steps the run was to make, as far as its params tell; 0 where they do not."""
+def _planned_steps(run: Run, epochs: _Knots | None) -> int:
+    """Return the steps that the run's params plan; 0 if they do not tell."""
     steps = _number(run.params.get("trainer.max_steps"))
     planned = math.inf if steps is None or steps <= 0 else steps
-    most = _number(run.params.get("trainer.max_epochs"))
-    if epochs is not None and most is not None and most > 0:
-        planned = min(planned, most * epochs[0][-1] / epochs[1][-1])
+    max_epochs = _number(run.params.get("trainer.max_epochs"))
+    if epochs is not None and max_epochs is not None and max_epochs > 0:
+        planned = min(planned, max_epochs * epochs[0][-1] / epochs[1][-1])
     return int(planned) if math.isfinite(planned) else 0
 
 
@@ -257,202 +282,174 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-NAN = math.nan
-_MOST_KEYS = 40
+class RunState(StrEnum):
+    """How a run ended; a pruned run was ended by a search."""
+
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    PRUNED = "pruned"
+    FAILED = "failed"
+    KILLED = "killed"
+    RUNNING = "running"
+
+
+_OF_STATUS = {"FINISHED": RunState.FINISHED, "FAILED": RunState.FAILED, "KILLED": RunState.KILLED}
 
 
 @dataclass(eq=False)
-class Measured:
-    """One run, measured.
+class RunResult:
+    """The measured results of one run; a number that is not known is nan.
 
     Attributes:
         run: The run.
         group: Name of its group.
-        seed: Its seed, or nothing.
-        state: finished, diverged, pruned (ended by a search), failed, killed or running.
-        curves: By this project's
-        axes: Converts its steps.
+        seed: Its seed, or "".
+        state: How it ended.
+        curves: By this project's metric names.
+        axes: Convert its steps to other x axes.
         best: Best value of the objective.
-        last: Its last value.
-        test: The test metric that belongs to it.
-        gap: Validation minus probe loss, at the end.
-        setback: Largest loss of the objective against the best so far.
+        last: Last value of the objective.
+        test: The test metric that corresponds to the objective.
+        gap: Validation minus probe loss at the end.
+        setback: Largest fall of the objective below its best so far.
         steps: Optimizer steps made.
-        seconds: Of the whole fit.
+        seconds: Duration of the whole fit.
         examples: Training examples seen.
-        peak: The peak rate that was configured.
-        steps_to: When it reached the target, in steps.
-        seconds_to: The same in seconds.
-        notes: What a reader should know about it.
-        data_set: Which one it is of, where the runs are of several.
+        peak_lr: The configured peak learning rate.
+        steps_to_target: When it reached the target, in steps.
+        seconds_to_target: When it reached the target, in seconds.
+        notes: Remarks for the reader.
+        data_set: Label of its data set, if the compared runs are of several.
     """
 
     run: Run
     group: str
     seed: str
-    state: str
+    state: RunState
     curves: dict[str, MetricCurve]
     axes: RunAxes
-    best: float = NAN
-    last: float = NAN
-    test: float = NAN
-    gap: float = NAN
-    setback: float = NAN
-    steps: float = NAN
-    seconds: float = NAN
-    examples: float = NAN
-    peak: float = NAN
-    steps_to: Reach | None = None
-    seconds_to: Reach | None = None
+    best: float = math.nan
+    last: float = math.nan
+    test: float = math.nan
+    gap: float = math.nan
+    setback: float = math.nan
+    steps: float = math.nan
+    seconds: float = math.nan
+    examples: float = math.nan
+    peak_lr: float = math.nan
+    steps_to_target: Reach | None = None
+    seconds_to_target: Reach | None = None
     notes: list[str] = field(default_factory=list)
     data_set: str = ""
 
     @property
     def counts(self) -> bool:
-        """Whether it is in its group's means: it came to its end and has the objective."""
-        return self.state == "finished" and not math.isnan(self.best)
+        """Whether the run is in its group's means: it finished and has the objective."""
+        return self.state is RunState.FINISHED and not math.isnan(self.best)
 
     @property
     def verdict(self) -> str:
-        """Over- or underfitting, as the run's own diagnosis says."""
+        """The run's own verdict on over- and underfitting."""
         return self.run.tags.get("verdict", "")
 
     @property
     def spikes(self) -> float:
-        """Jumps of its training loss, where the run counted them."""
-        return self.run.last.get("summary/spikes", NAN)
+        """Number of jumps of the training loss, if the run counted them."""
+        return self.run.last.get("summary/spikes", math.nan)
+
+    def curve(self, metric: str) -> MetricCurve | None:
+        """Return the curve of a metric, or None if it has no finite row."""
+        curve = self.curves.get(metric)
+        return curve if curve is not None and curve.step.size else None
 
 
-def measure(
+def measure_run(
     run: Run, by: Sequence[str], objective: str | None, target: Target | None, *, higher_is_better: bool = True
-) -> Measured:
-    """Measure a run whose curves were read.
+) -> RunResult:
+    """Measure a run whose curves have been read.
 
     Args:
         run: The run.
-        by: Tags, or params, whose values name its group.
-        objective: The validation metric that decides, by this project's name; None where no run has one.
-        target: What the time is taken to.
+        by: Tags or params whose values name its group.
+        objective: The validation metric that decides, by this project's name; None if no run has one.
+        target: What the times to a target are measured to, or None.
         higher_is_better: Which direction of the objective is better.
     """
     curves: dict[str, MetricCurve] = {}
-    for key in run.curves:
-        name = canonical(key) if key not in READ else key
-        if run.curves[key].step.size or name not in curves:
-            curves.setdefault(name, run.curves[key])
+    for key, curve in run.curves.items():
+        name = key if key in REPORT_METRICS else canonical_metric(key)
+        if curve.step.size or name not in curves:
+            curves.setdefault(name, curve)
             if key == objective or (target and key == target.metric):
-                curves[key] = run.curves[key]
+                curves[key] = curve
     state = _state(run)
-    m = Measured(run, group_of(run, by), seed_of(run), state, curves, RunAxes(run, curves, state == "finished"))
-    m.notes += _notes(m)
-    _measure_objective(m, objective, higher_is_better)
-    _measure_cost(m)
+    axes = RunAxes(run, curves, state is RunState.FINISHED)
+    result = RunResult(run, group_name(run, by), tag_or_param(run, "seed"), state, curves, axes)
+    result.notes += _notes(result)
+    if objective is not None:
+        _measure_objective(result, objective, higher_is_better)
+    _measure_cost(result)
     if target is not None:
-        _measure_target(m, target)
-    return m
+        _measure_target(result, target)
+    return result
 
 
-def _state(run: Run) -> str:
+def _state(run: Run) -> RunState:
     if run.tags.get("diverged", "").lower() == "true":
-        return "diverged"
-    if run.tags.get("pruned"):
-        return "pruned"
-    return {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}.get(run.status, "running")
+        return RunState.DIVERGED
+    return RunState.PRUNED if run.tags.get("pruned") else _OF_STATUS.get(run.status, RunState.RUNNING)
 
 
-def group_of(run: Run, by: Sequence[str]) -> str:
-    """The name of a run's group, such as ``cosine, lr=0.1``; what it lacks is said in brackets."""
-    if not by:
-        return ""
-    first, *rest = by
-    more = [f"{key.rsplit('.', 1)[-1]}={rounded(value_of(run, key)) or '–'}" for key in rest]
-    return ", ".join([rounded(value_of(run, first)) or f"(no {first})", *more])
-
-
-def of_data_set(group: str, data_set: str) -> str:
-    """The name of a group's runs of one of several data sets, such as ``cosine, digits``."""
-    return ", ".join(part for part in (group, data_set) if part)
-
-
-def value_of(run: Run, key: str) -> str:
-    """A tag, else a param of that name, else a group's choice (`schedule` is the param `schedule.name`)."""
-    for found in (run.tags.get(key), run.params.get(key), run.params.get(f"{key}.name")):
-        if found:
-            return found
-    return ""
-
-
-def unknown_key(runs: Sequence[Run], key: str) -> str:
-    """That no run has a tag or param, which one may be meant, and which there are."""
-    tags = {name for run in runs for name in run.tags if not name.startswith("mlflow.")}
-    params = {name for run in runs for name in run.params}
-    choices = {name.removesuffix(".name") for name in params}
-    close = difflib.get_close_matches(key, sorted(tags | params | choices), n=1)
-    meant = f" Did you mean {close[0]!r}?" if close else ""
-    return f"no run has a tag or param {key!r}.{meant} Tags: {_listed(tags)}. Params: {_listed(params)}."
-
-
-def _listed(keys: set[str]) -> str:
-    more = f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else ""
-    return (", ".join(sorted(keys)[:_MOST_KEYS]) or "none") + more
-
-
-def seed_of(run: Run) -> str:
-    """The seed as text, or nothing."""
-    return value_of(run, "seed")
-
-
-def _notes(m: Measured) -> list[str]:
-    notes = []
-    if m.state == "diverged" and "diverged_step" in m.run.tags:
-        notes.append(f"diverged at step {m.run.tags['diverged_step']}")
-    if m.state == "pruned":
-        notes.append(f"pruned: {m.run.tags['pruned']}")
-    bad = {name: curve.nonfinite for name, curve in m.curves.items() if curve.nonfinite}
+def _notes(result: RunResult) -> list[str]:
+    notes, tags = [], result.run.tags
+    if result.state is RunState.DIVERGED and "diverged_step" in tags:
+        notes.append(f"diverged at step {tags['diverged_step']}")
+    if result.state is RunState.PRUNED:
+        notes.append(f"pruned: {tags['pruned']}")
+    bad = {name: curve.nonfinite for name, curve in result.curves.items() if curve.nonfinite}
     if bad:
         notes.append("nan or infinite: " + ", ".join(f"{name} ({count})" for name, count in sorted(bad.items())))
-    foreign = [key for key in m.run.curves if key not in READ and canonical(key) in READ]
-    if foreign:
-        notes.append("read by other names: " + ", ".join(sorted(foreign)))
+    foreign = [key for key in result.run.curves if key not in REPORT_METRICS]
+    if renamed := sorted(key for key in foreign if canonical_metric(key) in REPORT_METRICS):
+        notes.append("read by other names: " + ", ".join(renamed))
     return notes
 
 
-def _measure_objective(m: Measured, objective: str | None, higher: bool) -> None:
-    if objective is None:
+def _measure_objective(result: RunResult, objective: str, higher: bool) -> None:
+    curve = result.curve(objective)
+    if curve is None:
+        result.notes.append(f"has no {objective}")
         return
-    curve = m.curves.get(objective)
-    if curve is None or not curve.step.size:
-        m.notes.append(f"has no {objective}")
-        return
-    m.best = float(curve.value.max() if higher else curve.value.min())
-    m.last = float(curve.value[-1])
-    m.setback = setback(curve.value, higher_is_better=higher)
-    test = find(objective.replace("val", "test", 1), m.run.last)
+    result.best = float(curve.value.max() if higher else curve.value.min())
+    result.last = float(curve.value[-1])
+    result.setback = setback(curve.value, higher_is_better=higher)
+    test = find_metric(objective.replace("val", "test", 1), result.run.last)
     if test is not None:
-        m.test = m.run.last[test]
+        result.test = result.run.last[test]
 
 
-def _measure_cost(m: Measured) -> None:
-    last = m.run.last
-    gap = m.curves.get(GAP)
-    m.gap = float(gap.value[-1]) if gap is not None and gap.step.size else last.get("summary/gap_loss", NAN)
-    m.steps = last.get("summary/steps", float(m.axes.last + 1) if m.axes.last >= 0 else NAN)
-    end = np.array([m.axes.last])
-    seconds, examples = m.axes.at("seconds", end), m.axes.at("examples", end)
-    m.seconds = last.get("summary/seconds", float(seconds[0]) if seconds is not None else NAN)
-    m.examples = float(examples[0]) if examples is not None and m.axes.last >= 0 else NAN
+def _measure_cost(result: RunResult) -> None:
+    last, params, last_step = result.run.last, result.run.params, result.axes.last
+    gap = result.curve(GAP_LOSS)
+    result.gap = float(gap.value[-1]) if gap is not None else last.get("summary/gap_loss", math.nan)
+    result.steps = last.get("summary/steps", float(last_step + 1) if last_step >= 0 else math.nan)
+    end = np.array([last_step])
+    seconds, examples = result.axes.at("seconds", end), result.axes.at("examples", end)
+    result.seconds = last.get("summary/seconds", float(seconds[0]) if seconds is not None else math.nan)
+    result.examples = float(examples[0]) if examples is not None and last_step >= 0 else math.nan
     try:
-        m.peak = float(rounded(m.run.params.get("optimizer.lr") or m.run.params.get("lr") or "nan"))
+        result.peak_lr = float(shorten_number(params.get("optimizer.lr") or params.get("lr") or "nan"))
     except ValueError:
-        m.peak = NAN
+        result.peak_lr = math.nan
 
 
-def _measure_target(m: Measured, target: Target) -> None:
-    curve = m.curves.get(target.metric)
-    if curve is None or not curve.step.size:
+def _measure_target(result: RunResult, target: Target) -> None:
+    curve = result.curve(target.metric)
+    if curve is None:
         return
-    hopeless = m.state == "diverged"  # one that failed or was killed might have reached it: it is censored
-    m.steps_to = time_to(target, curve.step + 1, curve.value, hopeless=hopeless)  # the first step is number 0
-    seconds = m.axes.at("seconds", curve.step)
+    # A run that failed or was killed might still have reached the target: it is censored.
+    hopeless = result.state is RunState.DIVERGED
+    result.steps_to_target = time_to(target, curve.step + 1, curve.value, hopeless=hopeless)  # steps count from 0
+    seconds = result.axes.at("seconds", curve.step)
     if seconds is not None:
-        m.seconds_to = time_to(target, seconds, curve.value, hopeless=hopeless)
+        result.seconds_to_target = time_to(target, seconds, curve.value, hopeless=hopeless)

@@ -1,23 +1,30 @@
-"""Numbers and comparisons as text, the same in the terminal, the page and the pictures."""
+"""Numbers and findings as text, the same in the terminal, the page and the pictures."""
 
 import math
 import unicodedata
 
 from lr_lightning.diagnosis.comparison import GroupDifference
 from lr_lightning.diagnosis.statistics import Mean
-from lr_lightning.reports.groups import Group, Outcome
+from lr_lightning.reports.groups import ComparedGroups, DataSets, RunGroup, in_shell_quotes
+
+_DATA_SETS_LISTED = 6
+
+
+def printable(text: str) -> str:
+    """Replace control characters, which could move a terminal's cursor or hide what follows."""
+    return "".join(c if unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number with so many significant digits; a dash for nan."""
+    """Format a number with ``digits`` significant digits; nan is a dash."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
     text = f"{value:,.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
     return text.replace("-", "−")
 
 
-def with_interval(mean: Mean, decimals: int = 4) -> str:
-    """``mean ± half of the interval``; without the latter for one value."""
+def mean_with_interval(mean: Mean, decimals: int = 4) -> str:
+    """Format a mean as ``mean ± half the interval``, or alone if it is of one value."""
     if math.isnan(mean.mean):
         return "–"
     text = f"{mean.mean:.{decimals}f}".replace("-", "−")
@@ -25,137 +32,136 @@ def with_interval(mean: Mean, decimals: int = 4) -> str:
 
 
 def p_value(p: float) -> str:
-    """``p`` as it is reported."""
+    """Format a p value, such as ``0.031`` or ``< 0.001``."""
     return "–" if math.isnan(p) else ("< 0.001" if p < 0.001 else f"{p:.3f}")
 
 
-def p_equals(name: str, p: float) -> str:
-    """``p = 0.031`` or ``p < 0.001``."""
-    shown = p_value(p)
-    return f"{name} {shown}" if shown.startswith("<") else f"{name} = {shown}"
+def _p_equals(name: str, p: float) -> str:
+    return f"{name} {p_value(p)}" if p < 0.001 else f"{name} = {p_value(p)}"
 
 
-def plain(text: str) -> str:
-    """Text without control characters, which could move a terminal's cursor or hide what follows."""
-    return "".join(c if unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)
+def interval(d: GroupDifference) -> str:
+    """Format the bootstrap interval of a difference."""
+    return "–" if math.isnan(d.low) else f"{d.low:+.4f} to {d.high:+.4f}".replace("-", "−")
 
 
-def interval(c: GroupDifference) -> str:
-    """The bootstrap interval of a difference."""
-    return "–" if math.isnan(c.low) else f"{c.low:+.4f} to {c.high:+.4f}".replace("-", "−")
+def difference(d: GroupDifference) -> str:
+    """Format how much better the first group's mean is, over the runs that did not diverge."""
+    return "–" if math.isnan(d.difference) else f"{d.difference:.4f}".replace("-", "−")
 
 
-def difference(c: GroupDifference) -> str:
-    """How much better the first group is, of the runs that did not diverge; a dash where there are none."""
-    return "–" if math.isnan(c.difference) else f"{c.difference:.4f}".replace("-", "−")
-
-
-def finding(c: GroupDifference) -> str:
-    """What may be said about two groups."""
-    lost = diverged(c)
+def finding(d: GroupDifference) -> str:
+    """State whether the difference of two groups is significant."""
+    sides = zip((d.better, d.worse), d.diverged, d.sizes, strict=True)
+    lost = ", ".join(f"{name}: {lost} of {size} diverged" for name, lost, size in sides if lost)
     by_rank = f"; by ranks, {lost}" if lost else ""
-    if c.significant:
-        return f"told apart{by_rank}"
-    what = "seeds" if c.paired else "runs each"
-    if not c.enough_seeds:
-        return f"not enough {what} to tell (n = {c.n}, needs {c.seeds_needed}){by_rank}"
-    return f"not told apart (n = {c.n}){by_rank}"
+    if d.significant:
+        return f"significant{by_rank}"
+    if not d.enough_seeds:
+        what = "seeds" if d.paired else "runs each"
+        return f"not enough {what} to tell (n = {d.n}, needs {d.seeds_needed}){by_rank}"
+    return f"not significant (n = {d.n}){by_rank}"
 
 
-def diverged(c: GroupDifference) -> str:
-    """How many runs of two groups diverged, such as ``constant: 2 of 6 diverged``; nothing where none did."""
-    sides = zip((c.better, c.worse), c.diverged, c.sizes, strict=True)
-    return ", ".join(f"{name}: {lost} of {size} diverged" for name, lost, size in sides if lost)
+def comparable(compared: ComparedGroups) -> list[GroupDifference]:
+    """Return the differences over more than one seed; one seed allows no test."""
+    return [d for d in compared.differences if d.n > 1]
 
 
-def worth_showing(outcome: Outcome) -> list[GroupDifference]:
-    """The comparisons of more than one seed: of one, there is no test."""
-    return [c for c in outcome.comparisons if c.n > 1]
-
-
-def not_compared(outcome: Outcome) -> str:
-    """Why there are no comparisons, or not all, in one line; nothing where all are shown."""
-    if not outcome.comparisons:
-        where = " of one data set" if outcome.mixed else ""
+def not_compared(compared: ComparedGroups) -> str:
+    """Explain in one line why groups are not compared; "" if all are."""
+    if not compared.differences:
+        where = " of one data set" if compared.data_sets else ""
         return f"There are not two groups{where} with finished runs to compare."
-    few = [c for c in outcome.comparisons if c.n < 2]
+    few = [d for d in compared.differences if d.n < 2]
     if not few:
         return ""
-    what = f"{'These' if len(few) == len(outcome.comparisons) else 'Other'} groups"
-    needs = max(c.seeds_needed for c in few)
-    return f"{what} have one seed to be compared by, from which nothing can be told; {needs} seeds each are needed."
+    which = "These" if len(few) == len(compared.differences) else "Other"
+    needed = max(d.seeds_needed for d in few)
+    return f"{which} groups share only one seed, which tells nothing; {needed} seeds each are needed."
 
 
-def in_a_line(c: GroupDifference) -> str:
-    """A comparison in short."""
-    ci = "" if math.isnan(c.low) else f" ({interval(c)})"
-    return f"{c.better} > {c.worse}: {difference(c)}{ci}, {p_equals('adjusted p', c.adjusted)}: {finding(c)}"
+def one_line(d: GroupDifference) -> str:
+    """Summarize the difference of two groups in a short line."""
+    ci = "" if math.isnan(d.low) else f" ({interval(d)})"
+    return f"{d.better} > {d.worse}: {difference(d)}{ci}, {_p_equals('adjusted p', d.adjusted)}: {finding(d)}"
 
 
-def headline(outcome: Outcome) -> str:
-    """Who won, by how much, and how surely."""
-    return " ".join(findings(outcome))
+def headline(compared: ComparedGroups) -> str:
+    """State who won, by how much, and how certain that is."""
+    return " ".join(findings(compared))
 
 
-def findings(outcome: Outcome) -> list[str]:
-    """The same, one or two sentences an item; of several data sets, what they are, and an item for each."""
-    if not outcome.mixed:
-        return [_finding(outcome)]
-    each = outcome.of_each_data_set
-    return [outcome.mixed, *(f"{data_set}: {_finding(part)}" for data_set, part in each.items())]
+def findings(compared: ComparedGroups) -> list[str]:
+    """Return the headline in pieces: one, or a note on the data sets and one for each."""
+    if compared.data_sets is None:
+        return [_finding(compared)]
+    parts = compared.by_data_set().items()
+    return [_data_sets_note(compared.data_sets), *(f"{data_set}: {_finding(part)}" for data_set, part in parts)]
 
 
-def _finding(outcome: Outcome) -> str:
-    """What may be said about all groups of a data set.
+def _data_sets_note(data_sets: DataSets) -> str:
+    counts = data_sets.counts
+    labels = [f"{label} ({count} run{'s' * (count > 1)})" for label, count in counts[:_DATA_SETS_LISTED]]
+    more = [f"{len(counts) - _DATA_SETS_LISTED} more"] * (len(counts) > _DATA_SETS_LISTED)
+    return (
+        f"The runs are of {len(counts)} data sets, {', '.join([*labels, *more])}: they are grouped by data set as "
+        "well, and only runs of one data set are compared. To compare one data set alone: "
+        f"scripts/compare.py --filter {in_shell_quotes(data_sets.filter_string)} "
+        f"(data sets with each other: --by {','.join(data_sets.by)})."
+    )
 
-    A winner is told apart from every other group, with its own diverged runs counted as losses. The means are of the
-    runs that came to their end, so beside them stands how many diverged.
+
+def _finding(compared: ComparedGroups) -> str:
+    """State what the comparison of one data set's groups shows.
+
+    A winner is significantly better than every other group, with its diverged runs counted as losses. The means are
+    over finished runs only, so the number of diverged runs is given beside them.
     """
-    counted = [group for group in outcome.groups if group.counted]
-    if outcome.objective is None or not counted:
+    counted = [group for group in compared.groups if group.counted]
+    if compared.objective is None or not counted:
         return "No finished run has a validation metric, so there is nothing to rank."
     best = counted[0]
-    compared = {name for c in outcome.comparisons for name in (c.better, c.worse)}
-    if not any(best.name in (c.better, c.worse) for c in outcome.comparisons):
+    own = [d for d in compared.differences if best.name in (d.better, d.worse)]
+    if not own:
         alone = "There is no other group to compare it with."
         if len(counted) > 1:  # a data set may lack the group chosen beforehand
             alone = "The group to compare it with has no runs here."
-        return f"{best.name} has {_own(best, outcome.objective)}. {alone}"
+        return f"{best.name} has {_mean_of(best, compared.objective)}. {alone}"
+    names = {name for d in compared.differences for name in (d.better, d.worse)}
     for group in counted:
-        told = [c for c in outcome.comparisons if c.significant and c.better == group.name]
-        if told and len(told) == len(compared) - 1:
-            least = max(c.adjusted for c in told)
-            first = "the best mean" if group is best else "a mean"
+        wins = [d for d in compared.differences if d.significant and d.better == group.name]
+        if wins and len(wins) == len(names) - 1:
+            largest = max(d.adjusted for d in wins)
+            which = "the best mean" if group is best else "a mean"
             return (
-                f"{group.name} won: {_own(group, outcome.objective, first)}, told apart from every other group "
-                f"(largest {p_equals('adjusted p', least)}). {_ahead(told[0])}"
+                f"{group.name} won: {_mean_of(group, compared.objective, which)}, significantly better than every "
+                f"other group (largest {_p_equals('adjusted p', largest)}). {_lead(wins[0])}"
             )
-    own = [c for c in outcome.comparisons if best.name in (c.better, c.worse)]
-    told = [c for c in own if c.significant and c.better == best.name]
-    rest = f" It is told apart from {', '.join(c.worse for c in told)}, not from the others." if told else ""
-    return f"No winner can be named. {best.name} has {_own(best, outcome.objective)}. {_ahead(own[0])}{rest}"
+    wins = [d for d in own if d.significant and d.better == best.name]
+    rest = f" It is significantly better than {', '.join(d.worse for d in wins)}, not than the others." if wins else ""
+    return f"No winner can be named. {best.name} has {_mean_of(best, compared.objective)}. {_lead(own[0])}{rest}"
 
 
-def _own(group: Group, objective: str, first: str = "the best mean") -> str:
-    mean = group.mean(lambda m: m.best)
+def _mean_of(group: RunGroup, objective: str, which: str = "the best mean") -> str:
+    mean = group.mean(lambda r: r.best)
     lost = f"; {len(group.diverged)} of {len(group.runs)} diverged" if group.diverged else ""
-    return f"{first} {objective}, {with_interval(mean)} (n = {mean.n}{lost})"
+    return f"{which} {objective}, {mean_with_interval(mean)} (n = {mean.n}{lost})"
 
 
-def _ahead(c: GroupDifference) -> str:
-    seeds = f"by {c.n} paired seeds" if c.paired else f"unpaired, at least {c.n} runs each"
-    ci = "" if math.isnan(c.low) else f", 95 % interval {interval(c)}"
-    lead = f"is {difference(c)} ahead of" if c.difference >= 5e-5 else "is level with"
-    if any(c.diverged):  # the difference of the survivors would say the opposite, or nothing
-        lead = "ranks before" if c.p < 1 else "is level with"
-    if c.n < 2:
-        return f"{c.better} {lead} {c.worse} by one {'seed' if c.paired else 'run'}: {finding(c)}."
-    ps = f"{p_equals('p', c.p)}, {p_equals('adjusted', c.adjusted)}"
-    return f"{c.better} {lead} {c.worse} ({seeds}{ci}, {ps}): {finding(c)}."
+def _lead(d: GroupDifference) -> str:
+    seeds = f"by {d.n} paired seeds" if d.paired else f"unpaired, at least {d.n} runs each"
+    ci = "" if math.isnan(d.low) else f", 95 % interval {interval(d)}"
+    lead = f"is {difference(d)} ahead of" if d.difference >= 5e-5 else "is level with"
+    if any(d.diverged):  # the difference of the surviving runs would say the opposite, or nothing
+        lead = "ranks before" if d.p < 1 else "is level with"
+    if d.n < 2:
+        return f"{d.better} {lead} {d.worse} by one {'seed' if d.paired else 'run'}: {finding(d)}."
+    ps = f"{_p_equals('p', d.p)}, {_p_equals('adjusted', d.adjusted)}"
+    return f"{d.better} {lead} {d.worse} ({seeds}{ci}, {ps}): {finding(d)}."
 
 
-def counted_of(group: Group) -> str:
-    """How many seeds the means are over, and how many runs there are."""
-    n = group.mean(lambda m: m.best).n
-    runs = len(group.runs)
+def seeds_counted(group: RunGroup) -> str:
+    """State how many seeds the means are over, and how many of the runs if that differs."""
+    n, runs = group.mean(lambda r: r.best).n, len(group.runs)
     return str(n) if n == runs else f"{n} ({len(group.counted)} of {runs} runs)"

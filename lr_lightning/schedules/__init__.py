@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure, frozen values that map a step to a factor of the peak. No torch in here."""
 
 from lr_lightning.errors import DurationError
-from lr_lightning.schedules.base import Schedule
+from lr_lightning.schedules.base import Custom, Schedule, ScheduleLike
 from lr_lightning.schedules.clock import Clock, Duration, DurationLike, parse_duration
 from lr_lightning.schedules.compose import WSD, Join, Product, Warmup
 from lr_lightning.schedules.cyclical import OneCycle, Restarts, Triangular
@@ -9,7 +9,6 @@ from lr_lightning.schedules.decay import (
     REX,
     Constant,
     Cosine,
-    Custom,
     Exponential,
     InverseSqrt,
     Linear,
@@ -42,6 +41,7 @@ __all__ = [
     "Product",
     "Restarts",
     "Schedule",
+    "ScheduleLike",
     "Step",
     "Triangular",
     "Warmup",

@@ -1,49 +1,62 @@
-"""What every schedule is: a frozen value that maps a step and a clock to a factor."""
+"""What every schedule is: a frozen value that maps a step and a clock to a factor.
 
+A plain function of step and clock is accepted wherever a schedule is: :func:`as_schedule` wraps it in :class:`Custom`.
+"""
+
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
-from lr_lightning._checks import check_choice, check_count, check_number
+from lr_lightning._checks import check_number
+from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules.clock import Clock
 
-__all__ = ["Schedule", "blend", "check_choice", "check_count", "check_number", "check_schedule", "ramp"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Custom", "Schedule", "ScheduleLike", "as_schedule", "blend", "ramp", "set_fields"]
 
 
 class Schedule(ABC):
     """A pure function from a step to a factor of the peak.
 
-    No optimizer, no counter, no state: the factor at step t needs no earlier step, so a schedule can be drawn before
-    training and resumes by definition. At ``step == clock.total`` it is at its end value, and it stays there.
+    A schedule has no optimizer, no counter and no state: the factor at step t needs no earlier step. So a schedule can
+    be drawn before training, and a resumed run continues on the same curve. At ``step == clock.total`` a schedule has
+    its end value, and it stays there.
+
+    Every schedule checks its arguments: one outside of the range that its docstring gives raises an ArgumentError.
     """
 
     def __call__(self, step: int, clock: Clock) -> float:
-        """The factor at a step.
+        """Return the factor at a step.
 
         Args:
-            step: Updates done before this one, >= 0.
-            clock: The total and the epochs.
+            step: Number of updates before this one, >= 0.
+            clock: The total and the epochs of the run.
 
         Returns:
             A finite factor >= 0.
 
         Raises:
-            ValueError: ``step`` is negative, or the clock does not know what the schedule needs.
+            ArgumentError: ``step`` is negative, or the clock does not know what the schedule needs.
             DurationError: Durations do not fit into ``clock.total``.
         """
         if step < 0:
-            raise ValueError(f"step must be >= 0, got {step}")
+            raise ArgumentError(f"step must be >= 0, got {step}")
         total = clock.total
         return self._factor(step if total is None or step < total else total, clock)
 
     @abstractmethod
     def _factor(self, step: int, clock: Clock) -> float:
-        """The factor, with ``step`` already cut at the total."""
+        """Return the factor; ``step`` is at most the total."""
 
     @abstractmethod
     def describe(self, clock: Clock) -> str:
-        """One line that says what the schedule does on this clock."""
+        """Say in one line what the schedule does on this clock."""
 
     @property
     @abstractmethod
@@ -51,81 +64,170 @@ class Schedule(ABC):
         """Whether the schedule needs a known number of steps."""
 
     def check(self, clock: Clock) -> None:
-        """Raise now what a call would raise later, in the middle of a run.
+        """Raise now what a later call would raise in the middle of a run.
 
         Raises:
-            ValueError: The clock does not know what the schedule needs.
-            DurationError: Durations do not fit.
+            ArgumentError: The clock does not know what the schedule needs.
+            DurationError: Durations do not fit into ``clock.total``.
         """
         self(0, clock)
 
     def factors(self, total_steps: int, steps_per_epoch: float | None = None) -> list[float]:
-        """Preview without training.
+        """Preview the schedule without training.
 
         Args:
             total_steps: Number of steps in the run.
-            steps_per_epoch: Steps in an epoch, for durations in epochs.
+            steps_per_epoch: Steps in an epoch; durations in epochs need it.
 
         Returns:
-            The factor used at each of the ``total_steps`` steps.
+            The factor at each step, shape [total_steps].
         """
         clock = Clock(total_steps, steps_per_epoch)
         return [self(step, clock) for step in range(total_steps)]
 
+    def plot(self, total_steps: int, steps_per_epoch: float | None = None, ax: "Axes | None" = None) -> "Figure":
+        """Draw the factor at each step, without training.
+
+        Args:
+            total_steps: Number of steps in the run.
+            steps_per_epoch: Steps in an epoch; durations in epochs need it.
+            ax: Where to draw; a new figure by default. Several schedules can share one ``ax``.
+
+        Returns:
+            The figure drawn on; ``figure.savefig("schedule.png")`` saves it.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        from lr_lightning._plotting import axes_of, style_axes
+
+        factors = self.factors(total_steps, steps_per_epoch)
+        figure, axes = axes_of(ax)
+        axes.plot(range(total_steps), factors, linewidth=2, label=self.describe(Clock(total_steps, steps_per_epoch)))
+        style_axes(axes, x="step", y="factor of the peak lr")
+        axes.legend(frameon=False, fontsize=9)
+        return figure  # type: ignore[no-any-return]
+
     @property
     def has_base(self) -> bool:
-        """Whether a base_lr is among its parameters, however nested: triangular cycles have one."""
+        """Whether the schedule, or a schedule inside it, is cyclical above a base_lr."""
         found: list[bool] = []
 
-        def look(child: "Schedule") -> "Schedule":
-            found.append(child.has_base)
-            return child
+        def look(part: "Schedule") -> "Schedule":
+            found.append(part.has_base)
+            return part
 
         self._map(look)
         return any(found)
 
     def with_base(self, ratio: float) -> "Schedule":
-        """The same schedule with a new lower bound wherever it is cyclical, however nested.
+        """Return the same schedule with a new lower bound for each cyclical schedule inside it.
 
         Args:
             ratio: base_lr / max_lr, in [0, 1].
 
-        Returns:
-            A new value; the schedule itself if nothing in it is cyclical.
-
         Raises:
-            ValueError: ``ratio`` is outside [0, 1].
+            ArgumentError: ``ratio`` is outside [0, 1].
         """
         check_number("ratio", ratio, high=1.0)
         return self._with_base(ratio)
 
     def _with_base(self, ratio: float) -> "Schedule":
-        return self._map(lambda child: child._with_base(ratio))
+        return self._map(lambda part: part._with_base(ratio))
 
     def _with_floor(self, ratio: float) -> "Schedule":
-        """The same schedule with its lowest value moved: what a repetition does to its piece."""
-        return self._map(lambda child: child._with_floor(ratio))
+        """Return the same schedule with another lowest value; a repetition gives its piece a base_lr this way."""
+        return self._map(lambda part: part._with_floor(ratio))
 
     def _map(self, change: Callable[["Schedule"], "Schedule"]) -> Self:
-        """The same schedule with its parts changed; one without parts is unchanged."""
+        """Return the same schedule with ``change`` applied to each schedule it is made of."""
         return self
 
 
-def check_schedule(name: str, value: object) -> None:
-    """Refuse what is no schedule.
+ScheduleLike = Schedule | Callable[[int, Clock], float]
+"""A schedule, or a plain function of step and clock that returns a factor."""
+
+
+@dataclass(frozen=True)
+class Custom(Schedule):
+    """A function of yours as a schedule. It must be pure: the same step and clock give the same factor.
+
+    Attributes:
+        function: Called as ``function(step, clock)`` with 0 <= step <= total; must return a finite factor >= 0.
+        uses_total: Whether ``function`` reads ``clock.total``. If True, an unknown total is an error before training.
 
     Raises:
-        ValueError: ``value`` is not a Schedule.
+        ArgumentError: ``function`` cannot be called with step and clock; later, if it returns no finite factor >= 0.
+
+    Example:
+        >>> Custom(lambda step, clock: 1 / (1 + step)).factors(3)[:2]
+        [1.0, 0.5]
     """
-    if not isinstance(value, Schedule):
-        raise ValueError(f"{name} must be a schedule such as Cosine(), got {value!r}")
+
+    function: Callable[[int, Clock], float]
+    uses_total: bool = False
+
+    def __post_init__(self) -> None:
+        if not _takes_step_and_clock(self.function):
+            raise ArgumentError(f"must be callable as function(step, clock), got {self.function!r}", "function")
+
+    @property
+    def needs_total(self) -> bool:
+        """As declared by ``uses_total``."""
+        return self.uses_total
+
+    def _factor(self, step: int, clock: Clock) -> float:
+        if self.uses_total:
+            clock.need_total("Custom")
+        value = self.function(step, clock)
+        check_number(f"Custom: the factor at step {step}", value)
+        return float(value)
+
+    def describe(self, clock: Clock) -> str:
+        """Name the function."""
+        return f"custom {getattr(self.function, '__qualname__', repr(self.function))}"
+
+
+def as_schedule(name: str, value: object) -> Schedule:
+    """Return a schedule as it is, and a plain function as a :class:`Custom`.
+
+    Args:
+        name: The argument's name, for the error message.
+        value: What the user gave.
+
+    Raises:
+        ArgumentError: ``value`` is neither a schedule nor a function of step and clock.
+    """
+    if isinstance(value, Schedule):
+        return value
+    if _takes_step_and_clock(value):
+        return Custom(value)  # type: ignore[arg-type]
+    raise ArgumentError(f"must be a schedule such as Cosine() or a function(step, clock), got {value!r}", name)
+
+
+def _takes_step_and_clock(value: object) -> bool:
+    if not callable(value) or isinstance(value, type):  # a class that was not called, such as Cosine
+        return False
+    try:
+        inspect.signature(value).bind(0, Clock())
+    except TypeError:
+        return False
+    except ValueError:  # some callables written in C have no signature
+        return True
+    return True
+
+
+def set_fields(schedule: Schedule, **values: object) -> None:
+    """Set the fields of a frozen schedule; for a constructor that accepts more than it stores."""
+    for name, value in values.items():
+        object.__setattr__(schedule, name, value)
 
 
 def ramp(shape: str, start: float, end: float, progress: float) -> float:
     """Move from ``start`` to ``end`` as ``progress`` goes from 0 to 1; exact at both ends.
 
     Args:
-        shape: ``"linear"``, ``"cosine"`` (half a period) or ``"exponential"`` (a constant ratio a step).
+        shape: ``"linear"``, ``"cosine"`` (half a period) or ``"exponential"`` (a constant ratio per step).
         start: The value at 0.
         end: The value at 1.
         progress: Share done.
@@ -142,7 +244,7 @@ def ramp(shape: str, start: float, end: float, progress: float) -> float:
 
 
 def blend(start: float, end: float, weight: float) -> float:
-    """``weight`` of ``start`` and the rest of ``end``; exact at both, and never outside them.
+    """Mix ``start`` and ``end``; exact at both ends and never outside of them.
 
     Args:
         start: The value at weight 1.

@@ -1,4 +1,4 @@
-"""Growing the batch instead of decaying the rate: planned batch sizes and counts of updates, as plain arithmetic."""
+"""Grow the batch instead of decaying the lr: plan batch sizes and count updates, as plain arithmetic."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,16 +13,16 @@ from lr_lightning.schedules.clock import Clock, Duration, DurationLike, half_up,
 
 __all__ = ["BatchSize", "grown", "ideal_updates", "milestone_multiples", "mirror_multiples", "parse_milestones"]
 
-_ROUNDING = 1e-9  # of sizes that are whole numbers but for the last bits
+_ROUNDING = 1e-9  # relative error of sizes that are whole numbers except for rounding
 
 
 @dataclass(frozen=True)
 class BatchSize:
-    """What one process takes for an update.
+    """The examples that one process uses for an update.
 
     Attributes:
-        size: Examples in a batch, >= 1.
-        accumulate: Batches in an update, >= 1.
+        size: Examples per batch, >= 1.
+        accumulate: Batches per update, >= 1.
 
     Example:
         >>> BatchSize(320, accumulate=2).examples
@@ -34,7 +34,7 @@ class BatchSize:
 
     @property
     def examples(self) -> int:
-        """Examples in an update."""
+        """Examples per update."""
         return self.size * self.accumulate
 
 
@@ -42,14 +42,11 @@ def parse_milestones(milestones: Sequence[DurationLike]) -> tuple[Duration, ...]
     """Read the epochs at which a batch grows.
 
     Args:
-        milestones: ``"60 epochs"`` or ``"30%"`` (of the run's epochs), rising. A batch changes between two epochs only,
-            so steps are refused.
-
-    Returns:
-        The durations, exact.
+        milestones: ``"60 epochs"`` or ``"30%"`` (of the run's epochs), rising. Steps are refused, since a batch can
+            only change between two epochs.
 
     Raises:
-        ValueError: There is none, one is no duration in epochs or percent, or they do not rise.
+        ArgumentError: There is no milestone, one is no duration in epochs or percent, or they do not rise.
 
     Example:
         >>> [str(milestone) for milestone in parse_milestones(["60 epochs", "80%"])]
@@ -74,20 +71,20 @@ def parse_milestones(milestones: Sequence[DurationLike]) -> tuple[Duration, ...]
 def milestone_multiples(
     milestones: Sequence[DurationLike], factor: float, epochs: int | None = None
 ) -> tuple[float, ...]:
-    """How many times its first batch each epoch takes: ``factor ** (milestones reached)``.
+    """Return the batch size of each epoch as a multiple of the first one: ``factor ** (milestones reached)``.
 
-    Milestones are rounded to whole epochs, halves up, and never lie before the end of the first epoch.
+    Milestones are rounded to whole epochs, halves up, and are never before the end of the first epoch.
 
     Args:
         milestones: As for :func:`parse_milestones`.
-        factor: By which the batch grows at each, > 1.
-        epochs: Epochs in the run; None where only the steps are limited, which allows no percentages.
+        factor: Growth of the batch at each milestone, > 1.
+        epochs: Epochs in the run; None if only its steps are limited, and then no milestone may be a percentage.
 
     Returns:
-        One multiple an epoch; without ``epochs`` up to where the batch stays as it is.
+        One multiple per epoch; without ``epochs`` up to the last milestone.
 
     Raises:
-        ValueError: An argument is out of range, percentages have nothing to refer to, or the milestones do not rise.
+        ArgumentError: An argument is out of range, a percentage has no ``epochs``, or the milestones do not rise.
 
     Example:
         >>> milestone_multiples(["2 epochs", "75%"], 5, epochs=4)
@@ -95,9 +92,9 @@ def milestone_multiples(
     """
     check_number("factor", factor, low=1.0, above=True)
     at = [_epoch(milestone, epochs) for milestone in parse_milestones(milestones)]
-    if sorted(at) != at:  # of different units
+    if sorted(at) != at:  # possible with two units
         given = ", ".join(f"{epoch} ({milestone})" for epoch, milestone in zip(at, milestones, strict=True))
-        raise ValueError(f"milestones must rise, got epochs {given} of {epochs}")
+        raise ArgumentError(f"must rise, got epochs {given} of {epochs}", "milestones")
     listed = max(at) + 1 if epochs is None else epochs
     return tuple(float(factor ** sum(epoch >= start for start in at)) for epoch in range(listed))
 
@@ -106,26 +103,26 @@ def _epoch(milestone: Duration, epochs: int | None) -> int:
     if milestone.unit == "epochs":
         return max(1, half_up(milestone.amount))
     if epochs is None:
-        raise ValueError(f"milestones: '{milestone}' of what? Give Trainer(max_epochs=...), or write it in epochs.")
+        raise ArgumentError(f"milestones: '{milestone}' of what? Give Trainer(max_epochs=...), or write it in epochs.")
     return max(1, half_up(milestone.amount * epochs / 100))
 
 
 def mirror_multiples(schedule: Schedule, epochs: int, updates: int) -> tuple[float, ...]:
-    """How many times its first batch each epoch takes, for the batch to grow as this schedule would lower the rate.
+    """Return the batch size of each epoch as a multiple of the first one, growing as the schedule would lower the lr.
 
-    Formula: ``highest factor so far / factor at the epoch's start``, both as they would be without growth. So a
-    warm-up leaves the batch as it is.
+    Formula: ``highest factor so far / factor at the epoch's start``, both for a run without growth. So a warm-up does
+    not change the batch.
 
     Args:
         schedule: The lr schedule to mirror.
         epochs: Epochs in the run, >= 1.
-        updates: Updates in an epoch of the first batch size, >= 1.
+        updates: Updates per epoch with the first batch size, >= 1.
 
     Returns:
-        One multiple an epoch, not falling; inf where the schedule is at 0.
+        One multiple per epoch, never falling; inf if the schedule is at 0.
 
     Raises:
-        ValueError: The schedule rises again after it has fallen: the batch would have to shrink.
+        ArgumentError: The schedule rises after it has fallen, so the batch would have to shrink.
 
     Example:
         >>> from lr_lightning.schedules import Step
@@ -137,11 +134,11 @@ def mirror_multiples(schedule: Schedule, epochs: int, updates: int) -> tuple[flo
     peak, multiples = 0.0, []
     for epoch, factor in enumerate(factors):
         peak = max(peak, factor)
-        # a quotient of two rounded factors: whole multiples are meant where they are this close
+        # The quotient of two rounded factors may miss a whole multiple by a few bits.
         multiple = math.inf if factor == 0 else peak / factor
         multiples.append(float(round(multiple)) if _close_to_whole(multiple) else multiple)
         if epoch and multiples[-1] < multiples[-2] * (1 - _ROUNDING):
-            raise ValueError(
+            raise ArgumentError(
                 f"mirror: {schedule!r} rises again in epoch {epoch}, and a batch can only grow."
                 " Give a schedule that does not rise after it has fallen."
             )
@@ -155,17 +152,17 @@ def _close_to_whole(value: float) -> bool:
 def grown(
     examples: float, base: BatchSize, *, largest: int | None = None, at_least: int | None = None, fixed: bool = False
 ) -> BatchSize:
-    """Bring an update to so many examples: by its batch's size as far as that goes, beyond it by accumulation.
+    """Grow an update to a number of examples: first by its batch size, then by accumulation.
 
     Args:
-        examples: Examples in the update, finite.
-        base: The size and accumulation at the start; neither becomes smaller.
-        largest: Most examples in a batch; None for no limit.
-        at_least: The size reached before, which the new one does not fall below.
-        fixed: The size cannot change.
+        examples: Examples per update, finite.
+        base: Size and accumulation at the start; neither becomes smaller.
+        largest: Most examples per batch; None for no limit.
+        at_least: The size reached before; the new size is not below it.
+        fixed: Keep the size and grow by accumulation only.
 
     Returns:
-        The nearest size and accumulation. Where ``largest`` is passed, batches are of nearly equal size below it.
+        The nearest size and accumulation. If ``largest`` binds, the accumulated batches are of nearly equal size.
 
     Example:
         >>> grown(640, BatchSize(128))
@@ -184,13 +181,13 @@ def grown(
 
 
 def ideal_updates(examples: int, sizes: Iterable[int]) -> Fraction:
-    """Updates if every example were used exactly once an epoch: ``sum of N / batch over the epochs``.
+    """Count the updates of a run in which each epoch uses every example once: the sum of N / batch over the epochs.
 
-    Source: Smith, Kindermans, Ying & Le 2017 (1711.00489), section 5.1, whose counts these are.
+    Source: the counts of Smith, Kindermans, Ying & Le 2017 (arXiv 1711.00489), section 5.1.
 
     Args:
         examples: N, the examples in an epoch.
-        sizes: Examples in an update, one an epoch.
+        sizes: Examples per update, one entry per epoch.
 
     Returns:
         The count, not rounded.

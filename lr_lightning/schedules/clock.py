@@ -1,4 +1,4 @@
-"""The clock a schedule reads: how many steps there are, and where epochs start."""
+"""Time as a schedule sees it: durations, the clock that turns them into steps, and the clock of a planned run."""
 
 import math
 import re
@@ -15,7 +15,6 @@ from lr_lightning.errors import ArgumentError, DurationError
 __all__ = [
     "Clock",
     "Duration",
-    "DurationError",
     "DurationLike",
     "epoch_clock",
     "fit_pieces",
@@ -24,8 +23,6 @@ __all__ = [
     "parse_duration",
     "updates_per_epoch",
 ]
-
-# --- Durations: a number of steps, of epochs, or a share of the piece they stand in.
 
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(steps?|epochs?|%)?\s*", re.ASCII)
 _HOW = "Write a whole number of steps (500 or '500 steps'), '5 epochs', or '10%'."
@@ -56,7 +53,7 @@ DurationLike = int | str | Duration
 
 @lru_cache(maxsize=4096, typed=True)  # typed: 1, 1.0 and True are one key otherwise
 def parse_duration(value: DurationLike, name: str = "duration", *, positive: bool = False) -> Duration:
-    """Read a duration as a person writes it.
+    """Read a duration.
 
     Args:
         value: ``500``, ``"500"``, ``"500 steps"``, ``"2.5 epochs"``, ``"10%"`` or a ``Duration``.
@@ -64,10 +61,10 @@ def parse_duration(value: DurationLike, name: str = "duration", *, positive: boo
         positive: Refuse a duration of zero.
 
     Returns:
-        The duration, exact.
+        The exact duration.
 
     Raises:
-        ValueError: ``value`` is not a duration, such as a bare float (0.1 of what?).
+        ArgumentError: ``value`` is not a duration, such as a bare float (0.1 of what?).
 
     Example:
         >>> parse_duration("2.5 epochs")
@@ -107,7 +104,7 @@ def _parse_text(text: str, name: str) -> Duration:
 
 
 def is_share(value: DurationLike) -> bool:
-    """Whether a duration is a share of the piece it stands in, so that the piece's length must be known."""
+    """Check whether a duration is a percentage, so that it needs the length of the piece it stands in."""
     return parse_duration(value).unit == "percent"
 
 
@@ -123,17 +120,17 @@ def half_up(value: Fraction) -> int:
 
 @dataclass(frozen=True)
 class Clock:
-    """What a schedule knows of time, in steps. Both facts are optional; a schedule asks only for what it needs.
+    """What a schedule knows about time, in steps. All fields are optional; a schedule asks only for what it needs.
 
     Attributes:
         total: Number of steps in the piece, None if it has no known end.
-        steps_per_epoch: Steps in an epoch, where all epochs are equal; may be fractional.
-        epoch_starts: Steps at which epochs start, where they differ: rising, from 0, the last one being the end of the
-            last known epoch. Later epochs are as long as that one. At least two entries.
+        steps_per_epoch: Steps in an epoch if all epochs are equal; may be fractional.
+        epoch_starts: Steps at which epochs start if epochs differ: rising from 0, at least two entries. The last entry
+            is the end of the last known epoch; later epochs are as long as that one.
         origin: Where this piece begins, in steps of the run; 0 for the run itself.
 
     Raises:
-        ValueError: An argument is out of range, or both descriptions of epochs are given.
+        ArgumentError: An argument is out of range, or both descriptions of epochs are given.
 
     Example:
         >>> Clock(1000, steps_per_epoch=100).steps("2.5 epochs")
@@ -148,32 +145,29 @@ class Clock:
     steps_per_epoch: float | None = None
     epoch_starts: tuple[int, ...] | None = None
     origin: int = 0
-    # A memo of pure results, so that reading durations costs a dict lookup a step. Not part of the value.
+    # A cache of pure results, so that a duration costs one dict lookup per step. Not part of the value.
     _memo: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.total is not None and self.total < 0:
-            raise ValueError(f"total must be >= 0, got {self.total}")
+            raise ArgumentError(f"total must be >= 0, got {self.total}")
         if self.steps_per_epoch is not None:
             if self.epoch_starts is not None:
-                raise ValueError("give steps_per_epoch or epoch_starts, not both")
+                raise ArgumentError("give steps_per_epoch or epoch_starts, not both")
             if not (math.isfinite(self.steps_per_epoch) and self.steps_per_epoch > 0):
-                raise ValueError(f"steps_per_epoch must be > 0, got {self.steps_per_epoch}")
+                raise ArgumentError(f"steps_per_epoch must be > 0, got {self.steps_per_epoch}")
         if self.epoch_starts is not None:
             starts = tuple(self.epoch_starts)
             if len(starts) < 2 or starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
-                raise ValueError(f"epoch_starts must rise from 0 and have at least 2 entries, got {starts}")
+                raise ArgumentError(f"epoch_starts must rise from 0 and have at least 2 entries, got {starts}")
             object.__setattr__(self, "epoch_starts", starts)
 
     def slice(self, start: int, length: int | None) -> "Clock":
-        """The clock of a piece of this one.
+        """Return the clock of a piece of this one: percentages are of ``length``, epochs count from ``start``.
 
         Args:
             start: Where the piece begins, in steps of this clock.
-            length: Its number of steps, None if it has no known end.
-
-        Returns:
-            A clock whose percentages are of ``length`` and whose epochs count from ``start``.
+            length: Number of steps in the piece, None if it has no known end.
         """
         key = ("slice", start, length)
         piece = self._memo.get(key)
@@ -183,23 +177,23 @@ class Clock:
         return piece
 
     def need_total(self, who: str) -> int:
-        """The total, or an error that names the missing argument.
+        """Return the total.
 
         Raises:
-            ValueError: The total is unknown.
+            ArgumentError: The total is unknown. The message names ``who`` and the missing argument.
         """
         if self.total is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"{who} needs to know the number of steps and total_steps= is missing."
                 " Give LRSchedule(total_steps=...), factors(total_steps=...) or Trainer(max_steps=...)."
             )
         return self.total
 
     def exact(self, duration: DurationLike, *, start: int = 0, times: int = 1) -> Fraction:
-        """``times`` durations in steps, not yet rounded, from the step ``start`` of this clock.
+        """Return ``times`` durations from the step ``start`` of this clock, in steps, not rounded.
 
         Raises:
-            ValueError: The duration is in epochs or percent and the clock does not know them.
+            ArgumentError: The duration is in epochs or percent and the clock does not know them.
         """
         duration = parse_duration(duration)
         amount = duration.amount * times
@@ -211,7 +205,7 @@ class Clock:
         return self._step_at(self._epoch_at(begin, duration) + amount, duration) - begin
 
     def exact_before(self, duration: DurationLike, end: int) -> Fraction:
-        """The steps of a duration that ends at the step ``end`` of this clock, not yet rounded."""
+        """Return the steps of a duration that ends at the step ``end`` of this clock, not rounded."""
         duration = parse_duration(duration)
         if duration.unit != "epochs":
             return self.exact(duration)
@@ -219,10 +213,10 @@ class Clock:
         return stop - self._step_at(self._epoch_at(stop, duration) - duration.amount, duration)
 
     def steps(self, duration: DurationLike, *, times: int = 1) -> int:
-        """``times`` durations in whole steps from the start of this clock, halves rounded up once, at the end.
+        """Return ``times`` durations from the start of this clock in whole steps; the sum is rounded once, halves up.
 
         Raises:
-            ValueError: The duration is in epochs or percent and the clock does not know them.
+            ArgumentError: The duration is in epochs or percent and the clock does not know them.
         """
         key = (duration, times)
         known = self._memo.get(key)
@@ -232,7 +226,7 @@ class Clock:
         return known
 
     def count(self, duration: DurationLike, step: int) -> int:
-        """How many whole durations have passed at ``step``: the largest k with ``steps(duration, times=k) <= step``.
+        """Count the durations that have passed at ``step``: the largest k with ``steps(duration, times=k) <= step``.
 
         Example:
             >>> [Clock(total=25).count("10%", t) for t in (2, 3, 5, 25)]  # each 2.5 steps: at 3, 5, 8, ...
@@ -243,12 +237,12 @@ class Clock:
         if isinstance(known, tuple) and known[0] <= step < known[1]:
             return int(known[2])
         count = self._count(parse_duration(duration), step)
-        # holds from this multiple to the next one; a run asks for one step after the other
+        # The count holds from this multiple to the next, and a run asks for consecutive steps.
         self._memo[key] = (self.steps(duration, times=count), self.steps(duration, times=count + 1), count)
         return count
 
     def _count(self, duration: Duration, step: int) -> int:
-        # k durations, rounded, are <= step exactly when they are < step + 1/2 unrounded.
+        # k durations, rounded, are <= step exactly if they are < step + 1/2 unrounded.
         reach = Fraction(2 * step + 1, 2)
         if duration.unit == "epochs":
             begin = Fraction(self.origin)
@@ -256,21 +250,21 @@ class Clock:
             ratio = passed / duration.amount
         elif (length := self.exact(duration)) > 0:
             ratio = reach / length
-        else:  # a share of nothing: a piece of 0 steps
+        else:  # a percentage of a piece of 0 steps
             return 0
         return math.ceil(ratio) - 1
 
     def _epoch_length(self, duration: Duration) -> Fraction:
         if self.steps_per_epoch is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"the duration '{duration}' needs to know where epochs start and steps_per_epoch= is missing."
                 " Give it, or write the duration in steps."
             )
-        # through text, so that 0.1 is a tenth
+        # through text, so that 0.1 is exactly a tenth
         return Fraction(str(self.steps_per_epoch))
 
     def _epoch_at(self, step: Fraction, duration: Duration) -> Fraction:
-        """Position in epochs of a step of the run."""
+        """Return the position in epochs of a step of the run."""
         starts = self.epoch_starts
         if starts is None:
             return step / self._epoch_length(duration)
@@ -278,7 +272,7 @@ class Clock:
         return index + (step - starts[index]) / (starts[index + 1] - starts[index])
 
     def _step_at(self, epoch: Fraction, duration: Duration) -> Fraction:
-        """Step of the run at a position in epochs."""
+        """Return the step of the run at a position in epochs."""
         starts = self.epoch_starts
         if starts is None:
             return epoch * self._epoch_length(duration)
@@ -291,15 +285,15 @@ def fit_pieces(clock: Clock, durations: Sequence[DurationLike | None], who: str)
 
     Args:
         clock: The clock of the whole.
-        durations: One for each piece. At most one None, which takes what the others leave.
-        who: The name for error messages.
+        durations: One for each piece. At most one is None: that piece takes the steps that the others leave.
+        who: The schedule's name, for error messages.
 
     Returns:
-        (start, length) of each piece in steps; a length of None has no known end.
+        (start, length) of each piece in steps; a piece of length None has no known end.
 
     Raises:
-        DurationError: The pieces are longer than the whole; shows the sum.
-        ValueError: A length needs a total or epochs that the clock does not know.
+        DurationError: The pieces are longer than the whole; the message shows the sum.
+        ArgumentError: A length needs a total or epochs that the clock does not know.
 
     Example:
         >>> fit_pieces(Clock(1000), ["5%", None, 200], "WSD")
@@ -309,22 +303,24 @@ def fit_pieces(clock: Clock, durations: Sequence[DurationLike | None], who: str)
     known = clock._memo.get(key)
     if isinstance(known, tuple):
         return known
-    rest = durations.index(None) if None in durations else len(durations)
+    given = [parse_duration(duration) for duration in durations if duration is not None]
+    if len(given) < len(durations) - 1:
+        raise ArgumentError("at most one piece may have the duration None")
+    rest = durations.index(None) if None in durations else len(durations)  # index of the open piece
     exact: list[Fraction] = []
     position = 0
-    for duration in durations[:rest]:
-        exact.append(clock.exact(_given(duration), start=position))
+    for duration in given[:rest]:
+        exact.append(clock.exact(duration, start=position))
         position += half_up(exact[-1])
-    tail: list[Fraction] = []
-    if rest + 1 < len(durations):
+    if rest < len(given):
         end = clock.need_total(f"{who}, with a piece that ends before the end,")
-        for duration in reversed(durations[rest + 1 :]):
-            tail.append(clock.exact_before(_given(duration), end))
+        tail: list[Fraction] = []
+        for duration in reversed(given[rest:]):
+            tail.append(clock.exact_before(duration, end))
             end -= half_up(tail[-1])
-    exact += reversed(tail)
+        exact += reversed(tail)
     if clock.total is not None and sum(exact) > clock.total:
-        given = (duration for duration in durations if duration is not None)
-        terms = " + ".join(f"{_number(x)} ({parse_duration(d)})" for x, d in zip(exact, given, strict=True))
+        terms = " + ".join(f"{_number(x)} ({duration})" for x, duration in zip(exact, given, strict=True))
         total = f"= {_number(sum(exact, Fraction()))} " if len(exact) > 1 else ""
         raise DurationError(f"{who}: {terms} {total}> {clock.total} steps in all. Shorten a duration or train longer.")
     layout = tuple(_place([half_up(x) for x in exact], rest, len(durations), clock.total))
@@ -333,9 +329,9 @@ def fit_pieces(clock: Clock, durations: Sequence[DurationLike | None], who: str)
 
 
 def _place(lengths: list[int], rest: int, pieces: int, total: int | None) -> list[tuple[int, int | None]]:
-    """Starts and lengths, given the rounded lengths of all pieces but the one at ``rest``."""
+    """Return (start, length) of each piece, given the rounded lengths of all but the open one at index ``rest``."""
     if total is not None:
-        # What fits exactly may not fit once halves are rounded up (50% + 50% of 1 step): later pieces give way.
+        # Pieces that fit exactly may not fit after rounding (50% + 50% of 1 step): shorten later pieces.
         left = total
         for i, length in enumerate(lengths):
             lengths[i] = min(length, left)
@@ -351,51 +347,39 @@ def _place(lengths: list[int], rest: int, pieces: int, total: int | None) -> lis
     return placed
 
 
-def _given(duration: DurationLike | None) -> DurationLike:
-    if duration is None:
-        raise ValueError("at most one piece may have the duration None")
-    return duration
-
-
 def _number(value: Fraction) -> str:
     return str(value) if value.denominator == 1 else f"{float(value):g}"
 
 
-# --- From batches and accumulation to updates: the one place where steps and epochs are planned.
-
-
 def updates_per_epoch(batches: int, accumulate: int = 1) -> int:
-    """Updates that an epoch makes: the last one may be of fewer batches.
+    """Count the updates of an epoch: ``ceil(batches / accumulate)``, as the last update may take fewer batches.
 
     Args:
         batches: Batches in the epoch, >= 1.
-        accumulate: Batches for one update, >= 1.
-
-    Returns:
-        ``ceil(batches / accumulate)``.
+        accumulate: Batches per update, >= 1.
 
     Raises:
-        ValueError: An argument is < 1.
+        ArgumentError: An argument is < 1.
 
     Example:
         >>> updates_per_epoch(10, accumulate=4)
         3
     """
     if batches < 1 or accumulate < 1:
-        raise ValueError(f"batches and accumulate must be >= 1, got {batches} and {accumulate}")
+        raise ArgumentError(f"batches and accumulate must be >= 1, got {batches} and {accumulate}")
     return -(-batches // accumulate)
 
 
 def epoch_clock(updates: Sequence[int], *, ends: bool, totals: Iterable[int] = ()) -> Clock:
-    """The clock of a run with these epochs.
+    """Return the clock of a planned run.
 
     Args:
-        updates: Updates in each epoch, at least one epoch; later ones are as the last.
+        updates: Updates in each epoch, at least one epoch; later epochs are like the last one.
         ends: Whether the run ends with the last of these epochs.
         totals: Further limits on the number of updates, such as max_steps.
 
     Returns:
-        A clock with the smallest of all limits as its total, None if there is no limit.
+        A clock whose total is the smallest limit, or None if there is no limit.
 
     Example:
         >>> epoch_clock([10, 5, 5], ends=True)

@@ -1,19 +1,21 @@
-"""Schedules made of schedules."""
+"""Schedules made of other schedules. In the formulas, t is the step and T the number of steps."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from lr_lightning._checks import check_choice, check_number
-from lr_lightning.schedules.base import Schedule, blend, check_schedule, ramp
+from lr_lightning.errors import ArgumentError
+from lr_lightning.schedules.base import Schedule, ScheduleLike, as_schedule, blend, ramp, set_fields
 from lr_lightning.schedules.clock import Clock, DurationLike, fit_pieces, is_share, parse_duration
 
 __all__ = ["WSD", "Join", "Product", "Warmup"]
 
 _WarmupShape = Literal["linear", "cosine", "exponential"]
 _CooldownShape = Literal["1-sqrt", "linear", "cosine"]
-_EXPONENTIAL_LOW = 0.01
+_Piece = tuple[ScheduleLike, DurationLike | None]
+_EXPONENTIAL_LOW = 0.01  # where an exponential warm-up starts, as a share of its end
 _COOLDOWNS: dict[str, Callable[[float], float]] = {
     "1-sqrt": lambda progress: 1.0 - math.sqrt(progress),
     "linear": lambda progress: 1.0 - progress,
@@ -21,25 +23,21 @@ _COOLDOWNS: dict[str, Callable[[float], float]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Warmup(Schedule):
-    """Rise to where another schedule starts, then follow it.
+    """Rise to where another schedule starts, then follow that schedule.
 
     Formula, with n = the duration in steps and a = ``then`` at its start: for t < n, from ``start`` at t = 0 to a at
-    t = n; after that ``then`` at t - n, in the steps that are left. Without ``start`` the rise is from 0 with
-    ``(t + 1) / n`` of it done at step t, so that no update is wasted on a rate of 0 and step n - 1 is already at a; the
-    exponential one then rises from a / 100. Source: Goyal et al. 2017, "Accurate, large minibatch SGD" (arXiv
+    t = n; after that ``then`` at t - n, in the steps that are left. Without ``start`` the rise is from 0 and step t is
+    at ``(t + 1) / n`` of it: no update is wasted on a learning rate of 0, and step n - 1 is already at a. The
+    exponential shape then rises from a / 100. Source: Goyal et al. 2017, "Accurate, large minibatch SGD" (arXiv
     1706.02677), section 2.2.
 
     Attributes:
-        duration: Length of the rise; may be 0.
-        then: What follows.
+        duration: Length of the rise; may be 0. Longer than the run, it raises a DurationError when called.
+        then: What follows; a plain function is accepted as well.
         shape: ``"linear"``, ``"cosine"`` (half a period) or ``"exponential"``.
-        start: Factor at t = 0, >= 0 (> 0 for the exponential); None for the rule above.
-
-    Raises:
-        ValueError: An argument is out of range.
-        DurationError: When called: the rise is longer than the run.
+        start: Factor at t = 0, >= 0 (> 0 for the exponential shape); None for the rule above.
 
     Example:
         >>> from lr_lightning.schedules import Linear
@@ -54,16 +52,18 @@ class Warmup(Schedule):
     shape: _WarmupShape = "linear"
     start: float | None = None
 
-    def __post_init__(self) -> None:
-        parse_duration(self.duration)
-        check_schedule("then", self.then)
-        check_choice("shape", self.shape, get_args(_WarmupShape))
-        if self.start is not None:
-            check_number("start", self.start, above=self.shape == "exponential")
+    def __init__(
+        self, duration: DurationLike, then: ScheduleLike, shape: _WarmupShape = "linear", start: float | None = None
+    ) -> None:
+        parse_duration(duration)
+        check_choice("shape", shape, get_args(_WarmupShape))
+        if start is not None:
+            check_number("start", start, above=shape == "exponential")
+        set_fields(self, duration=duration, then=as_schedule("then", then), shape=shape, start=start)
 
     @property
     def needs_total(self) -> bool:
-        """Where the duration is a percentage or ``then`` needs one."""
+        """If the duration is a percentage or ``then`` needs a total."""
         return is_share(self.duration) or self.then.needs_total
 
     def _layout(self, clock: Clock) -> tuple[tuple[int, int | None], ...]:
@@ -74,7 +74,7 @@ class Warmup(Schedule):
         length = length or 0
         if step >= length:
             return self.then(step - start, clock.slice(start, left))
-        # `then` may have no step left, and is at its end then; the rise aims at its beginning all the same
+        # If no step is left for `then`, it is at its end; the rise still aims at its beginning.
         goal = self.then(0, clock.slice(start, None if left is None else max(1, left)))
         if self.start is not None:
             return self._rise(self.start, goal, step / length)
@@ -83,17 +83,17 @@ class Warmup(Schedule):
 
     def _rise(self, low: float, goal: float, progress: float) -> float:
         if goal == 0.0 and self.shape == "exponential":
-            raise ValueError("Warmup: an exponential rise cannot end at 0, where `then` starts. Use shape='linear'.")
+            raise ArgumentError("Warmup: an exponential rise cannot end at 0, where `then` starts. Use shape='linear'.")
         return ramp(self.shape, low, goal, progress)
 
     def check(self, clock: Clock) -> None:
-        """As in Schedule, for both pieces."""
+        """Check both pieces."""
         super().check(clock)
         _, (start, left) = self._layout(clock)
         self.then.check(clock.slice(start, left))
 
     def describe(self, clock: Clock) -> str:
-        """One line, such as ``linear warmup over 50 steps, then cosine 1 to 0 over 950 steps``."""
+        """Say it in one line, such as ``linear warmup over 50 steps, then cosine 1 to 0 over 950 steps``."""
         (_, length), (start, left) = self._layout(clock)
         return f"{self.shape} warmup over {length} steps, then {self.then.describe(clock.slice(start, left))}"
 
@@ -106,47 +106,54 @@ class Warmup(Schedule):
 class Join(Schedule):
     """One schedule after another.
 
-    Formula: piece i, started at step s_i and with its own length as its total, gives ``piece_i(t - s_i)`` for
-    s_i <= t < s_(i+1). At most one duration is None: that piece takes what the others leave. Percentages are of the
-    whole; epochs count from each piece's start, and those of pieces after the None from the end. After the last piece's
-    length it stays at its end.
+    Formula: piece i starts at step s_i, has its own length as its total, and gives ``piece_i(t - s_i)`` for
+    s_i <= t < s_(i+1). At most one duration is None: that piece takes the steps that the others leave. Percentages are
+    of the whole. Epochs count from each piece's start; for pieces after the None they count back from the end. After
+    the last piece the factor stays at its end value.
 
     Attributes:
-        pieces: (schedule, duration) pairs.
+        pieces: (schedule, duration) pairs, as arguments or as one list. A plain function is accepted as a schedule.
 
     Raises:
-        ValueError: There is no pair, one is not a pair of schedule and duration, or more than one duration is None.
+        ArgumentError: There is no pair, an entry is not a pair of schedule and duration, or two durations are None.
         DurationError: When called: the durations add up to more than the run.
 
     Example:
         >>> from lr_lightning.schedules import Linear
         >>> Join((Linear(0, 1), 2), (Linear(1, 0), None)).factors(6)
         [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
+        >>> Join([(Linear(0, 1), 2), (lambda step, clock: 0.5, None)]).factors(4)
+        [0.0, 0.5, 0.5, 0.5]
     """
 
     pieces: tuple[tuple[Schedule, DurationLike | None], ...]
     _durations: tuple[DurationLike | None, ...] = field(init=False, repr=False, compare=False)
 
-    def __init__(self, *pieces: tuple[Schedule, DurationLike | None]) -> None:
-        if not pieces:
-            raise ValueError("Join needs at least one (schedule, duration) pair")
-        for piece in pieces:
-            if not isinstance(piece, Sequence) or isinstance(piece, str) or len(piece) != 2:
-                raise ValueError(f"Join expects (schedule, duration) pairs, got {piece!r}")
-            check_schedule("Join: the first of each pair", piece[0])
-            if piece[1] is not None:
-                parse_duration(piece[1])
-        if sum(duration is None for _, duration in pieces) > 1:
-            raise ValueError("Join: at most one duration may be None (the rest of the run); give the others a length")
-        object.__setattr__(self, "pieces", tuple((schedule, duration) for schedule, duration in pieces))
-        object.__setattr__(self, "_durations", tuple(duration for _, duration in pieces))
+    def __init__(self, pieces: Sequence[_Piece] | _Piece = (), *more: _Piece) -> None:
+        one_list = _is_list(pieces) and not more and all(map(_is_list, pieces))
+        pairs: Any = pieces if one_list else (pieces, *more)
+        if not pairs:
+            raise ArgumentError("Join needs at least one (schedule, duration) pair")
+        checked = []
+        for pair in pairs:
+            if not _is_list(pair) or len(pair) != 2:
+                raise ArgumentError(f"Join expects (schedule, duration) pairs, got {pair!r}")
+            checked.append((as_schedule("Join: the first of each pair", pair[0]), pair[1]))
+            if pair[1] is not None:
+                parse_duration(pair[1])
+        durations = tuple(duration for _, duration in checked)
+        if durations.count(None) > 1:
+            raise ArgumentError(
+                "Join: at most one duration may be None (the rest of the run); give the others a length"
+            )
+        set_fields(self, pieces=tuple(checked), _durations=durations)
 
     def __repr__(self) -> str:
         return f"Join({', '.join(f'({schedule!r}, {duration!r})' for schedule, duration in self.pieces)})"
 
     @property
     def needs_total(self) -> bool:
-        """Where a duration is a percentage, a piece follows the open one, or the open one needs a total."""
+        """If a duration is a percentage, a piece follows the open one, or the open one needs a total."""
         last = len(self.pieces) - 1
         return any(
             (schedule.needs_total or i < last) if duration is None else is_share(duration)
@@ -165,33 +172,30 @@ class Join(Schedule):
         return self.pieces[index][0](step - start, clock.slice(start, length))
 
     def check(self, clock: Clock) -> None:
-        """As in Schedule, for every piece."""
+        """Check every piece."""
         for (schedule, _), (start, length) in zip(self.pieces, self._layout(clock), strict=True):
             schedule.check(clock.slice(start, length))
 
     def describe(self, clock: Clock) -> str:
-        """The pieces' lines, joined by ``, then``."""
+        """Join the lines of the pieces with ``, then``."""
         return ", then ".join(
             schedule.describe(clock.slice(start, length)) + ("" if length is None else f" (to step {start + length})")
             for (schedule, _), (start, length) in zip(self.pieces, self._layout(clock), strict=True)
         )
 
     def _map(self, change: Callable[[Schedule], Schedule]) -> Self:
-        changed = type(self)(*((change(schedule), duration) for schedule, duration in self.pieces))
+        changed = type(self)([(change(schedule), duration) for schedule, duration in self.pieces])
         return self if changed == self else changed
 
 
 @dataclass(frozen=True, init=False)
 class Product(Schedule):
-    """Several schedules at once.
+    """The product of several schedules.
 
     Formula: ``a(t) * b(t) * ...``, each over the whole piece.
 
     Attributes:
-        schedules: At least one.
-
-    Raises:
-        ValueError: There is none, or one is no schedule.
+        schedules: At least one, as arguments or as one list. A plain function is accepted as a schedule.
 
     Example:
         >>> from lr_lightning.schedules import Constant, Linear
@@ -201,57 +205,49 @@ class Product(Schedule):
 
     schedules: tuple[Schedule, ...]
 
-    def __init__(self, *schedules: Schedule) -> None:
-        if not schedules:
-            raise ValueError("Product needs at least one schedule")
-        for schedule in schedules:
-            check_schedule("Product: each argument", schedule)
-        object.__setattr__(self, "schedules", schedules)
+    def __init__(self, schedules: Sequence[ScheduleLike] | ScheduleLike = (), *more: ScheduleLike) -> None:
+        every: Any = schedules if _is_list(schedules) and not more else (schedules, *more)
+        if not every:
+            raise ArgumentError("Product needs at least one schedule")
+        set_fields(self, schedules=tuple(as_schedule("Product: each argument", schedule) for schedule in every))
 
     def __repr__(self) -> str:
         return f"Product({', '.join(map(repr, self.schedules))})"
 
     @property
     def needs_total(self) -> bool:
-        """Where one of them does."""
+        """If one of the schedules needs a total."""
         return any(schedule.needs_total for schedule in self.schedules)
 
     def _factor(self, step: int, clock: Clock) -> float:
-        product = 1.0
-        for schedule in self.schedules:
-            product *= schedule(step, clock)
-        return product
+        return math.prod([schedule(step, clock) for schedule in self.schedules], start=1.0)
 
     def check(self, clock: Clock) -> None:
-        """As in Schedule, for every one."""
+        """Check every schedule."""
         for schedule in self.schedules:
             schedule.check(clock)
 
     def describe(self, clock: Clock) -> str:
-        """The schedules' lines, joined by ``times``."""
+        """Join the lines of the schedules with ``times``."""
         return " times ".join(schedule.describe(clock) for schedule in self.schedules)
 
     def _map(self, change: Callable[[Schedule], Schedule]) -> Self:
-        changed = type(self)(*(change(schedule) for schedule in self.schedules))
+        changed = type(self)([change(schedule) for schedule in self.schedules])
         return self if changed == self else changed
 
 
 @dataclass(frozen=True)
 class WSD(Schedule):
-    """Warm up, stay, cool down: its length can be left open until the cooldown starts.
+    """Warmup, stable, decay: the length of the run can be left open until the cooldown starts.
 
-    Formula: ``(t + 1) / n`` for t < n, 1 until T - c, then from 1 to ``end`` over c steps in ``shape``. Source: Hu et
-    al. 2024, "MiniCPM" (arXiv 2404.06395), section 4; cooldown shapes of Hägele et al. 2024 (arXiv 2405.18392).
+    Formula: ``(t + 1) / n`` for t < n, then 1 until T - c, then from 1 to ``end`` over c steps in ``shape``. Source: Hu
+    et al. 2024, "MiniCPM" (arXiv 2404.06395), section 4; cooldown shapes of Hägele et al. 2024 (arXiv 2405.18392).
 
     Attributes:
         warmup: Length n of the rise; may be 0.
-        cooldown: Length c of the fall, at the end; may be 0.
-        shape: Of the fall: ``"1-sqrt"``, ``"linear"`` or ``"cosine"``.
+        cooldown: Length c of the fall, at the end; may be 0. A DurationError when called: n + c is more than the run.
+        shape: Shape of the fall: ``"1-sqrt"``, ``"linear"`` or ``"cosine"``.
         end: Factor at t = T, >= 0.
-
-    Raises:
-        ValueError: An argument is out of range.
-        DurationError: When called: both together are longer than the run.
 
     Example:
         >>> WSD(warmup=2, cooldown="50%", shape="linear").factors(8)
@@ -269,10 +265,7 @@ class WSD(Schedule):
         check_choice("shape", self.shape, get_args(_CooldownShape))
         check_number("end", self.end)
 
-    @property
-    def needs_total(self) -> bool:
-        """Always: the cooldown ends with the run."""
-        return True
+    needs_total = True
 
     def _layout(self, clock: Clock) -> tuple[tuple[int, int | None], ...]:
         clock.need_total("WSD")
@@ -286,7 +279,11 @@ class WSD(Schedule):
         return 1.0 if not rise or step >= rise else (step + 1) / rise
 
     def describe(self, clock: Clock) -> str:
-        """One line, such as ``linear warmup over 50 steps, 1 until step 800, then 1-sqrt to 0 over 200 steps``."""
+        """Say it in one line: ``linear warmup over 50 steps, 1 until step 800, then 1-sqrt to 0 over 200 steps``."""
         (_, rise), _, (fall_start, fall) = self._layout(clock)
         fall_text = f"then {self.shape} to {self.end:g} over {fall} steps"
         return f"linear warmup over {rise} steps, 1 until step {fall_start}, {fall_text}"
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

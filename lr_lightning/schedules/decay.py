@@ -1,8 +1,7 @@
-"""Schedules of one piece, in closed form. Below, T is the number of steps and t the step."""
+"""Schedules of one piece, in closed form. In the formulas, t is the step and T the number of steps."""
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -15,7 +14,6 @@ __all__ = [
     "REX",
     "Constant",
     "Cosine",
-    "Custom",
     "Exponential",
     "InverseSqrt",
     "Linear",
@@ -35,9 +33,6 @@ class Constant(Schedule):
     Attributes:
         value: The factor, >= 0.
 
-    Raises:
-        ValueError: ``value`` is negative or not finite.
-
     Example:
         >>> Constant().factors(3)
         [1.0, 1.0, 1.0]
@@ -48,16 +43,13 @@ class Constant(Schedule):
     def __post_init__(self) -> None:
         check_number("value", self.value)
 
-    @property
-    def needs_total(self) -> bool:
-        """Never."""
-        return False
+    needs_total = False
 
     def _factor(self, step: int, clock: Clock) -> float:
         return float(self.value)
 
     def describe(self, clock: Clock) -> str:
-        """One line, such as ``constant 1``."""
+        """Say it in one line, such as ``constant 1``."""
         return f"constant {self.value:g}"
 
 
@@ -72,17 +64,11 @@ class _Decay(Schedule):
         check_number("start", self.start)
         check_number("end", self.end)
 
-    @property
-    def needs_total(self) -> bool:
-        """Always."""
-        return True
+    needs_total = True
 
     @abstractmethod
     def _between(self, step: int, total: int) -> float:
-        """The factor for 0 < step < total."""
-
-    def _mix(self, weight: float) -> float:
-        return blend(self.start, self.end, weight)
+        """Return the factor for 0 < step < total."""
 
     def _factor(self, step: int, clock: Clock) -> float:
         total = clock.need_total(type(self).__name__)
@@ -93,7 +79,7 @@ class _Decay(Schedule):
         return self._between(step, total)
 
     def describe(self, clock: Clock) -> str:
-        """One line, such as ``cosine 1 to 0 over 1000 steps``."""
+        """Say it in one line, such as ``cosine 1 to 0 over 1000 steps``."""
         name = type(self).__name__
         return f"{name.lower()} {self.start:g} to {self.end:g} over {clock.need_total(name)} steps"
 
@@ -112,16 +98,13 @@ class Linear(_Decay):
         start: Factor at t = 0, >= 0.
         end: Factor at t = T, >= 0.
 
-    Raises:
-        ValueError: ``start`` or ``end`` is negative or not finite.
-
     Example:
         >>> Linear().factors(4)
         [1.0, 0.75, 0.5, 0.25]
     """
 
     def _between(self, step: int, total: int) -> float:
-        return self._mix((total - step) / total)
+        return blend(self.start, self.end, (total - step) / total)
 
 
 @dataclass(frozen=True)
@@ -135,21 +118,18 @@ class Cosine(_Decay):
         start: Factor at t = 0, >= 0.
         end: Factor at t = T, >= 0.
 
-    Raises:
-        ValueError: ``start`` or ``end`` is negative or not finite.
-
     Example:
         >>> [round(factor, 3) for factor in Cosine().factors(4)]
         [1.0, 0.854, 0.5, 0.146]
     """
 
     def _between(self, step: int, total: int) -> float:
-        return self._mix((1.0 + math.cos(math.pi * step / total)) / 2.0)
+        return blend(self.start, self.end, (1.0 + math.cos(math.pi * step / total)) / 2.0)
 
 
 @dataclass(frozen=True)
 class Polynomial(_Decay):
-    """A power of the share that is left.
+    """A power of the share of steps that is left.
 
     Formula: ``end + (start - end) * (1 - t / T) ** power``. Source: Liu et al. 2015, "ParseNet" (arXiv 1506.04579),
     section 4 ("poly").
@@ -158,9 +138,6 @@ class Polynomial(_Decay):
         start: Factor at t = 0, >= 0.
         end: Factor at t = T, >= 0.
         power: Exponent, > 0; 1 is linear.
-
-    Raises:
-        ValueError: ``start`` or ``end`` is negative, ``power`` is not positive, or one is not finite.
 
     Example:
         >>> Polynomial(power=2).factors(4)
@@ -174,12 +151,12 @@ class Polynomial(_Decay):
         check_number("power", self.power, above=True)
 
     def _between(self, step: int, total: int) -> float:
-        return self._mix(float((1 - step / total) ** self.power))
+        return blend(self.start, self.end, float((1 - step / total) ** self.power))
 
 
 @dataclass(frozen=True)
 class OneMinusSqrt(_Decay):
-    """Falls fast, then slowly: the cooldown that served constant schedules best.
+    """Fast at first, then slow: the best cooldown after a constant learning rate in the source's comparison.
 
     Formula: ``end + (start - end) * (1 - sqrt(t / T))``. Source: Hägele et al. 2024, "Scaling laws and
     compute-optimal training beyond fixed training durations" (arXiv 2405.18392), section 3 ("1-sqrt").
@@ -188,21 +165,18 @@ class OneMinusSqrt(_Decay):
         start: Factor at t = 0, >= 0.
         end: Factor at t = T, >= 0.
 
-    Raises:
-        ValueError: ``start`` or ``end`` is negative or not finite.
-
     Example:
         >>> OneMinusSqrt().factors(4)[:2]
         [1.0, 0.5]
     """
 
     def _between(self, step: int, total: int) -> float:
-        return self._mix(1.0 - math.sqrt(step / total))
+        return blend(self.start, self.end, 1.0 - math.sqrt(step / total))
 
 
 @dataclass(frozen=True)
 class REX(_Decay):
-    """Stays high, then falls quickly: reflected exponential, for small budgets.
+    """Reflected exponential: high for long, then a quick fall; for small budgets.
 
     Formula: ``end + (start - end) * (1 - p) / (1/2 + (1 - p) / 2)`` with ``p = t / T``. Source: Chen, Wolfe &
     Kyrillidis 2022, "REX" (arXiv 2107.04197), section 4.
@@ -211,9 +185,6 @@ class REX(_Decay):
         start: Factor at t = 0, >= 0.
         end: Factor at t = T, >= 0.
 
-    Raises:
-        ValueError: ``start`` or ``end`` is negative or not finite.
-
     Example:
         >>> [round(factor, 3) for factor in REX().factors(4)]
         [1.0, 0.857, 0.667, 0.4]
@@ -221,12 +192,12 @@ class REX(_Decay):
 
     def _between(self, step: int, total: int) -> float:
         left = 1 - step / total
-        return self._mix(left / (0.5 + 0.5 * left))
+        return blend(self.start, self.end, left / (0.5 + 0.5 * left))
 
 
 @dataclass(frozen=True)
 class Exponential(_Decay):
-    """The same ratio from each step to the next.
+    """A constant ratio from each step to the next.
 
     Formula: ``start * (end / start) ** (t / T)``; torch's gamma is ``(end / start) ** (1 / T)``. Source: torch's
     ExponentialLR, in closed form.
@@ -234,9 +205,6 @@ class Exponential(_Decay):
     Attributes:
         start: Factor at t = 0, > 0.
         end: Factor at t = T, > 0.
-
-    Raises:
-        ValueError: ``start`` or ``end`` is not positive or not finite.
 
     Example:
         >>> [round(factor, 3) for factor in Exponential(1, 0.01).factors(4)]
@@ -255,16 +223,13 @@ class Exponential(_Decay):
 
 @dataclass(frozen=True)
 class InverseSqrt(Schedule):
-    """Falls without a known end.
+    """A decay that needs no known end.
 
-    Formula: ``sqrt(timescale / (t + timescale))``, which after a warm-up of ``timescale`` steps is the rule of Vaswani
+    Formula: ``sqrt(timescale / (t + timescale))``. After a warm-up of ``timescale`` steps this is the rule of Vaswani
     et al. 2017, "Attention is all you need" (arXiv 1706.03762), equation 3, relative to its peak.
 
     Attributes:
-        timescale: Duration after which the factor is 1 / sqrt(2); > 0.
-
-    Raises:
-        ValueError: ``timescale`` is no positive duration.
+        timescale: Duration after which the factor is 1 / sqrt(2), > 0.
 
     Example:
         >>> [round(factor, 3) for factor in InverseSqrt(2).factors(7)][::2]
@@ -278,7 +243,7 @@ class InverseSqrt(Schedule):
 
     @property
     def needs_total(self) -> bool:
-        """Only where ``timescale`` is a percentage."""
+        """Only if ``timescale`` is a percentage."""
         return is_share(self.timescale)
 
     def _factor(self, step: int, clock: Clock) -> float:
@@ -286,26 +251,20 @@ class InverseSqrt(Schedule):
         return 1.0 / math.sqrt((step + timescale) / timescale)
 
     def describe(self, clock: Clock) -> str:
-        """One line, such as ``inverse square root, timescale 500 steps``."""
+        """Say it in one line, such as ``inverse square root, timescale 500 steps``."""
         return f"inverse square root, timescale {max(1, clock.steps(self.timescale))} steps"
-
-
-# --- Schedules that drop at given times, and one that is a function of your own. Below, t is the step.
 
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """Multiply at regular intervals.
+    """A drop at regular intervals.
 
-    Formula: ``gamma ** k``, k = the number of whole ``every`` that have passed. Source: torch's StepLR, in closed
-    form. In epochs or percent the k-th drop is at the rounded k-fold, so roundings do not add up.
+    Formula: ``gamma ** k``, where k is the number of whole ``every`` that have passed. Source: torch's StepLR, in
+    closed form. With epochs or percent the k-th drop is at k times ``every``, rounded once, so roundings do not add up.
 
     Attributes:
         every: Duration between two drops, > 0.
         gamma: Factor of each drop, in (0, 1].
-
-    Raises:
-        ValueError: ``every`` is no positive duration or ``gamma`` is outside (0, 1].
 
     Example:
         >>> Step(2, 0.5).factors(5)
@@ -321,29 +280,27 @@ class Step(Schedule):
 
     @property
     def needs_total(self) -> bool:
-        """Only where ``every`` is a percentage."""
+        """Only if ``every`` is a percentage."""
         return is_share(self.every)
 
     def _factor(self, step: int, clock: Clock) -> float:
         return float(self.gamma ** clock.count(self.every, step))
 
     def describe(self, clock: Clock) -> str:
-        """One line, such as ``x 0.1 every 30 epochs (3000 steps)``."""
+        """Say it in one line, such as ``x 0.1 every 30 epochs (3000 steps)``."""
         return f"x {self.gamma:g} every {parse_duration(self.every)} ({clock.steps(self.every)} steps)"
 
 
 @dataclass(frozen=True)
 class MultiStep(Schedule):
-    """Multiply at given times.
+    """A drop at each of some given times.
 
-    Formula: ``gamma ** k``, k = the number of milestones <= t. Source: torch's MultiStepLR, in closed form.
+    Formula: ``gamma ** k``, where k is the number of milestones <= t. Source: torch's MultiStepLR, in closed form.
 
     Attributes:
-        at: Milestones, durations from the start of the piece; at least one. One beyond the end is an error.
+        at: Milestones, durations from the start of the piece; at least one. A milestone after the end of the run
+            raises a DurationError when the schedule is called.
         gamma: Factor of each drop, in (0, 1].
-
-    Raises:
-        ValueError: A milestone is no duration, there is none, or ``gamma`` is outside (0, 1].
 
     Example:
         >>> MultiStep(at=("50%", "75%"), gamma=0.5).factors(4)
@@ -356,14 +313,14 @@ class MultiStep(Schedule):
     def __post_init__(self) -> None:
         if isinstance(self.at, int | str) or not self.at:
             raise ArgumentError(f"must be a list of at least one duration, got {self.at!r}", "at")
-        object.__setattr__(self, "at", tuple(self.at))  # a list, as config files give, would not hash
+        object.__setattr__(self, "at", tuple(self.at))  # config files give lists, which have no hash
         for milestone in self.at:
             parse_duration(milestone, "at")
         check_number("gamma", self.gamma, high=1.0, above=True)
 
     @property
     def needs_total(self) -> bool:
-        """Only where a milestone is a percentage."""
+        """Only if a milestone is a percentage."""
         return any(map(is_share, self.at))
 
     def _factor(self, step: int, clock: Clock) -> float:
@@ -375,51 +332,11 @@ class MultiStep(Schedule):
         if clock.total is not None and last > clock.total:
             late = parse_duration(self.at[steps.index(last)])
             raise DurationError(
-                f"MultiStep: the milestone {late} is at step {last} > {clock.total} steps in all, so it never comes."
-                " Move it or train longer."
+                f"MultiStep: the milestone {late} is at step {last} > {clock.total} steps in all, so it is never"
+                " reached. Move it or train longer."
             )
         return steps
 
     def describe(self, clock: Clock) -> str:
-        """One line, such as ``x 0.1 at steps 500, 750``."""
+        """Say it in one line, such as ``x 0.1 at steps 500, 750``."""
         return f"x {self.gamma:g} at steps {', '.join(str(step) for step in sorted(self._milestones(clock)))}"
-
-
-@dataclass(frozen=True)
-class Custom(Schedule):
-    """A function of your own. It must be pure: the same step and clock give the same factor.
-
-    Attributes:
-        function: Called as ``function(step, clock)`` with 0 <= step <= total; returns a finite factor >= 0.
-        uses_total: Whether ``function`` reads ``clock.total``, so that a missing one is an early error.
-
-    Raises:
-        ValueError: ``function`` is not callable; later, when it returns a factor that is negative or not finite.
-
-    Example:
-        >>> Custom(lambda step, clock: 1 / (1 + step)).factors(3)[:2]
-        [1.0, 0.5]
-    """
-
-    function: Callable[[int, Clock], float]
-    uses_total: bool = False
-
-    def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise ValueError(f"function must be callable as function(step, clock), got {self.function!r}")
-
-    @property
-    def needs_total(self) -> bool:
-        """As declared by ``uses_total``."""
-        return self.uses_total
-
-    def _factor(self, step: int, clock: Clock) -> float:
-        if self.uses_total:
-            clock.need_total("Custom")
-        value = self.function(step, clock)
-        check_number(f"Custom: the factor at step {step}", value)
-        return float(value)
-
-    def describe(self, clock: Clock) -> str:
-        """One line with the function's name."""
-        return f"custom {getattr(self.function, '__qualname__', repr(self.function))}"

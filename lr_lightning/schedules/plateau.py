@@ -1,4 +1,4 @@
-"""Lower the rate when a metric stops improving: a pure function of the metric's history."""
+"""Lower the lr when a metric stops improving: a pure function of the metric's history."""
 
 import math
 from collections.abc import Sequence
@@ -16,24 +16,24 @@ _ThresholdMode = Literal["rel", "abs"]
 
 @dataclass(frozen=True)
 class Plateau:
-    """The factor that a history of a metric has earned. Not a Schedule: it needs the history, so it multiplies one.
+    """A factor that a metric's history determines. It is not a Schedule, since it needs the history; it multiplies one.
 
-    Formula: ``max(factor ** k, min_factor)``, k = how often more than ``patience`` values in a row were no better than
-    the best before. Source: torch's ReduceLROnPlateau, as a function of all values so far; a value that is nan is
-    never better.
+    Formula: ``max(factor ** k, min_factor)``, where k counts how often more than ``patience`` values in a row were no
+    better than the best before them. Source: torch's ReduceLROnPlateau, as a function of all values so far. A value
+    of nan is never better.
 
     Attributes:
         monitor: Name of the metric, such as ``"val/loss"``.
-        factor: Multiplied at each reduction, in (0, 1).
-        patience: Values without improvement that are tolerated, >= 0.
-        mode: ``"min"``: lower is better; ``"max"``: higher is.
-        threshold: How much better counts as better, >= 0.
-        threshold_mode: ``"rel"``: a share of the best; ``"abs"``: in the metric's unit.
-        cooldown: Values after a reduction that are not counted as bad, >= 0.
+        factor: Factor of each reduction, in (0, 1).
+        patience: Number of values without improvement to tolerate, >= 0.
+        mode: ``"min"`` if lower is better, ``"max"`` if higher is.
+        threshold: Least difference that counts as an improvement, >= 0.
+        threshold_mode: ``"rel"``: the threshold is a share of the best value; ``"abs"``: it is in the metric's unit.
+        cooldown: Number of values after a reduction that never count as bad, >= 0.
         min_factor: Lower bound of the result, in [0, 1].
 
     Raises:
-        ValueError: An argument is out of range.
+        ArgumentError: An argument is out of range.
 
     Example:
         >>> plateau = Plateau("val/loss", factor=0.5, patience=1)
@@ -64,13 +64,13 @@ class Plateau:
         check_number("min_factor", self.min_factor, high=1.0)
 
     def __call__(self, history: Sequence[float]) -> float:
-        """The factor after a history.
+        """Return the factor after a history.
 
         Args:
             history: All values of the metric so far, oldest first.
 
         Returns:
-            A factor in (0, 1], 1 for an empty history.
+            A factor in [0, 1]; 1 for an empty history.
         """
         best = math.inf if self.mode == "min" else -math.inf
         bad = rest = reductions = 0

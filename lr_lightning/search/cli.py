@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lr_lightning.app.composition import listed_choices, listed_keys, prepare, wants_tracebacks
+from lr_lightning.app.composition import choices_help, keys_help, prepare, wants_tracebacks
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.schemas.search import SearchConfig
@@ -49,7 +49,7 @@ def main(root: Path) -> int:
     """
     words = sys.argv[1:]
     if any(word in ("-h", "--help") for word in words):
-        print(HELP.format(choices=listed_choices(root), keys=listed_keys("search", SearchConfig)))
+        print(HELP.format(choices=choices_help(root), keys=keys_help("search", SearchConfig)))
         return 0
     prepare(root)
     from lr_lightning.search.study import StorageGone

@@ -17,9 +17,9 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.checks import validated
-from lr_lightning.app.composition import choices_of, composed
-from lr_lightning.app.config import Config, stale_keys
+from lr_lightning.app.checks import validate
+from lr_lightning.app.composition import choices_of, compose_config
+from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import did_you_mean, explain
 from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.app.world import world_size
@@ -61,7 +61,7 @@ class Composer:
             if key not in self.groups:
                 self._set(cfg, key, value)
         try:
-            return validated(cfg)
+            return validate(cfg)
         except ConfigError as e:
             where = ", ".join(override(key, value) for key, value in point.items())
             raise ConfigError(f"search.space: a trial with {where} cannot be run.\n{e}") from e
@@ -82,7 +82,7 @@ class Composer:
     def _of_groups(self, point: Mapping[str, Value]) -> DictConfig:
         words = tuple(override(key, value) for key, value in point.items() if key in self.groups)
         if words not in self._cache:
-            self._cache[words] = composed(self.root, [*self.training, *words])[0]
+            self._cache[words] = compose_config(self.root, [*self.training, *words])[0]
         return deepcopy(self._cache[words])
 
     def _set(self, cfg: DictConfig, key: str, value: Value) -> None:
@@ -307,7 +307,7 @@ def read(root: Path, words: Sequence[str]) -> Search:
 
 
 def _checked(root: Path, words: Words) -> Search:
-    cfg, choices = composed(root, [*words.training, *words.search])
+    cfg, choices = compose_config(root, [*words.training, *words.search])
     node = _node(cfg)
     if problems := list(_bad_settings(node)):
         raise ConfigError("\n".join(problems[:5]))
@@ -315,7 +315,7 @@ def _checked(root: Path, words: Words) -> Search:
     space = Space.of(written | words.space)
     node = replace(node, space={})
     cfg.search = None
-    config = validated(cfg)
+    config = validate(cfg)
     composer = Composer(root, tuple(words.training))
     base = {key: _base_value(key, cfg, choices, space.keys) for key in space.other_keys}
     name = node.sweep or f"{node.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -416,7 +416,7 @@ def _refuse(search: Search) -> None:
     for key in keys:
         if key == "seed" or key.split(".")[0] in ("tracking", "search", "output_root", "resume", "study", "test"):
             raise ConfigError(f"search.space.{key}: is nothing to search. Several seeds a trial: search.seeds=[0,1,2].")
-    if keys.keys() & {"optimizer.lr", "schedule.max_lr"} and stale_keys(config):
+    if keys.keys() & {"optimizer.lr", "schedule.max_lr"} and config.keys_set_by_finder():
         raise ConfigError(
             f"finder: {config.finder.name} would set another rate than the one a trial is given. Leave it out; "
             "'search.start=[{optimizer.lr: finder}]' starts the search at its suggestion."

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lr_lightning.app.composition import checked, prepare
+from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import did_you_mean
-from lr_lightning.app.lr_scaling import batch_of_one
+from lr_lightning.app.lr_scaling import process_batch_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.settings import FINDER, Search, direction_of
 from lr_lightning.search.space import Range, Value
@@ -50,7 +50,7 @@ def smoke_test(search: Search, call: Call) -> None:
     config.trainer.kwargs = {k: v for k, v in config.trainer.kwargs.items() if k not in _OF_LONG_RUNS}
     config.tracking = replace(config.tracking, name="none")
     config.test = False
-    batch_of_one(config)  # while it still has all the processes of a trial
+    process_batch_size(config)  # while it still has all the processes of a trial
     if search.node.workers > 0:
         config.trainer = replace(config.trainer, **_ONE_PROCESS)
     if config.callbacks.early_stopping is not None:
@@ -121,7 +121,7 @@ def suggested_lr(search: Search, call: Call) -> float | None:
     if not any(FINDER in point.values() for point in search.node.start):
         return None
     words = search.composer.overrides({k: v for k, v in _middle(search).items() if not k.endswith("_lr")})
-    config = checked(search.root, [*words, "finder=range_test"])
+    config = load_config(search.root, [*words, "finder=range_test"])
     config.output_root = str(search.folder)
     config.trainer = replace(config.trainer, progress="none", **_ONE_PROCESS)
     config.tracking.tags = {"sweep": search.name, **config.tracking.tags}
@@ -130,10 +130,10 @@ def suggested_lr(search: Search, call: Call) -> float | None:
 
 
 def _find(root: Path, config: Config, words: list[str]) -> float | None:
-    from lr_lightning.app.commands.find_lr import find
+    from lr_lightning.app.commands.find_lr import find_lr
 
     prepare(root)
-    return find(config, words).summary.get("suggested_lr")
+    return find_lr(config, words).summary.get("suggested_lr")
 
 
 def _middle(search: Search) -> dict[str, Value]:

@@ -29,13 +29,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import lr_lightning.app.run.train as app
 from lr_lightning._lightning import callbacks_of
-from lr_lightning.app.composition import composed, prepare
+from lr_lightning.app.composition import compose_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import is_out_of_memory
 from lr_lightning.app.run.output import LAST
-from lr_lightning.app.run.resume import Previous, stored_config
+from lr_lightning.app.run.resume import ResumedRun, stored_config
 from lr_lightning.app.run.signals import Interrupted, ParentWatch
-from lr_lightning.app.world import is_first_rank
+from lr_lightning.app.world import is_rank_zero
 from lr_lightning.callbacks.loggers import log_tags
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
@@ -95,12 +95,12 @@ def run_task(task: Task, ask: Ask | None = None, *, quiet: bool = False) -> Task
         result = TaskResult(status, watch.reason, done.summary, run_id=done.run_id, output_dir=folder, verdict=label)
     result.logged, result.best = watch.logged, watch.best
     result.epochs, result.seconds = watch.epochs, time.monotonic() - began
-    if is_first_rank():
+    if is_rank_zero():
         result.store(task.folder)
     return result
 
 
-def _resumed(task: Task) -> tuple[Config, Previous] | None:
+def _resumed(task: Task) -> tuple[Config, ResumedRun] | None:
     """Return the config and the checkpoint of an attempt that was interrupted, if there is one that can be resumed."""
     if task.resume is None or stored_result(task.folder) is not None:
         return None
@@ -110,7 +110,7 @@ def _resumed(task: Task) -> tuple[Config, Previous] | None:
         return None
     words = [f"resume={folder}", *task.resume]
     try:
-        return stored_config(composed(task.root, words)[0], words)
+        return stored_config(compose_config(task.root, words)[0], words)
     except ConfigError as e:
         print(f"cannot resume {folder}, so the run starts anew: {e}", file=sys.stderr)
         return None
@@ -252,10 +252,11 @@ def _train(task: Task, search: Connection) -> TaskResult:
         file.flush()
         os.environ[_RANK_TASK] = file.name
         result = run_task(task, ask)
-    if result.status == Status.FAILED or torch.cuda.is_initialized():
+    on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if result.status == Status.FAILED or on_gpu:
         gc.collect()  # a model and its trainer refer to each other
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+    if on_gpu:
+        torch.cuda.empty_cache()
     return result
 
 

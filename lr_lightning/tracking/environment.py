@@ -1,4 +1,4 @@
-"""What a run ran on, as tags."""
+"""Tags that describe the environment of a run: versions, device, host, git commit and command line."""
 
 import getpass
 import importlib.metadata
@@ -18,15 +18,15 @@ _GIT_SECONDS = 5.0
 
 
 def environment_tags(checkout: Path | None = None) -> dict[str, str]:
-    """Describe versions, device, host, git commit and command line.
+    """Return tags for versions, device, host, git commit and command line.
 
     Args:
-        checkout: Folder whose git commit is meant; by default the one this package lies in.
+        checkout: Folder of the git checkout. Default: the one that contains this package.
 
     Returns:
-        Tags ``env.<package>``, ``env.device``, ``env.host``, ``env.command`` and, inside a git checkout, ``git.commit``
-        and ``git.dirty``; also the names under which MLflow's UI shows source, user and commit. Passwords in addresses
-        are masked.
+        Tags ``env.<package>``, ``env.device``, ``env.host``, ``env.command`` and, in a git checkout, ``git.commit`` and
+        ``git.dirty``; and the tags from which MLflow's UI shows source, user and commit. Passwords in addresses are
+        masked.
     """
     tags = {f"env.{name}": _version(package) for name, package in _PACKAGES.items()}
     tags["env.python"] = platform.python_version()
@@ -45,7 +45,7 @@ def environment_tags(checkout: Path | None = None) -> dict[str, str]:
 
 
 def device_name() -> str:
-    """Name the accelerator if there is one, else the processor."""
+    """Return the name of the accelerator, or of the processor if there is none."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     if torch.backends.mps.is_available():

@@ -1,4 +1,4 @@
-"""Writes that leave no half behind: whole lines at the end of a file, and a file replaced in one step."""
+"""Safe file writes: append whole lines, cut a torn last line, replace a file in one step."""
 
 import os
 import threading
@@ -8,13 +8,10 @@ __all__ = ["append_bytes", "cut_torn_line", "write_atomically"]
 
 
 def cut_torn_line(path: Path) -> int:
-    """Cut a last line without newline, which a process killed in mid-write leaves; give the file's size.
-
-    Args:
-        path: A text file of lines.
+    """Cut the last line if it has no newline, as a process killed during a write leaves it.
 
     Returns:
-        Size in bytes after the cut; 0 where there is no file.
+        Size in bytes after the cut; 0 if there is no file.
     """
     if not path.exists():
         return 0
@@ -35,7 +32,7 @@ def cut_torn_line(path: Path) -> int:
 
 
 def append_bytes(path: Path, data: bytes) -> None:
-    """Append ``data`` with as few writes as the system allows; undo what was written if one fails."""
+    """Append ``data`` in as few writes as the system allows. If one fails, the file is restored."""
     if not data:
         return
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -53,7 +50,13 @@ def append_bytes(path: Path, data: bytes) -> None:
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace the file at ``path`` by ``text`` in one step: a reader sees the old or the new content, never half."""
+    """Replace the content of ``path`` by ``text`` in one step, so that readers see either the old or the new content.
+
+    Args:
+        path: The file.
+        text: Its new content.
+        mode: Its permissions.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # two writers, two files
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:

@@ -1,4 +1,4 @@
-"""What the stores accept as a key or a text value. Pure functions, without MLflow."""
+"""Names and text values that MLflow accepts. Pure functions that do not import MLflow."""
 
 import re
 from collections.abc import Mapping
@@ -9,34 +9,36 @@ MAX_TAG = 8000
 
 JOB_TAG = "job"
 """Tag that says what a run did, such as ``train``, ``find_lr`` or ``compare``. A run without the tag trained."""
+RUN_KEY_TAG = "lr_lightning.run_key"
+"""Tag of a run, in its local log and in the store, that links the two: the ``key`` of its ``UploadState``."""
 
-_FOREIGN = re.compile(r"[^/\w.\- ]")
+_NOT_ALLOWED = re.compile(r"[^/\w.\- ]")
 _PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]*(?=@)")
-_IN_QUERY = re.compile(r"(?<=[?&])((?:password|sslpassword)=)[^&\s]+", re.IGNORECASE)
+_PASSWORD_IN_QUERY = re.compile(r"(?<=[?&])((?:password|sslpassword)=)[^&\s]+", re.IGNORECASE)
 
 
 def clean_key(key: str) -> str:
     """Turn ``key`` into a name that MLflow accepts on every platform.
 
-    MLflow takes letters, digits, ``_ - . / `` and spaces, at most 250 characters, and no name that a file system would
-    resolve to another one (``a//b``, ``../a``). A single name that breaks this makes the store refuse its whole batch.
+    MLflow allows letters, digits, ``_ - . / `` and spaces, at most 250 characters, and no name that a file system would
+    resolve to another one (``a//b``, ``../a``). One invalid name makes the store reject the whole batch.
 
     Args:
         key: Any text.
 
     Returns:
-        ``key`` itself when it is valid; else foreign characters become ``_`` and empty or dotted parts are dropped.
+        ``key`` itself if it is valid. Otherwise other characters become ``_``, and empty or dotted parts are dropped.
 
     Example:
         >>> clean_key("train/loss"), clean_key("/a//b=1%"), clean_key("..")
         ('train/loss', 'a/b_1_', '_')
     """
-    parts = [part for part in _FOREIGN.sub("_", key).split("/") if part not in ("", ".", "..")]
+    parts = [part for part in _NOT_ALLOWED.sub("_", key).split("/") if part not in ("", ".", "..")]
     return "/".join(parts)[:MAX_KEY].rstrip("/") or "_"
 
 
 def clip(value: object, limit: int) -> str:
-    """Give ``str(value)``, cut to ``limit`` characters with a visible mark that says how long it was.
+    """Return ``str(value)``, cut to ``limit`` characters with a mark that states the original length.
 
     Example:
         >>> clip("x" * 99, 30)
@@ -73,4 +75,4 @@ def hide_password(text: str) -> str:
         >>> hide_password("postgresql://me:secret@db/x")
         'postgresql://me:***@db/x'
     """
-    return _IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***", text))
+    return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***", text))

@@ -1,7 +1,7 @@
-"""The local log of a run: every metric row, param, tag, artifact and status, one JSON object a line.
+"""The local log of a run: every metric row, param, tag, artifact and status, as one JSON object a line.
 
-The log is complete whatever the store does. A store only ever gets a copy of it, in its order, so whatever was not
-sent can be sent later, and a resumed run finds in it what is stored already.
+The log is the run's record, and it is complete even while the MLflow store is down: the store receives a copy, in the
+same order. So what has not been uploaded can be uploaded later, and a resumed run knows what it has logged already.
 """
 
 import json
@@ -10,44 +10,31 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lr_lightning.errors import TrackingError
 from lr_lightning.tracking.files import append_bytes, cut_torn_line, write_atomically
-from lr_lightning.tracking.keys import clean_key
+from lr_lightning.tracking.keys import RUN_KEY_TAG, clean_key
 
-# --- The time of a run's records.
+log = logging.getLogger(__name__)
 
+LOG_NAME = "metrics.jsonl"
+STATE_NAME = "metrics.sent"
+LOCK_NAME = "metrics.lock"
+SUMMARY = "summary/"
 
-class RunClock:
-    """Gives times that never go back within a run, though the machine's clock does, or another machine goes on with it.
-
-    Of a metric's values at one step MLflow shows the one with the latest time, and a run that ends before it began has
-    a negative duration.
-    """
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def go_on_from(self, last: int) -> None:
-        """Give only times later than ``last``, in milliseconds since 1970."""
-        self._last = max(self._last, last + 1)
-
-    def now(self) -> int:
-        """The time in milliseconds since 1970; a millisecond later than the last one where the clock was set back."""
-        now = int(time.time() * 1000)
-        self._last = now if now >= self._last else self._last + 1
-        return self._last
-
+_READ_BYTES = 1 << 22
+_FLUSH_ROWS = 2000
+_FLUSH_SECONDS = 5.0
 
 _encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 class Metric(NamedTuple):
-    """One metric row: ``time`` in milliseconds since 1970."""
+    """A metric row. ``time`` is in milliseconds since 1970."""
 
     key: str
     value: float
@@ -57,7 +44,7 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One parameter of the run; a key has one value for ever."""
+    """A parameter of the run. Its value never changes."""
 
     key: str
     value: str
@@ -65,7 +52,7 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """One tag of the run; a later value replaces an earlier one."""
+    """A tag of the run. A later value replaces an earlier one."""
 
     key: str
     value: str
@@ -73,7 +60,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A file or folder to copy to the store, below ``to`` of the run's artifacts."""
+    """A file or folder to copy to folder ``to`` of the run's artifacts in the store."""
 
     path: str
     to: str | None = None
@@ -91,7 +78,7 @@ Record = Metric | Param | Tag | Artifact | Status
 
 
 def encode(record: Record) -> str:
-    """Write ``record`` as one line of JSON, without the newline. Floats keep all their bits."""
+    """Encode ``record`` as one line of JSON, without the newline. Floats keep all their bits."""
     match record:
         case Metric(key, value, step, time):
             return _encode_json({"metric": key, "value": value, "step": step, "time": time})
@@ -106,7 +93,7 @@ def encode(record: Record) -> str:
 
 
 def decode(line: bytes) -> Record | None:
-    """Read one line; None where it is not a record (a disk error, or a hand that edited the file)."""
+    """Decode one line. Returns None if the line is not a record (a disk error, or the file was edited)."""
     try:
         d = json.loads(line)
         if "metric" in d:
@@ -123,16 +110,16 @@ def decode(line: bytes) -> Record | None:
 
 
 @dataclass
-class History:
-    """What a run has stored so far, for a logger that goes on with it.
+class LoggedRun:
+    """A summary of what a run has logged so far, for a logger that resumes it.
 
     Attributes:
         last_steps: The highest step of each metric.
         last_values: The newest value of each metric.
         params: Every param.
         tags: The newest value of each tag.
-        status: The newest status, if any.
-        last_time: Time of the newest metric row or status, milliseconds since 1970.
+        status: The newest status, or None.
+        last_time: Time of the newest metric row or status, in milliseconds since 1970; 0 if nothing was logged.
     """
 
     last_steps: dict[str, int] = field(default_factory=dict)
@@ -142,29 +129,33 @@ class History:
     status: str | None = None
     last_time: int = 0
 
-    def add(self, record: Record) -> None:
-        """Take one more record into account."""
-        match record:
-            case Metric(key, value, step, time):
-                self.last_steps[key] = max(step, self.last_steps.get(key, step))
-                self.last_values[key] = value
-                self.last_time = max(self.last_time, time)
-            case Param(key, value):
-                self.params.setdefault(key, value)
-            case Tag(key, value):
-                self.tags[key] = value
-            case Status(status, time):
-                self.status = status
-                self.last_time = max(self.last_time, time)
+    @classmethod
+    def of(cls, records: Iterable[Record | None]) -> "LoggedRun":
+        """Summarize ``records``, oldest first; None stands for a damaged line and is skipped."""
+        run = cls()
+        for record in records:
+            match record:
+                case Metric(key, value, step, time):
+                    run.last_steps[key] = max(step, run.last_steps.get(key, step))
+                    run.last_values[key] = value
+                    run.last_time = max(run.last_time, time)
+                case Param(key, text):
+                    run.params.setdefault(key, text)
+                case Tag(key, text):
+                    run.tags[key] = text
+                case Status(status, time):
+                    run.status = status
+                    run.last_time = max(run.last_time, time)
+        return run
 
 
-class MetricLog:
-    """Append-only log of records, one JSON object a line.
+class LocalLog:
+    """Append-only file of records, one JSON object a line.
 
-    One process appends; the same or another one may read at the same time: only whole lines are read.
+    One process appends. It or another process may read at the same time: only whole lines are read.
 
     Args:
-        path: The file; made at the first append.
+        path: The file. The first append creates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -172,23 +163,23 @@ class MetricLog:
 
     @property
     def size(self) -> int:
-        """Bytes in the file."""
+        """Size of the file in bytes."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def repair(self) -> None:
-        """Cut a torn last line. Only the one process that holds the run may call it."""
+        """Cut a torn last line. Only the process that holds the run's lock may call this."""
         cut_torn_line(self.path)
 
     def append(self, records: Iterable[Record]) -> None:
-        """Append ``records`` with one write, so that a kill between two calls tears nothing.
+        """Append ``records`` in one write, so that a kill between two calls tears no line.
 
         Raises:
-            OSError: The disk is full or gone; the file is left as it was before.
+            OSError: The disk is full or gone. The file is left unchanged.
         """
         append_bytes(self.path, "".join(encode(record) + "\n" for record in records).encode())
 
     def sync(self) -> None:
-        """Make what was appended survive a power cut."""
+        """Force the appended records to the disk, so that they survive a power cut."""
         if self.path.exists():
             descriptor = os.open(self.path, os.O_RDWR)
             try:
@@ -197,14 +188,14 @@ class MetricLog:
                 os.close(descriptor)
 
     def read(self, offset: int, limit: int = 1 << 18) -> list[tuple[Record | None, int]]:
-        """Read whole lines from ``offset`` on.
+        """Read whole lines, starting at ``offset``.
 
         Args:
-            offset: Where a line starts, in bytes.
-            limit: About how many bytes to read at most; one longer line is still read whole.
+            offset: Start of a line, in bytes.
+            limit: Approximate number of bytes to read. The last line is always read to its end.
 
         Returns:
-            Records, each with the offset behind it; None for a line that is not a record.
+            Each record with the offset of the line after it; None in place of a line that is not a record.
         """
         if not self.path.exists():
             return []
@@ -214,45 +205,45 @@ class MetricLog:
             if data and not data.endswith(b"\n"):
                 data += file.readline()
         found: list[tuple[Record | None, int]] = []
-        for line in data.split(b"\n")[:-1]:  # no splitlines(): it also ends a line at a carriage return
+        for line in data.split(b"\n")[:-1]:  # splitlines() would also end a line at a carriage return
             offset += len(line) + 1
             found.append((decode(line), offset))
         return found
 
-    def history(self) -> History:
-        """Read the whole log and say what is stored in it."""
-        history, offset = History(), 0
-        while found := self.read(offset, 1 << 22):
-            for record, _ in found:
-                if record is not None:
-                    history.add(record)
+    def records(self, offset: int = 0) -> Iterator[Record | None]:
+        """Iterate over the records from ``offset`` to the end, with None for a line that is not a record."""
+        while found := self.read(offset, _READ_BYTES):
+            yield from (record for record, _ in found)
             offset = found[-1][1]
-        return history
-
-    def count(self, offset: int) -> int:
-        """Count the records behind ``offset``."""
-        total = 0
-        while found := self.read(offset, 1 << 22):
-            total += len(found)
-            offset = found[-1][1]
-        return total
 
 
-# --- Metric rows on their way to a file: checked, cleaned, and without those that are stored already.
+class RunClock:
+    """A clock that never goes back within a run, even if the machine's clock does or another machine resumes the run.
 
-log = logging.getLogger(__name__)
+    MLflow shows the latest of several values of a metric at one step, so a clock that is set back would hide new
+    values; and a run that ends before it started has a negative duration.
+    """
 
-SUMMARY = "summary/"
-_FLUSH_ROWS = 2000
-_FLUSH_SECONDS = 5.0
+    def __init__(self) -> None:
+        self._last = 0
+
+    def start_after(self, last: int) -> None:
+        """Return only times later than ``last``, in milliseconds since 1970."""
+        self._last = max(self._last, last + 1)
+
+    def now(self) -> int:
+        """Return milliseconds since 1970, or the last time plus one if the machine's clock was set back."""
+        now = int(time.time() * 1000)
+        self._last = now if now >= self._last else self._last + 1
+        return self._last
 
 
 class RowBuffer:
-    """Collects metric rows in memory.
+    """Metric rows in memory, on their way to the log: validated, and without those that were logged before.
 
     Attributes:
-        nonfinite: How often each metric was nan or infinite. Such values are left out: one of them wrecks a chart.
-        on_nonfinite: Called with key, value and step of each of them, if set.
+        nonfinite: How often each metric was nan or infinite. Such values are dropped, since one of them ruins a chart.
+        on_nonfinite: Optional hook, called with key, value and step of every value that is nan or infinite.
     """
 
     def __init__(self) -> None:
@@ -262,25 +253,25 @@ class RowBuffer:
         self._oldest = 0.0
         self._names: dict[str, str] = {}
         self._warned: set[str] = set()
-        self._floor: dict[str, int] = {}
+        self._last_steps: dict[str, int] = {}
         self._reserved: set[str] = set()
         self._last_values: dict[str, float] = {}
 
-    def resume(self, history: History) -> None:
-        """Leave out from now on what ``history`` has: a resumed run repeats the steps after its checkpoint."""
-        self._floor = {k: v for k, v in history.last_steps.items() if not k.startswith(SUMMARY)}
-        self._last_values = dict(history.last_values)
+    def resume(self, logged: LoggedRun) -> None:
+        """From now on drop what ``logged`` has: a resumed run repeats the steps after its checkpoint."""
+        self._last_steps = {k: v for k, v in logged.last_steps.items() if not k.startswith(SUMMARY)}
+        self._last_values = dict(logged.last_values)
 
     def reserve(self, keys: Iterable[str]) -> None:
-        """Take these names only with times of their own, so that a value logged in both ways is stored once."""
+        """Accept these metrics from :meth:`add` only, so that a value logged in two ways is stored once."""
         self._reserved.update(keys)
 
     def add(self, key: str, value: Any, step: int, at: int) -> bool:
-        """Take one row.
+        """Add one row.
 
         Args:
-            key: Name of the metric; what a store would refuse is replaced, with one warning.
-            value: A number; anything else is left out, with one warning a key.
+            key: Name of the metric. Characters that a store would reject are replaced, with one warning.
+            value: A number. Anything else is dropped, with one warning per key.
             step: The step.
             at: Milliseconds since 1970.
 
@@ -289,18 +280,22 @@ class RowBuffer:
         """
         name = self._names.get(key)
         if name is None:
-            name = self._learn(key)
-        if step <= self._floor.get(name, -1):
+            name = self._names[key] = clean_key(key)
+            if name != key:
+                log.warning("metric %r is stored as %r, since stores reject the original name", key, name)
+        if step <= self._last_steps.get(name, -1):
             return False
         try:
             number = float(value)
         except (TypeError, ValueError):
-            if name not in self._warned:
-                self._warned.add(name)
-                log.warning("metric %r is no number (%r) and is left out", key, value)
+            self._warn_once(name, "metric %r is not a number (%r) and is not stored", key, value)
             return False
         if not math.isfinite(number):
-            self._count_nonfinite(name, number, step)
+            if name not in self.nonfinite:
+                log.warning("metric %r is %s at step %d: such values are not stored", name, number, step)
+            self.nonfinite[name] = self.nonfinite.get(name, 0) + 1
+            if self.on_nonfinite is not None:
+                self.on_nonfinite(name, number, step)
             return False
         if not self._rows:
             self._oldest = time.monotonic()
@@ -308,78 +303,57 @@ class RowBuffer:
         return True
 
     def add_metrics(self, metrics: Mapping[str, Any], step: int, at: int) -> None:
-        """Take metrics of one step; Lightning adds ``epoch`` to each call, which is kept only where it changes."""
+        """Add the metrics of one step. Lightning adds ``epoch`` to each call; only a change of it is kept."""
         for key, value in metrics.items():
             if key == "epoch":
                 if self._last_values.get(key) == value:
                     continue
                 self._last_values[key] = float(value)
             if key in self._reserved:
-                if key not in self._warned:
-                    self._warned.add(key)
-                    log.warning(
-                        "metric %r is recorded at every step already: the one that is logged besides is left out", key
-                    )
-                continue
-            self.add(key, value, step, at)
+                self._warn_once(key, "metric %r is recorded at every step already: the second value is dropped", key)
+            else:
+                self.add(key, value, step, at)
 
     def add_summary(self, values: Mapping[str, Any], at: int) -> None:
-        """Take single values, at step 0; one that has not changed is not stored again."""
+        """Add single values, at step 0. A value that has not changed is not stored again."""
         for name, value in values.items():
             key = name if name.startswith(SUMMARY) else f"{SUMMARY}{name}"
             if self._last_values.get(key) != value and self.add(key, value, 0, at):
                 self._last_values[key] = float(value)
 
     def is_due(self) -> bool:
-        """Whether the rows are many or old enough to be written."""
+        """Return whether there are enough rows, or old enough ones, to be written."""
         return bool(self._rows) and (len(self._rows) > _FLUSH_ROWS or time.monotonic() - self._oldest > _FLUSH_SECONDS)
 
     def rows(self) -> list[Metric]:
-        """Give the rows kept so far."""
+        """Return the rows that have not been cleared."""
         return [Metric(*row) for row in self._rows]
 
     def clear(self) -> None:
         """Forget the rows, once they are written."""
         self._rows = []
 
-    def _learn(self, key: str) -> str:
-        name = self._names[key] = clean_key(key)
-        if name != key:
-            log.warning("metric %r is stored as %r, since stores do not take that name", key, name)
-        return name
-
-    def _count_nonfinite(self, key: str, value: float, step: int) -> None:
-        if key not in self.nonfinite:
-            log.warning("metric %r is %s at step %d: such values are not stored", key, value, step)
-        self.nonfinite[key] = self.nonfinite.get(key, 0) + 1
-        if self.on_nonfinite is not None:
-            self.on_nonfinite(key, value, step)
-
-
-# --- ``metrics.sent``: which run of which store a local log belongs to, and how much of it has arrived there.
-
-LOG_NAME = "metrics.jsonl"
-STATE_NAME = "metrics.sent"
-LOCK_NAME = "metrics.lock"
-RUN_KEY_TAG = "lr_lightning.run_key"
-"""Tag of a run, in its log and in the store: the key of the state that goes with them."""
+    def _warn_once(self, key: str, text: str, *args: object) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            log.warning(text, *args)
 
 
 @dataclass(frozen=True)
-class SendState:
-    """Where a log goes and how far it has got.
+class UploadState:
+    """The content of ``metrics.sent``: where a local log is uploaded to, and how far the upload has got.
 
     Attributes:
-        uri: The store, password included if it has one (the file is readable by its owner only).
-        root: Local folder of the store: locks, and artifacts where the store is local.
-        artifact_root: Folder of artifacts, or None where a server keeps them.
+        uri: The store, including its password if it has one (only the file's owner can read it).
+        root: Local folder of the store: locks, and artifacts if the store is local.
+        artifact_root: Folder of artifacts, or None if a server keeps them.
         experiment: Name of the experiment.
         run_name: Name of the run, or None to let MLflow invent one.
-        run_id: The run, once the store has made it.
-        asked: Whether the store has been asked to make the run. If so and there is no ``run_id``, the answer was lost.
+        run_id: The run, once the store has created it.
+        asked: Whether the store was asked to create the run. If so and ``run_id`` is None, the answer was lost.
         offset: Bytes of the log that the store has confirmed.
-        key: Marks the run in the store, so that one whose id got lost on the way back is found and not made twice.
-        started: When the run began, milliseconds since 1970.
+        key: Marks the run in the store, so that a run whose id was lost is found and not created twice.
+        started: When the run started, in milliseconds since 1970.
     """
 
     uri: str
@@ -393,54 +367,35 @@ class SendState:
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: int = field(default_factory=lambda: int(time.time() * 1000))
 
+    @classmethod
+    def load(cls, output_dir: Path) -> "UploadState | None":
+        """Read the state from ``output_dir``; None if nothing was uploaded from there.
+
+        Raises:
+            TrackingError: The file was not written by this package.
+        """
+        path = output_dir / STATE_NAME
+        if not path.exists():
+            return None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise TrackingError(
+                f"{path}: not readable as the state of a run ({error}). Restore it or remove it."
+            ) from None
+
     def save(self, output_dir: Path) -> None:
-        """Write the state below ``output_dir`` in one step."""
+        """Write the state to ``output_dir`` in one step."""
         write_atomically(output_dir / STATE_NAME, json.dumps(asdict(self), indent=1) + "\n", mode=0o600)
 
+    def check_log(self, output_dir: Path, logged: LoggedRun) -> None:
+        """Check that the log in ``output_dir`` is of the same run, so that nothing is uploaded to another run.
 
-def load_state(output_dir: Path) -> SendState | None:
-    """Read the state below ``output_dir``.
-
-    Returns:
-        The state, or None where no run was logged.
-
-    Raises:
-        TrackingError: The file is not one that this package wrote.
-    """
-    path = output_dir / STATE_NAME
-    if not path.exists():
-        return None
-    try:
-        return SendState(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise TrackingError(f"{path}: not readable as the state of a run ({error}). Restore it or remove it.") from None
-
-
-def refuse_state_of_other_run(output_dir: Path, state: SendState, history: History) -> None:
-    """Refuse a state that does not go with the log beside it: the log would be sent to another run's record.
-
-    Raises:
-        TrackingError: It does not.
-    """
-    if history.tags.get(RUN_KEY_TAG, state.key) != state.key:
-        raise TrackingError(
-            f"{output_dir / STATE_NAME}: is of another run than {LOG_NAME} beside it. Restore it, or remove it and go "
-            "on with the run: the store finds its record again."
-        )
-
-
-def unique_dir(parent: Path) -> Path:
-    """Name a folder below ``parent`` that no other run has, e.g. ``20260131-235959-1a2b3c4d``."""
-    return parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
-
-
-def refuse_other_run(output_dir: Path, resume: bool) -> None:
-    """Refuse an output directory that holds a run, unless it is to be resumed.
-
-    Raises:
-        TrackingError: ``resume`` is not set.
-    """
-    if not resume:
-        raise TrackingError(
-            f"{output_dir}: holds the log of a run already. Give resume=True to go on with it, or another folder."
-        )
+        Raises:
+            TrackingError: The log is of another run.
+        """
+        if logged.tags.get(RUN_KEY_TAG, self.key) != self.key:
+            raise TrackingError(
+                f"{output_dir / STATE_NAME}: is of another run than {LOG_NAME} beside it. Restore it, or remove it and "
+                "resume the run: the run is then found in the store again."
+            )

@@ -1,8 +1,8 @@
-"""File locks that say which runs are alive, and the marking of those that are not.
+"""File locks that show which runs are alive, and the marking of runs whose process is gone.
 
-The system frees a lock when its holder dies, however it dies, so a lock that can be taken means a process that is gone.
-Beside each ``<name>.lock`` lies ``<name>.json``, which says who holds it: some versions of filelock empty the lock file
-itself when they open it.
+The system frees a lock when its holder dies, however it dies, so a lock that can be taken belongs to a process that is
+gone. Beside each ``<name>.lock`` lies ``<name>.json``, which names the holder: some versions of filelock empty the lock
+file itself when they open it.
 """
 
 import json
@@ -11,25 +11,22 @@ import os
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from lr_lightning.errors import RunInUse, StoreUnavailable, TrackingError
 from lr_lightning.tracking.files import write_atomically
-
-if TYPE_CHECKING:
-    from lr_lightning.tracking.store import Store
+from lr_lightning.tracking.store import Store
 
 log = logging.getLogger(__name__)
 
-# A start that marks dead runs holds a lock for a moment: whoever wants to resume that run waits it out.
+# The marking of dead runs holds a lock for a moment: a process that wants to resume such a run waits this long.
 _PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. ``uri`` is shown without its password."""
+    """The process that holds a lock. ``uri`` is the store without its password, or empty."""
 
     uri: str
     output_dir: str
@@ -43,7 +40,7 @@ class Holder:
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Read who holds ``<name>.lock`` from ``<name>.json``; None where that is not known."""
+    """Read the holder of ``<name>.lock`` from ``<name>.json``; None if it is unknown."""
     try:
         return Holder(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -51,11 +48,11 @@ def read_holder(path: Path) -> Holder | None:
 
 
 class RunLock:
-    """An exclusive lock that lives as long as its process, with its holder's name beside it.
+    """An exclusive lock that lives as long as its process, with a file beside it that names the holder.
 
     Args:
-        path: ``<name>.lock``; its folder is made.
-        what: What is locked, for the error message, e.g. ``"run 12ab"``.
+        path: ``<name>.lock``. Its folder is created.
+        what: What is locked, for the error message, such as ``"run 12ab"``.
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -67,8 +64,8 @@ class RunLock:
         """Take the lock.
 
         Args:
-            holder: Who takes it.
-            timeout: Seconds to wait for it.
+            holder: The process that takes it.
+            timeout: How long to wait for the lock, in seconds.
 
         Raises:
             RunInUse: A live process holds it.
@@ -89,7 +86,7 @@ class RunLock:
             raise
 
     def release(self) -> None:
-        """Free the lock and remove its files. Does nothing where it is not held."""
+        """Free the lock and remove its files. Does nothing if the lock is not held."""
         if self._lock is None:
             return
         self.path.with_suffix(".json").unlink(missing_ok=True)
@@ -99,25 +96,22 @@ class RunLock:
 
 
 def run_lock(lock_dir: Path, run_id: str) -> RunLock:
-    """Give the lock that the live process of run ``run_id`` holds."""
+    """Return the lock that the live process of run ``run_id`` holds."""
     return RunLock(lock_dir / f"{run_id}.lock", f"run {run_id}")
 
 
-def mark_dead_runs(store: "Store") -> list[str]:
-    """Mark as KILLED every run of this host whose process is gone while the store says RUNNING.
+def mark_dead_runs(store: Store) -> list[str]:
+    """Set the status KILLED on every run of this host that says RUNNING in the store while its process is gone.
 
-    Runs that are alive, on another host, or of another store are left alone. Never raises: a run must not fail because
-    an earlier one did.
-
-    Args:
-        store: The store whose runs are looked at.
+    Live runs and runs of other hosts or stores are left alone. Never raises: a new run must not fail because an earlier
+    one did.
 
     Returns:
-        Ids of the runs marked.
+        Ids of the runs that were marked.
     """
     marked: list[str] = []
-    for described in sorted(store.lock_dir.glob("*.json")):
-        path = described.with_suffix(".lock")
+    for description in sorted(store.lock_dir.glob("*.json")):
+        path = description.with_suffix(".lock")
         holder = read_holder(path)
         if holder is None or holder.host != socket.gethostname() or holder.uri != store.public_uri:
             continue
@@ -125,13 +119,13 @@ def mark_dead_runs(store: "Store") -> list[str]:
             if _mark_if_dead(store, path, holder):
                 marked.append(path.stem)
         except (StoreUnavailable, TrackingError, OSError) as error:
-            log.warning("run %s could not be checked for being alive: %s", path.stem, error)
+            log.warning("cannot check whether run %s is alive: %s", path.stem, error)
             if isinstance(error, StoreUnavailable):
                 break
     return marked
 
 
-def _mark_if_dead(store: "Store", path: Path, holder: Holder) -> bool:
+def _mark_if_dead(store: Store, path: Path, holder: Holder) -> bool:
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -145,8 +139,8 @@ def _mark_if_dead(store: "Store", path: Path, holder: Holder) -> bool:
         lock.release()
     if marked:
         log.warning(
-            "run %s was left RUNNING by a process that is gone: marked KILLED. Go on with it by "
-            "resume=%s, or send what it had not sent: python scripts/replay.py %s",
+            "run %s was left RUNNING by a process that is gone: it is now marked KILLED. Resume it with resume=%s, or "
+            "upload what it had not uploaded: python scripts/replay.py %s",
             path.stem,
             path.stem,
             holder.output_dir,

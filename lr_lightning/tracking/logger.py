@@ -1,314 +1,527 @@
-"""The MLflow logger: Lightning's, but buffered, and never in the way of training."""
+"""The run logger: a complete local log, which can also be uploaded to an MLflow store and rendered as CSV."""
 
+import atexit
 import logging
-from collections.abc import Mapping
+import os
+import shutil
+import time
+import uuid
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from lightning.fabric.utilities import rank_zero_only
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.loggers.mlflow import MLFlowLogger
 
-from lr_lightning.errors import StoreUnavailable, TrackingError
-from lr_lightning.tracking.base import RunLogger
-from lr_lightning.tracking.keys import JOB_TAG
+from lr_lightning.errors import ArgumentError, TrackingError
+from lr_lightning.tracking.csv_files import CSVFiles, write_lr_table
+from lr_lightning.tracking.keys import JOB_TAG, MAX_PARAM, MAX_TAG, RUN_KEY_TAG, clean_key, clip, flatten
 from lr_lightning.tracking.local_log import (
+    LOCK_NAME,
     LOG_NAME,
-    RUN_KEY_TAG,
-    History,
-    MetricLog,
+    STATE_NAME,
+    Artifact,
+    LocalLog,
+    LoggedRun,
+    Param,
     Record,
-    SendState,
-    load_state,
-    refuse_other_run,
-    refuse_state_of_other_run,
-    unique_dir,
+    RowBuffer,
+    RunClock,
+    Status,
+    Tag,
+    UploadState,
 )
-from lr_lightning.tracking.locks import Holder, RunLock, run_lock
-from lr_lightning.tracking.rates import write_rates
+from lr_lightning.tracking.locks import Holder, RunLock
 from lr_lightning.tracking.store import Store
-from lr_lightning.tracking.uploader import Sender, SenderThread
+from lr_lightning.tracking.uploader import LiveUpload
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
-# A first start on this machine makes the database, one process after another; a server answers or is down.
-_LOCAL_CONTACT_SECONDS = 120.0
-_SERVER_CONTACT_SECONDS = 10.0
-_DRAIN_SECONDS = 15.0
-_LOCAL_DRAIN_SECONDS = 60.0  # another program may hold the database, and will let go of it
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+NOTE_TAG = "mlflow.note.content"
+_STATUS_OF_LIGHTNING = {"success": "FINISHED", "finished": "FINISHED"}
 
 
-class MLflowLogger(RunLogger, MLFlowLogger):
-    """Logs a run to an MLflow store, by way of a complete local log.
+class RunLogger(Logger):
+    """Log one run to ``<output_dir>/metrics.jsonl``, and on request to an MLflow store and to CSV files.
 
-    Everything is written to ``<output_dir>/metrics.jsonl`` first; a thread copies it to the store. So training never
-    waits for the store, a store that is down loses nothing (``scripts/replay.py`` sends the rest later), and a resumed
-    run knows what it has stored.
+    The local log is the record. A thread copies it to the store, so training never waits for the store, a store that is
+    down loses nothing (``scripts/replay.py`` uploads the rest later), and a resumed run knows what it has logged.
+
+    Only global rank 0 logs; on other ranks every method does nothing. Nothing happens before the first use (or
+    :meth:`start`): no file, no lock, no import of MLflow. Rows are kept in memory and written together, after 2000
+    rows or 5 seconds at the latest; :meth:`flush` writes them at once. Use the logger from one thread.
 
     Args:
-        store: The store, from :func:`~lr_lightning.tracking.store.open_store`.
-        experiment: Name of the MLflow experiment; made where there is none.
-        output_dir: Folder of the run's files, of this run alone. By default a new one below ``<store.root>/runs``.
-        run_name: Name of the run; MLflow invents one where there is none.
-        run_id: Go on with this run.
-        tags: Tags set at the start; a new run is also tagged ``job=train``, unless they say otherwise.
-        resume: Go on with the run that ``output_dir`` holds; ``run_id`` implies it.
+        output_dir: Folder of the run's files, for this run alone. Default: a new folder in ``<store.root>/runs``.
+        store: The MLflow store, from :func:`~lr_lightning.tracking.store.open_store`, or None.
+        experiment: Name of the MLflow experiment, which is created if it does not exist.
+        run_name: Name of the run. By default MLflow invents one.
+        run_id: The run of the store to resume.
+        tags: Tags set at the start. A new run is also tagged ``job=train``, unless ``tags`` has another ``job``.
+        csv: Also keep the run as ``metrics.csv``, ``params.yaml``, ``summary.json`` and ``run.json``.
+        resume: Resume the run in ``output_dir``; implied by ``run_id``. Rows of steps that were logged are dropped.
         end_on_finalize: Whether the end of ``fit`` or ``test`` ends the run. If not, call :meth:`end`.
 
+    Raises:
+        ArgumentError: An argument is missing, or ``experiment`` is empty.
+
     Example:
-        >>> from lr_lightning.tracking import MLflowLogger, open_store
-        >>> logger = MLflowLogger(open_store("mlruns"), experiment="digits")  # nothing is written yet
+        >>> from lr_lightning.tracking import RunLogger, open_store
+        >>> logger = RunLogger(store=open_store("mlruns"), experiment="digits")  # nothing is written yet
         >>> logger.name
         'digits'
     """
 
     def __init__(
         self,
-        store: Store,
-        experiment: str = "lr_lightning",
         output_dir: Path | str | None = None,
+        store: Store | None = None,
+        *,
+        experiment: str = "lr_lightning",
         run_name: str | None = None,
         run_id: str | None = None,
         tags: Mapping[str, object] | None = None,
-        *,
+        csv: bool = False,
         resume: bool = False,
         end_on_finalize: bool = True,
     ) -> None:
-        resume = resume or run_id is not None
-        super().__init__(
-            output_dir if output_dir is not None else unique_dir(store.root / "runs"),
-            run_name,
-            tags if resume else {JOB_TAG: "train", **(tags or {})},
-            resume=resume,
-            end_on_finalize=end_on_finalize,
-        )
+        super().__init__()
         if not experiment.strip():
-            raise ValueError(f"experiment must be a name, got {experiment!r}")
+            raise ArgumentError(f"must be a name, got {experiment!r}", "experiment")
+        if store is None and run_id is not None:
+            raise ArgumentError(f"{run_id!r} needs the store of that run: give store=open_store(...)", "run_id")
+        if output_dir is None:
+            if store is None:
+                raise ArgumentError("must be given if there is no store", "output_dir")
+            output_dir = store.root / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        self.output_dir = Path(output_dir).expanduser().absolute()
         self.store = store
         self.experiment_name = experiment
+        self.run_name = run_name
         self._given_run_id = run_id
-        self._thread: SenderThread | None = None
-        self._run_lock: RunLock | None = None
-        self._state: SendState | None = None
-        self._wal = MetricLog(self.output_dir / LOG_NAME)
+        self._resume = resume or run_id is not None
+        self._first_tags = dict(tags or {}) if self._resume else {JOB_TAG: "train", **(tags or {})}
+        self._end_on_finalize = end_on_finalize
+        self._active = False
+        self._ended = False
+        self._buffer = RowBuffer()
+        self._clock = RunClock()
+        self._params: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        self._log = LocalLog(self.output_dir / LOG_NAME)
+        self._csv = CSVFiles(self.output_dir, run_name or self.output_dir.name) if csv else None
+        self._upload: LiveUpload | None = None
 
-    # ---- opening and closing
+    # ---- start
 
-    def _holder(self) -> Holder:
-        return Holder.here(self.store.public_uri, str(self.output_dir))
-
-    def _open(self, resume: bool) -> History:
-        history = self._wal.history()
-        state = self._find_state(resume, history)
-        self._wal.repair()
-        self._first_tags[RUN_KEY_TAG] = state.key  # so that the log says which state and which record are its own
-        state = replace(state, offset=min(state.offset, self._wal.size))
-        state.save(self.output_dir)
-        if state.run_id is not None:
-            self._hold_run(state.run_id)
-        sender = Sender(self.output_dir, self.store, state, self._hold_run)
-        self._thread = SenderThread(sender, patience=3 if self.store.is_local else 1)
-        self._thread.start()
-        try:
-            self._meet_store(self._thread)
-            run_id = sender.state.run_id
-            if resume and run_id is not None and (history.last_time == 0 or self._store_answers()):
-                history = self._with_rows_of_store(history, run_id)
-        except BaseException:
-            self._close()
-            raise
-        return history
-
-    def _find_state(self, resume: bool, history: History) -> SendState:
-        """Read the state of the run in the output directory, adjusted to the store and the run that were asked for."""
-        new: dict[str, Any] = {"run_id": self._given_run_id}
-        root = str(self.store.root)
-        artifacts = str(self.store.artifact_root) if self.store.artifact_root else None
-        state = load_state(self.output_dir)
-        if state is None:
-            if RUN_KEY_TAG in history.tags:  # its state was removed; the store may have the run
-                new |= {"key": history.tags[RUN_KEY_TAG], "asked": True}
-            return SendState(self.store.uri, root, artifacts, self.experiment_name, self.run_name, **new)
-        refuse_other_run(self.output_dir, resume)
-        refuse_state_of_other_run(self.output_dir, state, history)
-        asked = self._given_run_id
-        if state.uri != self.store.uri:
-            # Another store than before: it gets the whole log.
-            name = self.run_name or state.run_name
-            return SendState(self.store.uri, root, artifacts, self.experiment_name, name, key=state.key, **new)
-        if asked is not None and state.run_id is not None and asked != state.run_id:
-            raise TrackingError(
-                f"{self.output_dir}: holds run {state.run_id}, not {asked}. Give that run's own folder."
-            )
-        return replace(state, run_id=state.run_id or asked)
-
-    def _meet_store(self, thread: SenderThread) -> None:
-        """Wait a little for the store's first answer, so that a wrong address or name is an error before training."""
-        patience = _LOCAL_CONTACT_SECONDS if self.store.is_local else _SERVER_CONTACT_SECONDS
-        if not thread.contact.wait(patience):
-            log.warning(
-                "the tracking store %s has not answered in %.0f s. Training goes on; rows are kept and sent later.",
-                self.store.public_uri,
-                patience,
-            )
-        if isinstance(thread.error, TrackingError):
-            raise thread.disk_error or thread.error
-
-    def _store_answers(self) -> bool:
-        return self._thread is not None and self._thread.error is None and self._thread.contact.is_set()
-
-    def _with_rows_of_store(self, history: History, run_id: str) -> History:
-        """Add what the store has of the run and its local log has not: the log was lost, or cut short."""
-        if not self._store_answers():
-            raise TrackingError(
-                f"run {run_id} cannot be resumed: {self.output_dir} holds no log of it, and the store does not answer."
-            )
-        run = self.store.run(run_id)
-        newest = {
-            metric.key: metric
-            for metric in run.data._metric_objs
-            if int(metric.step) > history.last_steps.get(metric.key, -1)
-        }
-        if not newest:
-            return history
-        if history.last_time:
-            self._refuse_if_gone_on_with_elsewhere(run_id, run.data.tags.get("output_dir"))
-            log.warning("the store has rows of this run that %s lacks: they are not logged again", self._wal.path)
-        times = [int(metric.timestamp) for metric in newest.values()]
-        return History(
-            last_steps=history.last_steps | {key: int(metric.step) for key, metric in newest.items()},
-            last_values=history.last_values | {key: float(metric.value) for key, metric in newest.items()},
-            params=dict(run.data.params) | history.params,
-            tags=history.tags,
-            status=history.status or run.info.status,
-            last_time=max([history.last_time, *times]),
-        )
-
-    def _refuse_if_gone_on_with_elsewhere(self, run_id: str, tag: str | None) -> None:
-        """Refuse a copy of a run's folder, where another copy has the rows that this one lacks.
+    @rank_zero_only
+    def start(self) -> None:
+        """Create the run, or resume it. Every other method calls this; call it first to meet errors early.
 
         Raises:
-            TrackingError: There is another one, of the same run.
+            TrackingError: The output directory or the store cannot be used.
+            RunInUse: Another process is running this run.
+            OSError: The disk of the output directory is full.
         """
-        other = Path(tag or self.output_dir)
-        if not other.is_dir() or other.samefile(self.output_dir):
+        if self._active:
             return
-        state = load_state(other)
-        if state is not None and state.run_id == run_id:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        holder = Holder.here(self.store.public_uri if self.store else "", str(self.output_dir))
+        self._lock = RunLock(self.output_dir / LOCK_NAME, f"the run in {self.output_dir}")
+        self._lock.acquire(holder, timeout=0)
+        try:
+            logged = self._open_log()
+            if self.store is not None:
+                logged = self._open_upload(self.store, logged, holder)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._active, self._ended = True, False
+        self._buffer.resume(logged)
+        self._clock.start_after(logged.last_time)
+        self._params = dict(logged.params)
+        self._pid = os.getpid()
+        atexit.register(self._at_exit)
+        try:
+            self._write([Status("RUNNING", self._clock.now())])
+            self.set_tags({"output_dir": str(self.output_dir), **self._first_tags})
+        except OSError:
+            with suppress(OSError):
+                self._finish("FAILED")
+            raise
+
+    def _open_log(self) -> LoggedRun:
+        """Repair the local log, bring the CSV files in line with it, and return what the run has logged."""
+        self._log.repair()
+        logged = LoggedRun.of(self._log.records())
+        imported: Sequence[Record] = self._csv.read() if self._csv and not logged.last_time else ()
+        if not self._resume and (logged.last_time or imported or (self.output_dir / STATE_NAME).exists()):
             raise TrackingError(
-                f"run {run_id} was gone on with in {other}, and has rows that {self.output_dir} lacks. Go on with that "
-                "folder, or give another tracking.root to this one."
+                f"{self.output_dir}: already holds the log of a run. Give resume=True to resume it, or another folder."
             )
+        if imported:  # the log was removed
+            self._log.append(imported)
+            logged = LoggedRun.of(imported)
+        if self._csv is not None:
+            self._csv.rewrite(self._log.records())
+        return logged
 
-    def _hold_run(self, run_id: str) -> None:
-        if self._run_lock is None:
-            lock = run_lock(self.store.lock_dir, run_id)
-            lock.acquire(self._holder())
-            self._run_lock = lock
+    def _open_upload(self, store: Store, logged: LoggedRun, holder: Holder) -> LoggedRun:
+        """Start the upload; return what the run has logged, here or only in the store."""
+        state = self._upload_state(store, logged)
+        self._first_tags[RUN_KEY_TAG] = state.key  # so that the log tells which state and which run belong to it
+        upload = LiveUpload(self.output_dir, store, replace(state, offset=min(state.offset, self._log.size)), holder)
+        try:
+            logged = upload.start(logged, self._resume)
+        except BaseException:
+            upload.close()
+            raise
+        self._upload = upload
+        return logged
 
-    def _close(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            complete = thread.close(_LOCAL_DRAIN_SECONDS if self.store.is_local else _DRAIN_SECONDS)
-            self._state = thread.sender.state
-            if not complete:
-                why = f" ({thread.error})" if thread.error else ""
-                log.warning(
-                    "%d records were not sent to the tracking store%s. Send them later: python scripts/replay.py %s",
-                    thread.sender.pending(),
-                    why,
-                    self.output_dir,
-                )
-        if self._run_lock is not None:
-            self._run_lock.release()
-            self._run_lock = None
+    def _upload_state(self, store: Store, logged: LoggedRun) -> UploadState:
+        """Return the state to continue from, adjusted to the store and the run that were asked for."""
+        run_id = self._given_run_id
+        state = UploadState.load(self.output_dir)
+        if state is not None:
+            state.check_log(self.output_dir, logged)
+            if state.uri == store.uri:
+                if run_id is not None and state.run_id is not None and run_id != state.run_id:
+                    raise TrackingError(
+                        f"{self.output_dir}: holds run {state.run_id}, not {run_id}. Give that run's own folder."
+                    )
+                return replace(state, run_id=state.run_id or run_id)
+        new = UploadState(
+            uri=store.uri,
+            root=str(store.root),
+            artifact_root=str(store.artifact_root) if store.artifact_root else None,
+            experiment=self.experiment_name,
+            run_name=self.run_name,
+            run_id=run_id,
+        )
+        if state is not None:  # another store than before: the whole log is uploaded to it
+            return replace(new, run_name=self.run_name or state.run_name, key=state.key)
+        if RUN_KEY_TAG in logged.tags:  # the state was removed; the store may have the run
+            return replace(new, key=logged.tags[RUN_KEY_TAG], asked=True)
+        return new
+
+    def _is_ready(self) -> bool:
+        """Start if necessary. Returns False after :meth:`end`, since nothing may follow it."""
+        if self._ended:
+            log.warning("the run has ended: what is logged now is dropped")
+            return False
+        if not self._active:
+            self.start()
+        return True
+
+    # ---- end
+
+    @rank_zero_only
+    def end(self, status: str) -> None:
+        """End the run: write everything, set ``status``, free the locks. A second call does nothing.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+
+        Raises:
+            ArgumentError: ``status`` is none of these.
+            OSError: The disk is full. The store has been told the status.
+        """
+        if status not in STATUSES:
+            raise ArgumentError(f"must be one of {', '.join(STATUSES)}, got {status!r}", "status")
+        self._finish(status)
+        self._ended = True
 
     def _finish(self, status: str) -> None:
-        if self._active:
-            with suppress(OSError):  # it comes again below, where the status cannot be written either
+        if not self._active:
+            return
+        disk_is_full = False
+        try:
+            with suppress(OSError):  # raised again below, if the status cannot be written either
                 self.flush()
-                self._keep_rates()
-        thread = self._thread
-        try:
-            super()._finish(status)
+                self._keep_lr_table()
+            self.flush()
+            self._write([Status(status, self._clock.now())])
+            self._log.sync()
         except OSError:
-            self._tell_store("FAILED" if status == "FINISHED" else status)
+            disk_is_full = True
             raise
-        if thread is not None and thread.disk_error is not None:
-            self._tell_store(status)
+        finally:
+            self._active = False
+            atexit.unregister(self._at_exit)
+            if self._upload is not None:
+                self._upload.close()
+                if disk_is_full or self._upload.disk_error is not None:
+                    self._upload.set_status("FAILED" if disk_is_full and status == "FINISHED" else status)
+            self._lock.release()
 
-    def _tell_store(self, status: str) -> None:
-        """Set the status past the local log and its state, whose disk has no room for it."""
-        state = self._sender_state()
-        if state is not None and state.run_id is not None:
-            with suppress(StoreUnavailable):
-                self.store.end_if_running(state.run_id, status)
-
-    def _keep_rates(self) -> None:
-        """Keep the rate of every step as a table: MLflow's charts show 320 points of it."""
+    def _keep_lr_table(self) -> None:
+        """Store the learning rate of every step as a table, since MLflow's charts show only 320 points of it."""
+        if self.store is None:
+            return
         try:
-            path = write_rates(self._wal, self.output_dir)
+            path = write_lr_table(self._log, self.output_dir)
         except OSError as error:
             log.warning("the table of learning rates could not be written: %s", error)
             return
         if path is not None:
             self.log_artifact(path)
 
-    # ---- writing
+    def _at_exit(self) -> None:
+        if os.getpid() == self._pid:  # not in a forked child
+            self.end("KILLED")
 
-    def _write(self, records: list[Record]) -> None:
-        if not records:
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Flush at Lightning's end of ``fit``, ``validate`` or ``test``; end the run if ``end_on_finalize``.
+
+        A run that ends here is resumed if more is logged later, for example by ``trainer.test()``.
+        """
+        if not self._active:
             return
-        self._wal.append(records)
-        if self._thread is not None:
-            self._thread.wake()
+        if self._end_on_finalize:
+            self._finish(_STATUS_OF_LIGHTNING.get(status, "FAILED"))
+            self._resume = True
+        else:
+            self.flush()
 
-    def _sync(self) -> None:
-        self._wal.sync()
+    # ---- metrics
+
+    @property
+    def nonfinite(self) -> dict[str, int]:
+        """How often each metric was nan or infinite. Such values are not stored."""
+        return self._buffer.nonfinite
+
+    @property
+    def on_nonfinite(self) -> Callable[[str, float, int], None] | None:
+        """Optional hook, called with key, value and step of every value that is nan or infinite."""
+        return self._buffer.on_nonfinite
+
+    @on_nonfinite.setter
+    def on_nonfinite(self, hook: Callable[[str, float, int], None] | None) -> None:
+        self._buffer.on_nonfinite = hook
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log the metrics of one step. Lightning's ``epoch`` is kept only where it changes.
+
+        Args:
+            metrics: Name to value. Text is dropped with a warning; nan and infinities are counted and dropped.
+            step: The step; None means 0.
+        """
+        if self._is_ready():
+            self._buffer.add_metrics(metrics, 0 if step is None else int(step), self._clock.now())
+            if self._buffer.is_due():
+                self.flush()
+
+    @rank_zero_only
+    def log_rows(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
+        """Log rows that carry their own time.
+
+        Args:
+            rows: Key, value, step, and time in milliseconds since 1970.
+        """
+        if self._is_ready():
+            for key, value, step, at in rows:
+                self._buffer.add(key, value, step, at)
+            if self._buffer.is_due():
+                self.flush()
+
+    def reserve(self, keys: Iterable[str]) -> None:
+        """Accept these metrics from :meth:`log_rows` only, since a recorder logs them at every step."""
+        self._buffer.reserve(keys)
+
+    @rank_zero_only
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        """Log single values as ``summary/<name>``, at step 0. An unchanged value is not stored again.
+
+        Args:
+            values: Name to value, with or without the prefix.
+        """
+        if self._is_ready():
+            self._buffer.add_summary(values, self._clock.now())
+            self.flush()
+
+    @rank_zero_only
+    def flush(self, sync: bool = False) -> None:
+        """Write buffered rows to the local log, where they survive a kill of the process.
+
+        Args:
+            sync: Wait until the disk has them, so that they survive a power cut too.
+        """
+        if not self._active:
+            return
+        rows = self._buffer.rows()
+        if rows:
+            self._log.append(rows)
+            # Not before the append: an interruption in between writes a row twice, which the store keeps once.
+            self._buffer.clear()
+            self._pass_on(rows)
+        if sync:
+            self._log.sync()
+
+    def _write(self, records: Sequence[Record]) -> None:
+        if records:
+            self._log.append(records)
+            self._pass_on(records)
+
+    def _pass_on(self, records: Sequence[Record]) -> None:
+        """Render and upload what the local log has just received."""
+        if self._upload is not None:
+            self._upload.wake()
+        if self._csv is not None:
+            self._csv.append(records)
+
+    # ---- params, tags, artifacts
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace | None, *args: Any, **kwargs: Any) -> None:
+        """Log params, with nested ones dotted, each up to 6000 characters.
+
+        A param never changes: one that has another value in a resumed run is stored as the tag ``resumed.<param>``.
+        """
+        if not self._is_ready():
+            return
+        records: list[Record] = []
+        changed: dict[str, object] = {}
+        given = vars(params) if isinstance(params, Namespace) else params or {}
+        for name, value in flatten(given).items():
+            key, text = clean_key(name), clip(value, MAX_PARAM)
+            if key not in self._params:
+                self._params[key] = text
+                records.append(Param(key, text))
+            elif self._params[key] != text:
+                changed[f"resumed.{key}"] = text
+        self._write(records)
+        self.set_tags(changed)
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags of the run. A later value replaces an earlier one."""
+        if not self._is_ready():
+            return
+        new = {clean_key(key): clip(value, MAX_TAG) for key, value in tags.items()}
+        records = [Tag(key, text) for key, text in new.items() if self._tags.get(key) != text]
+        self._tags.update(new)
+        self._write(records)
+
+    def log_note(self, text: str) -> None:
+        """Set the run's description, which MLflow shows as Markdown at the top of the run's page."""
+        self.set_tags({NOTE_TAG: text})
+
+    @rank_zero_only
+    def log_artifact(self, path: Path | str, artifact_path: str | None = None) -> None:
+        """Store a file or folder with the run. One from outside the output directory is copied there first.
+
+        The copy is needed because the upload may happen much later, when the original is gone.
+
+        Args:
+            path: The file or folder.
+            artifact_path: Folder within the run's artifacts.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ArgumentError: ``artifact_path`` leads out of the run's artifacts.
+        """
+        if not self._is_ready():
+            return
+        source = Path(path).absolute()
+        if not source.exists():
+            raise FileNotFoundError(f"log_artifact: no such file: {source}")
+        if not source.is_relative_to(self.output_dir):
+            copy = self._artifact_file(f"{artifact_path}/{source.name}" if artifact_path else source.name)
+            if source.is_dir():
+                shutil.copytree(source, copy, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(source, copy)
+            source = copy
+        self._write([Artifact(str(source), artifact_path)])
+
+    @rank_zero_only
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Store ``text`` as file ``artifact_file`` of the run's artifacts, such as ``"config/resolved.yaml"``."""
+        if self._is_ready():
+            path = self._artifact_file(artifact_file)
+            path.write_text(text, encoding="utf-8")
+            self._log_own_artifact(path)
+
+    @rank_zero_only
+    def log_figure(self, figure: "Figure", artifact_file: str) -> None:
+        """Store a matplotlib figure as file ``artifact_file`` of the run's artifacts, such as ``"plots/lr.png"``."""
+        if self._is_ready():
+            path = self._artifact_file(artifact_file)
+            figure.savefig(path, bbox_inches="tight")
+            self._log_own_artifact(path)
+
+    def _artifact_file(self, name: str) -> Path:
+        """Return the local path of artifact ``name``, below ``<output_dir>/artifacts``, and create its folder."""
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts or not relative.name:
+            raise ArgumentError(f"an artifact's name must be a relative path without '..', got {name!r}")
+        path = self.output_dir / "artifacts" / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _log_own_artifact(self, path: Path) -> None:
+        folder = path.parent.relative_to(self.output_dir / "artifacts").as_posix()
+        self._write([Artifact(str(path), None if folder == "." else folder)])
 
     # ---- Lightning's interface
+
+    def save(self) -> None:
+        """Do nothing: Lightning calls this after every ``log_metrics``."""
+
+    def after_save_checkpoint(self, checkpoint_callback: "ModelCheckpoint") -> None:
+        """Do nothing: checkpoints stay in the output directory."""
+
+    @property
+    def save_dir(self) -> str:
+        """The output directory."""
+        return str(self.output_dir)
+
+    @property
+    def name(self) -> str:
+        """The experiment's name; without a store, the name of the run or of the output directory."""
+        return self.experiment_name if self.store else self.run_name or self.output_dir.name
+
+    @property
+    def version(self) -> str:
+        """The run's id, or the output directory's name if there is no id (yet)."""
+        return self.run_id or self.output_dir.name
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id in the store; None on other ranks, without a store, and until the store has answered."""
+        if self.store is not None and self._upload is None and not self._ended:
+            self.start()
+        return self._upload.run_id if self._upload is not None else None
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The experiment's id in the store; None where :attr:`run_id` is None."""
+        return self._upload.experiment_id if self.run_id is not None and self._upload is not None else None
 
     @property
     @rank_zero_experiment
     def experiment(self) -> "MlflowClient":
-        """The MlflowClient. While the store has not answered, a stand-in that takes every call and does nothing."""
+        """The MlflowClient. Without a store, and until it has answered, a stand-in that ignores every call."""
         if not self._active and not self._ended:
             self.start()
-        if self._thread is not None and (self._thread.error is not None or not self._thread.contact.is_set()):
+        if self.store is None or self._upload is None or not self._upload.is_connected:
             return _DummyExperiment()  # type: ignore[return-value]
         return self.store.client()
 
-    def _sender_state(self) -> SendState | None:
-        return self._thread.sender.state if self._thread is not None else self._state
 
-    @property
-    def run_id(self) -> str | None:
-        """The run's id; None on other ranks, and as long as the store has not answered."""
-        if getattr(rank_zero_only, "rank", 0) != 0:
-            return None
-        if not self._active and not self._ended and self._state is None:
-            self.start()
-        state = self._sender_state()
-        return state.run_id if state is not None else None
-
-    @property
-    def experiment_id(self) -> str | None:
-        """The experiment's id; None where :attr:`run_id` is."""
-        if self.run_id is None or self._thread is None:
-            return None
-        return self._thread.sender.experiment_id
-
-    @property
-    def name(self) -> str:
-        """The experiment's name."""
-        return self.experiment_name
-
-    @property
-    def version(self) -> str | None:
-        """The run's id, or the output directory's name as long as the store has not given one."""
-        return self.run_id or self.output_dir.name
+# Code that checks for Lightning's MLFlowLogger before it uses ``experiment`` and ``run_id`` accepts this logger too.
+MLFlowLogger.register(RunLogger)

@@ -1,6 +1,6 @@
-"""The MLflow store: where it is, how it is made, and what its errors mean.
+"""The MLflow store: its address, its creation, and the meaning of its errors.
 
-Only this module, ``database``, ``sender`` and ``client_rows`` import MLflow, and they do so late: it takes seconds.
+MLflow is imported late, since its import takes seconds.
 """
 
 import logging
@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,132 +24,13 @@ from lr_lightning.tracking.keys import hide_password
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# --- What a server means that does not let one in, and what to do.
-
-_USER, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
-_UNKNOWN = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
-
-
-def refusal(code: str | None, reason: str) -> str | None:
-    """What is wrong with who asks, and the remedy; None where the server's own words say it best.
-
-    Args:
-        code: MLflow's name of the error.
-        reason: What the server has said.
-    """
-    user = os.environ.get(_USER)
-    if "Invalid Host header" in reason:  # also a 403, but not one of rights
-        return (
-            "the server does not go by this name. Start it with --allowed-hosts that has this host (with its port, if "
-            "one is given here); a proxy before it must pass the Host header on."
-        )
-    if code in _UNKNOWN:
-        who = f"it does not know the user {user!r} with this password" if user else "it asks for a user and a password"
-        return f"{who}. Set {_USER} and {_PASSWORD}."
-    if code == "PERMISSION_DENIED" and "ermission denied" in reason:
-        who = f"the user {user!r}" if user else "this user"
-        return (
-            f"{who} may not do this. Ask its administrator for the right (EDIT, to write into an experiment of "
-            "others), or give tracking.experiment=NAME, a new one."
-        )
-    return None
-
-
-# --- MLflow's database: a file is made whole or not at all, by one process at a time; a server's must let one in.
-
-_BROKEN = ("already exists", "duplicate column", "disk image is malformed", "file is not a database")
-_OTHER_VERSION = ("out-of-date database schema", "Can't locate revision")
-_NO_ENTRY = re.compile(
-    r"password authentication failed|no password supplied|[Aa]ccess denied for user|Login failed for user"
-    r"|(database|role) \"[^\"]*\" does not exist|Unknown database"
-)
-
-
-def permanent_problem(said: str) -> str | None:
-    """What is wrong with a database that no second try will open, and what to do; None where one may.
-
-    Args:
-        said: What MLflow or a library below it has said when it was to open the database.
-    """
-    said = said.removesuffix(".")
-    if any(words in said for words in _BROKEN):
-        return f"{said}: it is damaged, or was left half-made. Move it away, or give another tracking.root."
-    if any(words in said for words in _OTHER_VERSION):
-        return (
-            f"{said}: it was made by another version of MLflow. Copy the database, then run `mlflow db upgrade` with "
-            "its address; or give another tracking.root."
-        )
-    if _NO_ENTRY.search(said):
-        return f"{said}. Give the database's name, user and password in the address, user:password@host/database."
-    return None
-
-
-def check_entry(uri: str) -> None:
-    """Connect once to a database's server, which MLflow would try for minutes although the password stays wrong.
-
-    Args:
-        uri: The database.
-
-    Raises:
-        sqlalchemy.exc.SQLAlchemyError: It lets nobody in. What may pass is left to MLflow's own tries.
-    """
-    from mlflow.store.db.utils import create_sqlalchemy_engine
-    from sqlalchemy.exc import SQLAlchemyError
-
-    make_engine: Callable[..., Any] = create_sqlalchemy_engine
-    engine = make_engine(uri)
-    try:
-        engine.connect().close()
-    except SQLAlchemyError as error:
-        if permanent_problem(str(error)) is not None:
-            raise
-    finally:
-        engine.dispose()
-
-
-def make_database(path: Path, artifact_uri: str, uri_of: Callable[[Path], str]) -> None:
-    """Make MLflow's database at ``path`` where there is none, or an empty file.
-
-    Making it takes seconds and many transactions: a process that is killed in between leaves a file that no MLflow
-    opens again. So it gets its name when it is whole.
-
-    Args:
-        path: The file.
-        artifact_uri: Where MLflow's own "Default" experiment keeps its artifacts.
-        uri_of: Gives the URI of a database file.
-    """
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    with FileLock(path.with_name(".init.lock")):
-        if path.exists() and path.stat().st_size > 0:
-            return
-        _remove_unfinished(path)
-        # A name of its own: MLflow keeps a connection to each file that this process has opened, a removed one too.
-        making = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.making")
-        try:
-            open_database: Callable[..., Any] = SqlAlchemyStore
-            open_database(uri_of(making), artifact_uri).engine.dispose()
-            making.replace(path)
-        finally:
-            _remove_unfinished(path)
-
-
-def _remove_unfinished(path: Path) -> None:
-    for file in _unfinished(path):
-        file.unlink(missing_ok=True)
-
-
-def _unfinished(path: Path) -> Iterator[Path]:
-    """What a killed process has left: the file, and SQLite's journal of it."""
-    return (file for file in path.parent.iterdir() if file.name.startswith(f".{path.name}.") and ".making" in file.name)
-
-
 _SERVER_SCHEMES = ("http", "https", "databricks")
 _DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CONNECT_SECONDS = 3.0
+_USER, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 
-# Set only where the user has not: no telemetry, and a dead server costs seconds instead of four minutes.
+# Defaults for variables that the user has not set: no telemetry, and a dead server costs seconds instead of 4 minutes.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -158,25 +39,33 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# They print a page of text at every retry or at the first start; what matters is said once, by the sender.
+# These loggers print a page at every retry or at the first start. The uploader says once what matters.
 _NOISY_LOGGERS = {
     "alembic": logging.WARNING,
     "mlflow.store.db.utils": logging.CRITICAL,
     "mlflow.store.db_migrations": logging.WARNING,
     "urllib3.connectionpool": logging.ERROR,
 }
-_PERMANENT_CODES = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
-_NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
-_CONTENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
+# Error codes of MLflow, and words in the errors of the libraries below it.
+_UNKNOWN_USER_CODES = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+_NO_PERMISSION_CODE = "PERMISSION_DENIED"
+_NOT_FOUND_CODE = "RESOURCE_DOES_NOT_EXIST"
+_CONTENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 _READ_ONLY = ("readonly database", "read-only transaction", "Read-only file system")
+_BROKEN = ("already exists", "duplicate column", "disk image is malformed", "file is not a database")
+_OTHER_VERSION = ("out-of-date database schema", "Can't locate revision")
+_NO_ENTRY = re.compile(
+    r"password authentication failed|no password supplied|[Aa]ccess denied for user|Login failed for user"
+    r"|(database|role) \"[^\"]*\" does not exist|Unknown database"
+)
 
 _clients: dict[str, "MlflowClient"] = {}
 _clients_lock = threading.Lock()
 
 
 def prepare_mlflow() -> None:
-    """Switch off MLflow's telemetry, long timeouts and chatter. Call before the first import of MLflow."""
+    """Switch off MLflow's telemetry, long timeouts and chatter. Call this before the first import of MLflow."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name, level in _NOISY_LOGGERS.items():
@@ -186,14 +75,14 @@ def prepare_mlflow() -> None:
 
 
 def explain(error: BaseException, uri: str) -> Exception:
-    """Translate what MLflow and the libraries below it raise.
+    """Translate an error of MLflow or of a library below it.
 
     Args:
         error: The exception.
         uri: The store, for the message.
 
     Returns:
-        :class:`TrackingError` if trying again cannot help, :class:`Rejected` if the content of the call was refused,
+        :class:`TrackingError` if trying again cannot help, :class:`Rejected` if the content of the call was rejected,
         else :class:`StoreUnavailable`.
     """
     where = hide_password(uri)
@@ -203,25 +92,75 @@ def explain(error: BaseException, uri: str) -> Exception:
         return TrackingError(f"tracking store {where} needs a package that is not installed: {error}")
     reason = hide_password(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
     code = getattr(error, "error_code", None)
-    if code == _NOT_THERE:
+    if code == _NOT_FOUND_CODE:
         return NotInStore(f"tracking store {where}: {reason}")
-    if code in _PERMANENT_CODES:
-        return TrackingError(f"tracking store {where}: {refusal(code, reason) or reason}")
+    if code == _NO_PERMISSION_CODE or code in _UNKNOWN_USER_CODES:
+        return TrackingError(f"tracking store {where}: {_access_remedy(code, reason) or reason}")
     if any(words in reason for words in _READ_ONLY):
-        return TrackingError(f"tracking store {where} cannot be written to. Give another tracking.root, or the right.")
+        return TrackingError(
+            f"tracking store {where} cannot be written to. Give another tracking.root, or the right to write."
+        )
     if code in _CONTENT_CODES:
         return Rejected(reason)
     return StoreUnavailable(f"{where}: {reason}")
 
 
+def _access_remedy(code: str, reason: str) -> str | None:
+    """Say why a server refuses access, and the remedy; None if the server's own words say it best."""
+    user = os.environ.get(_USER)
+    if "Invalid Host header" in reason:  # the code is the same as for missing permissions
+        return (
+            "the server does not accept this host name. Start it with --allowed-hosts that includes this host (with "
+            "its port, if the address has one); a proxy before it must pass the Host header on."
+        )
+    if code in _UNKNOWN_USER_CODES:
+        who = f"it does not know the user {user!r} with this password" if user else "it asks for a user and a password"
+        return f"{who}. Set {_USER} and {_PASSWORD}."
+    if "ermission denied" in reason:
+        who = f"the user {user!r}" if user else "this user"
+        return (
+            f"{who} may not do this. Ask the server's administrator for the permission (EDIT, to write into an "
+            "experiment of others), or give tracking.experiment=NAME, a new one."
+        )
+    return None
+
+
+def _explain_opening(error: Exception, uri: str) -> Exception:
+    """Translate an error that was raised while a store was opened."""
+    problem = explain(error, uri)
+    if isinstance(problem, Rejected):
+        return TrackingError(f"tracking.uri: {hide_password(uri)}: {problem}")
+    said = str(problem).removesuffix(".")
+    remedy = _database_remedy(said)
+    return problem if remedy is None else TrackingError(f"tracking store {said}{remedy}")
+
+
+def _database_remedy(said: str) -> str | None:
+    """Say what to do about a database that no second try will open; None if a second try may.
+
+    Args:
+        said: The error of MLflow or of a library below it.
+    """
+    if any(words in said for words in _BROKEN):
+        return ": it is damaged, or was left half-made. Move it away, or give another tracking.root."
+    if any(words in said for words in _OTHER_VERSION):
+        return (
+            ": it was made by another version of MLflow. Copy the database, then run `mlflow db upgrade` with its "
+            "address; or give another tracking.root."
+        )
+    if _NO_ENTRY.search(said):
+        return ". Give the database's name, user and password in the address, user:password@host/database."
+    return None
+
+
 @dataclass(frozen=True)
 class Store:
-    """An MLflow tracking store. Holds addresses only; nothing is opened before it is used.
+    """An MLflow tracking store. It only holds addresses: nothing is opened before the first call.
 
     Attributes:
         uri: Tracking URI, absolute.
         root: Local folder for locks, and for the database and artifacts of the default store.
-        artifact_root: Folder of artifacts, or None where a server decides.
+        artifact_root: Folder of artifacts, or None if a server decides.
     """
 
     uri: str
@@ -230,7 +169,7 @@ class Store:
 
     @property
     def lock_dir(self) -> Path:
-        """Folder of the live runs' locks."""
+        """Folder of the locks of live runs."""
         return self.root / "locks"
 
     @property
@@ -240,7 +179,7 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether the store is a database file of this machine."""
+        """Whether the store is a database file on this machine."""
         return self._file is not None
 
     @property
@@ -248,12 +187,16 @@ class Store:
         prefix = "sqlite:///"
         return Path(unquote(self.uri.removeprefix(prefix))) if self.uri.startswith(prefix) else None
 
+    @property
+    def _artifact_uri(self) -> str | None:
+        return self.artifact_root.as_uri() if self.artifact_root else None
+
     def client(self) -> "MlflowClient":
-        """Open the store; make its database first where there is none, one process at a time.
+        """Open the store. If its database does not exist, create it first, one process at a time.
 
         Raises:
-            TrackingError: It can never be opened like this (a missing driver, a folder that cannot be written).
-            StoreUnavailable: It does not answer.
+            TrackingError: The store cannot be opened (a missing driver, a folder that cannot be written to).
+            StoreUnavailable: The store does not answer.
         """
         with _clients_lock:
             if self.uri not in _clients:
@@ -261,43 +204,38 @@ class Store:
                 self._probe()
                 try:
                     _clients[self.uri] = self._connect()
-                except Exception as error:  # drivers raise what they like
-                    problem = explain(error, self.uri)
-                    if isinstance(problem, Rejected):
-                        problem = TrackingError(f"tracking.uri: {self.public_uri}: {problem}")
-                    elif (reason := permanent_problem(str(problem))) is not None:
-                        problem = TrackingError(f"tracking store {reason}")
-                    raise problem from None
+                except Exception as error:  # drivers raise errors of many types
+                    raise _explain_opening(error, self.uri) from None
             return _clients[self.uri]
 
     def _connect(self) -> "MlflowClient":
         from mlflow import MlflowClient
 
-        if self.artifact_root is None:
+        artifact_uri, file = self._artifact_uri, self._file
+        if artifact_uri is None:
             return MlflowClient(self.uri)
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        if (path := self._file) is not None:
-            make_database(path, self.artifact_root.as_uri(), _sqlite_uri)
+        if file is not None:
+            _create_database(file, artifact_uri)
         # MLflow's own first start is not safe against a second process: without the lock one of them dies, or leaves
         # a half-made database. The file's existence proves nothing, so every start takes its turn.
         with FileLock(self.root / ".init.lock"):
-            if self._file is None:
-                check_entry(self.uri)
-            # Gives MLflow's own "Default" experiment a place here; else it would be below the working directory.
+            if file is None:
+                _check_entry(self.uri)
+            # Places MLflow's "Default" experiment here; otherwise it would be below the working directory.
             open_database: Callable[..., object] = SqlAlchemyStore
-            open_database(self.uri, self.artifact_root.as_uri())
+            open_database(self.uri, artifact_uri)
             return MlflowClient(self.uri)
 
     def _probe(self) -> None:
-        """Knock at the port first: MLflow retries a dead database for minutes, printing a page at each attempt."""
+        """Test the port first: MLflow retries a dead database for minutes and prints a page at each attempt."""
         if self.artifact_root is not None:
             _make_folder(self.root)
         if self._file is not None:
             _make_folder(self._file.parent)
         parts = urlsplit(self.uri)
-        scheme = parts.scheme.split("+")[0]
-        port = parts.port or _DEFAULT_PORTS.get(scheme)
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme.split("+")[0])
         if not parts.hostname or port is None:
             return
         try:
@@ -306,11 +244,11 @@ class Store:
             raise StoreUnavailable(f"{self.public_uri}: {error.strerror or error}") from None
 
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call ``MlflowClient.<method>`` and translate what it raises (see :func:`explain`).
+        """Call ``MlflowClient.<method>`` and translate its errors (see :func:`explain`).
 
         Raises:
             TrackingError: Trying again cannot help.
-            Rejected: The content was refused.
+            Rejected: The content was rejected.
             StoreUnavailable: The store does not answer or is busy.
         """
         client = self.client()
@@ -320,7 +258,7 @@ class Store:
             raise explain(error, self.uri) from None
 
     def experiment_id(self, name: str) -> str:
-        """Give the id of experiment ``name``; make it where there is none, with its artifacts at a fixed place.
+        """Return the id of experiment ``name``. If it does not exist, create it, with a fixed place for its artifacts.
 
         Raises:
             TrackingError: An experiment of that name was deleted.
@@ -329,12 +267,12 @@ class Store:
         experiment = self.call("get_experiment_by_name", name)
         if experiment is None:
             try:
-                return str(self.call("create_experiment", name, artifact_location=self._artifact_location()))
+                return str(self.call("create_experiment", name, artifact_location=self._artifact_uri))
             except (Rejected, StoreUnavailable, TrackingError) as error:
-                # Another process may have made it in the same moment; if not, the first error is the true one.
+                # Another process may have created it in the same moment. If not, the first error counts.
                 experiment = self.call("get_experiment_by_name", name)
                 if experiment is None:
-                    raise TrackingError(f"experiment {name!r} could not be made: {error}") from None
+                    raise TrackingError(f"experiment {name!r} could not be created: {error}") from None
         if experiment.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"experiment {name!r} of {self.public_uri} was deleted. Restore it "
@@ -343,15 +281,12 @@ class Store:
             )
         return str(experiment.experiment_id)
 
-    def _artifact_location(self) -> str | None:
-        return self.artifact_root.as_uri() if self.artifact_root else None
-
     def run(self, run_id: str) -> Any:
-        """Give MLflow's ``Run`` of that id, for its tags, params and status.
+        """Return MLflow's ``Run`` of that id, with its tags, params and status.
 
         Raises:
             NotInStore: There is no such run.
-            TrackingError: It was deleted, or the store lets nobody in.
+            TrackingError: The run was deleted, or the store refuses access.
             StoreUnavailable: The store does not answer.
         """
         try:
@@ -366,14 +301,14 @@ class Store:
         return run
 
     def run_tags(self, run_id: str) -> dict[str, str]:
-        """Give the tags of a run, e.g. its ``output_dir``. Raises what :meth:`run` raises."""
+        """Return the tags of a run, such as its ``output_dir``. Raises the errors of :meth:`run`."""
         return dict(self.run(run_id).data.tags)
 
     def end_if_running(self, run_id: str, status: str) -> bool:
         """Set ``status`` and an end time if the run exists and says RUNNING.
 
         Returns:
-            Whether it did.
+            Whether the status was set.
 
         Raises:
             StoreUnavailable: The store does not answer.
@@ -387,27 +322,18 @@ class Store:
         return True
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrackingError(f"{path}: cannot be made ({error.strerror}). Give another folder.") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise TrackingError(f"{path}: cannot be written to. Give another folder, or the right to write.")
-
-
 def open_store(root: Path | str, uri: str | None = None) -> Store:
-    """Describe the store at ``uri``, or the default one: ``<root>/mlflow.db`` with ``<root>/artifacts``.
+    """Return the store at ``uri``, or the default one: ``<root>/mlflow.db`` with ``<root>/artifacts``.
 
-    Nothing is opened yet: the first use does it, one process at a time.
+    Nothing is opened yet: the first call does that, one process at a time.
 
     Args:
-        root: Local folder; made absolute, so that the working directory never matters.
-        uri: ``http(s)://`` for a server, ``postgresql://`` (or another database) to write to it directly, a relative
+        root: Local folder. It is made absolute, so that the working directory never matters.
+        uri: ``http(s)://`` for a server, or ``postgresql://`` (or another database) to write to it directly. A relative
             ``sqlite:///file.db`` is made absolute. None for the default.
 
     Raises:
-        TrackingError: ``uri`` is of a kind that MLflow does not take.
+        TrackingError: MLflow has no store for such a ``uri``.
     """
     root = Path(root).expanduser().absolute()
     artifacts = root / "artifacts"
@@ -429,3 +355,61 @@ def open_store(root: Path | str, uri: str | None = None) -> Store:
 
 def _sqlite_uri(path: Path) -> str:
     return f"sqlite:///{quote(str(path))}"
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrackingError(f"{path}: cannot be made ({error.strerror}). Give another folder.") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise TrackingError(f"{path}: cannot be written to. Give another folder, or the right to write.")
+
+
+def _create_database(path: Path, artifact_uri: str) -> None:
+    """Create MLflow's database at ``path`` if there is none, or an empty file.
+
+    This takes seconds and many transactions, and a process that is killed in between leaves a file that no MLflow opens
+    again. So the file is created under another name and renamed when it is complete.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with FileLock(path.with_name(".init.lock")):
+        if path.exists() and path.stat().st_size > 0:
+            return
+        _remove_unfinished(path)
+        # A unique name: MLflow keeps a connection to each file that this process has opened, even if it was removed.
+        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.making")
+        try:
+            open_database: Callable[..., Any] = SqlAlchemyStore
+            open_database(_sqlite_uri(unfinished), artifact_uri).engine.dispose()
+            unfinished.replace(path)
+        finally:
+            _remove_unfinished(path)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what a killed process has left: the unfinished database, and SQLite's journal of it."""
+    for file in path.parent.iterdir():
+        if file.name.startswith(f".{path.name}.") and ".making" in file.name:
+            file.unlink(missing_ok=True)
+
+
+def _check_entry(uri: str) -> None:
+    """Connect to a database server once, since MLflow would try a wrong password for minutes.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: The server refuses access. Other errors are left to MLflow's own tries.
+    """
+    from mlflow.store.db.utils import create_sqlalchemy_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    create_engine: Callable[..., Any] = create_sqlalchemy_engine
+    engine = create_engine(uri)
+    try:
+        engine.connect().close()
+    except SQLAlchemyError as error:
+        if _database_remedy(str(error)) is not None:
+            raise
+    finally:
+        engine.dispose()

@@ -1,5 +1,13 @@
-"""The MLflow UI, for this machine only."""
+"""The MLflow UI: a ready-made view of an experiment's charts, and a server for this machine only.
 
+The view shows learning rate, losses, gap and results. MLflow keeps the views that its users save as tags of the
+experiment. Their format is not documented, so all of this is best effort: an MLflow that does not know the tag opens
+its own default view, and no run ever fails because of it.
+"""
+
+import base64
+import json
+import logging
 import os
 import signal
 import socket
@@ -7,60 +15,240 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 import webbrowser
+import zlib
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-from lr_lightning.errors import StoreUnavailable, TrackingError
+from lr_lightning.errors import TrackingError
+from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.query import experiments
 from lr_lightning.tracking.store import Store, open_store, prepare_mlflow
-from lr_lightning.tracking.view import chart_page, keep_view, runs_shown
+
+log = logging.getLogger(__name__)
+
+VIEW_ID = "lr-lightning"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_ID}"
+REPORT_NAME = "comparison report"
+"""Name of the run that holds a comparison."""
+TRAINING_RUNS = f"tags.{JOB_TAG} = 'train'"
+"""Filter that leaves out learning rate searches, comparisons, and the tables of studies and searches."""
+ALL_RUNS = f"attributes.run_name != '{REPORT_NAME}'"
+"""Filter for the runs of other programs, which have no such tag: MLflow cannot search for a value or none."""
 
 HOST = "127.0.0.1"
-_MOST_LINKS = 5
+_MAX_LINKS = 5
+_MAX_CHARACTERS = 20_000  # of a tag's value, in MLflow
+_MAX_RUNS = 100
+
+_COLUMNS = (
+    *("tags.`schedule`", "params.`optimizer.lr`", "tags.`seed`", "tags.`sweep`", "tags.`verdict`", "tags.`diverged`"),
+    *("metrics.`summary/best_val_acc`", "metrics.`summary/test_acc`", "metrics.`summary/gap_loss`"),
+    *("metrics.`summary/seconds`", "attributes.`Source`"),
+)
+_BARS = (
+    *("best_val_acc", "last_val_acc", "test_acc", "best_val_loss", "gap_loss", "steps", "seconds"),
+    *("steps_to_target", "seconds_to_target"),
+)
+
+
+# ---- the view
+
+
+def view_state(run_filter: str = TRAINING_RUNS) -> dict[str, Any]:
+    """Return the content of the view in MLflow's terms, the same on every call.
+
+    Args:
+        run_filter: The runs to show, in MLflow's search language.
+    """
+    sections = [
+        ("Learning rate", [_line("lr/group0"), _line("lr/group0", log=True), _line("train/loss", against="lr/group0")]),
+        (
+            "Train, probe and validation loss",
+            [_line("train/loss", log=True), _line("val/loss", log=True), _line("probe/loss", log=True)],
+        ),
+        ("Gap and accuracy", [_line("overfit/gap_loss"), _line("overfit/gap_acc"), _line("val/acc")]),
+        ("Results", [_card("BAR", f"summary/{name}") for name in _BARS]),
+    ]
+    charts, section_states = [], []
+    for name, cards in sections:
+        section = _uuid(name)
+        section_states.append({"uuid": section, "name": name, "display": True, "isReordered": True, "deleted": False})
+        charts += [{**card, "uuid": _uuid(f"{name} {i}"), "metricSectionId": section} for i, card in enumerate(cards)]
+    return {
+        "selectedColumns": list(_COLUMNS),
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": charts,
+        "compareRunSections": section_states,
+        "isAccordionReordered": True,
+        "hideEmptyCharts": True,
+        "useGroupedValuesInCharts": True,
+        "autoRefreshEnabled": True,
+        "viewMaximized": False,
+        "runListHidden": False,
+        "groupBy": None,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        "searchFilter": run_filter,
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+    }
+
+
+def _uuid(name: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"lr_lightning {name}"))
+
+
+def _card(kind: str, metric: str) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "displayName": metric,
+        "metricKey": metric,
+        "runsCountToCompare": _MAX_RUNS,
+        "deleted": False,
+        "isGenerated": False,
+    }
+
+
+def _line(metric: str, *, log: bool = False, against: str = "") -> dict[str, Any]:
+    return {
+        **_card("LINE", metric),
+        "displayName": f"{metric} against {against}" if against else f"{metric}, log" if log else metric,
+        "selectedMetricKeys": [metric],
+        "lineSmoothness": 0,
+        "xAxisKey": "metric" if against else "step",
+        "selectedXAxisMetricKey": against,
+        "xAxisScaleType": "log" if against else "linear",
+        "scaleType": "log" if log or against else "linear",
+        "useGlobalXaxisKey": not against,
+        "useGlobalLineSmoothing": True,
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "ignoreOutliers": False,
+        "range": {},
+    }
+
+
+def encode_view(now: int, run_filter: str = TRAINING_RUNS) -> str:
+    """Return the value of the view's tag.
+
+    Args:
+        now: Milliseconds since 1970.
+        run_filter: The runs to show, in MLflow's search language.
+    """
+    state = json.dumps(view_state(run_filter), separators=(",", ":")).encode()
+    packed = "deflate;" + base64.b64encode(zlib.compress(state, 9)).decode("ascii")
+    return json.dumps({"name": "Learning rates", "createdAt": now, "updatedAt": now, "state": packed})
+
+
+def keep_view(store: Store, experiment_id: str, run_filter: str = TRAINING_RUNS) -> bool:
+    """Write the view to an experiment that has none or another version of it. Never raises.
+
+    Args:
+        store: The store.
+        experiment_id: The experiment.
+        run_filter: The runs to show, in MLflow's search language.
+
+    Returns:
+        Whether the experiment now has the view.
+    """
+    try:
+        tags = store.call("get_experiment", experiment_id).tags
+        value = encode_view(int(time.time() * 1000), run_filter)
+        if _state_of(tags.get(VIEW_TAG)) == _state_of(value):
+            return True
+        if len(value) > _MAX_CHARACTERS:
+            return False
+        store.call("set_experiment_tag", experiment_id, VIEW_TAG, value)
+    except Exception as error:  # the view is a convenience: no error of it may stop a run
+        log.debug("the view of experiment %s was not written: %s", experiment_id, error)
+        return False
+    return True
+
+
+def _state_of(value: str | None) -> object:
+    try:
+        return json.loads(value)["state"] if value else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def filter_for(store: Store, experiment_id: str) -> str:
+    """Return the filter for an experiment's view: training runs, or all runs if none is marked as a training.
+
+    Raises:
+        TrackingError: The store refuses.
+        StoreUnavailable: The store does not answer.
+    """
+    return TRAINING_RUNS if store.call("search_runs", [experiment_id], TRAINING_RUNS, max_results=1) else ALL_RUNS
+
+
+def chart_page(server: str, experiment_id: str, *, view: bool = True) -> str:
+    """Return the address of an experiment's chart page, in MLflow's model training mode.
+
+    Args:
+        server: Such as ``http://127.0.0.1:5000``.
+        experiment_id: The experiment.
+        view: Whether the experiment has the ready-made view.
+    """
+    shown = f"&viewStateShareKey={VIEW_ID}" if view else ""
+    return (
+        f"{server}/#/experiments/{quote(experiment_id, safe='')}/runs"
+        f"?compareRunsMode=CHART{shown}&workflowType=machine_learning"
+    )
+
+
+# ---- the server
 
 
 def serve(root: Path, uri: str | None, port: int, experiment: str | None = None, *, show: bool = False) -> int:
     """Run MLflow's server on a store until it is stopped.
 
-    It listens on the loopback interface alone, starts no job workers and sends no telemetry.
+    It listens on the loopback interface only, starts no job workers and sends no telemetry.
 
     Args:
         root: Folder of the default store.
         uri: Another store, or None.
-        port: The port that is tried first.
-        experiment: Whose charts the link leads to; None for the one that was written to last.
-        show: Whether to open the link in a browser.
+        port: The port to try first.
+        experiment: The experiment whose charts are linked; None for the five with the newest runs.
+        show: Whether to open the first link in a browser.
 
     Returns:
-        The server's exit status; 0 when it was stopped by Ctrl-C.
+        The server's exit status; 0 if it was stopped by Ctrl-C.
 
     Raises:
-        TrackingError: If the store cannot be used, or has no such experiment.
-        StoreUnavailable: If it does not answer.
+        TrackingError: The store cannot be used, or has no such experiment.
+        StoreUnavailable: The store does not answer.
     """
     prepare_mlflow()
     store = open_store(root, uri)
     if store.artifact_root is None:
         raise TrackingError(f"--uri: {store.public_uri} is a server already; open it in a browser.")
-    newest = _newest_first(store)
+    shown = _experiments_by_newest_run(store)
     if experiment is not None:
-        if experiment not in newest:
-            known = ", ".join(sorted(newest)) or "none"
+        if experiment not in shown:
+            known = ", ".join(sorted(shown)) or "none"
             raise TrackingError(f"--experiment: {store.public_uri} has no experiment {experiment!r}. It has: {known}.")
-        newest = {experiment: newest[experiment]}
+        shown = {experiment: shown[experiment]}
     free = free_port(port)
     server = f"http://{HOST}:{free}"
     if free != port:
         print(f"port {port} is in use, so this is port {free}")
     links = {
-        name: chart_page(server, key, view=keep_view(store, key, runs_shown(store, key)))
-        for name, key in list(newest.items())[:_MOST_LINKS]
+        name: chart_page(server, key, view=keep_view(store, key, filter_for(store, key)))
+        for name, key in list(shown.items())[:_MAX_LINKS]
     }
     print(f"MLflow UI on {server}/#/experiments?workflowType=machine_learning (Ctrl-C stops it)")
     for name, link in links.items():
         print(f"charts of {name!r}: {link}")
     sys.stdout.flush()
-    process = subprocess.Popen(_command(store, free), env=_environment())
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(free), "--workers", "1"]
+    command += ["--uvicorn-opts", "--log-level warning"]
+    command += ["--backend-store-uri", store.uri, "--allowed-hosts", f"{HOST}:{free},localhost:{free}"]
+    command += ["--default-artifact-root", store.artifact_root.as_uri()]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(command, env=environment)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     if show:
         address = next(iter(links.values()), server)
@@ -72,28 +260,15 @@ def serve(root: Path, uri: str | None, port: int, experiment: str | None = None,
         return 0
 
 
-def _newest_first(store: Store) -> dict[str, str]:
-    """Name to id of the experiments with runs, that of the newest run first; of a new store, none."""
+def _experiments_by_newest_run(store: Store) -> dict[str, str]:
+    """Return name and id of the experiments that have runs, the one with the newest run first."""
     starts: dict[str, int] = {}
-    names = {key: name for name, key in experiments(store).items()}
-    for key in names:
+    found = experiments(store)
+    for name, key in found.items():
         newest = store.call("search_runs", [key], max_results=1, order_by=["attributes.start_time DESC"])
         if newest:
-            starts[key] = int(newest[0].info.start_time or 0)
-    return {names[key]: key for key in sorted(starts, key=lambda key: -starts[key])}
-
-
-def _command(store: Store, port: int) -> list[str]:
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--uvicorn-opts", "--log-level warning"]
-    command += ["--backend-store-uri", store.uri, "--allowed-hosts", f"{HOST}:{port},localhost:{port}"]
-    if store.artifact_root is not None:
-        command += ["--default-artifact-root", store.artifact_root.as_uri()]
-    return command
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+            starts[name] = int(newest[0].info.start_time or 0)
+    return {name: found[name] for name in sorted(starts, key=lambda name: -starts[name])}
 
 
 def _open_when_up(address: str, port: int, process: "subprocess.Popen[bytes]", patience: float = 120.0) -> None:
@@ -110,7 +285,7 @@ def _open_when_up(address: str, port: int, process: "subprocess.Popen[bytes]", p
 
 
 def free_port(first: int) -> int:
-    """The first port from ``first`` on that nothing listens on; any free one after a hundred tries."""
+    """Return the first free port from ``first`` on; any free port after a hundred tries."""
     for port in [*range(first, min(first + 100, 65536)), 0]:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -120,6 +295,3 @@ def free_port(first: int) -> int:
                 continue
             return int(probe.getsockname()[1])
     raise OSError(f"no free port on {HOST}")
-
-
-__all__ = ["HOST", "StoreUnavailable", "TrackingError", "free_port", "serve"]

@@ -1,102 +1,111 @@
-"""Copies the local log to the store, in order and in batches.
+"""Upload of a local log to the MLflow store, in order and in batches, without ever blocking training.
 
-The log is read from where the store's last confirmation stands, so the sender keeps nothing in memory, goes on where a
-dead process stopped, and is the same code for a live run and for a replay. Rows sent twice (a crash between sending and
-confirming) are not stored twice: MLflow drops a row that equals a stored one in key, step, time and value.
+The log is read from the store's last confirmation on, so the uploader keeps nothing in memory, continues where a dead
+process stopped, and is the same for a live run and for a replay. A row that is sent twice (after a crash between
+sending and confirming) is stored once: MLflow drops a row that equals a stored one in key, step, time and value.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from lr_lightning.errors import NotInStore, Rejected, StoreUnavailable, TrackingError
+from lr_lightning.tracking.keys import RUN_KEY_TAG
 from lr_lightning.tracking.local_log import (
     LOG_NAME,
-    RUN_KEY_TAG,
     STATE_NAME,
     Artifact,
+    LocalLog,
+    LoggedRun,
     Metric,
-    MetricLog,
     Param,
     Record,
-    SendState,
     Status,
     Tag,
+    UploadState,
 )
+from lr_lightning.tracking.locks import Holder, RunLock, run_lock
 from lr_lightning.tracking.store import Store
-
-__all__ = ["SenderThread"]
 
 log = logging.getLogger(__name__)
 
 # MLflow's limits for one call of log_batch.
 _LIMITS: dict[type, int] = {Metric: 1000, Param: 100, Tag: 100}
 
+# Seconds to wait for the store's first answer: the first start on a machine creates the database, one process after
+# another; a server answers or is down.
+_LOCAL_CONTACT_SECONDS = 120.0
+_SERVER_CONTACT_SECONDS = 10.0
+# Seconds without progress after which the end of a run stops waiting for the store.
+_LOCAL_DRAIN_SECONDS = 60.0  # another program may hold the database, and will release it
+_SERVER_DRAIN_SECONDS = 15.0
+
 
 class Abandoned(Exception):
-    """The sender was abandoned; another may be at the same log by now."""
+    """The uploader was abandoned; another process may upload the same log by now."""
 
 
-class Sender:
-    """Sends the next part of a log; keeps ``metrics.sent`` up to date.
+class Uploader:
+    """Uploads the next part of a log and keeps ``metrics.sent`` up to date.
 
     Args:
         output_dir: Folder of the log and its state.
-        store: Where to send it.
-        state: The state to go on from.
-        on_run: Called with the run's id as soon as the store has given one.
+        store: Where to upload to.
+        state: The state to continue from.
+        on_run: Called with the run's id as soon as the store has confirmed it.
     """
 
     def __init__(
-        self, output_dir: Path, store: Store, state: SendState, on_run: Callable[[str], None] | None = None
+        self, output_dir: Path, store: Store, state: UploadState, on_run: Callable[[str], None] | None = None
     ) -> None:
         self.state = state
         self.experiment_id: str | None = None
         self._output_dir = output_dir
-        self._log = MetricLog(output_dir / LOG_NAME)
+        self._log = LocalLog(output_dir / LOG_NAME)
         self._store = store
         self._on_run = on_run
-        self._checked = False
-        self._named: set[str] = set()
+        self._run_is_checked = False
+        self._warned: set[str] = set()
         self._abandoned = False
         self._lock = threading.Lock()
 
     def abandon(self) -> None:
-        """Let go of the log and the run: a call that is under way in another thread ends without leaving a mark.
+        """Release the log and the run: a call in progress in another thread ends without changing the state.
 
-        What that call still brings to the store is sent once more by whoever goes on, and not stored twice.
+        What that call still brings to the store is uploaded again by the next uploader, and not stored twice.
         """
         with self._lock:
             self._abandoned = True
 
     def pending(self) -> int:
         """Count the records that the store has not confirmed."""
-        return self._log.count(self.state.offset)
+        return sum(1 for _ in self._log.records(self.state.offset))
 
     def ensure_run(self) -> str:
-        """Find the run in the store, or make it.
+        """Find the run in the store, or create it.
 
         Returns:
-            Its id.
+            The run's id.
 
         Raises:
-            TrackingError: The run is not there, or the experiment was deleted.
+            TrackingError: The run does not exist, or the experiment was deleted.
             StoreUnavailable: The store does not answer.
         """
         run_id = self.state.run_id
         if run_id is None:
-            run_id = self._make_run()
-            self._remember(run_id=run_id)
-        elif not self._checked:
+            run_id = self._create_run()
+            self._update(run_id=run_id)
+        elif not self._run_is_checked:
             self.experiment_id = self._experiment_of(run_id)
-        if not self._checked:
-            self._checked = True
+        if not self._run_is_checked:
+            self._run_is_checked = True
             if self._on_run is not None:
                 with self._lock:
-                    self._refuse_if_abandoned()
+                    self._raise_if_abandoned()
                     self._on_run(run_id)
         return run_id
 
@@ -105,11 +114,11 @@ class Sender:
             return str(self._store.run(run_id).info.experiment_id)
         except NotInStore as error:
             raise NotInStore(
-                f"{error}. Put the store back as it was; if it is gone, remove {self._output_dir / STATE_NAME} and "
-                "go on with the run: its whole log goes to a new record"
+                f"{error}. Put the store back in its place. If it is gone, remove {self._output_dir / STATE_NAME} and "
+                "resume the run: its whole log is then uploaded to a new run"
             ) from None
 
-    def _make_run(self) -> str:
+    def _create_run(self) -> str:
         self.experiment_id = self._store.experiment_id(self.state.experiment)
         if self.state.asked:
             found = self._store.call(
@@ -117,7 +126,7 @@ class Sender:
             )
             if found:
                 return str(found[0].info.run_id)
-        self._remember(asked=True)
+        self._update(asked=True)
         run = self._store.call(
             "create_run",
             self.experiment_id,
@@ -127,84 +136,84 @@ class Sender:
         )
         return str(run.info.run_id)
 
-    def send_next(self) -> int:
-        """Send the next batch and confirm it.
+    def upload_next(self) -> int:
+        """Upload the next batch and save that it is confirmed.
 
         Returns:
-            How many records were dealt with; 0 when there is nothing left.
+            Number of records in the batch; 0 if nothing is left.
 
         Raises:
             TrackingError: Trying again cannot help.
-            StoreUnavailable: The store does not answer; nothing is lost, call again later.
+            StoreUnavailable: The store does not answer. Nothing is lost: call again later.
             Abandoned: :meth:`abandon` was called.
         """
-        self._refuse_if_abandoned()
+        self._raise_if_abandoned()
         run_id = self.ensure_run()
         batch, count, end = self._next_batch()
         if count:
             self._send(run_id, batch)
-            self._remember(offset=end)
+            self._update(offset=end)
         return count
 
-    def _remember(self, **changes: object) -> None:
+    def _update(self, **changes: object) -> None:
         with self._lock:
-            self._refuse_if_abandoned()
+            self._raise_if_abandoned()
             self.state = replace(self.state, **changes)  # type: ignore[arg-type]
             self.state.save(self._output_dir)
 
-    def _refuse_if_abandoned(self) -> None:
+    def _raise_if_abandoned(self) -> None:
         if self._abandoned:
             raise Abandoned
 
     def _next_batch(self) -> tuple[list[Record], int, int]:
-        """Take records up to MLflow's limits; an artifact or a status goes alone, so that order is kept."""
+        """Return the next records up to MLflow's limits, the number of lines read, and the offset after them.
+
+        An artifact or a status forms a batch alone, so that the order is kept.
+        """
         batch: list[Record] = []
         counts = dict.fromkeys(_LIMITS, 0)
         count, end = 0, self.state.offset
-        for record, behind in self._log.read(self.state.offset):
+        for record, line_end in self._log.read(self.state.offset):
             if isinstance(record, (Artifact, Status)):
                 if count:
                     break
-                return [record], 1, behind
+                return [record], 1, line_end
             if record is None:
-                self._name_once("unreadable line", f"{self._log.path}: a line before byte {behind} is not a record")
+                self._warn_once("damaged line", f"{self._log.path}: the line before byte {line_end} is not a record")
             else:
                 kind = type(record)
                 if counts[kind] == _LIMITS[kind]:
                     break
                 counts[kind] += 1
                 batch.append(record)
-            count, end = count + 1, behind
+            count, end = count + 1, line_end
         return batch, count, end
 
     def _send(self, run_id: str, batch: Sequence[Record]) -> None:
-        """Send ``batch``; where the store refuses it, halve it until the bad record stands alone, and skip that one."""
+        """Send ``batch``. If the store rejects it, split it until the bad record stands alone, and skip that one."""
         if not batch:
             return
         try:
-            self._send_at_once(run_id, batch)
+            match batch[0]:
+                case Artifact(path, to):
+                    self._send_artifact(run_id, Path(path), to)
+                case Status("RUNNING"):
+                    self._store.call("update_run", run_id, status="RUNNING")
+                case Status(status, at):
+                    self._store.call("set_terminated", run_id, status, at)
+                case _:
+                    self._send_batch(run_id, batch)
         except Rejected as error:
-            self._store.run(run_id)  # a deleted run refuses everything: that is no fault of a record
+            self._store.run(run_id)  # raises if the run was deleted: then the store rejects every record
             if len(batch) > 1:
                 middle = len(batch) // 2
                 self._send(run_id, batch[:middle])
                 self._send(run_id, batch[middle:])
                 return
-            self._name_once(_name(batch[0]), f"{_name(batch[0])} was refused by the store and skipped: {error}")
+            name = _describe(batch[0])
+            self._warn_once(name, f"{name} was rejected by the store and skipped: {error}")
 
-    def _send_at_once(self, run_id: str, batch: Sequence[Record]) -> None:
-        first = batch[0]
-        if isinstance(first, Artifact):
-            self._send_artifact(run_id, first)
-        elif isinstance(first, Status):
-            if first.status == "RUNNING":
-                self._store.call("update_run", run_id, status="RUNNING")
-            else:
-                self._store.call("set_terminated", run_id, first.status, first.time)
-        else:
-            self._log_batch(run_id, batch)
-
-    def _log_batch(self, run_id: str, batch: Sequence[Record]) -> None:
+    def _send_batch(self, run_id: str, batch: Sequence[Record]) -> None:
         from mlflow import entities
 
         metrics = [entities.Metric(r.key, r.value, r.time, r.step) for r in batch if isinstance(r, Metric)]
@@ -220,19 +229,18 @@ class Sender:
             synchronous=True,
         )
 
-    def _send_artifact(self, run_id: str, artifact: Artifact) -> None:
-        path = Path(artifact.path)
+    def _send_artifact(self, run_id: str, path: Path, to: str | None) -> None:
         if not path.exists():
             raise Rejected(f"no such file: {path}")
-        self._store.call("log_artifacts" if path.is_dir() else "log_artifact", run_id, str(path), artifact.to)
+        self._store.call("log_artifacts" if path.is_dir() else "log_artifact", run_id, str(path), to)
 
-    def _name_once(self, name: str, text: str) -> None:
-        if name not in self._named:
-            self._named.add(name)
+    def _warn_once(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
             log.warning("%s", text)
 
 
-def _name(record: Record) -> str:
+def _describe(record: Record) -> str:
     match record:
         case Artifact(path):
             return f"artifact {path!r}"
@@ -242,76 +250,77 @@ def _name(record: Record) -> str:
             return f"{type(record).__name__.lower()} {record.key!r}"
 
 
-# --- The thread that sends while training goes on, and its patience with a store that does not answer.
+class UploadThread(threading.Thread):
+    """Runs an :class:`Uploader` in the background.
 
-log = logging.getLogger(__name__)
-
-
-class SenderThread(threading.Thread):
-    """Runs a :class:`Sender` in the background, so that training never waits for the store.
-
-    While the store does not answer it warns once, waits and tries again, ever more rarely, until it is closed.
+    While the store does not answer, the thread warns once and tries again at growing intervals, until it is closed.
 
     Args:
-        sender: What sends.
-        first_wait: Seconds before the first retry; doubled each time.
-        longest_wait: Seconds between two retries at most.
-        patience: How many attempts may fail in a row before it warns. A database file that is busy is no news.
+        uploader: The uploader.
+        first_wait: Seconds before the first retry. Each further wait is twice as long.
+        longest_wait: Upper limit of the wait, in seconds.
+        quiet_failures: How many attempts in a row fail without a warning, since a busy database file is no news.
+
+    Attributes:
+        contact: Set when the store has answered, or failed to, for the first time.
+        error: Why nothing is uploaded at the moment, or None.
+        disk_error: The error of the run's own disk, if that is the reason.
     """
 
-    def __init__(self, sender: Sender, first_wait: float = 1.0, longest_wait: float = 30.0, patience: int = 1) -> None:
-        super().__init__(name="lr_lightning-sender", daemon=True)
-        self.sender = sender
+    def __init__(
+        self, uploader: Uploader, first_wait: float = 1.0, longest_wait: float = 30.0, quiet_failures: int = 0
+    ) -> None:
+        super().__init__(name="lr_lightning-uploader", daemon=True)
+        self.uploader = uploader
         self.contact = threading.Event()
-        """Set when the store has answered, or has failed to, for the first time."""
         self.error: TrackingError | StoreUnavailable | None = None
-        """Why nothing is being sent just now; None while all is well."""
         self.disk_error: OSError | None = None
-        """What the run's own disk has said, where that is why, while the store is well."""
         self._first_wait, self._longest_wait = first_wait, longest_wait
         self._work = threading.Event()
         self._closing = threading.Event()
-        self._drain = self._deadline = float("inf")
-        self._patience = patience
+        self._drain_seconds = self._deadline = float("inf")
+        self._quiet_failures = quiet_failures
         self._failures = 0
         self._warned = False
 
     def wake(self) -> None:
-        """Say that there is something new to send."""
+        """Announce new records."""
         self._work.set()
 
     def close(self, patience: float) -> bool:
-        """Send what is left, then stop. A call that the store never answers is abandoned, and leaves no mark.
+        """Upload what is left, then stop. A call that the store never answers is abandoned without a trace.
 
         Args:
-            patience: Seconds that may pass without the store taking anything. While it takes rows, they are all sent.
+            patience: Seconds that may pass without progress. As long as the store takes rows, all of them are sent.
 
         Returns:
             Whether the store has everything.
         """
-        self._drain = patience
+        self._drain_seconds = patience
         self._deadline = time.monotonic() + patience
-        self._work.set()  # before the other: a thread that sees it closing has seen the last work too
+        self._work.set()  # before _closing: a thread that sees it closing has seen the last records too
         self._closing.set()
         while self.is_alive() and (left := self._deadline - time.monotonic()) > 0:
             self.join(left)
-        self.sender.abandon()
-        return not self.is_alive() and self.sender.pending() == 0
+        self.uploader.abandon()
+        return not self.is_alive() and self.uploader.pending() == 0
 
     def run(self) -> None:
-        """Send until closed and empty, or until it is certain that trying again cannot help."""
+        """Upload until closed and finished, or until trying again cannot help."""
         wait = self._first_wait
         while True:
             self._work.clear()
             try:
-                while self.sender.send_next():
-                    self._deadline = time.monotonic() + self._drain
-                self._recovered()
+                while self.uploader.upload_next():
+                    self._deadline = time.monotonic() + self._drain_seconds
+                if self.error is not None:
+                    log.info("the tracking store answers again; everything was uploaded")
+                self.error, self._failures = None, 0
                 wait = self._first_wait
             except Abandoned:
                 return
             except StoreUnavailable as error:
-                self._failed(error)
+                self._count_failure(error)
                 if time.monotonic() + min(wait, self._first_wait) > self._deadline:
                     return
                 self._pause(wait)
@@ -321,7 +330,7 @@ class SenderThread(threading.Thread):
                 problem = error if isinstance(error, TrackingError) else TrackingError(str(error))
                 self.disk_error = error if isinstance(error, OSError) else None
                 if self.contact.is_set():
-                    log.warning("nothing more is sent to the tracking store: %s. Rows are kept locally.", problem)
+                    log.warning("the upload to the tracking store has stopped: %s. Rows are kept locally.", problem)
                 self.error = problem
                 self.contact.set()
                 return
@@ -330,24 +339,161 @@ class SenderThread(threading.Thread):
                 return
             self._work.wait()
 
-    def _recovered(self) -> None:
-        if self.error is not None:
-            log.info("the tracking store answers again; everything was sent")
-        self.error = None
-        self._failures = 0
-
-    def _failed(self, error: StoreUnavailable) -> None:
+    def _count_failure(self, error: StoreUnavailable) -> None:
         self.error = error
         self.contact.set()
         self._failures += 1
-        if not self._warned and self._failures >= self._patience:
+        if not self._warned and self._failures > self._quiet_failures:
             self._warned = True
             log.warning(
-                "the tracking store does not answer (%s). Training goes on; rows are kept and sent later.", error
+                "the tracking store does not answer (%s). Training continues; rows are kept and uploaded later.", error
             )
 
     def _pause(self, seconds: float) -> None:
-        """Wait before a retry; when closing, only the shortest time, since there is a deadline."""
+        """Wait before a retry; while closing, only the shortest wait, since there is a deadline."""
         if not self._closing.wait(seconds):
             return
         threading.Event().wait(min(seconds, self._first_wait))
+
+
+class LiveUpload:
+    """The upload of a run that is being logged: its thread, and the lock that shows that the run is alive.
+
+    Args:
+        output_dir: Folder of the local log.
+        store: Where to upload to.
+        state: The state to continue from.
+        holder: This process, for the run's lock.
+
+    Raises:
+        RunInUse: Another process is running this run.
+        OSError: The disk is full or gone.
+    """
+
+    def __init__(self, output_dir: Path, store: Store, state: UploadState, holder: Holder) -> None:
+        self._output_dir, self._store, self._holder = output_dir, store, holder
+        self._run_lock: RunLock | None = None
+        state.save(output_dir)
+        if state.run_id is not None:
+            self._hold(state.run_id)
+        self._uploader = Uploader(output_dir, store, state, self._hold)
+        self._thread = UploadThread(self._uploader, quiet_failures=2 if store.is_local else 0)
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id, or None while the store has not answered."""
+        return self._uploader.state.run_id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The experiment's id, or None while the store has not answered."""
+        return self._uploader.experiment_id
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the store has answered and did so the last time it was asked."""
+        return self._thread.error is None and self._thread.contact.is_set()
+
+    @property
+    def disk_error(self) -> OSError | None:
+        """The error of the run's own disk that has stopped the upload, if any."""
+        return self._thread.disk_error
+
+    def wake(self) -> None:
+        """Announce new records."""
+        self._thread.wake()
+
+    def start(self, logged: LoggedRun, resume: bool) -> LoggedRun:
+        """Start the thread and wait briefly, so that a wrong address or name is an error before training.
+
+        Args:
+            logged: What the local log holds.
+            resume: Whether the run is resumed.
+
+        Returns:
+            ``logged``, plus what only the store has of a resumed run.
+
+        Raises:
+            TrackingError: The store cannot be used, or the run cannot be resumed.
+        """
+        self._thread.start()
+        patience = _LOCAL_CONTACT_SECONDS if self._store.is_local else _SERVER_CONTACT_SECONDS
+        if not self._thread.contact.wait(patience):
+            log.warning(
+                "the tracking store %s has not answered in %.0f s. Training continues; rows are kept and uploaded "
+                "later.",
+                self._store.public_uri,
+                patience,
+            )
+        if isinstance(self._thread.error, TrackingError):
+            raise self._thread.disk_error or self._thread.error
+        if resume and self.run_id is not None and (logged.last_time == 0 or self.is_connected):
+            return self._with_rows_of_store(logged, self.run_id)
+        return logged
+
+    def _with_rows_of_store(self, logged: LoggedRun, run_id: str) -> LoggedRun:
+        """Add what the store has of the run and the local log has not, because the log was lost or cut short."""
+        if not self.is_connected:
+            raise TrackingError(
+                f"run {run_id} cannot be resumed: {self._output_dir} has no log of it, and the store does not answer."
+            )
+        run = self._store.run(run_id)
+        newest = {
+            metric.key: metric
+            for metric in run.data._metric_objs
+            if int(metric.step) > logged.last_steps.get(metric.key, -1)
+        }
+        if not newest:
+            return logged
+        if logged.last_time:
+            self._refuse_stale_copy(run_id, run.data.tags.get("output_dir"))
+            log.warning("the store has rows of this run that %s lacks: they are not logged again", self._output_dir)
+        return LoggedRun(
+            last_steps=logged.last_steps | {key: int(metric.step) for key, metric in newest.items()},
+            last_values=logged.last_values | {key: float(metric.value) for key, metric in newest.items()},
+            params=dict(run.data.params) | logged.params,
+            tags=logged.tags,
+            status=logged.status or run.info.status,
+            last_time=max(logged.last_time, *(int(metric.timestamp) for metric in newest.values())),
+        )
+
+    def _refuse_stale_copy(self, run_id: str, tag: str | None) -> None:
+        """Refuse a copy of a run's folder if the run was resumed in another copy, which has rows that this one lacks.
+
+        Raises:
+            TrackingError: The folder in ``tag`` exists and holds the same run.
+        """
+        other = Path(tag or self._output_dir)
+        if not other.is_dir() or other.samefile(self._output_dir):
+            return
+        state = UploadState.load(other)
+        if state is not None and state.run_id == run_id:
+            raise TrackingError(
+                f"run {run_id} was resumed in {other}, and has rows that {self._output_dir} lacks. Resume that folder "
+                "instead, or give another tracking.root to this one."
+            )
+
+    def _hold(self, run_id: str) -> None:
+        if self._run_lock is None:
+            lock = run_lock(self._store.lock_dir, run_id)
+            lock.acquire(self._holder)
+            self._run_lock = lock
+
+    def close(self) -> None:
+        """Upload what is left, as long as the store takes it, and release the run's lock."""
+        if not self._thread.close(_LOCAL_DRAIN_SECONDS if self._store.is_local else _SERVER_DRAIN_SECONDS):
+            log.warning(
+                "%d records were not uploaded to the tracking store%s. Upload them later: python scripts/replay.py %s",
+                self._uploader.pending(),
+                f" ({self._thread.error})" if self._thread.error else "",
+                self._output_dir,
+            )
+        if self._run_lock is not None:
+            self._run_lock.release()
+            self._run_lock = None
+
+    def set_status(self, status: str) -> None:
+        """Set the run's status in the store directly, because the disk has no room for it in the local log."""
+        if self.run_id is not None:
+            with suppress(StoreUnavailable):
+                self._store.end_if_running(self.run_id, status)

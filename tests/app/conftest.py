@@ -7,8 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lr_lightning.app.checks import validated
-from lr_lightning.app.composition import checked, prepare
+from lr_lightning.app.checks import validate
+from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.config import Config, register
 from lr_lightning.app.run.train import train
 
@@ -34,13 +34,13 @@ def composed(tmp_path: Path, schemas: None) -> Iterator[Compose]:
 @pytest.fixture
 def configured(composed: Compose) -> Callable[..., Config]:
     """The same, checked."""
-    return lambda *overrides: validated(composed(*overrides))
+    return lambda *overrides: validate(composed(*overrides))
 
 
 def short_run(outputs: Path, *overrides: str) -> Path:
     """The output folder of a run of a few steps, in this process: of the narrowest net, recorded in files."""
     prepare(ROOT)
     words = [f"output_root={outputs}", "tracking=csv", "trainer=cpu", "trainer.progress=none", "model.kwargs.width=4"]
-    folder = train(checked(ROOT, [*words, *overrides]), report=False).output_dir
+    folder = train(load_config(ROOT, [*words, *overrides]), report=False).output_dir
     assert folder is not None
     return folder

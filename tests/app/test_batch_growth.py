@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 
 from lr_lightning.app import build
-from lr_lightning.app.checks import validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.run.train import train
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.errors import ConfigError
@@ -28,7 +28,7 @@ SMALL = [
 
 def run(composed: Compose, *overrides: str) -> dict[str, list[tuple[int, float]]]:
     """(step, value) of every metric of a run."""
-    folder = train(validated(composed(*SMALL, *overrides))).output_dir
+    folder = train(validate(composed(*SMALL, *overrides))).output_dir
     assert folder is not None
     return metrics(folder)
 
@@ -66,13 +66,13 @@ def test_any_schedule_of_the_rate_may_have_it_beside(composed: Compose) -> None:
     ],
 )
 def test_bad_keys(composed: Compose, overrides: list[str], message: str) -> None:
-    config = validated(composed("schedule=batch_growth", *overrides))
+    config = validate(composed("schedule=batch_growth", *overrides))
     with pytest.raises(ConfigError) as caught:
         build.build_callbacks(config, build.build_schedule(config), LightningModule())
     assert message in str(caught.value)
 
 
 def test_no_growth_no_callback(composed: Compose) -> None:
-    config = validated(composed("schedule=batch_growth", "schedule.growth=null"))
+    config = validate(composed("schedule=batch_growth", "schedule.growth=null"))
     callbacks: list[Any] = build.build_callbacks(config, build.build_schedule(config), LightningModule())
     assert not any(isinstance(callback, BatchSizeSchedule) for callback in callbacks)

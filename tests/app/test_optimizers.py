@@ -10,10 +10,10 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from lr_lightning.app import build
-from lr_lightning.app.checks import validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.run.checkpoints import load_weights
 from lr_lightning.app.run.resume import stored_config
-from lr_lightning.app.run.train import Result, train
+from lr_lightning.app.run.train import RunOutcome, train
 from lr_lightning.errors import ConfigError
 from tests.leftovers import checkpoint, plain, untimed, values
 
@@ -77,8 +77,8 @@ def needs(optimizer: str) -> None:
         pytest.importorskip(package, reason=f"needs `pip install {package}`")
 
 
-def run(composed: Compose, folder: Path, *overrides: str) -> Result:
-    return train(validated(composed(f"output_root={folder}", "tracking=csv", *SMALL, *overrides)))
+def run(composed: Compose, folder: Path, *overrides: str) -> RunOutcome:
+    return train(validate(composed(f"output_root={folder}", "tracking=csv", *SMALL, *overrides)))
 
 
 @pytest.mark.parametrize("optimizer", OWN)
@@ -130,7 +130,7 @@ def test_a_checkpoint_by_itself_gives_what_was_validated(composed: Compose, tmp_
     common = [f"optimizer={optimizer}", "schedule=warmup_constant", "trainer.max_epochs=3", "test=false"]
     result = run(composed, tmp_path, *common)
     assert result.output_dir is not None
-    config = validated(composed(*SMALL, *common))
+    config = validate(composed(*SMALL, *common))
     data = build.build_data(config)
     data.prepare()
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -182,7 +182,7 @@ def test_an_absent_package_is_named(composed: Compose, monkeypatch: pytest.Monke
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"^optimizer\._target_: needs `pip install {package}`, for '{package}\."):
-        build.build_optimizer(validated(composed(f"optimizer={optimizer}")))
+        build.build_optimizer(validate(composed(f"optimizer={optimizer}")))
 
 
 @pytest.mark.parametrize(
@@ -210,14 +210,14 @@ def test_an_absent_package_is_named(composed: Compose, monkeypatch: pytest.Monke
 )
 def test_bad_values_are_named(composed: Compose, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        validated(composed(f"optimizer={overrides[0]}", *overrides[1:]))
+        validate(composed(f"optimizer={overrides[0]}", *overrides[1:]))
     assert message in str(error.value)
 
 
 def test_one_rate_may_still_be_zero_for_some_and_decay_may_differ(composed: Compose) -> None:
-    frozen = validated(composed("optimizer=prodigy", "+optimizer.multipliers={bias:{lr:0.0,weight_decay:2.0}}"))
+    frozen = validate(composed("optimizer=prodigy", "+optimizer.multipliers={bias:{lr:0.0,weight_decay:2.0}}"))
     assert frozen.optimizer.multipliers == {"bias": {"lr": 0.0, "weight_decay": 2.0}}
-    doubled = validated(composed("optimizer=schedule_free_sgd", "+optimizer.multipliers={bias:{lr:2.0}}"))
+    doubled = validate(composed("optimizer=schedule_free_sgd", "+optimizer.multipliers={bias:{lr:2.0}}"))
     assert doubled.optimizer.multipliers == {"bias": {"lr": 2.0}}
 
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from lr_lightning.app.composition import prepare, wants_tracebacks
 from lr_lightning.app.config import Config
-from lr_lightning.app.lr_scaling import batch_of_one, batch_of_update, factor, scaled
+from lr_lightning.app.lr_scaling import effective_batch_size, lr_factor, process_batch_size, scale_lr
 from lr_lightning.app.run import signals as orphan
 from lr_lightning.app.run.train import check_batch_norm
-from lr_lightning.app.world import Launched, devices_of, is_first_rank, launched, world_size
+from lr_lightning.app.world import ExternalLaunch, devices_and_nodes, external_launch, is_rank_zero, world_size
 from lr_lightning.errors import ConfigError
 
 Configured = Callable[..., Config]
@@ -32,21 +32,21 @@ def use(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
     ("env", "expected"),
     [
         ({}, None),
-        (TORCHRUN, Launched("torchrun", 2, 2)),
-        (SLURM, Launched("SLURM", 4, 2)),
-        ({**SLURM, "SLURM_NTASKS_PER_NODE": "4"}, Launched("SLURM", 4, 2)),
+        (TORCHRUN, ExternalLaunch("torchrun", 2, 2)),
+        (SLURM, ExternalLaunch("SLURM", 4, 2)),
+        ({**SLURM, "SLURM_NTASKS_PER_NODE": "4"}, ExternalLaunch("SLURM", 4, 2)),
         ({**SLURM, "SLURM_JOB_NAME": "interactive"}, None),
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}, None),  # a child of Lightning's
     ],
 )
 def test_what_was_started_is_read_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, configured: Configured, env: dict[str, str], expected: Launched | None
+    monkeypatch: pytest.MonkeyPatch, configured: Configured, env: dict[str, str], expected: ExternalLaunch | None
 ) -> None:
     use(monkeypatch, env)
-    assert launched() == expected
+    assert external_launch() == expected
     if expected is not None:
         trainer = configured("trainer=ddp", "trainer.accelerator=cpu").trainer
-        assert devices_of(trainer) == (expected.devices, expected.num_nodes)
+        assert devices_and_nodes(trainer) == (expected.devices, expected.num_nodes)
         assert world_size(trainer) == expected.devices * expected.num_nodes
 
 
@@ -62,7 +62,7 @@ def test_another_number_than_was_started_is_refused(
 ) -> None:
     use(monkeypatch, TORCHRUN)
     with pytest.raises(ConfigError, match=message):
-        devices_of(configured("trainer=ddp", override).trainer)
+        devices_and_nodes(configured("trainer=ddp", override).trainer)
 
 
 def test_batch_norm_over_processes_is_refused_on_cpus_before_the_start(
@@ -70,9 +70,9 @@ def test_batch_norm_over_processes_is_refused_on_cpus_before_the_start(
 ) -> None:
     several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"]
     with pytest.raises(ConfigError, match=r"trainer\.sync_batchnorm: true, but .* on GPUs only"):
-        check_batch_norm(configured(*several, "trainer.devices=2"), nn.Sequential(nn.BatchNorm2d(4)))
-    check_batch_norm(configured(*several, "trainer.devices=2"), nn.Sequential(nn.GroupNorm(2, 4)))
-    check_batch_norm(configured(*several, "trainer.devices=1"), nn.Sequential(nn.BatchNorm2d(4)))
+        check_batch_norm(configured(*several, "trainer.devices=2").trainer, nn.Sequential(nn.BatchNorm2d(4)))
+    check_batch_norm(configured(*several, "trainer.devices=2").trainer, nn.Sequential(nn.GroupNorm(2, 4)))
+    check_batch_norm(configured(*several, "trainer.devices=1").trainer, nn.Sequential(nn.BatchNorm2d(4)))
 
 
 def test_a_rank_that_lightning_starts_prints_errors_as_the_first_one_does(
@@ -92,27 +92,27 @@ def test_a_rank_that_lightning_starts_prints_errors_as_the_first_one_does(
 
 
 def test_only_one_process_of_a_run_over_several_nodes_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert is_first_rank()
+    assert is_rank_zero()
     monkeypatch.setenv("NODE_RANK", "1")  # Lightning's launcher, which has given no ranks yet
-    assert not is_first_rank()
+    assert not is_rank_zero()
 
 
 def test_a_batch_of_all_processes_is_shared_by_them(configured: Configured) -> None:
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.accumulate_grad_batches=3"]
     each = configured("data.batch_size=64", *two)
-    assert (batch_of_one(each), batch_of_update(each)) == (64, 384)
+    assert (process_batch_size(each), effective_batch_size(each)) == (64, 384)
     shared = configured("data.batch_size=64", "data.batch_size_is=global", *two)
-    assert (batch_of_one(shared), batch_of_update(shared)) == (32, 192)
+    assert (process_batch_size(shared), effective_batch_size(shared)) == (32, 192)
     with pytest.raises(ConfigError, match=r"data.batch_size: 65 .* Give 64 or 66"):
-        batch_of_one(configured("data.batch_size=65", "data.batch_size_is=global", *two))
+        process_batch_size(configured("data.batch_size=65", "data.batch_size_is=global", *two))
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
 def test_the_rule_scales_every_absolute_rate(configured: Configured, rule: str, expected: float) -> None:
-    assert factor(rule, 256, 64) == expected
+    assert lr_factor(rule, 256, 64) == expected
     own = ["schedule=triangular", "schedule.max_lr=0.4", "schedule.base_lr=0.1", "data.batch_size=256"]
     given = configured(*own, f"optimizer.lr_rule={rule}", "optimizer.lr_reference_batch=64", "trainer=cpu")
-    config, said = scaled(given)
+    config, said = scale_lr(given)
     assert config.optimizer.lr == pytest.approx(0.4 * expected)
     assert config.schedule.max_lr == pytest.approx(0.4 * expected)  # type: ignore[attr-defined]
     assert config.schedule.base_lr == pytest.approx(0.1 * expected)  # type: ignore[attr-defined]

@@ -14,11 +14,11 @@ from hydra.errors import HydraException
 from lightning.pytorch import Callback, LightningModule
 from omegaconf import DictConfig
 
-from lr_lightning.app import build
-from lr_lightning.app import checks as validate
+from lr_lightning.app import build, checks
 from lr_lightning.app.build import momentum_of
-from lr_lightning.app.checks import validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.config import Config
+from lr_lightning.app.error_messages import explain
 from lr_lightning.app.run.resume import stored_config
 from lr_lightning.app.run.train import train
 from lr_lightning.errors import ConfigError
@@ -34,13 +34,13 @@ MOVING = ["schedule.base_momentum=0.85", "schedule.max_momentum=0.95"]
 
 
 def built(composed: Compose, *overrides: str) -> tuple[Config, Schedule]:
-    config = validated(composed(*overrides))
+    config = validate(composed(*overrides))
     return config, build.build_schedule(config)
 
 
 def message(composed: Compose, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        build.build_schedule(validated(composed(*overrides)))
+        build.build_schedule(validate(composed(*overrides)))
     return str(caught.value)
 
 
@@ -107,16 +107,16 @@ def test_the_third_cosine_ends_with_the_run(composed: Compose) -> None:
 
 
 def test_max_lr_is_another_name_of_the_peak(composed: Compose) -> None:
-    assert validated(composed("schedule=triangular", "schedule.max_lr=0.3")).optimizer.lr == 0.3
-    assert validated(composed("schedule=triangular", "optimizer.lr=0.3")).optimizer.lr == 0.3
+    assert validate(composed("schedule=triangular", "schedule.max_lr=0.3")).optimizer.lr == 0.3
+    assert validate(composed("schedule=triangular", "optimizer.lr=0.3")).optimizer.lr == 0.3
     both = composed("schedule=triangular", "schedule.max_lr=0.3", "optimizer.lr=0.3")
-    assert validated(both).optimizer.lr == 0.3
-    config = validated(composed("schedule=triangular", "optimizer=adam", "schedule.max_lr=0.006"))
+    assert validate(both).optimizer.lr == 0.3
+    config = validate(composed("schedule=triangular", "optimizer=adam", "schedule.max_lr=0.006"))
     factory = build.build_optimizer(config)
     assert factory(torch.nn.Linear(2, 2)).param_groups[0]["lr"] == 0.006
     # an experiment that sets the model's own default does not stand in the way
     smith = composed("experiment=smith", "schedule=triangular2", "schedule.max_lr=0.006")
-    assert validated(smith).optimizer.lr == 0.006
+    assert validate(smith).optimizer.lr == 0.006
 
 
 def test_two_different_peaks_are_an_error(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_two_different_peaks_are_an_error(composed: Compose, monkeypatch: pytest
     # 0.1 is the default: only the command line tells that it was asked for
     said = ["optimizer.lr=0.1", "schedule.max_lr=0.3"]
     current = SimpleNamespace(overrides=SimpleNamespace(task=said))
-    monkeypatch.setattr(validate, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: current))
+    monkeypatch.setattr(checks, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: current))
     text = message(composed, "schedule=triangular", *said)
     assert "schedule.max_lr: 0.3, but optimizer.lr: 0.1" in text
 
@@ -171,7 +171,7 @@ def test_bad_input_names_key_value_and_remedy(composed: Compose, overrides: list
     try:
         text = message(composed, *overrides)
     except HydraException as e:  # composing itself refuses: what the command line then says is the errors module's
-        text = validate.explain(e)
+        text = explain(e)
     for part in parts:
         assert part in text
 
@@ -337,7 +337,7 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
 def test_what_does_not_fit_the_run_is_said_before_its_first_step(
     composed: Compose, overrides: list[str], parts: list[str]
 ) -> None:
-    config = validated(composed(*overrides, *TINY))
+    config = validate(composed(*overrides, *TINY))
     with pytest.raises(ConfigError) as caught:
         train(config)
     for part in parts:

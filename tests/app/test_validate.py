@@ -11,10 +11,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.checks import flatten, validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.commands.train import _usage
-from lr_lightning.app.composition import listed_choices
-from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
+from lr_lightning.app.composition import choices_help
+from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config, flatten
 from lr_lightning.app.error_messages import explain
 from lr_lightning.errors import ConfigError
 
@@ -28,7 +28,7 @@ CHOICES = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml"))
 def _message(composed: Compose, *overrides: str) -> str:
     """What the command line prints for these overrides."""
     try:
-        validated(composed(*overrides))
+        validate(composed(*overrides))
     except ConfigError as e:
         return str(e)
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
@@ -42,7 +42,7 @@ def test_every_choice_composes_and_fits_its_schema(composed: Compose, tmp_path: 
     overrides = [f"{'+' if group == 'experiment' else ''}{group}={choice}".lstrip("+")]
     if choice in NEEDS:
         overrides.append(NEEDS[choice].format(file=tmp_path / "a.parquet", folder=tmp_path))
-    config = validated(composed(*overrides))
+    config = validate(composed(*overrides))
     assert isinstance(config, Config)
     if group in GROUP_BASES:
         assert isinstance(getattr(config, group), GROUP_BASES[group])
@@ -56,7 +56,7 @@ def test_every_group_has_choices_and_every_schema_a_group() -> None:
 
 
 def test_the_help_has_a_line_for_every_choice() -> None:
-    lines = listed_choices(CONF.parent).splitlines()
+    lines = choices_help(CONF.parent).splitlines()
     said = {line.split()[0]: line.split(maxsplit=1)[1:] for line in lines if line.startswith("  ")}
     assert {choice for _, choice in CHOICES} <= set(said)
     assert [choice for choice, text in said.items() if not text] == []
@@ -79,7 +79,7 @@ def test_the_help_of_find_lr_is_its_own(composed: Compose) -> None:
     for example in examples:
         words = example.split()
         finder = [] if any(word.startswith("finder=") for word in words) else ["finder=range_test"]  # its default
-        validated(composed(*words, *finder))
+        validate(composed(*words, *finder))
 
 
 def test_the_help_of_train_has_no_keys_of_a_search() -> None:
@@ -88,10 +88,10 @@ def test_the_help_of_train_has_no_keys_of_a_search() -> None:
 
 
 def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> None:
-    assert validated(composed()).optimizer.lr == 0.1
-    assert validated(composed("model=smith_cnn")).optimizer.lr == 0.001
-    assert validated(composed("model=smith_cnn", "optimizer.lr=0.5")).optimizer.lr == 0.5
-    assert validated(composed("model=smith_cnn", "optimizer=adam")).optimizer.lr == 0.001
+    assert validate(composed()).optimizer.lr == 0.1
+    assert validate(composed("model=smith_cnn")).optimizer.lr == 0.001
+    assert validate(composed("model=smith_cnn", "optimizer.lr=0.5")).optimizer.lr == 0.5
+    assert validate(composed("model=smith_cnn", "optimizer=adam")).optimizer.lr == 0.001
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_scheduler_of_an_unknown_kind_is_named(tmp_path: Path) -> None:
         def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
             scheduler.step()
 
-    with pytest.warns(UserWarning, match=r"Own keeps its rates in a way of its own.*0\.05.*0\.3"):
+    with pytest.warns(UserWarning, match=r"It is not known where Own keeps its learning rates.*0\.05.*0\.3"):
         train(tmp_path, Steps(make=lambda o, lr, base: Own(o)))
 
 

@@ -149,7 +149,7 @@ def test_a_second_fit_is_not_searched_before(tmp_path: Path, suggests: float) ->
     run.fit(module)
     weights, lr = deepcopy(module.state_dict()), module.lr
     run.fit_loop.max_epochs = 2
-    with pytest.warns(UserWarning, match="this Trainer has trained before and goes on"):
+    with pytest.warns(UserWarning, match="this Trainer continues an earlier fit"):
         run.fit(module)
     assert (run.global_step, module.lr) == (128, lr)
     assert not torch.equal(weights["layer.weight"], module.state_dict()["layer.weight"])

@@ -113,9 +113,9 @@ def test_mlflow_logger(tmp_path: Path) -> None:
 
 
 def test_a_logger_of_ours(tmp_path: Path) -> None:
-    from lr_lightning.tracking import CSVLogger as OurCSVLogger
+    from lr_lightning.tracking import RunLogger
 
-    finder = run(tmp_path, OurCSVLogger(tmp_path / "run"))
+    finder = run(tmp_path, RunLogger(tmp_path / "run", csv=True))
     (points,) = tmp_path.rglob("curve.csv")
     assert points.read_text() == finder.result.to_csv()
     assert len(list(tmp_path.rglob("curve.png"))) == 1

@@ -588,22 +588,32 @@ def test_two_processes_use_the_same_rates(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"schedule": 0.1}, "schedule must be a schedule such as Cosine(), or one for each optimizer, got 0.1"),
-        ({"schedule": [Linear(), 3]}, "schedule must be a schedule such as Cosine(), or one for each optimizer"),
-        ({"schedule": Linear(), "momentum": 0.9}, "momentum must be a Schedule, got 0.9"),
+        ({"schedule": 0.1}, "schedule must be a schedule such as Cosine() or a function(step, clock), got 0.1"),
+        ({"schedule": [Linear(), 3]}, "each entry of schedule must be a schedule such as Cosine()"),
+        ({"schedule": "cosine"}, "schedule must be a schedule such as Cosine() or a function(step, clock), got"),
+        ({"schedule": Linear(), "momentum": 0.9}, "momentum must be a schedule such as Cosine()"),
+        ({"schedule": Linear(), "weight_decay": 0.9}, "weight_decay must be a schedule such as Cosine()"),
         ({"schedule": Linear(), "plateau": "val/loss"}, "plateau must be a Plateau, got 'val/loss'"),
         ({"schedule": Linear(), "total_steps": 0}, "total_steps must be a whole number >= 1"),
         ({"schedule": Linear(), "total_steps": 1.5}, "total_steps must be a whole number >= 1"),
-        (
-            {"schedule": Linear(), "groups": {"head": 0.1}},
-            "groups must map indices or names of param groups to schedules",
-        ),
-        ({"schedule": Linear(), "on_resume": "stop"}, "on_resume must be 'rebase' or 'keep', got 'stop'"),
+        ({"schedule": Linear(), "total_steps": [3, True]}, "each entry of total_steps must be a whole number >= 1"),
+        ({"schedule": Linear(), "groups": {"head": 0.1}}, "groups['head'] must be a schedule such as Cosine()"),
+        ({"schedule": Linear(), "groups": {0.5: Linear()}}, "groups must map indices or names of param groups to"),
+        ({"schedule": Linear(), "on_resume": "stop"}, "on_resume must be one of 'rebase', 'keep', got 'stop'"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         LRSchedule(**arguments)
+
+
+def test_a_plain_function_is_a_schedule_in_every_place() -> None:
+    half = lambda step, clock: 0.5  # noqa: E731
+    module = Tiny(momentum=0.9, weight_decay=0.1)
+    callback = LRSchedule([half], momentum=half, weight_decay=half, groups={0: half})
+    trainer(callback, max_epochs=1).fit(module, loader())
+    (group,) = module.trainer.optimizers[0].param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (PEAK / 2, 0.5, 0.05)
 
 
 def test_state_is_plain_values() -> None:

@@ -1,4 +1,4 @@
-"""The statistics between runs, against scipy, brute force and numbers worked out by hand."""
+"""Comparisons of groups of runs, whose truth is known."""
 
 import itertools
 import math
@@ -9,101 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lr_lightning.diagnosis.comparison import compare_groups, pareto_front
-from lr_lightning.diagnosis.statistics import bootstrap_ci, holm, mean_ci, permutation_p, seeds_needed, sign_flip_p
+from lr_lightning.diagnosis.comparison import compare_groups, good_band, pareto_front
+from lr_lightning.diagnosis.statistics import permutation_p
 
 RNG = np.random.default_rng(3)
 small = st.lists(st.integers(-50, 50).map(lambda i: i / 8), min_size=2, max_size=9)
-
-
-@pytest.mark.parametrize("n", [2, 3, 6, 20])
-def test_the_t_interval_is_scipys(n: int) -> None:
-    x = RNG.normal(size=n)
-    ours = mean_ci(x)
-    theirs = stats.ttest_1samp(x, 0).confidence_interval()
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
-    assert ours.half == pytest.approx((theirs.high - theirs.low) / 2)
-
-
-def test_of_one_or_no_value_there_is_no_interval() -> None:
-    assert mean_ci([3.0]).mean == 3.0
-    assert math.isnan(mean_ci([3.0]).low)
-    assert mean_ci([]).n == 0
-    assert math.isnan(mean_ci([]).mean)
-
-
-@given(small)
-def test_sign_flips_equal_brute_force(differences: list[float]) -> None:
-    d = np.array(differences)
-    signs = np.array(list(itertools.product((-1, 1), repeat=len(d))))
-    means = np.abs((signs * d).mean(axis=1))
-    assert sign_flip_p(d) == pytest.approx((means >= abs(d.mean()) - 1e-12).mean())
-
-
-@given(st.one_of(small, st.tuples(st.integers(-9, 9).map(float)).map(list)), small)
-def test_permutations_equal_brute_force(first: list[float], second: list[float]) -> None:
-    first, second = first[:4], second[:4]
-    pool, n = np.array(first + second), len(first)
-    observed = np.mean(first) - np.mean(second)
-    lower = higher = count = 0
-    for chosen in itertools.combinations(range(len(pool)), n):
-        mask = np.isin(np.arange(len(pool)), chosen)
-        d = pool[mask].mean() - pool[~mask].mean()
-        lower, higher, count = lower + (d <= observed + 1e-12), higher + (d >= observed - 1e-12), count + 1
-    expected = 1.0 if np.ptp(pool) == 0 else min(1.0, 2 * min(lower, higher) / count)
-    assert permutation_p(first, second) == pytest.approx(expected)
-
-
-def test_many_pairs_are_sampled_and_repeatable() -> None:
-    d = RNG.normal(0.3, 1, size=40)
-    assert sign_flip_p(d) == sign_flip_p(d)
-    assert sign_flip_p(d) == pytest.approx(stats.ttest_1samp(d, 0).pvalue, abs=0.02)
-
-
-def test_degenerate_samples() -> None:
-    assert sign_flip_p([0.0, 0.0]) == 1.0
-    assert sign_flip_p([0.2]) == 1.0
-    assert math.isnan(sign_flip_p([]))
-    assert permutation_p([1.0, 1.0], [1.0]) == 1.0
-    assert math.isnan(permutation_p([], [1.0]))
-    assert bootstrap_ci([0.5] * 4) == (0.5, 0.5)
-    assert bootstrap_ci([0.5] * 4, [0.25] * 3) == (0.25, 0.25)
-    assert all(map(math.isnan, bootstrap_ci([1.0, 2.0])))
-    low, high = bootstrap_ci([0.0, 0.0, 0.0, 1.0])
-    assert 0 <= low <= 0.25 <= high <= 1
-
-
-def test_the_bootstrap_interval_is_near_the_t_interval_of_many_values() -> None:
-    x, y = RNG.normal(1, 1, 200), RNG.normal(0, 1, 200)
-    t = stats.ttest_ind(x, y, equal_var=False).confidence_interval()
-    assert bootstrap_ci(x, y) == pytest.approx((t.low, t.high), abs=0.03)
-    assert bootstrap_ci(x, y) == bootstrap_ci(x, y)
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_is_the_step_down_procedure(ps: list[float]) -> None:
-    order = np.argsort(ps, kind="stable")
-    expected = np.empty(len(ps))
-    for rank in range(len(ps)):
-        expected[order[rank]] = min(1, max((len(ps) - i) * ps[order[i]] for i in range(rank + 1)))
-    assert holm(ps) == pytest.approx(expected)
-
-
-def test_holm_leaves_out_what_was_not_computed() -> None:
-    adjusted = holm([0.01, math.nan, 0.04])
-    assert adjusted[0] == 0.02
-    assert adjusted[2] == 0.04
-    assert math.isnan(adjusted[1])
-
-
-@pytest.mark.parametrize(("comparisons", "paired"), [(1, True), (3, True), (6, True), (1, False), (10, False)])
-def test_seeds_needed_is_where_the_smallest_p_is_small_enough(comparisons: int, paired: bool) -> None:
-    def smallest(n: int) -> float:
-        clear = [float(i) for i in range(1, n + 1)]
-        return sign_flip_p(clear) if paired else permutation_p(clear, [-v for v in clear])
-
-    n = seeds_needed(comparisons, paired=paired)
-    assert smallest(n) * comparisons <= 0.05 < smallest(n - 1) * comparisons
 
 
 def groups(**values: list[float]) -> dict[str, dict[str, float]]:
@@ -216,3 +126,58 @@ def test_the_front_is_what_nothing_dominates(points: list[tuple[int, int]]) -> N
     front = pareto_front(cost, value)
     assert set(front) == expected
     assert [cost[i] for i in front] == sorted(cost[i] for i in front)
+
+
+# -- the band of good learning rates ----------------------------------------------------------------------------------
+
+
+def test_the_band_ends_where_a_learning_rate_is_worse_than_the_tolerance() -> None:
+    band = good_band([1, 0.01, 0.1, 0.001], [0.5, 0.965, 0.97, 0.2], higher=True, tolerance=0.01)
+    assert band is not None
+    assert (band.low, band.high, band.best_lr) == (0.01, 0.1, 0.1)
+    assert not band.open_low
+    assert not band.open_high
+    assert band.decades == pytest.approx(1.0)
+
+
+def test_a_band_that_reaches_the_end_of_what_was_tried_is_open() -> None:
+    band = good_band([0.01, 0.1, 1, 10], [0.1, 0.96, 0.97, 0.969], higher=True, tolerance=0.02)
+    assert band is not None
+    assert band.open_high
+    assert not band.open_low
+
+
+def test_a_loss_is_the_accuracy_upside_down() -> None:
+    lrs, results = [0.001, 0.01, 0.1, 1.0], [0.2, 0.9, 0.95, 0.3]
+    up = good_band(lrs, results, higher=True, tolerance=0.1)
+    down = good_band(lrs, [-r for r in results], higher=False, tolerance=0.1)
+    assert up is not None
+    assert down is not None
+    assert (up.low, up.high, up.best, up.limit) == (down.low, down.high, -down.best, -down.limit)
+
+
+def test_of_many_learning_rates_one_unlucky_run_ends_no_band_and_one_lucky_one_makes_no_best() -> None:
+    lrs = np.geomspace(1e-3, 1, 13)
+    results = np.where((lrs > 5e-3) & (lrs < 0.3), 0.9, 0.3)
+    results[6] = 0.1
+    results[1] = 0.99
+    band = good_band(lrs, results, higher=True, tolerance=0.01)
+    assert band is not None
+    assert band.best == 0.9
+    assert band.low < 0.01
+    assert band.high > 0.17
+
+
+def test_what_diverged_is_bad_and_too_few_learning_rates_tell_nothing() -> None:
+    band = good_band([0.01, 0.1, 1, 10], [0.9, 0.9, -math.inf, math.nan], higher=True, tolerance=0.01)
+    assert band is not None
+    assert band.high == 0.1
+    assert good_band([0.1, 1, 10], [0.9, 0.9, 0.9], higher=True, tolerance=0.01) is None
+    assert good_band([0.1, 0.2, 1, 10], [-math.inf] * 4, higher=True, tolerance=0.01) is None
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="lrs must be > 0"):
+        good_band([0.0, 0.1, 1, 10], [1] * 4, higher=True, tolerance=0.1)
+    with pytest.raises(ValueError, match="one value for each of the 2 lrs"):
+        good_band([0.1, 1], [1], higher=True, tolerance=0.1)

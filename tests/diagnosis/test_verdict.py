@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lr_lightning.diagnosis import LABELS, History, Verdict, diagnose
+from lr_lightning.diagnosis import Advice, History, Label, Reason, Verdict, diagnose
 from tests.diagnosis.recorded import load, names
 
 CHANCE = math.log(10)
@@ -54,9 +54,9 @@ def test_recorded_curves(name: str) -> None:
 def test_the_same_inputs_give_the_same_verdict_with_at_most_three_lines_that_never_say_stop(name: str) -> None:
     verdict = diagnose(load(name))
     assert verdict == diagnose(load(name))
-    assert verdict.label in LABELS
+    assert verdict.label in Label
     assert len(verdict.advice) <= 3
-    assert not any("stop " in line.lower() or line.lower().startswith("stop") for line in verdict.advice)
+    assert not any("stop " in line.lower() or line.lower().startswith("stop") for line in verdict.sentences())
     assert verdict.text().startswith(f"verdict: {verdict.label}")
 
 
@@ -116,8 +116,8 @@ def test_a_slow_fall_that_the_noise_hides_is_not_said_to_have_stopped(swing: flo
     probe = 2.2 - 0.02 * np.arange(8) + swing * np.array([0, 1, -1, 1, -1, 1, -1, 0])
     verdict = diagnose(History.of_curves((probe + 0.01).tolist(), probe.tolist(), chance=CHANCE, lr=[0.001] * 8))
     assert (verdict.label, verdict.detail, verdict.can_train_longer) == ("underfitting", detail, True)
-    assert any("Raise the rate from 0.001 to 0.003" in line for line in verdict.advice)
-    assert not any("larger network" in line for line in verdict.advice)
+    assert any("Raise the learning rate from 0.001 to 0.003" in line for line in verdict.sentences())
+    assert not any("larger network" in line for line in verdict.sentences())
 
 
 def test_a_high_loss_that_is_at_rest_is_limited() -> None:
@@ -131,7 +131,8 @@ def test_a_rise_of_both_losses_is_no_overfitting() -> None:
     verdict = diagnose(History.of_curves(curve, curve, chance=CHANCE, lr=[0.3] * 10))
     assert verdict.label == "inconclusive"
     assert "unstable" in verdict.detail
-    assert verdict.advice == ("Lower the rate from 0.3 to 0.1, or cool it down: the loss swings.",)
+    assert verdict.reason is Reason.UNSTABLE
+    assert verdict.sentences() == ["Lower the learning rate from 0.3 to 0.1, or cool it down: the loss swings."]
 
 
 def test_a_cycles_rising_half_is_no_overfitting_and_its_low_ends_are_compared() -> None:
@@ -183,22 +184,22 @@ def test_a_double_descent_is_told_and_answered_with_a_longer_run() -> None:
     probe = 0.001 + 2 * np.exp(-t / 8)
     verdict = diagnose(History.of_curves(val[:70].tolist(), probe[:70].tolist(), chance=CHANCE))
     assert (verdict.label, verdict.detail) == ("overfitting", "receding")
-    assert "lengthen" in verdict.advice[0]
+    assert verdict.advice[0] is Advice.LENGTHEN_FIRST
     assert diagnose(History.of_curves(val.tolist(), probe.tolist(), chance=CHANCE)).label == "healthy"
 
 
 def test_rates_still_high_are_cooled_down_first() -> None:
     verdict = diagnose(_overfit(10, 60, 0.0))
-    assert verdict.advice[0].startswith("Cool down: the rate is still 100% of its peak.")
+    assert verdict.sentences()[0].startswith("Cool down: the learning rate is still 100% of its peak.")
 
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_more_epochs_and_fewer_are_named_where_the_advice_is_about_them(name: str) -> None:
     verdict = diagnose(load(name))
-    lines = " ".join(verdict.advice).lower()
+    lines = " ".join(verdict.sentences()).lower()
     assert verdict.can_train_longer == (verdict.label == "healthy" or "lengthen the run" in lines)
-    assert ("shorten: " in lines) == (verdict.sufficient_epochs is not None)
-    assert verdict.sufficient_epochs is None or f"at about {verdict.sufficient_epochs:.0f} is enough" in lines
+    assert ("shorten the run: " in lines) == (verdict.sufficient_epochs is not None)
+    assert verdict.sufficient_epochs is None or f"at about epoch {verdict.sufficient_epochs:.0f} is enough" in lines
 
 
 def test_a_start_above_chance_that_is_being_left_is_no_divergence() -> None:
@@ -235,7 +236,7 @@ def test_a_mid_run_verdict_says_go_on() -> None:
     loss = [2.2, 2.0, 1.8, 1.6, 1.4]
     history = History.of_curves(loss, loss, chance=CHANCE, steps=[10, 20, 30, 40, 50])
     verdict = diagnose(History(history.points, chance=CHANCE, total_steps=100))
-    assert verdict.advice[-1].startswith("Go on to the end of the run, which is 50% done")
+    assert verdict.sentences()[-1].startswith("Train to the end of the planned run, of which 50% are done")
 
 
 def test_curves_of_different_lengths_are_refused() -> None:

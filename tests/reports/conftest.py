@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.reports import png as pictures
+from lr_lightning.reports import png
 from lr_lightning.reports.comparison import Report, ReportRequest, compare
 from lr_lightning.tracking import Store
 
@@ -86,7 +86,7 @@ def comparison(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def run(draw: bool = False, **asked: Any) -> Report:
         with monkeypatch.context() as patch:
             if not draw:
-                patch.setattr(pictures, "save_pictures", lambda figures, folder: [])
+                patch.setattr(png, "save_pngs", lambda plots, folder: [])
             return compare(ReportRequest(store, tmp_path / "outputs", **{"experiments": ["exp"], **asked}))
 
     return run

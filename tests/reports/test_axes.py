@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from lr_lightning.reports import run_metrics as names
-from lr_lightning.reports import wording as words
+from lr_lightning.reports import run_metrics, wording
 from lr_lightning.reports.run_metrics import RunAxes
 from lr_lightning.tracking.query import MetricCurve, Run
 
@@ -20,8 +19,10 @@ def curve(points: Sequence[tuple[int, float]], ms: int = 100) -> MetricCurve:
 
 def axes(curves: Mapping[str, MetricCurve], finished: bool = True, world: str = "", **params: str) -> RunAxes:
     given = {k.replace("__", "."): v for k, v in params.items()}
-    run = Run("id", "name", "1", "FINISHED", 0, None, params=given, tags={names.WORLD_SIZE: world} if world else {})
-    dense = {names.TRAIN_LOSS: curve([(i, 1.0) for i in range(40)])}
+    run = Run(
+        "id", "name", "1", "FINISHED", 0, None, params=given, tags={run_metrics.WORLD_SIZE_TAG: world} if world else {}
+    )
+    dense = {run_metrics.TRAIN_LOSS: curve([(i, 1.0) for i in range(40)])}
     return RunAxes(run, {**dense, **curves}, finished)
 
 
@@ -41,9 +42,9 @@ def test_steps_seconds_and_shares() -> None:
 
 
 def test_epochs_end_where_their_means_were_logged_or_where_the_epoch_changes() -> None:
-    means = {names.EPOCH_MEAN: curve([(9, 1.0), (19, 0.9), (39, 0.8)])}  # the last epoch is twice as long
+    means = {run_metrics.TRAIN_LOSS_EPOCH: curve([(9, 1.0), (19, 0.9), (39, 0.8)])}  # the last epoch is twice as long
     assert at(axes(means), "epochs") == pytest.approx([0.1, 1.0, 2.0, 3.0])
-    foreign = {names.EPOCH: curve([(4, 0.0), (19, 0.0), (29, 1.0), (39, 1.0), (40, 2.0)])}
+    foreign = {run_metrics.EPOCH: curve([(4, 0.0), (19, 0.0), (29, 1.0), (39, 1.0), (40, 2.0)])}
     assert at(axes(foreign), "epochs") == pytest.approx([0.05, 0.5, 1.0, 2.0])
     after = axes(means).at("epochs", np.array([59]))
     assert after is not None
@@ -54,7 +55,7 @@ def test_examples_by_the_batch_or_as_it_grows() -> None:
     assert at(axes({}, data__batch_size="32"), "examples") == [32, 320, 640, 1280]
     accumulated = axes({}, data__batch_size="32", trainer__accumulate_grad_batches="2")
     assert at(accumulated, "examples") == [64, 640, 1280, 2560]
-    grows = {names.BATCH_SIZE: curve([(19, 32.0), (39, 64.0)])}
+    grows = {run_metrics.BATCH_SIZE: curve([(19, 32.0), (39, 64.0)])}
     assert at(axes(grows), "examples") == [32, 320, 640, 640 + 20 * 64]
     assert axes({}, batch_size="many").at("examples", STEPS) is None
 
@@ -78,18 +79,18 @@ def test_every_process_has_examples_of_its_own(world: str, params: dict[str, str
         assert found.at("examples", STEPS) is None
     else:
         assert at(found, "examples") == [times * n for n in (32, 320, 640, 1280)]
-    grows = {names.BATCH_SIZE: curve([(39, 64.0)])}  # which is of all processes already
+    grows = {run_metrics.BATCH_SIZE: curve([(39, 64.0)])}  # which is of all processes already
     assert at(axes(grows, world=world, data__batch_size="32", **params), "examples")[-1] == 40 * 64
 
 
 def test_seconds_as_the_run_measured_them() -> None:
-    measured = {names.COST_SECONDS: curve([(19, 10.0), (39, 20.0)], ms=10**9)}
+    measured = {run_metrics.COST_SECONDS: curve([(19, 10.0), (39, 20.0)], ms=10**9)}
     assert at(axes(measured), "seconds") == pytest.approx([0, 90 / 19, 10, 20])
 
 
 def test_the_budget_of_a_run_that_was_stopped_is_what_it_planned() -> None:
     assert at(axes({}, finished=False, trainer__max_steps="80"), "fraction")[-1] == 0.5
-    means = {names.EPOCH_MEAN: curve([(19, 1.0), (39, 0.9)])}
+    means = {run_metrics.TRAIN_LOSS_EPOCH: curve([(19, 1.0), (39, 0.9)])}
     assert at(axes(means, finished=False, trainer__max_epochs="8", trainer__max_steps="-1"), "fraction")[-1] == 0.25
     assert at(axes({}, finished=False), "fraction")[-1] == 1.0
 
@@ -114,7 +115,7 @@ def test_a_run_without_rows_has_no_places() -> None:
     ],
 )
 def test_a_metric_is_found_by_its_name_or_by_what_it_means(key: str, available: list[str], found: str | None) -> None:
-    assert names.find(key, available) == found
+    assert run_metrics.find_metric(key, available) == found
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_a_metric_is_found_by_its_name_or_by_what_it_means(key: str, available: 
     ],
 )
 def test_which_direction_is_better_is_told_by_whole_words(better: bool | None, metrics: list[str]) -> None:
-    assert {metric: names.is_higher_better(metric) for metric in metrics} == dict.fromkeys(metrics, better)
+    assert {metric: run_metrics.is_higher_better(metric) for metric in metrics} == dict.fromkeys(metrics, better)
 
 
 @pytest.mark.parametrize(
@@ -135,4 +136,4 @@ def test_which_direction_is_better_is_told_by_whole_words(better: bool | None, m
     [(float("nan"), "–"), (float("inf"), "∞"), (-0.5, "−0.5"), (1234567.0, "1,234,567"), (0.12345, "0.1235"), (0, "0")],
 )
 def test_numbers_as_text(value: float, text: str) -> None:
-    assert words.number(value) == text
+    assert wording.number(value) == text

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from lr_lightning.reports.comparison import Report
-from lr_lightning.tracking import MLflowLogger, open_store
+from lr_lightning.tracking import RunLogger, open_store
 from lr_lightning.tracking.query import read_runs
-from lr_lightning.tracking.view import REPORT_NAME
+from lr_lightning.tracking.ui import REPORT_NAME
 from tests import forked
 
 from .conftest import Runs
@@ -235,7 +235,7 @@ def _add_other_runs(root: Path) -> None:
     store = open_store(root / "mlruns")
     for job, name in {"": "by the plugin", **OTHERS}.items():
         tags = {"job": job} if job else None
-        logger = MLflowLogger(store, output_dir=root / f"other-{name}", run_name=name, tags=tags)
+        logger = RunLogger(root / f"other-{name}", store, run_name=name, tags=tags)
         logger.log_rows([(key, 1.0 / s, s, 1000 + s) for s in range(1, 41) for key in ("lr/group0", "train/loss")])
         logger.end("FINISHED")
 

@@ -17,11 +17,10 @@ from scipy import stats
 from lr_lightning._plotting import styles
 from lr_lightning.app.commands import compare as app_compare
 from lr_lightning.errors import CompareError
-from lr_lightning.reports import tables
-from lr_lightning.reports import wording as words
+from lr_lightning.reports import tables, wording
 from lr_lightning.reports.comparison import Report
-from lr_lightning.reports.plots import accuracy_against_cost, seed_means
-from lr_lightning.reports.tables import print_outcome
+from lr_lightning.reports.plots import plot_cost, plot_seed_means
+from lr_lightning.reports.tables import print_comparison
 from lr_lightning.tracking import Store
 
 from .conftest import Runs
@@ -35,8 +34,8 @@ BEST = {
 
 
 def table(done: Report) -> dict[str, dict[str, str]]:
-    found = tables.group_table(done.outcome, done.target)
-    return {row[0]: dict(zip(found.columns, row, strict=True)) for row in found.rows}
+    found = tables.group_table(done.compared, done.target)
+    return {row[0]: dict(zip(found.titles, row, strict=True)) for row in found.rows}
 
 
 def page(done: Report) -> str:
@@ -92,14 +91,14 @@ def test_every_number_again_from_the_database(sweep: Runs, store: Store, compari
         median = "30" if reached > 3 else "not reached by half"
         assert cells["steps to val/acc>=0.945, median"] == f"{median} ({tail})"
         order.append((values.mean(), schedule))
-    assert [group.name for group in done.outcome.groups] == [name for _, name in sorted(order, reverse=True)]
-    for c in done.outcome.comparisons:
+    assert [group.name for group in done.compared.groups] == [name for _, name in sorted(order, reverse=True)]
+    for c in done.compared.differences:
         d = np.array([best[c.better, str(seed)] - best[c.worse, str(seed)] for seed in range(6)])
         signs = np.array(list(itertools.product((1, -1), repeat=6)))
         assert c.difference == pytest.approx(d.mean())
         assert c.p == pytest.approx((np.abs((signs * d).mean(axis=1)) >= abs(d.mean()) - 1e-12).mean())
         assert (c.n, c.paired, c.seeds_needed) == (6, True, 7)
-    assert len(done.outcome.comparisons) == 3
+    assert len(done.compared.differences) == 3
 
 
 def test_the_files_are_there_and_say_the_same(sweep: Runs, comparison: Compare) -> None:
@@ -108,7 +107,7 @@ def test_the_files_are_there_and_say_the_same(sweep: Runs, comparison: Compare) 
     assert names == ["report.html", "runs.csv", "means.png", "curves.png", "cost.png", "loss_vs_lr.png"]
     assert all(path.parent == done.folder and path.stat().st_size > 1000 for path in done.files)
     text = page(done)
-    assert words.headline(done.outcome) in text
+    assert wording.headline(done.compared) in text
     assert "http" not in text[: text.index('<script type="application/json"')].replace("http-equiv", "").replace(
         "http://127.0.0.1:5000", ""
     )
@@ -122,13 +121,13 @@ def test_the_files_are_there_and_say_the_same(sweep: Runs, comparison: Compare) 
 
 def test_no_winner_without_enough_seeds_and_one_with_them(sweep: Runs, comparison: Compare) -> None:
     few = comparison(log_run=False)
-    assert words.headline(few.outcome).startswith("No winner can be named. ")
-    assert "not enough seeds to tell (n = 6, needs 7)" in words.headline(few.outcome)
+    assert wording.headline(few.compared).startswith("No winner can be named. ")
+    assert "not enough seeds to tell (n = 6, needs 7)" in wording.headline(few.compared)
     two = comparison(log_run=False, filter_string="tags.schedule != 'wsd'", against="constant")
-    (c,) = two.outcome.comparisons
+    (c,) = two.compared.differences
     assert (c.better, c.significant, c.seeds_needed) == ("cosine", c.adjusted <= 0.05, 6)
-    assert words.p_value(c.adjusted) in words.headline(two.outcome)
-    assert words.interval(c) in words.headline(two.outcome)
+    assert wording.p_value(c.adjusted) in wording.headline(two.compared)
+    assert wording.interval(c) in wording.headline(two.compared)
 
 
 @pytest.mark.parametrize("lost", [0, 1, 4])
@@ -138,13 +137,13 @@ def test_a_group_does_not_win_by_the_runs_that_did_not_diverge(runs: Runs, compa
         runs.train("cosine", seed, 0.95 + 0.001 * seed, **(gone if seed < lost else {}))
         runs.train("constant", seed, 0.9)
     done = comparison(log_run=False)
-    said = words.headline(done.outcome)
+    said = wording.headline(done.compared)
     assert said.startswith("cosine won: " if not lost else "No winner can be named. cosine has the best mean")
-    (c,) = done.outcome.comparisons
+    (c,) = done.compared.differences
     assert c.n == 6
     if lost:
         assert f"(n = {6 - lost}; {lost} of 6 diverged)" in said
-        assert words.finding(c) == f"not told apart (n = 6); by ranks, cosine: {lost} of 6 diverged"
+        assert wording.finding(c) == f"not significant (n = 6); by ranks, cosine: {lost} of 6 diverged"
         assert said in page(done)
         assert ("cosine ranks before constant" if lost < 4 else "constant ranks before cosine") in said
 
@@ -155,8 +154,8 @@ def test_the_winner_need_not_have_the_best_mean_of_the_survivors(runs: Runs, com
         runs.train("cosine", seed, 0.99 if not seed else 0.1, **gone)
         runs.train("constant", seed, 0.9 if seed else 0.995)
     done = comparison(log_run=False)
-    assert words.headline(done.outcome).startswith("constant won: a mean val/acc, 0.9158")
-    assert "cosine: 5 of 6 diverged" in words.headline(done.outcome)
+    assert wording.headline(done.compared).startswith("constant won: a mean val/acc, 0.9158")
+    assert "cosine: 5 of 6 diverged" in wording.headline(done.compared)
 
 
 def test_two_seeds_say_that_six_are_needed(runs: Runs, comparison: Compare) -> None:
@@ -173,10 +172,10 @@ def test_groups_of_one_seed_are_one_line_and_no_p(
     for i, schedule in enumerate(("cosine", "constant", "wsd")):
         runs.train(schedule, 0, 0.95 - 0.01 * i)
     one = comparison(log_run=False)
-    line = "These groups have one seed to be compared by, from which nothing can be told; 7 seeds each are needed."
-    assert len(one.outcome.comparisons) == 3
-    assert not tables.comparison_table(one.outcome).rows
-    assert words.headline(one.outcome) == (
+    line = "These groups share only one seed, which tells nothing; 7 seeds each are needed."
+    assert len(one.compared.differences) == 3
+    assert not tables.comparison_table(one.compared).rows
+    assert wording.headline(one.compared) == (
         "No winner can be named. cosine has the best mean val/acc, 0.9500 (n = 1). cosine is 0.0100 ahead of constant "
         "by one seed: not enough seeds to tell (n = 1, needs 7)."
     )
@@ -187,8 +186,8 @@ def test_groups_of_one_seed_are_one_line_and_no_p(
     runs.train("cosine", 1, 0.95)
     runs.train("constant", 1, 0.94)
     two = comparison(log_run=False)
-    assert [row[:2] for row in tables.comparison_table(two.outcome).rows] == [["cosine", "constant"]]
-    assert "Other groups have one seed to be compared by" in page(two)
+    assert [row[:2] for row in tables.comparison_table(two.compared).rows] == [["cosine", "constant"]]
+    assert "Other groups share only one seed" in page(two)
 
 
 def test_every_kind_of_run_is_listed_and_none_breaks_it(runs: Runs, comparison: Compare) -> None:
@@ -237,7 +236,7 @@ def test_every_kind_of_run_is_listed_and_none_breaks_it(runs: Runs, comparison: 
     assert "read by other names: lr-SGD, test_acc" not in text
     assert "read by other names: lr-SGD, train_loss_step, val_acc, val_loss" in text
     assert "constant: the runs have" in text
-    assert [g.name for g in done.outcome.groups][-1] == "wsd"
+    assert [g.name for g in done.compared.groups][-1] == "wsd"
 
 
 @pytest.mark.parametrize("target", ["val/acc>=0.9", None])
@@ -279,7 +278,7 @@ def test_what_some_run_has_or_nobody_asked_for_is_no_error(runs: Runs, compariso
 def test_lengths_that_differ_are_said(runs: Runs, comparison: Compare) -> None:
     runs.train("cosine", 0, 0.9, steps=40)
     runs.train("constant", 0, 0.9, steps=80)
-    (warning,) = [w for w in comparison(log_run=False).outcome.warnings if "different lengths" in w]
+    (warning,) = [w for w in comparison(log_run=False).compared.warnings if "different lengths" in w]
     assert "40 to 80 steps" in warning
 
 
@@ -289,16 +288,16 @@ def test_what_else_varies_in_a_group_is_said_and_grouping_by_it_helps(runs: Runs
             runs.train("cosine", seed, 0.9 + lr / 2, lr=lr)
             runs.train("constant", seed, 0.8 + lr, lr=lr)
     mixed = comparison(log_run=False, draw=True)
-    assert any("optimizer.lr (2 values)" in warning for warning in mixed.outcome.warnings)
+    assert any("optimizer.lr (2 values)" in warning for warning in mixed.compared.warnings)
     assert table(mixed)["cosine"]["n"] == "2 (4 of 4 runs)"
     assert (mixed.folder / "sensitivity.png").exists()
     apart = comparison(by=["schedule", "optimizer.lr"], log_run=False, draw=True)
-    assert [group.name for group in apart.outcome.groups] == [
+    assert [group.name for group in apart.compared.groups] == [
         *("cosine, lr=0.1", "cosine, lr=0.01", "constant, lr=0.1", "constant, lr=0.01")
     ]
-    assert not apart.outcome.warnings
+    assert not apart.compared.warnings
     assert (apart.folder / "sensitivity.png").exists()
-    assert apart.outcome.varying == {
+    assert apart.compared.varying == {
         "optimizer.lr": ["0.01", "0.1"],
         "schedule.name": ["constant", "cosine"],
         "seed": ["0", "1"],
@@ -329,21 +328,21 @@ def test_runs_of_several_data_sets_are_apart_and_one_can_be_compared_alone(
         lost = {"status": "FAILED"} if (schedule, rate, seed) == ("wsd", 0.1, 0) else {}
         runs.train(schedule, seed, 0.2, lr=rate, params=other, **lost)
     done = comparison(log_run=False)
-    headline = words.headline(done.outcome)
-    assert headline.startswith(f"The runs are of {said}: they are grouped by it as well")
+    headline = wording.headline(done.compared)
+    assert headline.startswith(f"The runs are of {said}: they are grouped by data set as well")
     of_the_other = said.split(", ")[-1].removesuffix(" (17 runs)")
     names = [f"{schedule}, {one}" for one in ("digits", of_the_other) for schedule in ("constant", "cosine", "wsd")]
-    assert sorted(group.name for group in done.outcome.groups) == sorted(names)
-    assert sorted(text.split(": ")[0] for text in done.good_rates) == sorted(names)
+    assert sorted(group.name for group in done.compared.groups) == sorted(names)
+    assert sorted(text.split(": ")[0] for text in done.good_lrs) == sorted(names)
     (option,) = re.findall(r'--filter (".*") \(', headline)
     (by,) = re.findall(r"--by (\S+)\)\.", headline)
     assert by == f"{keys},schedule"
     given = subprocess.run(["bash", "-c", f"printf %s {option}"], capture_output=True, text=True, check=True).stdout
     one = comparison(log_run=False, filter_string=given)
-    assert sum(len(group.runs) for group in one.outcome.groups) == 18
-    assert not one.outcome.mixed
-    assert {re.sub("^([a-z]+), .*: ", r"\1: ", text) for text in done.good_rates} >= {*one.good_rates}
-    assert not comparison(log_run=False, by=by.split(",")).outcome.mixed
+    assert sum(len(group.runs) for group in one.compared.groups) == 18
+    assert not one.compared.data_sets
+    assert {re.sub("^([a-z]+), .*: ", r"\1: ", text) for text in done.good_lrs} >= {*one.good_lrs}
+    assert not comparison(log_run=False, by=by.split(",")).compared.data_sets
 
 
 @pytest.fixture
@@ -359,7 +358,7 @@ def two_data_sets(sweep: Runs) -> Runs:
 def test_no_table_or_picture_mixes_data_sets(two_data_sets: Runs, comparison: Compare) -> None:
     done = comparison(log_run=False, target="val/acc>=0.945")
     shown = table(done)
-    assert [*shown] == [group.name for group in done.outcome.groups]
+    assert [*shown] == [group.name for group in done.compared.groups]
     for schedule, values in BEST.items():
         for of in ("digits", "(no data set)"):
             assert shown[f"{schedule}, {of}"]["best val/acc"].startswith(f"{np.mean(values):.4f}")
@@ -368,39 +367,41 @@ def test_no_table_or_picture_mixes_data_sets(two_data_sets: Runs, comparison: Co
         assert shown[f"{schedule}, image_folder"]["best val/acc"].startswith(f"{hard:.4f}")
         assert shown[f"{schedule}, image_folder"]["steps"] == "80"
     assert {cells["n"] for cells in shown.values()} == {"6"}
-    assert not done.outcome.warnings  # that data sets take their own steps is nothing to warn of
-    assert [group.data_set for group in done.outcome.groups] == sorted(group.data_set for group in done.outcome.groups)
+    assert not done.compared.warnings  # that data sets take their own steps is nothing to warn of
+    assert [group.data_set for group in done.compared.groups] == sorted(
+        group.data_set for group in done.compared.groups
+    )
     assert {row["group"] for row in csv_rows(done)} == {*shown}
     looks = styles(shown)
-    cost = accuracy_against_cost(done.outcome, looks)
+    cost = plot_cost(done.compared, looks)
     assert cost is not None
-    fronts = [trace.places["step"].x.tolist() for trace in cost.traces if trace.kind == "front"]
+    fronts = [trace.by_axis["step"].x.tolist() for trace in cost.traces if trace.kind == "front"]
     assert fronts == [[40.0], [40.0], [80.0]]
-    means = seed_means(done.outcome, looks)
+    means = plot_seed_means(done.compared, looks)
     assert means is not None
     assert {trace.name for trace in means.traces} == {*shown}
 
 
 def test_each_data_set_is_compared_by_itself(two_data_sets: Runs, comparison: Compare) -> None:
     done = comparison(log_run=False)
-    alone = comparison(log_run=False, filter_string="params.`data.name` = 'image_folder'").outcome
-    own = [c for c in done.outcome.comparisons if c.better.endswith(", image_folder")]
-    assert len(done.outcome.comparisons) == 9
+    alone = comparison(log_run=False, filter_string="params.`data.name` = 'image_folder'").compared
+    own = [c for c in done.compared.differences if c.better.endswith(", image_folder")]
+    assert len(done.compared.differences) == 9
     assert [(c.better.split(",")[0], c.worse.split(",")[0]) for c in own] == [
-        (c.better, c.worse) for c in alone.comparisons
+        (c.better, c.worse) for c in alone.differences
     ]
     assert [(c.p, c.adjusted, c.seeds_needed, c.n) for c in own] == [
-        (c.p, c.adjusted, c.seeds_needed, c.n) for c in alone.comparisons
+        (c.p, c.adjusted, c.seeds_needed, c.n) for c in alone.differences
     ]
-    said = words.findings(done.outcome)
+    said = wording.findings(done.compared)
     assert [text.split(":")[0] for text in said[1:]] == ["(no data set)", "digits", "image_folder"]
-    assert said[3].replace(", image_folder", "") == f"image_folder: {words.headline(alone)}"
-    against = comparison(log_run=False, against="constant").outcome
-    assert {c.seeds_needed for c in against.comparisons} == {7}
-    assert {name for c in against.comparisons for name in (c.better, c.worse) if name.startswith("constant")} == {
+    assert said[3].replace(", image_folder", "") == f"image_folder: {wording.headline(alone)}"
+    against = comparison(log_run=False, against="constant").compared
+    assert {c.seeds_needed for c in against.differences} == {7}
+    assert {name for c in against.differences for name in (c.better, c.worse) if name.startswith("constant")} == {
         *("constant, digits", "constant, image_folder", "constant, (no data set)")
     }
-    assert len(against.comparisons) == 6
+    assert len(against.differences) == 6
 
 
 def test_a_multirun_over_data_sets_is_no_comparison_of_them(runs: Runs, comparison: Compare) -> None:
@@ -408,16 +409,16 @@ def test_a_multirun_over_data_sets_is_no_comparison_of_them(runs: Runs, comparis
         for schedule in ("cosine", "constant"):
             ahead = 0.005 * (schedule == "constant")
             runs.train(schedule, seed, best + ahead - seed / 1000, params={"data.name": name})
-    varied = comparison(log_run=False, by_varied=["data", "schedule"]).outcome
-    assert {(c.better, c.worse) for c in varied.comparisons} == {
+    varied = comparison(log_run=False, by_varied=["data", "schedule"]).compared
+    assert {(c.better, c.worse) for c in varied.differences} == {
         ("constant, digits", "cosine, digits"),
         ("constant, mnist", "cosine, mnist"),
     }
-    only = comparison(log_run=False, by_varied=["data"], filter_string="tags.schedule = 'cosine'").outcome
+    only = comparison(log_run=False, by_varied=["data"], filter_string="tags.schedule = 'cosine'").compared
     assert [group.name for group in only.groups] == ["digits", "mnist"]
-    assert not only.comparisons
-    asked = comparison(log_run=False, by=["data"], filter_string="tags.schedule = 'cosine'").outcome
-    assert [(c.better, c.worse) for c in asked.comparisons] == [("mnist", "digits")]
+    assert not only.differences
+    asked = comparison(log_run=False, by=["data"], filter_string="tags.schedule = 'cosine'").compared
+    assert [(c.better, c.worse) for c in asked.differences] == [("mnist", "digits")]
 
 
 def test_no_two_data_sets_have_one_name(runs: Runs, comparison: Compare) -> None:
@@ -425,7 +426,7 @@ def test_no_two_data_sets_have_one_name(runs: Runs, comparison: Compare) -> None
     for place in (a, {"data.path": "hub/b"}, a | t, t, {}):
         runs.train("cosine", 0, 0.9, params=place)
     for by in ({}, {"by_varied": ["data.root", "schedule"]}):
-        names = {group.name: len(group.runs) for group in comparison(log_run=False, **by).outcome.groups}
+        names = {group.name: len(group.runs) for group in comparison(log_run=False, **by).compared.groups}
         assert names == {
             "cosine, data.root=/a": 1,
             "cosine, data.path=hub/b": 1,
@@ -440,7 +441,7 @@ def test_folders_that_all_paths_share_are_in_no_name(runs: Runs, comparison: Com
         runs.train("cosine", 0, 0.9, params={"data.name": "image_folder", "data.root": root})
     done = comparison(log_run=False)
     assert {*table(done)} == {f"cosine, image_folder data.root=…/{root}" for root in ("birds", "bees/wild")}
-    assert "image_folder data.root=/data/images/birds (1 run)" in words.headline(done.outcome)
+    assert "image_folder data.root=/data/images/birds (1 run)" in wording.headline(done.compared)
 
 
 def test_a_run_that_only_a_time_to_the_target_is_over_is_apart_too(runs: Runs, comparison: Compare) -> None:
@@ -453,7 +454,7 @@ def test_a_run_that_only_a_time_to_the_target_is_over_is_apart_too(runs: Runs, c
 def test_a_data_set_without_the_group_chosen_beforehand_says_so(runs: Runs, comparison: Compare) -> None:
     for schedule, name in (("cosine", "digits"), ("constant", "digits"), ("cosine", "mnist"), ("wsd", "mnist")):
         runs.train(schedule, 0, 0.9, params={"data.name": name})
-    digits, mnist = words.findings(comparison(log_run=False, against="constant").outcome)[1:]
+    digits, mnist = wording.findings(comparison(log_run=False, against="constant").compared)[1:]
     assert "The group to compare it with has no runs here." in mnist
     assert "no runs here" not in digits
 
@@ -462,10 +463,10 @@ def test_a_lower_loss_decides_where_there_is_no_accuracy(runs: Runs, comparison:
     runs.add("a", {"val/loss": [(0, 0.5), (1, 0.3), (2, 0.4)]}, tags={"schedule": "a", "seed": "0"})
     runs.add("b", {"val/loss": [(0, 0.5), (1, 0.2)]}, tags={"schedule": "b", "seed": "0"})
     done = comparison(log_run=False)
-    assert done.outcome.objective == "val/loss"
-    assert [group.name for group in done.outcome.groups] == ["b", "a"]
+    assert done.compared.objective == "val/loss"
+    assert [group.name for group in done.compared.groups] == ["b", "a"]
     assert table(done)["a"]["best val/loss"] == "0.3000"
-    assert done.outcome.comparisons[0].difference == pytest.approx(0.1)
+    assert done.compared.differences[0].difference == pytest.approx(0.1)
 
 
 def test_without_any_validation_metric_the_runs_are_listed(runs: Runs, comparison: Compare) -> None:
@@ -495,7 +496,7 @@ def test_the_comparison_is_a_run_of_its_own_that_is_never_compared(
     second = comparison(log_run=False)
     assert len(csv_rows(second)) == 18
     assert "a run of the job &#39;compare&#39;" in page(second)
-    assert words.headline(first.outcome) == words.headline(second.outcome)
+    assert wording.headline(first.compared) == wording.headline(second.compared)
 
 
 @pytest.mark.parametrize(
@@ -535,7 +536,7 @@ def test_a_metric_whose_direction_is_not_known_is_asked_for(
     asked: dict[str, Any] = {"experiments": ["exp"], "metric": "val/score", "log_run": False}
     assert app_compare.run(store.root, None, tmp_path / "out", **asked) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: --metric: whether more of 'val/score' is better cannot be told from its name.")
+    assert said.startswith("error: --metric: the name 'val/score' does not tell whether a higher value is better.")
     assert "--higher-is-better or --lower-is-better" in said
     for higher, first in ((True, "s1 has the best mean"), (False, "s0 has the best mean")):
         assert app_compare.run(store.root, None, tmp_path / "out", higher_is_better=higher, **asked) == 0
@@ -596,11 +597,11 @@ def test_no_terminal_breaks_a_word(
         runs.train("inverse_square_root", seed, 0.9, tags={"verdict": "inconclusive"})
     done = comparison(log_run=False, by=["schedule", "optimizer.lr"], target=target)
     monkeypatch.setenv("COLUMNS", str(columns))
-    print_outcome(done.outcome, done.target, "title")
+    print_comparison(done.compared, done.target, "title")
     lines = capsys.readouterr().out.split("who won")[0].splitlines()
     assert max(map(len, lines)) <= columns
-    known = tables.group_table(done.outcome, done.target)
-    words_known = {word for row in [known.columns, *known.rows] for cell in row for word in cell.split()}
+    known = tables.group_table(done.compared, done.target)
+    words_known = {word for row in [known.titles, *known.rows] for cell in row for word in cell.split()}
     shown = {word for line in lines[2:] for cell in re.split("[│┃]", line) for word in cell.split() if word.isascii()}
     assert {word for word in shown if "…" not in word} - words_known == set()
     assert {"best", "val/acc"} <= shown

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from lr_lightning.reports.comparison import Report
-from lr_lightning.reports.tables import print_outcome
+from lr_lightning.reports.tables import print_comparison
 
 from .conftest import Runs
 
@@ -89,7 +89,7 @@ def test_the_terminal_gets_no_escape_sequence_and_no_markup(
     hostile: Runs, comparison: Callable[..., Report], capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = comparison(log_run=False)
-    print_outcome(done.outcome, None, done.title)
+    print_comparison(done.compared, None, done.title)
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "\x07" not in out

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.train import Result
+from lr_lightning.app.run.train import RunOutcome
 from lr_lightning.search.settings import Search
 from lr_lightning.search.task import Answer, Status, Task, TaskResult
 
@@ -27,10 +27,10 @@ class Trainings:
         self.value = value
         self.configs: list[Config] = []
 
-    def __call__(self, config: Config, previous: Any = None, **_: Any) -> Result:
+    def __call__(self, config: Config, previous: Any = None, **_: Any) -> RunOutcome:
         self.configs.append(config)
         summary = {"best_val_acc": self.value(config)}
-        return Result(Path(config.output_root), f"run{len(self.configs)}", summary)
+        return RunOutcome(summary, output_dir=Path(config.output_root), run_id=f"run{len(self.configs)}")
 
 
 class InstantWorker:

@@ -48,11 +48,11 @@ def test_a_key_with_one_value_is_not_searched_and_several_seeds_are_seeds(search
 
 
 def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) -> None:
-    from lr_lightning.app.composition import checked
+    from lr_lightning.app.composition import load_config
 
     search = searched("search=random", "schedule=cosine,wsd", "trainer.max_epochs=3", "optimizer.weight_decay=0.001")
     point = {"optimizer.lr": 0.0123, "schedule": "wsd"}
-    assert search.composer.config(point) == checked(search.root, search.composer.overrides(point))
+    assert search.composer.config(point) == load_config(search.root, search.composer.overrides(point))
 
 
 @pytest.mark.parametrize(

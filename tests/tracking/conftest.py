@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from lr_lightning.tracking import Store, open_store
-from lr_lightning.tracking import logger as logger_module
 from lr_lightning.tracking import store as store_module
-from lr_lightning.tracking.uploader import SenderThread
+from lr_lightning.tracking import uploader as uploader_module
+from lr_lightning.tracking.uploader import UploadThread
 
 
 class Refused(Exception):
@@ -116,8 +116,8 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     """The client behind ``fake_store``; retries come at once."""
     fake = FakeClient()
     monkeypatch.setitem(store_module._clients, "http://fake.test", fake)
-    monkeypatch.setattr(logger_module, "SenderThread", partial(SenderThread, first_wait=0.001, longest_wait=0.002))
-    monkeypatch.setattr(logger_module, "_DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(uploader_module, "UploadThread", partial(UploadThread, first_wait=0.001, longest_wait=0.002))
+    monkeypatch.setattr(uploader_module, "_SERVER_DRAIN_SECONDS", 0.5)
     return fake
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lr_lightning.errors import RunInUse
-from lr_lightning.tracking import MLflowLogger, Store, mark_dead_runs, open_store
+from lr_lightning.tracking import RunLogger, Store, mark_dead_runs, open_store
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
 from tests import forked
 from tests.forked import Forked
@@ -87,8 +87,8 @@ def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
 
 LIVE = """
 import sys, time
-from lr_lightning.tracking import MLflowLogger, open_store
-logger = MLflowLogger(open_store(sys.argv[1]), "exp", sys.argv[2], end_on_finalize=False)
+from lr_lightning.tracking import RunLogger, open_store
+logger = RunLogger(sys.argv[2], open_store(sys.argv[1]), experiment="exp", end_on_finalize=False)
 for step in range(100):
     logger.log_metrics({"loss": float(step)}, step)
 logger.flush()
@@ -107,13 +107,13 @@ def test_a_killed_process_is_marked_and_its_run_goes_on(store: Store, tmp_path: 
         time.sleep(0.01)
     run_id = process.out().strip()
     with pytest.raises(RunInUse, match=rf"is still running \(pid {process.pid} on host"):
-        MLflowLogger(store, "exp", out, run_id=run_id).start()
+        RunLogger(out, store, experiment="exp", run_id=run_id).start()
     assert mark_dead_runs(store) == []
     process.kill()
     process.communicate()
     assert mark_dead_runs(store) == [run_id]
     assert store.run(run_id).info.status == "KILLED"
-    logger = MLflowLogger(store, "exp", out, run_id=run_id, end_on_finalize=False)
+    logger = RunLogger(out, store, experiment="exp", run_id=run_id, end_on_finalize=False)
     for step in range(80, 120):
         logger.log_metrics({"loss": float(step)}, step)
     logger.end("FINISHED")
@@ -123,8 +123,8 @@ def test_a_killed_process_is_marked_and_its_run_goes_on(store: Store, tmp_path: 
 
 LEAVES = """
 import sys
-from lr_lightning.tracking import MLflowLogger, open_store
-logger = MLflowLogger(open_store(sys.argv[1]), "exp", sys.argv[2])
+from lr_lightning.tracking import RunLogger, open_store
+logger = RunLogger(sys.argv[2], open_store(sys.argv[1]), experiment="exp")
 logger.log_metrics({"loss": 1.0}, 0)
 print(logger.run_id, flush=True)
 sys.exit(3)

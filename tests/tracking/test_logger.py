@@ -1,6 +1,5 @@
 import csv
 import errno
-import json
 import logging
 import pickle
 import shutil
@@ -12,30 +11,30 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-import yaml
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lr_lightning.errors import RunInUse, TrackingError
-from lr_lightning.tracking import CSVLogger, MLflowLogger, RunLogger, Store, replay
-from lr_lightning.tracking import local_log as run_clock_module
-from lr_lightning.tracking.local_log import MetricLog, load_state
+from lr_lightning.tracking import RunLogger, Store, local_log, replay
+from lr_lightning.tracking.local_log import LocalLog, Metric, UploadState
 
-KINDS = ["mlflow", "csv"]
+KINDS = ["mlflow", "csv", "none"]
 
 
 def make(kind: str, store: Store, out: Path, **options: Any) -> RunLogger:
     options.setdefault("end_on_finalize", False)
-    return MLflowLogger(store, "exp", out, **options) if kind == "mlflow" else CSVLogger(out, **options)
+    return RunLogger(out, store if kind == "mlflow" else None, experiment="exp", csv=kind == "csv", **options)
 
 
 def stored(kind: str, out: Path, key: str) -> list[tuple[int, float]]:
-    """(step, value) of ``key`` in the local file, in order."""
-    if kind == "mlflow":
-        records = [record for record, _ in MetricLog(out / "metrics.jsonl").read(0, 1 << 24)]
-        return [(r.step, r.value) for r in records if getattr(r, "step", None) is not None and r.key == key]
-    with (out / "metrics.csv").open() as file:
-        return [(int(r["step"]), float(r["value"])) for r in csv.DictReader(file) if r["key"] == key]
+    """(step, value) of ``key`` in the local log, in order; a CSV file has the same rows."""
+    metrics = [record for record in LocalLog(out / "metrics.jsonl").records() if isinstance(record, Metric)]
+    assert (out / "metrics.csv").exists() == (kind == "csv")
+    if kind == "csv":
+        with (out / "metrics.csv").open() as file:
+            rows = [(r["key"], float(r["value"]), int(r["step"]), int(r["time_ms"])) for r in csv.DictReader(file)]
+        assert rows == metrics
+    return [(metric.step, metric.value) for metric in metrics if metric.key == key]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,14 +78,14 @@ def test_a_resumed_run_stores_no_row_twice_and_misses_none(kind: str, fake_store
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_torn_line_is_cut_when_a_run_goes_on(kind: str, fake_store: Store, tmp_path: Path) -> None:
+def test_a_torn_line_is_cut_when_a_run_is_resumed(kind: str, fake_store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
     logger = make(kind, fake_store, out)
     logger.log_metrics({"loss": 1.0}, 1)
     logger.end("KILLED")
-    name = "metrics.jsonl" if kind == "mlflow" else "metrics.csv"
-    with (out / name).open("a") as file:
-        file.write('{"metric":"lo' if kind == "mlflow" else "loss,2.")
+    for name, torn in (("metrics.jsonl", '{"metric":"lo'), *([("metrics.csv", "loss,2.")] if kind == "csv" else [])):
+        with (out / name).open("a") as file:
+            file.write(torn)
     again = make(kind, fake_store, out, resume=True)
     again.log_metrics({"loss": 2.0}, 2)
     again.end("FINISHED")
@@ -107,7 +106,7 @@ def test_a_folder_with_a_run_needs_resume(kind: str, fake_store: Store, tmp_path
     logger = make(kind, fake_store, tmp_path / "out")
     logger.log_metrics({"a": 1.0}, 0)
     logger.end("FINISHED")
-    with pytest.raises(TrackingError, match="holds the log of a run already"):
+    with pytest.raises(TrackingError, match="already holds the log of a run"):
         make(kind, fake_store, tmp_path / "out").start()
 
 
@@ -138,7 +137,7 @@ def test_other_ranks_do_nothing(
     logger.set_tags({"a": 1})
     logger.log_text("x", "f.txt")
     logger.end("FINISHED")
-    assert getattr(logger, "run_id", None) is None
+    assert logger.run_id is None
     assert not (tmp_path / "out").exists()
     assert client.calls == []
 
@@ -184,12 +183,12 @@ def test_params_are_long_dotted_and_never_change(fake_store: Store, client: Any,
     assert data.tags["resumed.optimizer.lr"] == "0.2"
 
 
-def test_the_same_run_goes_on_and_ends_finished(fake_store: Store, client: Any, tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_same_run_and_ends_finished(fake_store: Store, client: Any, tmp_path: Path) -> None:
     logger = make("mlflow", fake_store, tmp_path / "out", tags={"seed": 0}, run_name="r")
     assert logger.version == logger.run_id == "run0"
     logger.end("FAILED")
     assert client.runs["run0"].info.status == "FAILED"
-    again = MLflowLogger(fake_store, "exp", tmp_path / "out", run_id="run0")
+    again = RunLogger(tmp_path / "out", fake_store, experiment="exp", run_id="run0")
     again.start()
     assert again.run_id == "run0"
     again.end("FINISHED")
@@ -200,13 +199,13 @@ def test_the_same_run_goes_on_and_ends_finished(fake_store: Store, client: Any, 
 
 def test_a_run_of_another_folder_or_of_no_store_is_refused(fake_store: Store, tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="there is no run 'nope'"):
-        MLflowLogger(fake_store, "exp", tmp_path / "new", run_id="nope").start()
+        RunLogger(tmp_path / "new", fake_store, experiment="exp", run_id="nope").start()
     for name in ("one", "two"):
         logger = make("mlflow", fake_store, tmp_path / name)
         logger.start()
         logger.end("FINISHED")
     with pytest.raises(TrackingError, match="holds run run1, not run0"):
-        MLflowLogger(fake_store, "exp", tmp_path / "two", run_id="run0").start()
+        RunLogger(tmp_path / "two", fake_store, experiment="exp", run_id="run0").start()
 
 
 def test_a_dead_server_stops_nothing_and_replay_is_named(
@@ -221,9 +220,9 @@ def test_a_dead_server_stops_nothing_and_replay_is_named(
         logger.experiment.log_text("run", "x", "y")  # a stand-in: Lightning touches it before every fit
         logger.end("FINISHED")
     assert stored("mlflow", tmp_path / "out", "loss") == [(0, 1.0)]
-    assert sum("does not answer" in r.message and "Training goes on" in r.message for r in caplog.records) == 1
+    assert sum("does not answer" in r.message and "Training continues" in r.message for r in caplog.records) == 1
     assert f"python scripts/replay.py {tmp_path / 'out'}" in caplog.records[-1].message
-    assert "6 records were not sent" in caplog.records[-1].message
+    assert "6 records were not uploaded" in caplog.records[-1].message
 
 
 def test_a_server_that_went_away_and_came_back_has_everything(fake_store: Store, client: Any, tmp_path: Path) -> None:
@@ -242,7 +241,7 @@ def test_a_new_store_gets_the_whole_log(fake_store: Store, client: Any, make_sto
     logger.log_metrics({"loss": 1.0}, 0)
     logger.end("KILLED")
     other = make_store("other")
-    again = MLflowLogger(other, "exp", tmp_path / "out", resume=True)
+    again = RunLogger(tmp_path / "out", other, experiment="exp", resume=True)
     again.log_metrics({"loss": 2.0}, 1)
     run_id = again.run_id
     assert isinstance(run_id, str)
@@ -251,13 +250,13 @@ def test_a_new_store_gets_the_whole_log(fake_store: Store, client: Any, make_sto
 
 
 def test_without_its_folder_a_run_is_resumed_from_the_store(store: Store, tmp_path: Path) -> None:
-    logger = MLflowLogger(store, "exp", tmp_path / "out", end_on_finalize=False)
+    logger = RunLogger(tmp_path / "out", store, experiment="exp", end_on_finalize=False)
     for step in range(5):
         logger.log_metrics({"loss": float(step)}, step)
     logger.log_hyperparams({"a": 1})
     logger.end("KILLED")
     run_id = logger.run_id
-    again = MLflowLogger(store, "exp", tmp_path / "elsewhere", run_id=run_id, end_on_finalize=False)
+    again = RunLogger(tmp_path / "elsewhere", store, experiment="exp", run_id=run_id, end_on_finalize=False)
     for step in range(3, 8):
         again.log_metrics({"loss": float(step)}, step)
     again.log_hyperparams({"a": 2})
@@ -272,15 +271,15 @@ def test_without_its_folder_a_run_is_resumed_from_the_store(store: Store, tmp_pa
 
 def first_half(store: Store, out: Path) -> str:
     """A stopped run of four steps; its id."""
-    logger = MLflowLogger(store, "exp", out, end_on_finalize=False)
+    logger = RunLogger(out, store, experiment="exp", end_on_finalize=False)
     for step in range(4):
         logger.log_metrics({"loss": float(step)}, step)
     logger.end("KILLED")
     return str(logger.run_id)
 
 
-def go_on(store: Store, out: Path, end: int) -> str:
-    again = MLflowLogger(store, "exp", out, resume=True, end_on_finalize=False)
+def resume(store: Store, out: Path, end: int) -> str:
+    again = RunLogger(out, store, experiment="exp", resume=True, end_on_finalize=False)
     for step in range(2, end):
         again.log_metrics({"loss": float(step)}, step)
     again.end("FINISHED")
@@ -293,11 +292,11 @@ def test_a_state_of_another_run_is_refused_and_one_that_was_removed_is_found_aga
     mine, other = first_half(store, tmp_path / "mine"), first_half(store, tmp_path / "other")
     state = tmp_path / "mine" / "metrics.sent"
     shutil.copy(tmp_path / "other" / "metrics.sent", state)
-    for starts in (lambda: go_on(store, tmp_path / "mine", 6), lambda: replay(tmp_path / "mine")):
+    for starts in (lambda: resume(store, tmp_path / "mine", 6), lambda: replay(tmp_path / "mine")):
         with pytest.raises(TrackingError, match=r"metrics.sent: is of another run than metrics.jsonl"):
             starts()
     state.unlink()
-    assert go_on(store, tmp_path / "mine", 6) == mine
+    assert resume(store, tmp_path / "mine", 6) == mine
     rows = {run: [m.step for m in store.client().get_metric_history(run, "loss")] for run in (mine, other)}
     assert rows == {mine: list(range(6)), other: list(range(4))}
 
@@ -307,32 +306,32 @@ def test_rows_that_a_log_has_lost_are_not_stored_twice(store: Store, tmp_path: P
     run_id = first_half(store, out)
     log = out / "metrics.jsonl"
     log.write_bytes(log.read_bytes().split(b'{"metric":"loss","value":2.0')[0])
-    assert go_on(store, out, 6) == run_id
+    assert resume(store, out, 6) == run_id
     assert [m.step for m in store.client().get_metric_history(run_id, "loss")] == list(range(6))
     assert store.run(run_id).info.status == "FINISHED"
 
 
-def test_of_a_run_and_its_copy_only_the_one_that_went_on_goes_on(store: Store, tmp_path: Path) -> None:
+def test_a_stale_copy_of_a_resumed_run_is_refused(store: Store, tmp_path: Path) -> None:
     run_id = first_half(store, tmp_path / "out")
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
-    assert go_on(store, tmp_path / "copy", 6) == run_id
-    with pytest.raises(TrackingError, match=r"was gone on with in .*copy, and has rows that .*out lacks"):
-        go_on(store, tmp_path / "out", 6)
-    assert go_on(store, tmp_path / "copy", 8) == run_id
+    assert resume(store, tmp_path / "copy", 6) == run_id
+    with pytest.raises(TrackingError, match=r"was resumed in .*copy, and has rows that .*out lacks"):
+        resume(store, tmp_path / "out", 6)
+    assert resume(store, tmp_path / "copy", 8) == run_id
     shutil.move(tmp_path / "copy", tmp_path / "moved")
-    assert go_on(store, tmp_path / "moved", 9) == run_id
+    assert resume(store, tmp_path / "moved", 9) == run_id
     assert [m.step for m in store.client().get_metric_history(run_id, "loss")] == list(range(9))
 
 
-def test_a_run_whose_store_was_replaced_names_the_way_on(store: Store, tmp_path: Path, make_store: Any) -> None:
+def test_a_run_whose_store_was_replaced_says_how_to_resume_it(store: Store, tmp_path: Path, make_store: Any) -> None:
     out = tmp_path / "out"
     run_id = first_half(store, out)
     other = make_store("other")
-    replace(load_state(out), uri=other.uri).save(out)  # type: ignore[type-var]
-    with pytest.raises(TrackingError, match=r"there is no run .*remove .*metrics.sent and go on"):
-        go_on(other, out, 6)
+    replace(UploadState.load(out), uri=other.uri).save(out)  # type: ignore[type-var]
+    with pytest.raises(TrackingError, match=r"there is no run .*remove .*metrics.sent and resume"):
+        resume(other, out, 6)
     (out / "metrics.sent").unlink()
-    new = go_on(other, out, 6)
+    new = resume(other, out, 6)
     assert new != run_id
     assert [m.step for m in other.client().get_metric_history(new, "loss")] == list(range(6))
 
@@ -343,7 +342,7 @@ def test_a_disk_without_room_at_the_start_holds_no_lock(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for written in ("wal.append_bytes", "state.write_atomically", "locks.write_atomically"):
+    for written in ("local_log.append_bytes", "local_log.write_atomically", "locks.write_atomically"):
         with monkeypatch.context() as patch:
             patch.setattr(f"lr_lightning.tracking.{written}", full)
             with pytest.raises(OSError, match="No space left"):
@@ -358,13 +357,13 @@ def test_a_disk_without_room_at_the_start_holds_no_lock(
 def test_a_clock_set_back_leaves_the_newest_summary_and_a_duration(
     folder: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logger = MLflowLogger(store, "exp", tmp_path / "out", end_on_finalize=False)
+    logger = RunLogger(tmp_path / "out", store, experiment="exp", end_on_finalize=False)
     logger.log_summary({"best": 0.5})
     logger.end("KILLED")
     run_id = str(logger.run_id)
     an_hour_ago = time.time() - 3600
-    monkeypatch.setattr(run_clock_module.time, "time", lambda: an_hour_ago)
-    again = MLflowLogger(store, "exp", tmp_path / folder, run_id=run_id, end_on_finalize=False)
+    monkeypatch.setattr(local_log.time, "time", lambda: an_hour_ago)
+    again = RunLogger(tmp_path / folder, store, experiment="exp", run_id=run_id, end_on_finalize=False)
     again.log_summary({"best": 0.25})
     again.end("FINISHED")
     run = store.run(run_id)
@@ -372,10 +371,67 @@ def test_a_clock_set_back_leaves_the_newest_summary_and_a_duration(
     assert run.info.end_time > run.info.start_time
 
 
+@pytest.mark.parametrize("where", ["log", "state"])
+def test_the_store_learns_the_end_of_a_run_whose_disk_is_full(
+    fake_store: Store, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    logger = RunLogger(tmp_path / "out", fake_store, experiment="exp", end_on_finalize=False)
+    logger.log_metrics({"loss": 1.0}, 3)
+    logger.flush()
+    assert logger.run_id == "run0"
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if where == "log":
+        monkeypatch.setattr(local_log, "append_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            logger.end("FINISHED")
+    else:
+        monkeypatch.setattr(local_log, "write_atomically", full)
+        logger.end("FAILED")
+    assert client.runs["run0"].info.status == "FAILED"
+
+
+@pytest.mark.parametrize("kind", ["csv", "none"])
+def test_a_run_without_a_store_that_gets_one_uploads_its_whole_log(
+    kind: str, fake_store: Store, client: Any, tmp_path: Path
+) -> None:
+    logger = make(kind, fake_store, tmp_path / "out", tags={"seed": 0})
+    logger.log_metrics({"loss": 1.0}, 0)
+    assert (logger.run_id, logger.experiment_id, logger.version) == (None, None, "out")
+    logger.experiment.log_text("run", "x", "y")  # a stand-in, for code that expects MLflow's client
+    logger.end("KILLED")
+    again = make("mlflow", fake_store, tmp_path / "out", resume=True)
+    again.log_metrics({"loss": 2.0}, 1)
+    again.end("FINISHED")
+    assert [(row[1], row[2]) for row in client.runs["run0"].rows] == [(1.0, 0), (2.0, 1)]
+    assert (client.runs["run0"].data.tags["seed"], client.runs["run0"].data.tags["job"]) == ("0", "train")
+
+
+def test_code_that_looks_for_lightnings_mlflow_logger_finds_this_one(fake_store: Store, tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    assert isinstance(make("mlflow", fake_store, tmp_path / "out"), MLFlowLogger)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "output_dir must be given if there is no store"),
+        ({"output_dir": "out", "run_id": "r"}, "run_id 'r' needs the store of that run"),
+        ({"output_dir": "out", "experiment": " "}, "experiment must be a name, got ' '"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        RunLogger(**options)
+
+
 def test_a_deleted_experiment_is_met_at_the_start(fake_store: Store, client: Any, tmp_path: Path) -> None:
     client.deleted = True
     with pytest.raises(TrackingError, match="was deleted"):
-        MLflowLogger(fake_store, "exp", tmp_path / "out").start()
+        RunLogger(tmp_path / "out", fake_store, experiment="exp").start()
 
 
 class Model(BoringModel):
@@ -432,25 +488,8 @@ def test_an_exception_in_training_ends_the_run_failed(fake_store: Store, client:
                 raise RuntimeError("boom")
             return super().training_step(batch, batch_idx)
 
-    logger = MLflowLogger(fake_store, "exp", tmp_path / "out")
+    logger = RunLogger(tmp_path / "out", fake_store, experiment="exp")
     with pytest.raises(RuntimeError, match="boom"):
         trainer(logger, tmp_path / "root", enable_checkpointing=False).fit(Failing())
     assert client.runs["run0"].info.status == "FAILED"
     assert [r[2] for r in client.runs["run0"].rows if r[0] == "train/loss"] == [0, 1, 2]
-
-
-def test_csv_files_hold_everything(fake_store: Store, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    logger = make("csv", fake_store, out, run_name="r", tags={"seed": 0})
-    logger.log_hyperparams({"optimizer": {"lr": 0.1}})
-    logger.log_rows([("a,b", 0.1 + 0.2, 1, 1700000000000)])
-    logger.log_summary({"best": 0.5})
-    logger.end("FINISHED")
-    assert (out / "metrics.csv").read_text().splitlines()[:2] == [
-        "key,value,step,time_ms",
-        "a_b,0.30000000000000004,1,1700000000000",
-    ]
-    assert yaml.safe_load((out / "params.yaml").read_text()) == {"optimizer.lr": "0.1"}
-    assert json.loads((out / "summary.json").read_text()) == {"summary/best": 0.5}
-    run = json.loads((out / "run.json").read_text())
-    assert (run["run_name"], run["status"], run["tags"]["seed"]) == ("r", "FINISHED", "0")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lr_lightning.errors import RunInUse, StoreUnavailable, TrackingError
-from lr_lightning.tracking import MLflowLogger, Store, open_store, replay
-from lr_lightning.tracking import logger as logger_module
-from lr_lightning.tracking.local_log import Metric, MetricLog, Tag
+from lr_lightning.tracking import RunLogger, Store, open_store, replay, uploader
+from lr_lightning.tracking.local_log import LocalLog, Metric, Tag
+from lr_lightning.tracking.replay import Watchdog, close_record
 from tests import forked
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "replay.py"
@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "replay.py"
 
 def log_while_down(store: Store, client: Any, out: Path, status: str = "FINISHED") -> None:
     client.down = True
-    logger = MLflowLogger(store, "exp", out, run_name="r", end_on_finalize=False)
+    logger = RunLogger(out, store, experiment="exp", run_name="r", end_on_finalize=False)
     for step in range(20):
         logger.log_metrics({"loss": float(step)}, step)
     logger.end(status)
@@ -39,7 +39,7 @@ def test_a_run_the_store_never_saw_is_made_and_complete(fake_store: Store, clien
 def test_a_killed_run_is_ended_as_killed(fake_store: Store, client: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     log_while_down(fake_store, client, out)
-    log = MetricLog(out / "metrics.jsonl")
+    log = LocalLog(out / "metrics.jsonl")
     records = [r for r, _ in log.read(0) if isinstance(r, (Metric, Tag))]
     log.path.unlink()
     log.append(records)
@@ -62,12 +62,12 @@ def test_an_answer_after_the_run_has_ended_does_not_hold_it(
         return create(*args, **kwargs)
 
     monkeypatch.setattr(client, "create_run", slow)
-    monkeypatch.setattr(logger_module, "_SERVER_CONTACT_SECONDS", 0.01)
-    logger = MLflowLogger(fake_store, "exp", tmp_path / "out", end_on_finalize=False)
+    monkeypatch.setattr(uploader, "_SERVER_CONTACT_SECONDS", 0.01)
+    logger = RunLogger(tmp_path / "out", fake_store, experiment="exp", end_on_finalize=False)
     logger.log_metrics({"loss": 1.0}, 0)
     assert asked.wait(30)
-    sending = logger._thread
-    assert sending is not None
+    assert logger._upload is not None
+    sending = logger._upload._thread
     logger.end("FINISHED")
     left = (tmp_path / "out" / "metrics.sent").read_text()
     answer.set()
@@ -90,7 +90,7 @@ def test_a_store_that_is_still_down_is_said(fake_store: Store, client: Any, tmp_
 
 
 def test_a_live_run_is_refused(fake_store: Store, tmp_path: Path) -> None:
-    logger = MLflowLogger(fake_store, "exp", tmp_path / "out")
+    logger = RunLogger(tmp_path / "out", fake_store, experiment="exp")
     logger.start()
     with pytest.raises(RunInUse, match="is still running"):
         replay(tmp_path / "out")
@@ -105,6 +105,45 @@ def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.sent").write_text("{")
     with pytest.raises(TrackingError, match="not readable as the state of a run"):
         replay(tmp_path)
+
+
+def left_behind(store: Store, out: Path) -> RunLogger:
+    """A logger as its process leaves it that is killed: the log has no end, and the system has freed the locks."""
+    logger = RunLogger(out, store, experiment="exp", end_on_finalize=False)
+    logger.log_metrics({"loss": 1.0}, 3)
+    logger.flush()
+    assert logger._upload is not None
+    logger._upload.close()
+    logger._lock.release()
+    logger._active = False
+    return logger
+
+
+def test_a_run_without_an_end_is_closed_as_failed(
+    fake_store: Store, client: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_behind(fake_store, tmp_path / "out")
+    assert client.runs["run0"].info.status == "RUNNING"
+    close_record(tmp_path / "out")
+    assert client.runs["run0"].info.status == "FAILED"
+    assert "its record is closed" in capsys.readouterr().err
+
+
+def test_a_run_with_an_end_keeps_it(fake_store: Store, client: Any, tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path / "out", fake_store, experiment="exp", end_on_finalize=False)
+    logger.start()
+    logger.end("FINISHED")
+    close_record(tmp_path / "out")
+    assert client.runs["run0"].info.status == "FINISHED"
+
+
+def test_the_watchdog_of_a_record_that_was_closed_does_nothing(tmp_path: Path) -> None:
+    with Watchdog(tmp_path) as watchdog:
+        process = watchdog._process
+    assert process is not None
+    assert process.returncode == 0  # it has not looked for a run: there is none
+    with Watchdog(None) as watchdog:
+        assert watchdog._process is None
 
 
 def free_port() -> int:
@@ -139,11 +178,10 @@ class Server:
             self._process.wait()
             self._process = None
 
-    def wait(self, logger: MLflowLogger) -> None:
-        """Until the logger's sender has sent everything; the sender itself tries again until the server is up."""
-        thread = logger._thread
-        assert thread is not None
-        thread.close(120)
+    def wait(self, logger: RunLogger) -> None:
+        """Until the logger's uploader has sent everything; the uploader itself tries again until the server is up."""
+        assert logger._upload is not None
+        logger._upload._thread.close(120)
 
 
 @pytest.mark.slow
@@ -156,7 +194,7 @@ def test_a_real_server_down_at_the_start_in_the_middle_and_back(
     server = Server(tmp_path / "server.db", tmp_path)
     store = open_store(tmp_path / "mlruns", server.uri)
     out = tmp_path / "out"
-    logger = MLflowLogger(store, "exp", out, end_on_finalize=False)
+    logger = RunLogger(out, store, experiment="exp", end_on_finalize=False)
     logger.log_metrics({"loss": 0.0}, 0)
     logger.flush()
     assert logger.run_id is None
@@ -167,7 +205,7 @@ def test_a_real_server_down_at_the_start_in_the_middle_and_back(
         assert run_id is not None
         assert store.run(run_id).data.metrics == {"loss": 0.0}
         server.stop()
-        monkeypatch.setattr("lr_lightning.tracking.logger._DRAIN_SECONDS", 0.5)
+        monkeypatch.setattr("lr_lightning.tracking.uploader._SERVER_DRAIN_SECONDS", 0.5)
         for step in range(1, 50):
             logger.log_metrics({"loss": float(step)}, step)
         logger.log_text("hello", "f.txt")
@@ -206,7 +244,7 @@ def wait_for_port(uri: str) -> None:
 
 @pytest.mark.slow
 def test_the_script_says_what_it_did(store: Store, tmp_path: Path) -> None:
-    logger = MLflowLogger(store, "exp", tmp_path / "out")
+    logger = RunLogger(tmp_path / "out", store, experiment="exp")
     logger.log_metrics({"a": 1.0}, 0)
     logger.end("FINISHED")
     command = [sys.executable, str(SCRIPT), str(tmp_path / "out")]

@@ -163,13 +163,13 @@ def test_a_missing_driver_is_no_reason_to_try_again() -> None:
 
 FIRST_RUN = """
 import os, sys, time
-from lr_lightning.tracking import MLflowLogger, mark_dead_runs, open_store
+from lr_lightning.tracking import RunLogger, mark_dead_runs, open_store
 store = open_store(sys.argv[1])
 open(sys.argv[2] + ".ready", "x").close()
 while not os.path.exists("../go"):
     time.sleep(0.005)
 mark_dead_runs(store)
-logger = MLflowLogger(store, "first", output_dir=sys.argv[2], end_on_finalize=False)
+logger = RunLogger(sys.argv[2], store, experiment="first", end_on_finalize=False)
 logger.start()
 for step in range(300):
     logger.log_metrics({"loss": step / 3}, step)
@@ -256,3 +256,14 @@ def test_a_database_that_no_second_try_opens_is_an_error_with_its_remedy(
             connection.executescript(change)
     with pytest.raises(TrackingError, match=remedy):
         open_store(tmp_path).client()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(sqlite3.OperationalError) attempt to write a readonly database",
+        "cannot execute INSERT in a read-only transaction",
+    ],
+)
+def test_a_store_that_can_only_be_read_is_an_error_before_training(text: str) -> None:
+    assert isinstance(explain(RuntimeError(text), "sqlite:////x/mlflow.db"), TrackingError)

@@ -1,4 +1,4 @@
-"""`scripts/compare.py`, and the comparison at the end of a multirun."""
+"""`scripts/compare.py`: compare tracked runs, and print the result."""
 
 import shlex
 import sys
@@ -7,21 +7,21 @@ from typing import Any
 
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED
 from lr_lightning.errors import CompareError, StoreUnavailable, TrackingError
-from lr_lightning.reports import wording as words
+from lr_lightning.reports import wording
 from lr_lightning.reports.comparison import Report, ReportRequest, compare
-from lr_lightning.reports.tables import print_outcome
+from lr_lightning.reports.tables import print_comparison
 from lr_lightning.tracking import open_store
 
 
 def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, brief: bool = False, **asked: Any) -> int:
-    """Compare and print; every error of input is one message.
+    """Compare runs and print the result; every input error is one message.
 
     Args:
         root: Folder of the default store.
         uri: Another store, or None.
         out: Where the comparison's folder is made, below ``compare/``.
-        after_sweep: Whether it ends a multirun, for which nobody gave an option: then no message names one.
-        brief: Whether only the finding and the files are printed, not the tables.
+        after_sweep: Whether the comparison ends a multirun. The user gave no options then, so no message names one.
+        brief: Whether to print only the findings and the files, not the tables.
         asked: The other fields of :class:`~lr_lightning.reports.comparison.ReportRequest`.
 
     Returns:
@@ -49,14 +49,14 @@ def _refused(text: str, status: int, after_sweep: bool) -> int:
 
 
 def report(done: Report, *, brief: bool = False) -> None:
-    """Print the tables, the findings, and where the files are."""
+    """Print the tables, the findings, and the paths of the files."""
     if brief:
-        for finding in words.findings(done.outcome):
-            print(words.plain(finding))
+        for finding in wording.findings(done.compared):
+            print(wording.printable(finding))
     else:
-        print_outcome(done.outcome, done.target, done.title)
-    for text in done.good_rates:
-        print(f"good rates:  {words.plain(text)}")
+        print_comparison(done.compared, done.target, done.title)
+    for text in done.good_lrs:
+        print(f"good lrs:    {wording.printable(text)}")
     page, table, *pictures = done.files
     print(f"report:   {page}")
     print(f"table:    {table}")

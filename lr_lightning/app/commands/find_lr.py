@@ -1,95 +1,141 @@
-"""A search for a rate without the training after it."""
+"""`scripts/find_lr.py`: search for a learning rate without training."""
 
-import shlex
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.found_lr import print_found
-from lr_lightning.app.run.messages import print_start
+from lr_lightning.app.run.messages import print_start, python_command
 from lr_lightning.app.run.output import new_output_dir
-from lr_lightning.app.run.record import closer_of, open_logger, recorded, run_id_of
-from lr_lightning.app.run.signals import Interrupts
-from lr_lightning.app.run.summary import Outcome, Summary
-from lr_lightning.app.run.train import Result, begin, build_run, make_trainer, starting
-from lr_lightning.app.world import is_first_rank
+from lr_lightning.app.run.record import RunOutcome, Summary, open_logger, record_run, run_id_of
+from lr_lightning.app.run.signals import GracefulStop
+from lr_lightning.app.run.train import as_bad_input, build_run, make_trainer, prepare_process
+from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError
 from lr_lightning.lr_finder.results import GridTest, RangeTest
-from lr_lightning.tracking.keys import hide_password
 
-__all__ = ["find"]
+__all__ = ["find_lr"]
+
+_LR_KEYS = ("finder", "optimizer.lr=", "schedule.max_lr=", "schedule.base_lr=")
 
 
-def find(config: Config, overrides: list[str]) -> Result:
-    """Build everything as for training, search for a rate, record it as a run of its own, and print what was found.
+def find_lr(config: Config, overrides: list[str]) -> RunOutcome:
+    """Build everything as for training, search for a learning rate, record the search as a run, and print the result.
 
     Args:
         config: The checked config, with a finder.
-        overrides: The command line's, for the command that comes next.
+        overrides: The command line's overrides, for the next command.
+
+    Returns:
+        Its summary has ``suggested_lr``, ``base_lr`` and ``max_lr``, as far as they were found.
 
     Raises:
         ConfigError: If the input is bad.
-        Interrupted: On SIGTERM or Ctrl-C; the run is KILLED.
+        Interrupted: On SIGTERM, Ctrl-C or SIGHUP; the run is KILLED.
     """
-    begin(config)
+    prepare_process(config.trainer, config.output_root)
     build.build_schedule(config)
     data, module = build_run(config)
     finder = build.build_finder(config, module)
     if finder is None:
         raise ConfigError("finder: 'none' finds nothing. Give finder=range_test or finder=lr_grid.")
     finder.apply = False
-    # as it is recorded: the rate is found, not trained with, so the configured one is no longer to be replaced
+    # The record says so too: nothing trains with the found lr, so it does not replace the configured one.
     config = replace(config, finder=replace(config.finder, apply=False))  # type: ignore[call-arg]
-    folder = new_output_dir(config, job=f"find_lr-{config.finder.name}") if is_first_rank() else None
-    interrupts = Interrupts()
-    with starting(folder):
-        # nothing is trained: Lightning ends the fit before its first step
-        untrained = replace(config, trainer=replace(config.trainer, max_steps=0))
-        trainer = make_trainer(untrained, folder, [interrupts, finder, Summary()], num_sanity_val_steps=0)
-        logger = open_logger(config, folder, None, data, module, job="find_lr") if folder else None
+
+    folder = None
+    if is_rank_zero():
+        names = config.data.name, config.model.name, f"find_lr-{config.finder.name}", f"s{config.seed}"
+        folder = new_output_dir(config.output_root, *names)
+    stop = GracefulStop()
+    with as_bad_input(remove=folder):
+        untrained = replace(config.trainer, max_steps=0)  # Lightning then ends the fit before its first step
+        callbacks = [stop, finder, Summary()]
+        trainer = make_trainer(untrained, folder, callbacks, enable_checkpointing=False, num_sanity_val_steps=0)
+        logger = open_logger(config, folder, data, module, job="find_lr") if folder else None
     if logger:
         trainer.loggers = [logger]
     if folder:
-        print_start(config, folder, data, module, None)
+        print_start(config, folder, data, module)
 
-    def work() -> Outcome:
+    def work() -> RunOutcome:
         trainer.fit(module, datamodule=data)
         if not finder.results:
-            raise ConfigError("trainer.kwargs.fast_dev_run: a development run searches for no rate. Leave it out.")
-        result = finder.results[0]
-        found = {"suggested_lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
-        return Outcome({name: value for name, value in found.items() if value is not None})
+            raise ConfigError("trainer.kwargs.fast_dev_run: a development run does not search. Leave it out.")
+        found = finder.results[0]
+        lrs = {"suggested_lr": found.suggestion, "base_lr": found.base_lr, "max_lr": found.max_lr}
+        return RunOutcome({name: lr for name, lr in lrs.items() if lr is not None})
 
-    with interrupts, closer_of(logger, config):
-        summary = recorded(config, trainer, logger, interrupts, work).summary
+    outcome = record_run(config, trainer, logger, stop, work)
     if folder:
-        _print(config, folder, finder.results[0], overrides)
-    return Result(folder, run_id_of(logger), summary)
+        what = f"{config.finder.name}: {config.model.name} on {config.data.name}, {config.optimizer.name}"
+        print_found(finder.results[0], what)
+        console = Console(highlight=False, markup=False, soft_wrap=True)
+        for path in sorted((folder / "artifacts").rglob("*.[pc][ns][gv]")):
+            console.print(path)
+        for name, command in _next_commands(finder.results[0], overrides):
+            console.print(f"{name}:  {command}")
+    return replace(outcome, output_dir=folder, run_id=run_id_of(logger))
 
 
-def _print(config: Config, folder: Path, found: RangeTest | GridTest, overrides: list[str]) -> None:
-    """The table, where figure and points are, and the commands that come next."""
-    print_found(found, f"{config.finder.name}: {config.model.name} on {config.data.name}, {config.optimizer.name}")
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    for path in sorted((folder / "artifacts").rglob("*.[pc][ns][gv]")):
-        console.print(path)
-    rates = ("finder", "optimizer.lr=", "schedule.max_lr=", "schedule.base_lr=")
-    own = [word for word in overrides if not word.lstrip("+").startswith(rates)]
-    train = [Path(sys.argv[0]).with_name("train.py"), *own]
+def _next_commands(found: RangeTest | GridTest, overrides: list[str]) -> list[tuple[str, str]]:
+    """Return the commands that train with the found learning rate, or that search for one without a rule."""
+    own = [word for word in overrides if not word.lstrip("+").startswith(_LR_KEYS)]
+    script = Path(sys.argv[0])
+    train = script.with_name("train.py")
+    commands = []
     if found.suggestion is not None:
-        command = _command(*train, f"optimizer.lr={found.suggestion:.3g}")
-        console.print(f"train with it:  {command}")
-    elif config.finder.name != "lr_grid":  # which needs no rule to read a curve
-        console.print(f"try each rate of a grid:  {_command(sys.argv[0], *own, 'finder=lr_grid')}")
+        commands.append(("train with it", python_command(train, *own, f"optimizer.lr={found.suggestion:.3g}")))
+    elif isinstance(found, RangeTest):  # a grid needs no rule to read a curve
+        commands.append(("try each learning rate of a grid", python_command(script, *own, "finder=lr_grid")))
     if found.base_lr is not None and found.max_lr is not None:
         bounds = ["schedule=triangular", f"schedule.base_lr={found.base_lr:.3g}", f"schedule.max_lr={found.max_lr:.3g}"]
-        cyclical = [word for word in map(str, train) if not word.lstrip("+").startswith("schedule")]
-        console.print(f"in cycles:  {_command(*cyclical, *bounds)}")
+        others = [word for word in own if not word.lstrip("+").startswith("schedule")]
+        commands.append(("in cycles", python_command(train, *others, *bounds)))
+    return commands
 
 
-def _command(*words: object) -> str:
-    return hide_password(shlex.join(["python", *map(str, words)]))
+def print_found(found: RangeTest | GridTest, title: str) -> None:
+    """Print the table of a search: its suggestion and other rules', or the score of each learning rate.
+
+    Args:
+        found: The search's result.
+        title: The table's title.
+    """
+    console = Console(highlight=False, markup=False)
+    table = Table(title=title, title_justify="left")
+    if isinstance(found, RangeTest):
+        _fill_with_rules(table, found)
+    else:
+        _fill_with_scores(table, found)
+    console.print(table)
+    console.print(found.describe().removesuffix(".") + ".", soft_wrap=True)
+
+
+def _fill_with_rules(table: Table, found: RangeTest) -> None:
+    def shown(lr: float | None) -> str:
+        return "none" if lr is None else f"{lr:.3g}"
+
+    table.add_column("rule")
+    table.add_column("lr", justify="right")
+    table.add_column("plausible", justify="right")
+    interval = "" if found.interval is None else f"{found.interval[0]:.2g} to {found.interval[1]:.2g}"
+    table.add_row("suggestion", shown(found.suggestion), interval)
+    table.add_row("base_lr, for a cyclical schedule", shown(found.base_lr))
+    table.add_row("max_lr, for a cyclical schedule", shown(found.max_lr))
+    for name, lr in found.rules.items():
+        table.add_row(f"for comparison: {name}", shown(lr))
+
+
+def _fill_with_scores(table: Table, found: GridTest) -> None:
+    for name in ("lr", f"{found.metric} after {found.num_steps} steps", "± s.e."):
+        table.add_column(name, justify="right")
+    for lr, mean, error in zip(found.lrs, found.losses, found.errors, strict=True):
+        best = "  ← best" if lr == found.suggestion else ""
+        score = "diverged" if math.isnan(mean) else f"{mean:.4g}{best}"
+        table.add_row(f"{lr:.3g}", score, f"{error:.2g}" if error else "")

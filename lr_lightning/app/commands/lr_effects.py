@@ -16,11 +16,11 @@ from rich.console import Console
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.output import output_root
-from lr_lightning.app.run.record import sweep_record
-from lr_lightning.app.run.summary import Outcome
+from lr_lightning.app.run.record import RunOutcome, sweep_record
 from lr_lightning.app.run.train import train
-from lr_lightning.app.schemas.search import StudyConfig, rates, reference
-from lr_lightning.diagnosis.lr_effects import Claim, Row, Trial, claims, matched_gap, matched_level, table
+from lr_lightning.app.schemas.search import StudyConfig
+from lr_lightning.diagnosis import Label
+from lr_lightning.diagnosis.lr_effects import Claim, Finding, Row, Trial, claims, matched_gap, matched_level, table
 from lr_lightning.errors import Diverged
 from lr_lightning.tracking.files import write_atomically
 
@@ -47,12 +47,12 @@ def run_study(config: Config) -> list[Trial]:
         Interrupted: On SIGTERM or Ctrl-C: the runs so far are in ``trials.csv``.
     """
     node = config.study or StudyConfig()
-    grid = [(lr, seed) for seed in node.seeds for lr in rates(node)]
+    grid = [(lr, seed) for seed in node.seeds for lr in node.all_lrs()]
     name = f"{datetime.now():%Y%m%d-%H%M%S}-lr_effects-{config.data.name}-{secrets.token_hex(2)}"
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
-        f"lr_effects: {len(rates(node))} rates × {len(node.seeds)} seeds on {config.data.name}, the others against "
-        f"{reference(node):g}, {name}"
+        f"lr_effects: {len(node.all_lrs())} rates × {len(node.seeds)} seeds on {config.data.name}, the others against "
+        f"{node.reference_lr():g}, {name}"
     )
     trials: list[Trial] = []
     began = time.monotonic()
@@ -69,33 +69,35 @@ def run_study(config: Config) -> list[Trial]:
     return trials
 
 
-def _train(config: Config, lr: float, seed: int, sweep: str, number: int) -> Outcome:
+def _train(config: Config, lr: float, seed: int, sweep: str, number: int) -> RunOutcome:
     """One run of the grid; one that diverges is a result."""
     own = deepcopy(config)
     own.study, own.seed, own.optimizer.lr = None, seed, lr
     own.trainer.progress = "none"
     own.tracking.tags = {**own.tracking.tags, "study": "lr_effects", "sweep": sweep, "trial": str(number - 1)}
     try:
-        result = train(own, report=False)
+        return train(own, report=False)
     except Diverged as e:
-        outcome: Outcome = e.outcome or Outcome()
+        outcome: RunOutcome = e.outcome or RunOutcome()
         return outcome
-    return Outcome(result.summary, result.history, result.verdict)
 
 
-def _trial(lr: float, seed: int, outcome: Outcome) -> Trial:
+_WITH_DETAIL = (Label.UNDERFITTING, Label.OVERFITTING)  # the details of other verdicts hold numbers, not kinds
+
+
+def _trial(lr: float, seed: int, outcome: RunOutcome) -> Trial:
     summary, verdict, history = outcome.summary, outcome.verdict, outcome.history
     points = history.points if history is not None else ()
     steps_to_target = summary.get("steps_to_target", math.inf)
     devices = summary.get("device_seconds", math.nan) / summary.get("train_seconds", math.nan)
-    label = verdict.label if verdict is not None else "diverged"
-    detail = verdict.detail if verdict is not None and label in ("underfitting", "overfitting") else ""
+    label = verdict.label if verdict is not None else Label.DIVERGED
     median = summary.get("grad_norm_p50", math.nan)
     return Trial(
         lr=lr,
         seed=seed,
-        verdict=f"{label} ({detail})" if detail else label,
-        diverged=label == "diverged",
+        label=label,
+        verdict=verdict.headline if verdict is not None and label in _WITH_DETAIL else str(label),
+        diverged=label is Label.DIVERGED,
         steps=int(summary.get("steps", 0)),
         device_seconds=summary.get("device_seconds", math.nan),
         spikes=int(summary.get("spikes", 0)),
@@ -119,16 +121,16 @@ def _line(number: int, count: int, trial: Trial, left: float) -> str:
 
 
 def _folder(config: Config, name: str) -> Path:
-    folder = output_root(config) / name
+    folder = output_root(config.output_root) / name
     folder.mkdir()
     return folder
 
 
 def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Trial], console: Console) -> None:
     target = config.callbacks.cost.target if config.callbacks.cost is not None else None
-    rows, found = table(trials, node.level), claims(trials, reference(node))
+    rows, found = table(trials, node.level), claims(trials, node.reference_lr())
     why = "the middle of the grid" if node.reference is None else "study.reference"
-    text = as_text(rows, found, trials, node.level, str(target), (reference(node), why))
+    text = as_text(rows, found, trials, node.level, str(target), (node.reference_lr(), why))
     write_atomically(folder / "table.csv", csv_rows(rows))
     write_atomically(folder / "table.txt", text)
     files = ["trials.csv", "table.csv", "table.txt"]
@@ -143,13 +145,13 @@ def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Tria
         for file in files:
             logger.log_artifact(folder / file)
         logger.log_note(f"```\n{text}\n```")
-        held = sum(claim.outcome == "held" for claim in found)
+        held = sum(claim.outcome is Finding.HELD for claim in found)
         logger.log_summary({"runs": len(trials), "claims": len(found), "claims_held": held})
     console.print(f"output {folder}: {', '.join(files)}")
 
 
 def _trials_csv(trials: list[Trial]) -> str:
-    names = [f.name for f in fields(Trial) if f.name != "curve"]
+    names = [f.name for f in fields(Trial) if f.name not in ("label", "curve")]
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
@@ -268,12 +270,12 @@ def csv_rows(rows: Sequence[Row]) -> str:
 
 
 _COLOURS = {
-    "healthy": "#3a7d44",
-    "overfitting": "#d1495b",
-    "underfitting": "#2e6f95",
-    "collapsed": "#6d597a",
-    "diverged": "#222222",
-    "inconclusive": "#aaaaaa",
+    Label.HEALTHY: "#3a7d44",
+    Label.OVERFITTING: "#d1495b",
+    Label.UNDERFITTING: "#2e6f95",
+    Label.COLLAPSED: "#6d597a",
+    Label.DIVERGED: "#222222",
+    Label.INCONCLUSIVE: "#aaaaaa",
 }
 
 
@@ -302,7 +304,7 @@ def draw(trials: Sequence[Trial], rows: Sequence[Row]) -> "Figure":
 
 
 def _colours(trials: Sequence[Trial]) -> list[str]:
-    return [_COLOURS[t.verdict.split(" ")[0]] for t in trials]
+    return [_COLOURS[t.label] for t in trials]
 
 
 def _draw_speed(axes: Any, trials: Sequence[Trial]) -> None:
@@ -312,7 +314,7 @@ def _draw_speed(axes: Any, trials: Sequence[Trial]) -> None:
     if late:
         axes.scatter(late, [budget] * len(late), marker="^", s=60, facecolors="none", edgecolors="#666666")
     axes.set_title("steps to the target (triangles: not reached)", loc="left", fontsize=10)
-    used = {t.verdict.split(" ")[0] for t in trials}
+    used = {t.label for t in trials}
     for label in (label for label in _COLOURS if label in used):
         axes.scatter([], [], color=_COLOURS[label], s=22, label=label)
     axes.legend(frameon=False, fontsize=8)

@@ -7,7 +7,7 @@ from textwrap import fill, wrap
 from typing import Any
 
 from lr_lightning.app.build import build_schedule, momentum_of, plateau_of
-from lr_lightning.app.composition import checked, choices_of, prepare
+from lr_lightning.app.composition import choices_of, load_config, prepare
 from lr_lightning.app.schemas.schedule import ScheduleConfig
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Clock
@@ -62,7 +62,7 @@ def curves(words: Sequence[str], root: Path, *, steps: int, epochs: float, peak:
     clock = Clock(steps, steps_per_epoch=steps / epochs)
     found = []
     for name, common, own in _requests(words, choices_of(root)["schedule"]):
-        config = checked(root, [f"schedule={name}", *lr, *common, *own])
+        config = load_config(root, [f"schedule={name}", *lr, *common, *own])
         schedule, momentum = build_schedule(config), momentum_of(config.schedule)
         unit = 1.0 if peak is None else config.optimizer.lr
         try:

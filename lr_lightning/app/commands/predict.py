@@ -17,12 +17,12 @@ from rich.table import Table
 from torch import Tensor
 
 from lr_lightning.app import build
-from lr_lightning.app.checks import validated
-from lr_lightning.app.composition import composed, prepare
+from lr_lightning.app.checks import validate
+from lr_lightning.app.composition import compose_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
 from lr_lightning.app.run.checkpoints import read_checkpoint
-from lr_lightning.app.run.resume import ALLOWED_TARGETS, Asker, read_config, run_folder
+from lr_lightning.app.run.resume import ALLOWED_TARGETS, RunArgument, read_config, run_folder
 from lr_lightning.app.run.train import quiet
 from lr_lightning.errors import ConfigError
 from lr_lightning.training.datamodule import ImageDataModule
@@ -32,7 +32,7 @@ from lr_lightning.training.transforms import Normalizer
 
 __all__ = ["Prediction", "Predictor", "images_of", "run"]
 
-_ASKER = Asker("RUN", "--trust {}")
+_ASKER = RunArgument("RUN", "--trust {}")
 _BATCH = 256
 
 
@@ -86,7 +86,7 @@ class Predictor:
             raise ConfigError(
                 f"RUN: {path} is not there. --checkpoint takes another one; a search for a rate has none."
             )
-        config = validated(read_config(folder / "config.yaml", {*ALLOWED_TARGETS, *trust}, _ASKER))
+        config = validate(read_config(folder / "config.yaml", {*ALLOWED_TARGETS, *trust}, _ASKER))
         stored = read_checkpoint(path, "RUN")
         self.data = _trained_on(stored, path)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -196,7 +196,7 @@ def images_of(names: Sequence[str]) -> list[Path]:
 
 def _places(root: Path, where: dict[str, Any]) -> DictConfig:
     """The composed config, for where runs lie."""
-    cfg, _ = composed(root, [])
+    cfg, _ = compose_config(root, [])
     if where.get("output_root"):
         cfg.output_root = str(where["output_root"])
     if where.get("store"):

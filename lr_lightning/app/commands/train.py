@@ -1,4 +1,4 @@
-"""`scripts/train.py`: Hydra composes the config, and every error of input becomes one message and an exit status."""
+"""`scripts/train.py` and `scripts/find_lr.py`: compose the config, run the job, turn errors into an exit status."""
 
 import sys
 from collections import Counter
@@ -12,10 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.checks import validated
-from lr_lightning.app.commands.multirun import Sweep
-from lr_lightning.app.composition import listed_keys, prepare, wants_tracebacks
-from lr_lightning.app.config import Config
+from lr_lightning.app.checks import validate
+from lr_lightning.app.commands.multirun import Multirun
+from lr_lightning.app.composition import keys_help, prepare, wants_tracebacks
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
 from lr_lightning.app.world import world_size
@@ -23,7 +22,7 @@ from lr_lightning.errors import ConfigError, Diverged, RunFailed
 
 Job = Literal["train", "find_lr"]
 _PURPOSES: dict[Job, str] = {
-    "train": "Train a CNN on a learning-rate schedule; the run is tracked in MLflow.",
+    "train": "Train a CNN on a learning rate schedule; the run is tracked in MLflow.",
     "find_lr": "Search for a learning rate, without training; the search is tracked in MLflow.",
 }
 _USAGES: dict[Job, str] = {
@@ -39,9 +38,9 @@ Keys of finder=lr_grid:
 Choose with group=choice, set any key with key=value, as for train.py:
   python scripts/find_lr.py model=resnet9 optimizer=adam           Smith's range test of what train.py would train
   python scripts/find_lr.py data=cifar10 finder.max_lr=1 finder.repeats=3
-  python scripts/find_lr.py finder=lr_grid finder.num_lrs=9        each rate of a grid trained for a while
-It trains nothing: the steps it takes are thrown away, and what stays is a rate, its curve, and the command of train.py
-that takes it. A schedule only goes into that command; finder=none, experiment, search and resume are refused.
+  python scripts/find_lr.py finder=lr_grid finder.num_lrs=9        trains each learning rate of a grid for a while
+It trains nothing: its steps are undone. You get a learning rate, its curve, and the command of train.py that uses it.
+The schedule only appears in that command; finder=none, experiment, search and resume are refused.
 --cfg job shows every key and its value; -m searches one after another for comma-separated values.""",
 }
 
@@ -50,42 +49,40 @@ def main(root: Path, job: Job = "train") -> int:
     """Run the command line.
 
     Args:
-        root: The checkout: `conf/`, and where `mlruns/` and `outputs/` go, whatever the working directory.
-        job: What to do with a config: train, or only search for a rate.
+        root: The checkout: it holds `conf/`, and `mlruns/` and `outputs/` go there, whatever the working directory.
+        job: Whether to train, or only to search for a learning rate.
 
     Returns:
-        The exit status: 0; 1 if a run diverged, lost a process or its disk; 2 for bad input. Any other failure
-        raises; SIGTERM, Ctrl-C and SIGHUP exit with 143, 130 and 129.
+        The exit status: 0; 1 if a run diverged, or lost memory, its disk or a process; 2 for bad input. Any other
+        failure raises; SIGTERM, Ctrl-C and SIGHUP exit with 143, 130 and 129.
     """
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")
     prepare(root, _PURPOSES[job], lambda: _usage(job))
     errors: list[Exception] = []
     composed = False
-    sweep = Sweep()
+    multirun = Multirun()
 
-    def one(cfg: DictConfig) -> Any:
+    def run_job(cfg: DictConfig) -> Any:
         nonlocal composed
         composed = True
-        # Errors are kept rather than raised: Hydra would print a traceback, and they must not end the other jobs of -m.
         try:
-            return _job(cfg, job, sweep)
+            return _run_job(cfg, job, multirun)
         except (ConfigError, OmegaConfBaseException, Diverged, RunFailed) as e:
             if wants_tracebacks():
                 raise
-            errors.append(e)
+            errors.append(e)  # if raised, Hydra would print a traceback and skip the other jobs of -m
 
     try:
-        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(one)()
+        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(run_job)()
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
         if wants_tracebacks() or composed:
             raise
         errors.append(e)
     except KeyboardInterrupt:
-        return 130  # before the run itself takes care of it
-    sweep.compare()
-    said = Counter(_message(e) for e in errors)
-    for text, count in said.items():  # the runs of a sweep may all fail of one thing, such as a password
+        return 130  # before the run handles signals
+    multirun.compare()
+    for text, count in Counter(map(_message, errors)).items():  # all runs may fail for one reason, such as a password
         print_error(text if count == 1 else f"{text} ({count} runs)")
     if not errors:
         return 0
@@ -99,67 +96,68 @@ def _message(error: Exception) -> str:
 
 
 def _usage(job: Job) -> str:
-    # finder.apply is not listed: a search that trains nothing has nothing to apply a rate to
-    keys = {
-        "range_test": listed_keys("finder", RangeTestConfig, without=["apply"]),
-        "lr_grid": listed_keys("finder", LRGridConfig, without=["apply"]),
-    }
+    finders = {"range_test": RangeTestConfig, "lr_grid": LRGridConfig}
+    # find_lr.py applies nothing
+    keys = {name: keys_help("finder", schema, without=["apply"]) for name, schema in finders.items()}
     return _USAGES[job].format_map(keys)
 
 
-def _job(cfg: DictConfig, job: Job, sweep: Sweep) -> Any:
-    """One job of Hydra's: a run, or one of several with `-m`."""
-    overrides = list(HydraConfig.get().overrides.task)
-    many = HydraConfig.get().mode == RunMode.MULTIRUN
-    _refuse_together(cfg, job)
+def _run_job(cfg: DictConfig, job: Job, multirun: Multirun) -> Any:
+    """Run one job: the only one, or one of several with `-m`."""
+    hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
+    several_jobs = hydra_config.mode == RunMode.MULTIRUN
+    _refuse_groups(cfg, job)
     if cfg.resume is not None:
         from lr_lightning.app.run.resume import stored_config
 
-        config, previous = stored_config(cfg, overrides)
+        config, resumed = stored_config(cfg, overrides)
     else:
-        config, previous = validated(cfg), None
-    _refuse_processes(config, many=many)
-    if many and job == "train":
-        # a launcher of its own, such as submitit's, has each job in another process: the number is Hydra's
-        sweep.add(config, overrides, Path(HydraConfig.get().sweep.dir).name, int(HydraConfig.get().job.num))
+        config, resumed = validate(cfg), None
+    _refuse_processes(several_jobs, study=config.study is not None, processes=world_size(config.trainer))
     if job == "find_lr":
-        from lr_lightning.app.commands.find_lr import find
+        from lr_lightning.app.commands.find_lr import find_lr
 
-        return find(config, overrides).summary.get("suggested_lr")
+        return find_lr(config, overrides).summary.get("suggested_lr")
     if config.study is not None:
         from lr_lightning.app.commands.lr_effects import run_study
 
         return run_study(config)
+    if several_jobs:
+        number = int(hydra_config.job.num)  # Hydra counts: a launcher such as submitit's runs each job elsewhere
+        multirun.add(config, overrides, Path(hydra_config.sweep.dir).name, number)
     from lr_lightning.app.run.train import train
 
     try:
-        return train(config, previous=previous).objective
+        return train(config, resumed).objective
     except ConfigError:
-        sweep.forget(config)
+        if several_jobs:
+            multirun.forget(number)
         raise
 
 
-def _refuse_together(cfg: DictConfig, job: Job) -> None:
-    """What does not go with this command."""
+def _refuse_groups(cfg: DictConfig, job: Job) -> None:
+    """Refuse the groups and keys that belong to another command."""
     if cfg.search is not None:
-        raise ConfigError("search: is what scripts/search.py takes. Start that one, or leave search out.")
+        raise ConfigError("search: belongs to scripts/search.py. Start that script, or leave search out.")
     if job == "find_lr" and cfg.study is not None:
-        raise ConfigError("experiment: a study is no search for a rate. Leave it out.")
+        raise ConfigError("experiment: find_lr.py cannot run a study. Leave it out.")
     if job == "find_lr" and cfg.resume is not None:
-        raise ConfigError("resume: a stopped run has its rate already. Leave resume out, or give ckpt=... its weights.")
+        raise ConfigError(
+            "resume: a stopped run has its learning rate already. Leave resume out, or give ckpt=... its weights."
+        )
 
 
-def _refuse_processes(config: Config, *, many: bool) -> None:
-    """What several processes, or several runs (with `-m`), cannot do."""
-    several = world_size(config.trainer) > 1
-    if config.study is not None and several:
+def _refuse_processes(several_jobs: bool, *, study: bool, processes: int) -> None:
+    """Refuse what several processes, or several jobs (with `-m`), cannot do."""
+    if study and processes > 1:
         raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
-    if many and several:
+    if several_jobs and processes > 1:
         raise ConfigError(
             "trainer: -m with several processes would train the ranks on different overrides. "
             "Start the runs one by one, or set trainer.devices=1."
         )
-    if many and config.study is not None:
+    if several_jobs and study:
         raise ConfigError(
-            "experiment: a study is a sweep of its own. Leave -m out; give study.seeds=[...] or study.lrs=[...]."
+            "experiment: a study already trains many runs. Leave -m out; give study.seeds=[...] or study.lrs=[...]."
         )

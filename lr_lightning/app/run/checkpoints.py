@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lr_lightning.app.config import Config
+from lr_lightning._lightning import CheckpointCallback, is_step_complete
 from lr_lightning.app.monitor_checks import FinalValidation, MonitorCheck, validation_follows
 from lr_lightning.app.run.output import BEFORE_LAST, LAST
+from lr_lightning.app.schemas.trainer import CheckpointConfig
 from lr_lightning.errors import ConfigError, RunFailed
 
-_WRITER = ("PytorchStreamWriter", "inline_container")  # torch's own errors, which hide the system's
+_WRITER = ("PytorchStreamWriter", "inline_container")  # in torch's own errors, which hide the system's error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write to a temporary name in the same folder, then rename; keep the `last` that is replaced as `before_last`.
+    """Write to a temporary name in the same folder, then rename; keep the replaced `last` as `before_last`.
 
-    Lightning's own way goes through the system's temporary folder: where that is another file system the last step is a
-    copy, and a kill in the middle of it leaves half a checkpoint under the final name.
+    Lightning writes through the system's temporary folder. If that is on another file system, its last step is a copy,
+    and a kill during the copy leaves half a checkpoint under the final name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Save, and make it durable before it takes the place of the one before."""
+        """Write the checkpoint to disk before it replaces the one before."""
         target = Path(path)
         temporary = target.with_name(f".{target.name}.part")
         try:
@@ -44,25 +44,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.replace(target)
         except (OSError, RuntimeError) as e:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)  # it would take the room that the end of the record needs
+                temporary.unlink(missing_ok=True)  # it takes space that the end of the record needs
             if isinstance(e, RuntimeError) and not any(name in str(e) for name in _WRITER):
                 raise
             raise RunFailed(
-                f"output_root: {target} cannot be written ({_reason(e, target.parent)}). What is there is whole: make "
-                f"room, then go on with resume={target.parent.parent}."
+                f"output_root: {target} cannot be written ({_reason(e, target.parent)}). The files in its folder are "
+                f"whole: make room, then resume with resume={target.parent.parent}."
             ) from e
 
 
-def _keep(path: Path, beside: Path) -> None:
-    """Give a file a second name, so that the first one is never without a whole file."""
-    spare = beside.with_name(f".{beside.name}.part")
+def _keep(path: Path, copy: Path) -> None:
+    """Give a file a second name, so that a whole file exists under the first name at every moment."""
+    spare = copy.with_name(f".{copy.name}.part")
     spare.unlink(missing_ok=True)
     try:
         os.link(path, spare)
-    except OSError:  # a file system without hard links: for a moment there is the second name alone
-        path.replace(beside)
+    except OSError:  # without hard links, only the second name exists for a moment
+        path.replace(copy)
     else:
-        spare.replace(beside)
+        spare.replace(copy)
 
 
 def _reason(error: Exception, folder: Path) -> str:
@@ -76,7 +76,7 @@ def _reason(error: Exception, folder: Path) -> str:
 
 
 class ConfigStamp(Callback):
-    """Put the config into every checkpoint, so that one is not gone on with under another config.
+    """Store the config in every checkpoint, so that no run resumes from a checkpoint of another config.
 
     Args:
         flat: Dotted keys and plain values.
@@ -88,14 +88,14 @@ class ConfigStamp(Callback):
         self.flat = dict(flat)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add it."""
+        """Add the config to the checkpoint."""
         checkpoint[self.KEY] = self.flat
 
 
 def config_differences(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> list[str]:
-    """The keys in which a checkpoint's config differs from a run's, a line each; nothing where it has none.
+    """List the keys in which a checkpoint's config differs from a run's, one line each.
 
-    Keys that only one of the two has are passed over: versions add some.
+    Keys that only one of the two has are skipped, because versions add keys.
     """
     stored = checkpoint.get(ConfigStamp.KEY, {})
     return [
@@ -105,54 +105,53 @@ def config_differences(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -
     ]
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """Lightning's, for an output folder that may have been moved or copied since the checkpoint was made."""
+class RunCheckpoint(CheckpointCallback):
+    """Lightning's ModelCheckpoint for an output folder that may have been moved or copied since it was written."""
 
     @cached_property
     def state_key(self) -> str:
-        """As Lightning makes it, once: it asks for it at every hook of every step."""
+        """Lightning's key, computed once: Lightning asks for it at every hook of every step."""
         return super().state_key
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the paths in the state as paths in the folder as it is called now."""
+        """Load the state with its paths changed to the folder's current path."""
         before, now = str(state_dict.get("dirpath")), str(self.dirpath)
-        super().load_state_dict(_renamed(state_dict, before, now) if before != now else state_dict)
+        super().load_state_dict(_moved(state_dict, before, now) if before != now else state_dict)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save only where a step is complete and no validation follows, after which `last` is saved anyway.
+        """Save only when a step is complete and no validation follows, since `last` is saved after a validation.
 
-        After a resume Lightning does not know that it has saved this step, and saves it again in the middle of the next
-        one's accumulation, whose gradients are in no checkpoint.
+        After a resume Lightning does not know that it saved this step. It would save again in the middle of the next
+        step's accumulation, whose gradients no checkpoint holds.
         """
-        if self._every_n_train_steps < 1:
+        if self.every_n_train_steps < 1:
             return
-        if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
+        if is_step_complete(trainer) and not validation_follows(trainer):
             super().on_train_batch_end(trainer, *args)
 
-    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
-        """Pass over a validation that has not measured what is monitored.
+    def should_skip(self, trainer: Trainer) -> bool:
+        """Skip a validation that has not measured the monitored metric.
 
-        Lightning compares with the value of an earlier one, which saves nothing; but a run that was resumed in between
-        knows no earlier one, and would end here. That it is ever measured is seen to by ``MonitorCheck``.
+        Lightning compares with the value of an earlier validation, which saves nothing. A resumed run has no earlier
+        value and would end here. ``MonitorCheck`` ensures that the metric is measured at all.
         """
         unmeasured = self.monitor is not None and self.monitor not in trainer.callback_metrics
-        return unmeasured or super()._should_skip_saving_checkpoint(trainer)
+        return unmeasured or super().should_skip(trainer)
 
 
-def _renamed(node: Any, before: str, now: str) -> Any:
+def _moved(node: Any, before: str, now: str) -> Any:
     if isinstance(node, dict):
-        return {_renamed(key, before, now): _renamed(value, before, now) for key, value in node.items()}
+        return {_moved(key, before, now): _moved(value, before, now) for key, value in node.items()}
     return now + node.removeprefix(before) if isinstance(node, str) and node.startswith(before) else node
 
 
-def checkpoint_callbacks(config: Config, folder: Path | None) -> list[Callback]:
-    """``best`` and ``last``, and what makes sure that there is something to save.
+def checkpoint_callbacks(node: CheckpointConfig | None, folder: Path | None) -> list[Callback]:
+    """Build the callbacks that save ``best`` and ``last``, and those that ensure a validation to save after.
 
     Args:
-        config: The run's config.
-        folder: Its output folder; None on ranks other than the first, which take it from Lightning's broadcast.
+        node: The config's ``callbacks.checkpoint``; None for a run without checkpoints.
+        folder: The run's output folder; None on ranks other than the first, which get it from Lightning's broadcast.
     """
-    node = config.callbacks.checkpoint
     if node is None:
         return [FinalValidation()]
     common: dict[str, Any] = {
@@ -169,14 +168,14 @@ def checkpoint_callbacks(config: Config, folder: Path | None) -> list[Callback]:
 
 
 def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
-    """Read a checkpoint as weights and plain values; no code of it runs.
+    """Read a checkpoint as weights and plain values; none of its code runs.
 
     Args:
         path: The file.
-        key: The config key that named it.
+        key: The config key that names it.
 
     Raises:
-        ConfigError: If it is damaged, no checkpoint, or holds more than that.
+        ConfigError: If it is damaged, is no checkpoint, or holds more than weights and plain values.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -191,7 +190,7 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
 
 
 def load_weights(module: LightningModule, path: Path) -> None:
-    """Start from a checkpoint's weights; nothing else of it is used.
+    """Load a checkpoint's weights, and nothing else of it, into a module.
 
     Raises:
         ConfigError: If it cannot be read, or its weights do not fit the module.

@@ -1,8 +1,9 @@
-"""What a run prints: what it is about to do, the table at its end, and the commands that come next."""
+"""What a run prints: its data, model and learning rate at the start, a table at the end, and the next commands."""
 
 import os
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from lightning.pytorch import LightningModule
@@ -10,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.lr_scaling import batch_of_one, batch_of_update
-from lr_lightning.app.run.resume import Previous, untrusted
+from lr_lightning.app.lr_scaling import effective_batch_size, process_batch_size
+from lr_lightning.app.run.record import RunOutcome
+from lr_lightning.app.run.resume import ResumedRun, resume_arguments
+from lr_lightning.app.schemas.trainer import TrackingConfig, TrainerConfig
 from lr_lightning.app.world import world_size
-from lr_lightning.diagnosis import Verdict
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.training.datamodule import ImageDataModule
 
@@ -34,66 +36,53 @@ _ROWS = (
     ("price", "price", "{:.4g}"),
     ("spikes of the training loss", "spikes", "{:.0f}"),
 )
-"""Of the table at the end: what a value is called, its key, and how it is written."""
+"""The rows of the table at the end: name, key of the summary, format."""
+
+_DEFAULT_STORE = Path(__file__).resolve().parents[3] / "mlruns"
 
 
 def print_start(
-    config: Config, folder: Path, data: ImageDataModule, module: LightningModule, previous: Previous | None
+    config: Config, folder: Path, data: ImageDataModule, module: LightningModule, resumed: ResumedRun | None = None
 ) -> None:
-    """Say in a few lines what is about to be trained, and where it will lie."""
+    """Print in a few lines what is about to be trained, and its output folder."""
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
     sizes = data.sizes
     channels, (height, width) = data.in_channels, data.image_size
+    node = config.optimizer
+    if getattr(config.finder, "apply", False):
+        peak = f"from {config.finder.name} (else {node.lr:g})"
+    else:
+        rule = f" ({node.lr_rule} rule, for {node.lr_reference_batch})" if node.lr_rule != "none" else ""
+        peak = f"{node.lr:g}{rule}"
+    one, update = process_batch_size(config), effective_batch_size(config)
+    factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
+    batch = str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{config.data.name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes.get('test', 0):,} test "
         f"images of {channels}×{height}×{width}, {data.num_classes} classes"
     )
     console.print(
-        f"{config.model.name}: {parameters:,} parameters; {config.optimizer.name}, "
-        f"{_peak(config)}, schedule {config.schedule.name}, batch {_batch(config)}"
+        f"{config.model.name}: {parameters:,} parameters; {node.name}, peak lr {peak}, "
+        f"schedule {config.schedule.name}, batch {batch}"
     )
-    if previous:
-        changes = "".join(f", {key}={value}" for key, value in previous.changed.items())
-        console.print(f"resuming from {previous.checkpoint}{changes}")
+    if resumed:
+        changes = "".join(f", {key}={value}" for key, value in resumed.changed.items())
+        console.print(f"resuming from {resumed.checkpoint}{changes}")
     else:
         console.print(f"output: {folder}")
 
 
-def _peak(config: Config) -> str:
-    if getattr(config.finder, "apply", False):
-        return f"peak lr from {config.finder.name} (else {config.optimizer.lr:g})"
-    rule = config.optimizer.lr_rule
-    by_rule = f" ({rule} rule, for {config.optimizer.lr_reference_batch})" if rule != "none" else ""
-    return f"peak lr {config.optimizer.lr:g}{by_rule}"
-
-
-def _batch(config: Config) -> str:
-    """The batch of an update, and what it is made of if that is more than one batch."""
-    one, update = batch_of_one(config), batch_of_update(config)
-    factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
-    return str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
-
-
-def print_summary(
-    config: Config,
-    folder: Path,
-    run_id: str | None,
-    summary: dict[str, float],
-    verdict: Verdict | None = None,
-    *,
-    idle: bool = False,
-) -> None:
-    """The table at the end, and the commands that come next.
+def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bool = False) -> None:
+    """Print the table at the end of a run, and the next commands.
 
     Args:
         config: The run's config.
         folder: Its output folder.
-        run_id: Its MLflow run id, where it has one.
-        summary: The values of ``summary/*``, without the prefix.
-        verdict: Whether it over- or underfits, where that was measured.
-        idle: Whether it was gone on with though it had come to its end.
+        outcome: Its result.
+        idle: Whether a finished run was resumed, so that nothing was left to train.
     """
+    summary, verdict, run_id = outcome.summary, outcome.verdict, outcome.run_id
     console = Console(highlight=False, markup=False)
     table = Table(title=f"{config.model.name} on {config.data.name}, {config.schedule.name}", title_justify="left")
     table.add_column("result")
@@ -104,82 +93,76 @@ def print_summary(
     if summary.get("target_reached") == 0.0:
         table.add_row("target", "not reached")
     if verdict is not None:
-        table.add_row("verdict", verdict.label + (f" ({verdict.detail})" if verdict.detail else ""))
+        table.add_row("verdict", verdict.headline)
     console.print(table)
-    for line in verdict.advice if verdict is not None else ():
+    for line in verdict.sentences() if verdict is not None else ():
         console.print(f"- {line}", soft_wrap=True)
     console.print(f"MLflow run {run_id}" if run_id else "not in MLflow", f"output {folder}", sep=", ", soft_wrap=True)
-    longer = _longer(config, summary)
+    key, limit = _length(config.trainer, summary)
     if idle:
         made = f"nothing was left to do: the run had made all its {summary['steps']:,.0f} steps."
-        console.print(f"{made} To train longer, resume it with {longer}", soft_wrap=True)
-    for name, command in _next_commands(config, folder, longer, verdict):
+        console.print(f"{made} To train longer, resume it with {key}={2 * limit}", soft_wrap=True)
+    resume = resume_arguments(folder, asdict(config))
+    commands = [_look(config.tracking), *_training(outcome, key, limit, resume)]
+    if config.data.name == "image_folder":
+        predict = Path(sys.argv[0]).with_name("predict.py")
+        commands.append(("predict", python_command(predict, str(folder), "NEW_IMAGES")))
+    for name, command in commands:
         console.print(f"{name}:  {command}", soft_wrap=True)
 
 
-def print_interrupted(config: Config, checkpoint: Path | None, reason: str, step: int) -> None:
-    """Say that the run was stopped, and how to go on with it."""
-    console = Console(stderr=True, highlight=False, markup=False)
-    console.print(f"{reason} at step {step}", soft_wrap=True)
-    if checkpoint is not None and checkpoint.is_file():
-        command = shlex.join(["python", sys.argv[0], f"resume={checkpoint.parent.parent}", *_trust(config)])
-        console.print(f"go on with it:  {command}", soft_wrap=True)
+def python_command(script: Path, *arguments: str) -> str:
+    """Return the command that starts a script, to be copied from the terminal, without passwords."""
+    return hide_password(shlex.join(["python", str(script), *arguments]))
 
 
-def _trust(config: Config) -> list[str]:
-    """What a resume of this run must be told to trust."""
-    targets = untrusted(config)
-    return [f"trust=[{','.join(targets)}]"] if targets else []
-
-
-def _longer(config: Config, summary: dict[str, float]) -> str:
-    """What makes the run twice as long: the limit that it came to."""
-    node = config.trainer
+def _length(node: TrainerConfig, summary: dict[str, float]) -> tuple[str, int]:
+    """Return the key and the value of the limit that ended the run."""
     by_steps = node.max_steps > 0 and (node.max_epochs < 0 or summary.get("steps", 0.0) >= node.max_steps)
-    return f"trainer.max_steps={2 * node.max_steps}" if by_steps else f"trainer.max_epochs={2 * node.max_epochs}"
+    return ("trainer.max_steps", node.max_steps) if by_steps else ("trainer.max_epochs", node.max_epochs)
 
 
-def _next_commands(config: Config, folder: Path, longer: str, verdict: Verdict | None) -> list[tuple[str, str]]:
-    """The commands that come next, as they can be typed in the folder the run was started from."""
+def _started_by_make() -> bool:
+    """Check whether `make train` started this process: the virtual environment may not be active."""
+    return "MAKELEVEL" in os.environ
+
+
+def _look(node: TrackingConfig) -> tuple[str, str]:
+    """Return the command that shows the run, or one that makes a tracked run."""
     script = Path(sys.argv[0])
-    root = Path(__file__).resolve().parents[2] / "mlruns"
-    own = ["--root", config.tracking.root] if Path(config.tracking.root) != root else []
-    own += ["--uri", config.tracking.uri] if config.tracking.uri else []
-    by_make = "MAKELEVEL" in os.environ  # started by `make train`: the virtual environment may not be active
-    later = _trainings(config, folder, longer, verdict, by_make=by_make)
-    if config.data.name == "image_folder":
-        later.append(("predict", _command(script.with_name("predict.py"), str(folder), "NEW_IMAGES")))
-    if config.tracking.name == "mlflow":
-        if (config.tracking.uri or "").startswith("http"):
-            return [("look at it", str(config.tracking.uri)), *later]
-        return [("look at it", "make ui" if by_make and not own else _command(script.with_name("ui.py"), *own)), *later]
-    return [("another one, tracked", _command(script, "schedule=constant", "tracking=mlflow")), *later]
+    if node.name != "mlflow":
+        return "another one, tracked", python_command(script, "schedule=constant", "tracking=mlflow")
+    if (node.uri or "").startswith("http"):
+        return "look at it", str(node.uri)
+    own = ["--root", node.root] if Path(node.root) != _DEFAULT_STORE else []
+    own += ["--uri", node.uri] if node.uri else []
+    by_make = _started_by_make() and not own
+    return "look at it", "make ui" if by_make else python_command(script.with_name("ui.py"), *own)
 
 
-def _trainings(
-    config: Config, folder: Path, longer: str, verdict: Verdict | None, *, by_make: bool
-) -> list[tuple[str, str]]:
-    """The training that the verdict advises, as far as it is known; none that it speaks against."""
+def _training(outcome: RunOutcome, key: str, limit: int, resume: list[str]) -> list[tuple[str, str]]:
+    """Return the training that the verdict advises, if any.
+
+    Args:
+        outcome: The run's result.
+        key: The key of the limit that ended the run.
+        limit: Its value.
+        resume: The arguments that resume the run.
+    """
+    verdict = outcome.verdict
     if verdict is None or verdict.can_train_longer:
-        name, arguments = "train on", [f"resume={folder}", *_trust(config), longer]
+        name, arguments = "train on", [*resume, f"{key}={2 * limit}"]
     elif verdict.sufficient_epochs is not None and (own := _own_overrides()) is not None:
-        key = longer.split("=")[0]
-        limit = getattr(config.trainer, key.removeprefix("trainer."))
         length = max(1, round(limit * verdict.sufficient_epochs / verdict.evidence["epochs"]))
         name, arguments = "a shorter one", [*(w for w in own if w.lstrip("+").split("=")[0] != key), f"{key}={length}"]
     else:
         return []
-    script = Path(sys.argv[0])
-    return [
-        (name, f'make train ARGS="{hide_password(shlex.join(arguments))}"' if by_make else _command(script, *arguments))
-    ]
+    if _started_by_make():
+        return [(name, f'make train ARGS="{hide_password(shlex.join(arguments))}"')]
+    return [(name, python_command(Path(sys.argv[0]), *arguments))]
 
 
 def _own_overrides() -> list[str] | None:
-    """What this run was started with; None if that is not one run's overrides (a sweep's, say, or a resume)."""
+    """Return the overrides that started this run; None for a multirun or a resume."""
     words = sys.argv[1:]
     return None if any(word.startswith(("-", "resume=")) for word in words) else words
-
-
-def _command(script: Path, *arguments: str) -> str:
-    return hide_password(shlex.join(["python", str(script), *arguments]))

@@ -1,193 +1,170 @@
-"""Opening a run's record: its config, parameters, tags and environment, in whichever tracking was chosen."""
+"""A run's record: its config, parameters, tags and summary, and its true status whatever ends the run."""
 
 import errno
 import math
+import shlex
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rich.console import Console
 from torch.distributed import DistBackendError, DistNetworkError
 
+from lr_lightning._lightning import callbacks_of
 from lr_lightning._plotting import COLOUR_TAG, style
-from lr_lightning.app.checks import flatten
-from lr_lightning.app.config import Config, stale_keys
+from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.error_messages import is_out_of_memory
-from lr_lightning.app.lr_scaling import batch_of_update
-from lr_lightning.app.run.found_lr import default_run_name
-from lr_lightning.app.run.messages import print_interrupted
+from lr_lightning.app.lr_scaling import effective_batch_size
 from lr_lightning.app.run.output import LAST, write_config
-from lr_lightning.app.run.resume import Previous
-from lr_lightning.app.run.signals import Interrupted, Interrupts
-from lr_lightning.app.run.summary import Outcome, outcome_of, stepped
-from lr_lightning.app.world import world_size
+from lr_lightning.app.run.resume import resume_arguments
+from lr_lightning.app.run.signals import GracefulStop, Interrupted
+from lr_lightning.app.schemas.trainer import TrackingConfig
+from lr_lightning.app.world import is_rank_zero, world_size
+from lr_lightning.callbacks.base_finder import BaseLRFinder
+from lr_lightning.callbacks.overfitting import OverfittingMonitor
+from lr_lightning.callbacks.run_cost import RunCost
+from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed
-from lr_lightning.tracking import CSVLogger, MLflowLogger, NoLogger, RunLogger
+from lr_lightning.tracking import RunLogger
 from lr_lightning.tracking.environment import environment_tags
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.tracking.locks import mark_dead_runs
-from lr_lightning.tracking.replay import Closer
+from lr_lightning.tracking.replay import Watchdog
 from lr_lightning.tracking.store import open_store
-from lr_lightning.tracking.view import keep_view
+from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
+
+_BETTER = {"val/loss": min, "val/acc": max}
+_LAST_VALUES = {
+    "probe/loss": "probe_loss",
+    "probe/acc": "probe_acc",
+    "overfit/gap_loss": "gap_loss",
+    "overfit/gap_acc": "gap_acc",
+}
+_GROUPS = ("schedule", "optimizer", "model", "data")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """The result of a run.
+
+    Attributes:
+        summary: The values logged as ``summary/*``, without the prefix.
+        history: The measurements at its validations, if there were any.
+        verdict: Whether it over- or underfits, if that was measured.
+        output_dir: Its output folder; None on ranks other than the first.
+        run_id: Its MLflow run id, if it has one.
+    """
+
+    summary: dict[str, float] = field(default_factory=dict)
+    history: History | None = None
+    verdict: Verdict | None = None
+    output_dir: Path | None = None
+    run_id: str | None = None
+
+    @property
+    def objective(self) -> float | None:
+        """The best validation accuracy, which a search maximises."""
+        return self.summary.get("best_val_acc")
+
+
+class Summary(Callback):
+    """Keep the best and last validation values and the seconds of a run, across all its resumes."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self._seconds_before = 0.0
+        self._started: float | None = None
+        self.stepped = False
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Note that training has begun: from now on an error is not bad input."""
+        self.stepped = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep this validation's values."""
+        if trainer.sanity_checking:
+            return
+        for key, better in _BETTER.items():
+            value = trainer.callback_metrics.get(key)
+            if value is not None and math.isfinite(value):
+                name = key.replace("/", "_")
+                self.values[f"last_{name}"] = float(value)
+                self.values[f"best_{name}"] = better(self.values.get(f"best_{name}", float(value)), float(value))
+        for key, name in _LAST_VALUES.items():
+            if key in trainer.callback_metrics:
+                self.values[name] = float(trainer.callback_metrics[key])
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the fit in seconds, including the parts before a resume."""
+        return self._seconds_before + (time.monotonic() - self._started if self._started is not None else 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Serialize the values and seconds for a checkpoint."""
+        return {"values": dict(self.values), "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the values and seconds."""
+        self.values, self._seconds_before = dict(state_dict["values"]), state_dict["seconds"]
+
+
+def outcome_of(trainer: Trainer) -> RunOutcome:
+    """Return a fit's best and last validation values, probe, gap, steps, seconds and cost, and the verdict on it."""
+    callback = callbacks_of(trainer, Summary)[0]
+    summary = {**callback.values, "steps": float(trainer.global_step), "seconds": callback.seconds}
+    summary |= next((cost.summary for cost in callbacks_of(trainer, RunCost)), {})
+    monitor = next(iter(callbacks_of(trainer, OverfittingMonitor)), None)
+    return RunOutcome(summary) if monitor is None else RunOutcome(summary, monitor.history, monitor.verdict)
+
+
+def stepped(trainer: Trainer) -> bool:
+    """Check whether this process has begun a training step."""
+    return callbacks_of(trainer, Summary)[0].stepped
 
 
 def open_logger(
     config: Config,
     folder: Path,
-    previous: Previous | None,
     data: ImageDataModule,
     module: LightningModule,
+    *,
+    resume: bool = False,
     job: str = "train",
     scaling: Mapping[str, float] | None = None,
 ) -> RunLogger:
-    """Open the run's record, which takes the lock of its output folder, and store the config there.
+    """Open a run's record, which locks its output folder, and store the config there.
 
     Args:
         config: The run's config.
         folder: Its output folder.
-        previous: The run that is gone on with.
         data: Its data.
         module: Its module.
-        job: What the run does, a tag of it.
-        scaling: What the rule for the rate has done, from ``scaled``.
+        resume: Whether the folder has the record of a run that is resumed.
+        job: The value of the run's tag ``job``.
+        scaling: How ``optimizer.lr_rule`` changed the learning rate, from ``scale_lr``.
 
     Raises:
-        ConfigError: If the store cannot be used, or the run to go on with is still running.
+        ConfigError: If the store cannot be used, or the resumed run is still running.
     """
-    container, stale = _plain(config), stale_keys(config)
-    lr = None if stale else config.optimizer.lr
-    name = config.tracking.run_name or (default_run_name(config, lr) if job == "train" else job)
-    tags = {"job": job, **_tags(config, folder, data)}
-    if job != "train":  # it follows no schedule and makes no checkpoints; what the user set stays
-        absent = {"schedule", COLOUR_TAG, "checkpoint.last", "checkpoint.best"} - config.tracking.tags.keys()
-        tags = {key: value for key, value in tags.items() if key not in absent}
-    with _room_for(folder):
-        logger = _opened(config, folder, name, tags, resume=previous is not None)
-        with _ended_by_an_error(logger):
-            artifact = write_config(folder, container)  # not before the lock is held: the folder may be a live run's
-            logger.log_hyperparams({key: value for key, value in _given(container).items() if key not in stale})
-            parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-            described = {f"dataset.{key}": value for key, value in data.describe().items()}
-            logger.log_hyperparams({"model.parameters": parameters, **described})
-            together = {"processes": world_size(config.trainer), "update_batch_size": batch_of_update(config)}
-            logger.log_hyperparams({**together, **(scaling or {})})
-            logger.log_artifact(artifact)
-    return logger
-
-
-@contextmanager
-def sweep_record(config: Config, folder: Path, sweep: str, job: str) -> Iterator[RunLogger]:
-    """The record of a sweep's own run, which holds its table.
-
-    It is closed at the end: as FAILED after an error, as KILLED if it was stopped.
-
-    Args:
-        config: The config that its runs share.
-        folder: Of the record.
-        sweep: Name of the sweep, which its runs have as a tag.
-        job: What made it: ``lr_effects`` or ``search``.
-
-    Raises:
-        ConfigError: If the store cannot be used.
-    """
+    container, stale = _public(config), config.keys_set_by_finder()
+    lr = config.finder.name if stale else f"{config.optimizer.lr:g}"
+    name = config.tracking.run_name or (_run_name(config.schedule.name, lr, config.seed) if job == "train" else job)
     tags = {
         "job": job,
-        **({"study": job} if job == "lr_effects" else {}),
-        **_choices(config),
-        **environment_tags(),
-        **config.tracking.tags,
-        "sweep": sweep,
-    }
-    with _room_for(folder):
-        logger = _opened(config, folder, f"{job} {config.model.name} {config.data.name}", tags, resume=False)
-    with _ended_by_an_error(logger):
-        logger.log_hyperparams(_given(_plain(config)))
-        yield logger
-    logger.end("FINISHED")
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    """The config as plain values, without the password of its store."""
-    container = asdict(config)
-    container["tracking"]["uri"] = hide_password(config.tracking.uri) if config.tracking.uri else None
-    return container
-
-
-def _given(container: dict[str, Any]) -> dict[str, Any]:
-    """Its dotted keys that have a value."""
-    return {key: value for key, value in flatten(container).items() if value not in (None, {}, [])}
-
-
-def _choices(config: Config) -> dict[str, str]:
-    """The tags that runs are grouped by."""
-    return {name: getattr(config, name).name for name in ("schedule", "optimizer", "model", "data")}
-
-
-def _opened(config: Config, folder: Path, run_name: str, tags: dict[str, str], *, resume: bool) -> RunLogger:
-    """A logger of the chosen kind, started."""
-    node = config.tracking
-    logger: RunLogger
-    try:
-        if node.name == "none":
-            logger = NoLogger(folder, end_on_finalize=False)
-        elif node.name == "csv":
-            logger = CSVLogger(folder, tags=tags, resume=resume, end_on_finalize=False)
-        else:
-            store = open_store(Path(node.root), node.uri)
-            mark_dead_runs(store)
-            logger = MLflowLogger(
-                store,
-                experiment=node.experiment,
-                output_dir=folder,
-                run_name=run_name,
-                tags=tags,
-                resume=resume,
-                end_on_finalize=False,
-            )
-        logger.start()
-        if isinstance(logger, MLflowLogger) and logger.experiment_id is not None:
-            keep_view(logger.store, logger.experiment_id)
-    except ValueError as e:
-        raise ConfigError(f"tracking: {e}") from e
-    return logger
-
-
-@contextmanager
-def _ended_by_an_error(logger: RunLogger) -> Iterator[None]:
-    """Close the record where something raises: as KILLED where that is an interruption."""
-    try:
-        yield
-    except BaseException as e:
-        with suppress(OSError):  # a full disk is what may have raised
-            logger.end("FAILED" if isinstance(e, Exception) else "KILLED")
-        raise
-
-
-@contextmanager
-def _room_for(folder: Path) -> Iterator[None]:
-    """For what is written before a run begins: a disk without room for it is bad input."""
-    try:
-        yield
-    except OSError as e:
-        raise ConfigError(
-            f"output_root: {e.filename or folder} cannot be written to ({e.strerror}). Make room, or give another one."
-        ) from e
-
-
-def run_id_of(logger: RunLogger | None) -> str | None:
-    """The MLflow id of a run, where it has one."""
-    return logger.run_id if isinstance(logger, MLflowLogger) else None
-
-
-def _tags(config: Config, folder: Path, data: ImageDataModule) -> dict[str, str]:
-    """What runs are grouped by, where this one lies, and what it ran on."""
-    return {
-        **_choices(config),
+        **{group: container[group]["name"] for group in _GROUPS},
         "seed": str(config.seed),
         "finder": config.finder.name,
         "output_dir": str(folder),
@@ -198,119 +175,295 @@ def _tags(config: Config, folder: Path, data: ImageDataModule) -> dict[str, str]
         **environment_tags(),
         **config.tracking.tags,
     }
+    if job != "train":  # it follows no schedule and makes no checkpoints; tags that the user set stay
+        absent = {"schedule", COLOUR_TAG, "checkpoint.last", "checkpoint.best"} - config.tracking.tags.keys()
+        tags = {key: value for key, value in tags.items() if key not in absent}
+    with _disk_errors_as_input(folder):
+        logger = _started_logger(config.tracking, folder, name, tags, resume=resume)
+        with _ended_by_an_error(logger):
+            artifact = write_config(folder, container)  # only with the lock: the folder may belong to a live run
+            logger.log_hyperparams({key: value for key, value in _given(container).items() if key not in stale})
+            parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+            dataset = {f"dataset.{key}": value for key, value in data.describe().items()}
+            logger.log_hyperparams({"model.parameters": parameters, **dataset})
+            batch = {"processes": world_size(config.trainer), "update_batch_size": effective_batch_size(config)}
+            logger.log_hyperparams({**batch, **(scaling or {})})
+            logger.log_artifact(artifact)
+    return logger
 
 
-# --- A run's record is closed with its true status, whatever ends the run.
+@contextmanager
+def sweep_record(config: Config, folder: Path, sweep: str, job: str) -> Iterator[RunLogger]:
+    """Open the record of a sweep itself, which holds its table.
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+    The record is closed at the end: as FAILED after an error, as KILLED after an interruption.
+
+    Args:
+        config: The config that the sweep's runs share.
+        folder: The record's folder.
+        sweep: Name of the sweep, which its runs have as a tag.
+        job: What made the sweep: ``lr_effects`` or ``search``.
+
+    Raises:
+        ConfigError: If the store cannot be used.
+    """
+    container = _public(config)
+    tags = {
+        "job": job,
+        **({"study": job} if job == "lr_effects" else {}),
+        **{group: container[group]["name"] for group in _GROUPS},
+        **environment_tags(),
+        **config.tracking.tags,
+        "sweep": sweep,
+    }
+    with _disk_errors_as_input(folder):
+        name = f"{job} {config.model.name} {config.data.name}"
+        logger = _started_logger(config.tracking, folder, name, tags, resume=False)
+    with _ended_by_an_error(logger):
+        logger.log_hyperparams(_given(container))
+        yield logger
+    logger.end("FINISHED")
 
 
-def recorded(
-    config: Config,
-    trainer: Trainer,
-    logger: RunLogger | None,
-    interrupts: Interrupts,
-    work: Callable[[], Outcome],
-) -> Outcome:
-    """Do the work of a run, and give the record its true status, whatever happens."""
-    status = "FAILED"
+def _public(config: Config) -> dict[str, Any]:
+    """Return the config as plain values, without its store's password."""
+    container = asdict(config)
+    container["tracking"]["uri"] = hide_password(config.tracking.uri) if config.tracking.uri else None
+    return container
+
+
+def _given(container: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's dotted keys that have a value."""
+    return {key: value for key, value in flatten(container).items() if value not in (None, {}, [])}
+
+
+def _run_name(schedule: str, lr: str, seed: int) -> str:
+    return f"{schedule} lr={lr} seed={seed}"
+
+
+def _started_logger(
+    node: TrackingConfig, folder: Path, run_name: str, tags: dict[str, str], *, resume: bool
+) -> RunLogger:
     try:
-        outcome = work()
-        if logger:
-            logger.log_summary(outcome.summary)
-        status = "FINISHED"
-        return outcome
-    except Diverged as e:
-        e.outcome = outcome_of(trainer)
-        if logger:
-            logger.set_tags({"diverged": "true", "diverged_step": str(e.step), "diverged_lr": str(e.lr)})
-            logger.log_summary({k: v for k, v in e.outcome.summary.items() if math.isfinite(v)})
-        raise
-    except OSError as e:
-        failed = _disk_failed(e, logger)
-        if failed is None:
-            raise
-        raise failed from e
-    except (RuntimeError, MemoryError) as e:
-        if not isinstance(e, RunFailed) and is_out_of_memory(e):
-            raise RunFailed(_memory_failed(e, config, trainer)) from e
-        if str(e).startswith("DataLoader worker"):
-            where = f" Go on with resume={logger.output_dir}, and data.num_workers=0." if logger else ""
-            raise RunFailed(
-                f"data: a worker that decodes images was killed at step {trainer.global_step}, most often for want of "
-                f"memory ({str(e).splitlines()[0]}).{where}"
-            ) from e
-        if trainer.world_size > 1 and not isinstance(e, RunFailed) and _lost(e):
-            raise RunFailed(
-                f"another process of this run is gone, at step {trainer.global_step}; what it said stands above. "
-                "The record says FAILED."
-            ) from e
-        raise
-    except DataError as e:  # an image that no longer can be read, in the middle of the run
-        raise ConfigError(str(e)) from e
+        store = open_store(Path(node.root), node.uri) if node.name == "mlflow" else None
+        if store is not None:
+            mark_dead_runs(store)
+        logger = RunLogger(
+            folder,
+            store,
+            experiment=node.experiment,
+            run_name=run_name,
+            tags=tags,
+            csv=node.name == "csv",
+            resume=resume,
+            end_on_finalize=False,
+        )
+        logger.start()
+        if store is not None and logger.experiment_id is not None:
+            keep_view(store, logger.experiment_id)
     except ValueError as e:
-        if stepped(trainer):
+        raise ConfigError(f"tracking: {e}") from e
+    return logger
+
+
+@contextmanager
+def _ended_by_an_error(logger: RunLogger) -> Iterator[None]:
+    """Close the record if the block raises: as KILLED after an interruption, else as FAILED."""
+    try:
+        yield
+    except BaseException as e:
+        with suppress(OSError):  # a full disk may be what raised
+            logger.end("FAILED" if isinstance(e, Exception) else "KILLED")
+        raise
+
+
+@contextmanager
+def _disk_errors_as_input(folder: Path) -> Iterator[None]:
+    """Turn a disk error before the run begins into one of bad input."""
+    try:
+        yield
+    except OSError as e:
+        raise ConfigError(
+            f"output_root: {e.filename or folder} cannot be written to ({e.strerror}). Make room, or give another one."
+        ) from e
+
+
+def run_id_of(logger: RunLogger | None) -> str | None:
+    """Return a run's MLflow id, or None if it has none."""
+    return logger.run_id if logger else None
+
+
+class FoundLR(Callback):
+    """Record and print the learning rate that a run trains with, once its finder is done. List it after the finder.
+
+    Args:
+        config: The run's config.
+        finder: The finder.
+    """
+
+    def __init__(self, config: Config, finder: BaseLRFinder[Any]) -> None:
+        self.config, self.finder = config, finder
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the learning rate; print it unless the run is resumed."""
+        if not is_rank_zero():
+            return
+        node, finder, resumed = self.config, self.finder, trainer.ckpt_path is not None
+        lr = node.optimizer.lr if finder.applied is None else finder.applied
+        lrs = dict.fromkeys(node.keys_set_by_finder() - {"schedule.base_lr"}, lr)
+        if finder.applied_base is not None:
+            lrs["schedule.base_lr"] = finder.applied_base
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.log_hyperparams(lrs)
+                if not resumed:
+                    logger.log_summary({"search_seconds": finder.seconds})  # no other number of the run contains them
+                if logger.store is not None and node.tracking.run_name is None:
+                    logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:g}", node.seed)})
+        found = next(reversed(finder.results.values()), None)
+        if found is None or resumed:
+            return
+        console = Console(soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{node.finder.name}: {found.describe().removesuffix('.')}")
+        if finder.apply:
+            how = "found" if finder.applied is not None else "as configured"
+            console.print(f"training with a peak lr of {lr:.4g} ({how})")
+
+
+def record_run(
+    config: Config, trainer: Trainer, logger: RunLogger | None, stop: GracefulStop, work: Callable[[], RunOutcome]
+) -> RunOutcome:
+    """Do a run's work, and give its record the true status whatever happens.
+
+    Args:
+        config: The run's config.
+        trainer: Its Trainer.
+        logger: Its record; None on ranks other than the first.
+        stop: Its handler of signals.
+        work: The run's work.
+
+    Returns:
+        What ``work`` returns.
+
+    Raises:
+        ConfigError: If the input is bad.
+        Diverged: If a loss becomes non-finite.
+        RunFailed: If memory, the disk or another process fails.
+        Interrupted: On SIGTERM, Ctrl-C or SIGHUP.
+    """
+    several = logger is not None and logger.store is not None and world_size(config.trainer) > 1
+    status = "FAILED"
+    with (
+        stop,
+        Watchdog(logger.output_dir if several and logger else None),
+    ):  # in case another rank dies, and kills this one
+        try:
+            outcome = work()
+            if logger:
+                logger.log_summary(outcome.summary)
+            status = "FINISHED"
+            return outcome
+        except Diverged as e:
+            e.outcome = outcome_of(trainer)
+            if logger:
+                logger.set_tags({"diverged": "true", "diverged_step": str(e.step), "diverged_lr": str(e.lr)})
+                logger.log_summary({k: v for k, v in e.outcome.summary.items() if math.isfinite(v)})
             raise
-        raise ConfigError(str(e)) from e  # what only the trainer can tell, before the first step
-    except (SIGTERMException, Interrupted, KeyboardInterrupt) as e:
-        status = "KILLED"
-        if logger is None:
-            # Lightning kills the first rank when another one ends with a status, in the middle of closing its record.
-            raise SystemExit(0) from None
-        interrupted = e if isinstance(e, Interrupted) else Interrupted(interrupts.signum or signal.SIGINT)
-        with suppress(OSError):  # the terminal may be closed
-            print_interrupted(config, interrupts.checkpoint, str(interrupted), trainer.global_step)
-        raise interrupted from None
-    finally:
-        if logger:
-            _end(logger, status)
+        except (SIGTERMException, Interrupted, KeyboardInterrupt) as e:
+            status = "KILLED"
+            if logger is None:
+                # Lightning kills the first rank while it closes its record if another rank exits with a status.
+                raise SystemExit(0) from None
+            interrupted = e if isinstance(e, Interrupted) else Interrupted(stop.signum or signal.SIGINT)
+            with suppress(OSError):  # the terminal may be closed
+                _print_interrupted(f"{interrupted} at step {trainer.global_step}", stop.checkpoint, config)
+            raise interrupted from None
+        except Exception as e:
+            if (known := _known_error(e, config, trainer, logger)) is None:
+                raise
+            raise known from e
+        finally:
+            if logger:
+                _end(logger, status)
+
+
+def _print_interrupted(reason: str, checkpoint: Path | None, config: Config) -> None:
+    """Print that the run was stopped, and the command that resumes it."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    console.print(reason, soft_wrap=True)
+    if checkpoint is not None and checkpoint.is_file():
+        command = shlex.join(["python", sys.argv[0], *resume_arguments(checkpoint.parent.parent, asdict(config))])
+        console.print(f"resume it:  {command}", soft_wrap=True)
 
 
 def _end(logger: RunLogger, status: str) -> None:
-    """Close the record. If its disk is full the store has been told, and what the run itself met matters more."""
+    """Close the record. On a full disk the store already knows, and the run's own error matters more."""
     try:
         logger.end(status)
     except OSError as e:
         if status == "FINISHED":
-            raise (_disk_failed(e, logger) or e) from None
+            raise (_disk_error(e, logger) or e) from None
 
 
-def _disk_failed(error: OSError, logger: RunLogger | None) -> RunFailed | None:
-    """What to say where a disk is full or gone, or the run's folder; None for another error."""
+def _known_error(
+    error: Exception, config: Config, trainer: Trainer, logger: RunLogger | None
+) -> RunFailed | ConfigError | None:
+    """Return the error that tells the user what to do, or None for an error that needs its traceback.
+
+    torch raises a plain RuntimeError for most of what can end a run; only its text tells the cause.
+    """
+    text, step = (str(error).strip().splitlines() or [type(error).__name__])[0], trainer.global_step
+    if isinstance(error, RunFailed):
+        return None
+    if isinstance(error, OSError):
+        return _disk_error(error, logger)
+    if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
+        evaluating = trainer.evaluating or trainer.sanity_checking
+        return RunFailed(f"out of memory at step {step} ({text}). {_memory_remedy(config, evaluating=evaluating)}")
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        remedy = f" Resume with resume={logger.output_dir}, and data.num_workers=0." if logger else ""
+        return RunFailed(
+            f"data: a worker that decodes images was killed at step {step}, most often for lack of memory ({text})."
+            f"{remedy}"
+        )
+    if isinstance(error, RuntimeError) and trainer.world_size > 1 and _lost_process(error):
+        return RunFailed(
+            f"another process of this run is gone, at step {step}; its own output stands above. The record says FAILED."
+        )
+    if isinstance(error, DataError):  # an image that can no longer be read, in the middle of the run
+        return ConfigError(str(error))
+    if isinstance(error, ValueError) and not stepped(trainer):  # what only the trainer can tell, before the first step
+        return ConfigError(str(error))
+    return None
+
+
+def _disk_error(error: OSError, logger: RunLogger | None) -> RunFailed | None:
+    """Return the error for a disk that is full or gone, or a run's folder that is; None for any other OSError."""
     folder = logger.output_dir if logger else None
     if folder and error.errno == errno.ENOENT and not folder.exists():
         return RunFailed(f"output_root: {folder} was removed while the run was writing to it. Start the run anew.")
     own = folder is not None and error.filename is not None and folder in Path(str(error.filename)).parents
-    if error.errno not in _DISK and not (own and error.errno in (errno.EACCES, errno.EPERM)):
+    if error.errno not in _DISK_ERRORS and not (own and error.errno in (errno.EACCES, errno.EPERM)):
         return None
     where = folder or error.filename
     remedy = "make it writable" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "make room"
     return RunFailed(
-        f"output_root: {where} cannot be written to ({error.strerror}). What is in it is whole: {remedy}, then go on "
-        f"with resume={where}."
+        f"output_root: {where} cannot be written to ({error.strerror}). The files in it are whole: {remedy}, then "
+        f"resume with resume={where}."
     )
 
 
-def _memory_failed(error: Exception, config: Config, trainer: Trainer) -> str:
-    """What to say where memory has run out: what takes most of it is a batch's activations."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _memory_remedy(config: Config, *, evaluating: bool) -> str:
+    """Say what to lower; most of the memory is a batch's activations."""
     data = config.data
-    if trainer.evaluating or trainer.sanity_checking:
-        remedy = f"Lower data.eval_batch_size ({data.eval_batch_size or 'by default four times data.batch_size'})."
-    else:
-        remedy = (
-            f"Lower data.batch_size ({data.batch_size}) and raise trainer.accumulate_grad_batches "
-            f"({config.trainer.accumulate_grad_batches}) by the same factor: updates stay the same."
-        )
-    return f"out of memory at step {trainer.global_step} ({reason}). {remedy}"
+    if evaluating:
+        return f"Lower data.eval_batch_size ({data.eval_batch_size or 'by default four times data.batch_size'})."
+    return (
+        f"Lower data.batch_size ({data.batch_size}) and raise trainer.accumulate_grad_batches "
+        f"({config.trainer.accumulate_grad_batches}) by the same factor: updates stay the same."
+    )
 
 
-def _lost(error: Exception) -> bool:
-    """Whether a collective has failed because a process at its other end is gone."""
+def _lost_process(error: Exception) -> bool:
+    """Check whether a collective failed because another process of the run is gone."""
     return isinstance(error, DistBackendError | DistNetworkError) or "gloo" in str(error).lower()
-
-
-def closer_of(logger: RunLogger | None, config: Config) -> Closer:
-    """What closes the record if this process is killed because another rank has died."""
-    several = isinstance(logger, MLflowLogger) and world_size(config.trainer) > 1
-    return Closer(logger.output_dir if several and logger else None)

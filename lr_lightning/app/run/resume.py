@@ -1,9 +1,9 @@
-"""Going on with a stopped run: its stored config, what may be changed about it, and what its config may name."""
+"""Resuming a run: its stored config, what may change about it, what it may name, and the checkpoint to start from."""
 
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning import schedules
-from lr_lightning.app.checks import flatten, validated
+from lr_lightning.app.checks import validate
 from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
 from lr_lightning.app.run.checkpoints import config_differences, read_checkpoint
 from lr_lightning.app.run.output import BEFORE_LAST, LAST
-from lr_lightning.app.world import is_first_rank
-from lr_lightning.errors import ConfigError, DataError
+from lr_lightning.app.world import is_rank_zero
+from lr_lightning.errors import ConfigError, DataError, StoreUnavailable, TrackingError
+from lr_lightning.tracking import open_store
+from lr_lightning.tracking.local_log import STATE_NAME, UploadState
+from lr_lightning.training import models
 from lr_lightning.training.datamodule import ImageDataModule
 
 CHANGEABLE = frozenset(
@@ -33,62 +36,53 @@ CHANGEABLE = frozenset(
         "data.num_workers",
     }
 )
-"""The keys a resumed run may be given anew, besides `tracking`."""
+"""The keys that a resume may change, besides `tracking`."""
 
-
-def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that say which run it is: those that a resume of it cannot change.
-
-    Args:
-        flat: A config, dotted.
-    """
-    others = ("tracking.", "output_root", "resume", "ckpt", "trust", "test", "trainer.name")
-    return {key: value for key, value in flat.items() if key not in CHANGEABLE and not key.startswith(others)}
-
-
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_NO_IDENTITY = ("tracking.", "output_root", "resume", "ckpt", "trust", "test", "trainer.name")
 _DEVICE_KEYS = ("accelerator", "devices", "num_nodes", "strategy")
-_MODELS = ("small_cnn", "smith_cnn", "resnet9", "resnet20", "resnet56", "wrn16_4")
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_MOST_DIFFERENCES = 8
 
 
-def untrusted(config: Config) -> list[str]:
-    """The targets of a config that a resume of it would have to be told to trust."""
-    named = {target for _, target in _targets(asdict(config)) if target is not None}
-    return sorted(named - ALLOWED_TARGETS)
-
-
-def _default_target(schema: type) -> str | None:
-    target = getattr(schema, "_target_", None)
-    return target if isinstance(target, str) and target != MISSING else None
+def _default_targets() -> Iterator[str]:
+    for schema in (schema for choices in SCHEMAS.values() for schema in choices.values()):
+        target = getattr(schema, "_target_", None)
+        if isinstance(target, str) and target != MISSING:
+            yield target
 
 
 ALLOWED_TARGETS = frozenset(
-    {target for choices in SCHEMAS.values() for schema in choices.values() if (target := _default_target(schema))}
-    | {f"lr_lightning.training.models.{name}" for name in _MODELS}
+    {*_default_targets()}
+    | {f"lr_lightning.training.models.{name}" for name in models.__all__}
     | {f"lr_lightning.schedules.{name}" for name in schedules.__all__}
 )
-"""What a stored config may name without `trust`: whole names, since `lr_lightning.x.os.system` has the same start."""
+"""What a stored config may name without `trust`. Whole names, because `lr_lightning.x.os.system` has the same start."""
 
 
 @dataclass(frozen=True)
-class Asker:
-    """Who reads a stored run: what its messages call the run, and how it is told to trust a target."""
+class RunArgument:
+    """The argument that names a stored run, for error messages.
 
-    key: str
+    Attributes:
+        name: What the user calls the argument.
+        trust: How the user trusts a target, with ``{}`` in its place.
+    """
+
+    name: str
     trust: str
 
 
-RESUME = Asker("resume", "trust=[{}]")
+_RESUME = RunArgument("resume", "trust=[{}]")
 
 
 @dataclass(frozen=True)
-class Previous:
-    """The run that is gone on with.
+class ResumedRun:
+    """The run that is resumed.
 
     Attributes:
         output_dir: Its output folder.
-        checkpoint: The checkpoint it goes on from.
-        changed: The keys that were given anew.
+        checkpoint: The checkpoint to start from.
+        changed: The keys that this resume changes, with their new values.
     """
 
     output_dir: Path
@@ -96,15 +90,35 @@ class Previous:
     changed: dict[str, Any]
 
 
-def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Previous]:
-    """The config of the run that ``cfg.resume`` names, with the changes that are allowed.
+def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that identify a run: those that a resume cannot change.
+
+    Args:
+        flat: A config, dotted.
+    """
+    return {key: value for key, value in flat.items() if key not in CHANGEABLE and not key.startswith(_NO_IDENTITY)}
+
+
+def resume_arguments(folder: Path, container: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that resume a run, including ``trust`` for targets that are not this project's own.
+
+    Args:
+        folder: The run's output folder.
+        container: Its config as plain values.
+    """
+    untrusted = sorted({target for _, target in _targets(container)} - ALLOWED_TARGETS)
+    return [f"resume={folder}", *([f"trust=[{','.join(untrusted)}]"] if untrusted else [])]
+
+
+def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, ResumedRun]:
+    """Read the config of the run that ``cfg.resume`` names, and apply the allowed changes.
 
     Args:
         cfg: The config composed from this command line.
-        overrides: The command line's overrides, to know which keys were given.
+        overrides: The command line's overrides, which tell the keys that were given.
 
     Raises:
-        ConfigError: If there is no such run, no checkpoint of it, or the config was changed or names a target that
+        ConfigError: If there is no such run, it has no checkpoint, or its config was changed or names a target that
             is not trusted.
     """
     folder = run_folder(str(cfg.resume), cfg)
@@ -112,87 +126,76 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Previo
     if not checkpoint.is_file() and not checkpoint.with_name(BEFORE_LAST).is_file():
         raise ConfigError(f"resume: {folder} has no checkpoint (checkpoints/{LAST}) yet. Start the run anew.")
     stored = read_config(folder / "config.yaml", trusted={*ALLOWED_TARGETS, *cfg.trust})
-    changed = _apply(stored, cfg, overrides)
+    changed = _apply_changes(stored, cfg, overrides)
     stored.resume, stored.ckpt = None, None
-    if ":***@" in str(stored.tracking.uri):  # the password was left out; only its owner can read the run's own copy
-        from lr_lightning.tracking.local_log import load_state
-
-        stored.tracking.uri = state.uri if (state := load_state(folder)) else None
-    return validated(stored), Previous(folder, checkpoint, changed)
+    if ":***@" in str(stored.tracking.uri):  # stored without its password, which only the run's owner can read
+        stored.tracking.uri = state.uri if (state := UploadState.load(folder)) else None
+    return validate(stored), ResumedRun(folder, checkpoint, changed)
 
 
-def run_folder(name: str, cfg: DictConfig, asker: Asker = RESUME) -> Path:
-    """The output folder of a run, from its path or its MLflow run id.
+def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> Path:
+    """Return a run's output folder.
 
     Args:
-        name: Either of them.
-        cfg: Where to look: its ``output_root`` and its ``tracking``.
-        asker: For whom.
+        name: The folder's path, or the run's MLflow id.
+        cfg: Where to look for an id: its ``output_root`` and its ``tracking``.
+        argument: The argument that gave the name.
 
     Raises:
         ConfigError: If there is no such run, or its folder is not on this machine.
     """
-    key, output_root = asker.key, Path(str(cfg.output_root))
+    key, output_root = argument.name, Path(str(cfg.output_root))
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"{key}: {path} is no run's output folder: it has no config.yaml.")
         return path.resolve()
-    from lr_lightning.tracking.local_log import STATE_NAME, load_state
-
     for run in sorted(output_root.glob(f"*/{STATE_NAME}")):
-        if (state := load_state(run.parent)) is not None and state.run_id == name:
+        if (state := UploadState.load(run.parent)) is not None and state.run_id == name:
             return run.parent
     if cfg.tracking.name == "mlflow" and _RUN_ID.fullmatch(name):
-        tag = _output_dir_tag(name, cfg, key)
+        try:
+            tag = open_store(Path(cfg.tracking.root), cfg.tracking.uri).run_tags(name).get("output_dir")
+        except (TrackingError, StoreUnavailable) as e:
+            raise ConfigError(f"{key}: {e}") from e
         if tag is not None and (Path(tag) / "config.yaml").is_file():
             return Path(tag)
         if tag is not None:
             raise ConfigError(f"{key}: run {name} kept its checkpoints in {tag}, which is not on this machine.")
     raise ConfigError(
         f"{key}: no run '{name}': neither an output folder (in {Path.cwd()}) nor the id of a run below {output_root}. "
-        "The run's table names both."
+        "The table at a run's end names both."
     )
 
 
-def _output_dir_tag(run_id: str, cfg: DictConfig, key: str) -> str | None:
-    """Ask the store where a run that is not below the output root has its folder."""
-    from lr_lightning.errors import StoreUnavailable, TrackingError
-    from lr_lightning.tracking import open_store
-
-    try:
-        return open_store(Path(cfg.tracking.root), cfg.tracking.uri).run_tags(run_id).get("output_dir")
-    except (TrackingError, StoreUnavailable) as e:
-        raise ConfigError(f"{key}: {e}") from e
-
-
-def read_config(path: Path, trusted: set[str], asker: Asker = RESUME) -> DictConfig:
-    """Read a stored config as data: no interpolation, no target that is not trusted.
+def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) -> DictConfig:
+    """Read a stored config as data: it may hold no interpolation and no target that is not trusted.
 
     Raises:
         ConfigError: If it cannot be read, or holds either.
     """
-    name = asker.key
+    name = argument.name
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{name}: {path} cannot be read ({str(e).splitlines()[0]}).") from e
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: {path} is no stored config.")
-    for text in _texts(raw):
-        if "${" in text:  # also as a key, or in a list: it could build a _target_ that is not seen here
-            raise ConfigError(f"{name}: '{text}' in {path} holds an interpolation, which a stored config never does.")
+    for key, value in _entries(raw):
+        for text in (key, value):
+            if isinstance(text, str) and "${" in text:  # it could build a _target_ that this check does not see
+                raise ConfigError(f"{name}: '{text}' in {path} is an interpolation, which a stored config never has.")
     for key, target in _targets(raw):
-        if target is not None and target not in trusted:
+        if target not in trusted:
             raise ConfigError(
                 f"{key}: the stored config names '{target}', which is not this project's own. "
-                f"If you trust it, add {asker.trust.format(target)}."
+                f"If you trust it, add {argument.trust.format(target)}."
             )
     try:
         config = OmegaConf.structured(Config)
         for key, value in raw.items():
             if key in GROUP_BASES and isinstance(value, dict):
-                config[key] = OmegaConf.merge(OmegaConf.structured(_schema(key, value)), value)
+                config[key] = OmegaConf.merge(OmegaConf.structured(_schema_of(key, value)), value)
             else:
                 config[key] = value
     except OmegaConfBaseException as e:
@@ -201,41 +204,33 @@ def read_config(path: Path, trusted: set[str], asker: Asker = RESUME) -> DictCon
     return result
 
 
-def _texts(node: Any) -> Iterator[str]:
-    """Every text in a nested value: keys, values, and items of lists."""
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield from _texts(key)
-            yield from _texts(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _texts(value)
+def _entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of every entry of nested mappings and lists, at every depth."""
+    if isinstance(node, Mapping):
+        items = [(str(key), value) for key, value in node.items()]
+    else:
+        items = [(str(i), value) for i, value in enumerate(node)] if isinstance(node, list) else []
+    for key, value in items:
+        name = f"{prefix}.{key}" if prefix else key
+        yield name, value
+        yield from _entries(value, name)
 
 
-def _targets(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            name = f"{prefix}.{key}" if prefix else str(key)
-            if key == "_target_":
-                yield name, value
-            else:
-                yield from _targets(value, name)
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from _targets(value, f"{prefix}.{i}")
+def _targets(node: Any) -> Iterator[tuple[str, str]]:
+    for name, value in _entries(node):
+        if name.rpartition(".")[2] == "_target_" and value is not None:
+            yield name, str(value)
 
 
-def _schema(group: str, stored: dict[str, Any]) -> type:
-    """The schema a stored group was written from: with its keys, and the fewest that came later."""
+def _schema_of(group: str, stored: dict[str, Any]) -> type:
+    """Return the schema that a stored group was written from: of those with its keys, the one with the fewest."""
     base = GROUP_BASES[group]
     fitting = [schema for schema in [*SCHEMAS[group].values(), base] if set(stored) <= {f.name for f in fields(schema)}]
     return min(fitting, key=lambda schema: len(fields(schema)), default=base)
 
 
-def _apply(stored: DictConfig, cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """Take over what may change; returns it.
+def _apply_changes(stored: DictConfig, cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """Copy the changed keys that may change into the stored config, and return them.
 
     Raises:
         ConfigError: With every other difference.
@@ -268,52 +263,48 @@ def _apply(stored: DictConfig, cfg: DictConfig, overrides: list[str]) -> dict[st
         elif (new := OmegaConf.select(cfg, key)) != (old := OmegaConf.select(stored, key)):
             refused.append(f"{key}: the run has {old}, not {new}.")
     if refused:
-        may = "resume: only trainer.max_epochs, trainer.max_steps, device keys and tracking may change:"
-        raise ConfigError("\n".join([may, *refused]))
+        allowed = "resume: only trainer.max_epochs, trainer.max_steps, device keys and tracking may change:"
+        raise ConfigError("\n".join([allowed, *refused]))
     return changed
 
 
-# --- Which checkpoint a stopped run goes on from: the last whole one, of this very run.
+def choose_checkpoint(resumed: ResumedRun, flat: Mapping[str, Any], data: ImageDataModule) -> ResumedRun:
+    """Return the run with the checkpoint to start from: `last`, or the one before if `last` is damaged.
 
-_MOST_DIFFERENCES = 8
-
-
-def checked(previous: Previous, config: Config, data: ImageDataModule) -> Previous:
-    """The run with the checkpoint to go on from: `last`, or the one before it if that is damaged, which is said.
-
-    Nothing is written: the run may turn out to be alive.
+    A damaged checkpoint is reported on stderr. Nothing is written, because the run may still be alive.
 
     Args:
-        previous: The run.
-        config: Its config.
-        data: Its data, loaded.
+        resumed: The run.
+        flat: Its config, dotted.
+        data: Its loaded data, which takes its state from the checkpoint.
 
     Raises:
-        ConfigError: If no checkpoint is whole, it is of another config or other data, or the run is to end before it.
+        ConfigError: If no checkpoint is whole, it belongs to another config or other data, or the run's new end lies
+            before it.
     """
-    path, checkpoint = _newest_whole(previous.checkpoint)
-    if different := config_differences(checkpoint, identity(flatten(asdict(config)))):
+    path, checkpoint = _newest_whole(resumed.checkpoint)
+    if different := config_differences(checkpoint, identity(flat)):
         more = len(different) - _MOST_DIFFERENCES
         shown = different[:_MOST_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
         raise ConfigError("\n".join([f"resume: {path} is of a run with another config:", *shown]))
-    _check_length(checkpoint, config)
+    _check_length(checkpoint, flat)
     try:
         data.load_state_dict(checkpoint.get(type(data).__qualname__, {}))
     except DataError as e:
         raise ConfigError(str(e)) from e
-    return replace(previous, checkpoint=path)
+    return replace(resumed, checkpoint=path)
 
 
-def _check_length(checkpoint: Mapping[str, Any], config: Config) -> None:
-    """Refuse an end that lies before what the run has made: Lightning would, but only with the record open."""
-    if "loops" not in checkpoint:  # weights alone, which Lightning does not go on from
+def _check_length(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> None:
+    """Refuse an end before what the run has already trained; Lightning would refuse it only with the record open."""
+    if "loops" not in checkpoint:  # weights alone, which Lightning does not resume
         return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-    epochs, steps = checkpoint["epoch"] + (progress["completed"] > 0), checkpoint["global_step"]  # begun ones count
-    # the optimizers of one batch each count as a step, so the last batch may have gone beyond the limit
+    epochs, steps = checkpoint["epoch"] + (progress["completed"] > 0), checkpoint["global_step"]  # begun epochs count
+    # Each optimizer of a batch counts as a step, so the last batch may have gone beyond the limit.
     beyond = max(0, len(checkpoint.get("optimizer_states", ())) - 1)
     for key, made, least in (("max_epochs", epochs, epochs), ("max_steps", steps, steps - beyond)):
-        limit = getattr(config.trainer, key)
+        limit = flat[f"trainer.{key}"]
         if 0 <= limit < least:
             raise ConfigError(
                 f"trainer.{key}: {limit}, but the run has made {steps} steps, to epoch {epochs}. Give "
@@ -324,20 +315,20 @@ def _check_length(checkpoint: Mapping[str, Any], config: Config) -> None:
 def _newest_whole(last: Path) -> tuple[Path, dict[str, Any]]:
     before = last.with_name(BEFORE_LAST)
     try:
-        if not last.is_file():  # set aside by another rank, or killed between two renamings
+        if not last.is_file():  # another rank set it aside, or the run was killed between two renamings
             return before, read_checkpoint(before, "resume")
         return last, read_checkpoint(last, "resume")
     except ConfigError as e:
         if not before.is_file():
             raise
         checkpoint = read_checkpoint(before, "resume")
-        if is_first_rank():
-            print(f"{e}\ngoing on from the one before, {before}, of step {checkpoint['global_step']}", file=sys.stderr)
+        if is_rank_zero():
+            print(f"{e}\nresuming from the one before, {before}, of step {checkpoint['global_step']}", file=sys.stderr)
         return before, checkpoint
 
 
-def set_damaged_aside(previous: Previous) -> None:
-    """Rename a damaged `last`, so that the next one does not put it in the place of the whole one before it."""
-    last = previous.checkpoint.with_name(LAST)
-    if previous.checkpoint.name == BEFORE_LAST and last.is_file():
+def set_damaged_aside(resumed: ResumedRun) -> None:
+    """Rename a damaged `last`, so that the next checkpoint does not replace the whole one before it."""
+    last = resumed.checkpoint.with_name(LAST)
+    if resumed.checkpoint.name == BEFORE_LAST and last.is_file():
         last.replace(last.with_suffix(".damaged"))

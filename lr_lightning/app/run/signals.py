@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal: stop at the next step, save a checkpoint, leave with the right exit status."""
+"""SIGTERM, Ctrl-C and a closed terminal: stop after the current step, save a checkpoint, exit with the right status."""
 
 import os
 import signal
@@ -10,8 +10,9 @@ from typing import Any, Self
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lr_lightning._lightning import is_step_complete, stop_after_batch
 from lr_lightning.app.monitor_checks import validation_follows
-from lr_lightning.app.world import launched
+from lr_lightning.app.world import external_launch
 
 
 class Interrupted(SystemExit):
@@ -26,12 +27,12 @@ class Interrupted(SystemExit):
 
 
 class Signals:
-    """SIGTERM, Ctrl-C and SIGHUP, where this is the context: the first one is noted, the second one raises.
+    """Context that notes the first SIGTERM, SIGINT or SIGHUP and raises :class:`Interrupted` at the second one.
 
-    A terminal that is closed may send SIGHUP twice, so its repetition is none; under nohup it stays ignored.
+    Closing a terminal may send SIGHUP twice, so a repeated SIGHUP does not count; under nohup SIGHUP stays ignored.
 
     Attributes:
-        signum: The number of the last one; None before there is one.
+        signum: The number of the last signal, or None if there was none.
     """
 
     def __init__(self) -> None:
@@ -56,15 +57,16 @@ class Signals:
             raise Interrupted(signum)
 
 
-class Interrupts(Signals, Callback):
-    """Turn the first SIGTERM, Ctrl-C or SIGHUP into an orderly stop, the second into an immediate one.
+class GracefulStop(Signals, Callback):
+    """Turn the first SIGTERM, Ctrl-C or SIGHUP into an orderly stop, and the second into an immediate one.
 
-    During a fit the optimizer step that runs is completed (a validation as well), ``checkpoint`` is saved, and the fit
-    ends, on all ranks at the same step; at any other time the run ends at once. As a context manager it holds the
-    handlers for the whole run. List it before the other callbacks, so that they are whole when it saves.
+    During a fit the current optimizer step is completed (and a validation as well), ``checkpoint`` is saved, and the
+    fit ends on all ranks at the same step. Outside of a fit the run ends at once. As a context manager it holds the
+    signal handlers for the whole run. List it before the other callbacks, so that their state is complete when it
+    saves.
 
     Args:
-        checkpoint: Where the checkpoint of a stopped fit goes; None on ranks other than the first.
+        checkpoint: Path of the checkpoint of a stopped fit; None on ranks other than the first.
     """
 
     def __init__(self, checkpoint: Path | None = None) -> None:
@@ -82,24 +84,24 @@ class Interrupts(Signals, Callback):
             raise Interrupted(signum)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on a stop is orderly.
+        """Stop in good order from now on.
 
-        Lightning has set a handler for SIGTERM of its own, which stops in the middle of an accumulated step and, with
-        several processes, starts a collective inside the handler, which deadlocks with the one that was under way.
+        Lightning has just installed its own handler for SIGTERM. That handler stops in the middle of an accumulated
+        step, and with several processes it starts a collective, which deadlocks with a collective already under way.
         """
         self._trainer = trainer
         if self._before:
             signal.signal(signal.SIGTERM, self._handle)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Stop now if told so, and if the step is complete; one before a validation is stopped after that."""
+        """Stop if a signal came and the step is complete; if a validation follows, stop after that one."""
         if self.signum is None and trainer.world_size == 1:
-            return  # by far the most common, and asked at every batch
-        if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
+            return  # the usual case, checked at every batch
+        if is_step_complete(trainer) and not validation_follows(trainer):
             self._stop_if_told(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop after a validation in which the signal came."""
+        """Stop after a validation during which the signal came."""
         if not trainer.sanity_checking and self._trainer is not None:
             self._stop_if_told(trainer)
 
@@ -108,60 +110,45 @@ class Interrupts(Signals, Callback):
         if trainer.world_size > 1:
             told = trainer.strategy.reduce_boolean_decision(told, all=False)
         if told:
-            # Lightning looks at this at the end of the batch and raises SIGTERMException.
-            trainer._signal_connector.received_sigterm = True
+            stop_after_batch(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The fit is over: a stop is immediate again, also one that came too late for the fit to see it."""
+        """Stop at once again, and also for a signal that came too late for the fit to notice."""
         self._trainer = None
         if self.signum is not None:
             raise Interrupted(self.signum)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save where the run stands, if it stopped in good order."""
+        """Save a checkpoint if the fit stopped in good order."""
         self._trainer = None
         if isinstance(exception, SIGTERMException):
             trainer.save_checkpoint(self.checkpoint or "")
 
 
-# --- A rank that lives on after the process that started it would train, or wait for the others, for nobody.
-
-_PERIOD = 1.0
-_GRACE = 30.0  # for the step under way and a checkpoint; one that waits in a collective does not hear the signal
-
-
-def is_child() -> bool:
-    """Whether a launcher on this machine has started this process, and would have to end it.
-
-    SLURM ends its own; and the first process of Lightning's launcher is the user's, who may close the terminal.
-    """
-    started = launched()
-    if started is not None:
-        return started.by == "torchrun"
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0
-
-
 class ParentWatch(threading.Thread):
-    """Sends this process SIGTERM when its parent is gone, and ends it if that does not.
+    """Thread that sends this process SIGTERM when its parent is gone, and ends the process if that does not.
+
+    A rank that outlives its launcher would train, or wait for the other ranks, for nobody.
 
     Args:
-        period: Seconds between two looks.
-        grace: Seconds until it is ended; None: never.
-        parent: The parent's id, where it may be gone already.
+        period: Seconds between two checks.
+        grace: Seconds from SIGTERM until the process is ended, enough for the current step and a checkpoint; None:
+            never. A process that waits in a collective does not notice SIGTERM.
+        parent: The parent's id, for a parent that may be gone already.
     """
 
-    def __init__(self, period: float = _PERIOD, grace: float | None = _GRACE, parent: int | None = None) -> None:
+    def __init__(self, period: float = 1.0, grace: float | None = 30.0, parent: int | None = None) -> None:
         super().__init__(name="parent-watch", daemon=True)
         self._period, self._grace = period, grace
         self._parent = os.getppid() if parent is None else parent
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._stopped.set()
 
     def run(self) -> None:
-        """Look at the parent's id from time to time: it changes when the parent is gone."""
+        """Compare the parent's id every ``period`` seconds: it changes when the parent is gone."""
         while os.getppid() == self._parent:
             if self._stopped.wait(self._period):
                 return
@@ -170,8 +157,20 @@ class ParentWatch(threading.Thread):
             os._exit(128 + signal.SIGTERM)
 
 
+def is_child() -> bool:
+    """Check whether a launcher on this machine started this process, and would have to end it.
+
+    SLURM ends its own processes, and the first process of Lightning's launcher is the user's, who may close the
+    terminal.
+    """
+    started = external_launch()
+    if started is not None:
+        return started.by == "torchrun"
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
+
+
 def watch_parent() -> ParentWatch | None:
-    """Start to watch, if this process is a launcher's child."""
+    """Start a :class:`ParentWatch` if this process is a launcher's child."""
     if not is_child():
         return None
     watch = ParentWatch()

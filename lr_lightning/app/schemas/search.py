@@ -45,19 +45,17 @@ class StudyConfig:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     level: float = 0.95  # of the confidence intervals
 
+    def all_lrs(self) -> list[float]:
+        """Return the learning rates of the study, the lowest first; those of a grid are rounded to three digits."""
+        if self.lrs is not None:
+            return sorted(set(self.lrs))
+        ratio = self.high / self.low
+        return sorted({float(f"{self.low * ratio ** (i / (self.points - 1)):.3g}") for i in range(self.points)})
 
-def rates(node: StudyConfig) -> list[float]:
-    """The rates of a study, the lowest first; those of a grid to three digits."""
-    if node.lrs is not None:
-        return sorted(set(node.lrs))
-    ratio = node.high / node.low
-    return sorted({float(f"{node.low * ratio ** (i / (node.points - 1)):.3g}") for i in range(node.points)})
-
-
-def reference(node: StudyConfig) -> float:
-    """The rate that the others are compared with; of an even number of rates the upper one of the two in the middle."""
-    every = rates(node)
-    return every[len(every) // 2] if node.reference is None else node.reference
+    def reference_lr(self) -> float:
+        """Return the learning rate that the others are compared with: by default the (upper) middle one."""
+        lrs = self.all_lrs()
+        return lrs[len(lrs) // 2] if self.reference is None else self.reference
 
 
 # --- The search for a rate before training.

@@ -1,0 +1,319 @@
+"""The rules that turn a run's history into a verdict, and a verdict into advice: pure functions of numbers."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from types import MappingProxyType
+
+import numpy as np
+
+from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, finite, jitter, reference_loss
+from lr_lightning.diagnosis.history import History, Point
+from lr_lightning.diagnosis.verdict import Advice, Label, Numbers, Reason, Verdict
+
+__all__ = ["diagnose"]
+
+_FEWEST = 4  # validations; fewer show only a divergence
+_DIVERGED = 1.5  # times the larger of start and chance
+_STILL = 0.1  # share of all that was learnt: a smaller fall in the last quarter of the learning has stopped
+_BY_HEART = 0.02  # share of chance: a probe loss below it is that of examples learnt by heart
+_WIDE = 0.1  # share of chance: a gap above it is wide
+_COOLED = 0.2  # share of the peak learning rate: a last one below it has been cooled down
+_MOST_ADVICE = 3
+
+
+def diagnose(history: History) -> Verdict:
+    """Judge a run.
+
+    The labels are tried in this order. "Beyond its noise" is a one-sided bound of 95 % (see
+    :class:`~lr_lightning.diagnosis.curves.Difference`); levels are means of up to five validations at equal phases of
+    the schedule (see :func:`~lr_lightning.diagnosis.curves.same_phase`); chance is the loss of a model that knows only
+    the shares of the classes, or else the loss at the start.
+
+    1. ``diverged``: a loss is not finite at the end; or both losses are above 1.5 times the larger of start and chance,
+       at the last validations, or, if the run has never learnt, at any in its second half.
+    2. ``overfitting``: the validation loss is above its best, by 5 % of it and beyond its noise, and the probe loss
+       fell beyond its noise since then. ``memorised``: the validation is no better than chance, and the probe is.
+       ``receding``: the validation loss is falling again. ``gap``: the probe is learnt by heart (below 2 % of chance),
+       the validation loss is far above it (by 10 % of chance), and at least half the run brought the validation
+       nothing.
+    3. ``underfitting``: the probe loss is high, above 15 % of chance. ``under-trained`` if in the last quarter of the
+       learning it fell beyond its noise, and by at least 10 % of its whole fall; near chance, if it fell at all, or if
+       single examples hardly changed their losses. The learning is the sum of the learning rates of all steps, so a
+       learning rate that has gone to 0 does not look like a loss that has stopped. ``limited`` if the loss has stopped
+       below chance; neither if its noise may hide a fall.
+    4. ``collapsed``: neither loss ever left chance, and they do not move.
+    5. ``healthy``: the probe loss is low and the validation loss has not risen.
+    6. ``inconclusive``: anything else.
+
+    Args:
+        history: The measurements of the run.
+
+    Returns:
+        The verdict, always the same for the same history.
+    """
+    found = _diverged(history)
+    if found is None and len(history.points) < _FEWEST:
+        numbers = {"validations": float(len(history.points)), "needed": float(_FEWEST)}
+        found = Verdict(Label.INCONCLUSIVE, Reason.TOO_FEW, evidence=numbers)
+    if found is None:
+        curves = Curves.of(history)
+        rules: tuple[Callable[[Curves], Verdict | None], ...] = (_overfitting, _underfitting, _collapsed, _healthy)
+        found = next((v for rule in rules if (v := rule(curves)) is not None), _inconclusive(curves))
+    found = replace(found, evidence=MappingProxyType({**_background(history), **found.evidence}))
+    return replace(found, advice=tuple(_ADVICE[found.label](found, found.evidence))[:_MOST_ADVICE])
+
+
+def _background(history: History) -> dict[str, float]:
+    """Return the numbers that advice needs besides those that decided."""
+    if not history.points:
+        return {}
+    last = history.points[-1]
+    lrs = [p.lr for p in history.points if p.lr is not None and math.isfinite(p.lr)]
+    numbers: dict[str, float] = {"epochs": last.epoch, "validations": float(len(history.points))}
+    if lrs:
+        numbers |= {"lr": lrs[-1], "peak_lr": max(lrs)}
+    reference = reference_loss(history)
+    if reference is not None:
+        numbers["chance_loss"] = reference
+        numbers["learnt_before"] = float(any(p.probe_loss < AT_CHANCE * reference for p in history.points))
+    if history.total_steps:
+        numbers["planned"] = last.step / history.total_steps
+    if history.overconfident:
+        numbers["overconfident"] = 1.0
+    return numbers
+
+
+# -- diverged --------------------------------------------------------------------------------------------------------
+
+
+def _diverged(history: History) -> Verdict | None:
+    points = history.points
+    bad = [p for p in points if not finite(p)]
+    if history.diverged is not None:
+        onset = bad[0].epoch if bad else points[-1].epoch if points else 0.0
+        return Verdict(Label.DIVERGED, Reason.NOT_FINITE, onset, divergence=history.diverged)
+    if not points:
+        return None
+    last = points[-1]
+    levels = {"val_loss": last.val_loss, "probe_loss": last.probe_loss}
+    if not finite(last):
+        return Verdict(Label.DIVERGED, Reason.NOT_FINITE, bad[0].epoch, levels)
+    known = [v for v in (history.chance, history.start) if v is not None and math.isfinite(v)]
+    # A run can diverge in its first epoch, so the first validation stands for the start only if nothing else does.
+    limit = _DIVERGED * max(known) if known else 3 * _DIVERGED * min(points[0].val_loss, points[0].probe_loss)
+    above = [p.probe_loss > limit and p.val_loss > limit for p in points]
+    at_the_end = all(above[-max(1, min(3, len(above) // 2)) :])
+    learnt = min(p.probe_loss for p in points if finite(p)) < AT_CHANCE * limit / _DIVERGED
+    # A run that has never learnt, and jumps far above chance in its second half, is not at rest at chance.
+    jumps = not learnt and any(above[len(above) // 2 :])
+    if limit > 0 and (at_the_end or jumps) and not _recovering(points):
+        first = len(above) - next((i for i, a in enumerate(reversed(above)) if not a), len(above))
+        first = first if at_the_end else above.index(True)
+        return Verdict(Label.DIVERGED, Reason.FAR_ABOVE_CHANCE, points[first].epoch, levels)
+    return None
+
+
+def _recovering(points: tuple[Point, ...]) -> bool:
+    """Return whether the probe loss fell all the way: a run that leaves a bad start has not diverged."""
+    losses = [p.probe_loss for p in points]
+    return len(losses) >= _FEWEST and all(b < a for a, b in pairwise(losses))
+
+
+# -- the other labels ------------------------------------------------------------------------------------------------
+
+
+def _overfitting(c: Curves) -> Verdict | None:
+    rise = c.rise
+    fell = c.probe.difference(c.best, c.end)
+    numbers = {
+        "val_loss": c.val_end,
+        "best_val_loss": float(c.val.smooth[c.best]),
+        "best_epoch": c.points[c.best].epoch,
+        "rise": rise.value,
+        "rise_noise": rise.noise,
+        "rise_since_epoch": c.points[rise.since].epoch,
+        "probe_loss": c.probe_end,
+        "probe_loss_at_best": float(c.probe.smooth[c.best]),
+        "probe_fall": fell.value,
+        "probe_fall_noise": fell.noise,
+    }
+    chance = c.reference
+    learnt = chance is not None and c.probe_end < 0.8 * chance and c.probe.difference(0, c.end).above()
+    memorised = learnt and chance is not None and c.val_end > AT_CHANCE * chance
+    if rise.risen and fell.above():
+        reason = Reason.RECEDING if _recedes(c) else Reason.MEMORISED if memorised else None
+        return Verdict(Label.OVERFITTING, reason, _onset(c), numbers)
+    if memorised:
+        return Verdict(Label.OVERFITTING, Reason.MEMORISED, _onset(c), numbers)
+    gap = numbers["gap"] = c.val_end - c.probe_end
+    if chance is not None and c.probe_end < _BY_HEART * chance and gap > _WIDE * chance and _validation_stands_still(c):
+        return Verdict(Label.OVERFITTING, Reason.GAP, c.points[c.first_at_best].epoch, numbers)
+    return None
+
+
+def _validation_stands_still(c: Curves) -> bool:
+    """Return whether at least half the run brought the validation nothing."""
+    falls = c.val.difference(c.at(0.75), c.end).above(RISE * c.val_end)
+    return not falls and c.points[c.first_at_best].epoch <= c.points[c.end].epoch / 2
+
+
+def _recedes(c: Curves) -> bool:
+    """Return whether the validation loss has fallen from its worst after its best."""
+    worst = c.best + int(np.argmax(c.val.smooth[c.best :]))
+    least = 0.2 * float(c.val.smooth[worst] - c.val.smooth[c.best]) + c.val.search_bias(worst)
+    return c.val.difference(worst, c.end).above(least)
+
+
+def _onset(c: Curves) -> float:
+    """Return the last epoch at which the validation loss was still at its best, within the jitter of the curve."""
+    levels = c.val.smooth
+    best = float(levels[c.best])
+    slack = min(0.05 * float(levels[c.best :].max() - best), 2 * math.sqrt(2) * c.val.level_noise(c.best))
+    within = np.flatnonzero(levels[c.best :] <= best + slack)
+    return c.points[c.best + int(within[-1])].epoch
+
+
+def _underfitting(c: Curves) -> Verdict | None:
+    if not c.high:
+        return None
+    near_chance = c.reference is not None and c.probe_end > AT_CHANCE * c.reference
+    since = c.at(0.5 if near_chance else 0.75)
+    fall = c.fall(since)
+    numbers = {
+        "probe_loss": c.probe_end,
+        "val_loss": c.val_end,
+        "probe_fall": fall.drop.value,
+        "probe_fall_noise": fall.drop.noise,
+        "probe_fall_since_epoch": c.points[since].epoch,
+        "probe_fall_share": fall.share,
+        "probe_jitter": jitter(c.probe.values),
+    }
+    if near_chance:
+        if fall.drop.above(strictness=1.5) or c.hardly_moved(since):
+            return Verdict(Label.UNDERFITTING, Reason.UNDER_TRAINED, None, numbers)
+        return None
+    if fall.drop.above() and fall.share >= _STILL:
+        return Verdict(Label.UNDERFITTING, Reason.UNDER_TRAINED, None, numbers)
+    if c.unstable or c.reference is None:
+        return None  # the loss had been lower, so neither the run nor the network was too small; or "high" is unknown
+    # The noise of few validations is wide: no proof of a fall is not yet proof of a standstill.
+    stopped = fall.share + fall.share_noise < _STILL
+    return Verdict(Label.UNDERFITTING, Reason.LIMITED if stopped else None, None, numbers)
+
+
+def _collapsed(c: Curves) -> Verdict | None:
+    if c.reference is None:
+        return None
+    lowest = min(float(c.probe.smooth.min()), float(c.val.smooth.min()))
+    if lowest <= AT_CHANCE * c.reference:
+        return None
+    numbers = {"probe_loss": c.probe_end, "val_loss": c.val_end, "lowest_loss": lowest}
+    return Verdict(Label.COLLAPSED, None, None, numbers)
+
+
+def _healthy(c: Curves) -> Verdict | None:
+    rise = c.rise
+    if rise.risen or c.high:
+        return None
+    fell = c.val.difference(c.at(0.75), c.end)
+    numbers = {
+        "val_loss": c.val_end,
+        "best_val_loss": float(c.val.smooth[c.best]),
+        "rise": rise.value,
+        "rise_noise": rise.noise,
+        "probe_loss": c.probe_end,
+        "val_fall": fell.value,
+        "val_fall_noise": fell.noise,
+    }
+    return Verdict(Label.HEALTHY, None, None, numbers)
+
+
+def _inconclusive(c: Curves) -> Verdict:
+    rise = c.rise
+    numbers = {"val_loss": c.val_end, "probe_loss": c.probe_end, "rise": rise.value, "rise_noise": rise.noise}
+    if c.unstable:
+        reason = Reason.UNSTABLE
+        numbers["lowest_probe_loss"] = float(c.probe.smooth.min())
+    elif rise.risen:
+        reason = Reason.PROBE_NOT_FALLING
+    elif c.reference is not None:
+        reason = Reason.RESTLESS_AT_CHANCE
+    else:
+        reason = Reason.NO_REFERENCE
+    return Verdict(Label.INCONCLUSIVE, reason, None, numbers)
+
+
+# -- advice: for each label, what the numbers support ----------------------------------------------------------------
+
+
+def _if_diverged(verdict: Verdict, n: Numbers) -> list[Advice]:
+    advice = [Advice.LOWER_LR_TENFOLD if "peak_lr" in n else Advice.LOWER_LR]
+    return [*advice, Advice.WARM_UP_OR_CLIP] if n.get("learnt_before") else advice
+
+
+def _if_overfitting(verdict: Verdict, n: Numbers) -> list[Advice]:
+    receding, memorised = verdict.reason is Reason.RECEDING, verdict.reason is Reason.MEMORISED
+    advice = []
+    if receding:
+        advice.append(Advice.LENGTHEN_FIRST)
+    if memorised:
+        advice.append(Advice.CHECK_LABELS)
+    elif _lr_is_high(n):
+        advice.append(Advice.COOL_DOWN_EARLIER)
+    elif not receding and verdict.useful_epochs < n["epochs"]:
+        gap = verdict.reason is Reason.GAP
+        advice.append(Advice.SHORTEN_AFTER_STANDSTILL if gap else Advice.SHORTEN_AFTER_RISE)
+    advice.append(Advice.REGULARISE)
+    if n.get("overconfident"):
+        advice.append(Advice.SCALE_LOGITS)
+    return advice
+
+
+def _if_underfitting(verdict: Verdict, n: Numbers) -> list[Advice]:
+    share_of_chance = n["probe_loss"] / n["chance_loss"] if n.get("chance_loss") else 0.0
+    slow = share_of_chance > 0.5 and "peak_lr" in n
+    if verdict.reason is Reason.LIMITED:
+        advice = [Advice.ENLARGE, Advice.NOISY_LABELS]
+        return [Advice.COOL_DOWN_FIRST, *advice] if _lr_is_high(n) else advice
+    if verdict.reason is None:
+        return [*([Advice.RAISE_LR] if slow else []), Advice.TRAIN_LONGER_PROBE_NOISY]
+    if share_of_chance > AT_CHANCE and "peak_lr" in n:
+        return [Advice.RAISE_LR_TENFOLD]
+    calm = n["probe_fall"] > 5 * n.get("probe_jitter", 0.0)
+    return [*([Advice.RAISE_CALM_LR] if slow and calm else []), Advice.TRAIN_LONGER_PROBE_FALLS]
+
+
+def _if_collapsed(verdict: Verdict, n: Numbers) -> list[Advice]:
+    return [Advice.LOWER_LR_AND_WARM_UP, Advice.INSPECT_NETWORK]
+
+
+def _if_healthy(verdict: Verdict, n: Numbers) -> list[Advice]:
+    if _lr_is_high(n):
+        return [Advice.COOL_DOWN]
+    falls = n["val_fall"] > max(2 * n["val_fall_noise"], 0.05 * n["val_loss"])
+    return [Advice.TRAIN_LONGER_VAL_FALLS] if falls else []
+
+
+def _if_inconclusive(verdict: Verdict, n: Numbers) -> list[Advice]:
+    if verdict.reason is Reason.TOO_FEW:
+        return [Advice.MEASURE_MORE]
+    if verdict.reason is Reason.UNSTABLE and "peak_lr" in n:
+        return [Advice.LOWER_UNSTABLE_LR]
+    return [Advice.GIVE_CHANCE] if verdict.reason is Reason.NO_REFERENCE else []
+
+
+def _lr_is_high(n: Numbers) -> bool:
+    """Return whether the learning rate has not been cooled down."""
+    return n.get("peak_lr", 0.0) > 0 and n["lr"] / n["peak_lr"] > _COOLED
+
+
+_ADVICE: dict[Label, Callable[[Verdict, Numbers], list[Advice]]] = {
+    Label.DIVERGED: _if_diverged,
+    Label.OVERFITTING: _if_overfitting,
+    Label.UNDERFITTING: _if_underfitting,
+    Label.COLLAPSED: _if_collapsed,
+    Label.HEALTHY: _if_healthy,
+    Label.INCONCLUSIVE: _if_inconclusive,
+}

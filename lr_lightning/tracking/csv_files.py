@@ -1,0 +1,139 @@
+"""Renderings of a local log as CSV, YAML and JSON files, for people and programs that do not read MLflow."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lr_lightning.tracking.files import append_bytes, cut_torn_line, write_atomically
+from lr_lightning.tracking.local_log import SUMMARY, LocalLog, Metric, Param, Record, Status, Tag, decode
+
+LR_TABLE_NAME = "lr.csv"
+
+_HEADER = ["key", "value", "step", "time_ms"]
+
+
+class CSVFiles:
+    """A run as ``metrics.csv`` (one row a value), ``params.yaml``, ``summary.json`` and ``run.json`` (tags, status).
+
+    Args:
+        output_dir: Folder of the files.
+        run_name: Name of the run, for ``run.json``.
+    """
+
+    def __init__(self, output_dir: Path, run_name: str) -> None:
+        self._metrics = output_dir / "metrics.csv"
+        self._params_file = output_dir / "params.yaml"
+        self._summary_file = output_dir / "summary.json"
+        self._run_file = output_dir / "run.json"
+        self._params: dict[str, str] = {}
+        self._summary: dict[str, float] = {}
+        self._run: dict[str, Any] = {"run_name": run_name, "status": "RUNNING", "tags": {}}
+
+    def read(self) -> list[Record]:
+        """Read the records back, for a run whose local log is missing; empty if there are no files."""
+        if cut_torn_line(self._metrics) == 0:
+            return []
+        run = json.loads(self._run_file.read_text(encoding="utf-8"))
+        params = yaml.safe_load(self._params_file.read_text(encoding="utf-8")) if self._params_file.exists() else {}
+        with self._metrics.open(encoding="utf-8", newline="") as file:
+            rows = [Metric(key, float(value), int(step), int(at)) for key, value, step, at in [*csv.reader(file)][1:]]
+        status = Status(run["status"], run.get("status_time_ms", 0))
+        return [*map(Tag, run["tags"], run["tags"].values()), *map(Param, params, params.values()), *rows, status]
+
+    def rewrite(self, records: Iterable[Record | None]) -> None:
+        """Write all files anew; None stands for a damaged line of the log and is skipped.
+
+        Raises:
+            OSError: The disk is full or gone. ``metrics.csv`` is left unchanged.
+        """
+        temporary = self._metrics.with_suffix(".tmp")
+        kinds: set[type] = set()
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(_HEADER)
+            for record in records:
+                if isinstance(record, Metric):
+                    writer.writerow(record)
+                self._collect(record, kinds)
+        os.replace(temporary, self._metrics)
+        self._save({*kinds, Status})
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Add records to the files.
+
+        Raises:
+            OSError: The disk is full or gone.
+        """
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        kinds: set[type] = set()
+        for record in records:
+            if isinstance(record, Metric):
+                writer.writerow(record)
+            self._collect(record, kinds)
+        append_bytes(self._metrics, text.getvalue().encode())
+        self._save(kinds)
+
+    def _collect(self, record: Record | None, kinds: set[type]) -> None:
+        """Take over ``record`` unless it is an artifact, and note in ``kinds`` which file has to be written."""
+        match record:
+            case Metric(key, value):
+                if not key.startswith(SUMMARY):
+                    return
+                self._summary[key] = value
+            case Param(key, text):
+                self._params[key] = text
+            case Tag(key, text):
+                self._run["tags"][key] = text
+            case Status(status, time):
+                self._run["status"], self._run["status_time_ms"] = status, time
+            case _:
+                return
+        kinds.add(type(record))
+
+    def _save(self, kinds: set[type]) -> None:
+        if Metric in kinds:
+            write_atomically(self._summary_file, json.dumps(self._summary, indent=1) + "\n")
+        if Param in kinds:
+            write_atomically(self._params_file, yaml.safe_dump(self._params, allow_unicode=True))
+        if kinds & {Tag, Status}:
+            write_atomically(self._run_file, json.dumps(self._run, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_lr_table(log: LocalLog, folder: Path) -> Path | None:
+    """Write the learning rate of every step to ``lr.csv``: one row per step, one column per param group.
+
+    Args:
+        log: The run's local log, flushed.
+        folder: Folder of the file.
+
+    Returns:
+        The file, or None if the run logged no learning rate.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if not log.path.exists():
+        return None
+    lrs: dict[int, dict[str, float]] = {}
+    with log.path.open("rb") as lines:
+        for line in lines:
+            # Most lines are of other metrics: decoding all of them would take ten times as long.
+            if line.startswith(b'{"metric":"lr/') and isinstance(row := decode(line), Metric):
+                lrs.setdefault(row.step, {})[row.key] = row.value
+    if not lrs:
+        return None
+    groups = sorted({key for row in lrs.values() for key in row}, key=lambda key: (len(key), key))
+    path = folder / LR_TABLE_NAME
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", *groups])
+        for step in sorted(lrs):
+            writer.writerow([step, *(repr(lrs[step][key]) if key in lrs[step] else "" for key in groups)])
+    return path

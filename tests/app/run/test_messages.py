@@ -1,0 +1,70 @@
+"""Which training the lines below a run's table propose: the one the verdict is about, and none it speaks against."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lr_lightning.app.config import Config
+from lr_lightning.app.run.messages import print_outcome
+from lr_lightning.app.run.record import RunOutcome
+from lr_lightning.diagnosis import Advice, Label, Reason, Verdict
+
+OVER = Verdict(Label.OVERFITTING, None, 7.0, {"epochs": 30.0, "lr": 0.0, "peak_lr": 0.1}, (Advice.SHORTEN_AFTER_RISE,))
+STARTED = ["schedule=constant", "trainer.max_epochs=30"]
+
+
+def proposed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines that train, without the path of the script."""
+    lines = capsys.readouterr().out.splitlines()
+    return [line for line in lines if line.startswith(("train on:", "a shorter one:"))]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words", "expected"),
+    [
+        (None, STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
+        (Verdict(Label.HEALTHY), STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
+        (OVER, STARTED, ["a shorter one:  python train.py schedule=constant trainer.max_epochs=14"]),
+        (OVER, ["-m", *STARTED], []),  # the overrides are those of several runs
+        (OVER, ["resume=run"], []),
+        (Verdict(Label.OVERFITTING, Reason.MEMORISED, 7.0, OVER.evidence), STARTED, []),
+        (Verdict(Label.COLLAPSED), STARTED, []),
+        (Verdict(Label.UNDERFITTING, Reason.LIMITED), STARTED, []),
+    ],
+)
+def test_no_training_is_proposed_that_the_verdict_speaks_against(
+    configured: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verdict: Verdict | None,
+    words: list[str],
+    expected: list[str],
+) -> None:
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    print_outcome(configured(*STARTED), Path("run"), RunOutcome({"steps": 900.0}, verdict=verdict))
+    assert proposed(capsys) == expected
+
+
+def test_a_run_limited_by_steps_is_shortened_in_steps(
+    configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAKELEVEL", "1")
+    monkeypatch.setattr(sys, "argv", ["train.py", "trainer.max_steps=900"])
+    print_outcome(configured("trainer.max_steps=900"), Path("run"), RunOutcome({"steps": 900.0}, verdict=OVER))
+    assert proposed(capsys) == ['a shorter one:  make train ARGS="trainer.max_steps=420"']
+
+
+def test_a_command_that_is_printed_to_be_copied_shows_no_password(
+    configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tracking.uri=postgresql://me:secret@db/x", "trainer.max_steps=900"]
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    print_outcome(configured(*words), Path("run"), RunOutcome({"steps": 900.0}, verdict=OVER, run_id="1"))
+    out = capsys.readouterr().out
+    assert "--uri postgresql://me:***@db/x" in out
+    assert "tracking.uri=postgresql://me:***@db/x" in out
+    assert "secret" not in out

@@ -1,0 +1,105 @@
+"""Intervals, exact tests and their correction, against scipy, brute force and numbers worked out by hand."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from lr_lightning.diagnosis.statistics import bootstrap_ci, holm, mean_ci, permutation_p, seeds_needed, sign_flip_p
+
+RNG = np.random.default_rng(3)
+small = st.lists(st.integers(-50, 50).map(lambda i: i / 8), min_size=2, max_size=9)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 20])
+def test_the_t_interval_is_scipys(n: int) -> None:
+    x = RNG.normal(size=n)
+    ours = mean_ci(x)
+    theirs = stats.ttest_1samp(x, 0).confidence_interval()
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+    assert ours.half == pytest.approx((theirs.high - theirs.low) / 2)
+
+
+def test_of_one_or_no_value_there_is_no_interval() -> None:
+    assert mean_ci([3.0]).mean == 3.0
+    assert math.isnan(mean_ci([3.0]).low)
+    assert mean_ci([]).n == 0
+    assert math.isnan(mean_ci([]).mean)
+
+
+@given(small)
+def test_sign_flips_equal_brute_force(differences: list[float]) -> None:
+    d = np.array(differences)
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(d))))
+    means = np.abs((signs * d).mean(axis=1))
+    assert sign_flip_p(d) == pytest.approx((means >= abs(d.mean()) - 1e-12).mean())
+
+
+@given(st.one_of(small, st.tuples(st.integers(-9, 9).map(float)).map(list)), small)
+def test_permutations_equal_brute_force(first: list[float], second: list[float]) -> None:
+    first, second = first[:4], second[:4]
+    pool, n = np.array(first + second), len(first)
+    observed = np.mean(first) - np.mean(second)
+    lower = higher = count = 0
+    for chosen in itertools.combinations(range(len(pool)), n):
+        mask = np.isin(np.arange(len(pool)), chosen)
+        d = pool[mask].mean() - pool[~mask].mean()
+        lower, higher, count = lower + (d <= observed + 1e-12), higher + (d >= observed - 1e-12), count + 1
+    expected = 1.0 if np.ptp(pool) == 0 else min(1.0, 2 * min(lower, higher) / count)
+    assert permutation_p(first, second) == pytest.approx(expected)
+
+
+def test_many_pairs_are_sampled_and_repeatable() -> None:
+    d = RNG.normal(0.3, 1, size=40)
+    assert sign_flip_p(d) == sign_flip_p(d)
+    assert sign_flip_p(d) == pytest.approx(stats.ttest_1samp(d, 0).pvalue, abs=0.02)
+
+
+def test_degenerate_samples() -> None:
+    assert sign_flip_p([0.0, 0.0]) == 1.0
+    assert sign_flip_p([0.2]) == 1.0
+    assert math.isnan(sign_flip_p([]))
+    assert permutation_p([1.0, 1.0], [1.0]) == 1.0
+    assert math.isnan(permutation_p([], [1.0]))
+    assert bootstrap_ci([0.5] * 4) == (0.5, 0.5)
+    assert bootstrap_ci([0.5] * 4, [0.25] * 3) == (0.25, 0.25)
+    assert all(map(math.isnan, bootstrap_ci([1.0, 2.0])))
+    low, high = bootstrap_ci([0.0, 0.0, 0.0, 1.0])
+    assert 0 <= low <= 0.25 <= high <= 1
+
+
+def test_the_bootstrap_interval_is_near_the_t_interval_of_many_values() -> None:
+    x, y = RNG.normal(1, 1, 200), RNG.normal(0, 1, 200)
+    t = stats.ttest_ind(x, y, equal_var=False).confidence_interval()
+    assert bootstrap_ci(x, y) == pytest.approx((t.low, t.high), abs=0.03)
+    assert bootstrap_ci(x, y) == bootstrap_ci(x, y)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_the_step_down_procedure(ps: list[float]) -> None:
+    order = np.argsort(ps, kind="stable")
+    expected = np.empty(len(ps))
+    for rank in range(len(ps)):
+        expected[order[rank]] = min(1, max((len(ps) - i) * ps[order[i]] for i in range(rank + 1)))
+    assert holm(ps) == pytest.approx(expected)
+
+
+def test_holm_leaves_out_what_was_not_computed() -> None:
+    adjusted = holm([0.01, math.nan, 0.04])
+    assert adjusted[0] == 0.02
+    assert adjusted[2] == 0.04
+    assert math.isnan(adjusted[1])
+
+
+@pytest.mark.parametrize(("comparisons", "paired"), [(1, True), (3, True), (6, True), (1, False), (10, False)])
+def test_seeds_needed_is_where_the_smallest_p_is_small_enough(comparisons: int, paired: bool) -> None:
+    def smallest(n: int) -> float:
+        clear = [float(i) for i in range(1, n + 1)]
+        return sign_flip_p(clear) if paired else permutation_p(clear, [-v for v in clear])
+
+    n = seeds_needed(comparisons, paired=paired)
+    assert smallest(n) * comparisons <= 0.05 < smallest(n - 1) * comparisons

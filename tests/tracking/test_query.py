@@ -1,0 +1,149 @@
+"""Runs read back: the fast way and MLflow's own give the same rows."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lr_lightning.errors import TrackingError
+from lr_lightning.tracking import Store, open_store, query
+from lr_lightning.tracking import store as store_module
+from lr_lightning.tracking.query import Run, experiments, read_curves, read_runs
+
+KEYS = ["a", "b c", "missing"]
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    from mlflow.entities import Metric, Param
+
+    experiment = store.experiment_id("x")
+    for i in range(3):
+        run = store.call("create_run", experiment, run_name=f"r{i}", tags={"k": f"v{i}"}, start_time=1000 + i)
+        rows = [Metric("a", 0.1 * s + i, 5000 + s, s) for s in (3, 1, 2, 0)]
+        rows += [Metric("a", 99.0, 9000, 2)]  # a resumed run logged this step once more, later
+        rows += [Metric("a", float("nan"), 5000, 4), Metric("a", float("inf"), 5000, 5)]
+        rows += [Metric("b c", 1.0, 5000, 0)] if i else []
+        store.call("log_batch", run.info.run_id, metrics=rows, params=[Param("p", "1")])
+    return store
+
+
+def curves(runs: list[Run]) -> list[dict[str, tuple[list[int], list[float], list[int], int]]]:
+    return [
+        {k: (c.step.tolist(), c.value.tolist(), c.time.tolist(), c.nonfinite) for k, c in run.curves.items()}
+        for run in runs
+    ]
+
+
+def read(store: Store) -> list[Run]:
+    runs = read_runs(store, [experiments(store)["x"]])
+    read_curves(store, runs, KEYS)
+    return runs
+
+
+def test_every_row_is_read_once_and_sorted(filled: Store) -> None:
+    first, second, third = read(filled)
+    assert (first.name, first.params, first.tags["k"]) == ("r0", {"p": "1"}, "v0")
+    assert (first.status, first.job) == ("RUNNING", "train")
+    assert curves([first]) == [{"a": ([0, 1, 2, 3], [0.0, 0.1, 99.0, 0.1 * 3], [5000, 5001, 9000, 5003], 2)}]
+    assert set(second.curves) == {"a", "b c"}
+    assert np.array_equal(third.curves["a"].step, [0, 1, 2, 3])
+
+
+def test_mlflows_client_gives_the_same(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = curves(read(filled))
+
+    def differ(*args: object) -> None:
+        raise query.TablesDiffer("another MLflow")
+
+    monkeypatch.setattr(query, "_read_tables", differ)
+    assert curves(read(filled)) == fast
+
+
+@pytest.fixture
+def served(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The filled store behind MLflow's server, in this process."""
+    from mlflow.server import app, handlers
+    from werkzeug.serving import make_server
+
+    monkeypatch.setattr(handlers, "_tracking_store", filled.client()._tracking_client.store)
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    store = open_store(tmp_path / "client", f"http://127.0.0.1:{server.server_port}")
+    yield store
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    store_module._clients.pop(store.uri, None)
+
+
+@pytest.mark.parametrize(
+    ("limits", "client_calls"),
+    [
+        ({}, 0),  # all runs of a metric in one request, after the first
+        ({"_BULK_ROWS": 1}, 0),  # each run in a request of its own
+        ({"_BULK_MAX_ROWS": 10}, 0),  # an answer that may be cut short is asked for again in halves
+        ({"_BULK_MAX_ROWS": 7}, 3),  # even that of one run, so the client turns the pages
+        ({"_BULK_PATH": "/not/there"}, 5),  # a server without the call
+    ],
+)
+def test_a_server_gives_the_same(
+    filled: Store, served: Store, monkeypatch: pytest.MonkeyPatch, limits: dict[str, object], client_calls: int
+) -> None:
+    expected = curves(read(filled))
+    for name, value in limits.items():
+        monkeypatch.setattr(query, name, value)
+    asked: list[str] = []
+    one = query._one
+    monkeypatch.setattr(query, "_one", lambda store, run, key: (asked.append(key), one(store, run, key))[1])
+    assert curves(read(served)) == expected
+    assert len(asked) == client_calls
+
+
+def test_rows_that_a_server_leaves_out_are_noticed(
+    filled: Store, served: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may give fewer rows than it was asked for, without a word: then the newest value is missing."""
+    expected = curves(read(filled))
+    whole = query._bulk
+
+    def cut(store: Store, ids: list[str], key: str) -> dict[str, query.Rows]:
+        found = whole(store, ids, key)
+        assert found is not None
+        return {name: (step[:2], value[:2], time[:2]) for name, (step, value, time) in found.items()}
+
+    monkeypatch.setattr(query, "_bulk", cut)
+    assert curves(read(served)) == expected
+
+
+def test_tables_that_are_not_there_are_noticed(filled: Store, tmp_path: Path) -> None:
+    runs = read_runs(filled, [experiments(filled)["x"]])
+    other = open_store(tmp_path / "other", f"sqlite:///{tmp_path}/empty.db")
+    with pytest.raises(query.TablesDiffer):
+        list(query._read_tables(other, runs, KEYS))
+
+
+def test_a_filter_that_is_not_understood_is_named(filled: Store) -> None:
+    assert [run.name for run in read_runs(filled, ["1"], "tags.k = 'v1'")] == ["r1"]
+    with pytest.raises(TrackingError, match=r"^'k=' is not understood"):
+        read_runs(filled, ["1"], "k=")
+
+
+def test_nothing_asked_for_is_nothing_read(filled: Store) -> None:
+    runs = read_runs(filled, ["1"])
+    read_curves(filled, runs, [])
+    read_curves(filled, [], KEYS)
+    assert all(not run.curves for run in runs)
+
+
+def test_more_runs_than_a_page(make_store: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lr_lightning.tracking.query._PAGE", 2)
+    store = make_store("pages")
+    experiment = store.experiment_id("x")
+    for i in range(5):
+        store.call("create_run", experiment, run_name=f"r{i}", start_time=i + 1)
+    assert [run.name for run in read_runs(store, [experiment])] == [f"r{i}" for i in range(5)]
+    store_module._clients.pop(store.uri, None)
