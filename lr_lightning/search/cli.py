@@ -52,7 +52,7 @@ def main(root: Path) -> int:
         print(HELP.format(choices=choices_help(root), keys=keys_help("search", SearchConfig)))
         return 0
     prepare(root)
-    from lr_lightning.search.study import StorageGone
+    from lr_lightning.search.storage import StorageGone
 
     try:
         return _search(root, words)
@@ -89,8 +89,8 @@ def _search(root: Path, words: list[str]) -> int:
         def prepared() -> list[Mapping[str, Value]]:
             if any(search.folder.glob("trial-*")):
                 raise ConfigError(
-                    f"sweep: {search.folder} holds trials of another search with that name. Give another sweep=NAME, or "
-                    "another output_root."
+                    f"sweep: {search.folder} holds trials of another search with that name. Give another sweep=NAME, "
+                    "or another output_root."
                 )
             smoke_test(search, workers.call)
             return start_points(search, workers.call)

@@ -1,7 +1,7 @@
 """The engine of a search: it hands trials to workers, judges them while they run, and stops in good order.
 
-A worker trains in a process that serves trial after trial; with ``workers=0`` it trains in this process. This module imports
-neither torch nor Lightning: that is left to the workers, which start while the search is read.
+A worker is a process that trains trial after trial; with ``workers=0`` it is this process. This module imports neither
+torch nor Lightning: that is left to the workers, which start while the command line is read.
 """
 
 import contextlib
@@ -28,7 +28,8 @@ from lr_lightning.errors import ConfigError
 from lr_lightning.search.pruning import Judge, Report
 from lr_lightning.search.report import Progress
 from lr_lightning.search.settings import Search
-from lr_lightning.search.study import Lost, StorageGone, Study, result_of
+from lr_lightning.search.storage import StorageGone
+from lr_lightning.search.study import Lost, Study, result_of
 from lr_lightning.search.task import LOG, Answer, Status, Task, TaskResult, TrialRuns
 
 __all__ = ["Engine", "TooManyFailures", "Workers", "share_of_threads"]
@@ -125,7 +126,7 @@ class Worker:
             self.connection.send((job, log))
 
     def poll(self) -> Answer | None:
-        """Answer reports; return the answer to the job, or None while it is under way. A process that is gone has crashed."""
+        """Answer reports; return the answer to the job, or None while it is under way."""
         status = self._exit_status()  # before what it has sent, which is then all
         with contextlib.suppress(EOFError, OSError):
             while self.connection.poll():
@@ -541,13 +542,14 @@ class Engine:
 
     def _await_others(self, signals: Signals) -> bool:
         """Wait while other machines run the last trials: True if one is to be taken over, False if none can be."""
-        until = time.monotonic() + self.study.recovery_seconds
+        seconds = self.study.recovery_seconds
+        until = time.monotonic() + seconds
         while (others := self.study.others_running()) and time.monotonic() < until:
             if signals.signum is not None:
                 return False
             self.progress.say(
-                f"no trial is left; waiting up to {self.study.recovery_seconds:.0f} s in case one of the {others} trials of "
-                "other workers must be taken over"
+                f"no trial is left; waiting up to {seconds:.0f} s in case one of the {others} trials "
+                "of other workers must be taken over"
             )
             self._recover()
             if self.study.has_waiting():

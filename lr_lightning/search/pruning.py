@@ -1,4 +1,4 @@
-"""Pruning: what the other trials of a study say about a trial that runs. A trial's worker reports, the search judges."""
+"""Pruning: a trial's worker reports each validation, and the search compares it with the other trials."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -95,7 +95,7 @@ class Judge:
         return None
 
     def _peers(self, validation: int) -> list[list[float]]:
-        """Return what the other trials with the same schedule and length had reported by this validation, each in order."""
+        """Return what other trials with the same schedule and length had reported by this validation, each in order."""
         phase = self._trial.user_attrs.get("run", {}).get("phase")
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         return [

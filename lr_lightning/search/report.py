@@ -22,7 +22,8 @@ from rich.table import Table
 from lr_lightning.app.config import Config
 from lr_lightning.search.settings import Search
 from lr_lightning.search.space import Value, override
-from lr_lightning.search.study import Study, StudySummary, Trial, number_of, patient, rank_key, result_of
+from lr_lightning.search.storage import patient
+from lr_lightning.search.study import Study, StudySummary, Trial, number_of, rank_key, result_of
 from lr_lightning.search.task import TrialOutcome
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import hide_password
@@ -115,9 +116,8 @@ class Progress:
         top = ""
         if best is not None and best.value is not None:
             top = f"; best {best.value:.4g} (trial {number_of(best)})"
-        self.say(
-            f"[{done}/{total}] trial {trial.number}: {_format_point(trial.point)}: {_format_outcome(outcome)}{top}{rest}"
-        )
+        values, result = _format_point(trial.point), _format_outcome(outcome)
+        self.say(f"[{done}/{total}] trial {trial.number}: {values}: {result}{top}{rest}")
         self._bar.update(self._task, completed=done, total=total, note=f"{top.lstrip('; ')}{rest}")
 
 
@@ -259,7 +259,7 @@ def resume_command(search: Search) -> str:
 def importances(study: Study, search: Search) -> dict[str, float]:
     """Return each key's share in the variance of the objective (functional ANOVA), the largest first.
 
-    It is empty if too little varies to tell. A key with a condition is left out unless the condition held in every trial.
+    It is empty if too little varies to tell. A key with a condition is left out unless that held in every trial.
 
     Source: Hutter, Hoos & Leyton-Brown 2014 (ICML, PMLR 32).
     """

@@ -36,7 +36,7 @@ _ONE_PROCESS: dict[str, Any] = {"devices": 1, "num_nodes": 1, "strategy": "auto"
 
 
 def smoke_test(search: Search, call: Call) -> None:
-    """Train one batch without a record, so that a fault of data, model or objective is found once and not in every trial.
+    """Train one batch without a record: a fault of data, model or objective is found once, not in every trial.
 
     Args:
         search: The search.

@@ -1,35 +1,29 @@
 """The study of a search: which trials it has, who runs each of them, and what they came to.
 
-The trials of a search are numbered from 0 and put into Optuna's storage as waiting trials when the study is made. To claim one
-is atomic, so any number of machines share a budget exactly, and the search is done when none is left. A trial whose worker or
-machine is gone is failed there, and another one with the same number, parameters and reports is put in its place.
+The trials are numbered from 0 and put into Optuna's storage, waiting, when the study is made. Claiming one is atomic,
+so any number of machines share a budget exactly, and the search is done when none is left. A trial whose worker or
+machine is gone is failed, and replaced by one with the same number, values and reports.
 """
 
 import contextlib
 import copy
-import functools
-import hashlib
 import json
-import logging
 import math
 import os
 import signal
 import socket
-import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import optuna
 import psutil
-from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -37,11 +31,11 @@ from lr_lightning.errors import ConfigError
 from lr_lightning.search.pruning import pruner_of
 from lr_lightning.search.settings import Search
 from lr_lightning.search.space import Choice, Space, Value
+from lr_lightning.search.storage import HEARTBEAT, SILENCE, connect, lock_of, patient
 from lr_lightning.tracking.keys import hide_password
 
 __all__ = [
     "Lost",
-    "StorageGone",
     "Study",
     "StudySummary",
     "Trial",
@@ -51,25 +45,8 @@ __all__ = [
     "this_process",
 ]
 
-HEARTBEAT = 15
-"""Seconds between two heartbeats of a running trial."""
-SILENCE = 60
-"""Seconds without a heartbeat after which the machine of a trial is taken for dead."""
-
-_LOCK_SECONDS = 120.0
-_OUTAGE_SECONDS = 300.0
 _FILL_SECONDS = 60.0
 _STOP_SECONDS = 30.0
-
-log = logging.getLogger(__name__)
-P = ParamSpec("P")
-R = TypeVar("R")
-
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-warnings.filterwarnings("ignore", message=".*Heartbeat of storage is supposed to be used with Study.optimize.*")
-for _name in ("alembic", "sqlalchemy.pool"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class Lost(StrEnum):
@@ -120,7 +97,7 @@ def _attempt_of(trial: FrozenTrial) -> int:
 
 
 def rank_key(trial: FrozenTrial, *, higher: bool) -> tuple[bool, float, float]:
-    """Return the key to sort trials by: the best first, a lower validation loss first among equals, those without a value last.
+    """Return a key that sorts the best trial first, by validation loss among equals, and those without a value last.
 
     Args:
         trial: The trial.
@@ -164,107 +141,6 @@ class StudySummary:
         best = min(complete, key=lambda t: rank_key(t, higher=higher), default=None)
         equal = sum(t.value == best.value for t in complete) if best is not None else 0
         return StudySummary(ended, left, best, equal)
-
-
-# --- The storage.
-
-
-class StorageGone(RuntimeError):
-    """The storage has not answered for minutes."""
-
-
-def _reason(error: Exception) -> str:
-    cause = error.__cause__ or error
-    lines = str(cause).strip().splitlines()
-    return hide_password(lines[0] if lines else type(cause).__name__)
-
-
-def patient(call: Callable[P, R]) -> Callable[P, R]:
-    """Try a call again for some minutes while the storage does not answer.
-
-    Raises:
-        StorageGone: It still does not.
-    """
-
-    @functools.wraps(call)
-    def trying(*args: P.args, **kwargs: P.kwargs) -> R:
-        until, wait = time.monotonic() + _OUTAGE_SECONDS, 0.5
-        while True:
-            try:
-                return call(*args, **kwargs)
-            except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as e:
-                if time.monotonic() > until:
-                    raise StorageGone(f"storage: does not answer any more ({_reason(e)})") from e
-                log.warning("the storage does not answer (%s); trying again", _reason(e))
-                time.sleep(wait)
-                wait = min(10.0, 2 * wait)
-
-    return trying
-
-
-def _connect(
-    url: str, lock: FileLock, on_stale: Callable[[optuna.Study, FrozenTrial], None]
-) -> optuna.storages.RDBStorage:
-    """Open a storage, and make its tables if it has none.
-
-    Args:
-        url: An SQLAlchemy URL.
-        lock: Held meanwhile.
-        on_stale: Called by Optuna for a trial that it failed for want of heartbeats.
-
-    Raises:
-        ConfigError: The storage cannot be reached or used.
-    """
-    where = hide_password(url)
-    engine: dict[str, Any] = {"pool_pre_ping": True}
-    if url.startswith("sqlite"):
-        engine = {"connect_args": {"timeout": 60}}
-    elif url.startswith("postgresql"):
-        engine["connect_args"] = {"connect_timeout": 10}
-    attempts = 5
-    try:
-        for attempt in range(1, attempts + 1):
-            try:
-                with lock:
-                    return optuna.storages.RDBStorage(
-                        url,
-                        engine_kwargs=engine,
-                        heartbeat_interval=HEARTBEAT,
-                        grace_period=SILENCE,
-                        heartbeat_stale_trial_callback=on_stale,
-                    )
-            except SQLAlchemyError as e:
-                # When several machines make the tables at once, all but one fail, and find them the next time.
-                if attempt == attempts or ("already exists" not in str(e) and "duplicate key" not in str(e)):
-                    raise
-                time.sleep(0.2 * attempt)
-    except ImportError as e:
-        remedy = " (pip install 'lr-lightning[postgres]')" if url.startswith("postgres") else ""
-        raise ConfigError(f"storage: {where} needs a package that is not installed{remedy}: {e}.") from e
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, OSError, ValueError, RuntimeError) as e:
-        raise ConfigError(
-            f"storage: {where} cannot be opened ({_reason(e)}). Is the server up, and the database made? "
-            "Leave storage out to use a file on this machine."
-        ) from e
-    raise RuntimeError("unreachable")
-
-
-def _lock_of(url: str) -> FileLock:
-    """Return a lock among the processes of this machine: SQLite would let two of them claim the same trial."""
-    if url.startswith("sqlite:///"):
-        path = Path(url.removeprefix("sqlite:///")).absolute()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as e:
-            raise ConfigError(
-                f"storage: no database can be made in {path.parent} ({e.strerror}). Give another place."
-            ) from e
-        return FileLock(f"{path}.lock", timeout=_LOCK_SECONDS)
-    mark = hashlib.sha256(hide_password(url).encode()).hexdigest()[:12]
-    path = Path(tempfile.gettempdir()) / f"lr_lightning-search-{os.getuid()}-{mark}.lock"
-    return FileLock(path, timeout=_LOCK_SECONDS)
 
 
 # --- Processes.
@@ -311,7 +187,8 @@ class Study:
 
     Args:
         search: What is searched.
-        prepare: Called before a new study is made, and returns the points of its first trials. If it raises, no study is made.
+        prepare: Called before a new study is made; returns the points of its first trials. If it raises, no study is
+            made.
 
     Raises:
         ConfigError: The storage cannot be used, or another search has that name.
@@ -319,13 +196,13 @@ class Study:
 
     def __init__(self, search: Search, prepare: Prepare = lambda: ()) -> None:
         self.search = search
-        self._lock = _lock_of(search.storage)
+        self._lock = lock_of(search.storage)
         self._owner = this_process()
         self._checked = 0.0
         self._mine: dict[int, int] = {}
         """The running trials of this process: Optuna's number and id of each."""
         self._beating: threading.Thread | None = None
-        self.storage = _connect(search.storage, self._lock, self._replace_stale)
+        self.storage = connect(search.storage, self._lock, self._replace_stale)
         self.optuna, self.is_new = self._open(prepare)
         self._id = self.storage.get_study_id_from_name(search.name)
 
@@ -363,7 +240,7 @@ class Study:
                     self._replace(trial, _attempt_of(trial) + 1)
 
     def _points(self, start: Sequence[Mapping[str, Value]]) -> list[Mapping[str, Value]]:
-        """Return the values that are fixed for each trial, in a stable order; an empty point leaves all to the sampler."""
+        """Return the fixed values of each trial, in a stable order; an empty point leaves all to the sampler."""
         limit = self.search.node.n_trials
         if self.search.node.sampler == "grid":
             rest = [point for point in self.search.space.grid(self.search.base) if point not in start]
@@ -591,8 +468,8 @@ def _check_identity(study: optuna.Study, search: Search) -> None:
     while "search" not in (attrs := study.user_attrs):
         if time.monotonic() > until:
             raise ConfigError(
-                f"sweep: {hide_password(search.storage)} has a study '{study.study_name}' that this program did not make, "
-                "or whose maker was killed while it did. Give another sweep=NAME."
+                f"sweep: {hide_password(search.storage)} has a study '{study.study_name}' that this program did not "
+                "make, or whose maker was killed while it did. Give another sweep=NAME."
             )
         time.sleep(0.2)
     theirs, ours = json.loads(attrs["search"]), json.loads(json.dumps(search.identity))
@@ -630,7 +507,7 @@ def _suggest(trial: optuna.Trial, space: Space, base: Mapping[str, Value]) -> di
 
 
 def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler of one trial, seeded by the trial's number alone: whoever runs it, its random draws are the same."""
+    """Return the sampler of one trial; its seed depends on the trial's number alone, not on the machine."""
     seed = int(np.random.SeedSequence([search.node.seed, number]).generate_state(1)[0])
     match search.node.sampler:
         case "tpe":

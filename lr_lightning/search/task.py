@@ -148,7 +148,6 @@ class TrialOutcome:
         state: Optuna's state.
         value: The objective, the mean over the trial's runs; None if it has none.
         attributes: What else is recorded with the trial.
-        reason: Why the trial is not complete.
     """
 
     state: TrialState
@@ -157,6 +156,7 @@ class TrialOutcome:
 
     @property
     def reason(self) -> str | None:
+        """Return why the trial is not complete."""
         return self.attributes.get("reason")
 
 

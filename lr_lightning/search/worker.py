@@ -1,9 +1,9 @@
-"""The inside of a worker: a process that has the imports of training behind it, and does what its search asks for.
+"""The inside of a worker: a process that trains, or does whatever else its search sends.
 
-It runs as `python -m lr_lightning.search.worker ROLE FD SEARCH_PID`, where FD is a socket that leads to the search. As a
-``nursery`` it only imports, starts no thread, and forks a worker for each socket that the search sends, so that the imports are paid
-once. As a ``worker`` it serves its search itself: for trials that train with several processes, whose launcher starts this very
-command for every other rank.
+It starts as `python -m lr_lightning.search.worker ROLE FD SEARCH_PID`, where FD is a socket to the search. A ``nursery``
+imports what training needs, starts no thread, and forks a worker for each socket that the search sends, so the imports
+are paid once. A ``worker`` serves the search itself. It is for runs with several processes, whose launcher starts the
+same command for the other ranks.
 """
 
 import gc
@@ -125,7 +125,7 @@ def _headline(error: Exception) -> str:
 
 
 class TrialWatch(Callback):
-    """Report each validation of a run to its search, and end the run, on all ranks at once, if it is pruned or hopeless.
+    """Report each validation of a run to its search; end the run on all ranks if it is pruned or hopeless.
 
     Args:
         monitor: The metric that is reported.
