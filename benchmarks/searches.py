@@ -8,8 +8,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lr_lightning.search.driver import Driver
-from lr_lightning.search.progress import Progress
 from optuna.trial import TrialState
 from rich.console import Console
 
