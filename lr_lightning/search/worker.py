@@ -2,8 +2,8 @@
 
 It starts as `python -m lr_lightning.search.worker ROLE FD SEARCH_PID`, where FD is a socket to the search. A
 ``nursery`` imports what training needs, starts no thread, and forks a worker for each socket that the search sends, so
-the imports are paid once. A ``worker`` serves the search itself. It is for runs with several processes, whose launcher starts the
-same command for the other ranks.
+the imports are paid once. A ``worker`` serves the search itself. It is for runs with several processes, whose launcher
+starts the same command for the other ranks.
 """
 
 import gc
