@@ -42,10 +42,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks import finder_rules
 from benchmarks.finder_held_out import HELD_OUT, held_out_cifar
 from benchmarks.finder_problems import DENSE, PROBLEMS, cifar_problems, record
 from benchmarks.report import store
 from lr_lightning.lr_finder import rules
+from lr_lightning.lr_finder.abstention import Cause
 from lr_lightning.lr_finder.curve import DivergenceStop, Reading, read_curve
 
 STEPS, RANGES = (40, 100, 300), ((1e-6, 10.0), (1e-5, 1.0))
@@ -58,9 +60,9 @@ ADVISED = "  its advice taken"
 PEERS: dict[str, Callable[[Sequence[float], Sequence[float]], float | None]] = {
     "fastai minimum/10": rules.fastai_minimum,
     "fastai valley": rules.fastai_valley,
-    "ignite": rules.ignite,
-    "torch-lr-finder": rules.torch_lr_finder,
-    "Lightning": rules.lightning,
+    "ignite": finder_rules.ignite,
+    "torch-lr-finder": finder_rules.torch_lr_finder,
+    "Lightning": finder_rules.lightning,
 }
 
 
@@ -129,13 +131,14 @@ def read(name: str, recorded: dict[str, Any], grids: dict[str, list[float]]) -> 
 
 def _advised(sweep: Sweep, curve: NDArray[np.float64], singles: list[Sweep], triples: list[Sweep]) -> Sweep:
     """Add the answer when this project's advice is taken once, as far as there is a recording for it."""
-    lr, advice = sweep.answers[OURS], sweep.reading.advice or ""
+    lr, abstention = sweep.answers[OURS], sweep.reading.abstention
+    cause = None if abstention is None else abstention.cause
     pool: list[Sweep] = []
-    if "Raise max_lr" in advice:
+    if cause is not None and cause.widen == "max_lr":
         pool = [s for s in singles if s.decades == _ranges()[0] and s.steps == sweep.steps]
-    elif "repeats=3" in advice and sweep.steps == 100:
+    elif cause in (Cause.WITHIN_NOISE, Cause.TOO_NOISY) and sweep.steps == 100:
         pool = [s for s in triples if s.decades == sweep.decades]
-    elif "num_steps=300" in advice:
+    elif cause in (Cause.WITHIN_NOISE, Cause.TOO_NOISY):
         pool = [s for s in singles if s.decades == sweep.decades and s.steps == 300]
     for other in pool:
         if other.seed == sweep.seed:
@@ -219,8 +222,8 @@ def set_figures(singles: list[Sweep], triples: list[Sweep]) -> dict[str, Any]:
     """Everything that is reported of one set."""
     reasons: dict[str, int] = {}
     for sweep in singles:
-        if sweep.reading.reason:
-            reason = sweep.reading.reason.split(":")[0]
+        if sweep.reading.abstention is not None:
+            reason = sweep.reading.abstention.cause.name.lower()
             reasons[reason] = reasons.get(reason, 0) + 1
     hundred = [sweep for sweep in singles if sweep.steps == 100]
     return {

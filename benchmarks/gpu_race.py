@@ -174,13 +174,14 @@ def loop(words: list[str], target: float) -> Raced:
     data = build.build_data(config)
     data.prepare()
     seed_everything(config.seed, verbose=False)
-    net = build.build_net(config, data).to(device(), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    net = build.build_net(config.model, data)
+    net = net.to(device(), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     train_split = OnDevice.of(data.train_dataloader())
     val_split = OnDevice.seen(data.val_dataloader(), config.trainer.limit_val_batches)
     per_epoch = limited(len(data.train_dataloader()), config.trainer.limit_train_batches)
     total = per_epoch * config.trainer.max_epochs
-    factors = build.build_schedule(config).factors(total, steps_per_epoch=per_epoch)
-    optimizer = build.build_optimizer(config)(net)
+    factors = build.build_schedules(config.schedule, config.optimizer.lr).lr.factors(total, steps_per_epoch=per_epoch)
+    optimizer = build.build_optimizer(config.optimizer)(net)
     peaks = [group["lr"] for group in optimizer.param_groups]
     smoothing = config.module.kwargs.get("label_smoothing", 0.0)
     validating, step, found = 0.0, 0, (None, None)

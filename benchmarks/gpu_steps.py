@@ -77,10 +77,10 @@ class Bench:
     def module(self, channels_last: bool = True) -> LightningModule:
         """The same weights in every arm."""
         seed_everything(self.config.seed, verbose=False)
-        net = build.build_net(self.config, self.data)
+        net = build.build_net(self.config.model, self.data)
         if channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return build.build_module(self.config, net, self.data)
+        return build.build_module(self.config.module, self.config.optimizer, net, self.data)
 
     def fit(
         self, steps: int, callbacks: list[Callback], *, layout: bool = True, logger: Any = False, **settings: Any
@@ -156,7 +156,7 @@ def precision(setting: Setting) -> Iterator[dict[str, Any]]:
 
 def callback_sets(config: Config) -> dict[str, Callable[[], list[Callback]]]:
     """The arms, each with callbacks of its own in every round."""
-    schedule = build.build_schedule(config)
+    schedule = build.build_schedules(config.schedule, config.optimizer.lr).lr
     ours: dict[str, Callable[[], Callback]] = {
         "LRSchedule": partial(LRSchedule, schedule),
         "StepRecorder": StepRecorder,

@@ -69,8 +69,8 @@ def endless(data: ImageDataModule) -> Iterator[Any]:
 def fresh(config: Config, data: ImageDataModule) -> Any:
     """A module with the same weights in every arm."""
     seed_everything(config.seed, verbose=False)
-    net = build.build_net(config, data).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return build.build_module(config, net, data)
+    net = build.build_net(config.model, data).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return build.build_module(config.module, config.optimizer, net, data)
 
 
 def loop(config: Config, data: ImageDataModule, steps: int) -> list[float]:

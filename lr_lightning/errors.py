@@ -24,6 +24,22 @@ class ArgumentError(LRLightningError, ValueError):
         self.problem, self.name = problem, name
 
 
+class TotalStepsUnknown(LRLightningError, ValueError):
+    """A schedule needs the number of steps in the run, and neither Lightning nor an argument gives it.
+
+    Attributes:
+        schedule: The schedule.
+    """
+
+    def __init__(self, schedule: object) -> None:
+        super().__init__(
+            f"LRSchedule: {schedule!r} needs the number of steps, and nothing says it here (a loader without a length, "
+            "or only max_time). Give LRSchedule(total_steps=...) or Trainer(max_steps=...), or use a schedule that "
+            "needs none, such as Constant() or InverseSqrt(...)."
+        )
+        self.schedule = schedule
+
+
 class DurationError(LRLightningError, ValueError):
     """Durations do not fit into the steps there are; the message shows the arithmetic."""
 

@@ -1,4 +1,4 @@
-"""What every script begins with: where the checkout is, what it prints to, and an error where nothing is installed."""
+"""The start of every script: the checkout's path, output that cannot fail, and an error if nothing is installed."""
 
 import io
 import sys
@@ -10,12 +10,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 for _stream in (sys.stdout, sys.stderr):
     if isinstance(_stream, io.TextIOWrapper):
-        _stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets a "?", and the run its end
+        _stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows a "?", and the run does not fail
 
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """For the imports of a script: those of scripts with arguments of their own come after these are read."""
+    """Turn a missing package into one message. Scripts import after they parse their arguments, so --help is fast."""
     try:
         yield
     except ModuleNotFoundError as e:

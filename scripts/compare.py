@@ -14,22 +14,27 @@ def _arguments() -> argparse.Namespace:
     add("--experiment", action="append", default=[], help="name of an MLflow experiment; may be given more than once")
     add("--by", help="tags or params that make the groups, such as schedule,optimizer.lr (schedule)")
     add("--filter", default="", help="in MLflow's search language: \"params.\\`optimizer.lr\\` = '0.1'\"")
-    add("--target", help='what the time is taken to, such as "val/acc>=0.97"')
+    add("--target", help='the target to measure the time to, such as "val/acc>=0.97"')
     add("--metric", help="the validation metric that decides (val/acc, else val/loss)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--higher-is-better", action="store_true", default=None, help="more of that metric is better")
     which.add_argument("--lower-is-better", dest="higher_is_better", action="store_false", help="less of it is")
-    add("--against", metavar="GROUP", help="compare with this group alone, chosen beforehand: fewer seeds are needed")
+    add("--against", metavar="GROUP", help="compare only with this group, chosen beforehand: that needs fewer seeds")
     add("--root", type=Path, default=ROOT / "mlruns", help="the store: this checkout's mlruns/")
     add("--uri", help="another store: postgresql://... or http://...")
-    add("--out", type=Path, default=ROOT / "outputs", help="where to: outputs/ of the checkout, in compare/")
+    add(
+        "--out",
+        type=Path,
+        default=ROOT / "outputs",
+        help="folder for the report, in compare/: outputs/ of the checkout",
+    )
     add("--server", help="address of the MLflow UI, for the links (http://127.0.0.1:5000)")
     add("--no-log", action="store_true", help="do not log the report to MLflow")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Compare what the command line asks for; 2 if it is bad, 1 if the store does not answer."""
+    """Compare the requested runs; return 2 for bad input, 1 if the store does not answer."""
     given = _arguments()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with installed():

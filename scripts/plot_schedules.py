@@ -21,7 +21,7 @@ def _steps(text: str) -> int:
 
 
 def main() -> int:
-    """Draw what the command line asks for; 2 if it is bad."""
+    """Draw the requested schedules; return 2 for bad input."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "words",
@@ -32,18 +32,18 @@ def main() -> int:
     )
     parser.add_argument("--steps", type=_steps, default=300, help="optimizer steps in the run (%(default)s)")
     parser.add_argument("--epochs", type=_positive, default=15, help="epochs in the run (%(default)s)")
-    parser.add_argument("--lr", type=_positive, help="the peak rate: draw rates, not shares of the peak")
+    parser.add_argument("--lr", type=_positive, help="the peak lr: draw learning rates, not shares of the peak")
     parser.add_argument("--out", type=Path, help="the picture (outputs/schedules.png of the checkout)")
     parser.add_argument("--terminal", action="store_true", help="draw as text; without --out, only that")
     arguments = parser.parse_intermixed_args()
     with installed():
-        from lr_lightning.app.commands.plot_schedules import as_text, curves, save_figure
+        from lr_lightning.app.commands.plot_schedules import as_text, preview, save_figure
         from lr_lightning.app.error_messages import BAD_INPUT, print_error
         from lr_lightning.errors import ConfigError
     steps, epochs, out = arguments.steps, arguments.epochs, arguments.out
     unit = "lr / peak" if arguments.lr is None else "lr"
     try:
-        drawn = curves(arguments.words, ROOT, steps=steps, epochs=epochs, peak=arguments.lr)
+        drawn = preview(arguments.words, ROOT, steps=steps, epochs=epochs, peak=arguments.lr)
         if arguments.terminal or sys.stdout.isatty():
             print(as_text(drawn, shutil.get_terminal_size((100, 24)).columns))
         if out is not None or not arguments.terminal:

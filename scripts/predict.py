@@ -10,19 +10,24 @@ from _checkout import ROOT, installed
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("run", metavar="RUN", help="output folder of a run, or its MLflow run id; its table names both")
+    add("run", metavar="RUN", help="output folder of a run, or its MLflow run id; the table at its end names both")
     add("images", metavar="IMAGES", nargs="+", help="image files, and folders of them; unreadable ones are skipped")
-    add("--csv", type=Path, metavar="FILE", help="write the table there as well; a pipe gets CSV anyway")
-    add("--checkpoint", choices=("best", "last"), default="best", help="of the run (best, on the validation set)")
-    add("--trust", action="append", default=[], metavar="TARGET", help="code outside this project that the run names")
-    add("--outputs", type=Path, help="where runs' folders are: outputs/ of the checkout")
+    add("--csv", type=Path, metavar="FILE", help="also write the table as CSV; a pipe gets CSV anyway")
+    add(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="which checkpoint (best, on the validation set)",
+    )
+    add("--trust", action="append", default=[], metavar="TARGET", help="code outside this project that the run may use")
+    add("--outputs", type=Path, help="folder of the runs' output folders: outputs/ of the checkout")
     add("--root", type=Path, help="the MLflow store that knows the run: this checkout's mlruns/")
     add("--uri", help="another store: postgresql://... or http://...")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Predict; 1 if no image could be read, 2 for bad input."""
+    """Predict; return 1 if no image could be read, 2 for bad input."""
     given = _arguments()
     with installed():
         from lr_lightning.app.commands.predict import run

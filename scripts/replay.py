@@ -1,4 +1,4 @@
-"""Send what stopped runs could not send to their MLflow store: ``python scripts/replay.py <output dir> ...``."""
+"""Send the unsent records of stopped runs to their MLflow store: ``python scripts/replay.py <output dir> ...``."""
 
 import argparse
 import logging
@@ -9,7 +9,7 @@ from _checkout import installed
 
 
 def main() -> int:
-    """Replay every folder given; 1 if one of them could not be sent."""
+    """Replay every given folder; return 1 if one of them could not be sent."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output_dir", nargs="+", type=Path, help="output directory of a run that has stopped")
     folders = parser.parse_args().output_dir

@@ -1,4 +1,4 @@
-"""Serve the MLflow UI on this checkout's own store, on 127.0.0.1 only: python scripts/ui.py [--port 5000] [--open]."""
+"""Serve the MLflow UI on this checkout's store, on 127.0.0.1 only: python scripts/ui.py [--port 5000] [--open]."""
 
 import argparse
 import sys
@@ -14,11 +14,11 @@ def _port(text: str) -> int:
 
 
 def main() -> int:
-    """Start the server and print where it is; 2 for bad input, 1 if the store does not answer."""
+    """Start the server and print its address; return 2 for bad input, 1 if the store does not answer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=_port, default=5000, help="the port; a free one is taken if it is in use")
     parser.add_argument("--open", action="store_true", help="open the charts in a browser")
-    parser.add_argument("--experiment", help="whose charts; by default the one that was written to last")
+    parser.add_argument("--experiment", help="the experiment to show; by default the one written to last")
     parser.add_argument("--root", type=Path, default=ROOT / "mlruns", help="the store: this checkout's mlruns/")
     parser.add_argument("--uri", help="another store: postgresql://...")
     given = parser.parse_args()

@@ -222,7 +222,7 @@ def test_the_apps_seconds_are_those_to_the_end_of_the_last_validation(monkeypatc
         return SimpleNamespace(summary={"steps": 2.0, "train_seconds": 96.0, "last_val_acc": 0.5})
 
     monkeypatch.setattr(gpu_race, "train", train)
-    monkeypatch.setattr(gpu_race, "checked", lambda *_: None)
+    monkeypatch.setattr(gpu_race, "load_config", lambda *_: None)
     raced = gpu_race.app([], 0.9)
     assert (raced.seconds, raced.validation_seconds, raced.ms_a_step) == (5.0, 2.0, 1500.0)
 

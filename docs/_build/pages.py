@@ -9,8 +9,7 @@ from typing import get_args, get_type_hints
 import lr_lightning
 from lr_lightning import schedules
 from lr_lightning.app import config as app_config
-from lr_lightning.app.composition import first_sentence, choices_of
-from lr_lightning.app.schemas.comments import comments_of
+from lr_lightning.app.composition import choices_of, comments_of, first_sentence
 
 ROOT = Path(__file__).resolve().parents[2]
 _KEYS = """# Every config key

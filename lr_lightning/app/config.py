@@ -1,23 +1,24 @@
-"""One run's config: its groups, the schema of each choice, and their place in Hydra's store.
+"""The config of a run: its groups, the schema of each choice, and their registration with Hydra.
 
-Only omegaconf and Hydra's store are imported here, so that `--help` and `--cfg job` answer at once.
+Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from lr_lightning.app.schemas.callbacks import CallbacksConfig
 from lr_lightning.app.schemas.data import DataConfig, DigitsConfig, HubConfig, ImageFolderConfig, ParquetConfig
-from lr_lightning.app.schemas.model import (
+from lr_lightning.app.schemas.finder import FinderConfig, LRGridConfig, RangeTestConfig
+from lr_lightning.app.schemas.model import ClassifierConfig, ModelConfig, ModuleConfig
+from lr_lightning.app.schemas.optimizer import (
     AdagradConfig,
     AdamConfig,
     AdamWConfig,
-    ClassifierConfig,
     DAdaptAdamConfig,
-    ModelConfig,
-    ModuleConfig,
     OptimizerConfig,
     ProdigyConfig,
     RMSpropConfig,
@@ -25,6 +26,7 @@ from lr_lightning.app.schemas.model import (
     ScheduleFreeSGDConfig,
     SGDConfig,
 )
+from lr_lightning.app.schemas.problems import SEED, Rule, Schema, existing_file
 from lr_lightning.app.schemas.schedule import (
     BatchGrowthConfig,
     ConstantConfig,
@@ -46,15 +48,15 @@ from lr_lightning.app.schemas.schedule import (
     WarmupConstantConfig,
     WSDConfig,
 )
-from lr_lightning.app.schemas.search import FinderConfig, LRGridConfig, RangeTestConfig, SearchConfig, StudyConfig
-from lr_lightning.app.schemas.trainer import CallbacksConfig, TrackingConfig, TrainerConfig
+from lr_lightning.app.schemas.search import SearchConfig, StudyConfig
+from lr_lightning.app.schemas.trainer import TrackingConfig, TrainerConfig
 
 
 @dataclass
-class Config:
-    """One run."""
+class Config(Schema):
+    """The config of a run."""
 
-    seed: int = 0  # of the first weights, the order of the images and their augmentation
+    seed: int = 0  # of the initial weights, the order of the images and their augmentation
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     module: ModuleConfig = field(default_factory=ModuleConfig)
@@ -64,16 +66,20 @@ class Config:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     finder: FinderConfig = field(default_factory=FinderConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    study: StudyConfig | None = None  # many runs in place of one: experiment=lr_effects
-    search: SearchConfig | None = None  # the same, of scripts/search.py
+    study: StudyConfig | None = None  # many runs in place of one, by learning rate: experiment=lr_effects
+    search: SearchConfig | None = None  # many runs in place of one, for scripts/search.py
     test: bool = True  # evaluate the best checkpoint on the test set, once, at the end
-    output_root: str = "${checkout:}/outputs"  # every run gets a folder of its own below it
+    output_root: str = "${checkout:}/outputs"  # every run gets its own folder below it
     ckpt: str | None = None  # start from this checkpoint's weights
-    resume: str | None = None  # go on with this run: its output folder or its MLflow run id
-    trust: list[str] = field(default_factory=list)  # outside _target_s that a resumed run's stored config may name
+    resume: str | None = None  # resume this run: its output folder or its MLflow run id
+    trust: list[str] = field(default_factory=list)  # targets of yours that the stored config of a resumed run may name
+
+    def rules(self) -> Mapping[str, Rule]:
+        """Return the rule of each key outside of the groups that has one."""
+        return {"seed": SEED, "ckpt": existing_file("Give the path of a checkpoint (*.ckpt).")}
 
     def keys_set_by_finder(self) -> frozenset[str]:
-        """Return the keys that hold a learning rate which the finder replaces: what they say may not be what trains."""
+        """Return the keys whose learning rates the finder replaces, so that the run trains with others."""
         if not getattr(self.finder, "apply", False):
             return frozenset()
         bounds = {f"schedule.{name}" for name in ("max_lr", "base_lr") if hasattr(self.schedule, name)}
@@ -134,11 +140,11 @@ GROUP_BASES: dict[str, type] = {
     "callbacks": CallbacksConfig,
     "tracking": TrackingConfig,
 }
-"""The keys that every choice of a group has; what a choice adds to them are its `_target_`'s arguments."""
+"""The schema that every choice of a group has; the keys that a choice adds are arguments of its `_target_`."""
 
 
 def register() -> None:
-    """Put the schemas into Hydra's store. Calling it again changes nothing."""
+    """Register the schemas with Hydra. Calling this again changes nothing."""
     store = ConfigStore.instance()
     store.store(name="config", node=Config, group="schema")
     for group, choices in SCHEMAS.items():

@@ -1,39 +1,58 @@
-"""The one error a user of the app meets, and the translation of Hydra's and OmegaConf's into it."""
+"""Messages of the errors that a user of the app meets: each names the key, the value and the remedy."""
 
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from types import MappingProxyType
 
 from hydra.errors import OverrideParseException
 
-from lr_lightning.errors import Diverged
+from lr_lightning.errors import ArgumentError, ConfigError, Diverged, DurationError, TotalStepsUnknown
 
 FAILED, BAD_INPUT = 1, 2
-"""Exit statuses of the commands: of what failed once it had begun, and of bad input, where nothing was started."""
+"""Exit statuses of the commands: a run failed after its start; the input was bad, so nothing was started."""
+
+_NO_KEYS: Mapping[str, str] = MappingProxyType({})
+_TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "text"}
+_UNKNOWN_KEY = "command line"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, the device's or the host's: torch says it in words of its own."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+    """Tell whether an error means that the device's or the host's memory is used up; torch has no one type for it."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def print_error(text: object) -> None:
-    """Print an error to stderr, each of its lines marked as one."""
+    """Print an error to stderr, with ``error:`` before each of its lines."""
     print("\n".join(f"error: {line}" for line in str(text).splitlines()), file=sys.stderr)
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Say which of ``choices`` is closest to ``word``: ``" Did you mean 'lr'?"``, or nothing."""
+    """Return a hint at the closest of the choices, ``" Did you mean 'lr'?"``; empty if none is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-_TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "text"}
+def config_error(error: Exception, key: str = "", keys: Mapping[str, str] = _NO_KEYS) -> ConfigError:
+    """Translate an error about an argument of the package into one about the config key that gave the argument.
 
-_UNKNOWN = "command line"
+    Args:
+        error: The error of a constructor, or of a callback at the start of a training.
+        key: The key to name if the error names no argument in ``keys``, such as ``schedule``; empty for none.
+        keys: The config key of each argument.
+    """
+    if isinstance(error, TotalStepsUnknown):
+        return ConfigError(
+            f"schedule.total_steps: {type(error.schedule).__name__} needs the number of steps, and nothing says it "
+            "here. Give schedule.total_steps=..., trainer.max_epochs=... or trainer.max_steps=..."
+        )
+    if isinstance(error, ArgumentError) and error.name in keys:
+        return ConfigError(f"{keys[error.name]}: {error.problem}")
+    key = "schedule" if isinstance(error, DurationError) else key
+    return ConfigError(f"{key}: {error}" if key else str(error))
 
 
 def explain_divergence(error: Diverged) -> str:
@@ -45,14 +64,14 @@ def explain_divergence(error: Diverged) -> str:
 
 
 def explain(error: BaseException, override: str | None = None) -> str:
-    """One clear message for an exception of Hydra's composition or OmegaConf's conversion.
+    """Return one clear message for an error of Hydra's composition or OmegaConf's conversion.
+
+    The message leaves out Hydra's advice, which is wrong here: ``+key=value`` is refused as well. Neither library has a
+    type for each of its errors, so their texts are read.
 
     Args:
-        error: What was raised; its causes are looked through as well.
-        override: The command-line override that caused it, if that is known.
-
-    Returns:
-        The message, without Hydra's advice, which does not hold here (``+key=value`` is refused too).
+        error: The error; its causes are read as well.
+        override: The command-line override that caused it, if it is known.
     """
     chain: list[BaseException] = []
     current: BaseException | None = error
@@ -60,19 +79,19 @@ def explain(error: BaseException, override: str | None = None) -> str:
         chain.append(current)
         current = current.__cause__ or current.__context__
     text = "\n".join(str(e) for e in chain)
-    if said := _of_composition(text):
-        return said
+    if message := _of_composition(text):
+        return message
     if isinstance(error, OverrideParseException):
         return f"cannot read the override '{error.override}'. Write key=value, in quotes if it has spaces."
-    key = _key_of(text, override)
-    if said := _of_conversion(text, key, chain):
-        return said
+    key = _key_in(text, override)
+    if message := _of_conversion(text, key, chain):
+        return message
     reason = str(chain[1] if "Error merging" in str(error) and len(chain) > 1 else error).splitlines()[0]
-    return reason if key == _UNKNOWN else f"{key}: {reason}"
+    return reason if key == _UNKNOWN_KEY else f"{key}: {reason}"
 
 
 def _of_composition(text: str) -> str | None:
-    """Choices and groups that are not there, and overrides that Hydra does not understand."""
+    """Explain unknown choices and groups, and overrides that Hydra does not understand."""
     if found := re.search(r"Could not find '([\w/.-]+)/([^/']*)'", text):
         group, choice = found.groups()
         choices = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
@@ -84,7 +103,7 @@ def _of_composition(text: str) -> str | None:
         return "a config group was given something that is not a choice. Write group=choice, such as schedule=cosine."
     if found := re.search(r"Ambiguous value for argument '(.*?)'", text):
         return f"{found[1]}: several values need -m, which runs one after another. A list is written key=[a,b]."
-    if "Unexpected type for root: NoneType" in text:  # OmegaConf asserts it, and does not say where
+    if "Unexpected type for root: NoneType" in text:  # OmegaConf's assertion does not name the key
         return (
             "a key was given of something that is off (null) here, such as callbacks.cost.target with callbacks=none."
         )
@@ -92,7 +111,7 @@ def _of_composition(text: str) -> str | None:
 
 
 def _of_conversion(text: str, key: str, chain: Sequence[BaseException]) -> str | None:
-    """Values that are not of their key's type, and keys that are not there."""
+    """Explain values of another type than their key's, and unknown keys."""
     if found := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text, flags=re.DOTALL):
         return f"{key}: '{found[1]}' is not {_TYPES.get(found[2], found[2])}."
     if found := re.search(r"Value '(.*?)' of type '(\w+)' is incompatible with type hint '(.*?)'", text):
@@ -108,18 +127,18 @@ def _of_conversion(text: str, key: str, chain: Sequence[BaseException]) -> str |
     if "is not in struct" in text:
         return f"{key}: has no such entry yet. A new one is added with a plus sign: +{key}=..."
     if re.search(r"Key '(\w+)' (?:is )?not in", text):
-        close = did_you_mean(key.rpartition(".")[2], _beside(chain))
+        close = did_you_mean(key.rpartition(".")[2], _keys_beside(chain))
         return f"{key}: there is no such key.{close} `--cfg job` shows every key."
     return None
 
 
-def _beside(chain: Sequence[BaseException]) -> list[str]:
-    """The keys that there are where one was not found."""
-    kinds = [kind for error in chain if is_dataclass(kind := getattr(error, "object_type", None))]
-    return [f.name for f in fields(kinds[-1])] if kinds else []
+def _keys_beside(chain: Sequence[BaseException]) -> list[str]:
+    """Return the keys of the schema in which a key was not found."""
+    schemas = [schema for error in chain if is_dataclass(schema := getattr(error, "object_type", None))]
+    return [f.name for f in fields(schemas[-1])] if schemas else []
 
 
-def _key_of(text: str, override: str | None) -> str:
+def _key_in(text: str, override: str | None) -> str:
     for pattern in (
         r"Could not (?:override|append).*?'([\w/.@-]+)'",
         r"full_key: (\S+)",
@@ -127,4 +146,4 @@ def _key_of(text: str, override: str | None) -> str:
     ):
         if found := re.search(pattern, text):
             return found[1]
-    return override.lstrip("+~").split("=", 1)[0] if override else _UNKNOWN
+    return override.lstrip("+~").split("=", 1)[0] if override else _UNKNOWN_KEY

@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lr_lightning._lightning import callbacks_of, is_validation_due
 from lr_lightning.app.error_messages import did_you_mean
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
-from lr_lightning.callbacks.per_example import WITH_LOGITS, WITH_RIGHT
+from lr_lightning.callbacks.per_example import ACCURACY_METRICS, LOGIT_METRICS
 from lr_lightning.errors import ConfigError
 
 
@@ -67,7 +67,7 @@ class MonitorCheck(Callback):
         if self.monitor in trainer.callback_metrics:
             return
         if self.monitor in _unmeasured(trainer):
-            raise ConfigError(f"{self.key}: '{self.monitor}' {_NEEDS[self.monitor in WITH_LOGITS]}")
+            raise ConfigError(f"{self.key}: '{self.monitor}' {_NEEDS[self.monitor in LOGIT_METRICS]}")
         if not self.monitor.startswith(("overfit/", "probe/", "train/", "cost/")):
             raise ConfigError(self._message("is not logged by the validation. It logs", trainer))
 
@@ -97,7 +97,11 @@ class MonitorCheck(Callback):
             return
         self._seen = True
         if self.monitor not in trainer.callback_metrics:
-            why = f" It {_NEEDS[self.monitor in WITH_LOGITS]}" if self.monitor in WITH_LOGITS | WITH_RIGHT else ""
+            why = (
+                f" It {_NEEDS[self.monitor in LOGIT_METRICS]}"
+                if self.monitor in LOGIT_METRICS | ACCURACY_METRICS
+                else ""
+            )
             raise ConfigError(self._message(f"was not logged by the first validation.{why} It logged", trainer))
 
     def state_dict(self) -> dict[str, Any]:

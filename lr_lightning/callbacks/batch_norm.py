@@ -1,4 +1,4 @@
-"""Running statistics of BatchNorm layers: kept, estimated anew, put back."""
+"""Running statistics of BatchNorm layers: save, estimate and restore them."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ Statistics = dict[str, list[Tensor]]
 
 
 def tracking_norms(module: nn.Module) -> Norms:
-    """The BatchNorm layers of a module that keep running statistics, by name."""
+    """Return the BatchNorm layers of a module that keep running statistics, by name."""
     return {
         name: layer
         for name, layer in module.named_modules()
@@ -34,12 +34,12 @@ def tracking_norms(module: nn.Module) -> Norms:
 
 
 def statistics(norms: Norms) -> Statistics:
-    """Copies of the layers' running mean, running variance and count of batches."""
+    """Return copies of the layers' running mean, running variance and count of batches."""
     return {name: [buffer.clone() for buffer in _buffers(layer)] for name, layer in norms.items()}
 
 
 def set_statistics(norms: Norms, kept: Statistics) -> None:
-    """Put back what :func:`statistics` returned; layers it does not name stay as they are."""
+    """Restore what :func:`statistics` returned; layers that it does not name stay unchanged."""
     for name, layer in norms.items():
         if name in kept:
             for buffer, value in zip(_buffers(layer), kept[name], strict=True):
@@ -48,10 +48,10 @@ def set_statistics(norms: Norms, kept: Statistics) -> None:
 
 @contextmanager
 def estimating(module: nn.Module, norms: Norms) -> Iterator[None]:
-    """Within it, each forward pass counts equally in the running statistics of ``norms``, which start anew.
+    """Reset the running statistics of ``norms`` and let each forward pass within the context count equally in them.
 
-    All other layers are in eval mode, dropout included, as they are when the statistics are used. Afterwards every
-    layer has its former mode and momentum.
+    All other layers, dropout included, are in eval mode, as when the statistics are used. On exit every layer gets its
+    former mode and momentum back.
     """
     modes = [(layer, layer.training) for layer in module.modules()]
     momenta = [(layer, layer.momentum) for layer in norms.values()]
@@ -70,7 +70,7 @@ def estimating(module: nn.Module, norms: Norms) -> Iterator[None]:
 
 
 def average_over_ranks(trainer: Trainer, norms: Norms) -> None:
-    """Give all processes the mean of their statistics, so that they evaluate alike."""
+    """Set the statistics of all ranks to their mean, so that the ranks evaluate alike."""
     if trainer.world_size == 1 or not norms:
         return
     floats = [buffer for layer in norms.values() for buffer in _buffers(layer) if buffer.is_floating_point()]
@@ -80,18 +80,18 @@ def average_over_ranks(trainer: Trainer, norms: Norms) -> None:
 
 
 def calibration_batches(trainer: Trainer, count: int, seed: int) -> Iterable[Any] | None:
-    """Training batches for the statistics; the training loader's own position is left alone.
+    """Return training batches for the statistics, without moving the training loader.
 
-    A torch DataLoader's data set is drawn from at random, the same examples each time, in batches of the loader's size.
-    Any other loader is iterated through a shallow copy.
+    For a torch DataLoader these are batches of the loader's size from random examples of its data set, the same each
+    time. Any other loader is iterated through a shallow copy.
 
     Args:
-        trainer: In a fit.
-        count: How many batches are wanted of this process.
-        seed: Of the draw.
+        trainer: The Trainer, during a fit.
+        count: Number of batches of this process.
+        seed: Seed of the draw.
 
     Returns:
-        None where no such batches can be had without disturbing the loader.
+        The batches; None if they cannot be read without disturbing the loader.
     """
     loader: Any = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
@@ -107,7 +107,7 @@ def calibration_batches(trainer: Trainer, count: int, seed: int) -> Iterable[Any
 
 
 def _indices(loader: DataLoader[Any]) -> Sequence[int] | None:
-    """The examples that a loader of a map-style data set draws from; None where its sampler does not say."""
+    """Return the examples that a map-style loader draws from; None if its sampler does not say."""
     if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
         return None
     if type(loader.sampler) is SubsetRandomSampler:

@@ -1,4 +1,4 @@
-"""The callback that grows the batch where others lower the rate."""
+"""The callback that grows the batch instead of lowering the learning rate."""
 
 import copy
 import math
@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lr_lightning._checks import check_count, check_number
 from lr_lightning._lightning import callbacks_of, replace_train_loader, sole_train_loader
+from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules import DurationLike
 from lr_lightning.schedules.base import ScheduleLike, as_schedule
 from lr_lightning.schedules.batch_size import (
@@ -28,69 +29,10 @@ from lr_lightning.schedules.clock import updates_per_epoch
 
 __all__ = ["BatchSizeSchedule", "Resizable", "batch_size_of", "can_resize", "resized"]
 
-# --- The same training loader with another batch size, and how to put it in the fit loop's hands.
-
-
-@runtime_checkable
-class Resizable(Protocol):
-    """A loader of known length that can give itself with another batch size."""
-
-    batch_size: int
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-
-    def with_batch_size(self, batch_size: int) -> Self:
-        """The same loader, at the same position of the same order, with so many examples in a batch."""
-
-
-def batch_size_of(loader: object) -> int | None:
-    """Examples in a full batch of one process, where a loader tells."""
-    for place in (loader, getattr(loader, "batch_sampler", None)):
-        size = getattr(place, "batch_size", None)
-        if isinstance(size, int) and size > 0:
-            return size
-    return None
-
-
-def can_resize(loader: object) -> bool:
-    """Whether :func:`resized` can be used: a ``Resizable``, or a map-style torch DataLoader with torch's batching."""
-    if isinstance(loader, Resizable):
-        return True
-    return (
-        isinstance(loader, DataLoader)
-        and not isinstance(loader.dataset, IterableDataset)
-        and isinstance(loader.sampler, Sized)
-        # a subclass with an iteration of its own may count batches in its state
-        and type(loader).__iter__ is DataLoader.__iter__
-        and type(loader).__len__ is DataLoader.__len__
-        and type(loader.batch_sampler) is BatchSampler
-        and loader.batch_sampler.sampler is loader.sampler
-    )
-
-
-def resized(loader: Any, size: int) -> Any:
-    """A loader like this one, with so many examples in a batch; the given one is left as it is.
-
-    Data set, sampler, generator, workers and collation of a DataLoader are the same objects.
-
-    Args:
-        loader: One that :func:`can_resize`.
-        size: Examples in a batch of one process, >= 1.
-    """
-    if isinstance(loader, Resizable):
-        return loader.with_batch_size(size)
-    other = copy.copy(loader)
-    # Not through the constructor, whose arguments a subclass may have changed; and torch locks these attributes.
-    vars(other).update(
-        batch_size=size, batch_sampler=BatchSampler(loader.sampler, size, loader.drop_last), _iterator=None
-    )
-    return other
-
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One epoch of the plan: what an update takes, and how many batches there are, where that is known."""
+    """One epoch of the plan: the batch of each update, and the number of batches if that is known."""
 
     batch: BatchSize
     batches: int | None
@@ -104,28 +46,28 @@ class BatchSizeSchedule(Callback):
     """Grow the batch at epoch boundaries, instead of decaying the learning rate.
 
     Source: Smith, Kindermans, Ying & Le 2017, "Don't Decay the Learning Rate, Increase the Batch Size" (1711.00489):
-    fewer updates for the same examples. The lr is left alone; an ``LRSchedule`` beside it knows the updates there will
-    be, so its schedule ends at the last one.
+    fewer updates for the same examples. The lr stays unchanged; an ``LRSchedule`` beside this callback knows the
+    planned updates, so its schedule ends at the last one.
 
-    The training loader is rebuilt with a larger batch, up to ``max_batch_size``; beyond that, and where it cannot be
-    rebuilt, gradients are accumulated over more batches. It can be rebuilt if it is a map-style torch DataLoader that
-    batches by itself, or offers ``with_batch_size(n)``; sampler and generator stay the same. An update never takes
-    more than an epoch. Logged at the end of every epoch: ``batch/size``, the examples of an update over all processes,
-    and ``batch/updates``, the updates so far.
+    The training loader is rebuilt with a larger batch, up to ``max_batch_size``. Beyond that, or if the loader cannot
+    be rebuilt, gradients are accumulated over more batches. A loader can be rebuilt if it is a map-style torch
+    DataLoader that batches by itself, or offers ``with_batch_size(n)``; sampler and generator stay the same. An update
+    never takes more than an epoch. Logged at the end of every epoch: ``batch/size``, the examples of an update over all
+    processes, and ``batch/updates``, the updates so far.
 
     A whole number as ``limit_train_batches`` counts batches of the first size. A whole number as
-    ``val_check_interval`` counts batches as they are, at most an epoch of them.
+    ``val_check_interval`` counts batches of the present size, at most an epoch of them.
 
     Args:
         milestones: When the batch grows: ``"60 epochs"`` or ``"30%"`` of the run's epochs, rounded to whole epochs.
-        factor: By which it grows at each milestone, > 1.
-        mirror: Instead of milestones: the batch grows by the inverse of what this lr schedule would have, without
-            growth, at the epoch's start.
+        factor: The factor by which the batch grows at each milestone, > 1.
+        mirror: An lr schedule instead of milestones: the batch grows by the inverse of the factor that this schedule
+            would have at the epoch's start in a run whose batch does not grow.
         max_batch_size: Most examples in a batch of one process; None for no limit but the epoch.
 
     Raises:
-        ValueError: An argument is out of range; or, at the start of a fit, the milestones or the schedule do not fit
-            it, or accumulation would be needed where there is none (manual optimization, DeepSpeed).
+        ArgumentError: An argument is out of range; or, at the start of a fit, the milestones or the schedule do not fit
+            it, or accumulation would be needed and is impossible (manual optimization, DeepSpeed).
 
     Example:
         >>> callback = BatchSizeSchedule(["30%", "60%", "80%"], factor=5, max_batch_size=1024)
@@ -141,35 +83,35 @@ class BatchSizeSchedule(Callback):
     ) -> None:
         super().__init__()
         if (milestones is None) == (mirror is None):
-            raise ValueError("BatchSizeSchedule takes either milestones=['30%', ...] or mirror=<an lr schedule>.")
+            raise ArgumentError("BatchSizeSchedule takes either milestones=['30%', ...] or mirror=<an lr schedule>.")
+        self.mirror = None if mirror is None else as_schedule("mirror", mirror)
         check_number("factor", factor, low=1.0, above=True)
         if max_batch_size is not None:
             check_count("max_batch_size", max_batch_size, 1)
         self.milestones = None if milestones is None else parse_milestones(milestones)
-        self.mirror = None if mirror is None else as_schedule("mirror", mirror)
         self.factor, self.max_batch_size = float(factor), max_batch_size
-        self._plan: list[_Epoch] | None = None  # of this fit, the epochs before a resume included
+        self._plan: list[_Epoch] | None = None  # of this fit, including the epochs before a resume
         self._started = 0  # epochs of the plan that have begun
         self._restored: list[_Epoch] = []
         self._examples: int | None = None  # of one process in an epoch
         self._known_size = True
         self._accumulate: int | None = None  # the Trainer's own
 
-    # -- what others may ask -----------------------------------------------------------------------------------------
+    # -- for other callbacks -----------------------------------------------------------------------------------------
 
     def updates(self, trainer: Trainer) -> list[int] | None:
-        """Updates in each epoch of this fit, for the clock of a schedule. Not before ``on_train_start``.
+        """Return the updates in each epoch of this fit, for the clock of a schedule. Not before ``on_train_start``.
 
         Returns:
-            One count an epoch, from the first one on, up to ``max_epochs`` or to where it stays the same; None where
-            the training loader has no length.
+            One count for each epoch, from the first one on, up to ``max_epochs`` or until the count stays the same;
+            None if the training loader has no length.
         """
         counts = [epoch.updates for epoch in self._planned(trainer)]
         known = [count for count in counts if count is not None]
         return known if len(known) == len(counts) else None
 
     def describe(self, trainer: Trainer) -> str:
-        """What happens in this fit, in one line. Not before ``on_train_start``."""
+        """Describe in one line how the batch grows in this fit. Not before ``on_train_start``."""
         plan, world = self._planned(trainer), trainer.world_size
         parts = []
         for batch, group in groupby(enumerate(plan), key=lambda pair: pair[1].batch):
@@ -191,18 +133,18 @@ class BatchSizeSchedule(Callback):
         """Check what can be checked before anything trains."""
         self._plan = None
         if callbacks_of(trainer, GradientAccumulationScheduler):
-            raise ValueError(
+            raise ArgumentError(
                 "BatchSizeSchedule and GradientAccumulationScheduler would both set the accumulation. Remove one."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Plan the fit, and take up the batch a resumed run stands at."""
+        """Plan the fit, and set the batch of the epoch at which a resumed run continues."""
         plan = self._planned(trainer)
         rank_zero_info(f"BatchSizeSchedule: {self.describe(trainer)}.")
         self._apply(trainer, plan)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Grow; Lightning makes the epoch's iterator after this."""
+        """Grow the batch; Lightning makes the epoch's iterator after this."""
         self._apply(trainer, self._planned(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -215,21 +157,21 @@ class BatchSizeSchedule(Callback):
         pl_module.log_dict(metrics)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the Trainer its own accumulation back."""
-        self._give_back(trainer)
+        """Restore the Trainer's own accumulation."""
+        self._restore_accumulation(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the Trainer its own accumulation back."""
-        self._give_back(trainer)
+        """Restore the Trainer's own accumulation."""
+        self._restore_accumulation(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values only: size, accumulation and batches of every epoch begun so far."""
+        """Return plain values: size, accumulation and number of batches of every epoch begun so far."""
         plan = self._plan or self._restored
         begun = [plan[min(index, len(plan) - 1)] for index in range(self._started)]
         return {"epochs": [[epoch.batch.size, epoch.batch.accumulate, epoch.batches] for epoch in begun]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self._restored = [_Epoch(BatchSize(size, count), batches) for size, count, batches in state_dict["epochs"]]
         self._started = len(self._restored)
 
@@ -247,7 +189,10 @@ class BatchSizeSchedule(Callback):
         size = None if loader is None else batch_size_of(loader)
         self._known_size = size is not None
         base = BatchSize(size or 1, self._accumulate)
-        self._check_limit(base.size)
+        if self.max_batch_size is not None and self.max_batch_size < base.size:
+            raise ArgumentError(
+                f"must be at least the loader's batch size, {base.size}, got {self.max_batch_size}.", "max_batch_size"
+            )
         rebuild = can_resize(loader)
         if not rebuild:
             rank_zero_warn(
@@ -255,7 +200,8 @@ class BatchSizeSchedule(Callback):
                 " DataLoader that batches by itself, or a loader with with_batch_size(n), can be), so the batch grows"
                 " by gradient accumulation alone."
             )
-        first = _Epoch(base, _whole(trainer.num_training_batches))
+        batches = trainer.num_training_batches
+        first = _Epoch(base, None if math.isinf(batches) else int(batches))
         if rebuild:
             self._examples = self._batches(trainer, loader, base.size, 1)
         else:
@@ -272,22 +218,22 @@ class BatchSizeSchedule(Callback):
         if self.milestones is not None:
             return milestone_multiples(self.milestones, self.factor, epochs)
         if self.mirror is None or epochs is None or first.updates is None:
-            raise ValueError(
+            raise ArgumentError(
                 "BatchSizeSchedule(mirror=...) needs a training loader with a length and Trainer(max_epochs=...)."
-                " Give them, or milestones in epochs instead."
+                " Give them, or use milestones in epochs instead."
             )
         return mirror_multiples(self.mirror, epochs, first.updates)
 
     def _past(self, trainer: Trainer, first: _Epoch) -> list[_Epoch]:
-        """What the epochs begun before a resume were made of: their updates are counted as they were."""
+        """Return the epochs that began before a resume; their updates count as they were made."""
         if trainer.global_step == 0:
             return []
-        # a checkpoint without this callback: the epochs it had begun were not grown
+        # in a checkpoint without this callback, the epochs that had begun were not grown
         begun = int(_epochs(trainer).started)
         return [*self._restored, *[first] * (begun - len(self._restored))]
 
     def _grow(self, trainer: Trainer, loader: Any, first: _Epoch, before: _Epoch, multiple: float) -> _Epoch:
-        """The epoch after ``before``; never a smaller batch, so that a position in it stays one."""
+        """Return the epoch after ``before``; the batch never shrinks, so a position in the epoch stays valid."""
         base = first.batch
         examples = max(base.examples * multiple, before.batch.examples)
         if examples == before.batch.examples:
@@ -295,33 +241,24 @@ class BatchSizeSchedule(Callback):
         if self._examples is not None:
             examples = max(min(examples, self._examples), before.batch.examples)
         if math.isinf(examples):
-            raise ValueError("BatchSizeSchedule: mirror is at 0, and the examples in an epoch are not known.")
+            raise ArgumentError(
+                "BatchSizeSchedule: mirror is at 0, so the batch would be a whole epoch, whose number of examples is "
+                "not known. Give a training loader with a length, or a mirror that stays above 0."
+            )
         limits = [limit for limit in (self.max_batch_size, self._examples) if limit is not None]
         batch = grown(
-            examples,
-            base,
-            largest=min(limits, default=None),
-            at_least=before.batch.size,
-            fixed=loader is None,
+            examples, base, largest=min(limits, default=None), at_least=before.batch.size, fixed=loader is None
         )
         batches = first.batches if loader is None else self._batches(trainer, loader, base.size, batch.size)
-        # Lightning divides each loss by the accumulation, however few batches the epoch has left for it.
+        # Lightning divides each loss by the accumulation, even if the epoch has fewer batches left
         accumulate = batch.accumulate if batches is None else max(base.accumulate, min(batch.accumulate, batches))
         return _Epoch(BatchSize(batch.size, accumulate), batches)
 
     def _batches(self, trainer: Trainer, loader: Any, base: int, size: int) -> int:
-        """Batches in an epoch with so many examples each; at least one."""
+        """Return the number of batches of this size in an epoch, at least one."""
         count, limit = len(resized(loader, size)), trainer.limit_train_batches
         count = min(count, limit * base // size) if isinstance(limit, int) else int(count * limit)
         return max(1, count)
-
-    def _check_limit(self, size: int) -> None:
-        if self.max_batch_size is not None and self.max_batch_size < size:
-            raise ValueError(
-                f"max_batch_size must be at least the loader's batch size, {size}, got {self.max_batch_size}."
-            )
-
-    # -- putting it into effect --------------------------------------------------------------------------------------
 
     def _apply(self, trainer: Trainer, plan: list[_Epoch]) -> None:
         index = int(_epochs(trainer).processed)
@@ -332,34 +269,90 @@ class BatchSizeSchedule(Callback):
         if can_resize(loader) and epoch.batches is not None and batch_size_of(loader) != epoch.batch.size:
             replace_train_loader(trainer, resized(loader, epoch.batch.size), epoch.batches)
 
-    def _give_back(self, trainer: Trainer) -> None:
+    def _restore_accumulation(self, trainer: Trainer) -> None:
         if self._accumulate is not None:
             trainer.accumulate_grad_batches = self._accumulate
             self._accumulate = None
-        # a further fit of the same Trainer goes on from here
+        # a further fit of the same Trainer continues from here
         self._restored = [_Epoch(BatchSize(*row[:2]), row[2]) for row in self.state_dict()["epochs"]]
 
 
 def _epochs(trainer: Trainer) -> Any:
-    """Lightning's counts of epochs; those processed are the number it gives to the samplers."""
+    """Return Lightning's counts of epochs; ``processed`` is the epoch number that it gives to the samplers."""
     return trainer.fit_loop.epoch_progress.current
-
-
-def _whole(batches: float) -> int | None:
-    return None if math.isinf(batches) else int(batches)
 
 
 def _check_accumulation(trainer: Trainer, own: int, plan: list[_Epoch]) -> None:
     if all(epoch.batch.accumulate == own for epoch in plan):
         return
-    how = "Let the batch itself grow: a loader that can be rebuilt, and a larger max_batch_size."
+    how = "Let the batch itself grow: use a loader that can be rebuilt, and a larger max_batch_size."
     if not trainer.lightning_module.automatic_optimization:
-        raise ValueError(f"BatchSizeSchedule cannot accumulate gradients under manual optimization. {how}")
+        raise ArgumentError(f"BatchSizeSchedule cannot accumulate gradients under manual optimization. {how}")
     if trainer.strategy.handles_gradient_accumulation:
         name = type(trainer.strategy).__name__
-        raise ValueError(f"BatchSizeSchedule cannot change the accumulation of {name} during a fit. {how}")
+        raise ArgumentError(f"BatchSizeSchedule cannot change the accumulation of {name} during a fit. {how}")
 
 
 def _product(batch: BatchSize, world: int) -> str:
     parts = [f"{batch.accumulate} batches" if batch.accumulate > 1 else "", f"{world} processes" if world > 1 else ""]
     return " × ".join([str(batch.size), *filter(None, parts)])
+
+
+# -- the same training loader with another batch size ------------------------------------------------------------------
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A loader of known length that can return itself with another batch size."""
+
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+
+    def with_batch_size(self, batch_size: int) -> Self:
+        """Return the same loader, at the same position of the same order, with this many examples in a batch."""
+
+
+def batch_size_of(loader: object) -> int | None:
+    """Return the examples in a full batch of one process; None if the loader does not tell."""
+    for place in (loader, getattr(loader, "batch_sampler", None)):
+        size = getattr(place, "batch_size", None)
+        if isinstance(size, int) and size > 0:
+            return size
+    return None
+
+
+def can_resize(loader: object) -> bool:
+    """Return whether :func:`resized` takes this loader: ``Resizable``, or map-style torch with torch's batching."""
+    if isinstance(loader, Resizable):
+        return True
+    return (
+        isinstance(loader, DataLoader)
+        and not isinstance(loader.dataset, IterableDataset)
+        and isinstance(loader.sampler, Sized)
+        # a subclass that iterates in another way may count batches in its state
+        and type(loader).__iter__ is DataLoader.__iter__
+        and type(loader).__len__ is DataLoader.__len__
+        and type(loader.batch_sampler) is BatchSampler
+        and loader.batch_sampler.sampler is loader.sampler
+    )
+
+
+def resized(loader: Any, size: int) -> Any:
+    """Return a loader like this one with another batch size; the given loader stays unchanged.
+
+    Data set, sampler, generator, workers and collation of a DataLoader are the same objects.
+
+    Args:
+        loader: One that :func:`can_resize` accepts.
+        size: Examples in a batch of one process, >= 1.
+    """
+    if isinstance(loader, Resizable):
+        return loader.with_batch_size(size)
+    other = copy.copy(loader)
+    # not by the constructor, whose arguments a subclass may have changed, nor by setattr, which torch forbids
+    vars(other).update(
+        batch_size=size, batch_sampler=BatchSampler(loader.sampler, size, loader.drop_last), _iterator=None
+    )
+    return other

@@ -1,9 +1,9 @@
-"""What is measured of each example, and how it comes from the ranks' devices to one place."""
+"""The losses of single examples: how a module gives them, and how they come from all ranks to the host."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,31 +19,45 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from lr_lightning._lightning import gather_numbers, gather_rows
 from lr_lightning.diagnosis.calibration import scale_gap
+from lr_lightning.errors import ArgumentError
 
 __all__ = [
-    "WITH_LOGITS",
-    "WITH_RIGHT",
+    "ACCURACY_METRICS",
+    "LOGIT_METRICS",
     "Examples",
-    "ForwardRecord",
-    "Gathered",
     "LossFunction",
-    "NotRecordedError",
     "Sample",
+    "SampleCollector",
     "ValidationLosses",
-    "calibration",
+    "calibration_metrics",
     "can_measure",
     "check_forward",
     "classification_loss",
     "default_loss",
 ]
 
+LOGIT_METRICS = frozenset({"overfit/ece", "overfit/temperature", "overfit/gap_loss_scaled", "overfit/overconfident"})
+"""Metrics that need the logits of the validation."""
+
+ACCURACY_METRICS = frozenset({"probe/acc", "overfit/gap_acc"})
+"""Metrics that need to know which predictions are right."""
+
+LossFunction = Callable[[LightningModule, Any], Tensor | tuple[Tensor | None, ...]]
+
+_NO_BATCHES = -1  # in place of the width of the logits, on a rank that had no batch
+_EXPECTED = "OverfittingMonitor takes batches (x, y) with class labels y and logits module(x)"
+_REMEDY = "Pass a function that computes a loss per example from a batch: OverfittingMonitor(loss=...)."
+
+
+# -- from a batch to losses ------------------------------------------------------------------------------------------
+
 
 class Examples(NamedTuple):
-    """What a loss function may say of the examples of a batch.
+    """What a loss function may return for the examples of a batch.
 
     Attributes:
         losses: Shape [batch].
-        right: 1 where the prediction is right, 0 elsewhere; shape [batch].
+        right: 1 if the prediction is right, else 0; shape [batch].
         logits: Shape [batch, classes]; with ``labels``, for the calibration.
         labels: Integers, shape [batch].
     """
@@ -54,34 +68,23 @@ class Examples(NamedTuple):
     labels: Tensor | None = None
 
 
-WITH_LOGITS = frozenset({"overfit/ece", "overfit/temperature", "overfit/gap_loss_scaled", "overfit/overconfident"})
-"""What :func:`calibration` says, where the logits of the validation are known."""
-
-WITH_RIGHT = frozenset({"probe/acc", "overfit/gap_acc"})
-"""What is known only where a loss function says which predictions are right."""
-
-_NO_SAY = -1  # the width of the logits of a rank without batches
-
-LossFunction = Callable[[LightningModule, Any], Tensor | tuple[Tensor | None, ...]]
-
-
 def classification_loss(module: LightningModule, batch: Any) -> Examples:
-    """Cross-entropy and correctness of each example of a batch ``(x, y)`` whose logits are ``module(x)``.
+    """Compute the cross-entropy and correctness of each example of a batch ``(x, y)`` with logits ``module(x)``.
 
     Returns:
-        Losses in nats, and 1 where the prediction is right; for a dense prediction the means over an example.
+        Losses in nats, and 1 for each right prediction; for a dense prediction, the means over an example.
 
     Raises:
-        ValueError: The batch is no such pair, or the module gives no logits [batch, classes, ...] for it.
+        ArgumentError: The batch is no such pair, or the module gives no logits [batch, classes, ...] for it.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ValueError(f"{_EXPECTED}, got a batch that is a {type(batch).__name__}. {_REMEDY}")
+        raise ArgumentError(f"{_EXPECTED}, got a batch that is a {type(batch).__name__}. {_REMEDY}")
     x, y = batch
     logits = module(x)
     if not isinstance(y, Tensor) or not isinstance(logits, Tensor):
-        raise ValueError(f"{_EXPECTED}, got y: {type(y).__name__}, module(x): {type(logits).__name__}. {_REMEDY}")
+        raise ArgumentError(f"{_EXPECTED}, got y: {type(y).__name__}, module(x): {type(logits).__name__}. {_REMEDY}")
     if logits.ndim < 2 or y.is_floating_point() or logits.shape[:1] + logits.shape[2:] != y.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"{_EXPECTED}, got logits {tuple(logits.shape)} for y {tuple(y.shape)} of {y.dtype}. {_REMEDY}"
         )
     losses = cross_entropy(logits.float(), y, reduction="none")
@@ -91,51 +94,51 @@ def classification_loss(module: LightningModule, batch: Any) -> Examples:
     return Examples(losses, right, logits.float(), y)
 
 
-_EXPECTED = "OverfittingMonitor takes batches (x, y) with class labels y and logits module(x)"
-_REMEDY = "Say how a loss per example comes from a batch: OverfittingMonitor(loss=...)."
+def default_loss(module: LightningModule, batch: Any) -> Tensor | tuple[Tensor | None, ...]:
+    """Call the module's own ``per_example_loss(batch)`` if it has one, else :func:`classification_loss`."""
+    own: LossFunction | None = getattr(type(module), "per_example_loss", None)
+    return own(module, batch) if own is not None else classification_loss(module, batch)
 
 
 def can_measure(module: LightningModule) -> bool:
-    """Whether a probe can be measured without being told how: the module has ``per_example_loss`` or a ``forward``."""
+    """Return whether the default loss suits the module: it has a ``per_example_loss`` or a ``forward``."""
     return hasattr(module, "per_example_loss") or _has_forward(module)
+
+
+def check_forward(module: LightningModule, loss: LossFunction) -> None:
+    """Refuse a module without a ``forward`` if the loss is computed from it.
+
+    Raises:
+        ArgumentError: The module has no ``forward``.
+    """
+    needed = loss is classification_loss or (loss is default_loss and not hasattr(module, "per_example_loss"))
+    if needed and not _has_forward(module):
+        raise ArgumentError(
+            f"{_EXPECTED}, but {type(module).__name__} has no forward. Add one, or a per_example_loss(batch). Or: "
+            f"{_REMEDY}"
+        )
 
 
 def _has_forward(module: LightningModule) -> bool:
     return type(module).forward is not LightningModule.forward or "forward" in vars(module)
 
 
-def check_forward(module: LightningModule, loss: LossFunction) -> None:
-    """Refuse a module without a ``forward`` where the loss is computed from it.
-
-    Raises:
-        ValueError: There is none.
-    """
-    needed = loss is classification_loss or (loss is default_loss and not hasattr(module, "per_example_loss"))
-    if needed and not _has_forward(module):
-        raise ValueError(
-            f"{_EXPECTED}, but {type(module).__name__} has no forward. Give it one, or a per_example_loss(batch). Or: "
-            f"{_REMEDY}"
-        )
-
-
-def default_loss(module: LightningModule, batch: Any) -> Tensor | tuple[Tensor | None, ...]:
-    """The module's own ``per_example_loss(batch)`` where it has one, else :func:`classification_loss`."""
-    own: LossFunction | None = getattr(type(module), "per_example_loss", None)
-    return own(module, batch) if own is not None else classification_loss(module, batch)
+# -- from batches on each rank to one sample on the host -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was measured of a set of examples, of all ranks, on the host.
+    """The measurements of a set of examples, gathered from all ranks.
 
     Attributes:
-        loss: Mean over all examples.
-        acc: Share that is right; None where that is not known.
+        loss: Mean loss over all examples.
+        acc: Share of right predictions; None if unknown.
         size: Number of examples.
-        losses: Of the examples that are kept, the same ones each time where the order is; shape [K].
-        confidences: Highest probability of each example, shape [N]; with ``right``, shape [N].
-        logits: Of the kept examples, shape [K, classes].
-        labels: Shape [K].
+        losses: Losses of the kept examples, which are the same each time if the order is; shape [K].
+        right: 1 if the prediction of an example is right, else 0; shape [N].
+        confidences: Highest probability of each example; shape [N].
+        logits: Logits of the kept examples; shape [K, classes].
+        labels: Labels of the kept examples; shape [K].
     """
 
     loss: float
@@ -149,37 +152,38 @@ class Sample:
 
 
 @dataclass
-class Gathered:
-    """Collects what batches say on the device, and fetches it at once.
+class SampleCollector:
+    """Collects the results of batches on the device, and fetches them all at once.
 
     Attributes:
-        keep: Most examples of which single losses and logits are fetched.
+        keep: Most examples whose single losses and logits are fetched.
     """
 
     keep: int
     _batches: list[Examples] = field(default_factory=list)
 
-    def __len__(self) -> int:
-        return len(self._batches)
-
     def add(self, result: Tensor | tuple[Tensor | None, ...]) -> None:
-        """Take what a loss function returned for a batch."""
+        """Add what a loss function returned for a batch.
+
+        Raises:
+            ArgumentError: The losses do not have the shape [batch].
+        """
         examples = Examples(result) if isinstance(result, Tensor) else Examples(*result)  # type: ignore[arg-type]
         if not isinstance(examples.losses, Tensor) or examples.losses.ndim != 1:
             got = tuple(examples.losses.shape) if isinstance(examples.losses, Tensor) else examples.losses
-            raise ValueError(
+            raise ArgumentError(
                 f"OverfittingMonitor(loss=...) must return one loss for each example, shape [batch], got {got}. "
                 "Compute it with reduction='none'."
             )
         self._batches.append(examples)
 
     def finish(self, trainer: Trainer, device: torch.device) -> Sample | None:
-        """Bring everything to the host, from all ranks; None without examples.
+        """Gather everything from all ranks; None if there are no examples.
 
-        A collective, if there are several ranks: also one that has no batches, or no logits, must take part.
+        Every rank must call this, even one that has no batches or no logits.
         """
-        columns, detail = self._columns(), self._detail()
-        width = _agreed(trainer, detail.shape[1] if detail is not None else 0 if self._batches else _NO_SAY)
+        columns, detail = self._columns(), self._logits_and_labels()
+        width = _agreed_width(trainer, detail.shape[1] if detail is not None else 0 if self._batches else _NO_BATCHES)
         every = gather_rows(trainer, columns.to(device)).cpu().numpy()
         if not len(every):
             return None
@@ -201,13 +205,8 @@ class Gathered:
             **parts,
         )
 
-    def _detail(self) -> Tensor | None:
-        """Logits and label of each example, shape [N, classes + 1]; None where a batch has none."""
-        rows = [_thin(b.logits, b.labels) for b in self._batches if b.logits is not None and b.labels is not None]
-        return torch.cat(rows) if rows and len(rows) == len(self._batches) else None
-
     def _columns(self) -> Tensor:
-        """Loss, correctness and confidence of each example, nan where not known; shape [N, 3], in float32."""
+        """Return loss, correctness and confidence of each example, nan if unknown; shape [N, 3], float32."""
         rows = []
         for losses, right, logits, _ in self._batches:
             unknown = torch.full_like(losses, torch.nan, dtype=torch.float32)
@@ -215,9 +214,24 @@ class Gathered:
             rows.append(torch.stack([losses.float(), unknown if right is None else right.float(), confidence], 1))
         return torch.cat(rows).detach() if rows else torch.empty(0, 3)
 
+    def _logits_and_labels(self) -> Tensor | None:
+        """Return the logits and the label of each example, shape [N, classes + 1]; None if a batch lacks them."""
+        rows = [
+            torch.cat([batch.logits.float(), batch.labels[:, None].float()], 1).detach()
+            for batch in self._batches
+            if batch.logits is not None and batch.labels is not None
+        ]
+        return torch.cat(rows) if rows and len(rows) == len(self._batches) else None
 
-def calibration(val: Sample | None, probe: Sample) -> dict[str, float]:
-    """``overfit/ece`` of the validation, and what temperature scaling would do to the gap, where logits are known."""
+
+def _agreed_width(trainer: Trainer, width: int) -> int:
+    """Return the width of the logits, if every rank that had batches knows them; else 0."""
+    widths = {int(one) for (one,) in gather_numbers(trainer, [width])} - {_NO_BATCHES}
+    return widths.pop() if len(widths) == 1 else 0
+
+
+def calibration_metrics(val: Sample | None, probe: Sample) -> dict[str, float]:
+    """Return :data:`LOGIT_METRICS` by name, as far as the logits are known."""
     if val is None or val.confidences is None or val.right is None or not np.isfinite(val.confidences).all():
         return {}
     # The multiclass error is the binary one of the confidences, so the probabilities need not be kept.
@@ -233,31 +247,19 @@ def calibration(val: Sample | None, probe: Sample) -> dict[str, float]:
     return metrics
 
 
-def _thin(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.cat([logits.float(), labels[:, None].float()], 1).detach()
+# -- losses from the validation that runs anyway ---------------------------------------------------------------------
 
 
-def _agreed(trainer: Trainer, width: int) -> int:
-    """The width of the ranks' logits where all that have batches know them, else 0."""
-    widths = {int(one) for (one,) in gather_numbers(trainer, [width])} - {_NO_SAY}
-    return widths.pop() if len(widths) == 1 else 0
+class _NotRecordedError(Exception):
+    """A loss function asked for a forward pass that the validation step did not make."""
 
 
-# --- The losses of single validation examples, taken from the validation that runs anyway.
+class _ForwardRecord:
+    """Remembers what a module's ``forward`` returned for each input of a validation batch, and replays it.
 
-_Key = tuple[Any, ...]
-
-
-class NotRecordedError(Exception):
-    """A forward pass was asked for that the validation step did not make."""
-
-
-class ForwardRecord:
-    """Remembers what a module's ``forward`` gave for each input of a validation batch, and plays it back.
-
-    A loss function that calls ``module(x)`` with the ``x`` that ``validation_step`` has used gets the same output,
-    without a second pass. Where ``validation_step`` calls a direct child instead (``self.net(x)``), that is played back
-    below the module's own ``forward``.
+    A loss function that calls ``module(x)`` with the ``x`` of ``validation_step`` gets the same output without a second
+    pass. If ``validation_step`` calls a direct child instead (``self.net(x)``), the child's output is replayed, and the
+    module's own ``forward`` runs around it.
 
     Args:
         module: The module that is validated.
@@ -265,7 +267,7 @@ class ForwardRecord:
 
     def __init__(self, module: LightningModule) -> None:
         self._module = module
-        # A compiled or scripted child would be compiled again for a hook.
+        # A hook would make torch recompile a compiled or scripted child.
         children = [
             child
             for child in module.children()
@@ -273,12 +275,12 @@ class ForwardRecord:
             and not isinstance(child, torch.jit.ScriptModule | Metric)
         ]
         self._watched: list[nn.Module] = [module, *children]
-        self._outputs: dict[_Key, tuple[Tensor, Any]] = {}
+        self._outputs: dict[tuple[Any, ...], tuple[Tensor, Any]] = {}
         self._handles: list[RemovableHandle] = [m.register_forward_hook(self._keep) for m in self._watched]
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if len(args) == 1 and isinstance(args[0], Tensor):
-            # The input is kept with it, so that its memory, which is the key, is not used again.
+            # The input is kept too, so that its memory, which is part of the key, is not used again.
             self._outputs.setdefault(_key(module, args[0]), (args[0], output))
 
     def clear(self) -> None:
@@ -286,18 +288,18 @@ class ForwardRecord:
         self._outputs.clear()
 
     def close(self) -> None:
-        """Let go of the module."""
+        """Release the module."""
         self.clear()
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     @contextmanager
-    def playing(self) -> Iterator[None]:
-        """Within it the module's ``forward`` gives what it gave in the validation step.
+    def replaying(self) -> Iterator[None]:
+        """Make the module's ``forward`` return what it returned in the validation step.
 
         Raises:
-            NotRecordedError: In ``forward``, where the validation step made no such pass.
+            _NotRecordedError: In ``forward``, if the validation step made no such pass.
         """
         before = [(m, "forward" in m.__dict__, m.forward) for m in self._watched]
         try:
@@ -319,35 +321,35 @@ class ForwardRecord:
             if found is not None:
                 return found[1]
             if module is self._module and self._outputs:
-                return forward(*args, **kwargs)  # its children were called instead
-            raise NotRecordedError
+                return forward(*args, **kwargs)  # the validation step called the children instead
+            raise _NotRecordedError
 
         return play
 
 
-def _key(module: nn.Module, x: Tensor) -> _Key:
-    # By the memory rather than the object: x.flatten(1) is another tensor at every call.
+def _key(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    # The memory identifies an input, not the object: x.flatten(1) makes a new tensor at every call.
     return (id(module), x.data_ptr(), tuple(x.shape), tuple(x.stride()), x.dtype, x.device)
 
 
 class ValidationLosses:
-    """Gathers the losses of single validation examples, without a second pass wherever that can be.
+    """Collects the losses of single validation examples, without a second pass if possible.
 
     Args:
-        loss: From ``(module, batch)`` to the losses of the examples.
+        loss: Function from ``(module, batch)`` to the losses of the examples.
         keep: Most examples whose single losses are kept.
 
     Attributes:
-        source: ``"pass"``: from what the validation step computes; ``"logged"``: not gathered, ``val/loss`` is the same
-            loss; ``"own"``: from passes of its own.
+        source: ``"pass"``: the losses come from the passes of the validation step. ``"own"``: the batches are evaluated
+            a second time. ``"logged"``: nothing is collected, because ``val/loss`` is the same loss.
     """
 
     def __init__(self, loss: LossFunction, keep: int) -> None:
         self.loss, self.keep = loss, keep
-        self.source = "pass"
-        self._gathered = Gathered(keep)
-        self._record: ForwardRecord | None = None
-        self._told = False
+        self.source: Literal["pass", "own", "logged"] = "pass"
+        self._collector = SampleCollector(keep)
+        self._record: _ForwardRecord | None = None
+        self._warned = False
 
     @property
     def watching(self) -> bool:
@@ -355,68 +357,69 @@ class ValidationLosses:
         return self._record is not None
 
     def start(self, module: LightningModule) -> None:
-        """Watch a validation from its start."""
+        """Start to watch a validation."""
         self.close()
-        self._gathered, self._record = Gathered(self.keep), ForwardRecord(module)
+        self._collector, self._record = SampleCollector(self.keep), _ForwardRecord(module)
 
     def before_batch(self) -> None:
-        """Forget what other callbacks have run through the module."""
+        """Forget the passes that other callbacks made."""
         if self._record is not None:
             self._record.clear()
 
-    def take(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
-        """Take a batch that the validation step has had."""
+    def after_batch(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Collect the losses of a batch that the validation step has processed."""
         if self._record is None or self.source == "logged":
             return
-        try:
-            if self.source == "pass":
-                with self._record.playing():
-                    self._gathered.add(self._losses(trainer, module, batch))
+        if self.source == "pass":
+            try:
+                with self._record.replaying():
+                    self._collector.add(self._losses(trainer, module, batch))
                 return
-        except NotRecordedError:
-            self.source = "own"  # for this validation; at its end it is compared with val/loss
-        self._gathered.add(self._losses(trainer, module, batch))
+            except _NotRecordedError:
+                self.source = "own"  # for this validation; its end compares the mean with val/loss
+        self._collector.add(self._losses(trainer, module, batch))
 
     def _losses(self, trainer: Trainer, module: LightningModule, batch: Any) -> Any:
         with trainer.precision_plugin.forward_context():
             if self.loss is default_loss:
                 return self.loss(module, batch)
-            with isolate_rng():  # an outside loss may draw random numbers
+            with isolate_rng():  # a user's loss may draw random numbers
                 return self.loss(module, batch)
 
     def finish(self, trainer: Trainer, module: LightningModule) -> Sample | None:
-        """What was gathered; None if nothing was. A collective, if there are several ranks."""
+        """Return the collected sample; None if there are no examples. Every rank must call this."""
         self.close()
-        # Where one rank had to evaluate batches again all are compared with val/loss; one may have had no batch.
+        # If one rank evaluated batches again, all compare their losses with val/loss, even one that had no batch.
         if self.source != "logged" and trainer.strategy.reduce_boolean_decision(self.source == "own", all=False):
             self.source = "own"
-        sample = self._gathered.finish(trainer, module.device)
-        self._gathered = Gathered(self.keep)
+        sample = self._collector.finish(trainer, module.device)
+        self._collector = SampleCollector(self.keep)
         if self.source == "own" and sample is not None:
-            self._settle(trainer, sample)
+            self._compare_with_logged(trainer, sample)
         return sample
 
-    def _settle(self, trainer: Trainer, sample: Sample) -> None:
-        """After batches had to be evaluated again, see whether ``val/loss`` will do from now on."""
+    def _compare_with_logged(self, trainer: Trainer, sample: Sample) -> None:
+        """Use ``val/loss`` from now on if it is the same loss; warn once."""
         logged = trainer.callback_metrics.get("val/loss")
         same = logged is not None and abs(float(logged) - sample.loss) <= 0.01 * abs(sample.loss) + 1e-6
-        same = trainer.strategy.reduce_boolean_decision(same, all=True)  # val/loss may be each rank's own
+        same = trainer.strategy.reduce_boolean_decision(same, all=True)  # val/loss may differ between ranks
         if same:
             self.source = "logged"
-        if not self._told:
-            self._told = True
-            how = (
-                "It takes val/loss, whose noise it can tell from the curve alone"
-                if same
-                else "It evaluates the validation batches a second time"
-            )
-            rank_zero_warn(
-                "OverfittingMonitor cannot take the losses of single examples from this validation: validation_step "
-                f"does not call the module as loss= does. {how}. Call self(x) in validation_step to avoid that."
-            )
+        if self._warned:
+            return
+        self._warned = True
+        how = (
+            "It takes val/loss, and estimates its noise from the curve alone"
+            if same
+            else "It evaluates the validation batches a second time"
+        )
+        rank_zero_warn(
+            "OverfittingMonitor cannot take the losses of single examples from this validation: validation_step "
+            f"does not call the module as loss= does. {how}. Call self(x) in validation_step to avoid that."
+        )
 
     def close(self) -> None:
-        """Let go of the module."""
+        """Release the module."""
         if self._record is not None:
             self._record.close()
             self._record = None

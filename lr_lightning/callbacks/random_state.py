@@ -8,21 +8,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lr_lightning._lightning import restart_train_iterator
 
+__all__ = ["RandomState", "global_random_state", "restore_random_state"]
+
 
 class RandomState(Callback):
-    """Keep the random states of torch, CUDA, numpy and Python in the checkpoint, so that dropout goes on as it was.
+    """Keep the random states of torch, CUDA, numpy and Python in the checkpoint, so that dropout resumes exactly.
 
-    Lightning's own checkpoint holds none of them. With several processes each rank gets its own back. The state is
-    made of tensors and plain values: ``torch.load(weights_only=True)`` reads it. List it last among the callbacks
-    that draw numbers when training starts.
+    Lightning's own checkpoint holds none of them. With several processes, each rank gets its own state back. The state
+    consists of tensors and plain values: ``torch.load(weights_only=True)`` reads it. List this callback after the
+    callbacks that draw random numbers when training starts.
     """
 
     def __init__(self) -> None:
         self._loaded: list[dict[str, Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all ranks, in their order."""
-        state = collect()
+        """Return the states of all ranks, in rank order."""
+        state = global_random_state()
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return {"ranks": [state]}
         ranks: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
@@ -30,27 +32,27 @@ class RandomState(Callback):
         return {"ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until training starts: loading goes on drawing numbers until then."""
+        """Keep the states until training starts; the rest of loading draws random numbers until then."""
         self._loaded = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set this rank's generators; another number of ranks than was saved keeps its fresh ones."""
+        """Restore this rank's state; if the number of ranks has changed, the generators keep their fresh state."""
         if self._loaded is not None and len(self._loaded) == trainer.world_size:
-            restore(self._loaded[trainer.global_rank])
+            restore_random_state(self._loaded[trainer.global_rank])
             fit_loop = trainer.fit_loop
             if fit_loop.resumed_on_epoch_end or fit_loop.restarted_on_epoch_end:
-                # A DataLoader draws a number when its iterator is made. Without the stop that would come now, after
-                # the state that was saved; Lightning has made it already, before this.
+                # A DataLoader draws a random number when its iterator is made. The run that was never stopped makes it
+                # now, after the state that was saved; a resumed one has made it before this hook.
                 restart_train_iterator(trainer)
         self._loaded = None
 
 
-def collect() -> dict[str, Any]:
-    """The states of this process's global generators.
+def global_random_state() -> dict[str, Any]:
+    """Return the states of this process's global generators.
 
     Returns:
-        ``torch`` (uint8 tensor), ``cuda`` (likewise, of the current device, or None), ``python`` (list), and ``numpy``
-        (list) where numpy is installed.
+        ``torch`` (uint8 tensor), ``cuda`` (the same of the current device, or None), ``python`` (list), and ``numpy``
+        (list) if numpy is installed.
     """
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
@@ -64,18 +66,13 @@ def collect() -> dict[str, Any]:
         return state
     numpy: Any = np.random.get_state(legacy=True)
     kind, keys, position, has_gauss, cached = numpy
-    state["numpy"] = [
-        str(kind),
-        torch.tensor(keys.tolist(), dtype=torch.int64),
-        int(position),
-        int(has_gauss),
-        float(cached),
-    ]
+    words = torch.tensor(keys.tolist(), dtype=torch.int64)
+    state["numpy"] = [str(kind), words, int(position), int(has_gauss), float(cached)]
     return state
 
 
-def restore(state: dict[str, Any]) -> None:
-    """Set the global generators to what :func:`collect` returned."""
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set the global generators to what :func:`global_random_state` returned."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -1,7 +1,7 @@
-"""What schedule-free optimizers need around them: the switch between training and averaged weights."""
+"""The callback that switches schedule-free optimizers between training and averaged weights."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,62 +11,51 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lr_lightning._checks import check_count
 from lr_lightning._lightning import callbacks_of, to_device
 from lr_lightning.callbacks import batch_norm
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
-from lr_lightning.errors import DurationError
+from lr_lightning.errors import ArgumentError, DurationError
 
 __all__ = ["ScheduleFreeMode"]
 
 Forward = Callable[[LightningModule, Any], Any]
 
 
-class TwoModes(Protocol):
-    """An optimizer that must be told whether its parameters are to be trained or used."""
-
-    param_groups: list[dict[str, Any]]
-
-    def train(self) -> None:
-        """Put the weights at which gradients are taken into the parameters."""
-
-    def eval(self) -> None:
-        """Put the averaged weights into the parameters."""
-
-
-def forward_inputs(module: LightningModule, batch: Any) -> Any:
-    """Run a module on a batch ``(x, ...)`` or ``x``."""
+def _forward_inputs(module: LightningModule, batch: Any) -> Any:
+    """Call a module with a batch ``(x, ...)`` or ``x``."""
     return module(batch[0] if isinstance(batch, tuple | list) else batch)
 
 
 class ScheduleFreeMode(Callback):
     """Train, validate and save with the right weights of a schedule-free optimizer (Defazio et al. 2024).
 
-    Such an optimizer takes gradients at one set of weights and gives the average of another to be used. Its parameters
-    hold the first set during training batches, and the averages from each validation's start until the next training
-    batch, and after the fit. Validation and whatever is measured beside it, and the checkpoint's ``state_dict``, have
-    the averages. Optimizers without ``train()`` and ``eval()`` are left alone.
+    Such an optimizer takes gradients at one set of weights, and the average of another set is the result. The
+    parameters hold the first set during training batches. They hold the averages from the start of each validation
+    until the next training batch, and after the fit. So validation, the monitors beside it and the checkpoint's
+    ``state_dict`` see the averages. Optimizers without ``train()`` and ``eval()`` stay unchanged.
 
-    Running statistics of BatchNorm layers belong to the weights they were gathered with, so they are estimated anew
-    for the averages, over some training batches with all other layers in eval mode. Layers that are frozen (in eval
-    mode while training) keep theirs.
+    Running statistics of BatchNorm layers belong to the weights with which they were gathered. So they are estimated
+    for the averages over some training batches, with all other layers in eval mode. Frozen layers (in eval mode while
+    training) keep theirs.
 
-    Neither validating nor saving changes the training: its weights and statistics are put back as they were, bit for
-    bit, and no random number or training batch is used up. A checkpoint holds them too, in this callback's state, so a
-    resumed run goes on exactly, wherever it was saved; that is one more copy of the parameters. A checkpoint saved
-    with ``save_weights_only`` in mid-epoch misses the averages, since Lightning asks no callback then.
+    Neither validating nor saving changes the training: its weights and statistics are restored bit for bit, and no
+    random number or training batch is consumed. A checkpoint holds them too, in this callback's state, so a run resumes
+    exactly from any checkpoint; that costs one more copy of the parameters. A checkpoint that is saved with
+    ``save_weights_only`` within an epoch lacks the averages, since Lightning asks no callback then.
 
-    Unverified with sharded parameters (FSDP, DeepSpeed).
+    Sharded parameters (FSDP, DeepSpeed) are not tested.
 
     Args:
-        num_batches: Training batches of each process for the statistics; 0 leaves them as gathered in training.
-        batches: Those batches, as any iterable that can be iterated again. Default: drawn from the training loader's
-            data set, the same each time.
-        forward: From ``(module, batch)`` through the layers. Default: ``module(batch[0])``.
-        seed: Of that draw.
+        num_batches: Training batches of each process for the statistics; 0 keeps the statistics of the training.
+        batches: Those batches, as any iterable that can be iterated again. Default: random examples of the training
+            loader's data set, the same each time.
+        forward: Passes ``(module, batch)`` through the layers. Default: ``module(batch[0])``.
+        seed: Seed of that draw.
 
     Raises:
-        ValueError: If ``num_batches`` < 0. At the start of a fit: if LRSchedule moves the momentum, or the checkpoint's
+        ArgumentError: ``num_batches`` < 0. At the start of a fit: LRSchedule changes the momentum, or the checkpoint's
             parameters are not the optimizer's.
 
     Example:
@@ -80,15 +69,14 @@ class ScheduleFreeMode(Callback):
         forward: Forward | None = None,
         seed: int = 0,
     ) -> None:
-        if num_batches < 0:
-            raise ValueError(f"num_batches must be >= 0, got {num_batches}")
+        check_count("num_batches", num_batches, 0)
         self.num_batches, self.batches, self.seed = num_batches, batches, seed
-        self.forward: Forward = forward or forward_inputs
+        self.forward: Forward = forward or _forward_inputs
         self._reset()
 
     def _reset(self) -> None:
-        self._training = False  # which weights the parameters hold
-        self._weights: dict[Tensor, Tensor] = {}  # those of training, while the parameters hold the averages
+        self._training = False  # whether the parameters hold the weights of training
+        self._weights: dict[Tensor, Tensor] = {}  # the training's, while the parameters hold the averages
         self._statistics: batch_norm.Statistics = {}
         self._norms: batch_norm.Norms = {}
         self._active: batch_norm.Norms = {}
@@ -102,7 +90,7 @@ class ScheduleFreeMode(Callback):
             self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to train: with the weights of the checkpoint, if there is one."""
+        """Switch to the weights of training; after a resume these are the checkpoint's."""
         optimizers = _switching(trainer)
         if not optimizers:
             return
@@ -111,16 +99,16 @@ class ScheduleFreeMode(Callback):
         if self._loaded:
             parameters, kept = list(_parameters(optimizers)), self._loaded["weights"]
             if len(parameters) != len(kept):
-                raise ValueError(
+                raise ArgumentError(
                     f"ScheduleFreeMode: the checkpoint holds {len(kept)} parameters of schedule-free optimizers, and "
-                    f"they have {len(parameters)} now. Resume with the module it was saved from."
+                    f"they have {len(parameters)} now. Resume with the module from which it was saved."
                 )
             self._weights = dict(zip(parameters, kept, strict=True))
             self._statistics = self._loaded["statistics"]
         self._train(optimizers)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Go back to training after a validation."""
+        """Switch back to the weights of training after a validation."""
         optimizers = _switching(trainer)
         if optimizers and not self._training:
             self._train(optimizers)
@@ -128,7 +116,7 @@ class ScheduleFreeMode(Callback):
             self._active = {name: layer for name, layer in self._norms.items() if layer.training}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the averages; they stay until the next training batch, for the checkpoints that are saved now."""
+        """Switch to the averages until the next training batch, so that checkpoints saved in between have them too."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._eval(trainer, pl_module)
 
@@ -136,10 +124,10 @@ class ScheduleFreeMode(Callback):
         """Leave the module with the averages."""
         self._eval(trainer, pl_module)
 
-    def _train(self, optimizers: list[TwoModes]) -> None:
+    def _train(self, optimizers: list[Any]) -> None:
         for optimizer in optimizers:
             optimizer.train()
-        # The optimizer's own way back has rounding errors: every validation would change the training a little.
+        # The optimizer's own switch back has rounding errors: every validation would change the training a little.
         with torch.no_grad():
             for parameter, value in self._weights.items():
                 parameter.copy_(value)
@@ -161,15 +149,15 @@ class ScheduleFreeMode(Callback):
                 self._estimate(trainer, pl_module)
 
     def _estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather the statistics of the BatchNorm layers for the weights that the parameters hold."""
+        """Estimate the statistics of the BatchNorm layers for the averages."""
         batches = self.batches
         with isolate_rng():
             if batches is None:
                 batches = batch_norm.calibration_batches(trainer, self.num_batches, self.seed)
             if batches is None:
                 rank_zero_warn(
-                    "ScheduleFreeMode cannot take batches from this training loader without disturbing it, so "
-                    "BatchNorm layers are evaluated with statistics of other weights: give it training batches with "
+                    "ScheduleFreeMode cannot read batches from this training loader without disturbing it, so "
+                    "BatchNorm layers are evaluated with statistics of other weights. Give it training batches with "
                     "ScheduleFreeMode(batches=...)."
                 )
                 return
@@ -186,14 +174,14 @@ class ScheduleFreeMode(Callback):
             size = _size(batch)
             full = size if full is None else full
             if size != full:
-                break  # a small last batch would weigh as much as a whole one, and one example has no variance
+                break  # a small last batch would count as much as a full one, and one example has no variance
             with trainer.precision_plugin.forward_context():
                 self.forward(pl_module, batch)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the averages into the checkpoint's ``state_dict``, and what training goes on with into its own state."""
+        """Save the averages in the checkpoint's ``state_dict``, and the training's weights in this callback's state."""
         optimizers = _switching(trainer)
         training = self._training
         if training:
@@ -202,10 +190,10 @@ class ScheduleFreeMode(Callback):
             checkpoint["state_dict"] = {
                 key: value.clone() if isinstance(value, Tensor) else value for key, value in live.items()
             }
-            # Of all optimizers, in their order; the averages do not lie in there, so nothing needs to be copied.
+            # All optimizers, in their order; their state does not contain the averages, so nothing must be copied.
             checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
         if self._weights:
-            # A parameter that was unfrozen in between holds what it is trained from.
+            # A parameter that was unfrozen in between is not in _weights: it holds the weights of training.
             weights = [self._weights.get(p, p.detach()).clone() for p in _parameters(optimizers)]
             state = {"weights": weights, "statistics": dict(self._statistics)}
             checkpoint.setdefault("callbacks", {})[self.state_key] = state
@@ -213,12 +201,13 @@ class ScheduleFreeMode(Callback):
             self._train(optimizers)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what training goes on with until it starts: the optimizer's own state is restored in between."""
+        """Keep the weights of training until it starts; Lightning restores the optimizer's state in between."""
         self._loaded = state_dict
 
 
-def _switching(trainer: Trainer) -> list[TwoModes]:
-    return [cast(TwoModes, optimizer) for optimizer in trainer.optimizers if _has_two_modes(optimizer)]
+def _switching(trainer: Trainer) -> list[Any]:
+    """Return the optimizers that must be told by ``train()`` and ``eval()`` how their parameters are used."""
+    return [optimizer for optimizer in trainer.optimizers if _has_two_modes(optimizer)]
 
 
 def _has_two_modes(optimizer: Optimizer) -> bool:
@@ -226,37 +215,37 @@ def _has_two_modes(optimizer: Optimizer) -> bool:
     return hasattr(optimizer, "train") and hasattr(optimizer, "eval")
 
 
-def _parameters(optimizers: list[TwoModes]) -> Iterable[Tensor]:
+def _parameters(optimizers: list[Any]) -> Iterable[Tensor]:
     return (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
 
 
 def _size(batch: Any) -> int | None:
-    """Examples in a batch, where it is plain to see."""
+    """Return the number of examples in a batch; None if the batch's form does not show it."""
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
     return len(first) if isinstance(first, Tensor) and first.ndim else None
 
 
 def _check_schedule(trainer: Trainer) -> None:
-    """Refuse a moving momentum, by which the averages are computed back; warn of a falling rate."""
+    """Refuse a scheduled momentum, from which the averages are computed; warn of a falling learning rate."""
     for callback in callbacks_of(trainer, LRSchedule):
         clock = trainer_clock(trainer)
         for index, optimizer in enumerate(trainer.optimizers):
-            schedule = callback.schedule[index] if isinstance(callback.schedule, tuple) else callback.schedule
             if not _has_two_modes(optimizer):
                 continue
             if callback.momentum is not None:
-                raise ValueError(
+                raise ArgumentError(
                     f"LRSchedule(momentum=...): {type(optimizer).__name__} averages its weights by its momentum, which "
-                    "must stay as it is. Remove momentum=."
+                    "must stay constant. Remove momentum=."
                 )
             if clock.total is None:
                 continue
+            schedule = callback.schedule_of(index)
             try:
                 falls = schedule(clock.total - 1, clock) < 0.5 * schedule(clock.total // 2, clock)
             except DurationError:
-                return  # LRSchedule itself says what is wrong
+                return  # LRSchedule itself raises an error that says what is wrong
             if falls:
                 rank_zero_warn(
-                    f"{type(optimizer).__name__} averages its weights in place of letting the rate fall, but the "
-                    "schedule lets it fall: a constant one after a warm-up is what it is meant for."
+                    f"{type(optimizer).__name__} averages its weights instead of lowering the learning rate, but the "
+                    "schedule lowers it. Use a constant schedule after a warmup, such as Warmup('5%', then=Constant())."
                 )

@@ -15,19 +15,19 @@ __all__ = ["accumulation", "trainer_clock", "updates_made"]
 
 
 def trainer_clock(trainer: Trainer, *, optimizers: int = 1, total_steps: int | None = None) -> Clock:
-    """The clock of one optimizer in this fit. Call it in ``on_train_start``, never earlier.
+    """Return the clock of one optimizer in this fit. Call this in ``on_train_start``, never earlier.
 
     Lightning's ``estimated_stepping_batches`` is not used: it is wrong under ``GradientAccumulationScheduler``.
 
     Args:
-        trainer: In a fit, with its train loader built.
-        optimizers: How many optimizers share the Trainer's steps (manual optimization); each is taken to step once
-            a batch.
-        total_steps: The number of updates, where the user knows better.
+        trainer: The Trainer, in a fit whose train loader is built.
+        optimizers: The number of optimizers that share the Trainer's steps (manual optimization); each is assumed to
+            step once a batch.
+        total_steps: The number of updates, if the user knows better.
 
     Returns:
-        A clock whose total is None where nothing known in advance ends the fit, and which knows no epochs where the
-        loader has no length.
+        A clock. Its total is None if nothing known in advance ends the fit; it knows no epochs if the loader has no
+        length.
     """
     limits = [] if trainer.max_steps == -1 else [-(-trainer.max_steps // optimizers)]
     max_epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
@@ -39,12 +39,12 @@ def trainer_clock(trainer: Trainer, *, optimizers: int = 1, total_steps: int | N
 
 
 def updates_made(trainer: Trainer) -> int:
-    """Updates so far, of each optimizer where several share the Trainer's steps."""
+    """Return the updates so far; those of each optimizer if several share the Trainer's steps."""
     return int(trainer.global_step) // max(1, len(trainer.optimizers))
 
 
 def _updates(trainer: Trainer, max_epochs: int) -> list[int] | None:
-    """Updates in each epoch; without a last one, up to where they stay the same. None: the loader has no length."""
+    """Return the updates in each epoch, or until they stay the same; None if the loader has no length."""
     for growing in callbacks_of(trainer, BatchSizeSchedule):
         return growing.updates(trainer)
     batches = trainer.num_training_batches
@@ -56,7 +56,7 @@ def _updates(trainer: Trainer, max_epochs: int) -> list[int] | None:
 
 
 def accumulation(trainer: Trainer) -> tuple[Callable[[int], int], int]:
-    """Batches for one update in each epoch, and the first epoch from which that stays the same."""
+    """Return the batches per update as a function of the epoch, and the first epoch from which they stay the same."""
     for scheduler in callbacks_of(trainer, GradientAccumulationScheduler):
         return scheduler.get_accumulate_grad_batches, max(scheduler.scheduling)
     factor = int(trainer.accumulate_grad_batches)

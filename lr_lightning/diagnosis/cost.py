@@ -65,7 +65,7 @@ def parse_target(text: str) -> Target:
         value = math.nan
     if found is None or not math.isfinite(value):
         raise ArgumentError(
-            f"target must be a metric, one of >= <= > <, and a number, such as val/acc>=0.97, got {text!r}"
+            f"must be a metric, one of >= <= > <, and a number, such as val/acc>=0.97, got {text!r}", "target"
         )
     return Target(found[1], found[2], value)
 

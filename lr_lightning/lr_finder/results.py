@@ -1,21 +1,18 @@
-"""What a range test found: its points, what they say, and how that is shown."""
+"""What a finder found: the result of a range test and of a grid, as numbers, as text, as CSV and as a figure."""
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from lr_lightning._plotting import BLACK, BLUE, GREEN, GREY, ORANGE, axes_of, new_figure, style_axes
+from lr_lightning.lr_finder.abstention import Abstention, Cause
 from lr_lightning.lr_finder.curve import Reading, read_curve
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-import math
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,18 +20,21 @@ if TYPE_CHECKING:
 
 __all__ = ["GridTest", "RangeTest"]
 
+_LABELS = {"loss": "training loss", "val_loss": "validation loss", "accuracy": "validation accuracy"}
+_TAIL = 0.2  # share of a training's last steps whose mean loss is its score, as the loss of one batch is too noisy
+
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The points of a range test, and what they say.
+    """The points of a range test and what they say.
 
     Attributes:
-        grid: The rates that were to be tested, rising.
-        runs: Of each repeat, the values recorded at ``grid[0]``, ``grid[1]``, ...; shorter where it ended early.
-        metric: What was recorded: ``"loss"``, ``"val_loss"`` or ``"accuracy"``. Value k was recorded before the update
-            with ``grid[k]``.
+        grid: The planned learning rates, rising.
+        runs: For each repeat, the values recorded at ``grid[0]``, ``grid[1]``, ...; shorter if it ended early. Value k
+            was recorded before the update with ``grid[k]``.
+        metric: What was recorded: ``"loss"``, ``"val_loss"`` or ``"accuracy"``.
         mode: ``"exponential"`` (a geometric grid) or ``"linear"``.
-        epoch: At the start of which it was made.
+        epoch: The epoch at whose start the test was made.
     """
 
     grid: tuple[float, ...]
@@ -51,12 +51,12 @@ class RangeTest:
 
     @property
     def lrs(self) -> list[float]:
-        """The rates of :attr:`losses`."""
+        """The learning rates of :attr:`losses`."""
         return list(self.grid[: len(self.losses)])
 
     @cached_property
     def losses(self) -> list[float]:
-        """The values recorded, in the units of ``metric``: the mean of the repeats, as far as all of them got."""
+        """The mean of the repeats at each step that all of them reached, in the units of ``metric``."""
         return [float(np.mean(values)) for values in zip(*self.runs, strict=False)]
 
     @property
@@ -66,7 +66,7 @@ class RangeTest:
 
     @property
     def suggestion(self) -> float | None:
-        """The peak rate to train with; None where the curve does not support one (see :attr:`reason`)."""
+        """The peak learning rate to train with; None if the curve supports none (see :attr:`abstention`)."""
         return self.reading.suggestion
 
     @property
@@ -86,40 +86,43 @@ class RangeTest:
 
     @property
     def rules(self) -> dict[str, float | None]:
-        """The answers of other rules to the same points."""
+        """The suggestions of other rules for the same points."""
         return dict(self.reading.rules)
 
     @property
+    def abstention(self) -> Abstention | None:
+        """Why there is no suggestion; None if there is one."""
+        return self.reading.abstention
+
+    @property
     def reason(self) -> str | None:
-        """Why there is no suggestion."""
-        return self.reading.reason
+        """Why there is no suggestion, in words."""
+        return None if self.abstention is None else self.abstention.reason
 
     @property
     def advice(self) -> str | None:
-        """What to try where there is no suggestion."""
-        return self.reading.advice
+        """What to try if there is no suggestion, in words."""
+        return None if self.abstention is None else self.abstention.advice
 
     def wider(self, factor: float = 10.0) -> tuple[float, float] | None:
-        """The range to test where the advice is another range: its first and last rate; None where it is not.
+        """Return the first and last learning rate of a second test, or None if another range would not help.
 
         Args:
-            factor: How much further the end that is in the way is moved.
+            factor: How far to move the end of the range that hides the answer.
 
         Example:
             >>> RangeTest((1e-3, 1e-2, 1e-1), ((1.0, 1.0, 1.0),)).wider()
             (0.0001, 0.1)
         """
-        advice = self.advice or ""
-        if advice.startswith("Raise max_lr"):
-            return self.grid[0], self.grid[-1] * factor
-        if advice.startswith("Lower min_lr"):
-            return self.grid[0] / factor, self.grid[-1]
-        return None
+        low, high = self.grid[0], self.grid[-1]
+        if self.abstention is None or self.abstention.cause.widen is None:
+            return None
+        return (low, high * factor) if self.abstention.cause.widen == "max_lr" else (low / factor, high)
 
     def describe(self) -> str:
-        """The result in one line."""
+        """Say the result in one line."""
         if self.suggestion is None:
-            return f"no suggestion: {_sentence(self.reason)} {_sentence(self.advice)}".strip()
+            return f"no suggestion: {self.abstention or ''}".rstrip()
         line = f"suggests lr = {self.suggestion:.3g}"
         if self.interval is not None:
             line += f" (plausible: {self.interval[0]:.2g} to {self.interval[1]:.2g})"
@@ -128,19 +131,17 @@ class RangeTest:
         return line
 
     def to_csv(self) -> str:
-        """The points as CSV: ``lr``, the mean, the smoothed mean, and every repeat."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        repeats = [f"{self.metric}_{i}" for i in range(len(self.runs))]
-        writer.writerow(["lr", self.metric, "smoothed", *repeats])
+        """Return the points as CSV: ``lr``, the mean, the smoothed mean, and every repeat."""
         smoothed = self.smoothed
+        rows = []
         for k, (lr, value) in enumerate(zip(self.lrs, self.losses, strict=True)):
             each = [repr(run[k]) if k < len(run) else "" for run in self.runs]
-            writer.writerow([repr(lr), repr(value), repr(smoothed[k]) if k < len(smoothed) else "", *each])
-        return text.getvalue()
+            rows.append([repr(lr), repr(value), repr(smoothed[k]) if k < len(smoothed) else "", *each])
+        repeats = [f"{self.metric}_{i}" for i in range(len(self.runs))]
+        return _csv(["lr", self.metric, "smoothed", *repeats], rows)
 
     def plot(self, ax: "Axes | None" = None) -> "Figure":
-        """Draw the curve, the suggestion with its interval, and the bounds of a cyclical schedule.
+        """Draw the points, the smoothed curve, the suggestion with its interval, and the bounds of a cyclical schedule.
 
         Args:
             ax: Where to draw; a new figure by default.
@@ -148,12 +149,42 @@ class RangeTest:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        from lr_lightning.lr_finder.plots import draw
+        figure, axes = axes_of(ax)
+        for i, run in enumerate(self.runs):
+            label = "recorded" if len(self.runs) == 1 else "each repeat"
+            points = {"color": GREY, "markersize": 4, "alpha": 0.8, "label": None if i else label}
+            axes.plot(self.grid[: len(run)], run, ".", **points)
+        if len(self.smoothed):
+            axes.plot(self.lrs[: len(self.smoothed)], self.smoothed, color=BLUE, linewidth=2, label="smoothed")
+        if self.mode == "exponential":
+            axes.set_xscale("log")
+        axes.set_xlim(self.grid[0], self.grid[-1])
+        self._limit_losses(axes)
+        if self.base_lr is not None and self.max_lr is not None:
+            for value, name, line in ((self.base_lr, "base_lr", ":"), (self.max_lr, "max_lr", "--")):
+                axes.axvline(value, color=GREEN, linestyle=line, linewidth=1.5, label=f"{name} {value:.2g}")
+        _mark(axes, self.suggestion, self.interval, "suggestion")
+        style_axes(axes, x="learning rate", y=_LABELS[self.metric])
+        when = f" at epoch {self.epoch}" if self.epoch else ""
+        text = f"no suggestion. {self.reason}" if self.suggestion is None else self.describe()
+        axes.set_title(f"Range test{when}: {text}", loc="left", fontsize=10, wrap=True)
+        if ax is None:
+            figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+        else:
+            axes.legend(loc="best", frameon=False, fontsize=9)
+        return figure  # type: ignore[no-any-return]
 
-        return draw(self, ax)
+    def _limit_losses(self, axes: Any) -> None:
+        """End the axis a little above the start of the test, or diverged losses would flatten the rest."""
+        points = [value for run in self.runs for value in run]
+        if self.metric == "accuracy" or not points:
+            return
+        low, start = min(points), max(max(run[: len(run) // 4 or 1]) for run in self.runs if run)
+        room = (start - low) or abs(start) or 1.0
+        axes.set_ylim(low - 0.05 * room, start + 0.35 * room)
 
     def state(self) -> dict[str, Any]:
-        """Plain values, from which :meth:`from_state` makes the same result."""
+        """Return plain values, for :meth:`from_state`."""
         return {
             "grid": list(self.grid),
             "runs": [list(run) for run in self.runs],
@@ -165,33 +196,23 @@ class RangeTest:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        """The result that gave this :meth:`state`."""
+        """Make the result whose :meth:`state` this is."""
         runs: Sequence[Sequence[float]] = state["runs"]
         return cls(**{**state, "grid": tuple(state["grid"]), "runs": tuple(tuple(run) for run in runs)})
 
 
-def _sentence(text: str | None) -> str:
-    return "" if not text else text[0].upper() + text[1:].rstrip(".") + "."
-
-
-# --- The textbook's search: each rate of a grid trained for a while from the same start, and which one got
-# furthest.
-
-_TAIL = 0.2
-"""Share of a training's steps, at its end, whose mean loss is its score: a batch's loss alone is too noisy."""
-
-
 @dataclass(frozen=True)
 class GridTest:
-    """Trainings at constant rates from the same start.
+    """Trainings at constant learning rates from the same start.
 
     Attributes:
-        lrs: The rates, rising.
-        curves: Of each rate, and each repeat of it, the training losses of its steps; shorter where it diverged.
+        lrs: The learning rates, rising.
+        curves: For each learning rate and repeat, the training loss of each step; shorter if it diverged.
         num_steps: Updates of each training.
-        finals: Of each rate and repeat, the metric at the end where it is not the training loss; nan where it diverged.
+        finals: For each learning rate and repeat, the metric at the end, nan if it diverged; None if the metric is the
+            training loss.
         metric: ``"loss"``, ``"val_loss"`` or ``"accuracy"``.
-        epoch: At the start of which it was made.
+        epoch: The epoch at whose start the test was made.
     """
 
     lrs: tuple[float, ...]
@@ -201,38 +222,40 @@ class GridTest:
     metric: str = "loss"
     epoch: int = 0
 
+    @property
+    def _tail(self) -> int:
+        return max(1, round(_TAIL * self.num_steps))
+
     @cached_property
     def scores(self) -> list[list[float]]:
-        """Of each rate and repeat, the metric at the end; nan where it diverged.
+        """For each learning rate and repeat, the metric at the end; nan if it diverged.
 
-        For the training loss it is the mean of the last fifth of the steps.
+        The score of a training loss is the mean of the last fifth of the steps.
         """
         if self.finals is not None:
             return [list(each) for each in self.finals]
-        tail = max(1, round(_TAIL * self.num_steps))
         return [
-            [float(np.mean(run[-tail:])) if len(run) == self.num_steps else math.nan for run in runs]
+            [float(np.mean(run[-self._tail :])) if len(run) == self.num_steps else math.nan for run in runs]
             for runs in self.curves
         ]
 
     @cached_property
     def losses(self) -> list[float]:
-        """Of each rate, the mean of its scores; nan where a repeat diverged."""
+        """For each learning rate, the mean of its scores; nan if a repeat diverged."""
         return [float(np.mean(each)) for each in self.scores]
 
     @cached_property
     def errors(self) -> list[float]:
-        """Of each rate, the standard error of its mean score: over repeats, or over the last steps of the only one."""
-        tail = max(1, round(_TAIL * self.num_steps))
+        """For each learning rate, the standard error of its score: over repeats, or over the last steps of one."""
         found = []
         for runs, each in zip(self.curves, self.scores, strict=True):
-            values = each if len(each) > 1 else runs[0][-tail:] if self.finals is None else []
+            values = each if len(each) > 1 else runs[0][-self._tail :] if self.finals is None else []
             found.append(float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0)
         return found
 
     @property
     def start(self) -> float:
-        """The training loss of the first batch, the same at all rates: what no learning gives."""
+        """The training loss of the first batch, the same at all learning rates: the loss without learning."""
         return float(np.mean([run[0] for runs in self.curves for run in runs if run]))
 
     @property
@@ -242,38 +265,38 @@ class GridTest:
         return min(known)[1] if known else None
 
     @property
-    def reason(self) -> str | None:
-        """Why there is no suggestion."""
+    def abstention(self) -> Abstention | None:
+        """Why there is no suggestion; None if there is one."""
         best = self._best
         if best is None:
-            return "every rate of the grid diverged"
+            return Abstention(Cause.ALL_DIVERGED)
         if best == 0:
-            return f"the lowest rate of the grid, {self.lrs[0]:g}, is the best of it: a lower one may be better"
+            return Abstention(Cause.LOWEST_IS_BEST, self.lrs[0])
         if best == len(self.lrs) - 1:
-            return f"the highest rate of the grid, {self.lrs[-1]:g}, is the best of it: a higher one may be better"
+            return Abstention(Cause.HIGHEST_IS_BEST, self.lrs[-1])
         if self.metric == "loss" and self.losses[best] + 2 * self.errors[best] >= self.start:
-            return "no rate of the grid lowered the loss beyond its noise"
+            return Abstention(Cause.NO_PROGRESS)
         return None
 
     @property
+    def reason(self) -> str | None:
+        """Why there is no suggestion, in words."""
+        return None if self.abstention is None else self.abstention.reason
+
+    @property
     def advice(self) -> str | None:
-        """What to try where there is no suggestion."""
-        best = self._best
-        if self.reason is None:
-            return None
-        if best is None or best == 0:
-            return "Lower min_lr."
-        return "Raise max_lr." if best == len(self.lrs) - 1 else "Give more num_steps."
+        """What to try if there is no suggestion, in words."""
+        return None if self.abstention is None else self.abstention.advice
 
     @property
     def suggestion(self) -> float | None:
-        """The best rate of the grid; None where it cannot be told (see :attr:`reason`)."""
+        """The best learning rate of the grid; None if it cannot be known (see :attr:`abstention`)."""
         best = self._best
-        return None if best is None or self.reason is not None else self.lrs[best]
+        return None if best is None or self.abstention is not None else self.lrs[best]
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The lowest and highest rate around the best that are within two standard errors of it, without a gap."""
+        """The range of lrs around the best that are all within two standard errors of it."""
         best = self._best
         if best is None or self.suggestion is None:
             return None
@@ -285,8 +308,8 @@ class GridTest:
         return self.lrs[low], self.lrs[high]
 
     def _as_good(self, index: int, best: int) -> bool:
-        # not the other's error: that of a training which jumps about would excuse any loss
-        return abs(self.losses[index] - self.losses[best]) <= 2 * self.errors[best]  # False for nan
+        # The best one's error only: the error of an unstable training would excuse any loss. False for nan.
+        return abs(self.losses[index] - self.losses[best]) <= 2 * self.errors[best]
 
     @property
     def base_lr(self) -> float | None:
@@ -295,43 +318,72 @@ class GridTest:
 
     @property
     def max_lr(self) -> float | None:
-        """The upper bound of a cyclical schedule: the highest rate that is as good as the best."""
+        """The upper bound of a cyclical schedule: the highest learning rate that is as good as the best."""
         return None if self.interval is None else self.interval[1]
 
     def describe(self) -> str:
-        """The result in one line."""
+        """Say the result in one line."""
         if self.suggestion is None:
-            return f"no suggestion: {self.reason}. {self.advice}"
+            return f"no suggestion: {self.abstention}"
         low, high = self.interval or (self.suggestion, self.suggestion)
-        line = f"lr = {self.suggestion:.3g} is the best of {len(self.lrs)} rates after {self.num_steps} steps"
+        line = f"lr = {self.suggestion:.3g} is the best of {len(self.lrs)} after {self.num_steps} steps"
         return line if low == high else f"{line} ({low:.2g} to {high:.2g} are as good within the noise)"
 
     def to_csv(self) -> str:
-        """Of each rate: mean score, standard error and every repeat's score."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(
-            ["lr", self.metric, "standard_error", *(f"{self.metric}_{i}" for i in range(len(self.scores[0])))]
-        )
-        for lr, mean, error, each in zip(self.lrs, self.losses, self.errors, self.scores, strict=True):
-            writer.writerow([repr(lr), repr(mean), repr(error), *map(repr, each)])
-        return text.getvalue()
+        """Return CSV with a row for each learning rate: mean score, standard error, and the score of every repeat."""
+        rows = [
+            [repr(lr), repr(mean), repr(error), *map(repr, each)]
+            for lr, mean, error, each in zip(self.lrs, self.losses, self.errors, self.scores, strict=True)
+        ]
+        repeats = [f"{self.metric}_{i}" for i in range(len(self.scores[0]))]
+        return _csv(["lr", self.metric, "standard_error", *repeats], rows)
 
     def plot(self, ax: "Axes | None" = None) -> "Figure":
-        """Draw the final value against the rate, and the training losses of every rate.
+        """Draw the final value against the learning rate; in a new figure also the training loss at every one.
 
         Args:
-            ax: Where to draw the former alone; by default a new figure with both.
+            ax: Where to draw the final values alone; a new figure with both panels by default.
 
         Raises:
             ImportError: matplotlib is not installed.
         """
-        from lr_lightning.lr_finder.plots import draw_grid
+        figure: Any = new_figure(8, 4.8, dpi=120) if ax is None else ax.figure
+        finals: Any
+        finals, curves = figure.subplots(1, 2) if ax is None else (ax, None)
+        means, errors = self.losses, [2 * error for error in self.errors]
+        dots = {"color": BLUE, "markersize": 4, "capsize": 2}
+        finals.errorbar(self.lrs, means, errors, fmt="o-", label="± 2 standard errors", **dots)
+        gone = [lr for lr, mean in zip(self.lrs, means, strict=True) if math.isnan(mean)]
+        finals.plot(gone, [1.0] * len(gone), "x", color=BLACK, transform=finals.get_xaxis_transform(), clip_on=False)
+        _mark(finals, self.suggestion, self.interval, "best")
+        if self.metric != "accuracy":
+            low = min((mean for mean in means if not math.isnan(mean)), default=0.0)
+            room = max(self.start, low) - low or 1.0
+            finals.set_ylim(low - 0.1 * room, max(self.start, low) + 0.5 * room)  # diverged losses lie outside
+        finals.set_xscale("log")
+        x = "learning rate" + (" (x: diverged)" if gone else "")
+        style_axes(finals, x=x, y=f"{_LABELS[self.metric]} after {self.num_steps} steps")
+        finals.legend(loc="best", frameon=False, fontsize=9)
+        if curves is not None:
+            self._draw_curves(figure, curves)
+            figure.suptitle(f"LR grid: {self.describe()}", x=0.01, ha="left", fontsize=10, wrap=True)
+        return figure  # type: ignore[no-any-return]
 
-        return draw_grid(self, ax)
+    def _draw_curves(self, figure: Any, axes: Any) -> None:
+        """Draw the training loss at every learning rate, coloured from dark (low) to bright (high)."""
+        import matplotlib
+        from matplotlib.colors import LogNorm
+
+        colours = matplotlib.colormaps["cividis"]
+        norm = LogNorm(self.lrs[0], self.lrs[-1])
+        for lr, runs in zip(self.lrs, self.curves, strict=True):
+            axes.plot(runs[0], color=colours(norm(lr)), linewidth=1)
+        axes.set_ylim(min(min(run) for runs in self.curves for run in runs if run), 1.5 * self.start)
+        style_axes(axes, x="step", y="training loss")
+        figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, label="learning rate")
 
     def state(self) -> dict[str, Any]:
-        """Plain values, from which :meth:`from_state` makes the same result."""
+        """Return plain values, for :meth:`from_state`."""
         return {
             "lrs": list(self.lrs),
             "curves": [[list(run) for run in runs] for runs in self.curves],
@@ -343,7 +395,7 @@ class GridTest:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        """The result that gave this :meth:`state`."""
+        """Make the result whose :meth:`state` this is."""
         finals = state["finals"]
         return cls(
             tuple(state["lrs"]),
@@ -353,3 +405,18 @@ class GridTest:
             state["metric"],
             state["epoch"],
         )
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def _mark(axes: Any, lr: float | None, interval: tuple[float, float] | None, name: str) -> None:
+    """Mark the suggested learning rate and its interval."""
+    if lr is None:
+        return
+    if interval is not None:
+        axes.axvspan(*interval, color=ORANGE, alpha=0.15, linewidth=0)
+    axes.axvline(lr, color=ORANGE, linewidth=2, label=f"{name} {lr:.2g}")

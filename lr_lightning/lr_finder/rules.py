@@ -1,12 +1,7 @@
-"""The learning-rate rules of other finders, each a pure function of one raw sweep.
+"""Other rules for reading a range test, for comparison: fastai's two and Smith's, each a function of one raw sweep.
 
-Every rule takes the rates and the raw losses of a sweep in which loss k was measured before the update with rate k, and
-does for itself what its package does: its own smoothing, its own early stop, its own margins at both ends. So one
-recorded sweep can be read by all of them. Arithmetic is in float64, and the packages use float32 in places: of 1,080
-answers on recorded sweeps 1,070 were those of the packages; the others, all of valley on a loss that hardly moves, were
-within a factor of 1.6.
-
-A non-finite loss is kept where a package keeps it (it then poisons the smoothed losses after it, as there).
+Each rule takes the learning rates and the raw losses of a sweep in which loss k was measured before the update with
+learning rate k. fastai's rules repeat what fastai does: its smoothing, its early stop, its margins at both ends.
 """
 
 from collections.abc import Sequence
@@ -14,98 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["fastai_minimum", "fastai_valley", "ignite", "lightning", "smith", "torch_lr_finder"]
+__all__ = ["fastai_minimum", "fastai_valley", "smith"]
 
-Curve = NDArray[np.float64]
-
-
-def lightning(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Lightning's suggestion: the steepest descent of the averaged loss against the *linear* rate.
-
-    The average is exponential (0.98), its bias correction one step ahead; the sweep stops when the average exceeds four
-    times its best; the first ten points and the last are left out.
-
-    Source: lightning 2.6.6, ``pytorch/tuner/lr_finder.py``, ``_LRCallback`` and ``_LRFinder.suggestion``.
-
-    Args:
-        lrs: Rates, shape [N].
-        losses: Raw losses, shape [n], n <= N.
-
-    Returns:
-        A rate, or ``None`` where fewer than two points are left.
-    """
-    average, best = 0.0, 0.0
-    smoothed: list[float] = []
-    for step, loss in enumerate(losses, start=1):
-        average = 0.98 * average + 0.02 * loss
-        value = average / (1 - 0.98 ** (step + 1))
-        smoothed.append(value)
-        if step > 1 and value > 4 * best:
-            break
-        if value < best or step == 1:
-            best = value
-    y = np.asarray(smoothed[10:-1], dtype=np.float64)
-    x = np.asarray(lrs[: len(smoothed)][10:-1], dtype=np.float64)
-    finite = np.isfinite(y)
-    x, y = x[finite], y[finite]
-    return None if len(y) < 2 else float(x[np.argmin(np.gradient(y, x))])
+Floats = NDArray[np.float64]
 
 
-def _exponential(losses: Sequence[float]) -> Curve:
-    """The smoothing and the stop that torch-lr-finder and ignite share: weight 0.05, stop above five times the best."""
-    smoothed: list[float] = []
-    best = np.inf
-    for loss in losses:
-        value = 0.05 * loss + 0.95 * smoothed[-1] if smoothed else loss
-        best = value if value < best or not smoothed else best
-        smoothed.append(value)
-        if value > 5 * best:
-            break
-    return np.asarray(smoothed, dtype=np.float64)
-
-
-def torch_lr_finder(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    """torch-lr-finder's suggestion: the steepest descent of the averaged loss from step to step.
-
-    Source: torch-lr-finder 0.2.2, ``torch_lr_finder/lr_finder.py``, ``LRFinder.range_test`` and ``LRFinder.plot``.
-
-    Args:
-        lrs: Rates, shape [N].
-        losses: Raw losses, shape [n], n <= N.
-
-    Returns:
-        A rate, or ``None`` where the sweep has fewer than 17 points.
-    """
-    smoothed = _exponential(losses)
-    if len(smoothed) < 17:
-        return None
-    return float(lrs[10 + int(np.argmin(np.gradient(smoothed[10:-5])))])
-
-
-def ignite(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Ignite's suggestion: the steepest descent of the averaged loss from step to step, before its minimum.
-
-    Source: pytorch-ignite 0.5.5, ``ignite/handlers/lr_finder.py``, ``FastaiLRFinder``.
-
-    Args:
-        lrs: Rates, shape [N].
-        losses: Raw losses, shape [n], n <= N.
-
-    Returns:
-        A rate, or ``None`` where the minimum is among the first two points.
-    """
-    smoothed = _exponential(losses)
-    if len(smoothed) == 0:
-        return None
-    falling = smoothed[: int(np.argmin(smoothed)) + 1]  # as there, a nan counts as the minimum
-    if len(falling) < 3:
-        return None
-    with np.errstate(invalid="ignore"):
-        return float(lrs[int(np.argmin(falling[2:] - falling[:-2])) + 1])
-
-
-def _fastai(lrs: Sequence[float], losses: Sequence[float]) -> tuple[Curve, Curve]:
-    """The averaged loss (0.98, bias-corrected) until it exceeds four times its best, less a tenth and five points."""
+def _fastai(lrs: Sequence[float], losses: Sequence[float]) -> tuple[Floats, Floats]:
+    """Return the lrs and averaged losses (0.98, bias-corrected) until four times the best, without both margins."""
     average, best = 0.0, np.inf
     smoothed: list[float] = []
     for count, loss in enumerate(losses, start=1):
@@ -124,17 +34,17 @@ def _fastai(lrs: Sequence[float], losses: Sequence[float]) -> tuple[Curve, Curve
 
 
 def fastai_minimum(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Fastai's ``minimum``: a tenth of the rate at which the averaged loss is lowest.
+    """Fastai's ``minimum``: a tenth of the learning rate at which the averaged loss is lowest.
 
     Source: fastai 2.8.12, ``fastai/callback/schedule.py``, ``LRFinder``, ``lr_find`` and ``minimum``; the average is
     ``fastai/learner.py``, ``AvgSmoothLoss``.
 
     Args:
-        lrs: Rates of the whole planned sweep, shape [N]: a tenth of N is left out at the start.
+        lrs: Learning rates of the whole planned sweep, shape [N]; the first tenth of them is left out.
         losses: Raw losses, shape [n], n <= N.
 
     Returns:
-        A rate, or ``None`` where no point is left.
+        A learning rate, or None if no point is left.
     """
     x, y = _fastai(lrs, losses)
     return float(x[np.argmin(y)]) / 10 if len(y) else None
@@ -146,16 +56,16 @@ def fastai_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | None
     Source: fastai 2.8.12, ``fastai/callback/schedule.py``, ``valley``.
 
     Args:
-        lrs: Rates of the whole planned sweep, shape [N]: a tenth of N is left out at the start.
+        lrs: Learning rates of the whole planned sweep, shape [N]; the first tenth of them is left out.
         losses: Raw losses, shape [n], n <= N.
 
     Returns:
-        A rate, or ``None`` where no point is left.
+        A learning rate, or None if no point is left.
     """
     x, y = _fastai(lrs, losses)
     if not len(y):
         return None
-    length = np.ones(len(y), dtype=np.int64)  # of the longest decreasing subsequence that ends here
+    length = np.ones(len(y), dtype=np.int64)  # of the longest decreasing subsequence that ends at each point
     for i in range(1, len(y)):
         length[i] = 1 + np.max(length[:i], where=y[:i] > y[i], initial=0)
     end = int(np.argmax(length))
@@ -167,18 +77,18 @@ def fastai_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | None
 def smith(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:
     """Smith's pair for a cyclical schedule, read by arithmetic instead of by eye.
 
-    He takes as the lower rate the one where the accuracy starts to rise and as the upper one where it slows, turns
-    ragged or falls. Here the loss is averaged over five steps: the lower rate is where it has made a tenth of its fall
-    from the start (the median of ten values), the upper one where it is lowest.
+    Smith takes the lower learning rate where the accuracy starts to rise, and the upper one where it slows, turns
+    ragged or falls. Here the loss is averaged over five steps. The lower learning rate is where the loss has made a
+    tenth of its fall from the start (the median of ten values), and the upper one is where the loss is lowest.
 
-    Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3. There is no code of his.
+    Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3, which gives no code.
 
     Args:
-        lrs: Rates, shape [N].
-        losses: Raw losses, shape [n], n <= N; they count up to the first that is not finite.
+        lrs: Learning rates, shape [N].
+        losses: Raw losses, shape [n], n <= N; only those before the first that is not finite count.
 
     Returns:
-        Lower and upper rate, or ``None`` where the loss does not fall from its start, or is lowest at the last rate.
+        Lower and upper learning rate, or None if the loss does not fall from its start or is lowest at the last one.
     """
     values = np.asarray(losses, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))

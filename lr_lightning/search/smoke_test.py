@@ -50,7 +50,7 @@ def smoke_test(search: Search, call: Call) -> None:
     config.trainer.kwargs = {k: v for k, v in config.trainer.kwargs.items() if k not in _OF_LONG_RUNS}
     config.tracking = replace(config.tracking, name="none")
     config.test = False
-    process_batch_size(config)  # while it still has all the processes of a trial
+    process_batch_size(config.data, config.trainer)  # while it still has all the processes of a trial
     if search.node.workers > 0:
         config.trainer = replace(config.trainer, **_ONE_PROCESS)
     if config.callbacks.early_stopping is not None:

@@ -119,6 +119,7 @@ class LoggedRun:
         params: Every param.
         tags: The newest value of each tag.
         status: The newest status, or None.
+        first_time: Time of the first metric row or status, in milliseconds since 1970; 0 if nothing was logged.
         last_time: Time of the newest metric row or status, in milliseconds since 1970; 0 if nothing was logged.
     """
 
@@ -127,6 +128,7 @@ class LoggedRun:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     status: str | None = None
+    first_time: int = 0
     last_time: int = 0
 
     @classmethod
@@ -134,18 +136,19 @@ class LoggedRun:
         """Summarize ``records``, oldest first; None stands for a damaged line and is skipped."""
         run = cls()
         for record in records:
+            if isinstance(record, (Metric, Status)):
+                run.first_time = run.first_time or record.time
+                run.last_time = max(run.last_time, record.time)
             match record:
-                case Metric(key, value, step, time):
+                case Metric(key, value, step):
                     run.last_steps[key] = max(step, run.last_steps.get(key, step))
                     run.last_values[key] = value
-                    run.last_time = max(run.last_time, time)
                 case Param(key, text):
                     run.params.setdefault(key, text)
                 case Tag(key, text):
                     run.tags[key] = text
-                case Status(status, time):
+                case Status(status):
                     run.status = status
-                    run.last_time = max(run.last_time, time)
         return run
 
 
@@ -215,27 +218,6 @@ class LocalLog:
         while found := self.read(offset, _READ_BYTES):
             yield from (record for record, _ in found)
             offset = found[-1][1]
-
-
-class RunClock:
-    """A clock that never goes back within a run, even if the machine's clock does or another machine resumes the run.
-
-    MLflow shows the latest of several values of a metric at one step, so a clock that is set back would hide new
-    values; and a run that ends before it started has a negative duration.
-    """
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def start_after(self, last: int) -> None:
-        """Return only times later than ``last``, in milliseconds since 1970."""
-        self._last = max(self._last, last + 1)
-
-    def now(self) -> int:
-        """Return milliseconds since 1970, or the last time plus one if the machine's clock was set back."""
-        now = int(time.time() * 1000)
-        self._last = now if now >= self._last else self._last + 1
-        return self._last
 
 
 class RowBuffer:

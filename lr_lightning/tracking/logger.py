@@ -31,17 +31,15 @@ from lr_lightning.tracking.local_log import (
     Param,
     Record,
     RowBuffer,
-    RunClock,
     Status,
     Tag,
     UploadState,
 )
 from lr_lightning.tracking.locks import Holder, RunLock
 from lr_lightning.tracking.store import Store
-from lr_lightning.tracking.uploader import LiveUpload
+from lr_lightning.tracking.uploader import UploadThread
 
 if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import ModelCheckpoint
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
@@ -116,12 +114,12 @@ class RunLogger(Logger):
         self._active = False
         self._ended = False
         self._buffer = RowBuffer()
-        self._clock = RunClock()
+        self._last_time = 0
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
         self._log = LocalLog(self.output_dir / LOG_NAME)
         self._csv = CSVFiles(self.output_dir, run_name or self.output_dir.name) if csv else None
-        self._upload: LiveUpload | None = None
+        self._upload: UploadThread | None = None
 
     # ---- start
 
@@ -149,12 +147,12 @@ class RunLogger(Logger):
             raise
         self._active, self._ended = True, False
         self._buffer.resume(logged)
-        self._clock.start_after(logged.last_time)
+        self._last_time = max(self._last_time, logged.last_time + 1)
         self._params = dict(logged.params)
         self._pid = os.getpid()
         atexit.register(self._at_exit)
         try:
-            self._write([Status("RUNNING", self._clock.now())])
+            self._write([Status("RUNNING", self._now())])
             self.set_tags({"output_dir": str(self.output_dir), **self._first_tags})
         except OSError:
             with suppress(OSError):
@@ -181,9 +179,11 @@ class RunLogger(Logger):
         """Start the upload; return what the run has logged, here or only in the store."""
         state = self._upload_state(store, logged)
         self._first_tags[RUN_KEY_TAG] = state.key  # so that the log tells which state and which run belong to it
-        upload = LiveUpload(self.output_dir, store, replace(state, offset=min(state.offset, self._log.size)), holder)
+        upload = UploadThread(self.output_dir, store, replace(state, offset=min(state.offset, self._log.size)), holder)
         try:
-            logged = upload.start(logged, self._resume)
+            upload.connect()
+            if self._resume:
+                logged = upload.with_rows_of_store(logged)
         except BaseException:
             upload.close()
             raise
@@ -209,12 +209,22 @@ class RunLogger(Logger):
             experiment=self.experiment_name,
             run_name=self.run_name,
             run_id=run_id,
+            started=logged.first_time or int(time.time() * 1000),
         )
         if state is not None:  # another store than before: the whole log is uploaded to it
             return replace(new, run_name=self.run_name or state.run_name, key=state.key)
         if RUN_KEY_TAG in logged.tags:  # the state was removed; the store may have the run
             return replace(new, key=logged.tags[RUN_KEY_TAG], asked=True)
         return new
+
+    def _now(self) -> int:
+        """Return milliseconds since 1970, never less than before, even if the machine's clock is set back.
+
+        MLflow shows the latest of several values of a metric at one step, so an earlier time would hide a new value.
+        """
+        now = int(time.time() * 1000)
+        self._last_time = now if now >= self._last_time else self._last_time + 1
+        return self._last_time
 
     def _is_ready(self) -> bool:
         """Start if necessary. Returns False after :meth:`end`, since nothing may follow it."""
@@ -252,7 +262,7 @@ class RunLogger(Logger):
                 self.flush()
                 self._keep_lr_table()
             self.flush()
-            self._write([Status(status, self._clock.now())])
+            self._write([Status(status, self._now())])
             self._log.sync()
         except OSError:
             disk_is_full = True
@@ -321,7 +331,7 @@ class RunLogger(Logger):
             step: The step; None means 0.
         """
         if self._is_ready():
-            self._buffer.add_metrics(metrics, 0 if step is None else int(step), self._clock.now())
+            self._buffer.add_metrics(metrics, 0 if step is None else int(step), self._now())
             if self._buffer.is_due():
                 self.flush()
 
@@ -350,7 +360,7 @@ class RunLogger(Logger):
             values: Name to value, with or without the prefix.
         """
         if self._is_ready():
-            self._buffer.add_summary(values, self._clock.now())
+            self._buffer.add_summary(values, self._now())
             self.flush()
 
     @rank_zero_only
@@ -440,7 +450,7 @@ class RunLogger(Logger):
         if not source.exists():
             raise FileNotFoundError(f"log_artifact: no such file: {source}")
         if not source.is_relative_to(self.output_dir):
-            copy = self._artifact_file(f"{artifact_path}/{source.name}" if artifact_path else source.name)
+            copy, _ = self._artifact_file(f"{artifact_path}/{source.name}" if artifact_path else source.name)
             if source.is_dir():
                 shutil.copytree(source, copy, dirs_exist_ok=True)
             else:
@@ -452,38 +462,28 @@ class RunLogger(Logger):
     def log_text(self, text: str, artifact_file: str) -> None:
         """Store ``text`` as file ``artifact_file`` of the run's artifacts, such as ``"config/resolved.yaml"``."""
         if self._is_ready():
-            path = self._artifact_file(artifact_file)
+            path, folder = self._artifact_file(artifact_file)
             path.write_text(text, encoding="utf-8")
-            self._log_own_artifact(path)
+            self._write([Artifact(str(path), folder)])
 
     @rank_zero_only
     def log_figure(self, figure: "Figure", artifact_file: str) -> None:
         """Store a matplotlib figure as file ``artifact_file`` of the run's artifacts, such as ``"plots/lr.png"``."""
         if self._is_ready():
-            path = self._artifact_file(artifact_file)
+            path, folder = self._artifact_file(artifact_file)
             figure.savefig(path, bbox_inches="tight")
-            self._log_own_artifact(path)
+            self._write([Artifact(str(path), folder)])
 
-    def _artifact_file(self, name: str) -> Path:
-        """Return the local path of artifact ``name``, below ``<output_dir>/artifacts``, and create its folder."""
+    def _artifact_file(self, name: str) -> tuple[Path, str | None]:
+        """Return the local path of artifact ``name``, whose folder is created, and its folder in the store."""
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or not relative.name:
             raise ArgumentError(f"an artifact's name must be a relative path without '..', got {name!r}")
         path = self.output_dir / "artifacts" / relative
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def _log_own_artifact(self, path: Path) -> None:
-        folder = path.parent.relative_to(self.output_dir / "artifacts").as_posix()
-        self._write([Artifact(str(path), None if folder == "." else folder)])
+        return path, str(relative.parent) if len(relative.parts) > 1 else None
 
     # ---- Lightning's interface
-
-    def save(self) -> None:
-        """Do nothing: Lightning calls this after every ``log_metrics``."""
-
-    def after_save_checkpoint(self, checkpoint_callback: "ModelCheckpoint") -> None:
-        """Do nothing: checkpoints stay in the output directory."""
 
     @property
     def save_dir(self) -> str:
@@ -510,7 +510,7 @@ class RunLogger(Logger):
     @property
     def experiment_id(self) -> str | None:
         """The experiment's id in the store; None where :attr:`run_id` is None."""
-        return self._upload.experiment_id if self.run_id is not None and self._upload is not None else None
+        return self._upload.uploader.experiment_id if self.run_id is not None and self._upload is not None else None
 
     @property
     @rank_zero_experiment

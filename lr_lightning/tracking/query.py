@@ -188,12 +188,7 @@ class TablesDiffer(Exception):
 
 
 def _read_tables(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> Iterator[tuple[Run, str, Rows]]:
-    """Read the rows of each metric that a run has from the tables of a database store.
-
-    Raises:
-        TablesDiffer: There is no such table or column.
-        StoreUnavailable: The database does not answer.
-    """
+    """Read the rows of each metric that a run has from the tables of a database, or raise :class:`TablesDiffer`."""
     import sqlalchemy as sql
 
     c = sql.table("metrics", *map(sql.column, ("run_uuid", "key", "step", "value", "timestamp", "is_nan"))).c
@@ -227,12 +222,7 @@ def _read_tables(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> Iter
 
 
 def _read_by_requests(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> Iterator[tuple[Run, str, Rows]]:
-    """Request the rows of each metric that a run has, from any store.
-
-    Raises:
-        TrackingError: The store rejects the request.
-        StoreUnavailable: The store does not answer.
-    """
+    """Request the rows of each metric that a run has, from any store."""
     having = {key: [run for run in runs if key in run.last] for key in keys}
     with ThreadPoolExecutor(_THREADS) as pool:
         firsts = [(having[key][:1], key) for key in keys if having[key]]

@@ -75,11 +75,7 @@ def prepare_mlflow() -> None:
 
 
 def explain(error: BaseException, uri: str) -> Exception:
-    """Translate an error of MLflow or of a library below it.
-
-    Args:
-        error: The exception.
-        uri: The store, for the message.
+    """Translate an error that MLflow, or a library below it, raised for the store at ``uri``.
 
     Returns:
         :class:`TrackingError` if trying again cannot help, :class:`Rejected` if the content of the call was rejected,
@@ -125,22 +121,8 @@ def _access_remedy(code: str, reason: str) -> str | None:
     return None
 
 
-def _explain_opening(error: Exception, uri: str) -> Exception:
-    """Translate an error that was raised while a store was opened."""
-    problem = explain(error, uri)
-    if isinstance(problem, Rejected):
-        return TrackingError(f"tracking.uri: {hide_password(uri)}: {problem}")
-    said = str(problem).removesuffix(".")
-    remedy = _database_remedy(said)
-    return problem if remedy is None else TrackingError(f"tracking store {said}{remedy}")
-
-
 def _database_remedy(said: str) -> str | None:
-    """Say what to do about a database that no second try will open; None if a second try may.
-
-    Args:
-        said: The error of MLflow or of a library below it.
-    """
+    """Say what to do about a database that gave this error and that no second try will open; None if one may."""
     if any(words in said for words in _BROKEN):
         return ": it is damaged, or was left half-made. Move it away, or give another tracking.root."
     if any(words in said for words in _OTHER_VERSION):
@@ -205,7 +187,13 @@ class Store:
                 try:
                     _clients[self.uri] = self._connect()
                 except Exception as error:  # drivers raise errors of many types
-                    raise _explain_opening(error, self.uri) from None
+                    problem = explain(error, self.uri)
+                    said = str(problem).removesuffix(".")
+                    if isinstance(problem, Rejected):
+                        problem = TrackingError(f"tracking.uri: {self.public_uri}: {problem}")
+                    elif (remedy := _database_remedy(said)) is not None:
+                        problem = TrackingError(f"tracking store {said}{remedy}")
+                    raise problem from None
             return _clients[self.uri]
 
     def _connect(self) -> "MlflowClient":

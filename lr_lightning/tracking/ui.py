@@ -58,11 +58,7 @@ _BARS = (
 
 
 def view_state(run_filter: str = TRAINING_RUNS) -> dict[str, Any]:
-    """Return the content of the view in MLflow's terms, the same on every call.
-
-    Args:
-        run_filter: The runs to show, in MLflow's search language.
-    """
+    """Return the view of the runs that match ``run_filter``, in MLflow's terms; the same on every call."""
     sections = [
         ("Learning rate", [_line("lr/group0"), _line("lr/group0", log=True), _line("train/loss", against="lr/group0")]),
         (
@@ -131,12 +127,7 @@ def _line(metric: str, *, log: bool = False, against: str = "") -> dict[str, Any
 
 
 def encode_view(now: int, run_filter: str = TRAINING_RUNS) -> str:
-    """Return the value of the view's tag.
-
-    Args:
-        now: Milliseconds since 1970.
-        run_filter: The runs to show, in MLflow's search language.
-    """
+    """Return the value of the view's tag; ``now`` is in milliseconds since 1970."""
     state = json.dumps(view_state(run_filter), separators=(",", ":")).encode()
     packed = "deflate;" + base64.b64encode(zlib.compress(state, 9)).decode("ascii")
     return json.dumps({"name": "Learning rates", "createdAt": now, "updatedAt": now, "state": packed})

@@ -251,59 +251,136 @@ def _describe(record: Record) -> str:
 
 
 class UploadThread(threading.Thread):
-    """Runs an :class:`Uploader` in the background.
+    """Uploads the log of a live run in the background, and holds the lock that shows that the run is alive.
 
     While the store does not answer, the thread warns once and tries again at growing intervals, until it is closed.
 
     Args:
-        uploader: The uploader.
+        output_dir: Folder of the local log.
+        store: Where to upload to.
+        state: The state to continue from.
+        holder: This process, for the run's lock.
         first_wait: Seconds before the first retry. Each further wait is twice as long.
         longest_wait: Upper limit of the wait, in seconds.
-        quiet_failures: How many attempts in a row fail without a warning, since a busy database file is no news.
 
     Attributes:
-        contact: Set when the store has answered, or failed to, for the first time.
         error: Why nothing is uploaded at the moment, or None.
         disk_error: The error of the run's own disk, if that is the reason.
+
+    Raises:
+        RunInUse: Another process is running this run.
+        OSError: The disk is full or gone.
     """
 
     def __init__(
-        self, uploader: Uploader, first_wait: float = 1.0, longest_wait: float = 30.0, quiet_failures: int = 0
+        self,
+        output_dir: Path,
+        store: Store,
+        state: UploadState,
+        holder: Holder,
+        first_wait: float = 1.0,
+        longest_wait: float = 30.0,
     ) -> None:
         super().__init__(name="lr_lightning-uploader", daemon=True)
-        self.uploader = uploader
-        self.contact = threading.Event()
         self.error: TrackingError | StoreUnavailable | None = None
         self.disk_error: OSError | None = None
+        self._output_dir, self._store, self._holder = output_dir, store, holder
         self._first_wait, self._longest_wait = first_wait, longest_wait
+        self._contact = threading.Event()  # the store has answered, or failed to, for the first time
         self._work = threading.Event()
         self._closing = threading.Event()
         self._drain_seconds = self._deadline = float("inf")
-        self._quiet_failures = quiet_failures
         self._failures = 0
         self._warned = False
+        self._run_lock: RunLock | None = None
+        state.save(output_dir)
+        if state.run_id is not None:
+            self._hold(state.run_id)
+        self.uploader = Uploader(output_dir, store, state, self._hold)
+
+    def _hold(self, run_id: str) -> None:
+        if self._run_lock is None:
+            lock = run_lock(self._store.lock_dir, run_id)
+            lock.acquire(self._holder)
+            self._run_lock = lock
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id, or None while the store has not answered."""
+        return self.uploader.state.run_id
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the store answered when it was last asked."""
+        return self.error is None and self._contact.is_set()
+
+    def connect(self) -> None:
+        """Start, and wait briefly for the store, so that a wrong address or name is an error before training.
+
+        Raises:
+            TrackingError: The store cannot be used.
+            OSError: The disk is full or gone.
+        """
+        self.start()
+        patience = _LOCAL_CONTACT_SECONDS if self._store.is_local else _SERVER_CONTACT_SECONDS
+        if not self._contact.wait(patience):
+            log.warning(
+                "the tracking store %s has not answered in %.0f s. Training continues; rows are kept and uploaded "
+                "later.",
+                self._store.public_uri,
+                patience,
+            )
+        if isinstance(self.error, TrackingError):
+            raise self.disk_error or self.error
+
+    def with_rows_of_store(self, logged: LoggedRun) -> LoggedRun:
+        """Add to ``logged`` what only the store has of the run, because the local log was lost or cut short.
+
+        Raises:
+            TrackingError: Nothing was logged here and the store does not answer, or the run was resumed elsewhere.
+        """
+        run_id = self.run_id
+        if run_id is None or (logged.last_time and not self.is_connected):
+            return logged
+        if not self.is_connected:
+            raise TrackingError(
+                f"run {run_id} cannot be resumed: {self._output_dir} has no log of it, and the store does not answer."
+            )
+        run = self._store.run(run_id)
+        newest = {
+            metric.key: metric
+            for metric in run.data._metric_objs
+            if int(metric.step) > logged.last_steps.get(metric.key, -1)
+        }
+        if not newest:
+            return logged
+        if logged.last_time:
+            self._refuse_stale_copy(run_id, run.data.tags.get("output_dir"))
+            log.warning("the store has rows of this run that %s lacks: they are not logged again", self._output_dir)
+        return replace(
+            logged,
+            last_steps=logged.last_steps | {key: int(metric.step) for key, metric in newest.items()},
+            last_values=logged.last_values | {key: float(metric.value) for key, metric in newest.items()},
+            params=dict(run.data.params) | logged.params,
+            status=logged.status or run.info.status,
+            last_time=max(logged.last_time, *(int(metric.timestamp) for metric in newest.values())),
+        )
+
+    def _refuse_stale_copy(self, run_id: str, tag: str | None) -> None:
+        """Refuse a copy of a run's folder if the run was resumed in the folder of ``tag``, which has more rows."""
+        other = Path(tag or self._output_dir)
+        if not other.is_dir() or other.samefile(self._output_dir):
+            return
+        state = UploadState.load(other)
+        if state is not None and state.run_id == run_id:
+            raise TrackingError(
+                f"run {run_id} was resumed in {other}, and has rows that {self._output_dir} lacks. Resume that folder "
+                "instead, or give another tracking.root to this one."
+            )
 
     def wake(self) -> None:
         """Announce new records."""
         self._work.set()
-
-    def close(self, patience: float) -> bool:
-        """Upload what is left, then stop. A call that the store never answers is abandoned without a trace.
-
-        Args:
-            patience: Seconds that may pass without progress. As long as the store takes rows, all of them are sent.
-
-        Returns:
-            Whether the store has everything.
-        """
-        self._drain_seconds = patience
-        self._deadline = time.monotonic() + patience
-        self._work.set()  # before _closing: a thread that sees it closing has seen the last records too
-        self._closing.set()
-        while self.is_alive() and (left := self._deadline - time.monotonic()) > 0:
-            self.join(left)
-        self.uploader.abandon()
-        return not self.is_alive() and self.uploader.pending() == 0
 
     def run(self) -> None:
         """Upload until closed and finished, or until trying again cannot help."""
@@ -323,174 +400,66 @@ class UploadThread(threading.Thread):
                 self._count_failure(error)
                 if time.monotonic() + min(wait, self._first_wait) > self._deadline:
                     return
-                self._pause(wait)
+                if self._closing.wait(wait):  # then there is a deadline: wait only the shortest time
+                    time.sleep(min(wait, self._first_wait))
                 wait = min(2 * wait, self._longest_wait)
                 continue
             except (TrackingError, Rejected, OSError) as error:
                 problem = error if isinstance(error, TrackingError) else TrackingError(str(error))
                 self.disk_error = error if isinstance(error, OSError) else None
-                if self.contact.is_set():
+                if self._contact.is_set():
                     log.warning("the upload to the tracking store has stopped: %s. Rows are kept locally.", problem)
                 self.error = problem
-                self.contact.set()
+                self._contact.set()
                 return
-            self.contact.set()
+            self._contact.set()
             if self._closing.is_set() and not self._work.is_set():
                 return
             self._work.wait()
 
     def _count_failure(self, error: StoreUnavailable) -> None:
         self.error = error
-        self.contact.set()
+        self._contact.set()
         self._failures += 1
-        if not self._warned and self._failures > self._quiet_failures:
+        # A database file that is busy for a moment is no news.
+        if not self._warned and self._failures > (2 if self._store.is_local else 0):
             self._warned = True
             log.warning(
                 "the tracking store does not answer (%s). Training continues; rows are kept and uploaded later.", error
             )
 
-    def _pause(self, seconds: float) -> None:
-        """Wait before a retry; while closing, only the shortest wait, since there is a deadline."""
-        if not self._closing.wait(seconds):
-            return
-        threading.Event().wait(min(seconds, self._first_wait))
+    def close(self, patience: float | None = None) -> bool:
+        """Upload what is left, then stop and release the run's lock; warn if something is left.
 
-
-class LiveUpload:
-    """The upload of a run that is being logged: its thread, and the lock that shows that the run is alive.
-
-    Args:
-        output_dir: Folder of the local log.
-        store: Where to upload to.
-        state: The state to continue from.
-        holder: This process, for the run's lock.
-
-    Raises:
-        RunInUse: Another process is running this run.
-        OSError: The disk is full or gone.
-    """
-
-    def __init__(self, output_dir: Path, store: Store, state: UploadState, holder: Holder) -> None:
-        self._output_dir, self._store, self._holder = output_dir, store, holder
-        self._run_lock: RunLock | None = None
-        state.save(output_dir)
-        if state.run_id is not None:
-            self._hold(state.run_id)
-        self._uploader = Uploader(output_dir, store, state, self._hold)
-        self._thread = UploadThread(self._uploader, quiet_failures=2 if store.is_local else 0)
-
-    @property
-    def run_id(self) -> str | None:
-        """The run's id, or None while the store has not answered."""
-        return self._uploader.state.run_id
-
-    @property
-    def experiment_id(self) -> str | None:
-        """The experiment's id, or None while the store has not answered."""
-        return self._uploader.experiment_id
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the store has answered and did so the last time it was asked."""
-        return self._thread.error is None and self._thread.contact.is_set()
-
-    @property
-    def disk_error(self) -> OSError | None:
-        """The error of the run's own disk that has stopped the upload, if any."""
-        return self._thread.disk_error
-
-    def wake(self) -> None:
-        """Announce new records."""
-        self._thread.wake()
-
-    def start(self, logged: LoggedRun, resume: bool) -> LoggedRun:
-        """Start the thread and wait briefly, so that a wrong address or name is an error before training.
+        A call that the store never answers is abandoned without a trace.
 
         Args:
-            logged: What the local log holds.
-            resume: Whether the run is resumed.
+            patience: Seconds that may pass without progress. As long as the store takes rows, all of them are sent.
 
         Returns:
-            ``logged``, plus what only the store has of a resumed run.
-
-        Raises:
-            TrackingError: The store cannot be used, or the run cannot be resumed.
+            Whether the store has everything.
         """
-        self._thread.start()
-        patience = _LOCAL_CONTACT_SECONDS if self._store.is_local else _SERVER_CONTACT_SECONDS
-        if not self._thread.contact.wait(patience):
-            log.warning(
-                "the tracking store %s has not answered in %.0f s. Training continues; rows are kept and uploaded "
-                "later.",
-                self._store.public_uri,
-                patience,
-            )
-        if isinstance(self._thread.error, TrackingError):
-            raise self._thread.disk_error or self._thread.error
-        if resume and self.run_id is not None and (logged.last_time == 0 or self.is_connected):
-            return self._with_rows_of_store(logged, self.run_id)
-        return logged
-
-    def _with_rows_of_store(self, logged: LoggedRun, run_id: str) -> LoggedRun:
-        """Add what the store has of the run and the local log has not, because the log was lost or cut short."""
-        if not self.is_connected:
-            raise TrackingError(
-                f"run {run_id} cannot be resumed: {self._output_dir} has no log of it, and the store does not answer."
-            )
-        run = self._store.run(run_id)
-        newest = {
-            metric.key: metric
-            for metric in run.data._metric_objs
-            if int(metric.step) > logged.last_steps.get(metric.key, -1)
-        }
-        if not newest:
-            return logged
-        if logged.last_time:
-            self._refuse_stale_copy(run_id, run.data.tags.get("output_dir"))
-            log.warning("the store has rows of this run that %s lacks: they are not logged again", self._output_dir)
-        return LoggedRun(
-            last_steps=logged.last_steps | {key: int(metric.step) for key, metric in newest.items()},
-            last_values=logged.last_values | {key: float(metric.value) for key, metric in newest.items()},
-            params=dict(run.data.params) | logged.params,
-            tags=logged.tags,
-            status=logged.status or run.info.status,
-            last_time=max(logged.last_time, *(int(metric.timestamp) for metric in newest.values())),
-        )
-
-    def _refuse_stale_copy(self, run_id: str, tag: str | None) -> None:
-        """Refuse a copy of a run's folder if the run was resumed in another copy, which has rows that this one lacks.
-
-        Raises:
-            TrackingError: The folder in ``tag`` exists and holds the same run.
-        """
-        other = Path(tag or self._output_dir)
-        if not other.is_dir() or other.samefile(self._output_dir):
-            return
-        state = UploadState.load(other)
-        if state is not None and state.run_id == run_id:
-            raise TrackingError(
-                f"run {run_id} was resumed in {other}, and has rows that {self._output_dir} lacks. Resume that folder "
-                "instead, or give another tracking.root to this one."
-            )
-
-    def _hold(self, run_id: str) -> None:
-        if self._run_lock is None:
-            lock = run_lock(self._store.lock_dir, run_id)
-            lock.acquire(self._holder)
-            self._run_lock = lock
-
-    def close(self) -> None:
-        """Upload what is left, as long as the store takes it, and release the run's lock."""
-        if not self._thread.close(_LOCAL_DRAIN_SECONDS if self._store.is_local else _SERVER_DRAIN_SECONDS):
+        default = _LOCAL_DRAIN_SECONDS if self._store.is_local else _SERVER_DRAIN_SECONDS
+        self._drain_seconds = default if patience is None else patience
+        self._deadline = time.monotonic() + self._drain_seconds
+        self._work.set()  # before _closing: a thread that sees it closing has seen the last records too
+        self._closing.set()
+        while self.is_alive() and (left := self._deadline - time.monotonic()) > 0:
+            self.join(left)
+        self.uploader.abandon()
+        pending = self.uploader.pending()
+        complete = not self.is_alive() and pending == 0
+        if not complete:
             log.warning(
                 "%d records were not uploaded to the tracking store%s. Upload them later: python scripts/replay.py %s",
-                self._uploader.pending(),
-                f" ({self._thread.error})" if self._thread.error else "",
+                pending,
+                f" ({self.error})" if self.error else "",
                 self._output_dir,
             )
         if self._run_lock is not None:
             self._run_lock.release()
             self._run_lock = None
+        return complete
 
     def set_status(self, status: str) -> None:
         """Set the run's status in the store directly, because the disk has no room for it in the local log."""

@@ -9,29 +9,32 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from lr_lightning._checks import check_count
+from lr_lightning.errors import ArgumentError
+
 Batch = tuple[Tensor, Tensor]
 
 
 class LitClassifier(L.LightningModule):
     """Cross-entropy training of a network, with exact epoch means of loss and accuracy on validation and test data.
 
-    The training step returns its loss and logs nothing: what is to be known about each step a callback takes from the
-    step's output, on the device. `val/loss`, `val/acc`, `test/loss` and `test/acc` are means over examples, not
-    over batches, and over all processes. Label smoothing acts on the training loss alone, so that losses on held-out
-    data are comparable between runs with and without it.
+    The training step returns its loss and logs nothing: callbacks take what they record from the step's output, on the
+    device. `val/loss`, `val/acc`, `test/loss` and `test/acc` are means over examples, not over batches, and over all
+    processes. Label smoothing acts on the training loss alone, so that losses on held-out data are comparable between
+    runs with and without it.
 
-    Only the network's weights go into a checkpoint, under "net.".
+    A checkpoint holds the network's weights only, under "net.".
 
     Args:
         net: Maps images (batch, channels, height, width) to logits (batch, num_classes).
-        optimizer: Called with `net`, returns its optimizer; see `OptimizerFactory`. The learning rate's schedule is a
-            callback's business.
+        optimizer: Called with `net`, returns its optimizer; see `OptimizerFactory`. A callback schedules the learning
+            rate.
         num_classes: Number of classes, >= 2.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         compile: Whether to run `net` through `torch.compile`; it compiles at the first batch.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ArgumentError: An argument is out of range.
 
     Shapes:
         A batch is (images, labels): images as `net` takes them, labels (batch,) of integers below `num_classes`.
@@ -46,14 +49,13 @@ class LitClassifier(L.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be >= 2, got {num_classes}")
+        check_count("num_classes", num_classes, 2)
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+            raise ArgumentError(f"must be in [0, 1), got {label_smoothing}", "label_smoothing")
         self.net = net
         self.label_smoothing = label_smoothing
         self._make_optimizer = optimizer
-        self.lr: float | None = getattr(optimizer, "lr", None)  # the peak rate; a finder sets it anew
+        self.lr: float | None = getattr(optimizer, "lr", None)  # the peak learning rate; a finder replaces it
         self.val_loss, self.val_acc = _mean(), _accuracy(num_classes)
         self.test_loss, self.test_acc = _mean(), _accuracy(num_classes)
         if compile:
@@ -79,7 +81,7 @@ class LitClassifier(L.LightningModule):
         self._evaluate(batch, "test", self.test_loss, self.test_acc)
 
     def configure_optimizers(self) -> Optimizer:
-        """Build the optimizer over the network, so that parameters are named as they are in it."""
+        """Build the optimizer over the network, so that parameters have the network's names."""
         return self._make_optimizer(self.net)
 
     def _evaluate(self, batch: Batch, split: str, loss: MeanMetric, accuracy: MulticlassAccuracy) -> None:
@@ -92,11 +94,11 @@ class LitClassifier(L.LightningModule):
 
 
 def _mean() -> MeanMetric:
-    # Looking for NaN would wait for the device at every batch, and dropping one would hide it. With the check off
-    # torchmetrics 1.9 ignores weights, so this mean must be given one loss per example and not a batch's mean.
+    # A check for NaN would wait for the device at every batch, and a dropped NaN would be hidden. Without the check
+    # torchmetrics 1.9 ignores weights, so this mean takes one loss per example and not a batch's mean.
     return MeanMetric(nan_strategy="disable")
 
 
 def _accuracy(num_classes: int) -> MulticlassAccuracy:
-    # Validating the labels' range would wait for the device at every batch; cross_entropy refuses bad labels itself.
+    # A check of the labels' range would wait for the device at every batch; cross_entropy refuses bad labels itself.
     return MulticlassAccuracy(num_classes, average="micro", validate_args=False)

@@ -17,18 +17,20 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lr_lightning.training.images import Encoded, Images, UnreadableImage, UnreadableImages
+from lr_lightning.training.images import TOO_MANY, Encoded, Images, UnreadableImage, refuse_unreadable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Header = tuple[bool, tuple[int, int]]
+"""Whether an image is greyscale, and its (width, height)."""
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 _CHUNK = 256
-_TINY = 3_000  # mean bytes of an encoded image; about 100 x 100 pixels as a JPEG
+_TINY_FILE = 3_000  # mean bytes of an encoded image; about 100 x 100 pixels as a JPEG
 _SIZE_SAMPLE = 64
 _DEFAULT_SIDE = 64
 _PROGRESS_FROM = 5_000
-# What Pillow raises on bytes that are no image, or only the first part of one.
+# What Pillow raises for bytes that are not an image, or only the first part of one.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
 
@@ -60,7 +62,7 @@ class ImageStore(Protocol):
         ...
 
     def take(self, indices: NDArray[np.int64]) -> Tensor:
-        """The images at ``indices``: uint8 [B, C, H, W] in channels_last layout."""
+        """Return the images at ``indices``: uint8 [B, C, H, W] in channels_last layout."""
         ...
 
 
@@ -79,12 +81,12 @@ class MemoryImages:
         return len(self.pixels)
 
     def take(self, indices: NDArray[np.int64]) -> Tensor:
-        """The images at ``indices``: uint8 [B, C, H, W] in channels_last layout."""
+        """Return the images at ``indices``: uint8 [B, C, H, W] in channels_last layout."""
         return self.pixels.index_select(0, torch.from_numpy(indices)).permute(0, 3, 1, 2)
 
 
 class EncodedImages:
-    """Images that stay encoded and are decoded each time they are asked for.
+    """Images that stay encoded and are decoded on every access.
 
     Args:
         images: The encoded images.
@@ -100,10 +102,10 @@ class EncodedImages:
         return len(self.images)
 
     def take(self, indices: NDArray[np.int64]) -> Tensor:
-        """The images at ``indices``: uint8 [B, C, H, W] in channels_last layout.
+        """Return the images at ``indices``: uint8 [B, C, H, W] in channels_last layout.
 
         Raises:
-            DataError: If an image cannot be decoded.
+            UnreadableImage: An image cannot be decoded.
         """
         fmt = self.format
         pixels = np.empty((len(indices), fmt.height, fmt.width, fmt.channels), np.uint8)
@@ -113,21 +115,21 @@ class EncodedImages:
 
 
 def choose_format(splits: Sequence[Images], image_size: int | None) -> Format:
-    """Read the headers of all images and choose the one shape they are brought to.
+    """Read the headers of all images and choose their common shape.
 
-    One channel if all images are greyscale, else three. The size is ``image_size`` squared; without it the common
-    size, or 64 x 64 (with one log line) if the sizes differ.
+    The format has one channel if all images are greyscale, else three. Its height and width are ``image_size``; without
+    it they are the images' own, or 64 x 64 (with one log line) if the images differ in size.
 
     Raises:
-        DataError: If files are missing, are no images, or have a kind of pixels that is not supported; it names them.
+        DataError: Files are missing, are not images, or have unsupported pixels; the message names them.
     """
     grey, sizes = True, set[tuple[int, int]]()
-    unreadable = UnreadableImages()
+    unreadable: list[UnreadableImage] = []
     for images in splits:
         for is_grey, size in _headers(images, unreadable):
             grey &= is_grey
             sizes.add(size)
-    unreadable.refuse()
+    refuse_unreadable(unreadable)
     if image_size is not None:
         width = height = image_size
     elif len(sizes) == 1:
@@ -145,28 +147,25 @@ def choose_format(splits: Sequence[Images], image_size: int | None) -> Format:
 
 
 def decode_all(splits: Mapping[str, Images], fmt: Format) -> dict[str, MemoryImages]:
-    """Decode every image once, on all cores where that helps.
-
-    A progress bar is shown on a terminal only, for more than 5,000 images.
+    """Decode every image once, on all cores if that helps, with a progress bar for many images on a terminal.
 
     Args:
         splits: The images, by the name of their split.
         fmt: The shape to bring them to.
 
     Returns:
-        The decoded images.
+        The decoded images, by the name of their split.
 
     Raises:
-        DataError: If images cannot be decoded; it names them.
+        DataError: Images cannot be decoded; the message names them.
     """
-    unreadable = UnreadableImages()
+    unreadable: list[UnreadableImage] = []
     decoded = {name: _decode_split(name, images, fmt, unreadable) for name, images in splits.items()}
-    unreadable.refuse()
+    refuse_unreadable(unreadable)
     return decoded
 
 
-def _decode_split(name: str, images: Images, fmt: Format, unreadable: UnreadableImages) -> MemoryImages:
-    """One split; what of it cannot be decoded is added to ``unreadable``."""
+def _decode_split(name: str, images: Images, fmt: Format, unreadable: list[UnreadableImage]) -> MemoryImages:
     array = images.array
     if array is not None and array.shape[1:] == (fmt.channels, fmt.height, fmt.width):
         return MemoryImages(np.ascontiguousarray(array.transpose(0, 2, 3, 1)))
@@ -179,40 +178,39 @@ def _decode_split(name: str, images: Images, fmt: Format, unreadable: Unreadable
         return _each(chunk, decode_one)
 
     chunks = in_threads(decode_chunk, len(images), threads=useful_threads(images))
-    for found in _progress(chunks, len(images), f"Decoding {name} images"):
-        unreadable.add(found)
+    for found in _with_progress_bar(chunks, len(images), f"Decoding {name} images"):
+        unreadable += found
+        refuse_unreadable(unreadable, least=TOO_MANY)
     return MemoryImages(pixels)
 
 
-def _headers(images: Images, unreadable: UnreadableImages) -> Iterator[tuple[bool, tuple[int, int]]]:
-    """(is greyscale, (width, height)) of each image; of the first alone where all are alike by construction.
-
-    What has no header that can be read is added to ``unreadable``.
-    """
+def _headers(images: Images, unreadable: list[UnreadableImage]) -> Iterator[Header]:
+    """Yield the different headers of the images; an array of pixels has one, since its images are alike."""
     if images.array is not None:
         _, channels, height, width = images.array.shape
         yield channels == 1, (width, height)
         return
 
-    def read_chunk(chunk: range) -> tuple[set[tuple[bool, tuple[int, int]]], list[UnreadableImage]]:
-        headers = set[tuple[bool, tuple[int, int]]]()
+    def read_chunk(chunk: range) -> tuple[set[Header], list[UnreadableImage]]:
+        headers = set[Header]()
         return headers, _each(chunk, lambda index: headers.add(_header(images, index)))
 
-    # Reading a header from memory is all Python; from a file it is waiting.
+    # Reading a header from memory is Python's work, which threads would not share; a file is waited for.
     threads = cores() if _are_files(images) else 1
     for headers, found in in_threads(read_chunk, len(images), threads=threads):
-        unreadable.add(found)
+        unreadable += found
+        refuse_unreadable(unreadable, least=TOO_MANY)
         yield from headers
 
 
 def _each(chunk: range, work: Callable[[int], None]) -> list[UnreadableImage]:
-    """Do the work for each image of a chunk, whichever of them cannot be read; those are returned."""
+    """Do the work for each image of a chunk, and return the images that cannot be read."""
     found: list[UnreadableImage] = []
     for index in chunk:
         try:
             work(index)
         except UnreadableImage as error:
-            # Not the error itself: its traceback keeps the image, and there may be many.
+            # A copy: the traceback of the error would keep the image in memory, and there may be many.
             found.append(UnreadableImage(error.what, error.reason))
     return found
 
@@ -220,11 +218,11 @@ def _each(chunk: range, work: Callable[[int], None]) -> list[UnreadableImage]:
 def _are_files(images: Images) -> bool:
     try:
         return isinstance(images.item(0), Path)
-    except ValueError:  # a table's row without an image, which is named with all the others
+    except ValueError:  # a table's row without an image, which is reported with all others
         return False
 
 
-def _header(images: Images, index: int) -> tuple[bool, tuple[int, int]]:
+def _header(images: Images, index: int) -> Header:
     try:
         with _open(images.item(index)) as image:
             return image.mode in _GREY_MODES, image.size
@@ -233,7 +231,7 @@ def _header(images: Images, index: int) -> tuple[bool, tuple[int, int]]:
 
 
 def _decode(images: Images, index: int, fmt: Format) -> NDArray[np.uint8]:
-    """One image as uint8 [H, W, C] in the given format."""
+    """Return one image as uint8 [H, W, C] in the given format."""
     try:
         with _open(images.item(index)) as image:
             converted = _to_grey(image) if fmt.channels == 1 else _to_rgb(image)
@@ -250,7 +248,7 @@ def _open(item: Encoded | NDArray[np.uint8]) -> Image.Image:
 
 
 def _unreadable(images: Images, index: int, error: BaseException) -> UnreadableImage:
-    # Pillow's text names the memory address of a buffer, which helps nobody; the place is named here.
+    # Pillow's text for an unidentified image is the memory address of a buffer, which helps nobody.
     reason = "is not an image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
     return UnreadableImage(images.describe(index), reason)
 
@@ -278,7 +276,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _fit(image: Image.Image, fmt: Format) -> Image.Image:
-    """Scale until the image just covers the format, then cut out the centre."""
+    """Scale the image until it just covers the format, then crop the centre."""
     width, height = image.size
     if (width, height) == (fmt.width, fmt.height):
         return image
@@ -290,12 +288,12 @@ def _fit(image: Image.Image, fmt: Format) -> Image.Image:
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(work: Callable[[range], T], total: int, *, threads: int, chunk: int = _CHUNK) -> Iterator[T]:
-    """Results of ``work`` on successive chunks of ``range(total)``, in order."""
+    """Yield the results of ``work`` on successive chunks of ``range(total)``, in order."""
     chunks = [range(start, min(start + chunk, total)) for start in range(0, total, chunk)]
     if threads == 1:
         yield from map(work, chunks)
@@ -305,26 +303,26 @@ def in_threads(work: Callable[[range], T], total: int, *, threads: int, chunk: i
 
 
 def useful_threads(images: Images) -> int:
-    """Threads that decode the images fastest.
+    """Return the number of threads that decode the images fastest.
 
-    Pillow decodes without the interpreter's lock, but of a tiny image most of the time goes into Python around it: then
-    two threads wait for each other and take longer than one (measured: 1.5 times, for JPEG images of 32 x 32).
+    Pillow decodes without the interpreter's lock, but for a tiny image Python's work around it takes most of the time:
+    two threads then wait for each other and take longer than one (measured: 1.5 times, for JPEG images of 32 x 32).
     """
     sample = [images.item(index) for index in range(min(len(images), _SIZE_SAMPLE))]
     sizes = [item.stat().st_size if isinstance(item, Path) else len(item) for item in sample]
-    return cores() if images.array is None and sum(sizes) > _TINY * len(sizes) else 1
+    return cores() if images.array is None and sum(sizes) > _TINY_FILE * len(sizes) else 1
 
 
-def _progress(done: Iterable[T], total: int, text: str) -> Iterator[T]:
-    """Pass the results of chunks through, with a bar when a person is watching and the wait is worth one."""
+def _with_progress_bar(chunks: Iterable[T], total: int, text: str) -> Iterator[T]:
+    """Pass the results of chunks through, with a bar if a person is watching and the wait is long."""
     if total <= _PROGRESS_FROM or not sys.stderr.isatty():
-        yield from done
+        yield from chunks
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(text, total=total)
-        for result in done:
+        for result in chunks:
             bar.advance(task, _CHUNK)
             yield result

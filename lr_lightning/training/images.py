@@ -1,4 +1,4 @@
-"""What a source of images gives: labels, and pixels that are either decoded or still encoded."""
+"""What a data source returns: labels, and pixels that are decoded or still encoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from lr_lightning.errors import DataError
 
 Encoded = bytes | Path
-_NAMED = 10  # unreadable images in one error
-_ENOUGH = 1_000  # unreadable images: so many are no few bad files, and the rest is not looked at
+_IMAGES_NAMED = 10
+TOO_MANY = 1_000  # unreadable images: the data set is wrong as a whole, so the rest need not be checked
 
 
 def require(condition: bool, message: str) -> None:
@@ -24,7 +24,7 @@ class UnreadableImage(DataError):
     """An image that cannot be decoded.
 
     Attributes:
-        what: The image: its path, or row and file.
+        what: The image: its path, or its row and file.
         reason: Why, such as ``"is not an image"``.
     """
 
@@ -33,62 +33,44 @@ class UnreadableImage(DataError):
         self.what, self.reason = what, reason
 
     def __reduce__(self) -> tuple[type["UnreadableImage"], tuple[str, str]]:
-        """It comes from the workers of a loader as a pickle, which would be made anew from the message alone."""
+        """Pickle both arguments: a worker process sends the error to the main process."""
         return UnreadableImage, (self.what, self.reason)
 
 
-class UnreadableImages:
-    """The images of a data set that cannot be decoded, for one error that names them.
+def refuse_unreadable(found: Sequence[UnreadableImage], *, least: int = 1) -> None:
+    """Raise one error for all unreadable images of a data set.
 
-    Attributes:
-        found: What is known so far, in the order of the images.
+    Args:
+        found: The unreadable images, in the order of the data set.
+        least: Raise only if there are at least this many.
+
+    Raises:
+        UnreadableImage: There is one.
+        DataError: There are several: the message has their number and the first ones.
     """
-
-    def __init__(self) -> None:
-        self.found: list[UnreadableImage] = []
-
-    def add(self, found: Sequence[UnreadableImage]) -> None:
-        """Note some more.
-
-        Raises:
-            DataError: If they are so many that no image needs to be looked at any more.
-        """
-        self.found += found
-        if len(self.found) >= _ENOUGH:
-            self.refuse()
-
-    def refuse(self) -> None:
-        """Raise one error for all of them, if there are any.
-
-        Raises:
-            UnreadableImage: If there is one.
-            DataError: If there are several: how many, and the first ones.
-        """
-        if not self.found:
-            return
-        if len(self.found) == 1:
-            raise self.found[0]
-        count = f"{len(self.found)} images" if len(self.found) < _ENOUGH else f"{_ENOUGH:,} images and more"
-        lines = [f"  {image.what} {image.reason}" for image in self.found[:_NAMED]]
-        if len(self.found) > _NAMED:
-            lines.append("  and others")
-        raise DataError("\n".join([f"data: {count} cannot be read. Repair or remove them:", *lines]))
+    if len(found) < least:
+        return
+    if len(found) == 1:
+        raise found[0]
+    count = f"{len(found)} images" if len(found) < TOO_MANY else f"{TOO_MANY:,} images or more"
+    lines = [f"  {image.what} {image.reason}" for image in found[:_IMAGES_NAMED]]
+    if len(found) > _IMAGES_NAMED:
+        lines.append("  and others")
+    raise DataError("\n".join([f"data: {count} cannot be read. Repair or remove them:", *lines]))
 
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images of one split.
-
-    Exactly one of ``array`` and ``encoded`` is given.
+    """Labelled images of one split, with exactly one of ``array`` and ``encoded``.
 
     Attributes:
         labels: int64, shape [N]; class indices from 0.
         array: Decoded pixels, uint8, shape [N, C, H, W], C = 1 or 3.
-        encoded: N images as bytes of an image file, or as paths; decoded on demand.
+        encoded: N images as the bytes of an image file, or as paths; decoded on demand.
         origin: The file whose rows the images are, for messages such as "row 17 of train.parquet"; empty for paths.
 
     Raises:
-        DataError: If neither or both kinds of pixels are given, or if their number differs from the labels'.
+        DataError: Neither or both kinds of pixels are given, or their number differs from the labels'.
     """
 
     labels: NDArray[np.int64]
@@ -98,28 +80,28 @@ class Images:
 
     def __post_init__(self) -> None:
         """Check that labels and pixels belong together."""
-        if (self.array is None) == (self.encoded is None):
-            raise DataError("expected exactly one of `array` and `encoded`")
+        pixels = self._pixels()
         if self.array is not None and (self.array.ndim != 4 or self.array.dtype != np.uint8):
             raise DataError(f"expected `array` to be uint8 [N, C, H, W], got {self.array.dtype} {self.array.shape}")
-        pixels = self.array if self.array is not None else self.encoded
-        if pixels is not None and len(pixels) != len(self.labels):
+        if len(pixels) != len(self.labels):
             raise DataError(
                 f"expected one label for each image, got {len(pixels)} images and {len(self.labels)} labels"
             )
+
+    def _pixels(self) -> NDArray[np.uint8] | Sequence[Encoded]:
+        pixels = self.encoded if self.array is None else self.array
+        if pixels is None or (self.array is not None and self.encoded is not None):
+            raise DataError("expected exactly one of `array` and `encoded`")
+        return pixels
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels)
 
     def item(self, index: int) -> Encoded | NDArray[np.uint8]:
-        """One image as stored: file bytes, a path, or decoded pixels [C, H, W]."""
-        if self.array is not None:
-            pixels: NDArray[np.uint8] = self.array[index]
-            return pixels
-        if self.encoded is None:
-            raise DataError("expected exactly one of `array` and `encoded`")
-        return self.encoded[index]
+        """Return one image as stored: the bytes of a file, a path, or decoded pixels [C, H, W]."""
+        item: Encoded | NDArray[np.uint8] = self._pixels()[index]
+        return item
 
     def describe(self, index: int) -> str:
         """Name image ``index`` for an error message."""
@@ -128,12 +110,12 @@ class Images:
 
 @dataclass(frozen=True)
 class RawSplits:
-    """A data set as it was found, before the app makes its own validation split.
+    """A data set as its source returns it, before the app makes its own validation split.
 
     Attributes:
         train: The training images.
-        val: A validation split of the data's own, if it has one.
-        test: A test split, if there is one.
+        val: The data set's own validation split, if it has one.
+        test: The test split, if there is one.
         class_names: Name of each class; its length is the number of classes.
         name: Name of the data set, for tags and tables.
     """
@@ -145,6 +127,6 @@ class RawSplits:
     name: str
 
     def present(self) -> dict[str, Images]:
-        """The splits that exist, by name, in the order train, val, test."""
+        """Return the existing splits by name, in the order train, val, test."""
         splits = {"train": self.train, "val": self.val, "test": self.test}
         return {name: images for name, images in splits.items() if images is not None}

@@ -1,4 +1,4 @@
-"""Param groups and the optimizer built from them."""
+"""The optimizer, built over param groups with their own learning rate and weight decay."""
 
 import math
 import re
@@ -10,6 +10,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
+from lr_lightning._checks import check_number
+from lr_lightning.errors import ArgumentError
+
 Multipliers = Mapping[str, Mapping[str, float]]
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -19,19 +22,21 @@ _NAMES_SHOWN = 8
 
 @dataclass(frozen=True)
 class OptimizerFactory:
-    """A recipe for an optimizer: call it with a module and it builds one over that module's parameters.
+    """A recipe for an optimizer: call it with a module to build one over that module's parameters.
+
+    Each param group of the optimizer has its own `lr`, `weight_decay` and `name`; see `param_groups`.
 
     Args:
-        optimizer: Class or function called as `optimizer(groups, lr=..., weight_decay=..., **kwargs)`; torch's SGD,
-            Adam, AdamW, RMSprop and Adagrad are.
+        optimizer: Class or function called as `optimizer(groups, lr=..., weight_decay=..., **kwargs)`, such as torch's
+            SGD, Adam, AdamW, RMSprop and Adagrad.
         lr: Learning rate of a group without a multiplier, > 0.
-        weight_decay: Weight decay of a group that is decayed, without a multiplier, >= 0.
+        weight_decay: Weight decay of a decayed group without a multiplier, >= 0.
         kwargs: Further arguments for `optimizer`, such as `{"momentum": 0.9}`.
         decay_bias_and_norm: Whether biases and norm parameters are decayed too.
         multipliers: See `param_groups`.
 
     Raises:
-        ValueError: If `lr` or `weight_decay` is out of range.
+        ArgumentError: `lr` or `weight_decay` is out of range.
 
     Example:
         >>> import torch
@@ -52,47 +57,19 @@ class OptimizerFactory:
         _check_numbers(self.lr, self.weight_decay)
 
     def __call__(self, module: nn.Module) -> Optimizer:
-        """Build the optimizer; see `make_optimizer`."""
-        return make_optimizer(
+        """Build the optimizer.
+
+        Raises:
+            ArgumentError: See `param_groups`.
+        """
+        groups = param_groups(
             module,
-            self.optimizer,
             self.lr,
             self.weight_decay,
             decay_bias_and_norm=self.decay_bias_and_norm,
             multipliers=self.multipliers,
-            **self.kwargs,
         )
-
-
-def make_optimizer(
-    module: nn.Module,
-    factory: Callable[..., Optimizer],
-    lr: float,
-    weight_decay: float = 0.0,
-    *,
-    decay_bias_and_norm: bool = False,
-    multipliers: Multipliers | None = None,
-    **kwargs: Any,
-) -> Optimizer:
-    """Build an optimizer over the groups of `param_groups`.
-
-    Args:
-        module: Where the parameters come from.
-        factory: Called as `factory(groups, lr=lr, weight_decay=weight_decay, **kwargs)`.
-        lr: See `param_groups`.
-        weight_decay: See `param_groups`.
-        decay_bias_and_norm: See `param_groups`.
-        multipliers: See `param_groups`.
-        **kwargs: Passed to `factory`.
-
-    Returns:
-        The optimizer; each of its groups carries its own `lr`, `weight_decay` and `name`.
-
-    Raises:
-        ValueError: As `param_groups`, and whatever `factory` refuses.
-    """
-    groups = param_groups(module, lr, weight_decay, decay_bias_and_norm=decay_bias_and_norm, multipliers=multipliers)
-    return factory(groups, lr=lr, weight_decay=weight_decay, **kwargs)
+        return self.optimizer(groups, lr=self.lr, weight_decay=self.weight_decay, **self.kwargs)
 
 
 def param_groups(
@@ -103,7 +80,7 @@ def param_groups(
     decay_bias_and_norm: bool = False,
     multipliers: Multipliers | None = None,
 ) -> list[dict[str, Any]]:
-    """Sort a module's trainable parameters into as few groups as their values of lr and weight decay allow.
+    """Sort a module's trainable parameters into one group for each pair of learning rate and weight decay.
 
     Norm parameters, biases and all other parameters of at most one dimension are not decayed unless
     `decay_bias_and_norm` is set. The groups, and the parameters within each, keep the order of `named_parameters()`.
@@ -113,18 +90,18 @@ def param_groups(
         lr: Learning rate before multipliers, > 0.
         weight_decay: Weight decay before multipliers, >= 0.
         decay_bias_and_norm: Whether biases and norm parameters are decayed too.
-        multipliers: Regular expression -> factors on "lr" and "weight_decay", each >= 0. An expression applies to
-            each parameter in whose name it is found (`re.search`: anchor it with ^ and $ if need be). Where several
-            apply their factors multiply, so their order does not matter. A factor on the weight decay of a parameter
-            that is not decayed changes nothing.
+        multipliers: Regular expression to factors on "lr" and "weight_decay", each >= 0. An expression applies to
+            each parameter in whose name `re.search` finds it; anchor it with ^ and $ if necessary. The factors of
+            several matching expressions multiply, so their order does not matter. A factor on the weight decay of a
+            parameter that is not decayed changes nothing.
 
     Returns:
-        Dicts with the keys "params", "name", "lr" and "weight_decay". The name is "decay" or "no_decay" and then the
-        factors that are not 1, as in "decay lr*2"; no two groups have the same.
+        Dicts with the keys "params", "name", "lr" and "weight_decay". The name is "decay" or "no_decay", followed by
+        the factors other than 1, as in "decay lr*2"; names are unique.
 
     Raises:
-        ValueError: If a number is out of range, an expression is invalid or found in no trainable parameter's name, or
-            the module has no trainable parameter.
+        ArgumentError: A number is out of range, an expression is invalid or matches no trainable parameter, or the
+            module has no trainable parameter.
 
     Example:
         >>> groups = param_groups(nn.Linear(2, 2), 0.1, 1e-4, multipliers={"bias": {"lr": 2.0}})
@@ -134,7 +111,7 @@ def param_groups(
     _check_numbers(lr, weight_decay)
     named = [(name, param) for name, param in module.named_parameters() if param.requires_grad]
     if not named:
-        raise ValueError(f"{type(module).__name__} has no trainable parameter to optimize")
+        raise ArgumentError(f"{type(module).__name__} has no trainable parameter to optimize")
     patterns = _compile(multipliers or {}, [name for name, _ in named])
     undecayed = set() if decay_bias_and_norm else {id(param) for param in _undecayed(module)}
     groups: dict[str, dict[str, Any]] = {}
@@ -149,29 +126,27 @@ def param_groups(
 
 
 def _check_numbers(lr: float, weight_decay: float) -> None:
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr must be finite and > 0, got {lr}")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay must be finite and >= 0, got {weight_decay}")
+    check_number("lr", lr, above=True)
+    check_number("weight_decay", weight_decay)
 
 
 def _compile(multipliers: Multipliers, names: list[str]) -> list[tuple[re.Pattern[str], Mapping[str, float]]]:
     """Check the multipliers against the names of the trainable parameters."""
     compiled = []
     for pattern, factors in multipliers.items():
+        key_path = f"multipliers[{pattern!r}]"
         for key, factor in factors.items():
             if key not in _KEYS:
-                raise ValueError(f"multipliers[{pattern!r}] has the unknown key {key!r}. Known: {', '.join(_KEYS)}")
-            if not (math.isfinite(factor) and factor >= 0):
-                raise ValueError(f"multipliers[{pattern!r}][{key!r}] must be finite and >= 0, got {factor}")
+                raise ArgumentError(f"has the unknown key {key!r}. Known: {', '.join(_KEYS)}", key_path)
+            check_number(f"{key_path}[{key!r}]", factor)
         try:
             regex = re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"multipliers[{pattern!r}] is no valid regular expression: {error}") from error
+            raise ArgumentError(f"is not a valid regular expression: {error}", key_path) from error
         if not any(regex.search(name) for name in names):
             more = ", ..." if len(names) > _NAMES_SHOWN else ""
             shown = ", ".join(names[:_NAMES_SHOWN])
-            raise ValueError(f"multipliers[{pattern!r}] matches no trainable parameter. There are: {shown}{more}")
+            raise ArgumentError(f"matches no trainable parameter. There are: {shown}{more}", key_path)
         compiled.append((regex, factors))
     return compiled
 
@@ -185,9 +160,9 @@ def _undecayed(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _factors(name: str, patterns: list[tuple[re.Pattern[str], Mapping[str, float]]]) -> tuple[float, float]:
-    """Return the factors on the lr and on the weight decay of one parameter."""
+    """Return the factors on the learning rate and on the weight decay of one parameter."""
     matching = [factors for regex, factors in patterns if regex.search(name)]
-    # prod of an empty list is the integer 1, which would make lr an integer's multiple for some and not for others.
+    # The product of an empty list is the integer 1, which would make some learning rates integers.
     lr, weight_decay = (float(math.prod(factors.get(key, 1.0) for factors in matching)) for key in _KEYS)
     return lr, weight_decay
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar with the whole run's time left, or a line an epoch where there is no terminal."""
+"""The progress display: a bar with the whole run's remaining time, or one line per epoch without a terminal."""
 
 import time
 from typing import Any
@@ -18,16 +18,17 @@ _SHOWN = {"val/loss": "val", "val/acc": "acc", "probe/loss": "probe", "overfit/g
 
 
 class RunProgress(ProgressBar):
-    """One bar for the whole run, with epoch, losses, rate and time left; or one line an epoch.
+    """One bar for the whole run, with epoch, losses, learning rate and remaining time; or one line per epoch.
 
-    It never fetches a value from the device: the loss is the one of the last flush of :class:`StepRecorder`.
+    It never fetches a value from the device: the training loss is that of the last flush of :class:`StepRecorder`.
 
     Args:
         style: ``"auto"`` (a bar on a terminal, else lines), ``"bar"``, ``"lines"`` or ``"none"``.
         console: Where to draw.
     """
 
-    REFRESH = 0.1  # seconds between two drawings
+    REFRESH = 0.1
+    """Seconds between two drawings."""
 
     def __init__(self, style: str = "auto", console: Console | None = None) -> None:
         super().__init__()
@@ -41,14 +42,14 @@ class RunProgress(ProgressBar):
         self._validated: dict[str, float] = {}
 
     def disable(self) -> None:
-        """Lightning's way to silence all ranks but the first."""
+        """Draw nothing; Lightning calls this on all ranks but the first."""
         self.style = "none"
 
     def enable(self) -> None:
-        """Lightning's counterpart to :meth:`disable`; the style chosen at construction stays."""
+        """Keep the style chosen at construction; Lightning calls this as the counterpart to :meth:`disable`."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the bar at the step the run starts from."""
+        """Start the bar at step 0, or where a resumed run continues."""
         self._started, self._first_step = time.monotonic(), trainer.global_step
         self._total = trainer_clock(trainer).total or 0
         for growing in callbacks_of(trainer, BatchSizeSchedule) if self.style != "none" else ():
@@ -71,40 +72,33 @@ class RunProgress(ProgressBar):
         self._draw(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Move the bar, a few times a second at the most."""
+        """Move the bar, at most ten times a second."""
         if self._bar is not None and time.monotonic() - self._drawn >= self.REFRESH:
             self._draw(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fetch the validation's values, once."""
+        """Fetch the metrics of the validation, once."""
         if not trainer.sanity_checking and self.style != "none":
             self._validated = {k: float(v) for k, v in trainer.callback_metrics.items() if k in _SHOWN}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the epoch's result."""
+        """Show the metrics of the epoch."""
         if self._bar is not None:
             self._draw(trainer)
         elif self.style == "lines":
             now = time.monotonic() - self._started
             done = trainer.global_step - self._first_step
             left = f", {now / done * (self._total - trainer.global_step):.0f} s left" if done and self._total else ""
-            line = (
-                f"epoch {self._epoch(trainer)}  step {trainer.global_step}  {self._metrics(trainer)}  {now:.0f} s{left}"
-            )
+            line = f"epoch {_epoch(trainer)}  step {trainer.global_step}  {self._metrics(trainer)}  {now:.0f} s{left}"
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)
-            self._validated = {}  # the next epoch may have none of its own
+            self._validated = {}  # the next epoch may have no validation
 
     def _draw(self, trainer: Trainer) -> None:
         if self._bar is not None:
             self._drawn = time.monotonic()
             task = self._bar.task_ids[0]
-            epoch, metrics = self._epoch(trainer), self._metrics(trainer)
+            epoch, metrics = _epoch(trainer), self._metrics(trainer)
             self._bar.update(task, completed=trainer.global_step, epoch=epoch, metrics=metrics)
-
-    @staticmethod
-    def _epoch(trainer: Trainer) -> str:
-        last = trainer.max_epochs
-        return f"{trainer.current_epoch + 1}" + (f"/{last}" if last not in (None, -1) else "")
 
     def _metrics(self, trainer: Trainer) -> str:
         parts = []
@@ -117,15 +111,17 @@ class RunProgress(ProgressBar):
             parts.append(f"lr {lr:.3g}")
         return "  ".join(parts)
 
-    def _stop(self) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away."""
-        self._stop()
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
-        self._stop()
+        """Remove the bar, so that the error has the terminal."""
+        self.on_train_end(trainer, pl_module)
+
+
+def _epoch(trainer: Trainer) -> str:
+    last = trainer.max_epochs
+    return f"{trainer.current_epoch + 1}" + (f"/{last}" if last not in (None, -1) else "")

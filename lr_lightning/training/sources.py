@@ -1,4 +1,4 @@
-"""Images and labels from Arrow tables: parquet files, and what the Hugging Face hub gives."""
+"""Where images come from: each source returns a `RawSplits`, and the app's `data=` choices name the sources."""
 
 import json
 import os
@@ -16,31 +16,87 @@ from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.stratify import stratified_split
 from lr_lightning.errors import DataError
-from lr_lightning.training.images import Encoded, Images, RawSplits
+from lr_lightning.training.images import Encoded, Images, RawSplits, require
 
-__all__ = ["DataError", "Images", "RawSplits", "digits", "hub", "image_folder", "parquet"]
+_IMAGE_COLUMNS = ("image", "img")
+_LABEL_COLUMNS = ("label", "fine_label", "labels")
+_SPLIT_NAMES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
+_TEST_FRACTION, _TEST_SEED = 0.2, 0  # of the digits
+_NETWORK_SECONDS = 5.0
 
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "fine_label", "labels")
 
+def digits() -> RawSplits:
+    """Return scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, 10 classes; no network.
 
-@dataclass(frozen=True)
-class ImageTable:
-    """One split as a table, with the names of its two columns.
-
-    Attributes:
-        table: The rows.
-        image: Name of the image column: binary, or a struct of ``bytes`` and ``path``.
-        label: Name of the label column: integers or strings.
-        origin: Where the table comes from, for messages.
-        key: The config key that names it, for messages.
+    The data set has no test split, so the same stratified fifth is always held out. There is one channel; the grey
+    values 0..16 are scaled to 0..255.
     """
+    from sklearn.datasets import load_digits
 
-    table: pa.Table
-    image: str
-    label: str
-    origin: str
-    key: str
+    data, target = load_digits(return_X_y=True)
+    pixels = np.rint(data.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    labels = target.astype(np.int64)
+    keep, held_out = stratified_split(labels, _TEST_FRACTION, _TEST_SEED)
+    return RawSplits(
+        train=Images(labels[keep], array=pixels[keep]),
+        val=None,
+        test=Images(labels[held_out], array=pixels[held_out]),
+        class_names=tuple(str(digit) for digit in range(10)),
+        name="digits",
+    )
+
+
+def image_folder(root: str | Path, *, name: str | None = None) -> RawSplits:
+    """Read image files from one folder per class, or from ``train/ val/ test/`` with such folders.
+
+    Classes are the folders' names, sorted. Files may lie deeper; hidden files and folders are left out. A relative path
+    starts at the working directory. Images are read when they are needed.
+
+    Args:
+        root: The folder. If it contains a ``train`` folder, ``val`` (or ``valid``, ``validation``) and ``test`` are
+            looked for beside it.
+        name: Name of the data set; by default the folder's.
+
+    Raises:
+        DataError: The folder does not exist or has no class folders, or a class folder is empty.
+    """
+    folder = Path(root).expanduser().absolute()
+    require(folder.is_dir(), f"data.root: no such folder: {folder}. Give a folder with one folder a class.")
+    splits = {"train": folder}
+    if (folder / "train").is_dir():
+        splits = {
+            split: folder / alias
+            for split, aliases in _SPLIT_NAMES.items()
+            for alias in aliases[::-1]  # of several, the first name takes effect
+            if (folder / alias).is_dir()
+        }
+    files = {split: _class_files(path) for split, path in splits.items()}
+    names = sorted(set().union(*files.values()))
+    images = {split: _labelled(classes, names) for split, classes in files.items()}
+    return RawSplits(images["train"], images.get("val"), images.get("test"), tuple(names), name or folder.name)
+
+
+def _class_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of each class folder, sorted."""
+    classes = {
+        entry.name: sorted(
+            path
+            for path in entry.rglob("*")
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(entry).parts)
+        )
+        for entry in sorted(folder.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+    require(bool(classes), f"data.root: {folder} has no folders in it. Give a folder with one folder a class.")
+    for name, files in classes.items():
+        empty = f"data.root: the class folder {folder / name} is empty. Add images or remove the folder."
+        require(bool(files), empty)
+    return classes
+
+
+def _labelled(classes: dict[str, list[Path]], names: list[str]) -> Images:
+    labels = [names.index(name) for name, files in classes.items() for _ in files]
+    return Images(np.asarray(labels, np.int64), encoded=[path for files in classes.values() for path in files])
 
 
 def parquet(
@@ -52,7 +108,10 @@ def parquet(
     label_column: str | None = None,
     name: str | None = None,
 ) -> RawSplits:
-    """Read images from parquet files, one a split. Relative paths start at the working directory.
+    """Read images from one parquet file per split. Relative paths start at the working directory.
+
+    Class names come from the file's Hugging Face metadata if it has any, else they are the sorted labels. The images
+    stay encoded.
 
     Args:
         train: File with the training images.
@@ -62,187 +121,17 @@ def parquet(
         label_column: Column with integers or strings; by default ``label``, ``fine_label`` or ``labels``.
         name: Name of the data set; by default that of the training file's folder.
 
-    Returns:
-        The splits. Class names come from the file's Hugging Face metadata if there, else they are the sorted labels.
-
     Raises:
-        DataError: If a file is missing or no parquet file, or a column is missing or of the wrong type.
+        DataError: A file is missing or not a parquet file, or a column is missing or of the wrong type.
     """
     paths = {"train": train, "val": val, "test": test}
     tables = {
-        split: _read(Path(path).expanduser().absolute(), f"data.{split}", image_column, label_column)
+        split: _read_parquet(Path(path).expanduser().absolute(), f"data.{split}", image_column, label_column)
         for split, path in paths.items()
         if path is not None
     }
-    names = _metadata_names(tables["train"])
-    return splits_from_tables(tables, names, name or Path(tables["train"].origin).parent.name)
-
-
-def splits_from_tables(tables: Mapping[str, ImageTable], class_names: Sequence[str] | None, name: str) -> RawSplits:
-    """Make splits of tables.
-
-    Args:
-        tables: The tables of ``train`` and, where there are any, ``val`` and ``test``.
-        class_names: Names of the classes; by default the sorted labels of all tables.
-        name: Name of the data set.
-
-    Returns:
-        The splits, their images still encoded.
-
-    Raises:
-        DataError: If a label is missing, of the wrong type or of no known class.
-    """
-    raw = {split: _raw_labels(table) for split, table in tables.items()}
-    as_text = {isinstance(labels, list) for labels in raw.values()}
-    if len(as_text) > 1:
-        raise DataError("data: labels are integers in one split and strings in another. Use the same in all.")
-    if class_names is None or as_text == {True}:
-        known: list[Any] = list(class_names or sorted({label for labels in raw.values() for label in set(labels)}))
-        index = {label: number for number, label in enumerate(known)}
-        class_names = [str(label) for label in known]
-    else:
-        index = None
-    images = {
-        split: Images(
-            labels=_indices(raw[split], index, table),
-            encoded=_encoded(table),
-            origin=table.origin,
-        )
-        for split, table in tables.items()
-    }
-    return RawSplits(images["train"], images.get("val"), images.get("test"), tuple(class_names), name)
-
-
-def find_column(names: Sequence[str], wanted: str | None, candidates: Sequence[str], kind: str, where: str) -> str:
-    """Choose the column of a table.
-
-    Args:
-        names: The columns present.
-        wanted: The column asked for, if any.
-        candidates: Names to look for otherwise, the first present wins.
-        kind: ``image`` or ``label``.
-        where: Config key and place of the table, for the message.
-
-    Returns:
-        The column's name.
-
-    Raises:
-        DataError: If it is not there; the message names the columns that are.
-    """
-    for candidate in (wanted,) if wanted else candidates:
-        if candidate in names:
-            return candidate
-    looked_for = " or ".join(repr(candidate) for candidate in ((wanted,) if wanted else candidates))
-    present = ", ".join(repr(column) for column in names) or "none"
-    raise DataError(
-        f"{where} has no {kind} column {looked_for}; its columns are {present}. Name one with data.{kind}_column."
-    )
-
-
-def _read(path: Path, key: str, image_column: str | None, label_column: str | None) -> ImageTable:
-    if not path.is_file():
-        raise DataError(f"{key}: no such file: {path}. Give the path of a parquet file.")
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            image = find_column(names, image_column, IMAGE_COLUMNS, "image", f"{key}: {path}")
-            label = find_column(names, label_column, LABEL_COLUMNS, "label", f"{key}: {path}")
-            # By row groups: read at once, a struct column above 2 GiB would not fit Arrow's 32-bit offsets.
-            groups = [file.read_row_group(group, columns=[image, label]) for group in range(file.num_row_groups)]
-            table = pa.concat_tables(groups) if groups else file.schema_arrow.empty_table()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{key}: {path} is not a readable parquet file ({error}). Give another file.") from error
-    return ImageTable(table, image, label, str(path), key)
-
-
-def _metadata_names(table: ImageTable) -> list[str] | None:
-    """Class names from the metadata that the `datasets` library writes into a schema."""
-    try:
-        metadata = json.loads((table.table.schema.metadata or {})[b"huggingface"])
-        names = metadata["info"]["features"][table.label]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return [str(name) for name in names]
-
-
-def _raw_labels(table: ImageTable) -> NDArray[np.int64] | list[str]:
-    column = table.table.column(table.label)
-    if column.null_count:
-        row = column.is_null().to_pylist().index(True)
-        raise DataError(f"{table.key}: row {row} of {table.origin} has no label. Give it one or remove it.")
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        return np.asarray(column.cast(pa.int64()).to_numpy())
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return [str(label) for label in column.to_pylist()]
-    raise DataError(
-        f"{table.key}: expected integers or strings in column {table.label!r} of {table.origin}, got {column.type}. "
-        "Name another column with data.label_column."
-    )
-
-
-def _indices(
-    labels: NDArray[np.int64] | list[str], index: Mapping[Any, int] | None, table: ImageTable
-) -> NDArray[np.int64]:
-    if index is None:
-        return np.asarray(labels, np.int64)
-    unknown = sorted(set(labels) - index.keys())
-    if unknown:
-        raise DataError(f"{table.key}: {table.origin} has the label {unknown[0]!r}, which is none of the classes.")
-    return np.fromiter((index[label] for label in labels), np.int64, count=len(labels))
-
-
-def _encoded(table: ImageTable) -> "EncodedColumn":
-    column = table.table.column(table.image)
-    kind = column.type
-    is_struct = pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]
-    if not (is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise DataError(
-            f"{table.key}: expected encoded images (bytes) in column {table.image!r} of {table.origin}, got {kind}. "
-            "Name another column with data.image_column."
-        )
-    return EncodedColumn(column)
-
-
-class EncodedColumn(Sequence[Encoded]):
-    """An Arrow column of encoded images, read row by row without a copy of the column.
-
-    Args:
-        column: binary, or a struct with the fields ``bytes`` and, for images stored beside the table, ``path``.
-    """
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self.column = column
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.column)
-
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> "EncodedColumn": ...
-    def __getitem__(self, index: int | slice) -> "Encoded | EncodedColumn":
-        """One row's bytes or path; a slice is a view.
-
-        Raises:
-            ValueError: If the row is empty.
-        """
-        if isinstance(index, slice):
-            return EncodedColumn(self.column[index])
-        value = self.column[index].as_py()
-        content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-        if content is not None:
-            return bytes(content)
-        if path is None:
-            raise ValueError("there is no image in it")
-        return Path(path)
-
-
-# --- Data sets of the Hugging Face hub, and local folders in its layout; the only importer of `datasets`.
-
-_SPLITS = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
-_PROBE_SECONDS = 5.0
+    names = _names_in_metadata(tables["train"])
+    return _splits_from_tables(tables, names, name or Path(tables["train"].origin).parent.name)
 
 
 def hub(
@@ -254,25 +143,25 @@ def hub(
     label_column: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> RawSplits:
-    """Load an image data set from the hub, from its local cache, or from a local folder.
+    """Load an image data set from the Hugging Face hub, from its local cache, or from a local folder in its layout.
 
-    Without a network the cache is used; if the data is not there either, the error comes within seconds.
+    The splits are ``train``, ``validation`` and ``test`` as far as they exist; the images stay encoded. Without a
+    network the cache is used; if the data is not there either, the error comes within seconds.
 
     Args:
         path: Hub id, such as ``uoft-cs/cifar10``, or an existing local folder.
-        subset: Configuration of the data set, where it has several.
+        subset: Configuration of the data set, if it has several.
         revision: Branch, tag or commit; by default the newest.
         image_column: Column with the images; by default ``image`` or ``img``.
         label_column: Column with the labels; by default ``label``, ``fine_label`` or ``labels``.
         cache_dir: Where `datasets` keeps its files; by default its own choice.
 
-    Returns:
-        The splits: ``train``, ``validation`` and ``test`` as far as they exist, the images still encoded.
-
     Raises:
-        DataError: If the data cannot be reached or found, or has no such columns or no training split.
+        DataError: The data cannot be reached or found, or has no such columns or no training split.
     """
-    _silence_telemetry()
+    # The hub's libraries read this when they are imported. The user's own choice stands.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     import datasets
 
     folder = Path(path).expanduser()
@@ -294,44 +183,25 @@ def hub(
                 "data=image_folder data.root=FOLDER."
             ) from error
         raise DataError(f"data.path: cannot load {path}: {error}") from error
-    tables: dict[str, ImageTable] = {}
-    for split, aliases in _SPLITS.items():
+    tables: dict[str, _ImageTable] = {}
+    for split, aliases in _SPLIT_NAMES.items():
         found = next((alias for alias in aliases if alias in loaded), None)
         if found is not None:
-            tables[split] = _table(loaded[found], f"the {found} split of {path}", image_column, label_column)
+            tables[split] = _hub_table(loaded[found], f"the {found} split of {path}", image_column, label_column)
     if "train" not in tables:
         raise DataError(f"data.path: {path} has no train split, only {', '.join(map(repr, loaded))}.")
     feature = loaded["train"].features[tables["train"].label]
-    return splits_from_tables(tables, getattr(feature, "names", None), folder.name)
+    return _splits_from_tables(tables, getattr(feature, "names", None), folder.name)
 
 
-def _table(dataset: Any, origin: str, image_column: str | None, label_column: str | None) -> ImageTable:
-    import datasets
-
-    where = f"data.path: {origin}"
-    image = find_column(dataset.column_names, image_column, IMAGE_COLUMNS, "image", where)
-    label = find_column(dataset.column_names, label_column, LABEL_COLUMNS, "label", where)
-    dataset = dataset.select_columns([image, label])
-    if isinstance(dataset.features[image], datasets.Image):
-        dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    # In Arrow form the rows stay memory-mapped from the cache.
-    return ImageTable(dataset.with_format("arrow")[:], image, label, origin, "data.path")
-
-
-def _silence_telemetry() -> None:
-    """Ask the hub's libraries to report nothing; they read this when they are imported. The user's choice stands."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
-
-
-def _reachable(endpoint: str, timeout: float = _PROBE_SECONDS) -> bool:
-    """Whether the hub answers at all. The libraries themselves retry for half a minute before they give up."""
+def _reachable(endpoint: str, timeout: float = _NETWORK_SECONDS) -> bool:
+    """Check whether the hub answers; its libraries would retry for half a minute before they give up."""
     from huggingface_hub import get_session
 
     answers: list[int] = []
 
     def ask() -> None:
-        # Which HTTP client is behind the session, and so what it raises, differs between versions of the library.
+        # The HTTP client behind the session, and so its exceptions, differ between versions of the library.
         with suppress(Exception):
             answers.append(get_session().head(endpoint, timeout=timeout).status_code)
 
@@ -344,7 +214,7 @@ def _reachable(endpoint: str, timeout: float = _PROBE_SECONDS) -> bool:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Let `datasets` look into its cache only. It reads the environment just once, at import."""
+    """Let `datasets` use its cache only. It reads the environment just once, at import."""
     import datasets
     import huggingface_hub.constants as hub_constants
 
@@ -356,89 +226,166 @@ def _offline() -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, hub_constants.HF_HUB_OFFLINE = before
 
 
-# --- Where images come from. Each function here gives a `RawSplits`; the app's `data=` choices name them.
+@dataclass(frozen=True)
+class _ImageTable:
+    """One split as an Arrow table.
 
-_TEST_FRACTION = 0.2
-_TEST_SEED = 0
-_SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-
-
-def digits() -> RawSplits:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, 10 classes; no network.
-
-    The set has no test split of its own: a stratified fifth is held out, always the same one.
-
-    Returns:
-        The splits, one channel, the grey values 0..16 scaled to 0..255.
+    Attributes:
+        table: The rows.
+        image: Name of the image column: binary, or a struct of ``bytes`` and ``path``.
+        label: Name of the label column: integers or strings.
+        origin: Where the table comes from, for messages.
+        key: The config key that names it, for messages.
     """
-    from sklearn.datasets import load_digits
 
-    data, target = load_digits(return_X_y=True)
-    pixels = np.rint(data.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
-    labels = target.astype(np.int64)
-    keep, held_out = stratified_split(labels, _TEST_FRACTION, _TEST_SEED)
-    return RawSplits(
-        train=Images(labels[keep], array=pixels[keep]),
-        val=None,
-        test=Images(labels[held_out], array=pixels[held_out]),
-        class_names=tuple(str(digit) for digit in range(10)),
-        name="digits",
+    table: pa.Table
+    image: str
+    label: str
+    origin: str
+    key: str
+
+
+def _read_parquet(path: Path, key: str, image_column: str | None, label_column: str | None) -> _ImageTable:
+    require(path.is_file(), f"{key}: no such file: {path}. Give the path of a parquet file.")
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            image, label = _find_columns(names, image_column, label_column, f"{key}: {path}")
+            # By row groups: read at once, a struct column above 2 GiB would not fit Arrow's 32-bit offsets.
+            groups = [file.read_row_group(group, columns=[image, label]) for group in range(file.num_row_groups)]
+            table = pa.concat_tables(groups) if groups else file.schema_arrow.empty_table()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{key}: {path} is not a readable parquet file ({error}). Give another file.") from error
+    return _ImageTable(table, image, label, str(path), key)
+
+
+def _hub_table(dataset: Any, origin: str, image_column: str | None, label_column: str | None) -> _ImageTable:
+    import datasets
+
+    image, label = _find_columns(dataset.column_names, image_column, label_column, f"data.path: {origin}")
+    dataset = dataset.select_columns([image, label])
+    if isinstance(dataset.features[image], datasets.Image):
+        dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    # In Arrow form the rows stay memory-mapped from the cache.
+    return _ImageTable(dataset.with_format("arrow")[:], image, label, origin, "data.path")
+
+
+def _find_columns(names: Sequence[str], image: str | None, label: str | None, where: str) -> tuple[str, str]:
+    """Return the names of the image and the label column: those asked for, or the first known names."""
+
+    def find(kind: str, candidates: Sequence[str]) -> str:
+        found = next((candidate for candidate in candidates if candidate in names), None)
+        if found is None:
+            looked_for = " or ".join(map(repr, candidates))
+            present = ", ".join(map(repr, names)) or "none"
+            raise DataError(
+                f"{where} has no {kind} column {looked_for}; its columns are {present}. "
+                f"Name one with data.{kind}_column."
+            )
+        return found
+
+    return find("image", (image,) if image else _IMAGE_COLUMNS), find("label", (label,) if label else _LABEL_COLUMNS)
+
+
+def _names_in_metadata(table: _ImageTable) -> list[str] | None:
+    """Return the class names from the metadata that the `datasets` library writes into a schema."""
+    try:
+        metadata = json.loads((table.table.schema.metadata or {})[b"huggingface"])
+        names = metadata["info"]["features"][table.label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names]
+
+
+def _splits_from_tables(tables: Mapping[str, _ImageTable], class_names: Sequence[str] | None, name: str) -> RawSplits:
+    """Make splits of tables; by default the class names are the sorted labels of all tables.
+
+    Raises:
+        DataError: A label is missing, of the wrong type or of no known class.
+    """
+    raw = {split: _raw_labels(table) for split, table in tables.items()}
+    as_text = {isinstance(labels, list) for labels in raw.values()}
+    require(len(as_text) == 1, "data: labels are integers in one split and strings in another. Use the same in all.")
+    index: dict[Any, int] | None = None
+    if class_names is None or as_text == {True}:
+        known: list[Any] = list(class_names or sorted({label for labels in raw.values() for label in set(labels)}))
+        index = {label: number for number, label in enumerate(known)}
+        class_names = [str(label) for label in known]
+    images = {
+        split: Images(_class_indices(raw[split], index, table), encoded=_encoded(table), origin=table.origin)
+        for split, table in tables.items()
+    }
+    return RawSplits(images["train"], images.get("val"), images.get("test"), tuple(class_names), name)
+
+
+def _raw_labels(table: _ImageTable) -> NDArray[np.int64] | list[str]:
+    column = table.table.column(table.label)
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True)
+        raise DataError(f"{table.key}: row {row} of {table.origin} has no label. Give it one or remove it.")
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return np.asarray(column.cast(pa.int64()).to_numpy())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return [str(label) for label in column.to_pylist()]
+    raise DataError(
+        f"{table.key}: expected integers or strings in column {table.label!r} of {table.origin}, got {column.type}. "
+        "Name another column with data.label_column."
     )
 
 
-def image_folder(root: str | Path, *, name: str | None = None) -> RawSplits:
-    """Read image files: one folder a class, or ``train/ val/ test/`` of such folders.
+def _class_indices(
+    labels: NDArray[np.int64] | list[str], index: Mapping[Any, int] | None, table: _ImageTable
+) -> NDArray[np.int64]:
+    if index is None:
+        return np.asarray(labels, np.int64)
+    unknown = sorted(set(labels) - index.keys())
+    if unknown:
+        raise DataError(f"{table.key}: {table.origin} has the label {unknown[0]!r}, which is none of the classes.")
+    return np.fromiter((index[label] for label in labels), np.int64, count=len(labels))
 
-    Classes are the folders' names, sorted. Files may lie deeper; hidden files and folders are left out. A relative path
-    starts at the working directory.
+
+def _encoded(table: _ImageTable) -> "_EncodedColumn":
+    column = table.table.column(table.image)
+    kind = column.type
+    is_struct = pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]
+    if not (is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise DataError(
+            f"{table.key}: expected encoded images (bytes) in column {table.image!r} of {table.origin}, got {kind}. "
+            "Name another column with data.image_column."
+        )
+    return _EncodedColumn(column)
+
+
+class _EncodedColumn(Sequence[Encoded]):
+    """An Arrow column of encoded images, read row by row without a copy of the column.
 
     Args:
-        root: The folder. With a ``train`` folder in it, ``val`` (also ``valid``, ``validation``) and ``test`` are
-            looked for beside that.
-        name: Name of the data set; by default the folder's.
-
-    Returns:
-        The splits; the images are read when they are needed.
-
-    Raises:
-        DataError: If the folder is missing, has no class folders, or a class folder is empty.
+        column: binary, or a struct with the fields ``bytes`` and, for images stored beside the table, ``path``.
     """
-    folder = Path(root).expanduser().absolute()
-    if not folder.is_dir():
-        raise DataError(f"data.root: no such folder: {folder}. Give a folder with one folder a class.")
-    splits = {"train": folder}
-    if (folder / "train").is_dir():
-        splits = {
-            split: folder / alias
-            for split, aliases in _SPLIT_FOLDERS.items()
-            for alias in aliases
-            if (folder / alias).is_dir()
-        }
-    files = {split: _class_files(path) for split, path in splits.items()}
-    names = sorted(set().union(*files.values()))
-    images = {split: _labelled(classes, names) for split, classes in files.items()}
-    return RawSplits(images["train"], images.get("val"), images.get("test"), tuple(names), name or folder.name)
 
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.column = column
 
-def _class_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of each class folder, sorted."""
-    classes = {
-        entry.name: sorted(
-            path
-            for path in entry.rglob("*")
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(entry).parts)
-        )
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
-    if not classes:
-        raise DataError(f"data.root: {folder} has no folders in it. Give a folder with one folder a class.")
-    for name, files in classes.items():
-        if not files:
-            raise DataError(f"data.root: the class folder {folder / name} is empty. Add images or remove the folder.")
-    return classes
+    def __len__(self) -> int:
+        return len(self.column)
 
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_EncodedColumn": ...
+    def __getitem__(self, index: int | slice) -> "Encoded | _EncodedColumn":
+        """Return one row's bytes or path; a slice is a view.
 
-def _labelled(classes: dict[str, list[Path]], names: list[str]) -> Images:
-    labels = [names.index(name) for name, files in classes.items() for _ in files]
-    return Images(np.asarray(labels, np.int64), encoded=[path for files in classes.values() for path in files])
+        Raises:
+            DataError: The row is empty.
+        """
+        if isinstance(index, slice):
+            return _EncodedColumn(self.column[index])
+        value = self.column[index].as_py()
+        content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        if content is not None:
+            return bytes(content)
+        if path is None:
+            raise DataError("there is no image in it")
+        return Path(path)

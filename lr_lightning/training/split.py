@@ -16,8 +16,8 @@ _FLIP_STREAM = 1
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Some images of a raw split.
+class SplitIndices:
+    """The images of one split, as indices into a raw split.
 
     Attributes:
         origin: ``train``, ``val`` or ``test`` of the raw splits.
@@ -28,20 +28,21 @@ class Choice:
     indices: NDArray[np.int64]
 
 
-def choose(raw: RawSplits, val_fraction: float, split_seed: int, train_size: int | None = None) -> dict[str, Choice]:
-    """Choose the images of ``train``, ``val``, ``probe`` and, if there is one, ``test``.
+def choose_splits(
+    raw: RawSplits, val_fraction: float, split_seed: int, train_size: int | None = None
+) -> dict[str, SplitIndices]:
+    """Choose the images of ``train``, ``val``, ``probe`` and, if there is a test set, ``test``.
+
+    The probe is a stratified subset of the training split, as large as the validation split.
 
     Args:
         raw: The data.
         val_fraction: Share of the training images to hold out, stratified, if the data has no validation split.
-        split_seed: Seed of that split, of the probe and of the training images that are kept.
+        split_seed: Seed of the validation split, the probe and the reduced training split.
         train_size: Images to keep in the training split, stratified; all by default.
 
-    Returns:
-        The choices. The probe is a stratified subset of the training split, as large as the validation split.
-
     Raises:
-        DataError: If a split would be empty.
+        DataError: A split would be empty.
     """
     for name, images in raw.present().items():
         require(len(images) > 0, f"data: the {name} split has no images. Give one that has.")
@@ -57,9 +58,9 @@ def choose(raw: RawSplits, val_fraction: float, split_seed: int, train_size: int
             f"data.val_fraction: {val_fraction} of {len(raw.train)} training images leaves none for validation. "
             "Give a larger fraction or more images.",
         )
-        val = Choice("train", held_out)
+        val = SplitIndices("train", held_out)
     else:
-        val = Choice("val", np.arange(len(raw.val), dtype=np.int64))
+        val = SplitIndices("val", np.arange(len(raw.val), dtype=np.int64))
     if train_size is not None:
         require(
             train_size <= len(train),
@@ -67,17 +68,17 @@ def choose(raw: RawSplits, val_fraction: float, split_seed: int, train_size: int
         )
         train = train[stratified_subset(raw.train.labels[train], train_size, split_seed)]
     probe = train[stratified_subset(raw.train.labels[train], len(val.indices), split_seed)]
-    chosen = {"train": Choice("train", train), "val": val, "probe": Choice("train", probe)}
+    splits = {"train": SplitIndices("train", train), "val": val, "probe": SplitIndices("train", probe)}
     if raw.test is not None:
-        chosen["test"] = Choice("test", np.arange(len(raw.test), dtype=np.int64))
-    return chosen
+        splits["test"] = SplitIndices("test", np.arange(len(raw.test), dtype=np.int64))
+    return splits
 
 
-def check(raw: RawSplits, chosen: Mapping[str, Choice], batch_size: int) -> None:
+def check_splits(raw: RawSplits, splits: Mapping[str, SplitIndices], batch_size: int) -> None:
     """Check that the training split can be trained on.
 
     Raises:
-        DataError: If a label is out of range, a class is missing from the training split, or a batch is larger than it.
+        DataError: A label is out of range, the training split lacks a class, or a batch is larger than it.
     """
     classes = len(raw.class_names)
     for name, images in raw.present().items():
@@ -87,64 +88,64 @@ def check(raw: RawSplits, chosen: Mapping[str, Choice], batch_size: int) -> None
             f"data: labels of the {name} split must be in 0..{classes - 1} (there are {classes} classes), "
             f"got {low if low < 0 else high}",
         )
-    train = chosen["train"].indices
-    missing = np.flatnonzero(np.bincount(raw.train.labels[train], minlength=classes) == 0)
+    missing = _missing_classes(raw, splits["train"])
     require(
-        len(missing) == 0,
-        f"data: the training split has no image of class {_names(raw, missing)}. "
+        not missing,
+        f"data: the training split has no image of class {missing}. "
         "Add training images of it, or remove the class from the data.",
     )
+    size = len(splits["train"].indices)
     require(
-        batch_size <= len(train),
-        f"data.batch_size: {batch_size} is larger than the training set of {len(train)} images. "
-        f"Give data.batch_size={len(train)} or less.",
+        batch_size <= size,
+        f"data.batch_size: {batch_size} is larger than the training set of {size} images. "
+        f"Give data.batch_size={size} or less.",
     )
 
 
-def unvalidated(raw: RawSplits, chosen: Mapping[str, Choice]) -> str | None:
-    """What to warn of where a class is trained on but not validated; None where there is none such."""
-    val = chosen["val"]
-    labels = raw.present()[val.origin].labels[val.indices]
-    absent = np.flatnonzero(np.bincount(labels, minlength=len(raw.class_names)) == 0)
-    if not len(absent):
+def validation_warning(raw: RawSplits, splits: Mapping[str, SplitIndices]) -> str | None:
+    """Return the warning about classes that are trained on but not validated; None if there are none."""
+    missing = _missing_classes(raw, splits["val"])
+    if not missing:
         return None
     why = "" if raw.val is not None else " (a class of one image keeps it for training)"
     return (
-        f"data: the validation split has no image of class {_names(raw, absent)}{why}. It is trained on, but nothing "
+        f"data: the validation split has no image of class {missing}{why}. It is trained on, but nothing "
         "measures how well it is learnt. Add images of it, or remove the class from the data."
     )
 
 
-def _names(raw: RawSplits, classes: NDArray[np.int64]) -> str:
-    """Up to five of them."""
-    return ", ".join(repr(raw.class_names[index]) for index in classes[:5]) + " and others" * (len(classes) > 5)
+def _missing_classes(raw: RawSplits, split: SplitIndices) -> str:
+    """Name up to five of the classes that a split has no image of; "" if it has all."""
+    labels = raw.present()[split.origin].labels[split.indices]
+    missing = np.flatnonzero(np.bincount(labels, minlength=len(raw.class_names)) == 0)
+    return ", ".join(repr(raw.class_names[index]) for index in missing[:5]) + " and others" * (len(missing) > 5)
 
 
-def with_flipped_labels(raw: RawSplits, train: NDArray[np.int64], share: float, seed: int) -> RawSplits:
-    """The same data with a share of the training labels replaced by another class, each of the others as likely.
+def flip_labels(raw: RawSplits, train: NDArray[np.int64], share: float, seed: int) -> RawSplits:
+    """Replace a share of the training labels by another class, each of the others with the same probability.
 
     Args:
         raw: The data.
-        train: The training images, of which the validation images are none.
-        share: Share of them whose labels are flipped, in [0, 1].
-        seed: Of the draw; nothing else influences it.
+        train: Indices of the training images, which exclude those of the validation split.
+        share: Share of the labels to replace, in [0, 1].
+        seed: Seed of the draw; nothing else influences it.
     """
     classes = len(raw.class_names)
     if share == 0 or classes < 2:
         return raw
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(_FLIP_STREAM,))))
-    chosen = rng.permutation(train)[: round(share * len(train))]
+    flipped = rng.permutation(train)[: round(share * len(train))]
     labels = raw.train.labels.copy()
-    labels[chosen] = (labels[chosen] + rng.integers(1, classes, len(chosen))) % classes
+    labels[flipped] = (labels[flipped] + rng.integers(1, classes, len(flipped))) % classes
     return replace(raw, train=replace(raw.train, labels=labels))
 
 
-def fingerprint(raw: RawSplits, chosen: Mapping[str, Choice], shape: tuple[int, int, int]) -> str:
-    """Hash the classes, the images' shape, all labels of train, val and test, and some of their images as stored.
+def data_fingerprint(raw: RawSplits, splits: Mapping[str, SplitIndices], shape: tuple[int, int, int]) -> str:
+    """Hash the class names, the images' shape, all labels of train, val and test, and some of their images as stored.
 
     Args:
         raw: The data.
-        chosen: The images of each split.
+        splits: The images of each split.
         shape: Channels, height and width after decoding.
 
     Returns:
@@ -153,9 +154,9 @@ def fingerprint(raw: RawSplits, chosen: Mapping[str, Choice], shape: tuple[int, 
     digest = hashlib.sha256(repr((raw.class_names, shape)).encode())
     present = raw.present()
     for name in ("train", "val", "test"):
-        if name not in chosen:
+        if name not in splits:
             continue
-        images, indices = present[chosen[name].origin], chosen[name].indices
+        images, indices = present[splits[name].origin], splits[name].indices
         digest.update(f"{name} {len(indices)}".encode())
         digest.update(images.labels[indices].astype("<i8").tobytes())
         for index in indices[:: max(1, len(indices) // _FINGERPRINT_IMAGES)].tolist():
@@ -164,7 +165,7 @@ def fingerprint(raw: RawSplits, chosen: Mapping[str, Choice], shape: tuple[int, 
 
 
 def _content(images: Images, index: int) -> bytes:
-    """The bytes of an image as stored: decoded ones could differ between two versions of a JPEG library."""
+    """Return an image's bytes as stored: decoded pixels could differ between versions of a JPEG library."""
     item = images.item(index)
     if isinstance(item, Path):
         return item.read_bytes()

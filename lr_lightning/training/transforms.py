@@ -1,4 +1,8 @@
-"""Input normalisation: statistics of the training split, applied on the batch's device."""
+"""Augmentation and normalization of whole batches, done on the batch's device.
+
+Random numbers are drawn beforehand and apart from their use: they depend on (seed, epoch, batch) alone, and no random
+state of the device is touched.
+"""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -8,18 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_lightning.errors import DataError
+from lr_lightning.errors import ArgumentError
 from lr_lightning.training.decode import ImageStore, cores, in_threads
-
-# --- Random crop and horizontal flip of a whole batch in one gather, from random numbers drawn beforehand. Drawing
-# and applying are apart, so that the numbers can be a function of (seed, epoch, batch) while the work is done on
-# the batch's device, without touching any random state there.
+from lr_lightning.training.images import require
 
 Fill = Literal["zero", "reflect"]
+Normalization = Literal["standard", "mean_image", "unit"]
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+
+_SAMPLE = 10_000  # images for the statistics of a data set that would have to be decoded once more
+_VALUES_AT_ONCE = 1_000_000
 
 
 class Draws(NamedTuple):
-    """The random numbers of one batch.
+    """The random numbers that augment one batch.
 
     Attributes:
         offsets: int64 [B, 2], row and column of the crop's corner in the padded image, from 0 to 2·padding.
@@ -31,7 +37,7 @@ class Draws(NamedTuple):
 
 
 def draw_augmentation(rng: np.random.Generator, batch_size: int, *, padding: int, flip: bool) -> Draws:
-    """Draw the random numbers of one batch.
+    """Draw the random numbers of one batch, on the CPU.
 
     The flips of a batch do not depend on ``padding``, nor the offsets on ``flip``.
 
@@ -40,9 +46,6 @@ def draw_augmentation(rng: np.random.Generator, batch_size: int, *, padding: int
         batch_size: Number of images, B.
         padding: Pixels of padding on each side; 0 means no crop.
         flip: Whether to mirror half of the images.
-
-    Returns:
-        The numbers, on the CPU.
     """
     flips = rng.random(batch_size) < 0.5
     offsets = rng.integers(0, 2 * padding, (batch_size, 2), endpoint=True)
@@ -50,26 +53,26 @@ def draw_augmentation(rng: np.random.Generator, batch_size: int, *, padding: int
 
 
 def crop_and_flip(images: Tensor, draws: Draws, *, padding: int, fill: Fill = "zero") -> Tensor:
-    """Pad each image, cut a window of the original size from it, and mirror the window where asked.
+    """Pad each image, crop it to its original size, and mirror the crop if its draw says so.
 
-    Equal to padding, slicing and flipping image by image. The order is that of the usual recipe (He et al. 2016,
-    section 4.2): crop, then flip.
+    The result equals padding, cropping and flipping image by image, in the order of the usual recipe (He et al. 2016,
+    section 4.2).
 
     Args:
-        images: [B, C, H, W], any dtype; cheapest as uint8 and in channels_last layout.
+        images: [B, C, H, W], any dtype; fastest as uint8 and in channels_last layout.
         draws: The batch's random numbers, on the same device.
-        padding: Pixels of padding on each side, the value the offsets were drawn for.
+        padding: Pixels of padding on each side, the value that the offsets were drawn for.
         fill: ``zero`` pads with 0, ``reflect`` mirrors about the border pixel without repeating it.
 
     Returns:
         [B, C, H, W], same dtype and device, channels_last.
 
     Raises:
-        ValueError: If the images are too small to be padded by reflection.
+        ArgumentError: The images are too small to be padded by reflection.
     """
     batch, channels, height, width = images.shape
     if fill == "reflect" and padding >= min(height, width):
-        raise ValueError(f"padding must be < {min(height, width)} (the image size) to reflect, got {padding}")
+        raise ArgumentError(f"must be < {min(height, width)} (the image size) to reflect, got {padding}", "padding")
     device = images.device
     rows = torch.arange(height, device=device) + draws.offsets[:, :1]
     columns = torch.arange(width, device=device).expand(batch, width)
@@ -91,16 +94,9 @@ def crop_and_flip(images: Tensor, draws: Draws, *, padding: int, fill: Fill = "z
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    """Mirror indices that stick out of [0, size) back into it, the border itself not repeated."""
+    """Mirror indices outside [0, size) back into it, without repeating the border."""
     index = index.abs()
     return torch.where(index >= size, 2 * size - 2 - index, index)
-
-
-Normalization = Literal["standard", "mean_image", "unit"]
-NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
-# Images that stay encoded would have to be decoded once more for their statistics: a sample of this size is enough.
-_SAMPLE = 10_000
-_VALUES_AT_ONCE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -120,28 +116,24 @@ class Normalizer:
         return images.float().sub_(self.offset).mul_(self.scale)
 
     def to(self, device: torch.device) -> "Normalizer":
-        """The same map with its numbers on ``device``."""
+        """Return the same map with its numbers on ``device``."""
         return Normalizer(self.offset.to(device), self.scale.to(device))
 
 
-def fit(images: ImageStore, indices: NDArray[np.int64], kind: Normalization, *, decoded: bool) -> Normalizer:
-    """Make the normalisation from the given images.
+def fit_normalizer(images: ImageStore, indices: NDArray[np.int64], kind: Normalization, *, decoded: bool) -> Normalizer:
+    """Compute the normalization from some of the images of a store.
 
     Args:
         images: The store.
-        indices: The images that count (the training split's).
+        indices: The images to use (the training split).
         kind: ``standard`` subtracts each channel's mean and divides by its standard deviation; ``mean_image``
-            subtracts the mean image and leaves the range of 0..255; ``unit`` divides by 255.
-        decoded: Whether the images are in memory; of others, evenly spaced ones stand for all.
-
-    Returns:
-        The map.
+            subtracts the mean image and keeps the scale of 0..255; ``unit`` divides by 255.
+        decoded: Whether the images are in memory. Otherwise an evenly spaced sample stands for all.
 
     Raises:
-        DataError: If ``kind`` is none of the three.
+        DataError: ``kind`` is none of the three.
     """
-    if kind not in NORMALIZATIONS:
-        raise DataError(f"data.normalize must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}")
+    require(kind in NORMALIZATIONS, f"data.normalize must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}")
     one = torch.ones(1, images.take(indices[:1]).shape[1], 1, 1)
     if kind == "unit":
         return Normalizer(0 * one, one / 255)
@@ -153,13 +145,13 @@ def fit(images: ImageStore, indices: NDArray[np.int64], kind: Normalization, *, 
     count = len(indices) * pixel_sum[0].numel()
     mean = pixel_sum.sum((1, 2)) / count
     deviation = (square_sum / count - mean**2).clamp_min(0).sqrt()
-    # A channel that is the same everywhere carries nothing: it becomes 0, not a division by 0.
+    # A constant channel becomes 0; dividing by its deviation would make it nan.
     scale = torch.where(deviation > 0, 1 / deviation, torch.ones_like(deviation))
     return Normalizer(mean.float().view(1, -1, 1, 1), scale.float().view(1, -1, 1, 1))
 
 
 def _sums(images: ImageStore, indices: NDArray[np.int64], threads: int) -> tuple[Tensor, Tensor]:
-    """Sum over images [C, H, W], and sum of squares over images and pixels [C]; float64, exact."""
+    """Return the sum over images [C, H, W], and the sum of squares over images and pixels [C]; float64, exact."""
 
     def chunk_sums(chunk: range) -> tuple[Tensor, Tensor]:
         # 256 squares of at most 255 stay below 2^24, so that even their float32 sums are exact, in any order.
@@ -170,7 +162,7 @@ def _sums(images: ImageStore, indices: NDArray[np.int64], threads: int) -> tuple
     pixel_sum = torch.zeros(channels, height, width, dtype=torch.float64)
     square_sum = torch.zeros(channels, dtype=torch.float64)
     chunk = min(256, max(1, _VALUES_AT_ONCE // pixel_sum.numel()))
-    # Added up at once: kept in a list, the small sums would lie between the freed chunks and hold on to their memory.
+    # Added up at once: the small sums in a list would lie between the freed chunks and keep their memory.
     for pixels, squares in in_threads(chunk_sums, len(indices), threads=threads, chunk=chunk):
         pixel_sum += pixels
         square_sum += squares

@@ -55,11 +55,11 @@ def test_any_schedule_of_the_rate_may_have_it_beside(composed: Compose) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["schedule.growth.factor=1"], "schedule.growth.factor must be > 1, got 1"),
-        (["schedule.growth.milestones=[60%,30%]"], "schedule.growth.milestones must rise, got '60%' before '30%'"),
+        (["schedule.growth.factor=1"], "schedule.growth.factor: must be > 1, got 1"),
+        (["schedule.growth.milestones=[60%,30%]"], "schedule.growth.milestones: must rise, got '60%' before '30%'"),
         (
             ["schedule.growth.milestones=[60]"],
-            "schedule.growth.milestones must be epochs, since a batch grows",
+            "schedule.growth.milestones: must be epochs, since a batch grows",
         ),
         (["data.batch_size=1024"], "schedule.growth.max_batch_size: 512 is below data.batch_size, 1024. Give that"),
         (["schedule.growth.max_batch_size=0", "data.batch_size=1"], "schedule.growth.max_batch_size: 0 is below"),
@@ -68,11 +68,13 @@ def test_any_schedule_of_the_rate_may_have_it_beside(composed: Compose) -> None:
 def test_bad_keys(composed: Compose, overrides: list[str], message: str) -> None:
     config = validate(composed("schedule=batch_growth", *overrides))
     with pytest.raises(ConfigError) as caught:
-        build.build_callbacks(config, build.build_schedule(config), LightningModule())
+        build.build_callbacks(config, build.build_schedules(config.schedule, config.optimizer.lr), LightningModule())
     assert message in str(caught.value)
 
 
 def test_no_growth_no_callback(composed: Compose) -> None:
     config = validate(composed("schedule=batch_growth", "schedule.growth=null"))
-    callbacks: list[Any] = build.build_callbacks(config, build.build_schedule(config), LightningModule())
+    callbacks: list[Any] = build.build_callbacks(
+        config, build.build_schedules(config.schedule, config.optimizer.lr), LightningModule()
+    )
     assert not any(isinstance(callback, BatchSizeSchedule) for callback in callbacks)

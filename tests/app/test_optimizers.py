@@ -135,7 +135,7 @@ def test_a_checkpoint_by_itself_gives_what_was_validated(composed: Compose, tmp_
     data.prepare()
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     for name in ("last", "best"):
-        module = build.build_module(config, build.build_net(config, data), data)
+        module = build.build_module(config.module, config.optimizer, build.build_net(config.model, data), data)
         load_weights(module, result.output_dir / "checkpoints" / f"{name}.ckpt")
         (found,) = Trainer(accelerator="cpu", **quiet).validate(module, data, verbose=False)
         assert found["val/acc"] == pytest.approx(result.summary[f"{name}_val_acc"])
@@ -182,7 +182,7 @@ def test_an_absent_package_is_named(composed: Compose, monkeypatch: pytest.Monke
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"^optimizer\._target_: needs `pip install {package}`, for '{package}\."):
-        build.build_optimizer(validate(composed(f"optimizer={optimizer}")))
+        build.build_optimizer(validate(composed(f"optimizer={optimizer}")).optimizer)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_an_absent_package_is_named(composed: Compose, monkeypatch: pytest.Monke
         (["schedule_free_sgd", "optimizer.r=-1"], "optimizer.r: must be a finite number, 0 or more, got -1.0."),
         (
             ["schedule_free_sgd", "schedule=one_cycle", "schedule.base_momentum=0.8", "schedule.max_momentum=0.9"],
-            "schedule.max_momentum: schedule_free_sgd averages by its momentum",
+            "schedule.max_momentum: schedule_free_sgd averages the weights with its momentum",
         ),
         (["prodigy", "optimizer.d0=0"], "optimizer.d0: must be a finite number above 0"),
         (["prodigy", "optimizer.d_coef=-1"], "optimizer.d_coef: must be a finite number above 0"),
@@ -203,9 +203,12 @@ def test_an_absent_package_is_named(composed: Compose, monkeypatch: pytest.Monke
         (["dadapt_adam", "optimizer.growth_rate=1"], "optimizer.growth_rate: must be above 1"),
         (
             ["dadapt_adam", "+optimizer.multipliers={bias:{lr:2.0}}"],
-            "optimizer.multipliers.bias.lr: dadapt_adam estimates one rate for all parameters",
+            "optimizer.multipliers.bias.lr: dadapt_adam estimates one learning rate for all parameters",
         ),
-        (["prodigy", "+optimizer.multipliers={bias:{lr:0.5}}"], "prodigy estimates one rate for all parameters"),
+        (
+            ["prodigy", "+optimizer.multipliers={bias:{lr:0.5}}"],
+            "prodigy estimates one learning rate for all",
+        ),
     ],
 )
 def test_bad_values_are_named(composed: Compose, overrides: list[str], message: str) -> None:

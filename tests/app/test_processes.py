@@ -97,14 +97,19 @@ def test_only_one_process_of_a_run_over_several_nodes_is_the_first(monkeypatch: 
     assert not is_rank_zero()
 
 
+def _sizes(config: Config) -> tuple[int, int]:
+    nodes = config.data, config.trainer
+    return process_batch_size(*nodes), effective_batch_size(*nodes)
+
+
 def test_a_batch_of_all_processes_is_shared_by_them(configured: Configured) -> None:
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.accumulate_grad_batches=3"]
     each = configured("data.batch_size=64", *two)
-    assert (process_batch_size(each), effective_batch_size(each)) == (64, 384)
+    assert _sizes(each) == (64, 384)
     shared = configured("data.batch_size=64", "data.batch_size_is=global", *two)
-    assert (process_batch_size(shared), effective_batch_size(shared)) == (32, 192)
+    assert _sizes(shared) == (32, 192)
     with pytest.raises(ConfigError, match=r"data.batch_size: 65 .* Give 64 or 66"):
-        process_batch_size(configured("data.batch_size=65", "data.batch_size_is=global", *two))
+        _sizes(configured("data.batch_size=65", "data.batch_size_is=global", *two))
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
@@ -128,7 +133,7 @@ def test_the_rule_scales_every_absolute_rate(configured: Configured, rule: str, 
         (["data.batch_size_is=all"], "data.batch_size_is: unknown choice 'all'"),
         (
             ["optimizer.lr_rule=sqrt", "optimizer.lr_reference_batch=64", "finder=range_test"],
-            "optimizer.lr_rule: the finder's rate is for this batch",
+            "optimizer.lr_rule: the finder's learning rate is for this batch",
         ),
     ],
 )

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule
 from omegaconf import DictConfig
 
 from lr_lightning.app import build, checks
-from lr_lightning.app.build import momentum_of
+from lr_lightning.app.build import Schedules, build_schedules
 from lr_lightning.app.checks import validate
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import explain
@@ -33,14 +33,18 @@ CHOICES = sorted(path.stem for path in CONF.glob("*.yaml"))
 MOVING = ["schedule.base_momentum=0.85", "schedule.max_momentum=0.95"]
 
 
+def built_schedules(config: Config) -> Schedules:
+    return build_schedules(config.schedule, config.optimizer.lr)
+
+
 def built(composed: Compose, *overrides: str) -> tuple[Config, Schedule]:
     config = validate(composed(*overrides))
-    return config, build.build_schedule(config)
+    return config, built_schedules(config).lr
 
 
 def message(composed: Compose, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        build.build_schedule(validate(composed(*overrides)))
+        built_schedules(validate(composed(*overrides)))
     return str(caught.value)
 
 
@@ -112,7 +116,7 @@ def test_max_lr_is_another_name_of_the_peak(composed: Compose) -> None:
     both = composed("schedule=triangular", "schedule.max_lr=0.3", "optimizer.lr=0.3")
     assert validate(both).optimizer.lr == 0.3
     config = validate(composed("schedule=triangular", "optimizer=adam", "schedule.max_lr=0.006"))
-    factory = build.build_optimizer(config)
+    factory = build.build_optimizer(config.optimizer)
     assert factory(torch.nn.Linear(2, 2)).param_groups[0]["lr"] == 0.006
     # an experiment that sets the model's own default does not stand in the way
     smith = composed("experiment=smith", "schedule=triangular2", "schedule.max_lr=0.006")
@@ -181,13 +185,13 @@ def test_bad_input_names_key_value_and_remedy(composed: Compose, overrides: list
 
 def test_the_momentum_moves_against_one_cycle(composed: Compose) -> None:
     config, schedule = built(composed, "schedule=one_cycle", *MOVING)
-    momentum = momentum_of(config.schedule)
+    momentum = built_schedules(config).momentum
     assert momentum is not None
     rates, momenta = schedule.factors(300), momentum.factors(300)
     assert momenta[0] == 0.95
     assert momenta[rates.index(max(rates))] == min(momenta) == 0.85
     assert momentum(300, Clock(300)) == 0.95
-    assert momentum_of(built(composed, "schedule=one_cycle")[0].schedule) is None
+    assert built_schedules(built(composed, "schedule=one_cycle")[0]).momentum is None
 
 
 def test_wsd_and_one_cycle_take_the_warmup_themselves(composed: Compose) -> None:
@@ -202,7 +206,9 @@ def test_a_plateau_multiplies_any_schedule(composed: Compose) -> None:
     config, schedule = built(composed, *overrides)
     assert schedule == Cosine(end=0.5)
     callback = next(
-        c for c in build.build_callbacks(config, schedule, LightningModule()) if isinstance(c, build.LRSchedule)
+        c
+        for c in build.build_callbacks(config, built_schedules(config), LightningModule())
+        if isinstance(c, build.LRSchedule)
     )
     assert callback.plateau is not None
     assert (callback.plateau.monitor, callback.plateau.factor, callback.plateau.patience) == ("val/loss", 0.5, 2)

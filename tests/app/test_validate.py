@@ -190,7 +190,7 @@ def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> No
         (["experiment=lr_effects", "study.lrs=[0.1]"], ["study.lrs:", "got [0.1]"]),
         (
             ["experiment=lr_effects", "study.points=3", "study.reference=0.1"],
-            ["study.reference: must be one of the rates, 0.0001, 0.0316, 10, or null for the middle one, got 0.1"],
+            ["study.reference: must be one of the learning rates, 0.0001, 0.0316, 10, or null", "got 0.1"],
         ),
         (["experiment=lr_effects", "study.level=95"], ["study.level:", "got 95.0"]),
         (["experiment=lr_effects", "callbacks.overfitting=null"], ["study: needs callbacks.overfitting"]),

@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lr_lightning import LRFinder
 from lr_lightning.lr_finder import results as result_module
+from lr_lightning.lr_finder.abstention import Abstention, Cause
 from lr_lightning.lr_finder.curve import Reading
 from tests.callbacks.finding import make_optimizer
 from tests.callbacks.tiny import X, Y, loader, trainer
@@ -124,22 +125,22 @@ def test_repeats_use_the_grid_again_and_other_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("advice", "retry", "ranges"),
+    ("cause", "retry", "ranges"),
     [
-        ("Raise max_lr.", True, [(1e-3, 0.1), (1e-3, 1.0)]),
-        ("Lower min_lr or give num_steps=100.", True, [(1e-3, 0.1), (1e-4, 0.1)]),
-        ("Give num_steps=300 or repeats=3.", True, [(1e-3, 0.1)]),
-        ("Raise max_lr.", False, [(1e-3, 0.1)]),
+        (Cause.NO_UPPER_EDGE, True, [(1e-3, 0.1), (1e-3, 1.0)]),
+        (Cause.TOO_FEW_POINTS, True, [(1e-3, 0.1), (1e-4, 0.1)]),
+        (Cause.WITHIN_NOISE, True, [(1e-3, 0.1)]),
+        (Cause.NO_UPPER_EDGE, False, [(1e-3, 0.1)]),
     ],
 )
 def test_a_wider_range_is_tested_once_where_the_curve_asks_for_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    advice: str,
+    cause: Cause,
     retry: bool,
     ranges: list[tuple[float, float]],
 ) -> None:
-    silent = Reading(None, "the range is wrong", advice, None, None, None, np.ones(1), {})
+    silent = Reading(None, Abstention(cause), None, None, None, np.ones(1), {})
     monkeypatch.setattr(result_module, "read_curve", lambda *_, **__: silent)
     module = Net()
     finder = search(tmp_path, module, min_lr=1e-3, max_lr=0.1, retry=retry)

@@ -344,5 +344,5 @@ def test_a_module_without_forward_is_told_what_is_needed(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("argument", ["every_n_validations", "keep"])
 def test_bad_argument(argument: str) -> None:
-    with pytest.raises(ValueError, match=f"{argument} must be >= 1, got 0"):
+    with pytest.raises(ValueError, match=f"{argument} must be a whole number >= 1, got 0"):
         OverfittingMonitor(**{argument: 0})

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lr_lightning.callbacks.per_example import Examples, Gathered, ValidationLosses
+from lr_lightning.callbacks.per_example import Examples, SampleCollector, ValidationLosses
 from tests.callbacks.threads import on_ranks
 from tests.callbacks.tiny import Tiny
 
@@ -31,7 +31,7 @@ def examples(count: int, logits: bool = True) -> Examples:
 )
 def test_all_ranks_get_one_sample(batches: list[list[Examples]], size: int, known: bool) -> None:
     def work(trainer: Any) -> Any:
-        gathered = Gathered(keep=10)
+        gathered = SampleCollector(keep=10)
         for batch in batches[trainer.global_rank]:
             gathered.add(batch)
         return gathered.finish(trainer, torch.device("cpu"))
@@ -55,7 +55,7 @@ def test_ranks_agree_on_where_the_losses_come_from(logged: list[float | None]) -
         losses = ValidationLosses(lambda module, batch: batch, keep=10)
         if trainer.global_rank == 0:  # the other had no batch that was computed otherwise
             losses.source = "own"
-            losses._gathered.add(examples(3))
+            losses._collector.add(examples(3))
         losses.finish(trainer, Tiny())
         return losses.source
 

@@ -10,14 +10,14 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from lr_lightning.callbacks.random_state import RandomState, collect, restore
+from lr_lightning.callbacks.random_state import RandomState, global_random_state, restore_random_state
 from tests.callbacks.tiny import Tiny, X, Y, loader, trainer
 
 
 def test_restore_gives_every_generator_its_state_back(tmp_path: Path) -> None:
     seed_everything(11, verbose=False)
     random.gauss(0, 1), np.random.standard_normal()  # both keep a second value in store
-    torch.save(collect(), tmp_path / "state.pt")
+    torch.save(global_random_state(), tmp_path / "state.pt")
     before = [
         random.gauss(0, 1),
         random.random(),
@@ -25,7 +25,7 @@ def test_restore_gives_every_generator_its_state_back(tmp_path: Path) -> None:
         np.random.rand(),
         torch.rand(3).tolist(),
     ]
-    restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
     after = [random.gauss(0, 1), random.random(), np.random.standard_normal(), np.random.rand(), torch.rand(3).tolist()]
     assert before == after
 

@@ -433,7 +433,7 @@ def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("schedule", "warned"), [(Cosine(), True), (Warmup(3, Constant()), False)])
 def test_a_falling_rate_is_warned_of(schedule: Schedule, warned: bool, recwarn: pytest.WarningsRecorder) -> None:
     fit(module(), LRSchedule(schedule), max_epochs=1)
-    assert any("in place of letting the rate fall" in str(w.message) for w in recwarn) is warned
+    assert any("instead of lowering the learning rate" in str(w.message) for w in recwarn) is warned
 
 
 def test_a_moving_momentum_is_refused() -> None:
@@ -443,5 +443,5 @@ def test_a_moving_momentum_is_refused() -> None:
 
 def test_fast_dev_run_and_bad_arguments() -> None:
     fit(module(), LRSchedule(Warmup("5 epochs", Cosine())), fast_dev_run=True)
-    with pytest.raises(ValueError, match="num_batches must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="num_batches must be a whole number >= 0, got -1"):
         ScheduleFreeMode(num_batches=-1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lr_lightning.lr_finder import curve as module
-from lr_lightning.lr_finder import curve as unimodal
+from lr_lightning.lr_finder.abstention import Cause
 from lr_lightning.lr_finder.curve import RULES, DivergenceStop, Reading, read_curve
 
 Curve = NDArray[np.float64]
@@ -43,8 +43,7 @@ def by_hand(lrs: list[float], clean: Curve, edge: int) -> float:
 @pytest.mark.parametrize("edge", [0.03, 0.3])
 def test_suggests_a_rate_below_the_edge_and_above_the_fall(n: int, edge: float) -> None:
     found = read_curve(grid(n), [sweep(grid(n), edge=edge).tolist()])
-    assert found.reason is None
-    assert found.advice is None
+    assert found.abstention is None
     assert found.suggestion is not None
     assert edge / 15 < found.suggestion < edge
 
@@ -200,15 +199,15 @@ def test_the_interval_depends_on_the_seed_alone() -> None:
 # ----------------------------------------------------------------------------------------------- where it abstains
 
 
-def assert_silent(found: Reading, reason: str, advice: str) -> None:
+def assert_silent(found: Reading, cause: Cause, reason: str, advice: str) -> None:
     assert found.suggestion is None
     assert found.interval is None
     assert found.base_lr is None
     assert found.max_lr is None
-    assert found.reason is not None
-    assert reason in found.reason
-    assert found.advice is not None
-    assert advice in found.advice
+    assert found.abstention is not None
+    assert found.abstention.cause is cause
+    assert reason in found.abstention.reason
+    assert advice in found.abstention.advice
 
 
 def noise_of(kind: str, n: int, rng: np.random.Generator) -> Curve:
@@ -235,7 +234,7 @@ def test_pure_noise_gets_no_suggestion(kind: str, n: int) -> None:
 def test_a_falling_curve_has_no_upper_edge(n: int) -> None:
     lrs = grid(n)
     found = read_curve(lrs, [sweep(lrs, edge=1e9).tolist()])
-    assert_silent(found, "no upper edge found in this range", "Raise max_lr.")
+    assert_silent(found, Cause.NO_UPPER_EDGE, "no upper edge found in this range", "Raise max_lr.")
     assert found.rules["smith"] is None or found.rules["smith"] > 0.1
 
 
@@ -243,18 +242,18 @@ def test_a_rising_curve() -> None:
     lrs = grid(100, 1.0, 10.0)
     rng = np.random.default_rng(0)
     values = 2.3 + 0.02 * np.arange(100) ** 1.2 + 0.01 * rng.normal(size=100)
-    assert_silent(read_curve(lrs, [values.tolist()]), "from the start", "Lower min_lr.")
+    assert_silent(read_curve(lrs, [values.tolist()]), Cause.RISES_AT_ONCE, "from the start", "Lower min_lr.")
 
 
 def test_a_constant_curve() -> None:
-    assert_silent(read_curve(grid(), [[2.3] * 100]), "flat", "Raise max_lr")
+    assert_silent(read_curve(grid(), [[2.3] * 100]), Cause.FLAT, "flat", "Raise max_lr")
 
 
 def test_a_fall_that_drowns_in_noise() -> None:
     lrs = grid()
     values = sweep(lrs, noise=0.0) * 0.2 + np.random.default_rng(0).normal(size=100)
     found = read_curve(lrs, [values.tolist()])
-    assert_silent(found, "noise", "repeats=3")
+    assert_silent(found, Cause.WITHIN_NOISE, "noise", "repeats=3")
 
 
 def test_repeats_bring_a_fall_out_of_the_noise() -> None:
@@ -267,7 +266,7 @@ def test_repeats_bring_a_fall_out_of_the_noise() -> None:
 @pytest.mark.parametrize("n", [0, 1, 5, 9])
 def test_too_few_points(n: int) -> None:
     found = read_curve(grid(), [sweep(grid())[:n].tolist()])
-    assert_silent(found, f"too few points: {n}", "num_steps=100")
+    assert_silent(found, Cause.TOO_FEW_POINTS, f"too few points: {n}", "num_steps=100")
     assert len(found.smoothed) == n
     assert found.rules == dict.fromkeys(RULES)
 
@@ -280,7 +279,7 @@ def test_short_curves_are_read_without_error(n: int) -> None:
 def test_too_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_resampled", lambda *_: np.array([-9.0, -3.0] * 50))
     found = read_curve(grid(), [sweep(grid()).tolist()])
-    assert_silent(found, "too noisy", "repeats=3")
+    assert_silent(found, Cause.TOO_NOISY, "too noisy", "repeats=3")
 
 
 def test_a_few_resamples_that_lose_the_fall_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +329,7 @@ def test_a_shift_or_a_positive_factor_changes_nothing(
     values = sweep(lrs, seed, noise=noise, edge=edge, growth=2.0)
     before = read_curve(lrs, [values.tolist()])
     after = read_curve(lrs, [(scale * values + shift).tolist()])
-    assert before.reason == after.reason
+    assert before.abstention == after.abstention
     assert before.suggestion == (None if after.suggestion is None else pytest.approx(after.suggestion))
     assert before.max_lr == (None if after.max_lr is None else pytest.approx(after.max_lr))
     assert before.base_lr == (None if after.base_lr is None else pytest.approx(after.base_lr))
@@ -342,7 +341,7 @@ def test_a_shift_or_a_positive_factor_changes_nothing(
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=0, max_size=60))
 def test_any_finite_curve_gets_an_answer_or_a_reason(values: list[float]) -> None:
     found = read_curve(grid(60), [values])
-    assert (found.suggestion is None) == (found.reason is not None) == (found.advice is not None)
+    assert (found.suggestion is None) == (found.abstention is not None)
     if found.suggestion is not None:
         assert found.interval is not None
         assert found.max_lr is not None
@@ -426,14 +425,14 @@ def brute_force(values: list[float]) -> Curve:
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=15))
 def test_the_profile_is_that_of_isotonic_regression(values: list[float]) -> None:
     curve = np.asarray(values)
-    errors = unimodal.profile(curve)
+    errors = module.fit_errors(curve)
     assert np.allclose(errors, brute_force(values), atol=1e-6)
 
 
 def test_evidence_depends_on_ranks_alone() -> None:
     values = np.random.default_rng(0).normal(size=50)
-    assert unimodal.evidence(values) == unimodal.evidence(np.exp(values))
-    assert unimodal.evidence(np.full(20, 3.0)) == (0.0, 0.0)
-    fall, rise = unimodal.evidence(np.abs(np.arange(41.0) - 20))
+    assert module.evidence(values) == module.evidence(np.exp(values))
+    assert module.evidence(np.full(20, 3.0)) == (0.0, 0.0)
+    fall, rise = module.evidence(np.abs(np.arange(41.0) - 20))
     assert fall == pytest.approx(rise)
     assert fall > 15

@@ -38,7 +38,7 @@ def test_thinning_keeps_the_steps_at_which_a_schedule_breaks() -> None:
 def test_thinning_of_holes_and_bad_limits() -> None:
     y = np.full(100, np.nan)
     assert thin(y, 8).tolist()[0] == 0
-    with pytest.raises(ValueError, match="limit must be >= 8, got 7"):
+    with pytest.raises(ValueError, match="limit must be a whole number >= 8, got 7"):
         thin(y, 7)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lr_lightning.tracking import Store, open_store
+from lr_lightning.tracking import logger as logger_module
 from lr_lightning.tracking import store as store_module
 from lr_lightning.tracking import uploader as uploader_module
 from lr_lightning.tracking.uploader import UploadThread
@@ -116,7 +117,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     """The client behind ``fake_store``; retries come at once."""
     fake = FakeClient()
     monkeypatch.setitem(store_module._clients, "http://fake.test", fake)
-    monkeypatch.setattr(uploader_module, "UploadThread", partial(UploadThread, first_wait=0.001, longest_wait=0.002))
+    monkeypatch.setattr(logger_module, "UploadThread", partial(UploadThread, first_wait=0.001, longest_wait=0.002))
     monkeypatch.setattr(uploader_module, "_SERVER_DRAIN_SECONDS", 0.5)
     return fake
 

@@ -16,7 +16,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lr_lightning.errors import RunInUse, TrackingError
 from lr_lightning.tracking import RunLogger, Store, local_log, replay
-from lr_lightning.tracking.local_log import LocalLog, Metric, UploadState
+from lr_lightning.tracking.local_log import LocalLog, Metric, Status, UploadState
 
 KINDS = ["mlflow", "csv", "none"]
 
@@ -407,6 +407,9 @@ def test_a_run_without_a_store_that_gets_one_uploads_its_whole_log(
     again.end("FINISHED")
     assert [(row[1], row[2]) for row in client.runs["run0"].rows] == [(1.0, 0), (2.0, 1)]
     assert (client.runs["run0"].data.tags["seed"], client.runs["run0"].data.tags["job"]) == ("0", "train")
+    first = next(LocalLog(tmp_path / "out" / "metrics.jsonl").records())
+    assert isinstance(first, Status)
+    assert client.runs["run0"].info.start_time == first.time
 
 
 def test_code_that_looks_for_lightnings_mlflow_logger_finds_this_one(fake_store: Store, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_an_answer_after_the_run_has_ended_does_not_hold_it(
     logger.log_metrics({"loss": 1.0}, 0)
     assert asked.wait(30)
     assert logger._upload is not None
-    sending = logger._upload._thread
+    sending = logger._upload
     logger.end("FINISHED")
     left = (tmp_path / "out" / "metrics.sent").read_text()
     answer.set()
@@ -181,7 +181,7 @@ class Server:
     def wait(self, logger: RunLogger) -> None:
         """Until the logger's uploader has sent everything; the uploader itself tries again until the server is up."""
         assert logger._upload is not None
-        logger._upload._thread.close(120)
+        logger._upload.close(120)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from lr_lightning.tracking.local_log import (
     Tag,
     UploadState,
 )
+from lr_lightning.tracking.locks import Holder
 from lr_lightning.tracking.uploader import Uploader, UploadThread
 
 
@@ -24,6 +25,11 @@ def make_uploader(store: Store, output_dir: Path, records: list[Record]) -> Uplo
     output_dir.mkdir(exist_ok=True)
     LocalLog(output_dir / "metrics.jsonl").append(records)
     return Uploader(output_dir, store, UploadState(store.uri, str(store.root), None, "exp"))
+
+
+def make_thread(store: Store, output_dir: Path, records: list[Record]) -> UploadThread:
+    state = make_uploader(store, output_dir, records).state
+    return UploadThread(output_dir, store, state, Holder.here("", ""), first_wait=0.001, longest_wait=0.002)
 
 
 def rows(n: int, key: str = "a") -> list[Metric]:
@@ -131,11 +137,9 @@ def test_a_server_that_comes_back_gets_everything_with_one_warning(
     fake_store: Store, client: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     client.down = True
-    uploader = make_uploader(fake_store, tmp_path / "out", [*rows(30)])
-    thread = UploadThread(uploader, first_wait=0.001, longest_wait=0.002)
+    thread = make_thread(fake_store, tmp_path / "out", [*rows(30)])
     with caplog.at_level(logging.WARNING):
-        thread.start()
-        assert thread.contact.wait(30)
+        thread.connect()
         assert isinstance(thread.error, StoreUnavailable)
         client.down = False
         assert thread.close(30)
@@ -146,11 +150,10 @@ def test_a_server_that_comes_back_gets_everything_with_one_warning(
 
 def test_closing_on_a_dead_server_gives_up_and_loses_nothing(fake_store: Store, client: Any, tmp_path: Path) -> None:
     client.down = True
-    uploader = make_uploader(fake_store, tmp_path / "out", [*rows(30)])
-    thread = UploadThread(uploader, first_wait=0.001, longest_wait=0.002)
+    thread = make_thread(fake_store, tmp_path / "out", [*rows(30)])
     thread.start()
     assert not thread.close(0.02)
-    assert uploader.pending() == 30
+    assert thread.uploader.pending() == 30
 
 
 def test_real_mlflow_stores_rows_once_though_they_are_sent_twice(store: Store, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_compile_keeps_the_names_of_the_weights(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"num_classes": 1}, "num_classes must be >= 2, got 1"),
+        ({"num_classes": 1}, "num_classes must be a whole number >= 2, got 1"),
         ({"num_classes": 3, "label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"num_classes": 3, "label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\), got -0.1"),
     ],

@@ -109,8 +109,8 @@ def test_channels_last_computes_the_same(build: Build) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 10, (32, 32)), "in_channels must be >= 1, got 0"),
-        ((3, 1, (32, 32)), "num_classes must be >= 2, got 1"),
+        ((0, 10, (32, 32)), "in_channels must be a whole number >= 1, got 0"),
+        ((3, 1, (32, 32)), "num_classes must be a whole number >= 2, got 1"),
         ((3, 10, (32, 0)), r"image_size must be \(height, width\), each >= \d+, got \(32, 0\)"),
     ],
 )
@@ -122,7 +122,7 @@ def test_refuses_impossible_shapes(build: Build, arguments: tuple[object, ...], 
 @pytest.mark.parametrize(
     ("build", "option", "message"),
     [
-        (models.small_cnn, {"width": 0}, "width must be >= 1, got 0"),
+        (models.small_cnn, {"width": 0}, "width must be a whole number >= 1, got 0"),
         (models.small_cnn, {"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         (models.wrn16_4, {"dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
         (models.resnet9, {"head_scale": 0.0}, "head_scale must be > 0, got 0.0"),

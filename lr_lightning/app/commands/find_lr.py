@@ -39,9 +39,9 @@ def find_lr(config: Config, overrides: list[str]) -> RunOutcome:
         Interrupted: On SIGTERM, Ctrl-C or SIGHUP; the run is KILLED.
     """
     prepare_process(config.trainer, config.output_root)
-    build.build_schedule(config)
+    build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
-    finder = build.build_finder(config, module)
+    finder = build.build_finder(config.finder, module, config.trainer.progress)
     if finder is None:
         raise ConfigError("finder: 'none' finds nothing. Give finder=range_test or finder=lr_grid.")
     finder.apply = False

@@ -1,4 +1,4 @@
-"""Schedules drawn without training: as a picture, and as text for a terminal."""
+"""`scripts/plot_schedules.py`: draw schedules without training, as a picture or as text for a terminal."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,34 +6,31 @@ from pathlib import Path
 from textwrap import fill, wrap
 from typing import Any
 
-from lr_lightning.app.build import build_schedule, momentum_of, plateau_of
+from lr_lightning._plotting import BLUE, LINE_STYLES, ORANGE, SERIES, new_figure, style_axes
+from lr_lightning.app.build import Schedules, build_schedules
 from lr_lightning.app.composition import choices_of, load_config, prepare
 from lr_lightning.app.schemas.schedule import ScheduleConfig
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Clock
 
-__all__ = ["Curve", "as_text", "curves", "save_figure"]
+__all__ = ["SchedulePreview", "as_text", "preview", "save_figure"]
 
-_TOGETHER = 6
-"""So many curves share one panel; more get one each."""
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00")  # Okabe & Ito, told apart by everybody
-_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))  # and without colour
+_MOST_TOGETHER = 6  # in one panel; more schedules get one panel each
 _COLUMNS = 6
-_LONG = 28
+_LONG_LABEL = 28
 _BLOCKS = " ▁▂▃▄▅▆▇█"
-_GREY = "#555555"
 
 
 @dataclass(frozen=True)
-class Curve:
-    """What is drawn of one schedule.
+class SchedulePreview:
+    """The values of one schedule over a run.
 
     Attributes:
-        label: Its choice, with the overrides that are its own.
+        label: Its choice, with the overrides for it alone.
         caption: What it does, in one line.
-        lr: The rate of each step, as a share of the peak or absolute.
-        momentum: The momentum of each step, or None where it does not move.
-        note: What the curve cannot show, or nothing.
+        lr: The learning rate of each step, absolute or as a share of the peak.
+        momentum: The momentum of each step, or None if it is constant.
+        note: What the values cannot show; may be empty.
     """
 
     label: str
@@ -43,16 +40,18 @@ class Curve:
     note: str = ""
 
 
-def curves(words: Sequence[str], root: Path, *, steps: int, epochs: float, peak: float | None = None) -> list[Curve]:
+def preview(
+    words: Sequence[str], root: Path, *, steps: int, epochs: float, peak: float | None = None
+) -> list[SchedulePreview]:
     """Compose, build and evaluate schedules.
 
     Args:
-        words: Choices of the group `schedule`, and overrides: one after a choice is for that choice, one before the
-            first choice is for all. Without a choice, all there are.
+        words: Choices of the group `schedule`, and overrides. An override after a choice is for that choice, one
+            before the first choice is for all. Without a choice, all choices are taken.
         root: The checkout, whose `conf/` is read.
-        steps: Updates in the run.
-        epochs: Epochs in it.
-        peak: The peak rate, for rates that are absolute; None for shares of the peak.
+        steps: Optimizer steps of the run.
+        epochs: Epochs of the run.
+        peak: The peak learning rate, for absolute values; None for shares of the peak.
 
     Raises:
         ConfigError: If a choice or an override is bad, or a schedule does not fit into the steps.
@@ -63,16 +62,16 @@ def curves(words: Sequence[str], root: Path, *, steps: int, epochs: float, peak:
     found = []
     for name, common, own in _requests(words, choices_of(root)["schedule"]):
         config = load_config(root, [f"schedule={name}", *lr, *common, *own])
-        schedule, momentum = build_schedule(config), momentum_of(config.schedule)
+        built = build_schedules(config.schedule, config.optimizer.lr)
         unit = 1.0 if peak is None else config.optimizer.lr
         try:
             found.append(
-                Curve(
+                SchedulePreview(
                     " ".join([name, *(override.removeprefix("schedule.") for override in own)]),
-                    schedule.describe(clock),
-                    [unit * schedule(step, clock) for step in range(steps)],
-                    None if momentum is None else [momentum(step, clock) for step in range(steps)],
-                    _note(config.schedule),
+                    built.lr.describe(clock),
+                    [unit * built.lr(step, clock) for step in range(steps)],
+                    None if built.momentum is None else [built.momentum(step, clock) for step in range(steps)],
+                    _note(config.schedule, built),
                 )
             )
         except ValueError as e:
@@ -80,15 +79,15 @@ def curves(words: Sequence[str], root: Path, *, steps: int, epochs: float, peak:
     return found
 
 
-def _note(node: ScheduleConfig) -> str:
-    """What moves a run of this choice besides the steps."""
-    if (plateau := plateau_of(node)) is not None:
+def _note(node: ScheduleConfig, built: Schedules) -> str:
+    """Say what changes a run of this choice besides the step."""
+    if (plateau := built.plateau) is not None:
         return f"× {plateau.factor:g} when {plateau.monitor} stalls"
     return "the batch grows" if getattr(node, "growth", None) is not None else ""
 
 
 def _requests(words: Sequence[str], choices: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Name, overrides for all and own overrides of each schedule that is asked for."""
+    """Yield the name, the overrides for all and the own overrides of each requested schedule."""
     common: list[str] = []
     asked: list[tuple[str, list[str]]] = []
     for word in words:
@@ -101,28 +100,24 @@ def _requests(words: Sequence[str], choices: Sequence[str]) -> Iterator[tuple[st
         yield name, common, own
 
 
-def save_figure(drawn: Sequence[Curve], path: Path, *, title: str, unit: str) -> None:
-    """Draw into a file: one panel for a few curves, a panel each for many; the momentum gets panels of its own.
+def save_figure(drawn: Sequence[SchedulePreview], path: Path, *, title: str, unit: str) -> None:
+    """Draw into a file: one panel for a few schedules, a panel each for many; momentum gets its own panels.
 
     Args:
-        drawn: At least one curve.
-        path: The file; its suffix says which format. Its folder is made.
-        title: Above the whole.
-        unit: What the rates are in, beside their axis.
+        drawn: At least one schedule.
+        path: The file; its suffix chooses the format. Its folder is made.
+        title: The figure's title.
+        unit: The unit of the learning rates, for their axis.
 
     Raises:
         ConfigError: If matplotlib is not installed or does not know the format, or the file cannot be written.
     """
     try:
-        from matplotlib.figure import Figure
+        figure = new_figure(12.8, 4.8)
     except ImportError as e:
-        raise ConfigError(
-            "matplotlib, which draws pictures, is not installed: pip install 'lr-lightning[plot]'. "
-            "--terminal draws without it."
-        ) from e
-    figure = Figure(layout="constrained", dpi=100)
+        raise ConfigError(f"{e} --terminal draws without it.") from e
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    if len(drawn) <= _TOGETHER:
+    if len(drawn) <= _MOST_TOGETHER:
         _draw_together(figure, drawn, unit)
     else:
         _draw_apart(figure, drawn, unit)
@@ -135,13 +130,13 @@ def save_figure(drawn: Sequence[Curve], path: Path, *, title: str, unit: str) ->
         raise ConfigError(f"--out: {path} cannot be written ({e.strerror}). Give another place.") from e
 
 
-def _draw_together(figure: Any, drawn: Sequence[Curve], unit: str) -> None:
-    moving = [curve for curve in drawn if curve.momentum is not None]
+def _draw_together(figure: Any, drawn: Sequence[SchedulePreview], unit: str) -> None:
+    moving = any(curve.momentum is not None for curve in drawn)
     rows = 2 if moving else 1
     figure.set_size_inches(12.8, 6.4 if moving else 4.8)
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=[2, 1][:rows])[:, 0]
-    for i, curve in enumerate(drawn):
-        style: dict[str, Any] = {"color": _COLOURS[i], "linestyle": _STYLES[i], "linewidth": 2}
+    for curve, colour, line in zip(drawn, SERIES, LINE_STYLES, strict=False):
+        style: dict[str, Any] = {"color": colour, "linestyle": line, "linewidth": 2}
         axes[0].plot(curve.lr, label=f"{curve.label} ({curve.note})" if curve.note else curve.label, **style)
         if curve.momentum is not None:
             axes[1].plot(curve.momentum, **style)
@@ -149,16 +144,16 @@ def _draw_together(figure: Any, drawn: Sequence[Curve], unit: str) -> None:
     if moving:
         _frame(axes[1], "momentum")
     axes[-1].set_xlabel("step")
-    long = any(len(curve.label + curve.note) > _LONG for curve in drawn)
-    figure.legend(loc="outside lower left", ncols=2 if long else _TOGETHER, frameon=False, handlelength=4)
+    long = any(len(curve.label + curve.note) > _LONG_LABEL for curve in drawn)
+    figure.legend(loc="outside lower left", ncols=2 if long else _MOST_TOGETHER, frameon=False, handlelength=4)
 
 
-def _draw_apart(figure: Any, drawn: Sequence[Curve], unit: str) -> None:
+def _draw_apart(figure: Any, drawn: Sequence[SchedulePreview], unit: str) -> None:
     panels = []
     for curve in drawn:
-        panels.append((curve.label, curve.note, curve.lr, _COLOURS[0]))
+        panels.append((curve.label, curve.note, curve.lr, BLUE))
         if curve.momentum is not None:
-            panels.append((f"{curve.label}: momentum", "", curve.momentum, _COLOURS[1]))
+            panels.append((f"{curve.label}: momentum", "", curve.momentum, ORANGE))
     rows = -(-len(panels) // _COLUMNS)
     figure.set_size_inches(12.8, 0.6 + 1.75 * rows)
     axes = figure.subplots(rows, _COLUMNS, sharex=True, squeeze=False).ravel()
@@ -166,8 +161,9 @@ def _draw_apart(figure: Any, drawn: Sequence[Curve], unit: str) -> None:
     for i, (axis, (label, note, values, colour)) in enumerate(zip(axes, panels, strict=False)):
         axis.plot(values, color=colour, linewidth=1.8)
         axis.text(0.5, 0.5, fill(note, 18), transform=axis.transAxes, ha="center", va="center", fontsize=9)
-        axis.set_title(label if len(label) <= _LONG else f"{label[: _LONG - 1]}…", loc="left", fontsize=11)
-        if colour == _COLOURS[0]:
+        shown = label if len(label) <= _LONG_LABEL else f"{label[: _LONG_LABEL - 1]}…"
+        axis.set_title(shown, loc="left", fontsize=11)
+        if colour == BLUE:
             axis.fill_between(range(len(values)), values, color=colour, alpha=0.12, linewidth=0)
             _frame(axis, unit if i % _COLUMNS == 0 else "", top)
         else:
@@ -180,24 +176,21 @@ def _draw_apart(figure: Any, drawn: Sequence[Curve], unit: str) -> None:
 
 
 def _frame(axis: Any, label: str, top: float | None = None) -> None:
-    axis.set_ylabel(label)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(_GREY)
-    axis.tick_params(colors=_GREY)
+    style_axes(axis, y=label)
     axis.margins(x=0)
     if top is not None:
-        axis.set_ylim(0, 1.04 * top if top > 0 else 1)  # from 0: a height is a rate
+        axis.set_ylim(0, 1.04 * top if top > 0 else 1)  # from 0, so that heights compare
 
 
-def as_text(drawn: Sequence[Curve], width: int = 100) -> str:
+def as_text(drawn: Sequence[SchedulePreview], width: int = 100) -> str:
     """Draw with block characters.
 
     Args:
-        drawn: The curves.
-        width: Columns there are.
+        drawn: The schedules.
+        width: The terminal's width in columns.
     """
     rows = max(3, min(8, 40 // max(1, len(drawn))))
-    top = max((max(curve.lr) for curve in drawn), default=1.0)  # one scale for all
+    top = max((max(curve.lr) for curve in drawn), default=1.0)  # one scale for all schedules
     lines: list[str] = []
     for curve in drawn:
         caption = f"{curve.label}: {curve.caption}" + (f"; {curve.note}" if curve.note else "")
@@ -209,7 +202,7 @@ def as_text(drawn: Sequence[Curve], width: int = 100) -> str:
 
 
 def _blocks(values: Sequence[float], ends: tuple[float, float], rows: int, width: int) -> list[str]:
-    """Columns as high as the values, on an axis with these ends, in eighths of a row."""
+    """Return columns as high as the values, in eighths of a row, on an axis between ``ends``."""
     floor, top = ends
     span = top - floor or 1.0
     head, foot = f"{top:.3g}", f"{floor:.3g}"

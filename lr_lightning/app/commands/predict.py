@@ -1,4 +1,4 @@
-"""What a trained run makes of new images."""
+"""`scripts/predict.py`: predict the classes of new images with a trained run."""
 
 import csv
 import sys
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -19,7 +18,6 @@ from torch import Tensor
 from lr_lightning.app import build
 from lr_lightning.app.checks import validate
 from lr_lightning.app.composition import compose_config, prepare
-from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
 from lr_lightning.app.run.checkpoints import read_checkpoint
 from lr_lightning.app.run.resume import ALLOWED_TARGETS, RunArgument, read_config, run_folder
@@ -32,18 +30,18 @@ from lr_lightning.training.transforms import Normalizer
 
 __all__ = ["Prediction", "Predictor", "images_of", "run"]
 
-_ASKER = RunArgument("RUN", "--trust {}")
-_BATCH = 256
+_RUN = RunArgument("RUN", "--trust {}")
+_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run makes of one image.
+    """The prediction for one image.
 
     Attributes:
         image: Its path.
         label: The name of its most probable class, as in training.
-        probability: That class's, in [0, 1].
+        probability: The probability of that class, in [0, 1].
     """
 
     image: Path
@@ -52,7 +50,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Trained:
+class _TrainingData:
     """The data that a run was trained on, as its checkpoint describes it."""
 
     class_names: tuple[str, ...]
@@ -69,7 +67,7 @@ class _Trained:
 
 
 class Predictor:
-    """The network of a run, and what it must be fed.
+    """A trained run's network, with the normalisation and the class names of its training data.
 
     Args:
         folder: The run's output folder.
@@ -77,31 +75,34 @@ class Predictor:
         trust: Targets outside this project that the run's config may name.
 
     Raises:
-        ConfigError: If the run has no such checkpoint, or one that no network can be made from.
+        ConfigError: If the run has no such checkpoint, or the network cannot be built from it.
     """
 
     def __init__(self, folder: Path, checkpoint: str = "best", trust: Sequence[str] = ()) -> None:
         path = folder / "checkpoints" / f"{checkpoint}.ckpt"
         if not path.is_file():
             raise ConfigError(
-                f"RUN: {path} is not there. --checkpoint takes another one; a search for a rate has none."
+                f"RUN: {path} is not there. --checkpoint takes another one; a run of find_lr.py has none."
             )
-        config = validate(read_config(folder / "config.yaml", {*ALLOWED_TARGETS, *trust}, _ASKER))
+        config = validate(read_config(folder / "config.yaml", {*ALLOWED_TARGETS, *trust}, _RUN))
         stored = read_checkpoint(path, "RUN")
         self.data = _trained_on(stored, path)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.module = _module(config, self.data, stored["state_dict"], path).to(self.device).eval()
+        net = build.build_net(config.model, self.data)
+        module = build.build_module(config.module, config.optimizer, net, self.data)
+        _load_weights(module, stored["state_dict"], path)
+        self.module = module.to(self.device).eval()
 
     def __call__(self, paths: Sequence[Path]) -> Iterator[Prediction | UnreadableImage]:
-        """Predict, in order; an image that cannot be read comes back as what is wrong with it.
+        """Predict each image, in order; for an image that cannot be read, yield its error.
 
         Raises:
-            ConfigError: If the module does not give logits of images.
+            ConfigError: If the module does not return logits for images.
         """
         height, width = self.data.image_size
         fmt = Format(self.data.in_channels, height, width)
-        for start in range(0, len(paths), _BATCH):
-            chunk = paths[start : start + _BATCH]
+        for start in range(0, len(paths), _BATCH_SIZE):
+            chunk = paths[start : start + _BATCH_SIZE]
             decoded = [_decoded(path, fmt) for path in chunk]
             readable = [pixels for pixels in decoded if isinstance(pixels, Tensor)]
             best = iter(self._best(torch.cat(readable)) if readable else ())
@@ -109,28 +110,43 @@ class Predictor:
                 yield Prediction(path, *next(best)) if isinstance(pixels, Tensor) else pixels
 
     def _best(self, pixels: Tensor) -> list[tuple[str, float]]:
-        """The most probable class of each image, uint8 [B, C, H, W], and its probability."""
+        """Return the most probable class of each image, uint8 [B, C, H, W], and its probability."""
         with torch.inference_mode():
             logits = self.module(self.data.normalizer.to(self.device)(pixels.to(self.device)))
         expected = (len(pixels), self.data.num_classes)
         if not isinstance(logits, Tensor) or logits.shape != expected:
             raise ConfigError(
-                f"RUN: {type(self.module).__name__}(images) is not the logits {list(expected)} of the classes. "
-                "Give it such a forward."
+                f"RUN: {type(self.module).__name__}(images) does not return logits of shape {list(expected)}. "
+                "Give it a forward that does."
             )
         probability, index = logits.float().softmax(1).max(1)
         return [(self.data.class_names[i], p) for i, p in zip(index.tolist(), probability.tolist(), strict=True)]
 
 
-def run(root: Path, name: str, images: Sequence[str], *, table: Path | None = None, **where: Any) -> int:
-    """`scripts/predict.py`: predict and print: a table on a terminal, CSV into a file or a pipe.
+def run(
+    root: Path,
+    name: str,
+    images: Sequence[str],
+    *,
+    table: Path | None = None,
+    checkpoint: str = "best",
+    trust: Sequence[str] = (),
+    output_root: Path | None = None,
+    store: Path | None = None,
+    uri: str | None = None,
+) -> int:
+    """Predict, and print a table on a terminal, or CSV into a file or a pipe.
 
     Args:
         root: The checkout.
-        name: An output folder or an MLflow run id.
+        name: The run: its output folder or its MLflow run id.
         images: Files and folders.
         table: A CSV file to write as well.
-        where: ``checkpoint``, ``trust``, ``output_root``, ``store`` and ``uri``, as on the command line.
+        checkpoint: ``"best"`` or ``"last"``.
+        trust: Targets outside this project that the run's config may name.
+        output_root: Folder of the runs' output folders, if not the default.
+        store: Folder of the default store, if not the checkout's.
+        uri: Another store.
 
     Returns:
         The exit status: 0; 1 if no image could be read; 2 for bad input.
@@ -138,8 +154,10 @@ def run(root: Path, name: str, images: Sequence[str], *, table: Path | None = No
     quiet()
     try:
         prepare(root)
-        folder = run_folder(name, _places(root, where), _ASKER)
-        predictor = Predictor(folder, where.get("checkpoint", "best"), where.get("trust", ()))
+        cfg, _ = compose_config(root, [])
+        cfg.output_root = str(output_root or cfg.output_root)
+        cfg.tracking.root, cfg.tracking.uri = str(store or cfg.tracking.root), uri
+        predictor = Predictor(run_folder(name, cfg, _RUN), checkpoint, trust)
         paths = images_of(images)
         done = _predicted(predictor, paths)
         if table is not None:
@@ -165,7 +183,7 @@ def run(root: Path, name: str, images: Sequence[str], *, table: Path | None = No
 
 
 def _predicted(predictor: Predictor, paths: Sequence[Path]) -> list[Prediction]:
-    """The predictions; what is skipped is said."""
+    """Return the predictions, and print which images are skipped."""
     done = []
     for result in predictor(paths):
         if isinstance(result, Prediction):
@@ -176,7 +194,7 @@ def _predicted(predictor: Predictor, paths: Sequence[Path]) -> list[Prediction]:
 
 
 def images_of(names: Sequence[str]) -> list[Path]:
-    """The files that are named, and those below the folders that are named, sorted; hidden ones are left out.
+    """Return the named files, and the files below the named folders, sorted and without hidden ones.
 
     Raises:
         ConfigError: If a folder has no file in it.
@@ -194,36 +212,23 @@ def images_of(names: Sequence[str]) -> list[Path]:
     return paths
 
 
-def _places(root: Path, where: dict[str, Any]) -> DictConfig:
-    """The composed config, for where runs lie."""
-    cfg, _ = compose_config(root, [])
-    if where.get("output_root"):
-        cfg.output_root = str(where["output_root"])
-    if where.get("store"):
-        cfg.tracking.root = str(where["store"])
-    cfg.tracking.uri = where.get("uri")
-    return cfg
-
-
-def _trained_on(checkpoint: dict[str, Any], path: Path) -> _Trained:
+def _trained_on(checkpoint: dict[str, Any], path: Path) -> _TrainingData:
     state = checkpoint.get(ImageDataModule.__qualname__, {})
     if "class_names" not in state:
         raise ConfigError(f"RUN: {path} does not name its classes: it is of an older version. Train again.")
     height, width = state["image_size"]
-    return _Trained(tuple(state["class_names"]), (height, width), Normalizer(state["offset"], state["scale"]))
+    return _TrainingData(tuple(state["class_names"]), (height, width), Normalizer(state["offset"], state["scale"]))
 
 
-def _module(config: Config, data: _Trained, weights: dict[str, Tensor], path: Path) -> LightningModule:
-    module = build.build_module(config, build.build_net(config, data), data)
+def _load_weights(module: LightningModule, weights: dict[str, Tensor], path: Path) -> None:
     try:
         module.load_state_dict(weights)
     except RuntimeError as e:
         raise ConfigError(f"RUN: {path} does not fit its config: {str(e).splitlines()[-1].strip()}") from e
-    return module
 
 
 def _decoded(path: Path, fmt: Format) -> Tensor | UnreadableImage:
-    """One image, uint8 [1, C, H, W], fitted as in training; or what is wrong with it."""
+    """Return one image, uint8 [1, C, H, W], resized as in training, or its error."""
     first: NDArray[np.int64] = np.zeros(1, np.int64)
     try:
         return EncodedImages(Images(first, encoded=[path]), fmt).take(first)

@@ -54,7 +54,7 @@ def print_start(
     else:
         rule = f" ({node.lr_rule} rule, for {node.lr_reference_batch})" if node.lr_rule != "none" else ""
         peak = f"{node.lr:g}{rule}"
-    one, update = process_batch_size(config), effective_batch_size(config)
+    one, update = process_batch_size(config.data, config.trainer), effective_batch_size(config.data, config.trainer)
     factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
     batch = str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
     console = Console(soft_wrap=True, highlight=False, markup=False)

@@ -20,7 +20,7 @@ from torch.distributed import DistBackendError, DistNetworkError
 from lr_lightning._lightning import callbacks_of
 from lr_lightning._plotting import COLOUR_TAG, style
 from lr_lightning.app.config import Config, flatten
-from lr_lightning.app.error_messages import is_out_of_memory
+from lr_lightning.app.error_messages import config_error, is_out_of_memory
 from lr_lightning.app.lr_scaling import effective_batch_size
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.output import LAST, write_config
@@ -187,8 +187,9 @@ def open_logger(
             parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
             dataset = {f"dataset.{key}": value for key, value in data.describe().items()}
             logger.log_hyperparams({"model.parameters": parameters, **dataset})
-            batch = {"processes": world_size(config.trainer), "update_batch_size": effective_batch_size(config)}
-            logger.log_hyperparams({**batch, **(scaling or {})})
+            batch = effective_batch_size(config.data, config.trainer)
+            counts = {"processes": world_size(config.trainer), "update_batch_size": batch}
+            logger.log_hyperparams({**counts, **(scaling or {})})
             logger.log_artifact(artifact)
     return logger
 
@@ -434,7 +435,7 @@ def _known_error(
     if isinstance(error, DataError):  # an image that can no longer be read, in the middle of the run
         return ConfigError(str(error))
     if isinstance(error, ValueError) and not stepped(trainer):  # what only the trainer can tell, before the first step
-        return ConfigError(str(error))
+        return config_error(error)
     return None
 
 

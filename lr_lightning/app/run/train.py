@@ -70,14 +70,14 @@ def train(
     config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
 
-    schedule = build.build_schedule(config)
+    schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
-    _check_durations(schedule, config.schedule.total_steps, config.trainer, data)
+    _check_durations(schedules.lr, config.schedule.total_steps, config.trainer, data)
     if resumed:
         resumed = choose_checkpoint(resumed, flat, data)
-    finder = build.build_finder(config, module)
+    finder = build.build_finder(config.finder, module, config.trainer.progress)
     finding = [] if finder is None else [finder, FoundLR(config, finder)]
-    configured = build.build_callbacks(config, schedule, module)
+    configured = build.build_callbacks(config, schedules, module)
 
     folder = None
     if is_rank_zero():
@@ -143,11 +143,11 @@ def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
         data = build.build_data(config)
         data.prepare()
         seed_everything(config.seed, workers=True, verbose=False)  # equal initial weights, whatever loading drew
-        net = build.build_net(config, data)
+        net = build.build_net(config.model, data)
         check_batch_norm(config.trainer, net)
         if config.trainer.channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        module = build.build_module(config, net, data)
+        module = build.build_module(config.module, config.optimizer, net, data)
         if config.ckpt:
             load_weights(module, Path(config.ckpt).expanduser())
     except ValueError as e:

@@ -1,4 +1,5 @@
-"""Every key of the app, by group: one dataclass a group, a subclass for each choice that has keys of its own.
+"""The keys of the app, by group: one dataclass for each group, and a subclass for each choice that adds keys.
 
-Only omegaconf is imported here. The comment above or beside a field is its documentation.
+The comment above or beside a field is its documentation: `--help` and the page of all keys read it. A schema checks its
+own values; `lr_lightning.app.checks` checks what groups require of each other.
 """

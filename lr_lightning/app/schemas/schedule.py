@@ -1,26 +1,36 @@
-"""Schedules: shapes over the whole run, as factors on the peak rate."""
+"""Schemas of the schedules: shapes over the whole run, as factors of the peak learning rate."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
+from lr_lightning.app.schemas.problems import AT_LEAST_ONE, Problem, Rule, Schema, below_one, one_of, positive
+
 
 @dataclass
-class ScheduleConfig:
-    """A shape over the whole run, as a factor on the peak rate; any of them may begin with a warm-up."""
+class ScheduleConfig(Schema):
+    """A shape over the whole run, as a factor of the peak learning rate, after an optional warm-up.
+
+    The constructors in `lr_lightning.schedules` check the arguments that are theirs.
+    """
 
     name: str = MISSING
     _target_: str = MISSING
     kwargs: dict[str, Any] = field(default_factory=dict)
     warmup: int | str = 0  # a duration: 500, "500 steps", "2 epochs", "5%"
     warmup_shape: str = "linear"  # linear | cosine | exponential
-    total_steps: int | None = None  # only where Lightning cannot know it
+    total_steps: int | None = None  # needed only if Lightning cannot know it
+
+    def rules(self) -> Mapping[str, Rule]:
+        """Return the rule of each key that no schedule's constructor checks."""
+        return {"warmup_shape": one_of("linear", "cosine", "exponential"), "total_steps": AT_LEAST_ONE}
 
 
 @dataclass
 class ConstantConfig(ScheduleConfig):
-    """The peak rate throughout."""
+    """The peak learning rate throughout."""
 
     name: str = "constant"
     _target_: str = "lr_lightning.schedules.Constant"
@@ -28,7 +38,7 @@ class ConstantConfig(ScheduleConfig):
 
 @dataclass
 class WarmupConstantConfig(ConstantConfig):
-    """A rise to the peak rate, then the peak rate."""
+    """A linear warm-up to the peak learning rate, then the peak."""
 
     name: str = "warmup_constant"
     warmup: int | str = "5%"
@@ -46,7 +56,7 @@ class StepConfig(ScheduleConfig):
 
 @dataclass
 class MultiStepConfig(ScheduleConfig):
-    """A drop at each of some milestones."""
+    """A drop at each milestone."""
 
     name: str = "multistep"
     _target_: str = "lr_lightning.schedules.MultiStep"
@@ -56,7 +66,7 @@ class MultiStepConfig(ScheduleConfig):
 
 @dataclass
 class DecayConfig(ScheduleConfig):
-    """From start to end, factors of the peak, over the whole run."""
+    """A decay over the whole run, from start to end, both factors of the peak."""
 
     warmup: int | str = "5%"
     start: float = 1.0
@@ -81,7 +91,7 @@ class CosineConfig(DecayConfig):
 
 @dataclass
 class ExponentialConfig(DecayConfig):
-    """The same ratio from each step to the next."""
+    """A constant ratio from each step to the next."""
 
     name: str = "exponential"
     _target_: str = "lr_lightning.schedules.Exponential"
@@ -90,7 +100,7 @@ class ExponentialConfig(DecayConfig):
 
 @dataclass
 class PolynomialConfig(DecayConfig):
-    """A power of the share that is left."""
+    """A power of the share of the run that is left."""
 
     name: str = "polynomial"
     _target_: str = "lr_lightning.schedules.Polynomial"
@@ -107,17 +117,17 @@ class REXConfig(DecayConfig):
 
 @dataclass
 class InverseSqrtConfig(ScheduleConfig):
-    """Falls as one over the square root of the step, without a known end."""
+    """A decay with one over the square root of the step, which needs no known end."""
 
     name: str = "inverse_sqrt"
     _target_: str = "lr_lightning.schedules.InverseSqrt"
     warmup: int | str = "5%"
-    timescale: int | str = "5%"  # where the factor is 1 / sqrt(2), counted from the end of the warm-up
+    timescale: int | str = "5%"  # steps after the warm-up at which the factor is 1 / sqrt(2)
 
 
 @dataclass
 class WSDConfig(ScheduleConfig):
-    """Warm up, stay, cool down."""
+    """Warm up, stay at the peak, cool down."""
 
     name: str = "wsd"
     _target_: str = "lr_lightning.schedules.WSD"
@@ -129,10 +139,18 @@ class WSDConfig(ScheduleConfig):
 
 @dataclass
 class CyclicalConfig(ScheduleConfig):
-    """A schedule between two rates."""
+    """A schedule between two learning rates."""
 
-    max_lr: float | None = None  # another name of optimizer.lr, the peak rate; where only one is given it holds
-    base_lr: float | None = None  # the lowest rate, absolute; default: the choice's own share of the peak
+    max_lr: float | None = None  # another name of optimizer.lr, the peak learning rate: give one of them
+    base_lr: float | None = None  # the lowest learning rate, absolute; default: a share of the peak, by the choice
+
+    def rules(self) -> Mapping[str, Rule]:
+        """Return the rules of all schedules, and those of the bounds."""
+        return {
+            **super().rules(),
+            "max_lr": positive("or null for optimizer.lr"),
+            "base_lr": positive("or null for the choice's share of the peak"),
+        }
 
 
 @dataclass
@@ -141,15 +159,15 @@ class TriangularConfig(CyclicalConfig):
 
     name: str = "triangular"
     _target_: str = "lr_lightning.schedules.Triangular"
-    base: float = 0.25  # base_lr / max_lr where no base_lr is given
-    up: int | str = "10%"  # Smith's stepsize; five cycles in a run
+    base: float = 0.25  # base_lr / max_lr, if no base_lr is given
+    up: int | str = "10%"  # length of the rise (Smith's stepsize): five cycles in a run
     down: int | str | None = None  # default: as long as up
     mode: str = "triangular"  # triangular | triangular2
 
 
 @dataclass
 class Triangular2Config(TriangularConfig):
-    """The same with half the height at each cycle."""
+    """As triangular, but each cycle is half as high as the one before."""
 
     name: str = "triangular2"
     mode: str = "triangular2"
@@ -157,19 +175,19 @@ class Triangular2Config(TriangularConfig):
 
 @dataclass
 class ExpRangeConfig(CyclicalConfig):
-    """The same with a height that shrinks at each step."""
+    """As triangular, but the height shrinks at each step."""
 
     name: str = "exp_range"
     _target_: str = "lr_lightning.schedules.cyclical.ExpRange"
-    base: float = 0.25  # base_lr / max_lr where no base_lr is given
+    base: float = 0.25  # base_lr / max_lr, if no base_lr is given
     up: int | str = "10%"
     down: int | str | None = None  # default: as long as up
-    gamma: float | None = None  # factor of the height a step; default: a tenth of it is left at the end of the run
+    gamma: float | None = None  # factor of the height for each step; default: a tenth is left at the end of the run
 
 
 @dataclass
 class CosineRestartsConfig(CyclicalConfig):
-    """A piece played again and again, each time longer."""
+    """A piece that is repeated, each time longer."""
 
     name: str = "cosine_restarts"
     _target_: str = "lr_lightning.schedules.Restarts"
@@ -178,26 +196,45 @@ class CosineRestartsConfig(CyclicalConfig):
     )
     first: int | str = "14.3%"  # length of the first cycle: with mult 2 the third one ends with the run
     mult: int = 2
-    decay: float = 1.0  # factor of each cycle's height against the one before
+    decay: float = 1.0  # height of each cycle relative to the one before
 
 
 @dataclass
 class OneCycleConfig(CyclicalConfig):
-    """Up once, down once, and further down; the momentum may move against it."""
+    """Up once, down once, and further down; the momentum may move in the opposite direction."""
 
     name: str = "one_cycle"
     _target_: str = "lr_lightning.schedules.OneCycle"
     warmup: int | str = "30%"  # the rise
-    start: float = 0.04  # base_lr / max_lr where no base_lr is given
+    start: float = 0.04  # base_lr / max_lr, if no base_lr is given
     end: float = 4e-6
     shape: str = "cosine"  # cosine | linear
-    base_momentum: float | None = None  # the momentum at the peak rate, such as 0.85; with max_momentum
-    max_momentum: float | None = None  # the momentum at both ends, such as 0.95; default: it does not move
+    base_momentum: float | None = None  # momentum at the peak learning rate, such as 0.85; requires max_momentum
+    max_momentum: float | None = None  # momentum at both ends, such as 0.95; default: it does not move
+
+    def rules(self) -> Mapping[str, Rule]:
+        """Return the rules of all cyclical schedules, and those of the momentum."""
+        return {
+            **super().rules(),
+            "base_momentum": below_one("for instance 0.85"),
+            "max_momentum": below_one("for instance 0.95"),
+        }
+
+    def conflicts(self) -> Iterator[Problem]:
+        """Find momenta that are no range."""
+        low, high = self.base_momentum, self.max_momentum
+        if (low is None) != (high is None):
+            absent, given = ("base", "max") if low is None else ("max", "base")
+            yield Problem(
+                f"{absent}_momentum", f"needs a value beside schedule.{given}_momentum; give both or neither of them."
+            )
+        elif low is not None and high is not None and low > high:
+            yield Problem("base_momentum", f"must be at most schedule.max_momentum, {high}, got {low}.")
 
 
 @dataclass
 class PlateauConfig(ScheduleConfig):
-    """The rate is multiplied by factor when a metric stops improving; _target_ is what is multiplied."""
+    """A factor on the learning rate when a metric stops improving; _target_ is the schedule that it multiplies."""
 
     name: str = "plateau"
     _target_: str = "lr_lightning.schedules.Constant"
@@ -207,22 +244,22 @@ class PlateauConfig(ScheduleConfig):
     patience: int = 2  # validations without improvement that are tolerated
     threshold: float = 1e-4  # how much better counts as better
     threshold_mode: str = "rel"  # rel: a share of the best | abs
-    cooldown: int = 0  # validations after a reduction that do not count
+    cooldown: int = 0  # validations after a reduction that are not counted
     min_factor: float = 0.0
 
 
 @dataclass
 class GrowthConfig:
-    """A batch that grows between epochs, in place of a rate that falls (Smith, Kindermans, Ying & Le 2017)."""
+    """A batch that grows between epochs, instead of a decay of the learning rate (Smith et al. 2018)."""
 
-    milestones: list[str] = field(default_factory=lambda: ["30%", "60%", "80%"])  # of the epochs, or "60 epochs"
-    factor: float = 5.0  # by which it grows at each
-    max_batch_size: int | None = 512  # of one process; beyond it gradients are accumulated; null: no limit
+    milestones: list[str] = field(default_factory=lambda: ["30%", "60%", "80%"])  # shares of the epochs, or "60 epochs"
+    factor: float = 5.0  # by which the batch grows at each milestone
+    max_batch_size: int | None = 512  # of one process; gradients are accumulated beyond it; null: no limit
 
 
 @dataclass
 class BatchGrowthConfig(ConstantConfig):
-    """A batch that grows beside the rate's own schedule, which is _target_."""
+    """A batch that grows beside a schedule of the learning rate, which is _target_."""
 
     name: str = "batch_growth"
     growth: GrowthConfig | None = field(default_factory=GrowthConfig)

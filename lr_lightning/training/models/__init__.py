@@ -1,4 +1,4 @@
-"""Image classifiers; each builder takes (in_channels, num_classes, image_size) and options of its own."""
+"""Image classifiers. Each builder takes (in_channels, num_classes, image_size) and its own options."""
 
 from lr_lightning.training.models.resnet import resnet9, resnet20, resnet56, wrn16_4
 from lr_lightning.training.models.small_cnn import small_cnn

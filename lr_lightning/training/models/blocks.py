@@ -1,12 +1,13 @@
-"""The initialization that the networks with batch norm share."""
+"""What the networks share: the check of their shape, and the initialization of their convolutions."""
 
 from torch import nn
 
-# --- What every model builder checks of its arguments.
+from lr_lightning._checks import check_count
+from lr_lightning.errors import ArgumentError
 
 
 def check_shape(in_channels: int, num_classes: int, image_size: tuple[int, int], *, min_side: int = 1) -> None:
-    """Refuse an image or a class count that a network cannot be built for.
+    """Refuse an image or a number of classes that a network cannot be built for.
 
     Args:
         in_channels: Channels of an image.
@@ -15,26 +16,33 @@ def check_shape(in_channels: int, num_classes: int, image_size: tuple[int, int],
         min_side: The shortest side, in pixels, that the network can take.
 
     Raises:
-        ValueError: If a value is out of range; the message names the argument and the bound.
+        ArgumentError: A value is out of range.
     """
-    if in_channels < 1:
-        raise ValueError(f"in_channels must be >= 1, got {in_channels}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be >= 2, got {num_classes}")
+    check_count("in_channels", in_channels, 1)
+    check_count("num_classes", num_classes, 2)
     if len(image_size) != 2 or min(image_size) < min_side:
-        raise ValueError(
-            f"image_size must be (height, width), each >= {min_side}, got {tuple(image_size)}. "
-            "Choose another model, or enlarge the images"
+        raise ArgumentError(
+            f"must be (height, width), each >= {min_side}, got {tuple(image_size)}. "
+            "Choose another model, or enlarge the images",
+            "image_size",
         )
 
 
+def check_dropout(dropout: float) -> None:
+    """Refuse a dropout probability outside [0, 1).
+
+    Raises:
+        ArgumentError: ``dropout`` is out of range.
+    """
+    if not 0 <= dropout < 1:
+        raise ArgumentError(f"must be in [0, 1), got {dropout}", "dropout")
+
+
 def kaiming_init(module: nn.Module) -> None:
-    """Draw every convolution's weights from He's normal distribution, in place.
+    """Draw the weights of every convolution from He's normal distribution, in place, and set its biases to 0.
 
-    Biases are set to zero. Batch norm keeps torch's start (weight 1, bias 0) and linear layers keep torch's own.
-
-    Args:
-        module: The network; its submodules are visited in registration order.
+    Batch norm keeps torch's start (weight 1, bias 0), and linear layers keep torch's own initialization. Submodules are
+    visited in registration order.
 
     Source:
         He et al., "Delving deep into rectifiers", 2015, equation 14 (the variant by fan-out).

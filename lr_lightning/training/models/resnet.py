@@ -1,15 +1,16 @@
-"""The residual networks for CIFAR of He et al."""
+"""Residual networks for CIFAR: ResNet-20 and -56 (He et al.), ResNet-9 (Page), WRN-16-4 (Zagoruyko and Komodakis)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lr_lightning.training.models.blocks import check_shape, kaiming_init
+from lr_lightning._checks import check_count, check_number
+from lr_lightning.training.models.blocks import check_dropout, check_shape, kaiming_init
 
 
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with batch norm beside a shortcut without parameters (option A).
 
-    Where the shape changes the shortcut takes every second pixel and pads the new channels with zeros.
+    If the shape changes, the shortcut takes every second pixel and pads the new channels with zeros.
 
     Args:
         in_channels: Channels of the input.
@@ -38,9 +39,10 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A 3 x 3 convolution, three stages of `BasicBlock`s with 16, 32 and 64 channels, a global average pool, a linear.
+    """A ResNet for CIFAR: a 3 x 3 convolution, three stages of `BasicBlock`s, a global average pool, a linear layer.
 
-    It has 6 * `blocks_per_stage` + 2 layers with weights. The second and third stage start with stride 2.
+    The stages have 16, 32 and 64 channels. The network has 6 * `blocks_per_stage` + 2 layers with weights. The
+    second and third stage start with stride 2.
 
     Args:
         in_channels: Channels of an image.
@@ -49,7 +51,7 @@ class CifarResNet(nn.Module):
         blocks_per_stage: Blocks in each of the three stages, >= 1.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ArgumentError: An argument is out of range.
 
     Shapes:
         (batch, in_channels, height, width) to (batch, num_classes).
@@ -61,8 +63,7 @@ class CifarResNet(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, image_size: tuple[int, int], blocks_per_stage: int) -> None:
         super().__init__()
         check_shape(in_channels, num_classes, image_size)
-        if blocks_per_stage < 1:
-            raise ValueError(f"blocks_per_stage must be >= 1, got {blocks_per_stage}")
+        check_count("blocks_per_stage", blocks_per_stage, 1)
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(16)
         blocks: list[nn.Module] = []
@@ -92,9 +93,6 @@ def resnet56(in_channels: int, num_classes: int, image_size: tuple[int, int]) ->
     return CifarResNet(in_channels, num_classes, image_size, blocks_per_stage=9)
 
 
-# --- The nine-layer residual network that won DAWNBench's CIFAR-10 race.
-
-
 def _conv_bn_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
     return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
@@ -120,23 +118,24 @@ class Residual(nn.Module):
 class ResNet9(nn.Module):
     """Eight 3 x 3 convolutions with batch norm and ReLU, a global max pool, and a linear layer whose output is scaled.
 
-    Channels are 64, 128, 256, 512; the 128 and the 512 are followed by a `Residual`. Each of the last three
-    widenings ends in a 2 x 2 max pool, left out where the image is less than 4 pixels on its shorter side by then.
+    The convolutions have 64, 128, 256 and 512 channels; a `Residual` follows those with 128 and 512. Each of the last
+    three ends in a 2 x 2 max pool while the shorter side is at least 4 pixels.
 
     Args:
         in_channels: Channels of an image.
         num_classes: Length of the output.
         image_size: Height and width in pixels.
-        head_scale: Factor on the logits, > 0. It keeps the softmax of the first steps soft.
+        head_scale: Factor on the logits, > 0; it keeps the softmax of the first steps soft.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ArgumentError: An argument is out of range.
 
     Shapes:
         (batch, in_channels, height, width) to (batch, num_classes). 6,573,120 parameters at 3 channels, 10 classes.
 
     Source:
-        Page, "How to train your ResNet", 2018 (parts 4 and 5); the scale 0.125 is his.
+        Page, "How to train your ResNet", 2018 (parts 4 and 5), which won DAWNBench's CIFAR-10 race; the scale 0.125 is
+        his.
     """
 
     def __init__(
@@ -144,8 +143,7 @@ class ResNet9(nn.Module):
     ) -> None:
         super().__init__()
         check_shape(in_channels, num_classes, image_size)
-        if head_scale <= 0:
-            raise ValueError(f"head_scale must be > 0, got {head_scale}")
+        check_number("head_scale", head_scale, above=True)
         self.head_scale = head_scale
         layers = _conv_bn_relu(in_channels, 64)
         side, channels = min(image_size), 64
@@ -168,17 +166,14 @@ class ResNet9(nn.Module):
 
 
 def resnet9(in_channels: int, num_classes: int, image_size: tuple[int, int], head_scale: float = 0.125) -> ResNet9:
-    """Build a `ResNet9`; its docstring has the arguments, the layers and the source."""
+    """Build a `ResNet9`."""
     return ResNet9(in_channels, num_classes, image_size, head_scale)
-
-
-# --- The wide residual networks of Zagoruyko and Komodakis.
 
 
 class PreactBlock(nn.Module):
     """Batch norm and ReLU before each of two 3 x 3 convolutions, beside a shortcut.
 
-    Where the shape changes the shortcut is a 1 x 1 convolution of the activated input, else the input itself.
+    If the shape changes, the shortcut is a 1 x 1 convolution of the activated input; otherwise it is the input.
 
     Args:
         in_channels: Channels of the input.
@@ -215,13 +210,12 @@ class WideResNet(nn.Module):
         in_channels: Channels of an image.
         num_classes: Length of the output.
         image_size: Height and width in pixels; the network pools globally and does not depend on it.
-        blocks_per_stage: Blocks in each of the three stages, >= 1. The depth in the paper's names, 6 times it + 4,
-            counts the convolutions.
+        blocks_per_stage: Blocks in each stage, >= 1. The paper's names give the depth, 6 * blocks_per_stage + 4.
         widen: The paper's widening factor k, >= 1.
         dropout: Probability of dropping an activation inside a block, in [0, 1).
 
     Raises:
-        ValueError: If an argument is out of range.
+        ArgumentError: An argument is out of range.
 
     Shapes:
         (batch, in_channels, height, width) to (batch, num_classes).
@@ -241,12 +235,9 @@ class WideResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_shape(in_channels, num_classes, image_size)
-        if blocks_per_stage < 1:
-            raise ValueError(f"blocks_per_stage must be >= 1, got {blocks_per_stage}")
-        if widen < 1:
-            raise ValueError(f"widen must be >= 1, got {widen}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        check_count("blocks_per_stage", blocks_per_stage, 1)
+        check_count("widen", widen, 1)
+        check_dropout(dropout)
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         blocks: list[nn.Module] = []
         channels = 16

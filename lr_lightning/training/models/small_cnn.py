@@ -2,15 +2,15 @@
 
 from torch import Tensor, nn
 
-from lr_lightning.training.models.blocks import check_shape, kaiming_init
+from lr_lightning._checks import check_count
+from lr_lightning.training.models.blocks import check_dropout, check_shape, kaiming_init
 
 
 class SmallCNN(nn.Module):
     """Three 3 x 3 convolutions with batch norm and ReLU, a global average pool and one linear layer.
 
-    The convolutions have `width`, 2 * `width` and 2 * `width` channels. Each but the last is followed by a 2 x 2 max
-    pool where the image is at least 4 pixels on its shorter side by then, so an 8 x 8 image ends at 2 x 2 and a 32 x 32
-    one at 8 x 8.
+    The convolutions have `width`, 2 * `width` and 2 * `width` channels. A 2 x 2 max pool follows each of the first two
+    while the shorter side is at least 4 pixels: an 8 x 8 image ends at 2 x 2 and a 32 x 32 image at 8 x 8.
 
     Args:
         in_channels: Channels of an image.
@@ -20,26 +20,19 @@ class SmallCNN(nn.Module):
         dropout: Probability of dropping a feature before the linear layer, in [0, 1).
 
     Raises:
-        ValueError: If an argument is out of range.
+        ArgumentError: An argument is out of range.
 
     Shapes:
         (batch, in_channels, height, width) to (batch, num_classes). 57,130 parameters at 3 channels, 10 classes.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        image_size: tuple[int, int],
-        width: int = 32,
-        dropout: float = 0.0,
+        self, in_channels: int, num_classes: int, image_size: tuple[int, int], width: int = 32, dropout: float = 0.0
     ) -> None:
         super().__init__()
         check_shape(in_channels, num_classes, image_size)
-        if width < 1:
-            raise ValueError(f"width must be >= 1, got {width}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        check_count("width", width, 1)
+        check_dropout(dropout)
         layers: list[nn.Module] = []
         side, channels = min(image_size), in_channels
         for index, out in enumerate((width, 2 * width, 2 * width)):
@@ -60,11 +53,7 @@ class SmallCNN(nn.Module):
 
 
 def small_cnn(
-    in_channels: int,
-    num_classes: int,
-    image_size: tuple[int, int],
-    width: int = 32,
-    dropout: float = 0.0,
+    in_channels: int, num_classes: int, image_size: tuple[int, int], width: int = 32, dropout: float = 0.0
 ) -> SmallCNN:
-    """Build a `SmallCNN`; its docstring has the arguments and the layers."""
+    """Build a `SmallCNN`."""
     return SmallCNN(in_channels, num_classes, image_size, width, dropout)

@@ -1,4 +1,4 @@
-"""The network of Smith's table on cyclical learning rates: Caffe's `cifar10_full`."""
+"""The network of Smith's table on cyclical learning rates, Caffe's `cifar10_full`, with its local normalization."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lr_lightning._checks import check_number
+from lr_lightning.errors import ArgumentError
 from lr_lightning.training.models.blocks import check_shape
-
-# --- Local response normalization within a channel, as Caffe defines it.
 
 
 class _WithinChannelLRN(torch.autograd.Function):
-    """The formula of `WithinChannelLRN` with its gradient by hand: fewer and smaller intermediates than autograd keeps.
+    """The formula of `WithinChannelLRN` with a hand-written gradient, which keeps fewer intermediates than autograd.
 
-    With s = 1 + alpha * A(x^2), A being the average over the window, y = x * s^-beta and
-    dx = g * s^-beta - 2 * alpha * beta * x * A(g * x * s^(-beta - 1)). A is its own adjoint: it is symmetric and, as
-    Caffe counts the padding, divides by the same number everywhere.
+    Let A be the average over the window and s = 1 + alpha * A(x^2). Then y = x * s^-beta, and
+    dx = g * s^-beta - 2 * alpha * beta * x * A(g * x * s^(-beta - 1)). A is its own adjoint, since it is symmetric and
+    (as Caffe counts the padding) divides by the same number everywhere.
     """
 
     @staticmethod
@@ -37,7 +37,7 @@ class _WithinChannelLRN(torch.autograd.Function):
 
 
 def _negative_power(scale: Tensor, beta: float) -> Tensor:
-    """Return scale ** -beta; at Caffe's beta of 3/4 by two square roots, which are cheaper than a power."""
+    """Return scale ** -beta; for Caffe's beta of 3/4 by two square roots, which are faster than a power."""
     if beta != 0.75:
         return scale.pow(-beta)
     root = scale.rsqrt()
@@ -47,9 +47,8 @@ def _negative_power(scale: Tensor, beta: float) -> Tensor:
 class WithinChannelLRN(nn.Module):
     """Divide each activation by a power of the mean square around it, channel by channel.
 
-    y = x / (1 + alpha / n^2 * sum of x^2 over the n x n window around it) ^ beta. Outside the image x is 0, and the
-    sum is divided by n^2 there too. The arithmetic is done in float32 whatever the input: 1 + alpha * x^2 rounds to 1
-    in half precision.
+    y = x / (1 + alpha / n^2 * sum of x^2 over the n x n window around it) ^ beta. Outside the image x is 0, and
+    the divisor stays n^2. The arithmetic is done in float32 at least: 1 + alpha * x^2 rounds to 1 in half precision.
 
     Args:
         size: The window's side n in pixels, odd.
@@ -57,7 +56,7 @@ class WithinChannelLRN(nn.Module):
         beta: The power, >= 0.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ArgumentError: An argument is out of range.
 
     Shapes:
         Input and output are (batch, channels, height, width), of one dtype and memory format.
@@ -69,11 +68,9 @@ class WithinChannelLRN(nn.Module):
     def __init__(self, size: int = 3, alpha: float = 5e-5, beta: float = 0.75) -> None:
         super().__init__()
         if size < 1 or size % 2 == 0:
-            raise ValueError(f"size must be odd and >= 1, got {size}")
-        if alpha < 0:
-            raise ValueError(f"alpha must be >= 0, got {alpha}")
-        if beta < 0:
-            raise ValueError(f"beta must be >= 0, got {beta}")
+            raise ArgumentError(f"must be odd and >= 1, got {size}", "size")
+        check_number("alpha", alpha)
+        check_number("beta", beta)
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,7 +96,7 @@ class SmithCNN(nn.Module):
 
     Weights are drawn from a normal distribution of standard deviation 1e-4 (conv1) and 0.01 (the others); biases
     start at 0. Smith's learning rates (0.001 to 0.006) belong to pixel values from 0 to 255 minus their mean: on inputs
-    of unit variance give `input_scale=64` to use them, or leave it at 1 and use rates of 0.03 to 0.1.
+    of unit variance set `input_scale=64` to use them, or leave it at 1 and use learning rates of 0.03 to 0.1.
 
     Args:
         in_channels: Channels of an image.
@@ -108,7 +105,7 @@ class SmithCNN(nn.Module):
         input_scale: Factor on the input, > 0.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ArgumentError: An argument is out of range.
 
     Shapes:
         (batch, in_channels, height, width) to (batch, num_classes). 89,578 parameters at 3 x 32 x 32, 10 classes.
@@ -124,8 +121,7 @@ class SmithCNN(nn.Module):
     ) -> None:
         super().__init__()
         check_shape(in_channels, num_classes, image_size, min_side=_MIN_SIDE)
-        if input_scale <= 0:
-            raise ValueError(f"input_scale must be > 0, got {input_scale}")
+        check_number("input_scale", input_scale, above=True)
         self.input_scale = input_scale
         height, width = (_pooled(_pooled(_pooled(side))) for side in image_size)
         self.conv1 = nn.Conv2d(in_channels, 32, 5, padding=2)
@@ -160,5 +156,5 @@ def _pooled(side: int) -> int:
 
 
 def smith_cnn(in_channels: int, num_classes: int, image_size: tuple[int, int], input_scale: float = 1.0) -> SmithCNN:
-    """Build a `SmithCNN`; its docstring has the arguments, the layers and the source."""
+    """Build a `SmithCNN`."""
     return SmithCNN(in_channels, num_classes, image_size, input_scale)

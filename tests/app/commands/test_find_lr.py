@@ -18,6 +18,7 @@ from lr_lightning.app.commands.find_lr import find_lr
 from lr_lightning.app.run.train import train
 from lr_lightning.errors import ConfigError
 from lr_lightning.lr_finder import results as result_module
+from lr_lightning.lr_finder.abstention import Abstention, Cause
 from lr_lightning.lr_finder.curve import Reading
 from lr_lightning.schedules import Linear
 from tests.leftovers import untimed, values, weights
@@ -53,7 +54,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     def reading(lrs: Any, runs: Any, **_: Any) -> Reading:
         import numpy as np
 
-        return Reading(LR, None, None, (LR / 2, LR * 2), BASE, TOP, np.asarray(runs[0], dtype=float), {"smith": TOP})
+        return Reading(LR, None, (LR / 2, LR * 2), BASE, TOP, np.asarray(runs[0], dtype=float), {"smith": TOP})
 
     monkeypatch.setattr(result_module, "read_curve", reading)
 
@@ -65,9 +66,7 @@ def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     def reading(lrs: Any, runs: Any, **_: Any) -> Reading:
         import numpy as np
 
-        return Reading(
-            None, "the curve is flat", "Raise max_lr.", None, None, None, np.asarray(runs[0], dtype=float), {}
-        )
+        return Reading(None, Abstention(Cause.FLAT), None, None, None, np.asarray(runs[0], dtype=float), {})
 
     monkeypatch.setattr(result_module, "read_curve", reading)
 
@@ -110,7 +109,7 @@ def test_without_a_suggestion_the_configured_rate_holds(composed: Compose, capsy
     assert set(found["lr/group0"]) == {0.02}
     assert float(params(folder)["optimizer.lr"]) == 0.02
     out = capsys.readouterr().out
-    assert "The curve is flat. Raise max_lr" in out
+    assert "The curve is flat: nothing stands out from its noise. Raise max_lr" in out
     assert "peak lr of 0.02 (as configured)" in out
 
 
@@ -135,7 +134,7 @@ def test_multipliers_are_ratios_to_the_optimizers_rate(composed: Compose) -> Non
 
     data = build.build_data(config)
     data.prepare()
-    module = build.build_module(config, build.build_net(config, data), data)
+    module = build.build_module(config.module, config.optimizer, build.build_net(config.model, data), data)
     trainer = type("T", (), {"optimizers": [module.configure_optimizers()], "lr_scheduler_configs": []})()
     reference = reference_lr(trainer, module)
     assert reference == config.optimizer.lr
@@ -246,13 +245,13 @@ def test_a_module_that_optimizes_by_hand_is_refused_before_anything_runs(compose
     module = LightningModule()
     module.automatic_optimization = False
     with pytest.raises(ConfigError, match=r"finder: LightningModule optimizes by hand"):
-        build.build_finder(validate(composed("finder=range_test")), module)
+        build.build_finder(validate(composed("finder=range_test")).finder, module, "none")
 
 
 def test_a_target_that_is_no_search_is_refused(composed: Compose) -> None:
     config = validate(composed("finder._target_=lightning.pytorch.callbacks.Timer"))
     with pytest.raises(ConfigError, match="gave a Timer, not a BaseLRFinder"):
-        build.build_finder(config, LightningModule())
+        build.build_finder(config.finder, LightningModule(), "none")
 
 
 def test_a_stored_config_with_a_finder_can_be_resumed(composed: Compose) -> None:

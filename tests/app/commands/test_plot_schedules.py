@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lr_lightning.app.commands.plot_schedules import Curve, as_text, curves, save_figure
+from lr_lightning.app.commands.plot_schedules import SchedulePreview, as_text, preview, save_figure
 from lr_lightning.errors import ConfigError
 from tests import forked
 
@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[3]
 MOVING = ["schedule.base_momentum=0.85", "schedule.max_momentum=0.95"]
 
 
-def drawn(*words: str, steps: int = 300, epochs: float = 15, peak: float | None = None) -> list[Curve]:
-    return curves(words, ROOT, steps=steps, epochs=epochs, peak=peak)
+def drawn(*words: str, steps: int = 300, epochs: float = 15, peak: float | None = None) -> list[SchedulePreview]:
+    return preview(words, ROOT, steps=steps, epochs=epochs, peak=peak)
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -74,7 +74,7 @@ def test_a_momentum_that_moves_gets_a_panel_of_its_own(tmp_path: Path) -> None:
 
 
 def test_text_is_blocks_as_high_as_the_rates() -> None:
-    text = as_text([Curve("ramp", "up", [0.0, 0.25, 0.5, 0.75, 1.0])], width=40)
+    text = as_text([SchedulePreview("ramp", "up", [0.0, 0.25, 0.5, 0.75, 1.0])], width=40)
     assert text.splitlines() == [
         "ramp: up",
         "1 │    █",
