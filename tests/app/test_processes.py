@@ -1,20 +1,14 @@
 """Who started the processes, what one of them trains on, and the rate for what they train on together."""
 
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torch import nn
 
 from lr_lightning.app.composition import prepare, wants_tracebacks
 from lr_lightning.app.config import Config
 from lr_lightning.app.lr_scaling import effective_batch_size, lr_factor, process_batch_size, scale_lr
-from lr_lightning.app.run import signals as orphan
-from lr_lightning.app.run.train import check_batch_norm
 from lr_lightning.app.world import ExternalLaunch, devices_and_nodes, external_launch, is_rank_zero, world_size
 from lr_lightning.errors import ConfigError
 
@@ -63,16 +57,6 @@ def test_another_number_than_was_started_is_refused(
     use(monkeypatch, TORCHRUN)
     with pytest.raises(ConfigError, match=message):
         devices_and_nodes(configured("trainer=ddp", override).trainer)
-
-
-def test_batch_norm_over_processes_is_refused_on_cpus_before_the_start(
-    configured: Callable[..., Config],
-) -> None:
-    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"]
-    with pytest.raises(ConfigError, match=r"trainer\.sync_batchnorm: true, but .* on GPUs only"):
-        check_batch_norm(configured(*several, "trainer.devices=2").trainer, nn.Sequential(nn.BatchNorm2d(4)))
-    check_batch_norm(configured(*several, "trainer.devices=2").trainer, nn.Sequential(nn.GroupNorm(2, 4)))
-    check_batch_norm(configured(*several, "trainer.devices=1").trainer, nn.Sequential(nn.BatchNorm2d(4)))
 
 
 def test_a_rank_that_lightning_starts_prints_errors_as_the_first_one_does(
@@ -140,60 +124,3 @@ def test_the_rule_scales_every_absolute_rate(configured: Configured, rule: str, 
 def test_a_rule_that_cannot_be_applied_is_refused(configured: Configured, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         configured(*overrides)
-
-
-@pytest.mark.parametrize("stops", [True, False])
-def test_a_rank_whose_launcher_is_gone_stops_or_is_ended(monkeypatch: pytest.MonkeyPatch, stops: bool) -> None:
-    told, ended = threading.Event(), threading.Event()
-    parents = iter([7, 7, 7, 1, 1, 1])
-    monkeypatch.setattr(orphan.os, "getppid", lambda: next(parents))
-    watch = orphan.ParentWatch(period=0.001, grace=10 if stops else 0.001)
-
-    def kill(pid: int, signum: int) -> None:
-        assert (pid, signum) == (os.getpid(), signal.SIGTERM)
-        told.set()
-        if stops:
-            watch.stop()
-
-    monkeypatch.setattr(orphan.os, "kill", kill)
-    monkeypatch.setattr(orphan.os, "_exit", lambda code: ended.set())
-    watch.start()
-    watch.join(30)
-    assert not watch.is_alive()
-    assert told.is_set()
-    assert ended.is_set() == (not stops)
-
-
-def test_a_process_whose_parent_was_gone_before_it_looked_is_told_and_left_its_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    told = threading.Event()
-    monkeypatch.setattr(orphan.os, "kill", lambda pid, signum: told.set())
-    monkeypatch.setattr(orphan.os, "_exit", lambda code: pytest.fail("it was ended"))
-    watch = orphan.ParentWatch(grace=None, parent=os.getppid() + 1)
-    waits: list[float | None] = []
-    until_stopped = watch._stopped.wait
-
-    def wait(timeout: float | None = None) -> bool:
-        waits.append(timeout)
-        return until_stopped(timeout)
-
-    monkeypatch.setattr(watch._stopped, "wait", wait)
-    watch.start()
-    assert told.wait(30)
-    while not waits or waits[-1] is not None:  # after it was told, it is waited for as long as it takes
-        assert watch.is_alive()
-    watch.stop()
-    watch.join(30)
-    assert not watch.is_alive()
-
-
-@pytest.mark.parametrize(
-    ("env", "child"),
-    [({}, False), (TORCHRUN, True), (SLURM, False), ({"LOCAL_RANK": "1"}, True), ({"LOCAL_RANK": "0"}, False)],
-)
-def test_only_launchers_children_watch_their_parent(
-    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], child: bool
-) -> None:
-    use(monkeypatch, env)
-    assert orphan.is_child() == child
