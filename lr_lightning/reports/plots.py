@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lr_lightning._plotting import Style, styles
+from lr_lightning._plotting import GREY, Style, styles
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import run_metrics
@@ -23,7 +23,7 @@ Styles = dict[str, Style]
 """Name of a group to its style."""
 
 LR_PARAMS = ("optimizer.lr", "lr")
-_FRONT_STYLE = Style("#808080", "dot", "circle")
+_FRONT_STYLE = Style(GREY, "dot", "circle")
 _POINTS = 60_000
 """Most points of all curves of a plot: a page of 200 runs stays small enough for a phone."""
 _BAND_POINTS = 300

@@ -1,17 +1,29 @@
 """Stores with runs of every kind, written in milliseconds."""
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lr_lightning.reports import png
+from lr_lightning.reports import png, tables
 from lr_lightning.reports.comparison import Report, ReportRequest, compare
 from lr_lightning.tracking import Store
 
 START = 1_700_000_000_000
+Compare = Callable[..., Report]
 Rows = Mapping[str, Sequence[tuple[int, float]]]
+
+SCRIPT, IMAGE = "<script>alert(1)</script>", "<img src=x onerror=alert(1)>"
+
+BREAKOUT = "</script><script>alert(2)</script><!-- \"'`${alert(3)}{{7*7}} &lt;b&gt;"
+
+BEST = {
+    "cosine": [0.951, 0.962, 0.943, 0.955, 0.968, 0.957],
+    "constant": [0.931, 0.940, 0.945, 0.936, 0.939, 0.951],
+    "wsd": [0.95, 0.96, 0.95, 0.94, 0.96, 0.97],
+}
 
 
 class Runs:
@@ -74,6 +86,20 @@ class Runs:
         return self.add(name, rows, tags=tags, params=params | more.pop("params", {}), **more)
 
 
+def table(done: Report) -> dict[str, dict[str, str]]:
+    found = tables.group_table(done.compared, done.target)
+    return {row[0]: dict(zip(found.titles, row, strict=True)) for row in found.rows}
+
+
+def page(done: Report) -> str:
+    return done.files[0].read_text(encoding="utf-8")
+
+
+def csv_rows(done: Report) -> list[dict[str, str]]:
+    with done.files[1].open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture
 def runs(store: Store) -> Runs:
     return Runs(store)
@@ -90,3 +116,25 @@ def comparison(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             return compare(ReportRequest(store, tmp_path / "outputs", **{"experiments": ["exp"], **asked}))
 
     return run
+
+
+@pytest.fixture
+def sweep(runs: Runs) -> Runs:
+    for schedule, values in BEST.items():
+        for seed, best in enumerate(values):
+            runs.train(schedule, seed, best, tags={"verdict": "good fit" if seed else "overfit"})
+    return runs
+
+
+@pytest.fixture
+def hostile(runs: Runs) -> Runs:
+    """Runs whose every text is an attack."""
+    for seed in range(2):
+        runs.train("cosine", seed, 0.9)
+        tags = {"verdict": IMAGE, "diverged_step": IMAGE}
+        runs.train(SCRIPT, seed, 0.8, name=SCRIPT, tags=tags, params={"note": BREAKOUT, "p/x": IMAGE})
+    runs.train(BREAKOUT, 0, 0.7, name=IMAGE, status="FAILED", tags={"diverged": "true", "diverged_step": IMAGE})
+    runs.train("=HYPERLINK(1)", 0, 0.7, name="=cmd|' /C calc'!A0")
+    runs.train("[red]x[/red]", 0, 0.6, name="\x1b[2J\x1b]0;owned\x07[bold]y")
+    runs.add(f"other {SCRIPT}", {"val/acc": [(0, 0.5)]}, tags={"job": IMAGE})
+    return runs

@@ -22,7 +22,7 @@ from lr_lightning.tracking.query import read_runs
 from lr_lightning.tracking.ui import REPORT_NAME
 from tests import forked
 
-from .conftest import Runs
+from .conftest import IMAGE, SCRIPT, Runs
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -32,7 +32,6 @@ FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 ]
-SCRIPT, IMAGE = "<script>alert(1)</script>", "<img src=x onerror=alert(1)>"
 
 pytestmark = [
     pytest.mark.slow,

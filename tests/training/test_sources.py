@@ -1,42 +1,18 @@
-import io
+"""Every source of images: digits, parquet files, folders and the hub."""
+
 import json
-import logging
 import os
-import pickle
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from lr_lightning.errors import DataError
-from lr_lightning.training import decode, sources
-from lr_lightning.training import sources as hub
-from lr_lightning.training.decode import Format, MemoryImages, choose_format, decode_all
-from lr_lightning.training.images import Images
+from lr_lightning.training import sources
+from lr_lightning.training.decode import choose_format
 
-RNG = np.random.default_rng
-
-
-def picture(mode="RGB", size=(6, 5), seed=0):
-    """A random picture of the given mode."""
-    return Image.fromarray(RNG(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
-
-
-def encoded(image, kind="PNG"):
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-def labelled(*items, origin="some.parquet"):
-    return Images(np.zeros(len(items), np.int64), encoded=list(items), origin=origin)
-
-
-def decoded(images, image_size=None):
-    fmt = choose_format([images], image_size)
-    return decode_all({"train": images}, fmt)["train"].take(np.arange(len(images))).numpy()
+from .made_up import PICTURES, decoded, save_tree
 
 
 def write(path, images, labels, *, image="image", label="label", struct=True, names=None):
@@ -50,20 +26,6 @@ def write(path, images, labels, *, image="image", label="label", struct=True, na
     return path
 
 
-PICTURES = [encoded(picture(seed=seed)) for seed in range(8)]
-
-
-def save_tree(root, classes, size=(6, 5), mode="RGB"):
-    for name, count in classes.items():
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            picture(mode, size, number).save(root / name / f"{number}.png")
-    return root
-
-
-# ---------------------------------------------------------------------------------------------------------- digits
-
-
 def test_digits_are_split_with_a_stratified_test_fifth():
     raw = sources.digits()
     assert (len(raw.train), raw.val, len(raw.test)) == (1438, None, 359)
@@ -72,147 +34,6 @@ def test_digits_are_split_with_a_stratified_test_fifth():
     assert raw.class_names == tuple("0123456789")
     assert np.abs(np.bincount(raw.test.labels) - np.bincount(raw.train.labels) / 4).max() <= 1
     assert np.array_equal(raw.test.labels, sources.digits().test.labels)
-
-
-# ---------------------------------------------------------------------------------------------------------- decoding
-
-
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
-def test_pixels_are_those_of_the_file(kind):
-    image = picture()
-    got = decoded(labelled(encoded(image, kind)))
-    assert np.array_equal(got[0], np.asarray(image).transpose(2, 0, 1))
-
-
-def test_all_greyscale_gives_one_channel():
-    grey = picture("L")
-    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    got = decoded(labelled(encoded(grey), encoded(deep), encoded(grey.convert("1"))))
-    assert got.shape == (3, 1, 5, 6)
-    assert np.array_equal(got[0, 0], np.asarray(grey))
-    assert np.array_equal(got[1, 0], np.asarray(grey))
-    assert set(np.unique(got[2])) == {0, 255}
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
-def test_one_colour_image_makes_all_rgb(mode):
-    grey = picture("L")
-    got = decoded(labelled(encoded(grey), encoded(picture(mode), "TIFF")))
-    assert got.shape == (2, 3, 5, 6)
-    assert all(np.array_equal(got[0, channel], np.asarray(grey)) for channel in range(3))
-
-
-@pytest.mark.parametrize(("mode", "channels"), [("RGBA", 3), ("LA", 1)])
-def test_transparent_pixels_become_white(mode, channels):
-    image = Image.new(mode, (2, 1), (0,) * len(mode))
-    image.putpixel((1, 0), (*(40,) * (len(mode) - 1), 255))
-    got = decoded(labelled(encoded(image)))
-    assert got.shape == (1, channels, 1, 2)
-    assert (got[0, :, 0] == [255, 40]).all()
-
-
-def test_different_sizes_are_brought_to_64_with_one_log_line(caplog):
-    with caplog.at_level(logging.INFO, "lr_lightning"):
-        got = decoded(labelled(encoded(picture(size=(100, 50))), encoded(picture(size=(30, 90)))))
-    assert got.shape == (2, 3, 64, 64)
-    assert [record.getMessage() for record in caplog.records] == [
-        "Images have 2 different sizes: each is resized (shorter side) and centre-cropped to 64 x 64. "
-        "Give data.image_size for another size."
-    ]
-
-
-def test_a_size_asked_for_is_given_and_the_centre_is_kept():
-    image = Image.new("RGB", (30, 10), "black")
-    image.paste("white", (10, 0, 20, 10))
-    assert (decoded(labelled(encoded(image)), 10) == 255).all()
-    assert decoded(Images(np.zeros(2, np.int64), array=np.zeros((2, 1, 8, 8), np.uint8)), 16).shape == (2, 1, 16, 16)
-
-
-def test_threads_and_order(monkeypatch):
-    monkeypatch.setattr(decode, "useful_threads", lambda images: 3)
-    items = [encoded(Image.new("L", (2, 2), number % 256)) for number in range(600)]
-    assert decoded(labelled(*items))[:, 0, 0, 0].tolist() == [number % 256 for number in range(600)]
-
-
-@pytest.mark.parametrize("broken", [b"", b"text", PICTURES[0][:60], encoded(picture(size=(64, 64)), "JPEG")[:900]])
-def test_a_broken_image_is_named_by_its_row(broken):
-    with pytest.raises(
-        DataError, match=r"^data: row 2 of some\.parquet (is not an image|cannot be read \(.*\))\. Repa"
-    ):
-        decoded(labelled(PICTURES[0], PICTURES[1], broken), 4)
-
-
-CUT = encoded(picture(size=(64, 64)), "JPEG")[:900]  # a good header
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_all_broken_images_are_named_at_once(monkeypatch, threads):
-    monkeypatch.setattr(decode, "useful_threads", lambda images: threads)
-    train = labelled(*[CUT if number % 50 == 7 else PICTURES[0] for number in range(600)], origin="train.parquet")
-    splits = {"train": train, "test": labelled(PICTURES[0], CUT, origin="test.parquet")}
-    fmt = choose_format(list(splits.values()), 4)
-    tried = []
-    plain = decode._decode
-    monkeypatch.setattr(decode, "_decode", lambda images, index, fmt: tried.append(index) or plain(images, index, fmt))
-    with pytest.raises(DataError) as caught:
-        decode_all(splits, fmt)
-    first, *named, last = str(caught.value).splitlines()
-    assert first == "data: 13 images cannot be read. Repair or remove them:"
-    assert [line.split(" cannot be read (")[0] for line in named] == [
-        f"  row {number} of train.parquet" for number in range(7, 500, 50)
-    ]
-    assert last == "  and others"
-    assert sorted(tried) == sorted([*range(600), 0, 1])  # each once
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-
-
-def test_all_files_that_are_no_images_are_named_at_once(tmp_path):
-    save_tree(tmp_path / "train", {"dog": 2, "cat": 2})
-    save_tree(tmp_path / "test", {"dog": 1})
-    texts = [tmp_path / "train" / "cat" / "a.txt", tmp_path / "train" / "dog" / "b.txt", tmp_path / "test/dog/c.txt"]
-    for path in texts:
-        path.write_text("hello")
-    raw = sources.image_folder(tmp_path)
-    with pytest.raises(DataError) as caught:
-        choose_format([raw.train, raw.test], None)
-    assert str(caught.value) == "\n".join(
-        [
-            "data: 3 images cannot be read. Repair or remove them:",
-            *(f"  {path} is not an image" for path in texts),
-        ]
-    )
-
-
-def test_a_folder_of_no_images_is_not_read_to_its_end(monkeypatch):
-    tried = []
-    plain = decode._header
-    monkeypatch.setattr(decode, "_header", lambda images, index: tried.append(index) or plain(images, index))
-    with pytest.raises(DataError, match=r"^data: 1,000 images or more cannot be read\. Repair or remove"):
-        choose_format([labelled(*[b"text"] * 5000)], None)
-    assert len(tried) == 1024  # whole chunks
-
-
-def test_a_caught_image_is_not_kept():
-    kept = decode._each(range(3), lambda index: decode._decode(labelled(*[CUT] * 3), index, Format(3, 4, 4)))
-    assert [(error.__traceback__, error.__cause__, error.__context__) for error in kept] == [(None,) * 3] * 3
-
-
-def test_images_are_checked():
-    with pytest.raises(DataError, match="one label for each image, got 1 images and 2 labels"):
-        Images(np.zeros(2, np.int64), encoded=[b""])
-    with pytest.raises(DataError, match="exactly one of"):
-        Images(np.zeros(2, np.int64))
-    with pytest.raises(DataError, match=r"uint8 \[N, C, H, W\], got float64"):
-        Images(np.zeros(2, np.int64), array=np.zeros((2, 1, 2, 2)))
-
-
-def test_memory_images_are_cut_in_channels_last():
-    store = MemoryImages(np.arange(2 * 2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 2, 3))
-    assert store.take(np.array([1]))[0, :, 0, 0].tolist() == [12, 13, 14]
-    assert Format(3, 2, 2).bytes_per_image == 12
-
-
-# ---------------------------------------------------------------------------------------------------------- parquet
 
 
 @pytest.mark.parametrize("struct", [True, False])
@@ -299,9 +120,6 @@ def test_a_row_without_an_image_is_named(tmp_path, row):
         choose_format([raw.train], None)
 
 
-# ---------------------------------------------------------------------------------------------------------- folders
-
-
 def test_a_folder_for_each_class(tmp_path):
     save_tree(tmp_path / "pets", {"dog": 2, "cat": 3})
     (tmp_path / "pets" / "README.txt").write_text("not in a class")
@@ -338,16 +156,6 @@ def test_bad_folders_are_named(tmp_path):
         sources.image_folder(tmp_path / "pets")
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path):
-    save_tree(tmp_path, {"dog": 1, "cat": 1})
-    (tmp_path / "dog" / "notes.txt").write_text("hello")
-    with pytest.raises(DataError, match=rf"^data: {tmp_path}/dog/notes\.txt is not an image\. Repair or remove it\.$"):
-        choose_format([sources.image_folder(tmp_path).train], None)
-
-
-# ---------------------------------------------------------------------------------------------------------- the hub
-
-
 @pytest.fixture
 def hub_folder(tmp_path):
     (tmp_path / "set").mkdir()
@@ -380,7 +188,7 @@ def test_the_hub_finds_names_and_images_of_a_published_set(tmp_path):
 def test_without_a_network_the_error_shows_the_way_to_local_files(tmp_path, monkeypatch):
     import datasets
 
-    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
+    monkeypatch.setattr(sources, "_reachable", lambda endpoint: False)
     before = datasets.config.HF_HUB_OFFLINE
     with pytest.raises(DataError, match=r"^data.path: a/b is not in the local cache .* data=parquet data.train=FILE"):
         sources.hub("a/b", cache_dir=tmp_path)
@@ -388,7 +196,7 @@ def test_without_a_network_the_error_shows_the_way_to_local_files(tmp_path, monk
 
 
 def test_without_a_network_the_cache_is_enough(tmp_path, monkeypatch, hub_folder):
-    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
+    monkeypatch.setattr(sources, "_reachable", lambda endpoint: False)
     sources.hub(str(hub_folder), cache_dir=tmp_path / "cache")
     # The library names a set's folder in the cache after its id: make it that of a set from the hub.
     os.replace(tmp_path / "cache" / "set", tmp_path / "cache" / "a___set")
@@ -398,7 +206,7 @@ def test_without_a_network_the_cache_is_enough(tmp_path, monkeypatch, hub_folder
 
 
 def test_the_probe_of_the_network_gives_up():
-    assert hub._reachable("http://127.0.0.1:9") is False
+    assert sources._reachable("http://127.0.0.1:9") is False
 
 
 def test_a_hub_set_without_train_or_columns_is_named(tmp_path):

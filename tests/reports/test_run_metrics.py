@@ -1,11 +1,11 @@
-"""What a step is on the other x axes, and which metric is which."""
+"""A run's steps on the other x axes, and which of its metrics is which."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 
-from lr_lightning.reports import run_metrics, wording
+from lr_lightning.reports import run_metrics
 from lr_lightning.reports.run_metrics import RunAxes
 from lr_lightning.tracking.query import MetricCurve, Run
 
@@ -129,11 +129,3 @@ def test_a_metric_is_found_by_its_name_or_by_what_it_means(key: str, available: 
 )
 def test_which_direction_is_better_is_told_by_whole_words(better: bool | None, metrics: list[str]) -> None:
     assert {metric: run_metrics.is_higher_better(metric) for metric in metrics} == dict.fromkeys(metrics, better)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(float("nan"), "–"), (float("inf"), "∞"), (-0.5, "−0.5"), (1234567.0, "1,234,567"), (0.12345, "0.1235"), (0, "0")],
-)
-def test_numbers_as_text(value: float, text: str) -> None:
-    assert wording.number(value) == text

@@ -1,62 +1,20 @@
-import io
+"""The data module: preparation, the work on the device, its state, and bad settings."""
+
 import os
-import re
 from functools import partial
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lr_lightning.errors import DataError
 from lr_lightning.training import sources
 from lr_lightning.training.datamodule import ImageDataModule, parse_size
-from lr_lightning.training.images import Images, RawSplits
 from lr_lightning.training.loader import TrainBatch
 from lr_lightning.training.transforms import crop_and_flip
 
-
-def images(n=60, classes=3, seed=0, shape=(3, 6, 6), labels=None):
-    pixels = np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
-    return Images(np.arange(n) % classes if labels is None else np.array(labels, np.int64), array=pixels)
-
-
-def as_files(part):
-    """The same images, encoded."""
-    files = []
-    for pixels in part.array:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
-        files.append(buffer.getvalue())
-    return Images(part.labels, encoded=files, origin="files")
-
-
-def splits(val=None, test=True, n=60, names=("a", "b", "c"), train=None):
-    return RawSplits(
-        train=images(n) if train is None else train,
-        val=val,
-        test=images(20, seed=1) if test is True else test,
-        class_names=names,
-        name="made up",
-    )
-
-
-def module(raw=None, **settings):
-    data = ImageDataModule(
-        lambda: splits() if raw is None else raw, **{"batch_size": 8, "val_fraction": 0.2, **settings}
-    )
-    data.prepare()
-    return data
-
-
-def training_pixels(data):
-    """All uint8 images of the training split."""
-    return torch.cat([batch.image for batch in data.train_dataloader()])
-
-
-# ---------------------------------------------------------------------------------------------------- preparation
+from .made_up import as_files, images, module, splits, training_pixels
 
 
 def test_prepare_fills_what_the_model_needs_and_is_done_once():
@@ -80,48 +38,10 @@ def test_prepare_fills_what_the_model_needs_and_is_done_once():
     assert all(isinstance(value, str | int | float) for value in description.values())
 
 
-def test_a_validation_split_of_the_data_is_used_whole():
-    data = module(splits(val=images(15, seed=2)), val_fraction=0)
-    assert data.sizes == {"train": 60, "val": 15, "probe": 15, "test": 20}
-
-
-def test_the_probe_is_a_stratified_part_of_the_training_split():
-    data = module(drop_last=False)
-    train = {image.numpy().tobytes() for image in training_pixels(data)}
-    batches = list(data.probe_dataloader())
-    probe = torch.cat([image for image, _ in batches])
-    assert {image.numpy().tobytes() for image in probe} < train
-    assert torch.bincount(torch.cat([label for _, label in batches])).tolist() == [4, 4, 4]
-    val = {image.numpy().tobytes() for batch, _ in data.val_dataloader() for image in batch}
-    assert not val & train
-
-
-def test_the_split_follows_its_own_seed_and_not_the_training_seed():
-    prints = {key: module(**dict([key])).fingerprint for key in (("seed", 0), ("seed", 1), ("split_seed", 1))}
-    assert prints[("seed", 0)] == prints[("seed", 1)] != prints[("split_seed", 1)]
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        splits(names=("a", "b", "d")),
-        splits(train=images(seed=9)),
-        splits(train=images(labels=[1, 0, 2] * 20)),
-        splits(test=None),
-        splits(val=images(12)),
-    ],
-)
-def test_the_fingerprint_changes_with_the_data(raw):
-    assert module(splits()).fingerprint == module(splits()).fingerprint != module(raw).fingerprint
-
-
 def test_without_a_test_set():
     data = module(splits(test=None))
     assert not data.has_test
     assert data.test_dataloader() == []
-
-
-# ---------------------------------------------------------------------------------------------------- on the device
 
 
 def plain(data, image):
@@ -190,9 +110,6 @@ def test_images_beyond_the_memory_limit_give_the_same_batches():
             assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
-# ---------------------------------------------------------------------------------------------------- state
-
-
 def test_the_state_is_plain_and_recognises_other_data(tmp_path):
     torch.save(module().state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -204,9 +121,6 @@ def test_the_state_is_plain_and_recognises_other_data(tmp_path):
     for _ in range(2):
         with pytest.raises(DataError, match=r"data\.val_fraction"):
             early.prepare()
-
-
-# ---------------------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -235,55 +149,11 @@ def test_a_bad_setting_is_named(settings, message):
         module(**settings)
 
 
-LONE = [0, 1] * 20 + [2]
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (
-            splits(train=images(41, labels=LONE)),
-            r"no image of class 'c' \(a class of one image keeps it for training\)\. It is trained on, but nothing ",
-        ),
-        (splits(val=images(4, labels=[0, 1, 0, 1])), r"no image of class 'c'\. It is trained on"),
-        (splits(train=images(42, labels=[*LONE, 2])), None),
-    ],
-)
-def test_a_class_that_nothing_validates_is_named_once(raw, message, recwarn):
-    data = module(raw)
-    data.prepare()
-    said = [str(w.message) for w in recwarn if "class" in str(w.message)]
-    assert len(said) == (message is not None)
-    assert message is None or re.search(message, said[0])
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (splits(names=("a", "b", "c", "dog")), r"^data: the training split has no image of class 'dog'\. Add"),
-        (
-            splits(names=("a", "b")),
-            r"^data: labels of the train split must be in 0\.\.1 \(there are 2 classes\), got 2$",
-        ),
-        (splits(test=images(4, labels=[0, 1, -1, 2])), r"^data: labels of the test split must be in 0\.\.2 .* got -1$"),
-        (splits(n=0), r"^data: the train split has no images"),
-        (splits(test=images(0)), r"^data: the test split has no images"),
-        (splits(n=1, names=("a",)), r"^data\.val_fraction: 0\.2 of 1 training images leaves none for validation"),
-    ],
-)
-def test_bad_data_is_named(raw, message):
-    with pytest.raises(DataError, match=message):
-        module(raw)
-
-
 @pytest.mark.parametrize(
     ("size", "expected"), [("2 GB", 2 * 10**9), ("500MB", 5 * 10**8), ("1.5 kb", 1500), (7, 7), ("1e3", 1000)]
 )
 def test_sizes(size, expected):
     assert parse_size(size) == expected
-
-
-# ---------------------------------------------------------------------------------------------------- a real Trainer
 
 
 class Probe(L.LightningModule):
@@ -355,50 +225,3 @@ def test_cifar10_of_the_hub():
     assert data.class_names[:3] == ("airplane", "automobile", "bird")
     mean = data.state_dict()["offset"].flatten() / 255
     assert torch.allclose(mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=0.01)
-
-
-# ---------------------------------------------------------------------------------------- fewer, and flipped labels
-
-
-def labels_of(data):
-    """The label of each training, probe and validation image, by its pixels."""
-    loaders = {"train": data.train_dataloader(), "probe": data.probe_dataloader(), "val": data.val_dataloader()}
-    return {
-        name: {image.numpy().tobytes(): int(y) for x, labels, *_ in loader for image, y in zip(x, labels, strict=True)}
-        for name, loader in loaders.items()
-    }
-
-
-def test_flipped_labels_are_those_of_another_class_in_the_training_split_alone():
-    plain, flipped = labels_of(module(drop_last=False)), labels_of(module(drop_last=False, flip_labels=0.25))
-    assert flipped["val"] == plain["val"]
-    changed = {key for key, label in plain["train"].items() if flipped["train"][key] != label}
-    assert len(changed) == 12
-    assert all(0 <= label < 3 for label in flipped["train"].values())
-    assert all(flipped["train"][key] == label for key, label in flipped["probe"].items())  # memorised noise shows there
-    again = labels_of(module(drop_last=False, flip_labels=0.25, seed=5))
-    assert again == flipped
-    assert labels_of(module(drop_last=False, flip_labels=0.25, split_seed=5)) != flipped
-    assert module(flip_labels=0.25).fingerprint != module().fingerprint
-
-
-def test_a_smaller_training_split_is_stratified_and_the_validation_stays():
-    small, whole = module(train_size=12, drop_last=False), module(drop_last=False)
-    assert small.sizes == {"train": 12, "val": 12, "probe": 12, "test": 20}
-    labels = labels_of(small)
-    assert labels["val"] == labels_of(whole)["val"]
-    assert sorted(labels["train"].values()) == [0] * 4 + [1] * 4 + [2] * 4
-    assert labels["probe"] == labels["train"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"train_size": 0}, "data.train_size must be >= 1, got 0"),
-        ({"train_size": 49}, "data.train_size: 49 is more than the 48 training images"),
-        ({"flip_labels": 1.5}, r"data.flip_labels must be in \[0, 1\], got 1.5"),
-    ],
-)
-def test_what_cannot_be_kept_or_flipped(settings, message):
-    with pytest.raises(DataError, match=message):
-        module(**settings)

@@ -1,0 +1,102 @@
+"""What is said about groups: who won, or why that cannot be told."""
+
+import pytest
+
+from lr_lightning.app.commands import compare as app_compare
+from lr_lightning.reports import tables, wording
+
+from .conftest import Compare, Runs, page, table
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(float("nan"), "–"), (float("inf"), "∞"), (-0.5, "−0.5"), (1234567.0, "1,234,567"), (0.12345, "0.1235"), (0, "0")],
+)
+def test_numbers_as_text(value: float, text: str) -> None:
+    assert wording.number(value) == text
+
+
+def test_no_winner_without_enough_seeds_and_one_with_them(sweep: Runs, comparison: Compare) -> None:
+    few = comparison(log_run=False)
+    assert wording.headline(few.compared).startswith("No winner can be named. ")
+    assert "not enough seeds to tell (n = 6, needs 7)" in wording.headline(few.compared)
+    two = comparison(log_run=False, filter_string="tags.schedule != 'wsd'", against="constant")
+    (c,) = two.compared.differences
+    assert (c.better, c.significant, c.seeds_needed) == ("cosine", c.adjusted <= 0.05, 6)
+    assert wording.p_value(c.adjusted) in wording.headline(two.compared)
+    assert wording.interval(c) in wording.headline(two.compared)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 4])
+def test_a_group_does_not_win_by_the_runs_that_did_not_diverge(runs: Runs, comparison: Compare, lost: int) -> None:
+    gone = {"status": "FAILED", "tags": {"diverged": "true"}}
+    for seed in range(6):
+        runs.train("cosine", seed, 0.95 + 0.001 * seed, **(gone if seed < lost else {}))
+        runs.train("constant", seed, 0.9)
+    done = comparison(log_run=False)
+    said = wording.headline(done.compared)
+    assert said.startswith("cosine won: " if not lost else "No winner can be named. cosine has the best mean")
+    (c,) = done.compared.differences
+    assert c.n == 6
+    if lost:
+        assert f"(n = {6 - lost}; {lost} of 6 diverged)" in said
+        assert wording.finding(c) == f"not significant (n = 6); by ranks, cosine: {lost} of 6 diverged"
+        assert said in page(done)
+        assert ("cosine ranks before constant" if lost < 4 else "constant ranks before cosine") in said
+
+
+def test_the_winner_need_not_have_the_best_mean_of_the_survivors(runs: Runs, comparison: Compare) -> None:
+    for seed in range(6):
+        gone = {"status": "FAILED", "tags": {"diverged": "true"}} if seed else {}
+        runs.train("cosine", seed, 0.99 if not seed else 0.1, **gone)
+        runs.train("constant", seed, 0.9 if seed else 0.995)
+    done = comparison(log_run=False)
+    assert wording.headline(done.compared).startswith("constant won: a mean val/acc, 0.9158")
+    assert "cosine: 5 of 6 diverged" in wording.headline(done.compared)
+
+
+def test_two_seeds_say_that_six_are_needed(runs: Runs, comparison: Compare) -> None:
+    for seed in range(2):
+        runs.train("cosine", seed, 0.95)
+        runs.train("constant", seed, 0.9)
+    done = comparison(log_run=False)
+    assert "not enough seeds to tell (n = 2, needs 6)" in page(done)
+
+
+def test_groups_of_one_seed_are_one_line_and_no_p(
+    runs: Runs, comparison: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, schedule in enumerate(("cosine", "constant", "wsd")):
+        runs.train(schedule, 0, 0.95 - 0.01 * i)
+    one = comparison(log_run=False)
+    line = "These groups share only one seed, which tells nothing; 7 seeds each are needed."
+    assert len(one.compared.differences) == 3
+    assert not tables.comparison_table(one.compared).rows
+    assert wording.headline(one.compared) == (
+        "No winner can be named. cosine has the best mean val/acc, 0.9500 (n = 1). cosine is 0.0100 ahead of constant "
+        "by one seed: not enough seeds to tell (n = 1, needs 7)."
+    )
+    app_compare.report(one)
+    said = capsys.readouterr().out
+    assert said.count(line) == page(one).count(line) == 1
+    assert "p = " not in said + page(one).split("The curves")[0]
+    runs.train("cosine", 1, 0.95)
+    runs.train("constant", 1, 0.94)
+    two = comparison(log_run=False)
+    assert [row[:2] for row in tables.comparison_table(two.compared).rows] == [["cosine", "constant"]]
+    assert "Other groups share only one seed" in page(two)
+
+
+def test_a_data_set_without_the_group_chosen_beforehand_says_so(runs: Runs, comparison: Compare) -> None:
+    for schedule, name in (("cosine", "digits"), ("constant", "digits"), ("cosine", "mnist"), ("wsd", "mnist")):
+        runs.train(schedule, 0, 0.9, params={"data.name": name})
+    digits, mnist = wording.findings(comparison(log_run=False, against="constant").compared)[1:]
+    assert "The group to compare it with has no runs here." in mnist
+    assert "no runs here" not in digits
+
+
+def test_a_single_run_is_a_report_without_a_winner(runs: Runs, comparison: Compare) -> None:
+    runs.train("cosine", 0, 0.9)
+    done = comparison(log_run=False)
+    assert "There is no other group to compare it with." in page(done)
+    assert table(done)["cosine"]["best val/acc"] == "0.9000"
