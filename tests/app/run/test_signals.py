@@ -3,35 +3,28 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
 
 import pytest
 
-from lr_lightning.app.config import Config
 from lr_lightning.app.run import signals
-from lr_lightning.app.run.signals import Interrupted, Signals
-
-Configured = Callable[..., Config]
-
-TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
-SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "5"}
+from tests.app.test_world import SLURM, TORCHRUN, use
 
 
 def test_a_closed_terminal_is_one_stop_and_nohup_none() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     try:
-        with Signals() as signals:
+        with signals.Signals() as noted:
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGHUP)  # the system and the shell each send one
-            assert signals.signum == signal.SIGHUP
-            with pytest.raises(Interrupted) as caught:
+            assert noted.signum == signal.SIGHUP
+            with pytest.raises(signals.Interrupted) as caught:
                 signal.raise_signal(signal.SIGTERM)
             assert caught.value.code == 128 + signal.SIGTERM
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with Signals() as signals:
+        with signals.Signals() as noted:
             signal.raise_signal(signal.SIGHUP)
-            assert signals.signum is None
+            assert noted.signum is None
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -89,6 +82,5 @@ def test_a_process_whose_parent_was_gone_before_it_looked_is_told_and_left_its_t
 def test_only_launchers_children_watch_their_parent(
     monkeypatch: pytest.MonkeyPatch, env: dict[str, str], child: bool
 ) -> None:
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
+    use(monkeypatch, env)
     assert signals.is_child() == child

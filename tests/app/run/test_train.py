@@ -1,4 +1,4 @@
-"""What a run refuses before it starts, and the hooks of a step that a callback does not have."""
+"""The hooks of a step that a callback does not have, and batch norm over processes."""
 
 from collections.abc import Callable
 
