@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from lr_lightning._plotting import new_figure, style_axes
 from lr_lightning.reports import wording
 from lr_lightning.reports.plots import Plot, Series, Trace
 
-_DASHES = {"solid": "-", "dash": "--", "dot": ":"}
-_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "cross": "P", "x": "X", "triangle-up": "^", "star": "*"}
-_GREY = "#555555"
 _LONG_LABEL = 40
 _LEGEND_ENTRIES = 24
 
@@ -27,10 +25,8 @@ def save_pngs(plots: Sequence[Plot], folder: Path) -> list[Path]:
 
 
 def _draw(plot: Plot) -> Any:
-    from matplotlib.figure import Figure
-
     count = len(plot.panels)
-    figure = Figure(figsize=(12.8, 1.2 + 3.0 * count if count > 1 else 5.6), layout="constrained", dpi=100)
+    figure = new_figure(12.8, 1.2 + 3.0 * count if count > 1 else 5.6)
     figure.suptitle(_text(plot.title), x=0.01, ha="left", fontsize=12)
     axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     many = sum(trace.kind == "curve" for trace in plot.traces) > 30
@@ -46,10 +42,7 @@ def _draw(plot: Plot) -> Any:
         if label and trace.kind != "range":
             legend.setdefault((trace.group, label), handle)
     for i, (axis, title) in enumerate(zip(axes, plot.panels, strict=True)):
-        axis.set_ylabel(_text(title))
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color(_GREY)
-        axis.tick_params(colors=_GREY)
+        style_axes(axis, y=_text(title))
         if i in plot.log_panels:
             axis.set_yscale("log")
         if plot.log_x:
@@ -68,8 +61,8 @@ def _draw(plot: Plot) -> Any:
 
 
 def _draw_trace(axis: Any, trace: Trace, series: Series, *, error_bars: bool, many: bool) -> Any:
-    colour, marker = trace.style.colour, _MARKERS[trace.style.symbol]
-    line = {"color": colour, "linestyle": _DASHES[trace.style.dash]}
+    colour, marker = trace.style.colour, trace.style.marker
+    line = {"color": colour, "linestyle": trace.style.linestyle}
     x, y = series.x, series.y
     if trace.kind == "points":
         return axis.plot(x, y, marker, color=colour, alpha=0.45, markersize=5, markeredgewidth=0)[0]
