@@ -23,8 +23,10 @@ __all__ = [
     "LINE_STYLES",
     "ORANGE",
     "PINK",
+    "PROBE",
     "SERIES",
     "SKY",
+    "VALIDATION",
     "VERDICT_COLOURS",
     "YELLOW",
     "Style",
@@ -40,7 +42,8 @@ COLOUR_TAG = "mlflow.runColor"
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 YELLOW, SKY, GREY, BLACK = "#E69F00", "#56B4E9", "#808080", "#000000"
-FRAME = "#555555"  # of axes and their ticks
+FRAME = "#555555"  # axes and their ticks
+VALIDATION, PROBE = ORANGE, BLUE
 SERIES = (BLUE, ORANGE, GREEN, BLACK, PINK, YELLOW)
 """Colours of a few lines in one panel, with ``LINE_STYLES`` beside them."""
 LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))

@@ -4,8 +4,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, get_args
+from typing import Any, Generic, Literal, Self, TypeVar, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -13,7 +12,7 @@ from tqdm.auto import tqdm
 
 from lr_lightning._checks import check_choice, check_count, check_number
 from lr_lightning._lightning import is_dev_run
-from lr_lightning.callbacks.loggers import give, log_figure, log_text
+from lr_lightning.callbacks.loggers import for_each_logger, log_figure, log_text
 from lr_lightning.callbacks.set_lr import (
     is_cyclical,
     lr_ratios,
@@ -25,81 +24,31 @@ from lr_lightning.callbacks.set_lr import (
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
+from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.lr_finder.validation import Validation
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["BaseLRFinder", "FinderProgressBar", "FinderResult", "Metric"]
+__all__ = ["BaseLRFinder", "FinderProgressBar", "Metric"]
 
 log = logging.getLogger(__name__)
 
 Metric = Literal["loss", "val_loss", "accuracy"]
 
 
-class FinderResult(Protocol):
-    """What a finder returns."""
-
-    @property
-    def suggestion(self) -> float | None:
-        """The peak lr to train with; None if the measurement supports none."""
-
-    @property
-    def base_lr(self) -> float | None:
-        """The lower bound of a cyclical schedule."""
-
-    @property
-    def max_lr(self) -> float | None:
-        """The upper bound of a cyclical schedule."""
-
-    @property
-    def epoch(self) -> int:
-        """The epoch at whose start it was measured, from 0."""
-
-    def describe(self) -> str:
-        """Describe the result in one line."""
-
-    def to_csv(self) -> str:
-        """Return the measured points as CSV."""
-
-    def plot(self) -> "Figure":
-        """Draw the measured points and the suggestion."""
-
-    def state(self) -> dict[str, Any]:
-        """Return plain values, from which ``from_state`` makes an equal result."""
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Self:
-        """Return the result whose ``state`` this is."""
-
-
-_Result = TypeVar("_Result", bound=FinderResult)
+_Result = TypeVar("_Result", bound=RangeTest | GridTest)
 
 
 class BaseLRFinder(Callback, Generic[_Result]):
     """Find a peak learning rate before a fit, and train with it.
 
-    Args:
-        min_lr: The lowest lr, > 0.
-        max_lr: The highest lr, > ``min_lr``.
-        metric: What is measured.
-        repeats: Measurements with other batches and random numbers, from the same start, >= 1.
-        apply: Whether to train with the lr that was found.
-        val_batches: Number of validation batches, if ``metric`` needs them, >= 1.
-        monitor: The name under which the module logs that metric, if it is not a usual one.
-        attribute: The name of the module's own lr, if it is not ``lr`` or ``learning_rate``.
-        progress: Whether to show a progress bar on a terminal.
+    The arguments are those that :class:`~lr_lightning.callbacks.lr_finder.LRFinder` and ``LRGrid`` share.
 
     Attributes:
         results: All results of this fit, by epoch.
         seconds: Wall time of the measurements of this fit.
         say: Receives a line of progress now and then if no bar is drawn; None for no lines.
-
-    Raises:
-        ArgumentError: An argument is out of range.
     """
 
-    kind: type[_Result]
+    kind: type[Any]
     """The class of the results."""
     artifact: str
     """Name of figure and points among a run's artifacts, without suffix."""
@@ -189,7 +138,7 @@ class BaseLRFinder(Callback, Generic[_Result]):
         bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
         rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference:.3g}.")
         values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
-        give(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(values))
+        for_each_logger(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(values))
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Return whether to measure before this fit."""
@@ -271,35 +220,34 @@ class BaseLRFinder(Callback, Generic[_Result]):
         return FinderProgressBar(what, total, unit, drawn=drawn, say=self.say if trainer.is_global_zero else None)
 
 
-# -- progress: a bar on a terminal, and a line now and then without one ------------------------------------------------
+# -- progress ----------------------------------------------------------------------------------------------------------
 
 _SHARE = 0.1  # the least share of the whole between two lines
 _SECONDS = 30.0  # the least time between two lines
 
 
 class FinderProgressBar:
-    """tqdm's bar, or lines instead.
+    """tqdm's bar on a terminal; without a bar, a line now and then.
 
     Args:
         what: The work that is done.
         total: The number of units of work.
         unit: The name of a unit.
         drawn: Whether to draw the bar if there is a terminal.
-        say: Receives the lines if no bar is drawn; None for no lines.
+        say: Receives the lines; None for no lines.
     """
 
     def __init__(self, what: str, total: int, unit: str, *, drawn: bool, say: Callable[[str], None] | None) -> None:
         self.what, self.total, self.unit, self.say = what, total, unit, say
-        self.n = 0
+        self.n = self._said = 0
         # disable=None: draw it only on a terminal
         self._bar = tqdm(total=total, desc=what, unit=unit, leave=False, disable=None if drawn else True)
         self._began = self._said_at = time.monotonic()
-        self._said = 0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
     def extend(self, count: int) -> None:

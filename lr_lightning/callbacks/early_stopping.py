@@ -9,44 +9,45 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lr_lightning._checks import check_choice
-from lr_lightning._lightning import FreshMetric, callbacks_of
+from lr_lightning._checks import check_choice, check_count, check_number
+from lr_lightning._lightning import FreshMetric, callbacks_of, is_dev_run
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.early_stopping import CRITERIA, STRIP, THRESHOLDS, Phases, stop_reason
+from lr_lightning.errors import ArgumentError
 
 __all__ = ["ScheduleAwareStopping"]
 
 
 class ScheduleAwareStopping(EarlyStopping):
-    """Lightning's EarlyStopping, which does not take the schedule's effect for the model's.
+    """Lightning's EarlyStopping, but it does not mistake the schedule's effect for the model's.
 
-    Only some validations count, and a run stops at these alone: of a cyclical schedule those at the low end of a
-    cycle, and otherwise not those of a warm-up, nor those before a cooldown or drop that is still to come (see
-    :class:`~lr_lightning.diagnosis.early_stopping.Phases`). That takes an LRSchedule among the callbacks; with
-    another scheduler only a rate that has risen since the validation before is known, and does not count. Nor does a
-    validation count that did not log the metric, such as one that OverfittingMonitor leaves out.
+    Only some validations count, and a run stops at these alone: with a cyclical schedule, those at the low end of a
+    cycle; otherwise, those outside the warmup and not before a cooldown or drop that is still to come (see
+    :class:`~lr_lightning.diagnosis.early_stopping.Phases`). This needs an LRSchedule among the callbacks; with another
+    scheduler, a validation does not count if the learning rate has risen since the previous one. Nor does a validation
+    that did not log the metric, such as one that OverfittingMonitor leaves out.
 
-    Where an LRSchedule has a plateau nothing stops at its drop, and patience begins anew there; but not at a drop after
-    which nothing has got better until the next, or a plateau that goes on dropping would never let a run end. A
-    patience of no more than the plateau's stops before the first drop.
+    If an LRSchedule has a plateau, nothing stops at its drop, and patience starts anew there. A drop is ignored if
+    nothing improved since the previous one, or a plateau that keeps dropping would never let a run end. A patience that
+    is not longer than the plateau's stops before the first drop.
 
     Args:
-        monitor: The metric; a loss, for Prechelt's criteria.
-        criterion: ``"patience"`` (Lightning's), or one of Prechelt 1998: ``"gl"``, the loss is so many percent above
-            its lowest; ``"pq"``, that divided by the progress of the training; ``"up"``, it rose in so many successive
-            strips.
+        monitor: The metric; for Prechelt's criteria, a loss.
+        criterion: ``"patience"`` (Lightning's), or one of Prechelt 1998: ``"gl"``, the loss is ``threshold`` percent
+            above its lowest; ``"pq"``, that divided by the progress of the training; ``"up"``, the loss rose in
+            ``threshold`` successive strips.
         patience: Validations that count without improvement, for ``"patience"``.
-        threshold: For Prechelt's criteria; default 5 percent, 0.75, 3 strips.
+        threshold: Threshold of Prechelt's criteria. Default: 5 percent, 0.75, 3 strips.
         strip: Validations in a strip.
-        training: The training loss for ``"pq"``: measured as the validation loss is, such as OverfittingMonitor's.
+        training: The training loss for ``"pq"``, measured as the validation loss is, such as OverfittingMonitor's.
         min_delta: Least change that counts as improvement, for ``"patience"``.
-        mode: ``"min"`` or ``"max"``; Prechelt's criteria take ``"min"``.
-        verbose: Whether to say when and why it stops.
+        mode: ``"min"`` or ``"max"``; Prechelt's criteria need ``"min"``.
+        verbose: Whether to print when and why the run stops.
 
     Raises:
-        ValueError: An argument is out of range. In the first validation: a metric is missing.
+        ArgumentError: An argument is out of range. In the first validation: a metric is missing.
 
     Example:
         >>> ScheduleAwareStopping("val/loss", criterion="gl").threshold
@@ -67,27 +68,28 @@ class ScheduleAwareStopping(EarlyStopping):
         verbose: bool = True,
     ) -> None:
         check_choice("criterion", criterion, CRITERIA)
-        for name, count in (("patience", patience), ("strip", strip)):
-            if count < 1:
-                raise ValueError(f"{name} must be >= 1, got {count}")
-        if threshold is not None and not threshold > 0:
-            raise ValueError(f"threshold must be > 0, got {threshold}")
+        check_count("patience", patience, 1)
+        check_count("strip", strip, 1)
+        if threshold is not None:
+            check_number("threshold", threshold, above=True)
         if criterion != "patience" and mode != "min":
-            raise ValueError(f"criterion={criterion!r} takes a loss, which is better when it is lower: use mode='min'")
+            raise ArgumentError(
+                f"{criterion!r} takes a loss, which is better when it is lower: use mode='min'", "criterion"
+            )
         super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=False)
-        self.criterion, self.strip, self.training, self.talks = criterion, strip, training, verbose
+        self.criterion, self.strip, self.training, self._announces = criterion, strip, training, verbose
         self.threshold = THRESHOLDS.get(criterion, 0.0) if threshold is None else float(threshold)
         self._reset()
 
     def _reset(self) -> None:
-        self._validation: list[float] = []  # of the validations that count
+        self._validation: list[float] = []  # losses of the validations that count
         self._training: list[float] = []
-        self._before = 0
-        self._rate = 0.0
-        self._factor = 1.0  # the plateau's, at the last validation that counted
-        self._better = True  # since the last drop
-        self._seen = False  # whether the metrics have ever been logged
-        self._renewed = {name: FreshMetric() for name in self._needed}
+        self._step_before = 0  # at the previous validation
+        self._lr_before = 0.0
+        self._plateau_factor = 1.0  # at the last validation that counted
+        self._improved = True  # since the plateau's last drop
+        self._seen = False  # whether the metrics were ever logged
+        self._fresh = {name: FreshMetric() for name in self._needed}
         self._phases: Phases | None = None
 
     @property
@@ -95,23 +97,23 @@ class ScheduleAwareStopping(EarlyStopping):
         return [self.monitor, *([self.training] if self.criterion == "pq" else [])]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit; a checkpoint's state is loaded after this."""
+        """Forget an earlier fit; Lightning loads a checkpoint's state after this."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._reset()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask the criterion, if this validation counts."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Evaluate the criterion, if this validation counts."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or is_dev_run(trainer):
             return
         schedule = next(iter(callbacks_of(trainer, LRSchedule)), None)
         if schedule is not None:
             schedule.observe(trainer)  # its plateau may drop in this very validation
-        renewed = [each(trainer, name) for name, each in self._renewed.items()]  # each is asked
-        fresh = all(renewed)
-        # A rank that had no batch has logged nothing, and takes part all the same.
+        asked = [metric(trainer, name) for name, metric in self._fresh.items()]  # a list, so that each is called
+        fresh = all(asked)
+        # A rank that had no batch has logged nothing, but it takes part in the decisions.
         if not trainer.strategy.reduce_boolean_decision(fresh, all=False):
-            self._check_known(trainer)
+            self._check_logged(trainer)
             return
         self._seen = True
         if not self._counts(trainer, schedule):
@@ -121,24 +123,24 @@ class ScheduleAwareStopping(EarlyStopping):
         if not fresh:
             trainer.should_stop = trainer.strategy.reduce_boolean_decision(False, all=False) or was
         elif self.criterion == "patience":
-            self._wait(trainer, dropped)
+            self._apply_patience(trainer, dropped)
         else:
-            self._ask(trainer, dropped)
-        if self.talks and trainer.should_stop and not was:
+            self._apply_criterion(trainer, dropped)
+        if self._announces and trainer.should_stop and not was:
             rank_zero_info(f"Stopped early after epoch {trainer.current_epoch + 1}: {self.stopping_reason_message}")
 
-    def _check_known(self, trainer: Trainer) -> None:
+    def _check_logged(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics
         for name in self._needed:
-            if name not in metrics and not self._seen:  # a resumed run may begin with a validation that is left out
+            if name not in metrics and not self._seen:  # the first validation of a resumed run may log nothing
                 known = ", ".join(sorted(map(str, metrics))) or "none"
-                raise ValueError(f"ScheduleAwareStopping: no metric {name!r} was logged. There are: {known}.")
+                raise ArgumentError(f"ScheduleAwareStopping: no metric {name!r} was logged. There are: {known}.")
 
     def _counts(self, trainer: Trainer, schedule: LRSchedule | None) -> bool:
         step = updates_made(trainer)
-        before, self._before = self._before, step
-        rate = first_group_lr(trainer) or 0.0
-        rose, self._rate = 0.0 < self._rate < rate, rate
+        before, self._step_before = self._step_before, step
+        lr = first_group_lr(trainer) or 0.0
+        rose, self._lr_before = 0.0 < self._lr_before < lr, lr
         if schedule is None:
             return not rose
         if self._phases is None:
@@ -147,25 +149,25 @@ class ScheduleAwareStopping(EarlyStopping):
         return step > before and self._phases.counts(step, before)
 
     def _dropped(self, schedule: LRSchedule | None) -> bool:
-        """Whether the plateau has dropped since the last validation that counted, and something got better before."""
+        """Return whether the plateau dropped since the last validation that counted, after an improvement."""
         factor = 1.0 if schedule is None else schedule.plateau_factor
-        dropped, self._factor = factor < self._factor and self._better, factor
+        dropped, self._plateau_factor = factor < self._plateau_factor and self._improved, factor
         if dropped:
-            self._better = False
+            self._improved = False
         return dropped
 
-    def _wait(self, trainer: Trainer, dropped: bool) -> None:
+    def _apply_patience(self, trainer: Trainer, dropped: bool) -> None:
         best = self.best_score
         if dropped:
-            self.wait_count = -1  # this validation is still of the rate before
+            self.wait_count = -1  # this validation was still trained at the previous learning rate
         super().on_validation_end(trainer, trainer.lightning_module)
-        self._better = self._better or self.best_score is not best
+        self._improved = self._improved or self.best_score is not best
 
-    def _ask(self, trainer: Trainer, dropped: bool) -> None:
+    def _apply_criterion(self, trainer: Trainer, dropped: bool) -> None:
         metrics = trainer.callback_metrics
         lowest = min(filter(math.isfinite, self._validation), default=math.inf)
         self._validation.append(float(metrics[self.monitor]))
-        self._better = self._better or self._validation[-1] < lowest
+        self._improved = self._improved or self._validation[-1] < lowest
         if self.criterion == "pq":
             self._training.append(float(metrics[self.training]))
         reason = stop_reason(self.criterion, self._validation, self._training, self.threshold, self.strip)
@@ -176,22 +178,22 @@ class ScheduleAwareStopping(EarlyStopping):
             self.stopping_reason_message = reason
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning's state, and the losses of the validations that count."""
+        """Return Lightning's state, and the losses of the validations that count."""
         own = {
             "validation": list(self._validation),
             "training": list(self._training),
-            "before": self._before,
-            "rate": self._rate,
-            "factor": self._factor,
-            "better": self._better,
+            "before": self._step_before,
+            "rate": self._lr_before,
+            "factor": self._plateau_factor,
+            "better": self._improved,
             "seen": self._seen,
         }
         return {**super().state_dict(), "own": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Restore the state."""
         super().load_state_dict(state_dict)
         own = state_dict["own"]
         self._validation, self._training = list(own["validation"]), list(own["training"])
-        self._before, self._rate = own["before"], own["rate"]
-        self._factor, self._better, self._seen = own["factor"], own["better"], own["seen"]
+        self._step_before, self._lr_before = own["before"], own["rate"]
+        self._plateau_factor, self._improved, self._seen = own["factor"], own["better"], own["seen"]

@@ -1,5 +1,6 @@
-"""Handing figures, texts and tags to whatever loggers a Trainer has. Best effort: a run never fails over a picture."""
+"""Figures, texts, tags and notes for every logger of a Trainer. A logger that fails gets a warning, not the run."""
 
+import io
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,66 +12,56 @@ from lightning.pytorch.utilities import rank_zero_warn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["give", "log_figure", "log_note", "log_tags", "log_text"]
+__all__ = ["for_each_logger", "log_figure", "log_note", "log_tags", "log_text"]
 
 log = logging.getLogger(__name__)
 
 
 def log_figure(trainer: Trainer, figure: "Figure", artifact_file: str) -> None:
-    """Give a matplotlib figure to every logger that can take one.
+    """Log a matplotlib figure to every logger that accepts one.
 
     Args:
-        trainer: Whose loggers.
+        trainer: The Trainer of the loggers.
         figure: The figure.
-        artifact_file: Its name as an artifact, such as ``"plots/lr.png"``; elsewhere the tag it gets.
+        artifact_file: Name of the artifact, such as ``"plots/lr.png"``; a logger without artifacts uses it as a tag.
     """
-    give(trainer, artifact_file, lambda logger: _figure(logger, figure, artifact_file, trainer.global_step))
+    for_each_logger(trainer, artifact_file, lambda logger: _figure(logger, figure, artifact_file, trainer.global_step))
 
 
 def log_text(trainer: Trainer, text: str, artifact_file: str) -> None:
-    """Give a text, such as a CSV, to every logger that can keep a file.
+    """Log a text, such as a CSV table, to every logger that keeps files.
 
     Args:
-        trainer: Whose loggers.
-        text: The whole content.
-        artifact_file: Its name as an artifact, such as ``"range_test/points.csv"``.
+        trainer: The Trainer of the loggers.
+        text: The whole text.
+        artifact_file: Name of the artifact, such as ``"range_test/curve.csv"``.
     """
-    give(trainer, artifact_file, lambda logger: _text(logger, text, artifact_file))
+    for_each_logger(trainer, artifact_file, lambda logger: _text(logger, text, artifact_file))
 
 
 def log_tags(trainer: Trainer, tags: Mapping[str, str]) -> None:
-    """Set tags in every logger that knows tags.
-
-    Args:
-        trainer: Whose loggers.
-        tags: Name to value.
-    """
-    give(trainer, "tags", lambda logger: _tags(logger, tags))
+    """Set tags, name to value, in every logger that has tags."""
+    for_each_logger(trainer, "tags", lambda logger: _tags(logger, tags))
 
 
 def log_note(trainer: Trainer, text: str) -> None:
-    """Set the run's description in every logger that has one.
+    """Set the run's description, in Markdown, in every logger that has one."""
+    for_each_logger(trainer, "the description", lambda logger: _note(logger, text))
+
+
+def for_each_logger(trainer: Trainer, name: str, action: Callable[[Any], None]) -> None:
+    """Call a function with each logger, on the first process alone; warn about a logger for which it raises.
 
     Args:
-        trainer: Whose loggers.
-        text: Markdown.
-    """
-    give(trainer, "the description", lambda logger: _note(logger, text))
-
-
-def give(trainer: Trainer, name: str, how: Callable[[Any], None]) -> None:
-    """Give every logger something, from the first process; one that raises is named in a warning.
-
-    Args:
-        trainer: Whose loggers.
-        name: What is given, for the warning.
-        how: Gives it to a logger.
+        trainer: The Trainer of the loggers.
+        name: What is logged, for the warning.
+        action: The function.
     """
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
         try:
-            how(logger)
+            action(logger)
         except Exception as e:
             rank_zero_warn(f"{type(logger).__name__} did not take {name} ({type(e).__name__}: {e}).")
 
@@ -93,7 +84,9 @@ def _text(logger: Any, text: str, name: str) -> None:
     run, experiment = _mlflow_run(logger)
     if run is not None:
         experiment.log_text(run, text, name)
-    elif callable(getattr(logger, "log_text", None)) and not hasattr(logger, "log_image"):  # W&B's takes tables
+    elif callable(getattr(logger, "log_text", None)) and not hasattr(
+        logger, "log_image"
+    ):  # that of Weights & Biases takes tables
         logger.log_text(text, name)
     elif (path := _file(logger, name)) is not None:
         path.write_text(text, encoding="utf-8")
@@ -117,19 +110,19 @@ def _note(logger: Any, text: str) -> None:
 
 
 def _mlflow_run(logger: Any) -> tuple[str | None, Any]:
-    """The run id, if it is Lightning's MLFlowLogger or one like it, and the logger's experiment."""
+    """Return the run id, if this is Lightning's MLFlowLogger or one like it, and the logger's experiment."""
     if hasattr(logger, "log_rows"):
-        return None, None  # this package's: it keeps the artifact first, and sends it when the store answers
+        return None, None  # this package's logger: it keeps an artifact first, and uploads it when the store answers
     experiment = getattr(logger, "experiment", None)
     is_mlflow = hasattr(logger, "run_id") and hasattr(experiment, "log_text")
     return (logger.run_id if is_mlflow else None), experiment
 
 
 def _file(logger: Any, name: str) -> Path | None:
-    """A place in the folder that a logger writes to, such as CSVLogger's."""
+    """Return a path in the folder that a logger, such as CSVLogger, writes to; None if it has none."""
     folder = getattr(logger, "log_dir", None)
     if folder is None:
-        log.debug("%s takes no files: %s is not kept there", type(logger).__name__, name)
+        log.debug("%s keeps no files, so %s is not logged there", type(logger).__name__, name)
         return None
     path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,10 +133,8 @@ def _tag(name: str) -> str:
     return name.rsplit(".", 1)[0]
 
 
-def _pixels(figure: Any) -> Any:
-    import io
-
-    from PIL import Image
+def _pixels(figure: "Figure") -> Any:
+    from PIL import Image  # matplotlib depends on it
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

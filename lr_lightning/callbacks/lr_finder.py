@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning._checks import check_choice, check_count
 from lr_lightning.callbacks.base_finder import BaseLRFinder, FinderProgressBar, Metric
-from lr_lightning.callbacks.loggers import give
+from lr_lightning.callbacks.loggers import for_each_logger
 from lr_lightning.callbacks.set_lr import reference_lr
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.curve import DivergenceStop
@@ -133,7 +133,9 @@ class LRFinder(BaseLRFinder[RangeTest]):
             values = {"lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
             found = {f"lr_finder/{name}": value for name, value in values.items() if value is not None}
             if found:
-                give(trainer, "what LRFinder found", lambda logger: logger.log_metrics(found, step=trainer.global_step))
+                for_each_logger(
+                    trainer, "what LRFinder found", lambda logger: logger.log_metrics(found, step=trainer.global_step)
+                )
 
     def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> RangeTest:
         total = self.repeats * self.num_steps

@@ -227,15 +227,11 @@ class LRSchedule(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values: the updates counted, the length followed, the plateau's history, a found lower bound."""
-        clocks = [(clock.total, clock.steps_per_epoch, clock.epoch_starts) for clock in self._clocks]
-        return {
-            "steps": list(self._steps),
-            "clocks": [
-                [total, per_epoch, None if starts is None else list(starts)] for total, per_epoch, starts in clocks
-            ],
-            "plateau": list(self._history),
-            "base": self._base,
-        }
+        clocks = [
+            [clock.total, clock.steps_per_epoch, None if clock.epoch_starts is None else list(clock.epoch_starts)]
+            for clock in self._clocks
+        ]
+        return {"steps": list(self._steps), "clocks": clocks, "plateau": list(self._history), "base": self._base}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
@@ -329,15 +325,12 @@ class LRSchedule(Callback):
 class OptimizerDriver:
     """Sets the lr, and on request the momentum and weight decay, of all param groups of one optimizer.
 
-    A group's own peak is ``group["initial_lr"]``, set from its lr when the group is first seen; its own weight decay is
-    ``group["initial_weight_decay"]``. Both are part of the optimizer's state, so they survive a resume.
+    The schedules are those of :class:`LRSchedule`. A group's own peak is ``group["initial_lr"]``, set from its lr when
+    the group is first seen; its own weight decay is ``group["initial_weight_decay"]``. Both are part of the optimizer's
+    state, so they survive a resume.
 
-    Args:
-        optimizer: The optimizer.
-        schedule: Factor of each group's peak lr.
-        momentum: Schedule of the momentum itself, in [0, 1); None leaves it unchanged.
-        weight_decay: Factor of each group's own weight decay; None leaves it unchanged.
-        groups: Other schedules for the lr of some groups, by index or by ``group["name"]``.
+    Attributes:
+        lrs: The lr of each group as last set, as plain floats.
 
     Raises:
         ArgumentError: The optimizer has no momentum or weight decay to set.
@@ -352,13 +345,9 @@ class OptimizerDriver:
         weight_decay: Schedule | None = None,
         groups: Mapping[int | str, Schedule] | None = None,
     ) -> None:
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.groups = dict(groups or {})
+        self.optimizer, self.schedule, self.groups = optimizer, schedule, dict(groups or {})
+        self.momentum, self.weight_decay = momentum, weight_decay
         self.lrs: list[float] = []
-        """The lr of each group as last set, as plain floats."""
         name = type(optimizer).__name__
         for group in optimizer.param_groups:
             if momentum is not None and "momentum" not in group and "betas" not in group:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 from lr_lightning._checks import check_count
 from lr_lightning._lightning import batch_loss, mean_over_ranks, to_device
 from lr_lightning._param_groups import first_group_lr
-from lr_lightning._plotting import BLUE, FRAME, GREY, ORANGE, YELLOW, new_figure, style_axes
+from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
 from lr_lightning.callbacks.loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning.callbacks.per_example import (
     ACCURACY_METRICS,
@@ -401,8 +401,8 @@ def plot_verdict(history: History, verdict: Verdict) -> "Figure":
     epochs = [p.epoch for p in history.points]
     val, probe = [p.val_loss for p in history.points], [p.probe_loss for p in history.points]
     marker = "o" if len(epochs) < 40 else None
-    losses.plot(epochs, val, color=ORANGE, marker=marker, ms=3, label="validation")
-    losses.plot(epochs, probe, color=BLUE, marker=marker, ms=3, label="probe (training examples)")
+    losses.plot(epochs, val, color=VALIDATION, marker=marker, ms=3, label="validation")
+    losses.plot(epochs, probe, color=PROBE, marker=marker, ms=3, label="probe (training examples)")
     if history.chance is not None:
         losses.axhline(history.chance, color=GREY, ls=":", lw=1, label="chance")
     if verdict.onset_epoch is not None:

@@ -1,7 +1,7 @@
 """The callback that switches schedule-free optimizers between training and averaged weights."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,18 +21,6 @@ from lr_lightning.errors import ArgumentError, DurationError
 __all__ = ["ScheduleFreeMode"]
 
 Forward = Callable[[LightningModule, Any], Any]
-
-
-class _TwoModes(Protocol):
-    """An optimizer that must be told whether its parameters are trained or used."""
-
-    param_groups: list[dict[str, Any]]
-
-    def train(self) -> None:
-        """Write the weights at which gradients are taken into the parameters."""
-
-    def eval(self) -> None:
-        """Write the averaged weights into the parameters."""
 
 
 def _forward_inputs(module: LightningModule, batch: Any) -> Any:
@@ -136,7 +124,7 @@ class ScheduleFreeMode(Callback):
         """Leave the module with the averages."""
         self._eval(trainer, pl_module)
 
-    def _train(self, optimizers: list[_TwoModes]) -> None:
+    def _train(self, optimizers: list[Any]) -> None:
         for optimizer in optimizers:
             optimizer.train()
         # The optimizer's own switch back has rounding errors: every validation would change the training a little.
@@ -217,8 +205,9 @@ class ScheduleFreeMode(Callback):
         self._loaded = state_dict
 
 
-def _switching(trainer: Trainer) -> list[_TwoModes]:
-    return [cast(_TwoModes, optimizer) for optimizer in trainer.optimizers if _has_two_modes(optimizer)]
+def _switching(trainer: Trainer) -> list[Any]:
+    """Return the optimizers that must be told by ``train()`` and ``eval()`` how their parameters are used."""
+    return [optimizer for optimizer in trainer.optimizers if _has_two_modes(optimizer)]
 
 
 def _has_two_modes(optimizer: Optimizer) -> bool:
@@ -226,7 +215,7 @@ def _has_two_modes(optimizer: Optimizer) -> bool:
     return hasattr(optimizer, "train") and hasattr(optimizer, "eval")
 
 
-def _parameters(optimizers: list[_TwoModes]) -> Iterable[Tensor]:
+def _parameters(optimizers: list[Any]) -> Iterable[Tensor]:
     return (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
 
 

@@ -164,8 +164,8 @@ def test_a_resumed_run_stops_where_the_whole_one_does(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"criterion": "best"}, "criterion must be one of 'patience', 'gl', 'pq', 'up', got 'best'"),
-        ({"patience": 0}, "patience must be >= 1, got 0"),
-        ({"strip": 0}, "strip must be >= 1, got 0"),
+        ({"patience": 0}, "patience must be a whole number >= 1, got 0"),
+        ({"strip": 0}, "strip must be a whole number >= 1, got 0"),
         ({"threshold": 0.0}, "threshold must be > 0, got 0.0"),
         ({"criterion": "gl", "mode": "max"}, "takes a loss"),
     ],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lr_lightning._plotting import BLUE, GREY, ORANGE, VERDICT_COLOURS, YELLOW, new_figure, style_axes
+from lr_lightning._plotting import GREY, PROBE, VALIDATION, VERDICT_COLOURS, YELLOW, new_figure, style_axes
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.output import output_root
 from lr_lightning.app.run.record import RunOutcome, sweep_record
@@ -294,7 +294,7 @@ def _draw_stability(axes: Any, trials: Sequence[Trial]) -> None:
 
 def _draw_losses(axes: Any, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
     lrs = [t.lr for t in trials]
-    for name, colour, label in (("val_loss", ORANGE, "validation"), ("probe_loss", BLUE, "probe")):
+    for name, colour, label in (("val_loss", VALIDATION, "validation"), ("probe_loss", PROBE, "probe")):
         _band(axes, [(r.lr, getattr(r, name)[0], math.nan) for r in rows], colour, label)
         axes.scatter(lrs, [math.nan if t.diverged else getattr(t, name) for t in trials], s=6, color=colour, alpha=0.5)
     axes.set_yscale("log")
@@ -303,9 +303,9 @@ def _draw_losses(axes: Any, trials: Sequence[Trial], rows: Sequence[Row]) -> Non
 
 def _draw_gaps(axes: Any, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
     lrs, level = [t.lr for t in trials], matched_level(trials)
-    _band(axes, [(r.lr, *r.gap) for r in rows], ORANGE, "at the end")
+    _band(axes, [(r.lr, *r.gap) for r in rows], VALIDATION, "at the end")
     _band(axes, [(r.lr, *r.gap_matched) for r in rows], YELLOW, f"at probe loss {level:.3g}")
-    axes.scatter(lrs, [math.nan if t.diverged else t.gap for t in trials], s=6, color=ORANGE, alpha=0.5)
+    axes.scatter(lrs, [math.nan if t.diverged else t.gap for t in trials], s=6, color=VALIDATION, alpha=0.5)
     axes.scatter(lrs, [matched_gap(t, level) for t in trials], s=6, color=YELLOW, alpha=0.5)
     axes.axhline(0, color=GREY, lw=0.8)
     axes.set_title("gap: validation − probe loss", loc="left", fontsize=10)

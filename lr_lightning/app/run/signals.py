@@ -165,7 +165,7 @@ def is_child() -> bool:
     """
     started = external_launch()
     if started is not None:
-        return started.by == "torchrun"
+        return started.launcher == "torchrun"
     return int(os.environ.get("LOCAL_RANK", "0")) > 0
 
 
