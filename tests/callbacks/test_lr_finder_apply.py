@@ -317,8 +317,9 @@ def test_nothing_is_applied_unasked(tmp_path: Path, where: dict[str, Any]) -> No
 def test_without_a_suggestion_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"suggestion": None, "base_lr": None, "max_lr": None}.items():
         monkeypatch.setattr(RangeTest, name, property(lambda self, value=value: value))
+    monkeypatch.setattr(RangeTest, "describe", lambda self: "no suggestion: Wait.")
     module, logger = Net(make=SCHEDULERS["onecycle"]), Hyperparameters()
-    with pytest.warns(UserWarning, match=r"LRFinder: no suggestion: No upper edge .* Raise max_lr\. The configured lr stays as it is"):
+    with pytest.warns(UserWarning, match=r"LRFinder: no suggestion: Wait\. The configured lr stays as it is\."):
         rates = train(tmp_path, module, logger=logger)
     assert rates.used == train(tmp_path, Net(make=SCHEDULERS["onecycle"]), finder=False).used
     assert (module.lr, module.hparams["lr"]) == (CONFIGURED, CONFIGURED)
