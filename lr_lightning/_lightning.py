@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -22,6 +23,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 DataFetcher = _DataFetcher
+DummyExperiment = _DummyExperiment
+"""A logger's experiment that ignores every call."""
 
 _T = TypeVar("_T", bound=Callback)
 
@@ -321,7 +324,7 @@ def replace_train_loader(trainer: Trainer, loader: Any, batches: int) -> None:
 
 
 def restart_train_iterator(trainer: Trainer) -> None:
-    """Make the training loader's iterator anew; this draws a random number."""
+    """Make a new iterator of the training loader; this draws a random number."""
     iter(trainer.fit_loop._data_fetcher or ())
 
 

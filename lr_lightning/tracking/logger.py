@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.loggers.mlflow import MLFlowLogger
 
+from lr_lightning._lightning import DummyExperiment
 from lr_lightning.errors import ArgumentError, TrackingError
 from lr_lightning.tracking.csv_files import CSVFiles, write_lr_table
 from lr_lightning.tracking.keys import JOB_TAG, MAX_PARAM, MAX_TAG, RUN_KEY_TAG, clean_key, clip, flatten
@@ -519,7 +520,7 @@ class RunLogger(Logger):
         if not self._active and not self._ended:
             self.start()
         if self.store is None or self._upload is None or not self._upload.is_connected:
-            return _DummyExperiment()  # type: ignore[return-value]
+            return DummyExperiment()  # type: ignore[return-value]
         return self.store.client()
 
 
