@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -23,8 +22,6 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 DataFetcher = _DataFetcher
-DummyExperiment = _DummyExperiment
-"""A logger's experiment that ignores every call."""
 
 _T = TypeVar("_T", bound=Callback)
 

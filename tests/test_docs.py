@@ -216,7 +216,7 @@ def test_every_key_has_its_line(pages: ModuleType) -> None:
     assert {f.name for group in SCHEMAS.values() for schema in group.values() for f in fields(schema)} - {"name"} <= {
         row.split("`")[1] for row in rows
     }
-    assert "| `batch_size` | `int` | `64` | examples a step and process |" in rows
+    assert "| `batch_size` | `int` | `64` | training examples in a batch |" in rows
 
 
 @pytest.mark.slow

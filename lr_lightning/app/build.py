@@ -20,7 +20,6 @@ from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.error_messages import config_error
 from lr_lightning.app.lr_scaling import process_batch_size
 from lr_lightning.app.monitor_checks import MonitorCheck
-from lr_lightning.app.schemas.finder import FinderConfig
 from lr_lightning.app.schemas.model import ModelConfig, ModuleConfig
 from lr_lightning.app.schemas.optimizer import OPTIMIZER_PACKAGES, OptimizerConfig
 from lr_lightning.app.schemas.schedule import (
@@ -31,6 +30,7 @@ from lr_lightning.app.schemas.schedule import (
     PlateauConfig,
     ScheduleConfig,
 )
+from lr_lightning.app.schemas.search import FinderConfig
 from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping

@@ -13,11 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import did_you_mean, explain
-from lr_lightning.app.schemas.callbacks import CallbacksConfig
 from lr_lightning.app.schemas.model import ModelConfig
 from lr_lightning.app.schemas.optimizer import OptimizerConfig
 from lr_lightning.app.schemas.problems import Problem
 from lr_lightning.app.schemas.schedule import CyclicalConfig, OneCycleConfig, PlateauConfig, ScheduleConfig
+from lr_lightning.app.schemas.trainer import CallbacksConfig
 from lr_lightning.errors import ConfigError
 
 __all__ = ["validate"]

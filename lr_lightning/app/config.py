@@ -5,51 +5,20 @@ Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from lr_lightning.app.schemas.callbacks import CallbacksConfig
-from lr_lightning.app.schemas.data import DataConfig, DigitsConfig, HubConfig, ImageFolderConfig, ParquetConfig
-from lr_lightning.app.schemas.finder import FinderConfig, LRGridConfig, RangeTestConfig
-from lr_lightning.app.schemas.model import ClassifierConfig, ModelConfig, ModuleConfig
-from lr_lightning.app.schemas.optimizer import (
-    AdagradConfig,
-    AdamConfig,
-    AdamWConfig,
-    DAdaptAdamConfig,
-    OptimizerConfig,
-    ProdigyConfig,
-    RMSpropConfig,
-    ScheduleFreeAdamWConfig,
-    ScheduleFreeSGDConfig,
-    SGDConfig,
-)
+from lr_lightning.app.schemas import data, model, optimizer, schedule, search
+from lr_lightning.app.schemas.data import DataConfig
+from lr_lightning.app.schemas.model import ModelConfig, ModuleConfig
+from lr_lightning.app.schemas.optimizer import OptimizerConfig
 from lr_lightning.app.schemas.problems import SEED, Rule, Schema, existing_file
-from lr_lightning.app.schemas.schedule import (
-    BatchGrowthConfig,
-    ConstantConfig,
-    CosineConfig,
-    CosineRestartsConfig,
-    ExponentialConfig,
-    ExpRangeConfig,
-    InverseSqrtConfig,
-    LinearConfig,
-    MultiStepConfig,
-    OneCycleConfig,
-    PlateauConfig,
-    PolynomialConfig,
-    REXConfig,
-    ScheduleConfig,
-    StepConfig,
-    Triangular2Config,
-    TriangularConfig,
-    WarmupConstantConfig,
-    WSDConfig,
-)
-from lr_lightning.app.schemas.search import SearchConfig, StudyConfig
-from lr_lightning.app.schemas.trainer import TrackingConfig, TrainerConfig
+from lr_lightning.app.schemas.schedule import ScheduleConfig
+from lr_lightning.app.schemas.search import FinderConfig, SearchConfig, StudyConfig
+from lr_lightning.app.schemas.trainer import CallbacksConfig, TrackingConfig, TrainerConfig
 
 
 @dataclass
@@ -74,8 +43,7 @@ class Config(Schema):
     resume: str | None = None  # resume this run: its output folder or its MLflow run id
     trust: list[str] = field(default_factory=list)  # targets of yours that the stored config of a resumed run may name
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule of each key outside of the groups that has one."""
+    def _rules(self) -> Mapping[str, Rule]:
         return {"seed": SEED, "ckpt": existing_file("Give the path of a checkpoint (*.ckpt).")}
 
     def keys_set_by_finder(self) -> frozenset[str]:
@@ -86,42 +54,20 @@ class Config(Schema):
         return frozenset({"optimizer.lr"} | bounds)
 
 
+def _by_name(module: ModuleType, base: type) -> dict[str, type]:
+    """Return the schemas in a module that are the choices of a group, by the default of their key ``name``."""
+    schemas = [schema for schema in vars(module).values() if isinstance(schema, type) and issubclass(schema, base)]
+    names = [getattr(schema, "name", MISSING) for schema in schemas]
+    return {name: schema for name, schema in zip(names, schemas, strict=True) if name != MISSING}
+
+
 SCHEMAS: dict[str, dict[str, type]] = {
-    "data": {"digits": DigitsConfig, "hub": HubConfig, "parquet": ParquetConfig, "image_folder": ImageFolderConfig},
+    "data": _by_name(data, DataConfig),
     "model": {"base": ModelConfig},
-    "module": {"classifier": ClassifierConfig, "base": ModuleConfig},
-    "optimizer": {
-        "sgd": SGDConfig,
-        "adam": AdamConfig,
-        "adamw": AdamWConfig,
-        "rmsprop": RMSpropConfig,
-        "adagrad": AdagradConfig,
-        "schedule_free_sgd": ScheduleFreeSGDConfig,
-        "schedule_free_adamw": ScheduleFreeAdamWConfig,
-        "prodigy": ProdigyConfig,
-        "dadapt_adam": DAdaptAdamConfig,
-    },
-    "schedule": {
-        "constant": ConstantConfig,
-        "warmup_constant": WarmupConstantConfig,
-        "step": StepConfig,
-        "multistep": MultiStepConfig,
-        "linear": LinearConfig,
-        "cosine": CosineConfig,
-        "exponential": ExponentialConfig,
-        "polynomial": PolynomialConfig,
-        "rex": REXConfig,
-        "inverse_sqrt": InverseSqrtConfig,
-        "wsd": WSDConfig,
-        "triangular": TriangularConfig,
-        "triangular2": Triangular2Config,
-        "exp_range": ExpRangeConfig,
-        "cosine_restarts": CosineRestartsConfig,
-        "one_cycle": OneCycleConfig,
-        "plateau": PlateauConfig,
-        "batch_growth": BatchGrowthConfig,
-    },
-    "finder": {"base": FinderConfig, "range_test": RangeTestConfig, "lr_grid": LRGridConfig},
+    "module": _by_name(model, ModuleConfig) | {"base": ModuleConfig},
+    "optimizer": _by_name(optimizer, OptimizerConfig),
+    "schedule": _by_name(schedule, ScheduleConfig),
+    "finder": _by_name(search, FinderConfig),
     "trainer": {"base": TrainerConfig},
     "callbacks": {"base": CallbacksConfig},
     "tracking": {"base": TrackingConfig},

@@ -1,4 +1,4 @@
-"""Callbacks that keep a run from ending without a result."""
+"""Callbacks that find out early what would leave a run without its result: a validation or a monitored metric."""
 
 from typing import Any
 
@@ -15,25 +15,25 @@ from lr_lightning.errors import ConfigError
 class FinalValidation(Callback):
     """End every fit with a validation, and so with a checkpoint.
 
-    Lightning ends at `max_steps` in mid-epoch without one, and after the last epoch where `check_val_every_n_epoch`
-    does not divide the number of epochs.
+    Lightning does not validate at the end if `max_steps` is reached in the middle of an epoch, or if
+    `check_val_every_n_epoch` does not divide the number of epochs.
     """
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate in the last epoch, whatever its number."""
+        """Make Lightning validate in the last epoch."""
         if trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Ask for the end, which Lightning precedes with a validation."""
+        """Ask for the end after the last step: Lightning validates before it ends on request."""
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether a validation comes after the batch that has just ended.
+    """Tell whether a validation follows the batch that has just ended.
 
-    A checkpoint of that moment would lose it: Lightning takes it for done when it resumes.
+    A checkpoint saved at this moment would lose the validation: Lightning skips it on resume.
     """
     if not trainer.enable_validation:
         return False
@@ -42,46 +42,46 @@ def validation_follows(trainer: Trainer) -> bool:
 
 
 class MonitorCheck(Callback):
-    """Find out as early as can be that a metric that is monitored is not logged.
+    """Refuse a monitored metric that is not logged, as early as this can be known.
 
-    In the sanity check, if it is a validation's own, or OverfittingMonitor sees there what it will not measure; after
-    the first optimizer step, if it is ``train/*``; else in the first validation. List it before what monitors.
+    That is in the sanity check for a metric of the validation, or one that OverfittingMonitor cannot measure there;
+    after the first optimizer step for ``train/*``; else in the first validation. List it before what monitors.
 
     Args:
         monitor: The metric.
-        key: The config key that named it.
+        key: The config key that names it.
     """
 
     def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:
         self.monitor, self.key = monitor, key
-        self._before: int | None = None  # updates made when the fit began, until there was one more
-        self._seen: bool | None = None  # None: nobody has said, as in a checkpoint from before this was kept
+        self._first_step: int | None = None  # global_step at the start of the fit, until there was an update
+        self._validated: bool | None = None  # None: not known, as after a checkpoint of an older version
 
     @property
     def state_key(self) -> str:
-        """One for each, since a run has several."""
+        """A key for each check, since a run has several."""
         return f"MonitorCheck({self.key})"
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with what the validation has just logged; some metrics come only in real ones."""
+        """Compare with the metrics that the sanity check logged; some metrics come only in real validations."""
         if self.monitor in trainer.callback_metrics:
             return
         if self.monitor in _unmeasured(trainer):
-            raise ConfigError(f"{self.key}: '{self.monitor}' {_NEEDS[self.monitor in LOGIT_METRICS]}")
+            raise ConfigError(f"{self.key}: '{self.monitor}' {_requirement(self.monitor)}")
         if not self.monitor.startswith(("overfit/", "probe/", "train/", "cost/")):
             raise ConfigError(self._message("is not logged by the validation. It logs", trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for the first update; a resumed run has passed this check, and its state tells of the validation."""
+        """Wait for the first update, unless the run is resumed: it passed this check before."""
         resumed = trainer.ckpt_path is not None
-        self._before = None if resumed or not trainer.enable_validation else trainer.global_step
-        self._seen = resumed and self._seen is not False
+        self._first_step = None if resumed or not trainer.enable_validation else trainer.global_step
+        self._validated = resumed and self._validated is not False
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """After the first update, compare with what its steps have logged."""
-        if self._before is None or trainer.global_step == self._before:
+        """After the first update, compare with the metrics that its steps logged."""
+        if self._first_step is None or trainer.global_step == self._first_step:
             return
-        self._before = None
+        self._first_step = None
         if self.monitor.startswith("train/") and self.monitor not in trainer.callback_metrics:
             raise ConfigError(
                 self._message(
@@ -92,25 +92,22 @@ class MonitorCheck(Callback):
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """In the first real validation everything that is monitored must be there."""
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or self._seen:
+        """Require the metric in the first real validation."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or self._validated:
             return
-        self._seen = True
+        self._validated = True
         if self.monitor not in trainer.callback_metrics:
-            why = (
-                f" It {_NEEDS[self.monitor in LOGIT_METRICS]}"
-                if self.monitor in LOGIT_METRICS | ACCURACY_METRICS
-                else ""
-            )
+            needs = self.monitor in LOGIT_METRICS | ACCURACY_METRICS
+            why = f" It {_requirement(self.monitor)}" if needs else ""
             raise ConfigError(self._message(f"was not logged by the first validation.{why} It logged", trainer))
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether there was a validation."""
-        return {"seen": bool(self._seen)}
+        """Store whether there was a validation."""
+        return {"seen": bool(self._validated)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._seen = state_dict["seen"]
+        """Restore what ``state_dict`` stored."""
+        self._validated = state_dict["seen"]
 
     def _message(self, what: str, trainer: Trainer) -> str:
         known = sorted(str(key) for key in trainer.callback_metrics)
@@ -119,17 +116,17 @@ class MonitorCheck(Callback):
         )
 
 
-_NEEDS = {
-    True: (
-        "is measured only where the logits of the validation are known: validation_step calls the module as the loss "
-        "does, and a per_example_loss of the module's own returns (losses, right, logits, labels). Use "
-        "overfit/gap_loss."
-    ),
-    False: (
-        "is measured only where it is known which predictions are right: a per_example_loss of the module's own "
-        "returns (losses, right). Use overfit/gap_loss or probe/loss."
-    ),
-}
+def _requirement(metric: str) -> str:
+    """Tell what OverfittingMonitor needs from a module to measure one of its metrics."""
+    if metric in LOGIT_METRICS:
+        return (
+            "is measured only if the logits of the validation are known: validation_step calls the module as the loss "
+            "does, or the module's per_example_loss returns (losses, right, logits, labels). Use overfit/gap_loss."
+        )
+    return (
+        "is measured only if it is known which predictions are right: the module's per_example_loss returns (losses, "
+        "right). Use overfit/gap_loss or probe/loss."
+    )
 
 
 def _unmeasured(trainer: Trainer) -> frozenset[str]:

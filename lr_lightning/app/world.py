@@ -1,6 +1,6 @@
-"""How many processes a run has, who started them, and which of them this is.
+"""The processes of a run: how many there are, who started them, and which of them this is.
 
-All of it is read before there is a Trainer: from the config, and from what torchrun or SLURM put into the environment.
+All of it is known before there is a Trainer: from the config, and from the environment that torchrun or SLURM sets.
 """
 
 import os
@@ -9,68 +9,64 @@ from dataclasses import dataclass
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.errors import ConfigError
 
-_SLURM_BY_HAND = ("bash", "interactive")
+_INTERACTIVE_JOBS = ("bash", "interactive")  # names of SLURM jobs in which Lightning starts the processes
 
 
 @dataclass(frozen=True)
 class ExternalLaunch:
-    """Processes that somebody else has started.
+    """A launch of processes by a launcher other than Lightning's.
 
     Attributes:
-        by: ``torchrun`` or ``SLURM``.
+        launcher: ``torchrun`` or ``SLURM``.
         devices: Processes on each node.
         num_nodes: Nodes.
     """
 
-    by: str
+    launcher: str
     devices: int
     num_nodes: int
 
 
 def external_launch() -> ExternalLaunch | None:
-    """What torchrun or SLURM has started; None where Lightning starts the processes, or there is only one.
-
-    ``TORCHELASTIC_RUN_ID`` says that it was torchrun and no more: unless it is given, all jobs have the id "none".
-    """
+    """Read what torchrun or SLURM has started; None if Lightning starts the processes, or there is only one."""
     env = os.environ
-    if "TORCHELASTIC_RUN_ID" in env:
+    if "TORCHELASTIC_RUN_ID" in env:  # only tells that it is torchrun: the id is "none" for every job without one
         local = int(env["LOCAL_WORLD_SIZE"])
         return ExternalLaunch("torchrun", local, int(env["WORLD_SIZE"]) // local)
-    if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in _SLURM_BY_HAND and "LOCAL_RANK" not in env:
+    if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in _INTERACTIVE_JOBS and "LOCAL_RANK" not in env:
         nodes = int(env.get("SLURM_NNODES", "1"))
-        a_node = int(env.get("SLURM_NTASKS_PER_NODE") or int(env["SLURM_NTASKS"]) // nodes)
-        return ExternalLaunch("SLURM", a_node, nodes)
+        per_node = int(env.get("SLURM_NTASKS_PER_NODE") or int(env["SLURM_NTASKS"]) // nodes)
+        return ExternalLaunch("SLURM", per_node, nodes)
     return None
 
 
 def devices_and_nodes(trainer: TrainerConfig) -> tuple[int | str, int]:
-    """The devices and nodes for Lightning's Trainer: as given, or as many as were started.
+    """Return the devices and nodes for Lightning's Trainer: those of an external launch, or else of the config.
 
     Raises:
-        ConfigError: If others were given than were started.
+        ConfigError: The config asks for others than were started.
     """
-    started = external_launch()
-    if started is None:
+    launch = external_launch()
+    if launch is None:
         return trainer.devices, trainer.num_nodes
-    for key, given, have in (
-        ("devices", _count(trainer), started.devices),
-        ("num_nodes", trainer.num_nodes if trainer.num_nodes > 1 else None, started.num_nodes),
+    for key, given, started, unit in (
+        ("devices", _device_count(trainer), launch.devices, "processes a node"),
+        ("num_nodes", trainer.num_nodes if trainer.num_nodes > 1 else None, launch.num_nodes, "nodes"),
     ):
-        if given not in (None, have):
-            what = "processes a node" if key == "devices" else "nodes"
+        if given not in (None, started):
             raise ConfigError(
-                f"trainer.{key}: {given}, but {started.by} started {have} {what}. Leave it out, with trainer=ddp "
-                "(and trainer.accelerator=cpu without a GPU)."
+                f"trainer.{key}: {given}, but {launch.launcher} started {started} {unit}. Leave it out, with "
+                "trainer=ddp (and trainer.accelerator=cpu without a GPU)."
             )
-    return started.devices, started.num_nodes
+    return launch.devices, launch.num_nodes
 
 
 def world_size(trainer: TrainerConfig) -> int:
-    """How many processes the run has."""
+    """Return the number of processes of the run."""
     devices, nodes = devices_and_nodes(trainer)
     if external_launch() is not None:
         return int(devices) * nodes
-    count = _count(trainer)
+    count = _device_count(trainer)
     if count is None:
         import torch
 
@@ -78,8 +74,8 @@ def world_size(trainer: TrainerConfig) -> int:
     return count * nodes
 
 
-def _count(trainer: TrainerConfig) -> int | None:
-    """The number of devices that was given; None for as many as there are."""
+def _device_count(trainer: TrainerConfig) -> int | None:
+    """Return the number of devices that the config asks for; None for all that there are."""
     devices = str(trainer.devices)
     if devices in ("auto", "-1"):
         return None
@@ -87,9 +83,9 @@ def _count(trainer: TrainerConfig) -> int | None:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that records the run."""
+    """Tell whether this process is the one that records the run."""
     if "RANK" not in os.environ and int(os.environ.get("NODE_RANK", "0")) > 0:
-        return False  # Lightning's launcher on another node: it has given no ranks yet
+        return False  # Lightning's launcher on another node, which has not assigned ranks yet
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     return bool(getattr(rank_zero_only, "rank", 0) == 0)

@@ -18,7 +18,6 @@ from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.loggers.mlflow import MLFlowLogger
 
-from lr_lightning._lightning import DummyExperiment
 from lr_lightning.errors import ArgumentError, TrackingError
 from lr_lightning.tracking.csv_files import CSVFiles, write_lr_table
 from lr_lightning.tracking.keys import JOB_TAG, MAX_PARAM, MAX_TAG, RUN_KEY_TAG, clean_key, clip, flatten
@@ -520,8 +519,13 @@ class RunLogger(Logger):
         if not self._active and not self._ended:
             self.start()
         if self.store is None or self._upload is None or not self._upload.is_connected:
-            return DummyExperiment()  # type: ignore[return-value]
+            return _IgnoreCalls()  # type: ignore[return-value]
         return self.store.client()
+
+
+class _IgnoreCalls:
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
 # Code that checks for Lightning's MLFlowLogger before it uses ``experiment`` and ``run_id`` accepts this logger too.

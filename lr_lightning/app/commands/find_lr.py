@@ -10,10 +10,10 @@ from rich.table import Table
 
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
+from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import print_start, python_command
 from lr_lightning.app.run.output import new_output_dir
 from lr_lightning.app.run.record import RunOutcome, Summary, open_logger, record_run, run_id_of
-from lr_lightning.app.run.signals import GracefulStop
 from lr_lightning.app.run.train import as_bad_input, build_run, make_trainer, prepare_process
 from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError

@@ -16,7 +16,7 @@ from lr_lightning.app.checks import validate
 from lr_lightning.app.commands.multirun import Multirun
 from lr_lightning.app.composition import keys_help, prepare, wants_tracebacks
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
-from lr_lightning.app.schemas.finder import LRGridConfig, RangeTestConfig
+from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
 

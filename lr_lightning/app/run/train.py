@@ -21,6 +21,7 @@ from lr_lightning.app import build
 from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.lr_scaling import scale_lr
 from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, ConfigStamp, checkpoint_callbacks, load_weights
+from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import print_outcome, print_start
 from lr_lightning.app.run.output import LAST, new_output_dir, output_root
 from lr_lightning.app.run.record import (
@@ -34,7 +35,7 @@ from lr_lightning.app.run.record import (
     stepped,
 )
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
-from lr_lightning.app.run.signals import GracefulStop, watch_parent
+from lr_lightning.app.run.signals import watch_parent
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.world import devices_and_nodes, is_rank_zero, world_size
 from lr_lightning.errors import ConfigError

@@ -32,8 +32,7 @@ class DataConfig(Schema):
     train_size: int | None = None  # keep only this many training images, stratified; default: all
     flip_labels: float = 0.0  # share of the training labels that are replaced by another class: noise to memorise
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule of each key that has one."""
+    def _rules(self) -> Mapping[str, Rule]:
         return {
             "batch_size": AT_LEAST_ONE,
             "batch_size_is": one_of("per_process", "global"),
@@ -83,10 +82,9 @@ class ParquetConfig(DataConfig):
     image_column: str | None = None  # default: image or img
     label_column: str | None = None  # default: label
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rules of all data, and that the files exist."""
+    def _rules(self) -> Mapping[str, Rule]:
         file = existing_file("Give the path of a parquet file.")
-        return {**super().rules(), "train": file, "val": file, "test": file}
+        return {**super()._rules(), "train": file, "val": file, "test": file}
 
 
 @dataclass
@@ -97,9 +95,7 @@ class ImageFolderConfig(DataConfig):
     _target_: str = "lr_lightning.training.sources.image_folder"
     root: str = MISSING
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rules of all data, and that the folder exists."""
-
+    def _rules(self) -> Mapping[str, Rule]:
         def folder(value: str) -> str | None:
             if Path(value).expanduser().is_dir():
                 return None
@@ -107,4 +103,4 @@ class ImageFolderConfig(DataConfig):
                 f"no such folder: '{value}' (in {Path.cwd()}). Give a folder with one folder of images for each class."
             )
 
-        return {**super().rules(), "root": folder}
+        return {**super()._rules(), "root": folder}

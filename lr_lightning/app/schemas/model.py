@@ -21,8 +21,7 @@ class ModelConfig(Schema):
     inputs: str = "standard"  # scale of the pixels: standard (mean 0, std 1) | unit (0..1) | mean_image (0..255 - mean)
     lr: float = 0.1  # a peak learning rate that suits SGD with momentum; the default of optimizer=sgd
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule of each key that has one."""
+    def _rules(self) -> Mapping[str, Rule]:
         return {
             "inputs": one_of("standard", "unit", "mean_image"),
             "lr": positive("for instance 0.1"),

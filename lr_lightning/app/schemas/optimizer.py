@@ -47,8 +47,7 @@ class OptimizerConfig(Schema):
         """Whether it estimates its learning rate."""
         return self._target_.split(".")[0] in ("prodigyopt", "dadaptation")
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rules of all optimizers' keys."""
+    def _rules(self) -> Mapping[str, Rule]:
         return {
             "lr": positive("for instance 0.1 for SGD or 0.001 for Adam"),
             "lr_rule": one_of("none", "linear", "sqrt"),
@@ -67,8 +66,7 @@ class OptimizerConfig(Schema):
             "growth_rate": must("be above 1, for instance 1.02, or .inf for no limit", lambda v: v > 1),
         }
 
-    def conflicts(self) -> Iterator[Problem]:
-        """Find keys that do not fit each other, or not this kind of optimizer."""
+    def _conflicts(self) -> Iterator[Problem]:
         momentum, betas, eps = (getattr(self, key, None) for key in ("momentum", "betas", "eps"))
         if self.lr_rule != "none" and self.lr_reference_batch is None:
             yield Problem(

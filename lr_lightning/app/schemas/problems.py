@@ -35,21 +35,21 @@ class Problem:
 class Schema:
     """A schema that checks its own values. OmegaConf has checked their types before."""
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule of each key that has one. Keys that a choice lacks, or that are null, are not checked."""
+    def _rules(self) -> Mapping[str, Rule]:
+        """Return the rules of keys. A key that a choice lacks, or that is null, is not checked."""
         return {}
 
-    def conflicts(self) -> Iterator[Problem]:
-        """Find keys that do not fit each other."""
+    def _conflicts(self) -> Iterator[Problem]:
+        """Find keys of this schema that do not fit each other."""
         yield from ()
 
     def problems(self) -> Iterator[Problem]:
         """Find every problem of this schema and of those nested in it."""
-        for key, rule in self.rules().items():
+        for key, rule in self._rules().items():
             value = getattr(self, key, None)
             if value is not None and (text := rule(value)) is not None:
                 yield Problem(key, text)
-        yield from self.conflicts()
+        yield from self._conflicts()
         for f in fields(cast(Any, self)):
             if isinstance(nested := getattr(self, f.name), Schema):
                 yield from (problem.under(f.name) for problem in nested.problems())

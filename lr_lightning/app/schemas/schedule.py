@@ -23,8 +23,7 @@ class ScheduleConfig(Schema):
     warmup_shape: str = "linear"  # linear | cosine | exponential
     total_steps: int | None = None  # needed only if Lightning cannot know it
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule of each key that no schedule's constructor checks."""
+    def _rules(self) -> Mapping[str, Rule]:
         return {"warmup_shape": one_of("linear", "cosine", "exponential"), "total_steps": AT_LEAST_ONE}
 
 
@@ -144,10 +143,9 @@ class CyclicalConfig(ScheduleConfig):
     max_lr: float | None = None  # another name of optimizer.lr, the peak learning rate: give one of them
     base_lr: float | None = None  # the lowest learning rate, absolute; default: a share of the peak, by the choice
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rules of all schedules, and those of the bounds."""
+    def _rules(self) -> Mapping[str, Rule]:
         return {
-            **super().rules(),
+            **super()._rules(),
             "max_lr": positive("or null for optimizer.lr"),
             "base_lr": positive("or null for the choice's share of the peak"),
         }
@@ -212,16 +210,14 @@ class OneCycleConfig(CyclicalConfig):
     base_momentum: float | None = None  # momentum at the peak learning rate, such as 0.85; requires max_momentum
     max_momentum: float | None = None  # momentum at both ends, such as 0.95; default: it does not move
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rules of all cyclical schedules, and those of the momentum."""
+    def _rules(self) -> Mapping[str, Rule]:
         return {
-            **super().rules(),
+            **super()._rules(),
             "base_momentum": below_one("for instance 0.85"),
             "max_momentum": below_one("for instance 0.95"),
         }
 
-    def conflicts(self) -> Iterator[Problem]:
-        """Find momenta that are no range."""
+    def _conflicts(self) -> Iterator[Problem]:
         low, high = self.base_momentum, self.max_momentum
         if (low is None) != (high is None):
             absent, given = ("base", "max") if low is None else ("max", "base")

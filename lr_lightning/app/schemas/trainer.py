@@ -1,4 +1,4 @@
-"""Schemas of the trainer, and of where the run is recorded."""
+"""Schemas of the trainer, of the callbacks that watch a run, and of where the run is recorded."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,27 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.problems import AT_LEAST_ONE, Problem, Rule, Schema, must, one_of, positive
+from lr_lightning.app.error_messages import did_you_mean
+from lr_lightning.app.schemas.problems import AT_LEAST_ONE, NOT_NEGATIVE, Problem, Rule, Schema, must, one_of, positive
+from lr_lightning.errors import ArgumentError
+
+OVERFITTING_METRICS = (
+    "probe/loss",
+    "probe/acc",
+    "overfit/gap_loss",
+    "overfit/gap_acc",
+    "overfit/gl",
+    "overfit/pq",
+    "overfit/up",
+    "overfit/ece",
+    "overfit/temperature",
+    "overfit/gap_loss_scaled",
+    "overfit/overconfident",
+)
+"""What callbacks.overfitting logs."""
+
+COST_METRICS = ("cost/seconds", "cost/examples_per_second")
+"""What callbacks.cost logs."""
 
 
 @dataclass
@@ -35,8 +55,7 @@ class TrainerConfig(Schema):
     progress: str = "auto"  # auto: a bar on a terminal, else a line for each epoch | bar | lines | none
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule of each key that has one."""
+    def _rules(self) -> Mapping[str, Rule]:
         limit = must("be 1 or more, or -1 for no limit", lambda v: v >= 1 or v == -1)
         batches = must(
             "be a number of batches (an integer) or a fraction in (0, 1]",
@@ -56,12 +75,139 @@ class TrainerConfig(Schema):
             "progress": one_of("auto", "bar", "lines", "none"),
         }
 
-    def conflicts(self) -> Iterator[Problem]:
-        """Find a run without an end."""
+    def _conflicts(self) -> Iterator[Problem]:
         if self.max_epochs == -1 and self.max_steps == -1:
             yield Problem(
                 "max_epochs", "-1, and trainer.max_steps: -1: the run would never end. Give one of the two a limit."
             )
+
+
+@dataclass
+class CheckpointConfig(Schema):
+    """`last` after every validation, `best` by the monitored metric; both in the run's output folder."""
+
+    monitor: str = "val/acc"
+    mode: str = "max"  # max: higher is better | min
+    every_n_steps: int | None = None  # also save `last` every this many optimizer steps
+
+    def _rules(self) -> Mapping[str, Rule]:
+        return {"mode": one_of("min", "max"), "every_n_steps": AT_LEAST_ONE}
+
+
+@dataclass
+class OverfittingConfig(Schema):
+    """The probe (a frozen training subset), and the gap between its metrics and those of the validation set."""
+
+    every_n_validations: int = 1
+
+    def _rules(self) -> Mapping[str, Rule]:
+        return {"every_n_validations": AT_LEAST_ONE}
+
+
+@dataclass
+class CostConfig(Schema):
+    """What the run costs, and when it reaches a target."""
+
+    target: str | None = None  # such as val/acc>=0.97; in quotes on a command line: 'callbacks.cost.target="..."'
+    price_per_gpu_hour: float | None = None  # in any currency; the price of a CPU hour if there is no GPU
+    gradient_norms: bool = True  # measure the gradient norm of every step, for percentiles
+
+    def _rules(self) -> Mapping[str, Rule]:
+        return {"target": _check_target, "price_per_gpu_hour": NOT_NEGATIVE}
+
+
+def _check_target(text: str) -> str | None:
+    from lr_lightning.diagnosis.cost import parse_target  # imports scipy
+
+    try:
+        parse_target(text)
+    except ArgumentError as e:
+        return f"{e.problem}."
+    return None
+
+
+@dataclass
+class EarlyStoppingConfig(Schema):
+    """When to stop before the end; never on the rising half of a cycle, nor before a cooldown."""
+
+    monitor: str = "val/loss"
+    criterion: str | None = None  # patience: Lightning's | gl | pq | up: Prechelt's; null: never stop
+    patience: int = 5  # validations without improvement after which the run stops
+    threshold: float | None = None  # of gl (default 5 percent), pq (0.75) and up (3 strips)
+    strip: int = 5  # validations in a strip, for pq and up
+    min_delta: float = 0.0  # least change that counts as improvement, for patience
+    mode: str = "min"  # min: lower is better | max
+
+    def _rules(self) -> Mapping[str, Rule]:
+        return {
+            "criterion": one_of("patience", "gl", "pq", "up"),
+            "patience": AT_LEAST_ONE,
+            "threshold": positive("or null for the usual one"),
+            "strip": AT_LEAST_ONE,
+            "min_delta": NOT_NEGATIVE,
+            "mode": one_of("min", "max"),
+        }
+
+    def _conflicts(self) -> Iterator[Problem]:
+        if self.criterion in ("gl", "pq", "up") and (self.mode == "max" or self.monitor.endswith("acc")):
+            key = "callbacks.early_stopping"
+            yield Problem(
+                "criterion",
+                f"'{self.criterion}' takes a loss, which is better when it is lower, not {self.monitor} with "
+                f"mode={self.mode}. Use {key}.monitor=val/loss, or {key}.criterion=patience.",
+            )
+
+
+@dataclass
+class CallbacksConfig(Schema):
+    """What watches the run; null turns one off."""
+
+    name: str = "default"
+    checkpoint: CheckpointConfig | None = field(default_factory=CheckpointConfig)
+    overfitting: OverfittingConfig | None = field(default_factory=OverfittingConfig)
+    cost: CostConfig | None = field(default_factory=CostConfig)
+    early_stopping: EarlyStoppingConfig | None = field(default_factory=EarlyStoppingConfig)
+    extra: dict[str, Any] = field(default_factory=dict)  # your own: +callbacks.extra.mine._target_=package.MyCallback
+
+    @property
+    def stopping(self) -> EarlyStoppingConfig | None:
+        """The keys of early stopping; None if no criterion turns it on."""
+        node = self.early_stopping
+        return None if node is None or node.criterion is None else node
+
+    def _conflicts(self) -> Iterator[Problem]:
+        if self.checkpoint is not None:
+            yield from self.bad_monitor("checkpoint.monitor", self.checkpoint.monitor)
+        if self.stopping is not None:
+            yield from self.bad_monitor("early_stopping.monitor", self.stopping.monitor)
+            if self.stopping.criterion == "pq" and self.overfitting is None:
+                yield Problem(
+                    "early_stopping.criterion",
+                    "'pq' needs the probe's loss, and callbacks.overfitting is off. Use gl or up.",
+                )
+        if self.cost is not None and self.cost.target is not None and _check_target(self.cost.target) is None:
+            from lr_lightning.diagnosis.cost import parse_target
+
+            yield from self.bad_monitor("cost.target", parse_target(self.cost.target).metric)
+
+    def bad_monitor(self, key: str, monitor: str) -> Iterator[Problem]:
+        """Find a monitored metric that no callback logs.
+
+        Args:
+            key: The key that names the metric.
+            monitor: The metric.
+        """
+        for prefixes, names, group, node in (
+            (("overfit/", "probe/"), OVERFITTING_METRICS, "callbacks.overfitting", self.overfitting),
+            (("cost/",), COST_METRICS, "callbacks.cost", self.cost),
+        ):
+            if not monitor.startswith(prefixes):
+                continue
+            if node is None:
+                yield Problem(key, f"'{monitor}' needs {group}, which is off.")
+            elif monitor not in names:
+                close = did_you_mean(monitor, names)
+                yield Problem(key, f"'{monitor}' is not logged. Choices: val/..., {', '.join(names)}.{close}")
 
 
 @dataclass
@@ -75,6 +221,5 @@ class TrackingConfig(Schema):
     run_name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule of each key that has one."""
+    def _rules(self) -> Mapping[str, Rule]:
         return {"name": one_of("mlflow", "csv", "none")}

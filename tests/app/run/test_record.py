@@ -16,9 +16,10 @@ from lr_lightning.app.checks import validate
 from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.run import record
 from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, ConfigStamp
+from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.output import BEFORE_LAST, LAST
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
-from lr_lightning.app.run.signals import GracefulStop, Interrupted, Signals
+from lr_lightning.app.run.signals import Interrupted, Signals
 from lr_lightning.errors import ConfigError, RunFailed
 from lr_lightning.tracking import RunLogger
 from lr_lightning.training.datamodule import ImageDataModule

@@ -44,9 +44,9 @@ def _fit(tmp_path: Path, monitor: str, module: Tiny, **options: Any) -> None:
         ("train/los", Logs, 1, "is not logged by the training steps .*Did you mean 'train/loss'"),
         ("train/loss", Tiny, 1, "the recorded train/loss goes to the record alone"),
         ("train/mean", Logs, 1, "an epoch's mean is not there yet"),
-        ("overfit/temperature", NoLogits, 0, "only where the logits of the validation are known"),
+        ("overfit/temperature", NoLogits, 0, "only if the logits of the validation are known"),
         ("overfit/ece", NoLogits, 0, "Use overfit/gap_loss"),
-        ("overfit/gap_acc", NoLogits, 0, "only where it is known which predictions are right"),
+        ("overfit/gap_acc", NoLogits, 0, "only if it is known which predictions are right"),
     ],
 )
 def test_before_it_costs_an_epoch(tmp_path: Path, monitor: str, make: Any, steps: int, message: str) -> None:
