@@ -296,7 +296,7 @@ def test_a_module_that_never_gives_a_loss(tmp_path: Path) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> None:
             return None
 
-    with pytest.raises(ValueError, match="training_step gave no loss for 100 batches in a row"):
+    with pytest.raises(ValueError, match="got no loss from training_step for 100 batches in a row"):
         search(tmp_path, Never())
 
 
@@ -580,7 +580,7 @@ def test_a_module_that_sets_the_lr_itself_is_refused(tmp_path: Path) -> None:
             optimizer.param_groups[0]["lr"] = 0.01
             optimizer.step(closure=optimizer_closure)
 
-    with pytest.raises(ValueError, match="Sets sets the learning rate itself"):
+    with pytest.raises(ValueError, match="cannot control the lr: Sets sets it itself"):
         search(tmp_path, Sets())
 
 
