@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.loggers.mlflow import MLFlowLogger
@@ -519,8 +519,13 @@ class RunLogger(Logger):
         if not self._active and not self._ended:
             self.start()
         if self.store is None or self._upload is None or not self._upload.is_connected:
-            return _DummyExperiment()  # type: ignore[return-value]
+            return _IgnoreCalls()  # type: ignore[return-value]
         return self.store.client()
+
+
+class _IgnoreCalls:
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
 # Code that checks for Lightning's MLFlowLogger before it uses ``experiment`` and ``run_id`` accepts this logger too.
