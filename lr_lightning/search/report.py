@@ -67,9 +67,6 @@ def _format_value(value: float, error: float | None) -> str:
     return f"{value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
 
 
-# --- While it runs.
-
-
 class Progress:
     """Shows a line for each trial, and on a terminal a bar with the best value and the time left; a context manager.
 
@@ -128,9 +125,6 @@ def _format_outcome(outcome: TrialOutcome) -> str:
     word = "pruned" if outcome.state == TrialState.PRUNED else "failed"
     reason = (outcome.reason or "").splitlines()
     return f"{word} after {seconds} ({reason[0] if reason else 'no reason is known'})"
-
-
-# --- At its end.
 
 
 class Call(Protocol):
