@@ -46,9 +46,6 @@ class TooManyFailures(ConfigError):
     """So many trials in a row have failed that the next ones would fail as well."""
 
 
-# --- Workers.
-
-
 class InProcessWorker:
     """A worker that is this process: a job is done when `start` returns."""
 
@@ -197,8 +194,10 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         for worker in self._idle:
             worker.close()
-        if self._control is not None:
-            self._control.close()  # the nursery ends, and so do its workers
+        if self._control is not None and self._nursery is not None:
+            self._control.close()  # the nursery ends, with all its workers
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._nursery.wait(_STOP_SECONDS)
 
     def has_idle(self, gpu: str | None) -> bool:
         """Tell whether a worker with this GPU waits for a job."""
@@ -314,9 +313,6 @@ def _gpus() -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
-# --- The loop.
-
-
 @dataclass
 class _Running:
     runs: TrialRuns
@@ -412,8 +408,6 @@ class Engine:
     def _recover(self) -> None:
         for number in self.study.recover():
             self.progress.say(f"trial {number}: its worker is gone; it is resumed")
-
-    # -- trials ------------------------------------------------------------------------------------------------------
 
     def _start_trial(self) -> bool:
         trial = self.study.take()
@@ -527,8 +521,6 @@ class Engine:
                 f"the first {limit} trials have failed, the last one with: {reason}\n"
                 f"search.failures={limit} ends the search there. Mend it, and start it under another sweep=NAME."
             )
-
-    # -- the end -----------------------------------------------------------------------------------------------------
 
     def _stop_in_order(self) -> None:
         """Have the runs save a checkpoint, and put their trials back."""

@@ -31,7 +31,6 @@ from lr_lightning.app.run.record import (
     open_logger,
     outcome_of,
     record_run,
-    run_id_of,
     stepped,
 )
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
@@ -106,7 +105,7 @@ def train(
         return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
 
     outcome = record_run(config, trainer, logger, stop, work)
-    outcome = replace(outcome, output_dir=folder, run_id=run_id_of(logger))
+    outcome = replace(outcome, output_dir=folder, run_id=logger.run_id if logger else None)
     if folder and report:
         print_outcome(config, folder, outcome, idle=resumed is not None and not stepped(trainer))
     return outcome
@@ -114,10 +113,6 @@ def train(
 
 def prepare_process(node: TrainerConfig, output: str) -> None:
     """Silence libraries, watch the launcher, and check the device and the output root.
-
-    Args:
-        node: The config's ``trainer``.
-        output: The config's ``output_root``.
 
     Raises:
         ConfigError: If the requested GPU, or the output root, cannot be used.
@@ -193,11 +188,7 @@ def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerC
 
 @contextmanager
 def as_bad_input(remove: Path | None) -> Iterator[None]:
-    """Turn a ValueError into a ConfigError, and remove the folder that was made for the run.
-
-    Args:
-        remove: The folder; None for none.
-    """
+    """Turn a ValueError into a ConfigError, and remove the folder that was made for the run, if any."""
     try:
         yield
     except ValueError as e:
@@ -212,14 +203,7 @@ _APP_KEYS = frozenset({"name", "channels_last", "compile", "deterministic", "pro
 def make_trainer(
     node: TrainerConfig, folder: Path | None, callbacks: list[Callback], *, enable_checkpointing: bool, **settings: Any
 ) -> Trainer:
-    """Build Lightning's Trainer.
-
-    Args:
-        node: The config's ``trainer``.
-        folder: The run's output folder; None on ranks other than the first.
-        callbacks: All callbacks of the run.
-        enable_checkpointing: Whether one of them saves checkpoints.
-        settings: Arguments of the Trainer that replace the config's.
+    """Build Lightning's Trainer; ``settings`` are arguments that replace the config's.
 
     Raises:
         ConfigError: If the Trainer refuses an argument.

@@ -1,4 +1,4 @@
-"""A process whose launcher is gone is stopped."""
+"""What stops a run: a signal, a closed terminal, or a launcher that is gone."""
 
 import os
 import signal
@@ -8,6 +8,25 @@ import pytest
 
 from lr_lightning.app.run import signals
 from tests.app.test_world import SLURM, TORCHRUN, use
+
+
+def test_a_closed_terminal_is_one_stop_and_nohup_none() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    try:
+        with signals.Signals() as noted:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)  # the system and the shell each send one
+            assert noted.signum == signal.SIGHUP
+            with pytest.raises(signals.Interrupted) as caught:
+                signal.raise_signal(signal.SIGTERM)
+            assert caught.value.code == 128 + signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with signals.Signals() as noted:
+            signal.raise_signal(signal.SIGHUP)
+            assert noted.signum is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("stops", [True, False])
