@@ -503,7 +503,7 @@ class Normed(Nasty):
 
 
 class AddsGroup(Nasty):
-    """In a hook and in a step, with a rate of its own and with the default."""
+    """In a hook and in a step, with its own lr and with the default."""
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -728,7 +728,7 @@ def test_only_what_moved_is_named(tmp_path: Path, moving: bool, where: dict[str,
         warnings.simplefilter("always")
         run = tiny_trainer(tmp_path, [finder(repeats=2, **where)])
         run.fit(Holds(moving, file), loader())
-    said = [str(w.message) for w in noted if "cannot put back" in str(w.message)]
+    said = [str(w.message) for w in noted if "cannot restore" in str(w.message)]
     names = {"module.generator", "module.batches", "module.file"}
     if not moving:
         assert said == []
@@ -742,5 +742,5 @@ def test_only_what_moved_is_named(tmp_path: Path, moving: bool, where: dict[str,
 def test_an_iterator_in_place_of_a_loader_is_refused(tmp_path: Path, name: str) -> None:
     batches = [(X[:10], Y[:10])] * 5
     data = (batch for batch in batches) if name == "generator" else zip(*zip(*batches, strict=True), strict=True)
-    with pytest.raises(ValueError, match=f"the train_dataloader is an iterator .{name}"):
+    with pytest.raises(ValueError, match=f"the train_dataloader, which is an iterator .{name}"):
         tiny_trainer(tmp_path, [finder()], max_epochs=1).fit(Nasty(), data)
