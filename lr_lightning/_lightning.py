@@ -323,7 +323,7 @@ def replace_train_loader(trainer: Trainer, loader: Any, batches: int) -> None:
 
 
 def restart_train_iterator(trainer: Trainer) -> None:
-    """Make the training loader's iterator anew; this draws a random number."""
+    """Make a new iterator of the training loader; this draws a random number."""
     iter(trainer.fit_loop._data_fetcher or ())
 
 

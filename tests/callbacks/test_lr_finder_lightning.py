@@ -26,11 +26,11 @@ class Rated(BoringModel):
     def __init__(self, lr: float = 0.1, optimizer: str = "SGD", name: str = "lr") -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.made, self.name_of_rate = optimizer, name
+        self.made, self.name_of_lr = optimizer, name
         setattr(self, name, lr)
 
     def configure_optimizers(self) -> Any:
-        made = getattr(torch.optim, self.made)(self.parameters(), lr=getattr(self, self.name_of_rate))
+        made = getattr(torch.optim, self.made)(self.parameters(), lr=getattr(self, self.name_of_lr))
         return [made], [torch.optim.lr_scheduler.StepLR(made, step_size=1)]
 
 

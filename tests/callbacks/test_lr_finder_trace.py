@@ -503,7 +503,7 @@ class Normed(Nasty):
 
 
 class AddsGroup(Nasty):
-    """In a hook and in a step, with a rate of its own and with the default."""
+    """In a hook and in a step, with its own lr and with the default."""
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

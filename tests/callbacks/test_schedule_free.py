@@ -431,7 +431,7 @@ def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("schedule", "warned"), [(Cosine(), True), (Warmup(3, Constant()), False)])
-def test_a_falling_rate_is_warned_of(schedule: Schedule, warned: bool, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_falling_lr_is_warned_of(schedule: Schedule, warned: bool, recwarn: pytest.WarningsRecorder) -> None:
     fit(module(), LRSchedule(schedule), max_epochs=1)
     assert any("instead of lowering the learning rate" in str(w.message) for w in recwarn) is warned
 
