@@ -14,7 +14,7 @@ from rich.console import Console
 from lr_lightning.app.composition import prepare
 from lr_lightning.search.engine import Engine, Workers
 from lr_lightning.search.report import Progress
-from lr_lightning.search.settings import read
+from lr_lightning.search.settings import read_search
 from lr_lightning.search.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def search(*words: str) -> Found:
     prepare(ROOT)
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):
         where = [f"tracking.root={place}/mlruns", f"output_root={place}/outputs", "tracking=none", "workers=0"]
-        found = read(ROOT, [*where, *words])
+        found = read_search(ROOT, [*where, *words])
         study = Study(found)
         study.fill()
         with open(os.devnull, "w", encoding="utf-8") as nowhere, Workers(in_process=True) as workers:

@@ -79,11 +79,11 @@ def _search(root: Path, words: list[str]) -> int:
 
     with Workers(in_process=bool({"workers=0", "search.workers=0"} & set(words))) as workers:
         from lr_lightning.search.report import Progress, conclude, format_seconds, resume_command, say, write_table
-        from lr_lightning.search.settings import check_store, read
+        from lr_lightning.search.settings import check_store, read_search
         from lr_lightning.search.smoke_test import smoke_test, start_points
         from lr_lightning.search.study import Study
 
-        search = read(root, words)
+        search = read_search(root, words)
         workers.threads = share_of_threads(search.node.workers)
 
         def prepared() -> list[Mapping[str, Value]]:

@@ -46,9 +46,6 @@ class TooManyFailures(ConfigError):
     """So many trials in a row have failed that the next ones would fail as well."""
 
 
-# --- Workers.
-
-
 class InProcessWorker:
     """A worker that is this process: a job is done when `start` returns."""
 
@@ -188,6 +185,7 @@ class Workers:
         self._nursery: subprocess.Popen[bytes] | None = None
         self._control: Connection | None = None
         self._statuses: dict[int, int] = {}
+        self._has_forked = False
         if not in_process:
             self._nursery, self._control = _launch("nursery")
 
@@ -197,8 +195,12 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         for worker in self._idle:
             worker.close()
-        if self._control is not None:
-            self._control.close()  # the nursery ends, and so do its workers
+        if self._control is not None and self._nursery is not None:
+            self._control.close()  # the nursery ends, with all its workers
+            if not self._has_forked:
+                self._nursery.kill()  # it may import yet
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._nursery.wait(_STOP_SECONDS)
 
     def has_idle(self, gpu: str | None) -> bool:
         """Tell whether a worker with this GPU waits for a job."""
@@ -230,6 +232,7 @@ class Workers:
     def _fork(self, gpu: str | None) -> Worker:
         if self._nursery is None or self._control is None or self._nursery.poll() is not None:
             self._nursery, self._control = _launch("nursery")
+        self._has_forked = True
         nursery, (ours, theirs) = self._nursery, socket.socketpair()
         self._control.send(({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}, self.threads))
         with theirs:
@@ -312,9 +315,6 @@ def _gpus() -> list[str]:
     if given is not None:
         return [name for name in given.split(",") if name.strip()]
     return [str(index) for index in range(torch.cuda.device_count())]
-
-
-# --- The loop.
 
 
 @dataclass
@@ -412,8 +412,6 @@ class Engine:
     def _recover(self) -> None:
         for number in self.study.recover():
             self.progress.say(f"trial {number}: its worker is gone; it is resumed")
-
-    # -- trials ------------------------------------------------------------------------------------------------------
 
     def _start_trial(self) -> bool:
         trial = self.study.take()
@@ -527,8 +525,6 @@ class Engine:
                 f"the first {limit} trials have failed, the last one with: {reason}\n"
                 f"search.failures={limit} ends the search there. Mend it, and start it under another sweep=NAME."
             )
-
-    # -- the end -----------------------------------------------------------------------------------------------------
 
     def _stop_in_order(self) -> None:
         """Have the runs save a checkpoint, and put their trials back."""

@@ -67,9 +67,6 @@ def _format_value(value: float, error: float | None) -> str:
     return f"{value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
 
 
-# --- While it runs.
-
-
 class Progress:
     """Shows a line for each trial, and on a terminal a bar with the best value and the time left; a context manager.
 
@@ -128,9 +125,6 @@ def _format_outcome(outcome: TrialOutcome) -> str:
     word = "pruned" if outcome.state == TrialState.PRUNED else "failed"
     reason = (outcome.reason or "").splitlines()
     return f"{word} after {seconds} ({reason[0] if reason else 'no reason is known'})"
-
-
-# --- At its end.
 
 
 class Call(Protocol):
@@ -213,7 +207,7 @@ def compare_and_record(
     try:
         with sweep_record(config, folder, name, "search") as logger:
             logger.log_artifact(table)
-            logger.set_tags({"mlflow.note.content": note})
+            logger.log_note(note)
             logger.log_summary(dict(numbers))
     except Exception as e:
         print(f"the search itself is not recorded: {type(e).__name__}: {e}", file=sys.stderr)

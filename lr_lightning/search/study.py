@@ -78,9 +78,6 @@ class Trial:
     reports: dict[int, float] = field(default_factory=dict)
 
 
-# --- What Optuna's trials say.
-
-
 def number_of(trial: FrozenTrial) -> int:
     """Return the number of a trial in its search: attempts at one trial share it, whereas Optuna counts them."""
     return int(trial.user_attrs.get("trial", trial.number))
@@ -143,9 +140,6 @@ class StudySummary:
         return StudySummary(ended, left, best, equal)
 
 
-# --- Processes.
-
-
 def this_process() -> dict[str, Any]:
     """Identify this process, so that others on this machine can tell whether it lives."""
     parts = [socket.gethostname()]
@@ -176,8 +170,6 @@ def _await_worker(worker: Any) -> None:
                 os.killpg(pid, signal.SIGKILL)
         time.sleep(0.2)
 
-
-# --- The study.
 
 Prepare = Callable[[], Sequence[Mapping[str, Value]]]
 
@@ -256,8 +248,6 @@ class Study:
             time.sleep(0.2)
             if (now := len(self.trials())) > known:
                 until, known = time.monotonic() + _FILL_SECONDS, now
-
-    # -- trials of this process --------------------------------------------------------------------------------------
 
     @patient
     def take(self) -> Trial | None:
@@ -371,8 +361,6 @@ class Study:
         self._mine.pop(frozen.number, None)
         return self._fail(frozen, why, trial.attempt + counted, result)
 
-    # -- trials of others --------------------------------------------------------------------------------------------
-
     @patient
     def recover(self) -> list[int]:
         """Put back trials whose search is gone: at once on this machine, after a silence on others.
@@ -429,8 +417,6 @@ class Study:
             )
         )
         return True
-
-    # -- what the study says -----------------------------------------------------------------------------------------
 
     @property
     def _limit(self) -> float:

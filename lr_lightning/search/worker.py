@@ -55,9 +55,6 @@ _RANK_TASK = "LR_LIGHTNING_RANK_TASK"
 _HOPELESS = ("diverged", "collapsed")
 
 
-# --- One training run.
-
-
 def run_task(task: Task, ask: Ask | None = None, *, quiet: bool = False) -> TaskResult:
     """Train, and store the result; a failure is a result as well.
 
@@ -211,9 +208,6 @@ class TrialWatch(Callback):
             self._before, self.epochs = state_dict["before"], state_dict["epochs"]
 
 
-# --- The process.
-
-
 def serve(search: Connection) -> None:
     """Do one job after another until the search hangs up.
 
@@ -288,13 +282,19 @@ def _nursery(control: Connection) -> NoReturn:
     signal.set_wakeup_fd(writer)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     own = os.getpid()
+    workers: set[int] = set()
     while True:
         if control.fileno() in select.select([control.fileno(), reader], [], [])[0]:
             try:
                 environment, threads = control.recv()
                 socket = recv_handle(control)
-            except (EOFError, OSError):
-                os._exit(0)  # the search is gone; the workers notice that this process is
+            except (EOFError, OSError):  # the search is over, or gone: workers that train save a checkpoint
+                for worker in workers:
+                    os.kill(worker, signal.SIGTERM)
+                with suppress(ChildProcessError):
+                    while True:
+                        os.wait()
+                os._exit(0)
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -304,13 +304,16 @@ def _nursery(control: Connection) -> NoReturn:
                 os.close(writer)
                 os.setsid()
                 _become_worker(socket, own, environment, threads)
+            workers.add(pid)
             os.close(socket)
             control.send((pid, None))
         else:
             os.read(reader, 4096)
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                control.send((ended[0], os.waitstatus_to_exitcode(ended[1])))
+                workers.discard(ended[0])
+                with suppress(OSError):
+                    control.send((ended[0], os.waitstatus_to_exitcode(ended[1])))
 
 
 def _become_worker(socket: int, parent: int, environment: dict[str, str], threads: int | None) -> NoReturn:

@@ -15,7 +15,7 @@ import pytest
 from lr_lightning.app.composition import prepare
 from lr_lightning.app.run import train as train_module
 from lr_lightning.search import cli
-from lr_lightning.search.settings import Search, read
+from lr_lightning.search.settings import Search, read_search
 from lr_lightning.search.task import Task
 from tests.search.stand_ins import InstantWorker, InstantWorkers, Run, Trainings
 
@@ -32,7 +32,7 @@ def places(tmp_path: Path) -> list[str]:
 def searched(places: list[str]) -> Callable[..., Search]:
     """A search from its command line."""
     prepare(ROOT)
-    return lambda *words: read(ROOT, [*places, *words])
+    return lambda *words: read_search(ROOT, [*places, *words])
 
 
 @pytest.fixture
