@@ -129,7 +129,7 @@ class CompareError(LRLightningError, ValueError):
 
 
 class ConfigError(LRLightningError, ValueError):
-    """A config is wrong. Its text names the whole key, the value and the remedy; the app shows it without traceback."""
+    """A config is wrong. The text names the whole key, the value and the remedy; the app shows no traceback."""
 
 
 class RunFailed(LRLightningError, RuntimeError):

@@ -77,7 +77,8 @@ class RunCost(Callback):
         self._losses: list[float] = []
         self._norms: list[float] = []
         self._step_seconds: list[float] = []
-        self._pending: list[tuple[Tensor | None, Tensor | None]] = []
+        self._pending_losses: list[Tensor] = []  # on the device, not averaged over the ranks yet
+        self._pending_norms: list[Tensor] = []
         self._micro: list[Tensor] = []  # losses of the current step's micro-batches
         self._norm: Tensor | None = None
         self._stepped = False  # whether the current batch completes a step
@@ -140,17 +141,18 @@ class RunCost(Callback):
             self._step_seconds.append(now - self._step_start)
             self._step_seconds_sum += now - self._step_start
         self._step_start = now
-        self._pending.append((mean_loss(self._micro), self._norm))
+        loss = mean_loss(self._micro)
+        self._pending_losses += [] if loss is None else [loss]
+        self._pending_norms += [] if self._norm is None else [self._norm]
         self._micro, self._norm, self._stepped = [], None, False
-        if len(self._pending) >= _MOST_PENDING:
+        if max(len(self._pending_losses), len(self._pending_norms)) >= _MOST_PENDING:
             self._fetch(trainer)
 
     def _fetch(self, trainer: Trainer, reduce: bool = True) -> None:
         """Fetch the pending values from the device, in two transfers for any number of steps."""
-        pending, self._pending = self._pending, []
         device = trainer.strategy.root_device  # those of a checkpoint are on the CPU
-        losses = [loss.to(device) for loss, _ in pending if loss is not None]
-        norms = [norm.to(device) for _, norm in pending if norm is not None]
+        losses, norms = ([v.to(device) for v in values] for values in (self._pending_losses, self._pending_norms))
+        self._pending_losses, self._pending_norms = [], []
         if losses:
             stacked = torch.stack(losses)
             if reduce and trainer.world_size > 1:
@@ -245,15 +247,12 @@ class RunCost(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements as tensors and plain values."""
-        losses = [loss for loss, _ in self._pending if loss is not None]
-        norms = [norm for _, norm in self._pending if norm is not None]
         return {
             "losses": torch.tensor(self._losses),
             "norms": torch.tensor(self._norms),
             "step_seconds": torch.tensor(self._step_seconds),
-            # not averaged over the ranks yet
-            "pending_losses": torch.stack(losses).cpu() if losses else None,
-            "pending_norms": torch.stack(norms).cpu() if norms else None,
+            "pending_losses": torch.stack(self._pending_losses).cpu() if self._pending_losses else None,
+            "pending_norms": torch.stack(self._pending_norms).cpu() if self._pending_norms else None,
             "micro": [float(loss) for loss in self._micro],
             "examples": self._examples,
             "busy": self._step_seconds_sum,
@@ -268,9 +267,8 @@ class RunCost(Callback):
             return
         for name in ("losses", "norms", "step_seconds"):
             setattr(self, f"_{name}", state_dict[name].tolist())
-        losses, norms = state_dict["pending_losses"], state_dict["pending_norms"]
-        self._pending = [(loss, None) for loss in (() if losses is None else losses)]
-        self._pending += [(None, norm) for norm in (() if norms is None else norms)]
+        for name in ("pending_losses", "pending_norms"):
+            setattr(self, f"_{name}", [] if state_dict[name] is None else list(state_dict[name]))
         self._micro = [torch.tensor(loss) for loss in state_dict["micro"]]
         self._examples, self._step_seconds_sum = state_dict["examples"], state_dict["busy"]
         self._seconds_before, self._joules_before = state_dict["seconds"], state_dict["joules"]

@@ -207,7 +207,7 @@ def compare_and_record(
     try:
         with sweep_record(config, folder, name, "search") as logger:
             logger.log_artifact(table)
-            logger.set_tags({"mlflow.note.content": note})
+            logger.log_note(note)
             logger.log_summary(dict(numbers))
     except Exception as e:
         print(f"the search itself is not recorded: {type(e).__name__}: {e}", file=sys.stderr)

@@ -39,8 +39,8 @@ class Draws(NamedTuple):
 def draw_augmentation(rng: np.random.Generator, batch_size: int, *, padding: int, flip: bool) -> Draws:
     """Draw the random numbers of one batch, on the CPU.
 
-    ``padding`` is in pixels on each side, 0 for no crop; ``flip`` mirrors half of the images. The flips do not depend on
-    ``padding``, nor the offsets on ``flip``.
+    ``padding`` is in pixels on each side, 0 for no crop; ``flip`` mirrors half of the images. The flips do not depend
+    on ``padding``, nor the offsets on ``flip``.
     """
     flips = rng.random(batch_size) < 0.5
     offsets = rng.integers(0, 2 * padding, (batch_size, 2), endpoint=True)

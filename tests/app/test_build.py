@@ -134,6 +134,12 @@ def test_the_third_cosine_ends_with_the_run(composed: Compose) -> None:
         (["schedule=wsd", "schedule.mode=max"], ["schedule.mode:", "no such key"]),
         (["schedule=constant", "schedule._target_=torch.nn.Identity"], ["schedule._target_:", "Identity", "Schedule"]),
         (["schedule=constant", "+schedule.kwargs.value=-1"], ["schedule.kwargs.value:", ">= 0"]),
+        (["schedule=cosine_restarts", "schedule.mult=0"], ["schedule.mult:", ">= 1", "got 0"]),
+        (["schedule=cosine_restarts", "schedule.piece.end=-1"], ["schedule:", "Cosine", "end must be >= 0, got -1"]),
+        (
+            ["schedule=cosine_restarts", "schedule.piece._target_=no.Piece"],
+            ["schedule:", "no.Piece", "No module named"],
+        ),
         (["schedule=constant", "+schedule.kwargs.high=1"], ["schedule:", "high", "value"]),
         (
             ["schedule=one_cycle", "schedule._target_=lr_lightning.schedules.Constant", "schedule.base_lr=0.01"],

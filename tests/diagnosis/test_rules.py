@@ -121,8 +121,8 @@ def test_a_cycles_rising_half_is_no_overfitting_and_its_low_ends_are_compared() 
     epochs = 80
     lr = [0.01 + 0.09 * (1 - abs((t % 8) - 4) / 4) for t in range(1, epochs + 1)]
     learnt = [2 * math.exp(-t / 10) for t in range(1, epochs + 1)]
-    val = [0.2 + a + 3 * rate for a, rate in zip(learnt, lr, strict=True)]
-    probe = [0.02 + a + 1.5 * rate for a, rate in zip(learnt, lr, strict=True)]
+    val = [0.2 + a + 3 * x for a, x in zip(learnt, lr, strict=True)]
+    probe = [0.02 + a + 1.5 * x for a, x in zip(learnt, lr, strict=True)]
     for end in (76, 78, 80):  # on the rise, at a peak's other side, at a low end
         history = History.of_curves(val[:end], probe[:end], chance=CHANCE, lr=lr[:end])
         assert diagnose(history).label == "healthy"
@@ -132,17 +132,17 @@ def test_a_cycles_rising_half_is_no_overfitting_and_its_low_ends_are_compared() 
     assert verdict.onset_epoch in (32, 40)
 
 
-def test_a_run_made_longer_once_its_rate_was_zero_is_judged_as_a_whole() -> None:
+def test_a_run_made_longer_once_its_learning_rate_was_zero_is_judged_as_a_whole() -> None:
     epochs = range(1, 21)
     lr = [0.03 * (1 + math.cos(math.pi * t / (15 if t <= 15 else 20))) / 2 for t in epochs]
     val = [0.19 + 0.9 * math.exp(-t) + 0.0005 * t for t in epochs]
     probe = [0.002 + 0.9 * math.exp(-t) for t in epochs]
-    for end in (15, 17, 20):  # before, at the rate that it got again, at the end of both
+    for end in (15, 17, 20):  # before, at the learning rate that it got again, at the end of both
         verdict = diagnose(History.of_curves(val[:end], probe[:end], chance=math.log(3), lr=lr[:end]))
         assert (verdict.label, verdict.detail) == ("overfitting", "gap")
 
 
-def test_a_rate_that_went_to_zero_does_not_hide_that_it_was_too_small() -> None:
+def test_a_learning_rate_that_went_to_zero_does_not_hide_that_it_was_too_small() -> None:
     epochs = 30
     lr = [1e-4 * (1 + math.cos(math.pi * t / epochs)) / 2 for t in range(epochs)]
     learnt = np.cumsum(lr) / 1e-3
