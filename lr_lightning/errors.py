@@ -129,7 +129,7 @@ class CompareError(LRLightningError, ValueError):
 
 
 class ConfigError(LRLightningError, ValueError):
-    """A config is wrong. The text names the whole key, the value and the remedy; the app shows it without a traceback."""
+    """A config is wrong. The text names the whole key, the value and the remedy; the app shows no traceback."""
 
 
 class RunFailed(LRLightningError, RuntimeError):

@@ -185,6 +185,7 @@ class Workers:
         self._nursery: subprocess.Popen[bytes] | None = None
         self._control: Connection | None = None
         self._statuses: dict[int, int] = {}
+        self._has_forked = False
         if not in_process:
             self._nursery, self._control = _launch("nursery")
 
@@ -196,6 +197,8 @@ class Workers:
             worker.close()
         if self._control is not None and self._nursery is not None:
             self._control.close()  # the nursery ends, with all its workers
+            if not self._has_forked:
+                self._nursery.kill()  # it may import yet
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._nursery.wait(_STOP_SECONDS)
 
@@ -229,6 +232,7 @@ class Workers:
     def _fork(self, gpu: str | None) -> Worker:
         if self._nursery is None or self._control is None or self._nursery.poll() is not None:
             self._nursery, self._control = _launch("nursery")
+        self._has_forked = True
         nursery, (ours, theirs) = self._nursery, socket.socketpair()
         self._control.send(({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}, self.threads))
         with theirs:

@@ -117,7 +117,7 @@ def connect(
             f"storage: {where} cannot be opened ({_reason(e)}). Is the server up, and the database made? "
             "Leave storage out to use a file on this machine."
         ) from e
-    raise RuntimeError("unreachable")
+    raise AssertionError("unreachable")
 
 
 def lock_of(url: str) -> FileLock:

@@ -233,7 +233,7 @@ def fit(
         finder: The finder, None for a run without it.
         module: A module; else ``make`` gives one.
         make: Makes the module, after seeding.
-        data: Makes the arguments of ``Trainer.fit``, and whatever else is to be compared afterwards.
+        data: Makes the arguments of ``Trainer.fit``, and everything else to compare afterwards.
         callbacks: Makes the other callbacks.
         logger: Whether there is one.
         first: Whether the finder comes first among the callbacks.

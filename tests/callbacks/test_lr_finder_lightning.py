@@ -111,7 +111,7 @@ def test_multiple_calls_give_the_same_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"max_steps": 1}, {"limit_train_batches": 1}, {"max_epochs": 0}], ids=str)
-def test_ends_with_num_steps_whatever_the_run_is(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_ends_after_num_steps_under_every_option_of_the_run(tmp_path: Path, options: dict[str, Any]) -> None:
     finder = LRFinder(num_steps=50, early_stop=False, max_lr=0.1, apply=False)
     run = trainer(tmp_path, finder, **options)
     run.fit(Rated())

@@ -162,7 +162,7 @@ def test_schedulers(tmp_path: Path, name: str) -> None:
 
 
 class Noisy(Dataset[Any]):
-    """Draws from generators of its own and from all global ones, and counts."""
+    """Draw from own generators and from all global ones, and count."""
 
     def __init__(self) -> None:
         self.numpy_rng, self.torch_rng = np.random.default_rng(3), torch.Generator().manual_seed(3)
@@ -198,7 +198,7 @@ class Epochs(Sampler[int]):
 
 
 class Stream(IterableDataset[Any]):
-    """Goes on where it was."""
+    """Continue at the former position."""
 
     def __init__(self, length: int | None = None) -> None:
         self.position, self.length = 0, length
@@ -210,7 +210,7 @@ class Stream(IterableDataset[Any]):
 
 
 class OneWay:
-    """A loader that is its own iterator, and goes on where it was."""
+    """A loader that is its own iterator and continues at its former position."""
 
     def __init__(self) -> None:
         self.position, self.end = 0, 6
@@ -358,7 +358,7 @@ def test_loaders_of_hooks(tmp_path: Path, where: str, metric: Any, reload: int) 
 
 
 class Asks(Nasty):
-    """Asks for the length where it makes its optimizer: the loader is there, and its iterator, before the test."""
+    """Ask for the length in configure_optimizers: the loader and its iterator exist before the test."""
 
     def configure_optimizers(self) -> Any:
         self.length = self.trainer.estimated_stepping_batches

@@ -193,7 +193,7 @@ def test_an_optimizer_without_momentum_is_named() -> None:
         trainer(LRSchedule(SCHEDULE, momentum=Constant(0.9)), max_epochs=1).fit(WithAdagrad(), loader())
 
 
-class TensorRate(Tiny):
+class TensorLR(Tiny):
     def make(self) -> Optimizer:
         self.lr = torch.tensor(PEAK, dtype=torch.float64)
         return AdamW(self.parameters(), lr=self.lr, foreach=False)
@@ -204,7 +204,7 @@ class TensorRate(Tiny):
 
 
 def test_a_tensor_lr_is_filled_in_place() -> None:
-    module = TensorRate()
+    module = TensorLR()
     trainer(LRSchedule(SCHEDULE), max_epochs=1).fit(module, loader())
     assert module.lrs() == expected(SCHEDULE, Clock(10, 10))
     assert type(module.optimizers().param_groups[0]["initial_lr"]) is float
@@ -454,7 +454,7 @@ def seeded(kind: type[Tiny] = Groups) -> Tiny:
 def interrupted(
     tmp_path: Path, callback: Any, stop: int, epochs: tuple[int, int] = (3, 3), **arguments: Any
 ) -> tuple[Tiny, Tiny]:
-    """Train to ``stop``, save in mid-epoch, and go on with a new Trainer and module."""
+    """Train to ``stop``, save in mid-epoch, and resume with a new Trainer and module."""
     first, second = seeded(), seeded()
     save = ModelCheckpoint(tmp_path, every_n_train_steps=stop, save_top_k=-1, save_weights_only=False)
     end = StopsAt(stop)

@@ -1,5 +1,7 @@
-"""Input that is refused before the first trial."""
+"""The command: what it refuses before the first trial, and what it does without."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +32,11 @@ def test_what_another_search_left_under_the_name_is_never_gone_on_with(
     (tmp_path / "outputs" / "s" / "trial-0000").mkdir(parents=True)
     assert run("search=random", "n_trials=1", *UNTRACKED) == 2
     assert "holds trials of another search" in capsys.readouterr().err
+
+
+def test_the_searchs_own_process_imports_neither_torch_nor_lightning() -> None:
+    """They are for the workers, which import them meanwhile."""
+    modules = [f"lr_lightning.search.{name}" for name in ("cli", "engine", "report", "smoke_test")]
+    code = f"import sys, {', '.join(modules)}; print(sorted({{'torch', 'lightning', 'mlflow'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert found == "[]\n"
