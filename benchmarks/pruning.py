@@ -1,10 +1,10 @@
 """What does pruning save, and what does it cost in the best value found?
 
-Run: ``python -m benchmarks.pruning [--quick]`` (about ten minutes). Random searches on digits over the rate (1e-4 to 1)
-and four schedules, 16 trials of 12 epochs; without pruning, and with each of the pruners. A ticket's values depend on
-the search's seed alone, so all arms train the same trials in the same order, and a trial that is not pruned is the same
-run, bit for bit. The objective is the best validation loss; the cost of pruning is how much higher, in percent, the
-best one is than that of all trials run to their end.
+Run: ``python -m benchmarks.pruning [--quick]`` (about ten minutes). Random searches on digits over the learning rate
+(1e-4 to 1) and four schedules, 16 trials of 12 epochs; without pruning, and with each of the pruners. A trial's values
+depend on the search's seed and its number alone, so all arms train the same trials in the same order, and a trial that
+is not pruned is the same run, bit for bit. The objective is the best validation loss; the cost of pruning is how much
+higher, in percent, the best one is than that of all trials run to their end.
 """
 
 import argparse

@@ -12,9 +12,9 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from lr_lightning.app.composition import prepare
-from lr_lightning.search.driver import Driver
-from lr_lightning.search.progress import Progress
-from lr_lightning.search.settings import read
+from lr_lightning.search.engine import Engine, Workers
+from lr_lightning.search.report import Progress
+from lr_lightning.search.settings import read_search
 from lr_lightning.search.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +26,7 @@ class Found:
 
     Attributes:
         best: Its best objective.
-        lr: The peak rate of that.
+        lr: The peak learning rate of that trial.
         trials: Trials that ended.
         pruned: Those that were pruned.
         epochs: Epochs trained.
@@ -48,19 +48,19 @@ def search(*words: str) -> Found:
     prepare(ROOT)
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):
         where = [f"tracking.root={place}/mlruns", f"output_root={place}/outputs", "tracking=none", "workers=0"]
-        found = read(ROOT, [*where, *words])
+        found = read_search(ROOT, [*where, *words])
         study = Study(found)
         study.fill()
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            driver = Driver(found, study, Progress(found, Console(file=nowhere)))
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, Workers(in_process=True) as workers:
+            engine = Engine(found, study, workers, Progress(Console(file=nowhere)))
             began = time.monotonic()
-            driver.run()
+            engine.run()
             seconds = time.monotonic() - began
-        standing = study.standing()
-        best = standing.best
+        summary = study.summary()
+        best = summary.best
         if best is None or best.value is None:
             raise RuntimeError(f"no trial of {words} is complete")
-        ended = standing.ended.values()
+        ended = summary.ended.values()
         return Found(
             best=best.value,
             lr=float(best.params["optimizer.lr"]),
@@ -68,5 +68,5 @@ def search(*words: str) -> Found:
             pruned=sum(t.state == TrialState.PRUNED for t in ended),
             epochs=sum(float(t.user_attrs["result"].get("epochs", 0)) for t in ended),
             seconds=seconds,
-            beyond=seconds / driver.trial_seconds - 1,
+            beyond=seconds / engine.trial_seconds - 1,
         )

@@ -21,6 +21,8 @@ from lightning.pytorch.utilities.data import has_len_all_ranks
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from lr_lightning.errors import UsageError
+
 DataFetcher = _DataFetcher
 
 _T = TypeVar("_T", bound=Callback)
@@ -299,12 +301,12 @@ def replace_train_loader(trainer: Trainer, loader: Any, batches: int) -> None:
         batches: The number of batches it gives in an epoch.
 
     Raises:
-        RuntimeError: The fit loop has no training loader yet.
+        UsageError: The fit loop has no training loader yet.
     """
     loop = trainer.fit_loop
     combined, fetcher = loop._combined_loader, loop._data_fetcher
     if combined is None or fetcher is None:
-        raise RuntimeError("the Trainer has no training loader yet: it is built before on_train_start")
+        raise UsageError("the Trainer has no training loader yet: it is built before on_train_start")
     combined.reset()  # ends the workers of the old one
     combined.flattened = [loader]
     combined.limits = [batches]
@@ -321,7 +323,7 @@ def replace_train_loader(trainer: Trainer, loader: Any, batches: int) -> None:
 
 
 def restart_train_iterator(trainer: Trainer) -> None:
-    """Make the training loader's iterator anew; this draws a random number."""
+    """Make a new iterator of the training loader; this draws a random number."""
     iter(trainer.fit_loop._data_fetcher or ())
 
 

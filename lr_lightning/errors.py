@@ -1,22 +1,33 @@
-"""Every public exception, in one tree: ``except LRLightningError`` catches whatever this package raises on purpose."""
+"""Every public exception, in one tree: ``except LRLightningError`` catches all errors that this package raises.
+
+Each is also a ValueError (bad input) or a RuntimeError (a failure during the run)::
+
+    LRLightningError
+    ├── ArgumentError, TotalStepsUnknown, DurationError, UsageError
+    ├── Diverged
+    ├── DataError
+    ├── TrackingError (NotInStore, RunInUse), StoreUnavailable, Rejected
+    └── of the app: ConfigError, RunFailed, CompareError, SpaceError
+"""
 
 from typing import Any
 
 
 class LRLightningError(Exception):
-    """Root of the exceptions of this package."""
+    """Base class of all exceptions of this package."""
 
 
 class ArgumentError(LRLightningError, ValueError):
     """An argument has a value that cannot be used. The text names the argument, the value and the remedy.
 
     Args:
-        problem: What is wrong: the value and the remedy. With a ``name``, the rest of the sentence that it begins.
-        name: The argument. A caller that knows it by another name, such as a config key, can put that in front.
+        problem: What is wrong, with the value and the remedy. With a ``name``, the rest of a sentence that starts
+            with the name.
+        name: The argument. A caller that uses another name, such as a config key, can put that in front of ``problem``.
 
     Example:
-        >>> str(ArgumentError("must be > 0, got -1", name="peak"))
-        'peak must be > 0, got -1'
+        >>> str(ArgumentError("must be > 0, got -1", name="factor"))
+        'factor must be > 0, got -1'
     """
 
     def __init__(self, problem: str, name: str = "") -> None:
@@ -41,7 +52,11 @@ class TotalStepsUnknown(LRLightningError, ValueError):
 
 
 class DurationError(LRLightningError, ValueError):
-    """Durations do not fit into the steps there are; the message shows the arithmetic."""
+    """Durations do not fit into the steps of the run. The text shows the arithmetic."""
+
+
+class UsageError(LRLightningError, RuntimeError):
+    """A method was called at a time when it cannot be used."""
 
 
 class Diverged(LRLightningError, RuntimeError):
@@ -72,11 +87,11 @@ class Diverged(LRLightningError, RuntimeError):
 
 
 class DataError(LRLightningError, ValueError):
-    """The data, or a setting of the data, cannot be used; the message names the config key and the remedy."""
+    """The data, or a setting of the data, cannot be used. The text names the config key and the remedy."""
 
 
 class TrackingError(LRLightningError, ValueError):
-    """The store, the run or the output directory cannot be used as asked. Trying again will not help."""
+    """The store, the run or the output directory cannot be used as requested. Trying again does not help."""
 
 
 class NotInStore(TrackingError):
@@ -88,19 +103,19 @@ class RunInUse(TrackingError):
 
 
 class StoreUnavailable(LRLightningError, RuntimeError):
-    """The store does not answer, or is busy. The same call may succeed later."""
+    """The store does not answer or is busy. The same call may succeed later."""
 
 
 class Rejected(LRLightningError, RuntimeError):
-    """The store refuses the content of a batch; sending it again unchanged will not help."""
+    """The store refuses the content of a batch. Sending the same content again does not help."""
 
 
 class CompareError(LRLightningError, ValueError):
-    """Bad input, or nothing to compare. Its text is shown without a traceback.
+    """A comparison of runs has bad input, or nothing to compare. The app shows the text without a traceback.
 
     Args:
         text: What is wrong, and the remedy.
-        option: Of the command line, where one is to blame; it is no part of the text, since a sweep gave none.
+        option: The command-line option to blame, if any. It is not part of the text, as a sweep has no such option.
     """
 
     def __init__(self, text: str, option: str = "") -> None:
@@ -114,12 +129,12 @@ class CompareError(LRLightningError, ValueError):
 
 
 class ConfigError(LRLightningError, ValueError):
-    """Bad input. Its text names the whole key, the value and the remedy; it is shown without a traceback."""
+    """A config is wrong. The text names the whole key, the value and the remedy; the app shows no traceback."""
 
 
 class RunFailed(LRLightningError, RuntimeError):
-    """A run that had begun cannot go on, through no fault of the input's; its text says why, and what to do."""
+    """A run failed after its start although its input was good. The text gives the reason and the remedy."""
 
 
 class SpaceError(LRLightningError, ValueError):
-    """A space that cannot be searched. Its text names the key, the value and the remedy."""
+    """A space cannot be searched. The text names the key, the value and the remedy."""

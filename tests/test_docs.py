@@ -23,7 +23,7 @@ from benchmarks import lr_effects, schedules
 from lr_lightning.app.checks import validate
 from lr_lightning.app.composition import prepare
 from lr_lightning.app.config import SCHEMAS, register
-from lr_lightning.search.settings import read
+from lr_lightning.search.settings import read_search
 from tests import forked
 from tests.callbacks.tiny import Tiny, X, Y
 from tests.conftest import docs_module
@@ -91,7 +91,7 @@ def test_the_overrides_are_taken(
 @pytest.mark.parametrize(("page", "command"), dict.fromkeys(of_script("search")))
 def test_the_searches_can_be_read(page: str, command: str, tmp_path: Path) -> None:
     prepare(ROOT)
-    read(ROOT, [*shlex.split(command), f"output_root={tmp_path}", f"tracking.root={tmp_path}"])
+    read_search(ROOT, [*shlex.split(command), f"output_root={tmp_path}", f"tracking.root={tmp_path}"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

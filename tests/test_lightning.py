@@ -43,7 +43,6 @@ def test_private_names_of_lightning_stand_in_one_file_only() -> None:
     found = {
         path.name: names
         for path in own.rglob("*.py")
-        if path.parent.name != "tracking"
         if (names := {*_private_names(ast.parse(path.read_text(encoding="utf-8")))} & of_lightning)
     }
     assert set(found) == {"_lightning.py"}, found

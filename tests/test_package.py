@@ -1,17 +1,24 @@
 """What importing the package costs and offers."""
 
+import ast
+import builtins
+import importlib
 import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lr_lightning
+from lr_lightning import errors
 
 ROOT = Path(__file__).resolve().parent.parent
+CAUGHT_INSIDE = {"Abandoned", "StorageGone", "TablesDiffer", "_NotRecordedError"}  # the package catches these itself
 
 
 def _loaded(code: str) -> set[str]:
@@ -77,6 +84,38 @@ def test_public_names() -> None:
         assert getattr(lr_lightning, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'LRScheduler'"):
         _ = lr_lightning.LRScheduler
+
+
+def _raised() -> Iterator[tuple[str, Any]]:
+    """Every class that the package raises by name, with the place."""
+    for path in sorted((ROOT / "lr_lightning").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names = {node.exc for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise) and node.exc}
+        module = importlib.import_module(".".join(part for part in parts if part != "__init__"))
+        for exc in names:
+            name = ast.unparse(exc.func if isinstance(exc, ast.Call) else exc)
+            found = getattr(module, name, getattr(builtins, name, None))
+            if isinstance(found, type):
+                yield f"{path.relative_to(ROOT)}:{exc.lineno} {name}", found
+
+
+def test_every_exception_that_leaves_the_package_is_in_one_tree() -> None:
+    # Python prescribes these: for a missing attribute, module or file, the exit of a process, and unreachable code.
+    prescribed = (AttributeError, ImportError, OSError, SystemExit, AssertionError)
+    outside = {
+        place
+        for place, kind in _raised()
+        if not issubclass(kind, (errors.LRLightningError, *prescribed)) and kind.__name__ not in CAUGHT_INSIDE
+    }
+    assert outside == set()
+
+
+def test_the_tree_of_errors() -> None:
+    own = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    for kind in own:
+        assert issubclass(kind, errors.LRLightningError)
+        assert kind is errors.LRLightningError or issubclass(kind, ValueError | RuntimeError)
+        assert kind.__name__ in (errors.__doc__ or "")
 
 
 def test_typed_and_with_its_version_in_one_place() -> None:

@@ -1,4 +1,4 @@
-"""Doctests of the API page as code: Griffe takes them as such below `Examples:`, the docstrings write `Example:`."""
+"""Show doctests on the API page as code: Griffe looks for them below `Examples:`, the docstrings write `Example:`."""
 
 import re
 from typing import Any
@@ -7,9 +7,9 @@ import griffe
 
 
 class Doctests(griffe.Extension):
-    """Renames the section."""
+    """Rename the section."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Change the docstring of each object as it is loaded."""
+        """Change the docstring of each object when it is loaded."""
         if obj.docstring is not None:
             obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What MkDocs cannot know: the generated pages, and files of the checkout that pages link to."""
+"""Hooks of MkDocs: add the generated pages, and the files of the checkout that pages link to."""
 
 import re
 from pathlib import Path
@@ -18,13 +18,13 @@ def on_files(files: Files, config: Any) -> Files:
     files.append(File.generated(config, "api.md", content=api_page()))
     pages = [Path(str(file.abs_src_path)) for file in files.documentation_pages() if file.abs_src_path]
     linked = {path for page in pages for path in _OUTSIDE.findall(page.read_text(encoding="utf-8"))}
-    for path in sorted(path for path in linked if (ROOT / path).is_file()):  # any other is a broken link
+    for path in sorted(path for path in linked if (ROOT / path).is_file()):  # other links are broken, and MkDocs reports them
         files.append(File.generated(config, f"files/{path}", content=(ROOT / path).read_text(encoding="utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point links out of docs/ at these copies, and fill in the table of the benchmarks."""
-    if stored.MARK in markdown:  # a page without it needs no results, and minds no damaged one
+    """Point links that leave docs/ at the copies, and insert the table of benchmarks."""
+    if stored.MARK in markdown:  # other pages build without the results
         markdown = markdown.replace(stored.MARK, stored.table())
     return _OUTSIDE.sub(r"](files/\1", markdown)

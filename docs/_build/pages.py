@@ -1,4 +1,4 @@
-"""The generated pages: every config key from the schemas, and the API from the package's own list of names."""
+"""The generated pages: every config key from the schemas, and the API from the package's lists of public names."""
 
 import ast
 import inspect
@@ -24,7 +24,7 @@ What `lr_lightning` and `lr_lightning.schedules` export; everything else may cha
 
 
 def api_page() -> str:
-    """One mkdocstrings entry for each public name."""
+    """Return the API page, with one mkdocstrings entry for each public name."""
     names = [getattr(lr_lightning, name) for name in lr_lightning.__all__ if not name.startswith("_")]
     pieces = [getattr(schedules, name) for name in schedules.__all__]
     documented = [obj for obj in [*names, *pieces] if inspect.isclass(obj) or inspect.isfunction(obj)]
@@ -32,7 +32,7 @@ def api_page() -> str:
 
 
 def keys_page() -> str:
-    """A section a group: its choices, the keys all of them have, and those of some."""
+    """Return the page of keys. Each config group is a section with its choices, the common keys, and the keys of some."""
     parts = [_KEYS, "\n## At the top\n\n", _table(app_config.Config)]
     choices = choices_of(ROOT)
     for group, schemas in app_config.SCHEMAS.items():
@@ -46,15 +46,15 @@ def keys_page() -> str:
 
 
 def _whose(schema: type, schemas: dict[str, type]) -> str:
-    """The choices that have a schema's keys, as they are typed."""
+    """Name the choices that have a schema's keys."""
     heirs = [name for name, own in schemas.items() if issubclass(own, schema)]
     if not heirs:
-        return schema.__name__  # of a key's own keys
+        return schema.__name__  # the schema of a key that has keys itself
     return "every choice" if len(heirs) == len(schemas) else ", ".join(heirs)
 
 
 def _with_parents(schemas: list[type]) -> list[type]:
-    """The schemas, each after those it inherits from, and after all of them the ones nested in their keys."""
+    """Return the schemas, each after its parents, and then the schemas nested in their keys."""
     ordered = [cls for schema in schemas for cls in reversed(schema.__mro__) if cls is not object]
     hints = [hint for schema in schemas for hint in get_type_hints(schema).values()]
     nested = [part for hint in hints for part in (hint, *get_args(hint)) if is_dataclass(part)]
@@ -66,7 +66,7 @@ def _first_line(schema: type) -> str:
 
 
 def _table(schema: type) -> str:
-    """The keys that a schema adds: type, default, and the comment beside or above; empty without any."""
+    """Return a table of the keys that a schema adds, with type, default and comment; "" if it adds none."""
     (tree,) = ast.parse(inspect.getsource(schema)).body
     comments = comments_of(schema)
     rows: list[str] = []
@@ -88,7 +88,7 @@ def _group(name: str) -> str:
 
 
 def _default(value: ast.expr) -> str:
-    """A default as it is typed: factories without their wrapping."""
+    """Return a default as a user types it, without the wrapping of a factory."""
     text = ast.unparse(value)
     if text == "MISSING":
         return ""

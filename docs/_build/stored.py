@@ -1,4 +1,4 @@
-"""The table of docs/benchmarks.md, from the results beside the benchmarks: it is never older than they are."""
+"""The table of docs/benchmarks.md, made from the stored results, so that it is never older than they are."""
 
 import json
 import statistics
@@ -15,14 +15,14 @@ _HEAD = "| measured | newest stored | machine |\n|---|---|---|\n"
 
 @dataclass(frozen=True)
 class Row:
-    """A benchmark in a line.
+    """A row of the table.
 
     Attributes:
-        name: Of the module.
+        name: Name of the benchmark's module.
         what: What it measures.
-        say: The newest number in words, from the result.
-        options: Of the command that stores it.
-        result: Name of what it stores, if it is not the module's.
+        say: Returns the newest number as text, given the stored result.
+        options: Options of the command that stores the result.
+        result: Name of the result, if it is not the module's.
     """
 
     name: str
@@ -33,23 +33,23 @@ class Row:
 
     @property
     def command(self) -> str:
-        """As it is typed."""
+        """The command that stores the result."""
         return f"python -m benchmarks.{self.name} {self.options}".rstrip()
 
     @property
     def file(self) -> str:
-        """Where the result lies, below the results."""
+        """Name of the result's file."""
         return f"{self.result or self.name}.json"
 
 
 def spread(found: dict[str, float], form: str = "{:.3g}") -> str:
-    """Median with the smallest and largest, and n."""
+    """Format a median with the smallest and the largest value, and n."""
     low, middle, high = (form.format(found[key]) for key in ("min", "median", "max"))
     return f"{middle} ({low} to {high}), n = {found['n']}"
 
 
 def of_values(values: Sequence[float], form: str = "{:.3g}") -> str:
-    """The same of plain values."""
+    """Format the spread of plain values."""
     return spread({"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}, form)
 
 
@@ -118,7 +118,7 @@ def _gpu(found: dict[str, Any]) -> str:
 
 
 def _gpu_part(name: str, part: dict[str, Any]) -> Iterator[str]:
-    """What a part came to; nothing where it failed before its first round."""
+    """Yield the results of a part; nothing if it failed before its first round."""
     if name == "resnet9" and "app_to_loop" in part:
         yield f"app to loop, seconds: {spread(part['app_to_loop']['seconds'])}"
     if name == "precision" and "ratio_to_32 contiguous" in part:
@@ -174,12 +174,12 @@ ROWS = (
         "a range test, over a bare loop of the same steps, CPU time",
         lambda found: spread(found["ratio_to_loop"]["LRFinder"]),
     ),
-    Row("finder_regret", "regret of the finder's rates, held-out problems, 95 % interval", _regret),
+    Row("finder_regret", "regret of the finder's learning rates, held-out problems, 95 % interval", _regret),
     Row("finder_retry", "regret without and with a second, wider range", _retry),
     Row("schedules", "test accuracy of schedules on digits with wrong labels", _schedules),
     Row(
         "batch_growth",
-        "test accuracy on digits, growing the batch minus decaying the rate",
+        "test accuracy on digits, growing the batch minus decaying the learning rate",
         lambda found: _difference(found["difference"]),
     ),
     Row(
@@ -190,7 +190,7 @@ ROWS = (
         result="batch_growth_cifar10",
     ),
     Row("smith_table", "Smith's table on CIFAR-10: paired differences", _smith, "--cifar10 FOLDER"),
-    Row("lr_effects", "which of the textbook's claims about a high and a low rate hold", _lr_effects),
+    Row("lr_effects", "which of the textbook's claims about a high and a low learning rate hold", _lr_effects),
     Row("pruning", "epochs that pruning a search saves", _pruning),
     Row("search_methods", "best validation loss of each way of searching", _search_methods),
     Row("many_ranks", "the loader, for one of many ranks", _many_ranks),
@@ -206,7 +206,7 @@ ROWS = (
 
 
 def table(results: Path = ROOT / "benchmarks" / "results") -> str:
-    """A line a benchmark: what, the command, the newest number, and where it was measured."""
+    """Return the table: for each benchmark what it measures, its command, the newest number and the machine."""
     return _HEAD + "".join(f"{_line(row, results / row.file)}\n" for row in ROWS)
 
 

@@ -93,25 +93,16 @@ def build_schedules(node: ScheduleConfig, peak_lr: float) -> Schedules:
     Raises:
         ConfigError: A key of the schedule is bad.
     """
-    keys = _argument_keys("schedule", node)
-    with _naming_keys("schedule", keys):
+    with _naming_keys("schedule", _argument_keys("schedule", node)):
         takes_warmup = "warmup" in inspect.signature(_locate("schedule", node._target_)).parameters
         arguments = _schedule_arguments(node, takes_warmup=takes_warmup)
-        schedule = _call_target("schedule", node._target_, arguments, keys)
-        if not isinstance(schedule, Schedule):
-            raise ConfigError(
-                f"schedule._target_: '{node._target_}' gave a {type(schedule).__name__}, not a "
-                "lr_lightning.schedules.Schedule."
-            )
-        schedule = _with_base_lr(node, schedule, peak_lr)
+        schedule = _with_base_lr(node, _build("schedule", node, Schedule, arguments), peak_lr)
         if not takes_warmup and parse_duration(node.warmup, "warmup").amount > 0:
             schedule = Warmup(node.warmup, then=schedule, shape=cast(Any, node.warmup_shape))
-        plateau = isinstance(node, PlateauConfig)
-        return Schedules(
-            schedule,
-            _momentum(node),
-            Plateau(**{f.name: getattr(node, f.name) for f in fields(Plateau)}) if plateau else None,
-        )
+        plateau = None
+        if isinstance(node, PlateauConfig):
+            plateau = Plateau(**{f.name: getattr(node, f.name) for f in fields(Plateau)})
+        return Schedules(schedule, _momentum(node), plateau)
 
 
 def _schedule_arguments(node: ScheduleConfig, *, takes_warmup: bool) -> dict[str, Any]:
@@ -159,7 +150,7 @@ def build_data(config: Config) -> ImageDataModule:
     node = config.data
     arguments = _own_arguments("data", node)
     return ImageDataModule(
-        lambda: _call_target("data", node._target_, arguments, _argument_keys("data", node)),
+        lambda: _build("data", node, object, arguments),
         batch_size=process_batch_size(node, config.trainer),
         eval_batch_size=node.eval_batch_size,
         val_fraction=node.val_fraction,
@@ -189,9 +180,7 @@ def build_net(node: ModelConfig, data: DataShape) -> nn.Module:
     given = _accepted(_locate("model", node._target_), offers)
     given |= {theirs: offers[ours] for ours, theirs in node.data_arguments.items()}
     given = {name: value for name, value in given.items() if name not in node.kwargs}
-    net = _call_target("model", node._target_, node.kwargs, _argument_keys("model", node), **given)
-    if not isinstance(net, nn.Module):
-        raise ConfigError(f"model._target_: '{node._target_}' gave a {type(net).__name__}, not a torch.nn.Module.")
+    net: nn.Module = _build("model", node, nn.Module, node.kwargs, **given)
     return net
 
 
@@ -215,9 +204,7 @@ def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module,
     """
     offers = {"net": net, "optimizer": build_optimizer(optimizer), "num_classes": data.num_classes}
     given = _accepted(_locate("module", node._target_), offers)
-    module = _call_target("module", node._target_, node.kwargs, _argument_keys("module", node), **given)
-    if not isinstance(module, LightningModule):
-        raise ConfigError(f"module._target_: '{node._target_}' gave a {type(module).__name__}, not a LightningModule.")
+    module: LightningModule = _build("module", node, LightningModule, node.kwargs, **given)
     return module
 
 
@@ -296,12 +283,23 @@ def build_finder(node: FinderConfig, module: LightningModule, progress: str) -> 
             f"finder: {type(module).__name__} optimizes by hand (automatic_optimization=False), so a finder cannot "
             "control its learning rate. Give finder=none."
         )
-    finder = _call_target("finder", node._target_, _own_arguments("finder", node), _argument_keys("finder", node))
-    if not isinstance(finder, BaseLRFinder):
-        raise ConfigError(f"finder._target_: '{node._target_}' gave a {type(finder).__name__}, not a BaseLRFinder.")
+    finder: BaseLRFinder[Any] = _build("finder", node, BaseLRFinder, _own_arguments("finder", node))
     finder.progress = progress in ("auto", "bar")
     finder.say = partial(print, flush=True) if progress in ("auto", "lines") else None
     return finder
+
+
+def _build(group: str, node: Any, kind: type[Any], arguments: Mapping[str, Any], /, **objects: Any) -> Any:
+    """Call the ``_target_`` of a config group.
+
+    Raises:
+        ConfigError: The target cannot be imported, refuses its arguments, or returns another kind of object.
+    """
+    built = _call_target(group, node._target_, arguments, _argument_keys(group, node), **objects)
+    if not isinstance(built, kind):
+        expected = {Schedule: "lr_lightning.schedules.Schedule", nn.Module: "torch.nn.Module"}.get(kind, kind.__name__)
+        raise ConfigError(f"{group}._target_: '{node._target_}' gave a {type(built).__name__}, not a {expected}.")
+    return built
 
 
 def _own_arguments(group: str, node: Any) -> dict[str, Any]:
@@ -323,11 +321,7 @@ def _accepted(callee: Callable[..., Any], offers: Mapping[str, Any]) -> dict[str
 
 
 def _locate(key: str, target: str) -> Any:
-    """Import the object that a ``_target_`` names.
-
-    Raises:
-        ConfigError: It cannot be imported.
-    """
+    """Import the object that a ``_target_`` names."""
     try:
         return get_object(target)
     except (ImportError, ValueError, AttributeError) as e:
@@ -349,15 +343,15 @@ def _call_target(
         arguments: Plain values from the config; a nested ``_target_`` in them is called first.
         keys: The config key of each argument.
         objects: Arguments that are objects already.
-
-    Raises:
-        ConfigError: The target cannot be imported, or refuses its arguments.
     """
     callee = _locate(key, target)
     try:
         plain = instantiate(OmegaConf.create(dict(arguments)), _convert_="all")  # would make configs of the objects
     except InstantiationException as e:
-        raise ConfigError(f"{key}: {str(e).splitlines()[0]}") from e
+        cause: BaseException = e
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ConfigError(f"{key}: {str(e).splitlines()[0]} {cause}") from e
     try:
         inspect.signature(callee).bind(**plain, **objects)
     except TypeError as e:

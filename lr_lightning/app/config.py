@@ -4,7 +4,7 @@ Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import ModuleType
 from typing import Any
 
@@ -76,15 +76,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
 """The schema of each choice, by group: `/schema/<group>/<choice>@_here_` in conf/<group>/*.yaml."""
 
 GROUP_BASES: dict[str, type] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "module": ModuleConfig,
-    "optimizer": OptimizerConfig,
-    "schedule": ScheduleConfig,
-    "finder": FinderConfig,
-    "trainer": TrainerConfig,
-    "callbacks": CallbacksConfig,
-    "tracking": TrackingConfig,
+    f.name: f.type for f in fields(Config) if isinstance(f.type, type) and issubclass(f.type, Schema)
 }
 """The schema that every choice of a group has; the keys that a choice adds are arguments of its `_target_`."""
 

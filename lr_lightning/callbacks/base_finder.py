@@ -27,14 +27,17 @@ from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.lr_finder.validation import Validation
 
-__all__ = ["BaseLRFinder", "FinderProgressBar", "Metric"]
+__all__ = ["BaseLRFinder", "FinderProgressBar", "Metric", "NoSuggestionWarning"]
 
 log = logging.getLogger(__name__)
 
 Metric = Literal["loss", "val_loss", "accuracy"]
 
-
 _Result = TypeVar("_Result", bound=RangeTest | GridTest)
+
+
+class NoSuggestionWarning(UserWarning):
+    """A finder has no suggestion, so the configured learning rate stays."""
 
 
 class BaseLRFinder(Callback, Generic[_Result]):
@@ -44,6 +47,8 @@ class BaseLRFinder(Callback, Generic[_Result]):
 
     Attributes:
         results: All results of this fit, by epoch.
+        applied: The peak lr that was found and that the run trains with; None if it trains with the configured one.
+        applied_base: The lower bound that was found for the run's cyclical schedule; None without one.
         seconds: Wall time of the measurements of this fit.
         say: Receives a line of progress now and then if no bar is drawn; None for no lines.
     """
@@ -84,24 +89,14 @@ class BaseLRFinder(Callback, Generic[_Result]):
     def _reset(self) -> None:
         self.results: dict[int, _Result] = {}
         self.seconds = 0.0
-        self._applied: float | None = None
-        self._applied_base: float | None = None
+        self.applied: float | None = None
+        self.applied_base: float | None = None
         self._reference = 1.0
 
     @property
     def result(self) -> _Result | None:
         """The last result of this fit; None before there is one."""
         return next(reversed(self.results.values()), None)
-
-    @property
-    def applied(self) -> float | None:
-        """The peak lr that was found and that the run trains with; None if the run trains with the configured one."""
-        return self._applied
-
-    @property
-    def applied_base(self) -> float | None:
-        """The lower bound that was found for the run's cyclical schedule; None without one."""
-        return self._applied_base
 
     @abstractmethod
     def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> _Result:
@@ -134,7 +129,7 @@ class BaseLRFinder(Callback, Generic[_Result]):
         if is_cyclical(trainer) and found.base_lr is not None and found.max_lr is not None:
             lr, base_lr = found.max_lr, found.base_lr
         set_peak(trainer, pl_module, lr, base_lr, self.attribute)
-        self._applied, self._applied_base = lr, base_lr
+        self.applied, self.applied_base = lr, base_lr
         bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
         rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference:.3g}.")
         values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
@@ -161,23 +156,20 @@ class BaseLRFinder(Callback, Generic[_Result]):
 
         All other places have it from the checkpoint.
         """
-        if trainer.ckpt_path is not None and self._applied is not None:
-            set_default_lr(trainer.optimizers[0], self._reference, self._applied)
-            set_module_lr(pl_module, self._applied, self.attribute)
+        if trainer.ckpt_path is not None and self.applied is not None:
+            set_default_lr(trainer.optimizers[0], self._reference, self.applied)
+            set_module_lr(pl_module, self.applied, self.attribute)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the points of every measurement as plain values, and the lr that was applied."""
-        return {
-            "results": [found.state() for found in self.results.values()],
-            "applied": self._applied,
-            "applied_base": self._applied_base,
-        }
+        results = [found.state() for found in self.results.values()]
+        return {"results": results, "applied": self.applied, "applied_base": self.applied_base}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         every = [self.kind.from_state(state) for state in state_dict["results"]]
         self.results = {found.epoch: found for found in every}
-        self._applied, self._applied_base = state_dict["applied"], state_dict["applied_base"]
+        self.applied, self.applied_base = state_dict["applied"], state_dict["applied_base"]
 
     # -- for the finders ---------------------------------------------------------------------------------------------
 
@@ -188,7 +180,8 @@ class BaseLRFinder(Callback, Generic[_Result]):
         self.seconds += time.monotonic() - began
         self.results[found.epoch] = found
         if found.suggestion is None:
-            rank_zero_warn(f"{type(self).__name__}: {found.describe()} The configured lr stays as it is.")
+            text = f"{type(self).__name__}: {found.describe()} The configured lr stays as it is."
+            rank_zero_warn(text, category=NoSuggestionWarning)
         else:
             rank_zero_info(f"{type(self).__name__}: {found.describe()}.")
         if trainer.loggers and trainer.is_global_zero:

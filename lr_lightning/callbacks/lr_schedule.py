@@ -135,11 +135,7 @@ class LRSchedule(Callback):
         return self._scale
 
     def schedule_of(self, optimizer_index: int = 0) -> Schedule:
-        """Return the schedule of an optimizer's lr; the plateau is not part of it.
-
-        Raises:
-            IndexError: There is no such optimizer.
-        """
+        """Return the schedule of an optimizer's lr; the plateau is not part of it."""
         return _entry(self.schedule, optimizer_index)
 
     def plan(self, optimizer_index: int = 0) -> tuple[Schedule, Clock]:

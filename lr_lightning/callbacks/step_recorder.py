@@ -1,4 +1,4 @@
-"""Every optimizer step's rate and loss, without a synchronisation a step."""
+"""The learning rate and the loss of every optimizer step, without a device synchronisation at each step."""
 
 import math
 import time
@@ -11,54 +11,61 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lr_lightning._checks import check_count
 from lr_lightning._lightning import batch_loss, logging_step, mean_loss
 from lr_lightning._param_groups import effective_lr, first_group_lr
-from lr_lightning.errors import Diverged
+from lr_lightning.errors import ArgumentError, Diverged
 
 
 @runtime_checkable
 class Flushable(Protocol):
-    """A logger that buffers, takes rows with times of their own, and can be told to write them."""
+    """A logger that buffers rows which carry their own times, and can be told to write them."""
 
     def log_rows(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
-        """Take (name, value, step, milliseconds since 1970) rows."""
+        """Log rows of (name, value, step, milliseconds since 1970)."""
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Write the buffered rows."""
 
     def reserve(self, keys: Iterable[str]) -> None:
-        """Take rows of these names through ``log_rows`` alone."""
+        """Accept these names only through ``log_rows``."""
 
 
-_MOST_UNSUMMED = 1000  # batches whose losses stay on the device, however seldom the optimizer steps
+_MOST_UNSUMMED = 1000  # batches whose losses stay on the device, if the optimizer rarely steps
 
 
 class StepRecorder(Callback):
     """Log ``train/loss`` and ``lr/group<i>`` of every optimizer step, and ``train/loss_epoch`` of every epoch.
 
     The losses stay on their device until a flush fetches them all at once. A step's loss is the mean over its
-    accumulated micro-batches and, with several processes, over the ranks. A second optimizer's rates are
+    accumulated micro-batches and, with several processes, over the ranks. The learning rates of a second optimizer are
     ``lr/opt1_group<i>``. The step of a value is Lightning's count of batches that stepped before it.
 
-    A flush happens every ``flush_seconds`` (with several processes: every ``flush_steps`` steps, alike on all
-    ranks), before every validation and checkpoint, and on any exception. It raises :class:`Diverged` when a loss is
-    not finite, after logging every step before that one; so no checkpoint of a diverged run is ever saved.
+    A flush happens every ``flush_seconds`` (with several processes: every ``flush_steps`` steps, at the same step on
+    all ranks), before every validation and checkpoint, and on any exception. If a loss is not finite, the flush logs
+    every earlier step and then raises :class:`~lr_lightning.errors.Diverged`, so no checkpoint of a diverged run is
+    ever saved.
 
     Args:
-        flush_seconds: Longest time between two flushes in a run of one process, in seconds.
-        flush_steps: Most optimizer steps between two flushes.
-        stop_on_divergence: Whether to raise; otherwise non-finite losses are left out.
+        flush_seconds: Longest time between two flushes of a single process, in seconds, > 0.
+        flush_steps: Most optimizer steps between two flushes, >= 1.
+        stop_on_divergence: Whether to raise; if not, losses that are not finite are left out.
+
+    Attributes:
+        last_loss: The training loss of the last step that was flushed; None before the first flush.
+
+    Raises:
+        ArgumentError: An argument is out of range.
     """
 
     def __init__(self, flush_seconds: float = 5.0, flush_steps: int = 500, stop_on_divergence: bool = True) -> None:
-        if flush_seconds <= 0:
-            raise ValueError(f"flush_seconds must be > 0, got {flush_seconds}")
-        if flush_steps < 1:
-            raise ValueError(f"flush_steps must be >= 1, got {flush_steps}")
+        if not flush_seconds > 0:  # infinity is allowed: then only flush_steps counts
+            raise ArgumentError(f"must be > 0, got {flush_seconds}", "flush_seconds")
+        check_count("flush_steps", flush_steps, 1)
         self.flush_seconds, self.flush_steps, self.stop_on_divergence = flush_seconds, flush_steps, stop_on_divergence
-        self.last_loss: float | None = None  # as of the last flush
+        self.last_loss: float | None = None
         self._pending: list[tuple[int, Tensor | None, list[tuple[str, float | Tensor]], int]] = []
-        self._micro: list[Tensor] = []  # of the step that is under way
+        self._micro: list[Tensor] = []  # of the current step
         self._lrs: dict[int, list[tuple[str, float | Tensor]]] = {}
         self._epoch_losses: list[Tensor] = []  # not yet in the sum
         self._epoch_sum, self._epoch_batches = 0.0, 0
@@ -67,14 +74,14 @@ class StepRecorder(Callback):
     # -- gathering ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of the flushes, and keep the module's own values of the same names out."""
+        """Start the clock of the flushes, and reserve the names, which the module may log too."""
         self._flushed_at = time.monotonic()
         for logger in trainer.loggers:
             if isinstance(logger, Flushable):
                 logger.reserve(("train/loss", "train/loss_epoch"))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Note the rates this step uses: only here are they neither of the step before nor of the one after."""
+        """Note the learning rates of this step: only here are they neither the previous step's nor the next one's."""
         index = _index(trainer, optimizer)
         prefix = "lr/group" if index == 0 else f"lr/opt{index}_group"
         self._lrs[index] = [(f"{prefix}{i}", effective_lr(group)) for i, group in enumerate(optimizer.param_groups)]
@@ -82,15 +89,15 @@ class StepRecorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the loss where it is; complete the step if the optimizer stepped."""
+        """Keep the loss on its device; complete the step if the optimizer stepped."""
         loss = batch_loss(outputs, trainer, pl_module)
         if loss is not None:
             self._micro.append(loss)
             self._epoch_losses.append(loss)
             if len(self._epoch_losses) >= _MOST_UNSUMMED:
-                self._add_up()
+                self._sum_epoch_losses()
         if not self._lrs:
-            return  # a micro-batch of a step that is not complete
+            return  # the step is not complete
         mean = mean_loss(self._micro)
         lrs = [pair for index in sorted(self._lrs) for pair in self._lrs[index]]
         self._pending.append((logging_step(trainer), mean, lrs, time.time_ns() // 1_000_000))
@@ -104,17 +111,18 @@ class StepRecorder(Callback):
     # -- flushing ----------------------------------------------------------------------------------------------------
 
     def flush(self, trainer: Trainer, reduce: bool = True) -> None:
-        """Fetch the pending losses, in two transfers however many there are, and log them.
+        """Fetch the pending losses, in two transfers for any number of them, and log them.
 
         Args:
-            trainer: The trainer whose loggers are written to.
-            reduce: Whether to average over the ranks; False, and the losses left out, where others are gone.
+            trainer: The Trainer of the loggers.
+            reduce: Whether to average over the ranks. If False, because other ranks may be gone, the losses of several
+                processes are left out.
 
         Raises:
-            Diverged: If a loss is not finite; all steps before it are logged first.
+            Diverged: A loss is not finite; all earlier steps are logged first.
         """
-        if reduce:  # else something has failed, and the device may not answer
-            self._add_up()
+        if reduce:  # else something failed, and the device may not respond
+            self._sum_epoch_losses()
         pending, self._pending = self._pending, []
         self._flushed_at = time.monotonic()
         if not pending:
@@ -136,8 +144,8 @@ class StepRecorder(Callback):
             self._epoch_sum, self._epoch_batches = 0.0, 0
             raise bad
 
-    def _add_up(self) -> None:
-        """Fetch the losses of an epoch's batches; one after the other, so that the sum does not depend on when."""
+    def _sum_epoch_losses(self) -> None:
+        """Fetch the losses of an epoch's batches and add them one by one, so the sum does not depend on the flushes."""
         losses, self._epoch_losses = self._epoch_losses, []
         if losses:
             for loss in torch.stack(losses).tolist():
@@ -148,7 +156,7 @@ class StepRecorder(Callback):
     def _fetch(losses: list[Tensor | None], trainer: Trainer, reduce: bool) -> list[float | None]:
         known = [loss for loss in losses if loss is not None]
         if not known or (trainer.world_size > 1 and not reduce):
-            return [None] * len(losses)  # one rank's loss is not the mean; a resume comes by these steps again
+            return [None] * len(losses)  # one rank's loss is not the mean; a resumed run repeats these steps
         stacked = torch.stack(known)
         if reduce and trainer.world_size > 1:
             stacked = trainer.strategy.reduce(stacked, reduce_op="mean")
@@ -160,7 +168,7 @@ class StepRecorder(Callback):
         self.flush(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop on a validation loss that is not finite, before a checkpoint of it is saved."""
+        """Raise if the validation loss is not finite, before a checkpoint is saved."""
         if trainer.sanity_checking or not self.stop_on_divergence:
             return
         value = trainer.callback_metrics.get("val/loss")
@@ -179,11 +187,11 @@ class StepRecorder(Callback):
         self._epoch_sum, self._epoch_batches = 0.0, 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what is left."""
+        """Log the remaining steps."""
         self.flush(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Log what is left, whatever happened; the exception that is under way stays the one that is raised."""
+        """Log the remaining steps; a divergence found now becomes a note of the exception that is already raised."""
         try:
             self.flush(trainer, reduce=False)
         except Diverged as diverged:
@@ -192,17 +200,17 @@ class StepRecorder(Callback):
     # -- state -------------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Log every step the checkpoint contains, and make it durable, before the checkpoint is written."""
+        """Log and write every step that the checkpoint contains, before the checkpoint is saved."""
         self.flush(trainer)
-        if self.stop_on_divergence and not _finite(pl_module):
+        if self.stop_on_divergence and not _weights_are_finite(pl_module):
             raise Diverged("a weight", math.nan, logging_step(trainer), first_group_lr(trainer))
         for logger in trainer.loggers:
             if isinstance(logger, Flushable) and trainer.is_global_zero:
                 logger.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """The running sums of an epoch in progress, as tensors and plain values."""
-        self._add_up()
+        """Return the running sums of the current epoch as tensors and plain values."""
+        self._sum_epoch_losses()
         return {
             "micro": [loss.cpu() for loss in self._micro],
             "epoch_sum": self._epoch_sum,
@@ -210,25 +218,25 @@ class StepRecorder(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with an epoch in progress."""
+        """Restore the running sums."""
         self._micro = list(state_dict["micro"])
         self._epoch_losses, self._epoch_sum = [], float(state_dict["epoch_sum"] or 0.0)
         self._epoch_batches = state_dict["epoch_batches"]
 
 
-def _finite(module: LightningModule) -> bool:
-    """Whether all weights are: the loss of the step that spoilt them was computed before it."""
+def _weights_are_finite(module: LightningModule) -> bool:
+    """Return whether all weights are finite: the step that spoils them computes its loss before."""
     checks = [parameter.isfinite().all() for parameter in module.parameters() if parameter.is_floating_point()]
     return not checks or bool(torch.stack(checks).all())
 
 
 def _index(trainer: Trainer, optimizer: Optimizer) -> int:
-    # Lightning hands out the optimizer itself here, under manual optimization as well.
+    # Lightning passes the optimizer itself, also under manual optimization.
     return next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
 
 
 def _log(trainer: Trainer, rows: list[tuple[str, float, int, int]]) -> None:
-    """Give (name, value, step, milliseconds) rows to every logger: with their own times where it takes them."""
+    """Log rows of (name, value, step, milliseconds); a logger that is not :class:`Flushable` sets its own times."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:

@@ -2,26 +2,34 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.history import History, Point
 
-__all__ = ["AT_CHANCE", "HIGH", "RISE", "Curves", "Difference", "Fall", "Rise", "Track", "finite", "jitter"]
+__all__ = [
+    "AT_CHANCE",
+    "RISE",
+    "Curves",
+    "Difference",
+    "finite",
+    "jitter",
+    "reference_loss",
+    "same_phase",
+]
 
 Floats = NDArray[np.float64]
 
 RISE = 0.05
 """Share of the best validation loss: a smaller rise does not matter, however certain it is."""
-HIGH = 0.15
-"""Share of chance: a probe loss above it is high."""
 AT_CHANCE = 0.95
 """Share of chance: a loss above it has not left chance."""
 
+_HIGH = 0.15  # share of chance: a probe loss above it is high
 _RESAMPLES = 400
 _EXAMPLES, _WEIGHTS = 1.645, 2.326  # quantiles of the standard normal: one-sided 95 % and 99 %
 _MAD = 1.4826  # from the median absolute deviation to a standard deviation
@@ -94,7 +102,6 @@ class Track:
     rows: NDArray[np.float32] | None
     size: int
     width: int
-    _levels: list[Floats] = field(default_factory=list, repr=False, compare=False)
 
     @staticmethod
     def of(points: Sequence[Point], which: Literal["val", "probe"]) -> "Track":
@@ -107,12 +114,10 @@ class Track:
         matrix = np.stack(rows) if alike else None
         return Track(values, matrix, max(sizes[-1], 0 if matrix is None else matrix.shape[1]), width)
 
-    @property
+    @cached_property
     def smooth(self) -> Floats:
         """The level at each validation: a centred mean over ``width`` values, fewer at the ends; shape [T]."""
-        if not self._levels:
-            self._levels.append(np.array([self.values[self.window(i)].mean() for i in range(len(self.values))]))
-        return self._levels[0]
+        return np.array([self.values[self.window(i)].mean() for i in range(len(self.values))])
 
     def window(self, index: int) -> slice:
         """Return the validations whose mean is the level at ``index``."""
@@ -161,34 +166,30 @@ def _resamples(count: int) -> Floats:
 # -- both losses -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Rise:
+class Rise(NamedTuple):
     """The rise of the validation loss above its best.
 
     Attributes:
-        value: Height of the rise.
-        noise: Its standard error.
+        size: Height of the rise.
         since: Index of the validation from which it is measured.
         risen: Whether it is beyond its noise, and large enough to matter.
     """
 
-    value: float
-    noise: float
+    size: Difference
     since: int
     risen: bool
 
 
-@dataclass(frozen=True)
-class Fall:
+class Fall(NamedTuple):
     """A fall of the probe loss up to the end of the run.
 
     Attributes:
-        drop: How far it fell.
-        share: The fall for a quarter of the learning, as a share of the whole fall of the run.
+        size: How far it fell.
+        share: The fall in a quarter of the learning, as a share of the whole fall of the run.
         share_noise: Standard error of ``share``.
     """
 
-    drop: Difference
+    size: Difference
     share: float
     share_noise: float
 
@@ -247,7 +248,7 @@ class Curves:
     @property
     def high(self) -> bool:
         """Whether the probe loss is high at the end; True if no reference says what is high."""
-        return self.reference is None or self.probe_end > HIGH * self.reference
+        return self.reference is None or self.probe_end > _HIGH * self.reference
 
     @property
     def rise(self) -> Rise:
@@ -263,13 +264,13 @@ class Curves:
             one = self.val.difference(self.end, since)
             found.append((one.above(least + self.val.search_bias(since)), one, since))
         if not found:
-            return Rise(0.0, 0.0, self.best, False)
+            return Rise(Difference(0.0, 0.0, 0.0), self.best, False)
         risen, one, since = max(found, key=lambda f: (f[0], f[1].value / max(f[1].noise, 1e-300) if f[0] else -f[2]))
-        return Rise(one.value, one.noise, since, risen)
+        return Rise(one, since, risen)
 
     def fall(self, since: int) -> Fall:
         """Return the fall of the probe loss since a validation."""
-        drop = self.probe.difference(since, self.end)
+        size = self.probe.difference(since, self.end)
         before = max([v for v in (self.reference, self.start) if v is not None] or [float(self.probe.values[0])])
         if self.reference is not None:
             before = min(before, 2 * self.reference)
@@ -277,8 +278,8 @@ class Curves:
         distance = self.learning[self.probe.window(self.end)].mean() - self.learning[self.probe.window(since)].mean()
         scale = 0.25 / max(distance, 0.05)
         if learnt <= 0:
-            return Fall(drop, float(drop.value > 0) * scale, 0.0)
-        return Fall(drop, float(drop.value / learnt * scale), float(drop.noise / learnt * scale))
+            return Fall(size, float(size.value > 0) * scale, 0.0)
+        return Fall(size, float(size.value / learnt * scale), float(size.noise / learnt * scale))
 
     @property
     def first_at_best(self) -> int:

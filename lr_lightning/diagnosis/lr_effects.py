@@ -111,21 +111,16 @@ def matched_gap(trial: Trial, level: float) -> float:
 class Row:
     """The results at one learning rate.
 
-    Each pair is a mean over the seeds and half the width of its confidence interval; nan if unknown.
+    Each pair is a mean over the seeds and half the width of its confidence interval; nan if unknown. Runs that diverged
+    are only in the two means to the target, which are over the runs that reached it.
 
     Attributes:
         lr: Learning rate.
         runs: Number of seeds.
-        diverged: How many runs diverged; they are in no mean but those to the target.
-        reached: How many runs reached the target; only these are in the two means to the target.
-        steps_to_target: Steps until the target.
-        device_seconds_to_target: Device seconds until the target.
+        diverged: How many runs diverged.
+        reached: How many runs reached the target.
         spikes: Spikes in a thousand steps.
-        grad_ratio: 95th percentile of the gradient norm over its median.
-        val_loss: Validation loss at the end of the budget.
-        probe_loss: Probe loss at the end of the budget.
-        gap: Validation minus probe loss at the end of the budget.
-        gap_matched: The gap where the probe loss is :func:`matched_level`.
+        gap_matched: The gap where the probe loss is :func:`matched_level`. The other pairs are as in :class:`Trial`.
         matched: How many runs reached that level.
         verdicts: How often each verdict was given, the most frequent first.
     """

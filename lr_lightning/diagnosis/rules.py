@@ -131,8 +131,8 @@ def _overfitting(c: Curves) -> Verdict | None:
         "val_loss": c.val_end,
         "best_val_loss": float(c.val.smooth[c.best]),
         "best_epoch": c.points[c.best].epoch,
-        "rise": rise.value,
-        "rise_noise": rise.noise,
+        "rise": rise.size.value,
+        "rise_noise": rise.size.noise,
         "rise_since_epoch": c.points[rise.since].epoch,
         "probe_loss": c.probe_end,
         "probe_loss_at_best": float(c.probe.smooth[c.best]),
@@ -184,17 +184,17 @@ def _underfitting(c: Curves) -> Verdict | None:
     numbers = {
         "probe_loss": c.probe_end,
         "val_loss": c.val_end,
-        "probe_fall": fall.drop.value,
-        "probe_fall_noise": fall.drop.noise,
+        "probe_fall": fall.size.value,
+        "probe_fall_noise": fall.size.noise,
         "probe_fall_since_epoch": c.points[since].epoch,
         "probe_fall_share": fall.share,
         "probe_jitter": jitter(c.probe.values),
     }
     if near_chance:
-        if fall.drop.above(strictness=1.5) or c.hardly_moved(since):
+        if fall.size.above(strictness=1.5) or c.hardly_moved(since):
             return Verdict(Label.UNDERFITTING, Reason.UNDER_TRAINED, None, numbers)
         return None
-    if fall.drop.above() and fall.share >= _STILL:
+    if fall.size.above() and fall.share >= _STILL:
         return Verdict(Label.UNDERFITTING, Reason.UNDER_TRAINED, None, numbers)
     if c.unstable or c.reference is None:
         return None  # the loss had been lower, so neither the run nor the network was too small; or "high" is unknown
@@ -221,8 +221,8 @@ def _healthy(c: Curves) -> Verdict | None:
     numbers = {
         "val_loss": c.val_end,
         "best_val_loss": float(c.val.smooth[c.best]),
-        "rise": rise.value,
-        "rise_noise": rise.noise,
+        "rise": rise.size.value,
+        "rise_noise": rise.size.noise,
         "probe_loss": c.probe_end,
         "val_fall": fell.value,
         "val_fall_noise": fell.noise,
@@ -232,7 +232,7 @@ def _healthy(c: Curves) -> Verdict | None:
 
 def _inconclusive(c: Curves) -> Verdict:
     rise = c.rise
-    numbers = {"val_loss": c.val_end, "probe_loss": c.probe_end, "rise": rise.value, "rise_noise": rise.noise}
+    numbers = {"val_loss": c.val_end, "probe_loss": c.probe_end, "rise": rise.size.value, "rise_noise": rise.size.noise}
     if c.unstable:
         reason = Reason.UNSTABLE
         numbers["lowest_probe_loss"] = float(c.probe.smooth.min())

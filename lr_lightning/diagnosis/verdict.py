@@ -49,7 +49,7 @@ class Advice(Enum):
     # a learning rate that is too high
     LOWER_LR_TENFOLD = (
         "Lower the learning rate, which went up to {peak_lr:.3g}, tenfold at a time until the loss falls: "
-        "{tenth:.3g}, {hundredth:.3g}, {thousandth:.3g}, ..."
+        "{lower_lrs}, ..."
     )
     LOWER_LR = "Lower the learning rate tenfold at a time until the loss falls."
     WARM_UP_OR_CLIP = (
@@ -63,7 +63,7 @@ class Advice(Enum):
     # a learning rate that is too low
     RAISE_LR_TENFOLD = (
         "Raise the learning rate, which went up to {peak_lr:.3g}, tenfold at a time until the loss falls quickly: "
-        "{tenfold:.3g}, {hundredfold:.3g}, {thousandfold:.3g}, ..."
+        "{higher_lrs}, ..."
     )
     RAISE_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: little was learnt."
     RAISE_CALM_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: the loss falls slowly and smoothly."
@@ -185,13 +185,9 @@ class Verdict:
             )
         if "peak_lr" in n:
             peak = n["peak_lr"]
-            numbers |= {"tenth": peak / 10, "hundredth": peak / 100, "thousandth": peak / 1000, "third": peak / 3}
-            numbers |= {
-                "tenfold": 10 * peak,
-                "hundredfold": 100 * peak,
-                "thousandfold": 1000 * peak,
-                "triple": 3 * peak,
-            }
+            numbers |= {"third": peak / 3, "triple": 3 * peak}
+            numbers["lower_lrs"] = ", ".join(f"{peak / 10**k:.3g}" for k in (1, 2, 3))
+            numbers["higher_lrs"] = ", ".join(f"{peak * 10**k:.3g}" for k in (1, 2, 3))
             numbers["lr_is_high"] = f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak"
             numbers["to_a_tenth"] = f" from {peak:.3g} to {peak / 10:.3g}"
         if "probe_loss" in n:

@@ -1,4 +1,4 @@
-"""Batches for a measurement: from copies of the Trainer's loaders, which stay where they are."""
+"""Batches for a measurement, from copies of the Trainer's loaders, whose positions do not change."""
 
 import copy
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
 from lr_lightning._lightning import copy_without_iterator, prepared_loaders, set_sampler_epoch
+from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.snapshot import has_state
 
 __all__ = ["Batches", "training_loaders", "validation_loaders"]
@@ -31,21 +32,22 @@ def validation_loaders(trainer: Trainer) -> CombinedLoader:
 
 def _refuse_iterator(loader: Any, hook: str) -> None:
     if isinstance(loader, Iterator) and not has_state(loader):  # an object's attributes can be restored
-        raise ValueError(
-            f"The search for a rate: the {hook} is an iterator ({type(loader).__name__}), which it would use up. "
+        raise ArgumentError(
+            f"The learning rate search would use up the {hook}, which is an iterator ({type(loader).__name__}). "
             "Give a loader that can be iterated again, such as a DataLoader."
         )
 
 
 class Batches:
-    """Batches of copies of some loaders, pass after pass, without end.
+    """An endless stream of batches from copies of loaders, epoch after epoch.
 
     Args:
-        combined: The loaders; samplers, generators and data sets are theirs, so the caller keeps their state.
-        first_epoch: What a sampler is told the first pass is; each later pass is one more.
+        combined: The loaders. The copies share samplers, generators and data sets with them, so the caller must restore
+            those.
+        first_epoch: The epoch that samplers are set to in the first pass; each later pass adds one.
 
     Raises:
-        ValueError: On the first batch, if the loaders give none.
+        ArgumentError: On the first batch, if the loaders give none.
     """
 
     def __init__(self, combined: CombinedLoader, first_epoch: int = 0) -> None:
@@ -55,7 +57,7 @@ class Batches:
         self._iterator: Iterator[Any] | None = None
 
     def __next__(self) -> tuple[Any, int]:
-        """A batch, on the host, and its index in its pass."""
+        """Return a batch, on the host, and its index in its epoch."""
         for _ in range(2):
             if self._iterator is None:
                 for loader in self.copy.flattened:
@@ -68,24 +70,24 @@ class Batches:
                 continue
             self.index += 1
             return batch, self.index - 1
-        raise ValueError(
-            "The search for a rate: the training loader gives no batch. Check its data set, batch size and limits."
+        raise ArgumentError(
+            "The learning rate search got no batch from the training loader. Check its data set, batch size and limits."
         )
 
     def skip_rest(self) -> None:
-        """End this pass."""
+        """End this epoch."""
         self._iterator = None
         self.epoch += 1
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         self._iterator = None
         self.copy.reset()
 
 
 def _restarted(loader: Any) -> Any:
-    """A copy of a loader that shares everything with it but its iterator and workers."""
+    """Return a copy of a loader that shares everything except the iterator and the workers."""
     other = copy.copy(loader)
     if isinstance(loader, DataLoader):
-        vars(other)["_iterator"] = None  # past the lock that torch puts on its attributes
+        vars(other)["_iterator"] = None  # in vars, as torch forbids setting some attributes
     return other

@@ -1,4 +1,4 @@
-"""A Trainer's own training steps, at rates of one's choice, without a trace."""
+"""Dry run: the Trainer's own training steps, at chosen learning rates, all undone at the end."""
 
 import logging
 import math
@@ -36,41 +36,13 @@ from lr_lightning._lightning import (
     use_train_loaders,
 )
 from lr_lightning._param_groups import peak_lr, set_value
+from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.lr_finder.dataloaders import Batches, training_loaders
 from lr_lightning.lr_finder.snapshot import Snapshot
 
 __all__ = ["DryRun", "check_optimization"]
 
-# --- Whose training steps can be moved from outside.
-
-
-def check_optimization(trainer: Trainer, module: LightningModule, who: str) -> None:
-    """Refuse what cannot be measured, before anything has run.
-
-    Raises:
-        ValueError: Manual optimization, several optimizers, one without rates, or a ``training_step`` that takes the
-            loader's iterator.
-    """
-    name = type(module).__name__
-    if not module.automatic_optimization:
-        raise ValueError(
-            f"{who} works with automatic optimization, and {name} has automatic_optimization=False: its rates are set "
-            f"by its own training_step. Remove {who}, and compare a few rates in whole runs instead."
-        )
-    if len(trainer.optimizers) != 1:
-        raise ValueError(
-            f"{who} works with one optimizer, and {name}.configure_optimizers gives {len(trainer.optimizers)}. "
-            f"Remove {who}, or return one optimizer with several param groups: their ratios are kept."
-        )
-    groups = trainer.optimizers[0].param_groups
-    if not groups or any("lr" not in group for group in groups):
-        raise ValueError(
-            f"{who} works with an optimizer that has lr, and {type(trainer.optimizers[0]).__name__} has none."
-        )
-    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
-        raise ValueError(f"{who} does not support {name}.training_step(dataloader_iter). Take a batch instead.")
-
-
+# Objects that a step cannot change, or that are kept out of a step; a snapshot ignores them.
 _OPAQUE = (
     Trainer,
     Strategy,
@@ -84,30 +56,56 @@ _OPAQUE = (
     threading.Thread,
     multiprocessing.process.BaseProcess,
 )
-_EPOCHS_APART = 1000  # between the epochs that two runs tell the samplers
-_MOST_SKIPPED = 100  # updates in a row for which training_step gives no loss
+_EPOCHS_APART = 1000  # two runs set epochs this far apart in their samplers
+_MOST_SKIPPED = 100  # updates, or batches, in a row without a loss
+
+
+def check_optimization(trainer: Trainer, module: LightningModule, who: str) -> None:
+    """Check that a finder can control this module's learning rate.
+
+    Raises:
+        ArgumentError: Manual optimization, several optimizers, an optimizer without lr, or a ``training_step`` that
+            takes the loader's iterator.
+    """
+    name = type(module).__name__
+    if not module.automatic_optimization:
+        raise ArgumentError(
+            f"{who} works with automatic optimization, and {name} has automatic_optimization=False: its own "
+            f"training_step controls the learning rate. Remove {who}, and compare a few learning rates in whole runs."
+        )
+    if len(trainer.optimizers) != 1:
+        raise ArgumentError(
+            f"{who} works with one optimizer, and {name}.configure_optimizers gives {len(trainer.optimizers)}. "
+            f"Remove {who}, or return one optimizer with several param groups, whose ratios are kept."
+        )
+    groups = trainer.optimizers[0].param_groups
+    if not groups or any("lr" not in group for group in groups):
+        raise ArgumentError(
+            f"{who} works with an optimizer that has lr, and {type(trainer.optimizers[0]).__name__} has none."
+        )
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise ArgumentError(f"{who} does not support {name}.training_step(dataloader_iter). Take a batch instead.")
 
 
 class DryRun:
-    """Training steps of a Trainer that can be taken back.
+    """Training steps of a Trainer that are undone at the end.
 
-    As a context manager it keeps everything a step may touch (:class:`~lr_lightning.lr_finder.snapshot.Snapshot`),
-    keeps loggers, callbacks and profiler out of it, and puts everything back at its end, whatever happens. Within it,
-    each :meth:`run` starts from the same state.
+    A context manager. On entry it saves everything that a step may change
+    (:class:`~lr_lightning.lr_finder.snapshot.Snapshot`) and restores it on exit, also after an exception. Inside, every
+    :meth:`run` starts from the same state, without loggers, callbacks and profiler.
 
-    A step is Lightning's own: transfer hooks, ``training_step``, precision, accumulation, clipping and the
-    optimizer's update, with the module's ``on_train_batch_start`` and ``_end``. What ``training_step`` logs goes
-    nowhere.
+    A step is Lightning's own: transfer hooks, ``training_step``, precision, accumulation, clipping and the optimizer's
+    update, with the module's ``on_train_batch_start`` and ``_end``. Values that ``training_step`` logs are not stored.
 
     Args:
-        trainer: In a fit, with its optimizer.
-        module: Its module.
-        ratios: Of each param group's rate to the one that is asked for.
-        accumulate: Batches for one update.
+        trainer: The Trainer, in a fit, with its optimizer.
+        module: The Trainer's module.
+        ratios: The lr of each param group divided by the lr that a step is given.
+        accumulate: Batches per update.
         started: Whether the module's ``on_fit_start`` and ``on_train_start`` have been called.
 
     Raises:
-        ValueError: In the first step, if the module sets the rate itself.
+        ArgumentError: In the first step, if the module sets the lr itself.
     """
 
     def __init__(
@@ -125,21 +123,19 @@ class DryRun:
         own = zip(self.optimizer.param_groups, ratios, strict=True)
         self._reference = next((peak_lr(group) / ratio for group, ratio in own if ratio > 0), 1.0)
         self.log: Callable[[str, Any], None] | None = None
-        """Gets what the module logs, while it is set."""
+        """Receives what the module logs; None to discard it."""
         self._stack = ExitStack()
         self._snapshots: list[Snapshot] = []
         self._batches: Batches | None = None
         self._accumulating = False
-        self._micro = 0  # batches that have gone into gradients
-        self._loss: Tensor | None = None  # of the last one
-        self._set: list[float] = []
-
-    # -- life --------------------------------------------------------------------------------------------------------
+        self._micro_batches = 0  # batches that have contributed to gradients
+        self._loss: Tensor | None = None  # of the last batch
+        self._set_lrs: list[float] = []
 
     def __enter__(self) -> Self:
         trainer, loop = self.trainer, self.trainer.fit_loop
         self._stack.enter_context(isolate_rng())
-        self._stack.callback(self._give_back)
+        self._stack.callback(self._finish)
         roots = {
             "module": self.module,
             "module parameters": [*self.module.parameters(), *self.module.buffers()],  # of scripted modules too
@@ -155,7 +151,7 @@ class DryRun:
             self._snapshots.append(Snapshot(roots, shallow=[trainer], opaque=_OPAQUE))
             with isolate_rng():
                 self._loaders = training_loaders(trainer)
-            self.keep({"train_dataloader": self._loaders.flattened})
+            self.save({"train_dataloader": self._loaders.flattened})
         except BaseException:
             self._stack.close()
             raise
@@ -164,31 +160,30 @@ class DryRun:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
 
-    def keep(self, roots: Mapping[str, object]) -> None:
-        """Put these back as well: what a step may touch that nothing led to when the dry_run was entered."""
+    def save(self, roots: Mapping[str, object]) -> None:
+        """Save further objects that a step may change, and that nothing led to when the dry run was entered."""
         self._snapshots.append(Snapshot(roots, opaque=_OPAQUE, before=self._snapshots))
 
     def _restore(self) -> list[str]:
         return [name for snapshot in reversed(self._snapshots) for name in snapshot.restore()]
 
-    def _give_back(self) -> None:
+    def _finish(self) -> None:
         changed = self._restore()
         self._snapshots = []
         if changed:
             rank_zero_warn(
-                "The search for a rate has moved what it cannot put back, so this run may differ from one without it: "
-                f"{', '.join(dict.fromkeys(changed))}."
+                "The learning rate search changed objects that it cannot restore, so this run may differ from a run "
+                f"without the search: {', '.join(dict.fromkeys(changed))}."
             )
 
     @contextmanager
     def run(self, number: int = 0) -> Iterator[None]:
-        """Steps from the start; afterwards everything is back.
+        """Start a run of steps from the saved state, and undo all of them on exit.
 
         Args:
-            number: Of the run. The first one, 0, sees the batches and random numbers that training is about to see;
-                others draw their own.
+            number: Run 0 sees the batches and random numbers that training is about to see; others draw their own.
         """
-        with self.undone():
+        with self.undo():
             try:
                 self._begin(number)
                 yield
@@ -198,9 +193,9 @@ class DryRun:
                     self._batches = None
 
     @contextmanager
-    def undone(self) -> Iterator[None]:
-        """What happens in it is put back at its end, and draws no random numbers of others."""
-        # a rate that is too high is no anomaly here
+    def undo(self) -> Iterator[None]:
+        """Undo every change on exit, without touching the global random state."""
+        # Without anomaly detection: here a learning rate may be too high.
         with isolate_rng(), torch.enable_grad(), torch.autograd.set_detect_anomaly(False):
             try:
                 yield
@@ -216,23 +211,23 @@ class DryRun:
         use_train_loaders(trainer, self._loaders)
         control_accumulation(trainer, lambda: self._accumulating)
         loop.epoch_loop.automatic_optimization.output_result_cls = SimpleNamespace(  # type: ignore[assignment]
-            from_training_step_output=self._note
+            from_training_step_output=self._record_loss
         )
-        self.module.log = self._take  # type: ignore[method-assign]
-        self.module.log_dict = self._take_all  # type: ignore[method-assign]
+        self.module.log = self._receive  # type: ignore[method-assign]
+        self.module.log_dict = self._receive_all  # type: ignore[method-assign]
         if number > 0:
             self._reseed(number)
         epoch = trainer.current_epoch
         self._batches = Batches(self._loaders, epoch + number * _EPOCHS_APART)
-        self._micro, self._set = 0, []
+        self._micro_batches, self._set_lrs = 0, []
         for hook in ([] if self.started else ["on_fit_start", "on_train_start"]) + ["on_train_epoch_start"]:
             call_module_hook(trainer, hook)
         if hasattr(self.optimizer, "train"):
-            self.optimizer.train()  # schedule-free: the weights at which gradients are taken
-        self.optimizer.register_step_pre_hook(self._check_rates)
+            self.optimizer.train()  # schedule-free optimizers: use the weights at which gradients are taken
+        self.optimizer.register_step_pre_hook(self._check_lrs)
 
     def _reseed(self, number: int) -> None:
-        """Other random numbers than in the first run, the same ones each time."""
+        """Seed the generators of a later run: differently for each number, the same for the same number."""
         seed = (torch.initial_seed() + number) % 2**32
         random.seed(seed)
         torch.manual_seed(seed)
@@ -242,98 +237,93 @@ class DryRun:
             for generator in snapshot.instances(torch.Generator):
                 generator.manual_seed((generator.initial_seed() + number) % 2**32)
 
-    # -- steps -------------------------------------------------------------------------------------------------------
-
     def step(self, lr: float) -> float:
-        """One update of the optimizer.
+        """Make one update of the optimizer.
 
         Args:
-            lr: The rate; each param group's is this times its ratio.
+            lr: The learning rate; each param group uses this times its ratio.
 
         Returns:
-            The training loss of its batches before the update: the mean over them, and over all processes.
+            The training loss before the update: the mean over its batches and over all processes.
 
         Raises:
-            ValueError: The module sets the rate itself, the loader gives no batch, or ``training_step`` no loss.
+            ArgumentError: The module sets the lr itself, the loader gives no batch, or ``training_step`` no loss.
         """
         groups = self.optimizer.param_groups
-        # a module may add groups in its hooks
+        # the module may have added groups in its hooks
         ratios = [*self.ratios, *(peak_lr(group) / self._reference for group in groups[len(self.ratios) :])]
-        self._set = [lr * ratio for ratio in ratios]
-        for group, rate in zip(groups, self._set, strict=True):
+        self._set_lrs = [lr * ratio for ratio in ratios]
+        for group, group_lr in zip(groups, self._set_lrs, strict=True):
             group.setdefault("initial_lr", float(group["lr"]))
-            set_value(group, "lr", rate)
+            set_value(group, "lr", group_lr)
         losses: list[Tensor] = []
         for _ in range(_MOST_SKIPPED):
             for number in range(self.accumulate):
                 self._accumulating = number + 1 < self.accumulate
-                self._batch()
+                self._train_batch()
                 losses += [] if self._loss is None else [self._loss]
             if losses:
                 break
         else:
-            raise ValueError(
-                "The search for a rate: training_step gave no loss for "
-                f"{_MOST_SKIPPED * self.accumulate} batches in a row."
+            raise ArgumentError(
+                f"The learning rate search got no loss from training_step for {_MOST_SKIPPED * self.accumulate} "
+                "batches in a row."
             )
         mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         if self.trainer.world_size > 1:
             mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
         return float(mean)
 
-    def _batch(self) -> None:
-        """Forward, backward and, unless it accumulates, the update."""
+    def _train_batch(self) -> None:
+        """Run forward, backward and, unless the batch only accumulates, the update."""
         trainer, loop = self.trainer, self.trainer.fit_loop.epoch_loop
-        batch, index = self._next()
+        batch, index = self._next_batch()
         self._loss = None
         kwargs = training_step_arguments(trainer, batch, index)
-        # the count of micro-batches says when gradients are to be zeroed
-        outputs = loop.automatic_optimization.run(self.optimizer, self._micro, kwargs)
-        self._micro += 1
+        # Lightning zeroes gradients by the count of micro-batches.
+        outputs = loop.automatic_optimization.run(self.optimizer, self._micro_batches, kwargs)
+        self._micro_batches += 1
         call_module_hook(trainer, "on_train_batch_end", outputs, batch, index)
 
-    def _next(self) -> tuple[Any, int]:
-        """The next batch that is trained on, and its index in its epoch."""
+    def _next_batch(self) -> tuple[Any, int]:
+        """Return the next batch to train on, and its index in its epoch."""
         trainer, batches = self.trainer, self._batches
         if batches is None:
-            raise RuntimeError("step() belongs into a run()")
+            raise UsageError("DryRun.step() must be called inside of DryRun.run().")
         for _ in range(_MOST_SKIPPED):
             host, index = next(batches)
-            if host is None:  # Lightning passes over it as well
+            if host is None:  # Lightning skips it as well
                 continue
             batch = to_device(trainer, host)
             trainer.fit_loop.epoch_loop.batch_progress.increment_ready()
             if call_module_hook(trainer, "on_train_batch_start", batch, index) != -1:
                 return batch, index
             batches.skip_rest()
-        raise ValueError(f"The search for a rate: the module passed over {_MOST_SKIPPED} batches in a row.")
+        raise ArgumentError(f"The learning rate search found no batch: the module skipped {_MOST_SKIPPED} in a row.")
 
-    def _note(self, output: Any, normalize: int = 1) -> ClosureResult:
-        """Take the loss as ``training_step`` gives it, where an optimizer asks more than once at its first weights."""
+    def _record_loss(self, output: Any, normalize: int = 1) -> ClosureResult:
+        """Record the loss of ``training_step``; only the first one, if the optimizer calls it several times."""
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if self._loss is None and isinstance(loss, Tensor):
             whole = loss.detach().clone().mean()
             self._loss = whole.float() if whole.dtype in (torch.float16, torch.bfloat16) else whole
         return ClosureResult.from_training_step_output(output, normalize)
 
-    def _check_rates(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _check_lrs(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         used = [float(group["lr"]) for group in optimizer.param_groups]
-        if any(not math.isclose(a, b, rel_tol=1e-5) for a, b in zip(used, self._set, strict=True)):
+        if any(not math.isclose(a, b, rel_tol=1e-5) for a, b in zip(used, self._set_lrs, strict=True)):
             name = type(self.module).__name__
-            raise ValueError(
-                f"The search for a rate: {name} sets the learning rate itself (to {used}, where the search had set "
-                f"{self._set}), in optimizer_step or another hook, so it cannot be moved. Use "
-                "LRSchedule(Warmup(...)) instead."
+            raise ArgumentError(
+                f"The learning rate search cannot control the lr: {name} sets it itself, in optimizer_step or another "
+                f"hook, to {used} instead of {self._set_lrs}. Use LRSchedule(Warmup(...)) instead."
             )
 
-    # -- what the module logs ----------------------------------------------------------------------------------------
-
-    def _take(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+    def _receive(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         if self.log is not None:
             self.log(name, value)
-        elif isinstance(value, Tensor | int | float):  # a later hook may ask the Trainer for it
+        elif isinstance(value, Tensor | int | float):  # a later hook may read it from the Trainer
             set_callback_metric(self.trainer, name, value)
 
-    def _take_all(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
+    def _receive_all(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
         for name, value in dictionary.items():
-            self._take(name, value)
+            self._receive(name, value)

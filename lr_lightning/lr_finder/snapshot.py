@@ -1,4 +1,8 @@
-"""How one object is kept, without what it refers to, and put back in place."""
+"""A snapshot of a graph of Python objects in host memory, and its restoration in place.
+
+In reading order: the snapshot walks the graph (``Snapshot``, ``_children``), saves each object without what it refers
+to (``_save``), which for most objects means their attributes, and remembers the position of what it can only watch.
+"""
 
 import argparse
 import array
@@ -24,76 +28,19 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-__all__ = [
-    "Restore",
-    "Snapshot",
-    "attributes",
-    "class_attributes",
-    "has_position",
-    "has_state",
-    "is_numpy",
-    "keep",
-    "keep_attributes",
-    "keep_class",
-    "position",
-    "same_entries",
-]
+__all__ = ["Snapshot", "has_state"]
 
-# --- Where an iterator or a file stands, so that one that has moved can be told from one that has not.
+log = logging.getLogger(__name__)
 
-_VALUES = (type(None), bool, int, float, complex, str, bytes, range)
-_DEPTH = 4  # how far containers among an iterator's arguments are looked into
+_T = TypeVar("_T")
+_Restore = Callable[[], object]
+"""Restores one object; returns False if the object has changed and cannot be restored."""
 
-
-class _Identity:
-    """Equal to another of the very same object, which it keeps alive: its id is not used again."""
-
-    def __init__(self, obj: object) -> None:
-        self.obj = obj
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and self.obj is other.obj
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def has_position(obj: object) -> bool:
-    """Whether an object moves as it is used, and cannot be put back."""
-    return isinstance(obj, Iterator | io.IOBase | _BaseDataLoaderIter)
-
-
-def position(obj: Any) -> Any:
-    """Where an iterator or a file stands, as something that can be compared; None where there is no telling."""
-    try:
-        if isinstance(obj, _BaseDataLoaderIter):
-            return obj._num_yielded
-        if isinstance(obj, io.IOBase):
-            return None if obj.closed or not obj.seekable() else obj.tell()
-        if isinstance(obj, types.GeneratorType):
-            frame = obj.gi_frame
-            if frame is None:
-                return None
-            return frame.f_lasti, _mark(obj.gi_yieldfrom), {name: _mark(v) for name, v in frame.f_locals.items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            reduced = obj.__reduce__()
-        return None if isinstance(reduced, str) else _mark(reduced[1:])
-    except (TypeError, OSError, ValueError, NotImplementedError):
-        return None
-
-
-def _mark(value: Any, depth: int = _DEPTH) -> Any:
-    if isinstance(value, _VALUES):
-        return value
-    if isinstance(value, Iterator) and not hasattr(value, "__dict__"):
-        return position(value)
-    if isinstance(value, tuple | list) and depth > 0:  # which __reduce__ makes anew each time
-        return [_mark(entry, depth - 1) for entry in value]
-    return _Identity(value)
-
-
-# --- What an object's attributes hold, whether that is state, and how they are put back.
-
+_ATOMS = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device, torch.Size)
+_DATA_HOLDERS = (DataLoader, Dataset, LightningDataModule, Sampler)  # what they hold is data, not state
+_LONG = 10_000  # entries of a container that is data; the entries of a longer one are not visited
+_LARGE = 2**20  # bytes of an array that is data; a larger one is watched and not copied
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _STDLIB_STATE = (
     types.SimpleNamespace,
     argparse.Namespace,
@@ -103,14 +50,311 @@ _STDLIB_STATE = (
     SynchronizedBase,  # multiprocessing.Value and Array
 )
 _LIBRARIES = sys.stdlib_module_names | {"lightning", "lightning_fabric", "numpy", "torch", "torchmetrics"}
+_COMPARABLE = (type(None), bool, int, float, complex, str, bytes, range)
+_ARGUMENT_DEPTH = 4  # how deep to look into containers among an iterator's arguments
 
-Restore = Callable[[], bool]
-"""Puts one object back; False where it has changed and cannot be put back."""
+
+class Snapshot:
+    """The present state of everything that some objects lead to.
+
+    Objects keep their identity: attributes, entries and values are restored in place. The snapshot follows attributes
+    (``__dict__``, slots, and class attributes of the user's own classes), entries of containers, and arguments of
+    partials. It does not follow closures of functions, so that a user's hooks can record what happens. It saves tensors
+    (values, ``requires_grad``, hooks and gradients, copied once to host memory), numpy arrays, containers, and the
+    states of random generators (torch, numpy, Python). It only watches large arrays of data sets. Iterators, running
+    generator functions and open files cannot be restored: :meth:`restore` names those that have moved.
+
+    Args:
+        roots: The objects to start from, by their names in messages.
+        shallow: Objects whose attributes are saved as references, without following them.
+        opaque: Types whose instances are ignored.
+        before: Snapshots that will be restored after this one. Objects that they reached as data count as data here
+            too: if this snapshot wrote to such an object, it would look changed to them.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, object],
+        *,
+        shallow: Iterable[object] = (),
+        opaque: tuple[type, ...] = (),
+        before: Iterable["Snapshot"] = (),
+    ) -> None:
+        self._opaque = opaque
+        # ids of objects that are data; the snapshots in `before` keep theirs alive
+        self._data: set[int] = set().union(*(snapshot._data for snapshot in before))
+        self._seen: dict[int, object] = {}  # keeps objects alive, so that no id is used again
+        self._saved: list[tuple[str, _Restore]] = []
+        for obj in shallow:
+            self._seen[id(obj)] = obj
+            self._saved.append((type(obj).__name__, _save_attributes(obj)))
+        self._walk([(name, root, False) for name, root in reversed(list(roots.items()))])
+
+    def restore(self) -> list[str]:
+        """Restore everything; may be called again.
+
+        Returns:
+            Names of objects that have changed and could not be restored.
+        """
+        with torch.no_grad():
+            return [name for name, restore in self._saved if not _succeeds(name, restore)]
+
+    def instances(self, kind: type[_T]) -> Iterator[_T]:
+        """Iterate over the visited objects of one class."""
+        return (obj for obj in self._seen.values() if isinstance(obj, kind))
+
+    def _walk(self, stack: list[tuple[str, object, bool]]) -> None:
+        while stack:
+            name, obj, data = stack.pop()
+            if isinstance(obj, _ATOMS) or id(obj) in self._seen or isinstance(obj, self._opaque):
+                continue
+            self._seen[id(obj)] = obj
+            data = data or isinstance(obj, _DATA_HOLDERS) or id(obj) in self._data
+            if data:
+                self._data.add(id(obj))
+            restore = _save(obj, data)
+            if restore is not None:
+                self._saved.append((name, restore))
+            if data and isinstance(obj, list | tuple | dict | set) and len(obj) > _LONG:
+                continue
+            if data and isinstance(obj, types.MethodType):  # a collate_fn, say
+                stack.append((name, obj.__self__, data))
+            stack += reversed([(name + step, child, data) for step, child in _children(obj)])
+
+
+def _succeeds(name: str, restore: _Restore) -> bool:
+    try:
+        return restore() is not False
+    except Exception as e:  # one failure must not keep other objects from being restored
+        log.info("%s could not be restored: %s: %s", name, type(e).__name__, e)
+        return False
+
+
+def _children(obj: Any) -> Iterator[tuple[str, object]]:
+    """Yield the objects that an object refers to, each with the step that leads to it."""
+    if isinstance(obj, dict):
+        for key, value in list(obj.items()):
+            if not isinstance(value, _ATOMS):
+                yield f"[{key!r}]", value
+            if not isinstance(key, _ATOMS):
+                yield " key", key
+    elif isinstance(obj, list | tuple | set | frozenset | collections.deque):
+        for index, value in enumerate(list(obj)):
+            if not isinstance(value, _ATOMS):
+                yield f"[{index}]", value
+    elif isinstance(obj, functools.partial):
+        yield from (("", obj.func), ("", obj.args), ("", obj.keywords))
+    elif isinstance(obj, Tensor):
+        if obj.is_leaf and obj.grad is not None:
+            yield ".grad", obj.grad
+    elif hasattr(obj, "bit_generator") and _is_numpy(type(obj)):  # type: ignore[arg-type]
+        yield "", obj.bit_generator
+    if isinstance(obj, type):
+        yield from ((f".{key}", value) for key, value in _class_attributes(obj).items())
+    elif has_state(obj):
+        for key, value in {**(_instance_dict(obj) or {}), **_slot_values(obj)}.items():
+            if not isinstance(value, _ATOMS):
+                yield f".{key}", value
+        yield from (("", kind) for kind in type(obj).__mro__ if _class_attributes(kind))
+
+
+# -- saving one object -------------------------------------------------------------------------------------------------
+
+
+def _save(obj: Any, data: bool) -> _Restore | None:
+    """Save one object without what it refers to; return None if it has no state.
+
+    Args:
+        obj: The object.
+        data: Whether it is part of a data set, whose large arrays are not copied.
+    """
+    if isinstance(obj, Tensor):
+        return None if obj.is_meta else _save_lazy(obj) if is_lazy(obj) else _save_tensor(obj, data)
+    if isinstance(obj, torch.Generator):
+        state = obj.get_state()
+        return lambda: obj.set_state(state)
+    if isinstance(obj, random.Random):
+        return _save_random(obj)
+    if _is_numpy(type(obj)):  # type: ignore[arg-type]  # mypy takes a type for its instance
+        return _save_numpy(obj, data)
+    if isinstance(obj, dict):
+        return _save_dict(obj)
+    if isinstance(obj, list | collections.deque):
+        return _save_sequence(obj)
+    if isinstance(obj, set):
+        return _save_set(obj)
+    if isinstance(obj, array.array | bytearray):
+        copied: Any = obj[:]
+        return lambda: obj.__setitem__(slice(None), copied)
+    if isinstance(obj, ctypes._SimpleCData | ctypes.Array) and not isinstance(obj, ctypes.py_object):
+        raw = bytes(obj)
+        return lambda: ctypes.memmove(ctypes.addressof(obj), raw, len(raw))
+    if isinstance(obj, type):
+        return _save_class(obj)
+    if has_state(obj):
+        return _save_attributes(obj)
+    if _has_position(obj) and obj not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        before = _position(obj)
+        return lambda: bool(_position(obj) == before)
+    return None
+
+
+def _save_dict(obj: dict[Any, Any]) -> _Restore:
+    saved = dict(obj)
+    restore_attributes = _save_attributes(obj) if has_state(obj) else None
+    # The base class's methods, as a subclass may do more than store.
+    kind: Any = collections.OrderedDict if isinstance(obj, collections.OrderedDict) else dict
+
+    def restore() -> None:
+        if not _same_entries(obj, saved):
+            kind.clear(obj)
+            kind.update(obj, saved)
+        if restore_attributes is not None:
+            restore_attributes()
+
+    return restore
+
+
+def _save_sequence(obj: Any) -> _Restore:
+    saved = list(obj)
+    restore_attributes = _save_attributes(obj) if has_state(obj) else None
+
+    def restore() -> None:
+        if len(obj) != len(saved) or any(a is not b for a, b in zip(obj, saved, strict=True)):
+            obj.clear()
+            obj.extend(saved)
+        if restore_attributes is not None:
+            restore_attributes()
+
+    return restore
+
+
+def _save_set(obj: set[Any]) -> _Restore:
+    saved = frozenset(obj)
+
+    def restore() -> None:
+        if obj != saved:
+            obj.clear()
+            obj.update(saved)
+
+    return restore
+
+
+def _same_entries(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    """Compare two dicts by the identity of their keys and values, and by order."""
+    pairs = zip(one.items(), other.items(), strict=False)
+    return len(one) == len(other) and all(a is b and x is y for (a, x), (b, y) in pairs)
+
+
+def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
+    if data and tensor.numel() * tensor.element_size() > _LARGE:
+        watched = None if tensor.is_inference() else tensor._version
+        return lambda: watched is None or tensor._version == watched
+    saved, device = tensor.detach().to("cpu", copy=True), tensor.device
+    requires_grad, inference = tensor.requires_grad, tensor.is_inference()
+    grad = tensor.grad if tensor.is_leaf else None
+    restore_attributes, restore_hooks = _save_attributes(tensor), _save_hooks(tensor)
+    version = None if inference else tensor._version
+
+    def restore() -> None:
+        restore_attributes()
+        restore_hooks()
+        if not tensor.is_leaf and tensor._version == version:
+            return  # part of a graph that may still be needed
+        with torch.inference_mode(inference):
+            if (tensor.shape, tensor.dtype, tensor.device) == (saved.shape, saved.dtype, device):
+                _write(tensor, saved)
+            else:
+                tensor.data = saved.to(device, copy=True)
+        if tensor.is_leaf:
+            if tensor.requires_grad != requires_grad:
+                tensor.requires_grad_(requires_grad)
+            if tensor.grad is not grad:
+                tensor.grad = grad
+
+    return restore
+
+
+def _write(tensor: Tensor, values: Tensor) -> None:
+    if tensor.layout == torch.strided:  # a detached tensor of another layout does not share its indices
+        tensor = tensor.detach()
+        for dim, stride in enumerate(tensor.stride()):
+            if stride == 0 and tensor.shape[dim] > 1:  # expanded: all entries along it are one
+                tensor, values = tensor.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
+    tensor.copy_(values)
+
+
+def _save_hooks(tensor: Tensor) -> _Restore:
+    """Save the hooks of a tensor, which are not in its ``__dict__``."""
+    saved = [(name, hooks, dict(hooks or {})) for name in _TENSOR_HOOKS for hooks in (getattr(tensor, name),)]
+
+    def restore() -> None:
+        for name, hooks, entries in saved:
+            now = getattr(tensor, name)
+            if hooks is not None and now is not hooks:
+                setattr(tensor, name, hooks)
+                now = hooks
+            if now is not None and not _same_entries(now, entries):
+                now.clear()  # in place, as setting None would leave the old hooks active
+                now.update(entries)
+
+    return restore
+
+
+def _save_lazy(tensor: Any) -> _Restore:
+    """Save a parameter of a lazy layer, so that it becomes lazy again."""
+    restore_attributes, kind = _save_attributes(tensor), type(tensor)
+
+    def restore() -> None:
+        if type(tensor) is not kind:
+            tensor.grad = None
+            tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        restore_attributes()
+
+    return restore
+
+
+def _save_random(generator: random.Random) -> _Restore | None:
+    try:
+        state = generator.getstate()
+    except NotImplementedError:  # SystemRandom
+        return None
+    return lambda: generator.setstate(state)
+
+
+@functools.cache
+def _is_numpy(kind: Any) -> bool:
+    """Check whether a class is one of numpy's without importing numpy, which need not be installed."""
+    return any(_top_module(base) == "numpy" for base in kind.__mro__)
+
+
+def _save_numpy(obj: Any, data: bool) -> _Restore | None:
+    """Save an array or a generator of numpy."""
+    if hasattr(obj, "bit_generator"):
+        return None  # its bit generator is one of its children
+    if hasattr(obj, "get_state") and hasattr(obj, "set_state"):  # RandomState
+        legacy = obj.get_state()
+        return lambda: obj.set_state(legacy)
+    if hasattr(obj, "random_raw"):  # BitGenerator
+        state = obj.state
+        return lambda: setattr(obj, "state", state)
+    if not hasattr(obj, "__array_interface__") or not getattr(getattr(obj, "flags", None), "writeable", False):
+        return None  # read-only, or a scalar
+    if (data or hasattr(obj, "filename")) and obj.nbytes > _LARGE:  # `filename`: a memory map
+        if obj.dtype.hasobject or not obj.flags.c_contiguous:
+            return None
+        before = zlib.adler32(obj)
+        return lambda: zlib.adler32(obj) == before
+    saved = obj.copy()
+    return lambda: obj.__setitem__(..., saved)
+
+
+# -- attributes --------------------------------------------------------------------------------------------------------
 
 
 def has_state(obj: object) -> bool:
-    """Whether an object's attributes are state that may be put back."""
-    if isinstance(obj, type | types.ModuleType | enum.Enum) or (has_position(obj) and "_num_yielded" in dir(obj)):
+    """Check whether an object's attributes are state that may be restored."""
+    if isinstance(obj, type | types.ModuleType | enum.Enum) or (_has_position(obj) and "_num_yielded" in dir(obj)):
         return False
     return _may_have_state(type(obj))  # type: ignore[arg-type]
 
@@ -118,18 +362,12 @@ def has_state(obj: object) -> bool:
 @functools.cache
 def _may_have_state(kind: Any) -> bool:
     known = issubclass(kind, _STDLIB_STATE)
-    if not known and all(_top(base) in sys.stdlib_module_names for base in kind.__mro__):
+    if not known and all(_top_module(base) in sys.stdlib_module_names for base in kind.__mro__):
         return False  # a function, a lock, a thread, a path, a regular expression, ...
     return any("__dict__" in base.__dict__ for base in kind.__mro__) or any(_slots(kind))
 
 
-@functools.cache
-def is_numpy(kind: Any) -> bool:
-    """Whether a class is one of numpy's, which need not be installed."""
-    return any(_top(base) == "numpy" for base in kind.__mro__)
-
-
-def _top(kind: type) -> str:
+def _top_module(kind: type) -> str:
     return kind.__module__.split(".")[0]
 
 
@@ -147,42 +385,40 @@ def _slot_values(obj: object) -> dict[str, Any]:
         try:
             found[slot] = object.__getattribute__(obj, slot)
         except AttributeError:
-            continue  # it is not set
+            continue  # not set
     return found
 
 
-def attributes(obj: object) -> dict[str, Any]:
-    """What is in ``__dict__`` and slots."""
-    own = getattr(obj, "__dict__", {})
-    return {**(own if isinstance(own, dict) else {}), **_slot_values(obj)}
-
-
-def keep_attributes(obj: object) -> Restore:
-    """How to put an object's attributes back, and its class."""
-    kind, slots = type(obj), _slot_values(obj)
+def _instance_dict(obj: object) -> dict[str, Any] | None:
     own = getattr(obj, "__dict__", None)
-    kept = dict(own) if isinstance(own, dict) else {}
+    return own if isinstance(own, dict) else None
 
-    def put_back() -> bool:
+
+def _save_attributes(obj: object) -> _Restore:
+    """Save an object's attributes and class."""
+    kind, slots = type(obj), _slot_values(obj)
+    own = _instance_dict(obj)
+    saved = dict(own or {})
+
+    def restore() -> None:
         if type(obj) is not kind:  # a lazy layer becomes a plain one
             object.__setattr__(obj, "__class__", kind)
-        if isinstance(own, dict) and not same_entries(own, kept):
+        if own is not None and not _same_entries(own, saved):
             own.clear()
-            own.update(kept)
+            own.update(saved)
         now = _slot_values(obj)
         for slot in now.keys() - slots.keys():
             object.__delattr__(obj, slot)
         for slot, value in slots.items():
             if slot not in now or now[slot] is not value:
                 object.__setattr__(obj, slot, value)
-        return True
 
-    return put_back
+    return restore
 
 
-def class_attributes(kind: type) -> dict[str, Any]:
-    """What a person's own class holds for all its instances: no methods, properties or slots."""
-    if _top(kind) in _LIBRARIES:
+def _class_attributes(kind: type) -> dict[str, Any]:
+    """Return the values that a user's class holds for all its instances: no methods, properties or slots."""
+    if _top_module(kind) in _LIBRARIES:
         return {}
     return {
         name: value
@@ -191,331 +427,67 @@ def class_attributes(kind: type) -> dict[str, Any]:
     }
 
 
-def keep_class(kind: type) -> Restore:
-    """How to put back what a person's own class holds for all its instances."""
-    kept = class_attributes(kind)
+def _save_class(kind: type) -> _Restore:
+    """Save the values that a user's class holds for all its instances."""
+    saved = _class_attributes(kind)
 
-    def put_back() -> bool:
-        now = class_attributes(kind)
-        for name in now.keys() - kept.keys():
+    def restore() -> None:
+        now = _class_attributes(kind)
+        for name in now.keys() - saved.keys():
             type.__delattr__(kind, name)
-        for name, value in kept.items():
+        for name, value in saved.items():
             if name not in now or now[name] is not value:
                 type.__setattr__(kind, name, value)
-        return True
-
-    return put_back
-
-
-def same_entries(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
-    """Whether two dicts have the very same keys in the same order, and the very same values."""
-    pairs = zip(one.items(), other.items(), strict=False)
-    return len(one) == len(other) and all(a is b and x is y for (a, x), (b, y) in pairs)
-
-
-_LARGE = 2**20  # bytes of an array that is data: larger ones are watched, not copied
-_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")  # of a tensor
-
-
-def keep(obj: Any, data: bool) -> Restore | None:
-    """How to put one object back, without what it refers to; None if it has no state.
-
-    Args:
-        obj: The object.
-        data: Whether it is part of a data set, whose large arrays are not copied.
-    """
-    if isinstance(obj, Tensor):
-        return None if obj.is_meta else _keep_lazy(obj) if is_lazy(obj) else _keep_tensor(obj, data)
-    if isinstance(obj, torch.Generator):
-        state = obj.get_state()
-        return _always(lambda: obj.set_state(state))
-    if isinstance(obj, random.Random):
-        return _keep_random(obj)
-    if is_numpy(type(obj)):  # type: ignore[arg-type]  # mypy takes a type for its instance
-        return _keep_numpy(obj, data)
-    if isinstance(obj, dict):
-        return _keep_dict(obj)
-    if isinstance(obj, list | collections.deque):
-        return _keep_sequence(obj)
-    if isinstance(obj, set):
-        return _keep_set(obj)
-    if isinstance(obj, array.array | bytearray):
-        copied: Any = obj[:]
-        return _always(lambda: obj.__setitem__(slice(None), copied))
-    if isinstance(obj, ctypes._SimpleCData | ctypes.Array) and not isinstance(obj, ctypes.py_object):
-        raw = bytes(obj)
-        return _always(lambda: ctypes.memmove(ctypes.addressof(obj), raw, len(raw)))
-    if isinstance(obj, type):
-        return keep_class(obj)
-    if has_state(obj):
-        return keep_attributes(obj)
-    if has_position(obj) and obj not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        before = position(obj)
-        return lambda: bool(position(obj) == before)
-    return None
-
-
-# -- containers --------------------------------------------------------------------------------------------------------
-
-
-def _keep_dict(obj: dict[Any, Any]) -> Restore:
-    kept = dict(obj)
-    own = keep_attributes(obj) if has_state(obj) else None
-    # a subclass may do more than store
-    kind: Any = collections.OrderedDict if isinstance(obj, collections.OrderedDict) else dict
-
-    def put_back() -> bool:
-        if not same_entries(obj, kept):
-            kind.clear(obj)
-            kind.update(obj, kept)
-        return own() if own is not None else True
-
-    return put_back
-
-
-def _keep_sequence(obj: Any) -> Restore:
-    kept = list(obj)
-    own = keep_attributes(obj) if has_state(obj) else None
-
-    def put_back() -> bool:
-        if len(obj) != len(kept) or any(a is not b for a, b in zip(obj, kept, strict=True)):
-            obj.clear()
-            obj.extend(kept)
-        return own() if own is not None else True
-
-    return put_back
-
-
-def _keep_set(obj: set[Any]) -> Restore:
-    kept = frozenset(obj)
-
-    def put_back() -> bool:
-        if obj != kept:
-            obj.clear()
-            obj.update(kept)
-        return True
-
-    return put_back
-
-
-# -- tensors and arrays ------------------------------------------------------------------------------------------------
-
-
-def _keep_tensor(tensor: Tensor, data: bool) -> Restore:
-    if data and tensor.numel() * tensor.element_size() > _LARGE:
-        watched = None if tensor.is_inference() else tensor._version
-        return lambda: watched is None or tensor._version == watched
-    kept, device = tensor.detach().to("cpu", copy=True), tensor.device
-    requires_grad, inference = tensor.requires_grad, tensor.is_inference()
-    grad = tensor.grad if tensor.is_leaf else None
-    own, hooks = keep_attributes(tensor), _keep_hooks(tensor)
-    version = None if inference else tensor._version
-
-    def put_back() -> bool:
-        own()
-        hooks()
-        if not tensor.is_leaf and tensor._version == version:
-            return True  # part of a graph that may still be needed
-        with torch.inference_mode(inference):
-            if (tensor.shape, tensor.dtype, tensor.device) == (kept.shape, kept.dtype, device):
-                _write(tensor, kept)
-            else:
-                tensor.data = kept.to(device, copy=True)
-        if tensor.is_leaf:
-            if tensor.requires_grad != requires_grad:
-                tensor.requires_grad_(requires_grad)
-            if tensor.grad is not grad:
-                tensor.grad = grad
-        return True
-
-    return put_back
-
-
-def _write(tensor: Tensor, values: Tensor) -> None:
-    if tensor.layout == torch.strided:  # of another layout, a detached one has indices of its own
-        tensor = tensor.detach()
-        for dim, stride in enumerate(tensor.stride()):
-            if stride == 0 and tensor.shape[dim] > 1:  # expanded: all entries are one
-                tensor, values = tensor.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
-    tensor.copy_(values)
-
-
-def _keep_hooks(tensor: Tensor) -> Restore:
-    """How to put the hooks of a tensor back, which are not in its ``__dict__``."""
-    kept = [(name, hooks, dict(hooks or {})) for name in _HOOKS for hooks in (getattr(tensor, name),)]
-
-    def put_back() -> bool:
-        for name, hooks, entries in kept:
-            now = getattr(tensor, name)
-            if hooks is not None and now is not hooks:
-                setattr(tensor, name, hooks)
-                now = hooks
-            if now is not None and not same_entries(now, entries):
-                now.clear()  # in place: setting None leaves the old ones at work
-                now.update(entries)
-        return True
-
-    return put_back
-
-
-def _keep_lazy(tensor: Any) -> Restore:
-    """How to make a parameter of a lazy layer lazy again."""
-    own, kind = keep_attributes(tensor), type(tensor)
-
-    def put_back() -> bool:
-        if type(tensor) is not kind:
-            tensor.grad = None
-            tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return own()
-
-    return put_back
-
-
-def _keep_random(generator: random.Random) -> Restore | None:
-    try:
-        internal = generator.getstate()
-    except NotImplementedError:  # SystemRandom
-        return None
-    return _always(lambda: generator.setstate(internal))
-
-
-def _keep_numpy(obj: Any, data: bool) -> Restore | None:
-    """Arrays and generators. numpy is not imported: what is not there need not be kept."""
-    if hasattr(obj, "bit_generator"):
-        return None  # its bit generator is reached
-    if hasattr(obj, "get_state") and hasattr(obj, "set_state"):  # RandomState
-        legacy = obj.get_state()
-        return _always(lambda: obj.set_state(legacy))
-    if hasattr(obj, "random_raw"):  # BitGenerator
-        state = obj.state
-        return _always(lambda: setattr(obj, "state", state))
-    if not hasattr(obj, "__array_interface__") or not getattr(getattr(obj, "flags", None), "writeable", False):
-        return None  # read-only, or a scalar
-    if (data or hasattr(obj, "filename")) and obj.nbytes > _LARGE:  # of a memory map too
-        if obj.dtype.hasobject or not obj.flags.c_contiguous:
-            return None
-        before = zlib.adler32(obj)
-        return lambda: zlib.adler32(obj) == before
-    kept = obj.copy()
-    return _always(lambda: obj.__setitem__(..., kept))
-
-
-def _always(put_back: Callable[[], object]) -> Restore:
-    def restore() -> bool:
-        put_back()
-        return True
 
     return restore
 
 
-# --- The state of a graph of Python objects, kept in host memory, and the way back to it.
-
-log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
-_ATOMS = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device, torch.Size)
-_HELD = (DataLoader, Dataset, LightningDataModule, Sampler)  # what they hold is data, not state
-_LONG = 10_000  # entries of a container that is data: the entries of longer ones are not looked into
+# -- positions of iterators and files, which can be compared but not restored ------------------------------------------
 
 
-class Snapshot:
-    """What can be reached from some objects, as it is now.
+class _Identity:
+    """Equal to another of the very same object. It keeps the object alive, so that its id is not used again."""
 
-    Objects keep their identity: their attributes, entries and values are put back in place. Reached are attributes
-    (``__dict__``, slots, and what a person's own classes hold), entries of containers and arguments of partials; not
-    what a function closes over, so that a person's own hooks may note what happens. Kept are tensors (values,
-    ``requires_grad``, hooks and gradients, copied once, to host memory), numpy arrays, containers, and the states of
-    random generators (torch, numpy, Python). Large arrays of data sets are only watched. Iterators, generator
-    functions under way and open files cannot be put back: :meth:`restore` names those that have moved.
+    def __init__(self, obj: object) -> None:
+        self.obj = obj
 
-    Args:
-        roots: What to keep, by the name it has in messages.
-        shallow: Objects whose attributes are kept as references: nothing is reached through them.
-        opaque: Types whose instances are left alone.
-        before: Snapshots that are restored after this one. What they have reached as data is data here too: written
-            back here, it would look changed to them.
-    """
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.obj is other.obj
 
-    def __init__(
-        self,
-        roots: Mapping[str, object],
-        *,
-        shallow: Iterable[object] = (),
-        opaque: tuple[type, ...] = (),
-        before: Iterable["Snapshot"] = (),
-    ) -> None:
-        self._opaque = opaque
-        self._data: set[int] = set().union(*(snapshot._data for snapshot in before))  # ids; their owners hold them
-        self._seen: dict[int, object] = {}  # holds what was seen, so that no id is used again
-        self._saved: list[tuple[str, Restore]] = []
-        for obj in shallow:
-            self._seen[id(obj)] = obj
-            self._saved.append((type(obj).__name__, keep_attributes(obj)))
-        self._walk([(name, root, False) for name, root in reversed(list(roots.items()))])
-
-    def restore(self) -> list[str]:
-        """Put everything back; it may be called again.
-
-        Returns:
-            Names of what has changed and could not be put back.
-        """
-        with torch.no_grad():
-            return [name for name, put_back in self._saved if not _tried(name, put_back)]
-
-    def instances(self, kind: type[_T]) -> Iterator[_T]:
-        """The objects of a kind among all that were reached."""
-        return (obj for obj in self._seen.values() if isinstance(obj, kind))
-
-    def _walk(self, stack: list[tuple[str, object, bool]]) -> None:
-        while stack:
-            name, obj, data = stack.pop()
-            if isinstance(obj, _ATOMS) or id(obj) in self._seen or isinstance(obj, self._opaque):
-                continue
-            self._seen[id(obj)] = obj
-            data = data or isinstance(obj, _HELD) or id(obj) in self._data
-            if data:
-                self._data.add(id(obj))
-            restore = keep(obj, data)
-            if restore is not None:
-                self._saved.append((name, restore))
-            if data and isinstance(obj, list | tuple | dict | set) and len(obj) > _LONG:
-                continue
-            if data and isinstance(obj, types.MethodType):  # a collate_fn, say
-                stack.append((name, obj.__self__, data))
-            stack += reversed([(name + step, child, data) for step, child in _children(obj)])
+    __hash__ = None  # type: ignore[assignment]
 
 
-def _tried(name: str, put_back: Restore) -> bool:
+def _has_position(obj: object) -> bool:
+    """Check whether an object moves when it is used and cannot be moved back."""
+    return isinstance(obj, Iterator | io.IOBase | _BaseDataLoaderIter)
+
+
+def _position(obj: Any) -> Any:
+    """Return the position of an iterator or a file as a comparable value; None if it cannot be known."""
     try:
-        return put_back()
-    except Exception as e:  # one that refuses keeps no other from being put back
-        log.info("%s could not be put back: %s: %s", name, type(e).__name__, e)
-        return False
+        if isinstance(obj, _BaseDataLoaderIter):
+            return obj._num_yielded
+        if isinstance(obj, io.IOBase):
+            return None if obj.closed or not obj.seekable() else obj.tell()
+        if isinstance(obj, types.GeneratorType):
+            frame = obj.gi_frame
+            if frame is None:
+                return None
+            names = {name: _comparable(value) for name, value in frame.f_locals.items()}
+            return frame.f_lasti, _comparable(obj.gi_yieldfrom), names
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            reduced = obj.__reduce__()
+        return None if isinstance(reduced, str) else _comparable(reduced[1:])
+    except (TypeError, OSError, ValueError, NotImplementedError):
+        return None
 
 
-def _children(obj: Any) -> Iterator[tuple[str, object]]:
-    """What an object refers to, each with the step that leads there."""
-    if isinstance(obj, dict):
-        for key, value in list(obj.items()):
-            if not isinstance(value, _ATOMS):
-                yield f"[{key!r}]", value
-            if not isinstance(key, _ATOMS):
-                yield " key", key
-    elif isinstance(obj, list | tuple | set | frozenset | collections.deque):
-        for index, value in enumerate(list(obj)):
-            if not isinstance(value, _ATOMS):
-                yield f"[{index}]", value
-    elif isinstance(obj, functools.partial):
-        yield from (("", obj.func), ("", obj.args), ("", obj.keywords))
-    elif isinstance(obj, Tensor):
-        if obj.is_leaf and obj.grad is not None:
-            yield ".grad", obj.grad
-    elif hasattr(obj, "bit_generator") and is_numpy(type(obj)):  # type: ignore[arg-type]
-        yield "", obj.bit_generator
-    if isinstance(obj, type):
-        yield from ((f".{key}", value) for key, value in class_attributes(obj).items())
-    elif has_state(obj):
-        for key, value in attributes(obj).items():
-            if not isinstance(value, _ATOMS):
-                yield f".{key}", value
-        yield from (("", kind) for kind in type(obj).__mro__ if class_attributes(kind))
+def _comparable(value: Any, depth: int = _ARGUMENT_DEPTH) -> Any:
+    if isinstance(value, _COMPARABLE):
+        return value
+    if isinstance(value, Iterator) and not hasattr(value, "__dict__"):
+        return _position(value)
+    if isinstance(value, tuple | list) and depth > 0:  # __reduce__ makes them anew each time
+        return [_comparable(entry, depth - 1) for entry in value]
+    return _Identity(value)

@@ -1,4 +1,4 @@
-"""What a module's validation says of its weights as they are: a value for a measurement, in the middle of training."""
+"""Measure the validation loss or accuracy of a module in the middle of a dry run."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from lr_lightning._lightning import (
     is_sequential,
     to_device,
 )
+from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dataloaders import Batches, validation_loaders
 from lr_lightning.lr_finder.dry_run import DryRun
 
@@ -34,50 +35,50 @@ _LOGGED = {
 
 
 class Validation:
-    """The validation loss or accuracy over the first batches of the (first) validation loader, the same each time.
+    """The validation loss or accuracy over the first batches of the first validation loader, the same at each call.
 
-    It comes from the module's own ``validation_step``: what it logs under ``monitor`` or, without that, under one of
-    the usual names; or, for a loss, what it returns. Batches are weighted by their size; a torchmetrics metric
-    computes over all of them. BatchNorm layers that train use the statistics of the batch: their running ones are those
-    of other weights, in a fresh network of none.
+    The value is what the module's own ``validation_step`` logs under ``monitor`` or, without ``monitor``, under one of
+    the usual names; or, for a loss, what it returns. Batches are weighted by their size; a torchmetrics metric computes
+    over all of them. BatchNorm layers in training use the statistics of the batch, since their running statistics
+    belong to other weights, or to none in a fresh network.
 
     Args:
-        dry_run: The dry_run that the steps are made on, entered.
+        dry_run: The dry run that makes the training steps, entered.
         metric: ``"val_loss"`` or ``"accuracy"``.
-        batches: How many batches of each process.
-        monitor: The name the module logs it under, where it is another.
+        batches: Number of batches in each process.
+        monitor: The name under which the module logs the value, if it is not a usual one.
 
     Raises:
-        ValueError: The Trainer has no validation to ask; on the first call, if it does not give the value.
+        ArgumentError: The Trainer has no validation; on the first call, if the validation does not give the value.
     """
 
     def __init__(self, dry_run: DryRun, metric: ValidationMetric, *, batches: int, monitor: str | None = None) -> None:
         self.dry_run, self.metric, self.monitor = dry_run, metric, monitor
         trainer, module = dry_run.trainer, dry_run.module
-        there = has_validation_loader(trainer) and is_overridden("validation_step", module)
-        if not there or trainer.limit_val_batches == 0:
-            raise ValueError(
+        available = has_validation_loader(trainer) and is_overridden("validation_step", module)
+        if not available or trainer.limit_val_batches == 0:
+            raise ArgumentError(
                 f"metric={metric!r} needs a validation loader and a validation_step, and there is none. "
                 "Give them to the Trainer, or take metric='loss'."
             )
         with isolate_rng():
             combined = validation_loaders(trainer)
-        dry_run.keep({"val_dataloader": combined.flattened})
+        dry_run.save({"val_dataloader": combined.flattened})
         self._several = is_sequential(combined)
         loaders = Batches(combined)
-        with dry_run.undone():
+        with dry_run.undo():
             try:
                 count = min(batches, (combined.limits or [batches])[0])
                 self._batches = [item[0] for item in islice(iter(loaders.copy), int(count))]
             finally:
                 loaders.close()
-        self._alone = any(extract_batch_size(batch) < 2 for batch in self._batches)
+        self._single = any(extract_batch_size(batch) < 2 for batch in self._batches)
 
     def __call__(self) -> float:
-        """The value for the weights as they are, as a mean over all processes; training goes on as if it had not been.
+        """Return the value for the present weights, as a mean over all processes, without a trace in the training.
 
         Raises:
-            ValueError: The module's validation does not give the value.
+            ArgumentError: The module's validation does not give the value.
         """
         dry_run, trainer, module = self.dry_run, self.dry_run.trainer, self.dry_run.module
         logged: dict[str, list[tuple[Any, float]]] = {}
@@ -87,7 +88,7 @@ class Validation:
         def take(name: str, value: Any) -> None:
             logged.setdefault(name, []).append((value, weight))
 
-        with isolate_rng(), _evaluating(dry_run, take, self._alone), torch.no_grad():
+        with isolate_rng(), _evaluating(dry_run, take, self._single), torch.no_grad():
             for hook in ("on_validation_start", "on_validation_epoch_start"):
                 call_module_hook(trainer, hook)
             for index, host in enumerate(self._batches):
@@ -104,7 +105,7 @@ class Validation:
             if found is None and self.metric == "val_loss" and self.monitor is None:
                 found = returned or None
             if found is None:
-                raise ValueError(
+                raise ArgumentError(
                     f"metric={self.metric!r}: the validation of {type(module).__name__} logs "
                     f"{', '.join(map(repr, sorted(logged))) or 'nothing'}, none of which is {' or '.join(names[:4])}. "
                     "Name it with monitor=..., or take metric='loss'."
@@ -117,16 +118,16 @@ class Validation:
 
 
 @contextmanager
-def _evaluating(dry_run: DryRun, take: Callable[[str, Any], None], alone: bool) -> Iterator[None]:
-    """The Trainer's stage and the module's mode, as they are in a validation."""
+def _evaluating(dry_run: DryRun, take: Callable[[str, Any], None], single: bool) -> Iterator[None]:
+    """Set the Trainer's stage and the module's mode for a validation."""
     modes = [(layer, layer.training) for layer in dry_run.module.modules()]
     try:
         dry_run.trainer.validating = True
         dry_run.log = take
         dry_run.module.eval()
         for layer, mode in modes:
-            if mode and isinstance(layer, _BatchNorm) and not alone:  # one example has no variance
-                layer.training = True  # running statistics lag behind weights that move this fast
+            if mode and isinstance(layer, _BatchNorm) and not single:  # a single example has no variance
+                layer.training = True  # running statistics lag behind weights that change this fast
         yield
     finally:
         for layer, mode in modes:

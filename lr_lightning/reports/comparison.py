@@ -42,66 +42,39 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReportRequest:
-    """What to compare.
-
-    Attributes:
-        store: The store with the runs.
-        output_root: Where the report's folder is made, below ``compare/``.
-        experiments: Names of experiments; if empty, the default one, or the only one with runs.
-        by: Tags or params whose values make the groups; at least one run must have each of them. None for the
-            schedule, which no run needs to have.
-        by_varied: The keys that a multirun varied, instead of ``by``; runs need not have recorded them.
-        filter_string: In MLflow's search language.
-        target: Such as ``val/acc>=0.97``, or None.
-        metric: The validation metric that decides; None for ``val/acc``, else ``val/loss``.
-        higher_is_better: Which direction of the metric is better; None to judge by its name.
-        against: A group chosen beforehand, the only one that others are compared with.
-        log_run: Whether the files go to MLflow as well.
-        server: Address of the MLflow UI, for links.
-    """
+    """What to compare."""
 
     store: Store
-    output_root: Path
-    experiments: Sequence[str] = ()
-    by: Sequence[str] | None = None
-    by_varied: Sequence[str] = ()
-    filter_string: str = ""
-    target: str | None = None
-    metric: str | None = None
-    higher_is_better: bool | None = None
-    against: str | None = None
-    log_run: bool = True
-    server: str | None = None
+    output_root: Path  # the report's folder is made in its folder compare/
+    experiments: Sequence[str] = ()  # if empty, the default experiment, or the only one with runs
+    by: Sequence[str] | None = None  # tags or params that make the groups; at least one run must have each of them
+    by_varied: Sequence[str] = ()  # instead of `by`: the keys that a multirun varied; runs need not have recorded them
+    filter_string: str = ""  # in MLflow's search language
+    target: str | None = None  # such as val/acc>=0.97
+    metric: str | None = None  # the validation metric that decides; by default val/acc, else val/loss
+    higher_is_better: bool | None = None  # by default judged by the metric's name
+    against: str | None = None  # a group chosen beforehand, the only one that others are compared with
+    log_run: bool = True  # log the files to MLflow
+    server: str | None = None  # address of the MLflow UI, for links
 
     @property
     def keys(self) -> Sequence[str]:
-        """The tags or params that make the groups."""
+        """The tags or params that make the groups; by default the schedule, which no run needs to have."""
         return self.by or self.by_varied or ("schedule",)
 
 
 @dataclass
 class Report:
-    """A comparison and its files.
-
-    Attributes:
-        compared: The compared groups.
-        target: What the times to a target are measured to.
-        folder: The folder of the files.
-        title: One line that says what was compared.
-        files: The page, the CSV and the pictures, in this order.
-        address: Address of the page in MLflow, or None if it is not there.
-        served: Whether the store is a server, so that the address works without `make ui`.
-        good_lrs: The band of good learning rates of each schedule, as text.
-    """
+    """A comparison and its files."""
 
     compared: ComparedGroups
     target: Target | None
     folder: Path
-    title: str
-    files: list[Path] = field(default_factory=list)
-    address: str | None = None
-    served: bool = False
-    good_lrs: list[str] = field(default_factory=list)
+    title: str  # one line that says what was compared
+    files: list[Path] = field(default_factory=list)  # the page, the CSV and the pictures, in this order
+    address: str | None = None  # of the page in MLflow, if it is there
+    served: bool = False  # the store is a server, so that the address works without `make ui`
+    good_lrs: list[str] = field(default_factory=list)  # each schedule's band of good learning rates, as text
 
 
 def compare(request: ReportRequest) -> Report:
@@ -138,11 +111,11 @@ def compare(request: ReportRequest) -> Report:
 
     report = Report(compared, target, _new_folder(request.output_root / "compare", name), wording.printable(title))
     report.good_lrs = [text for plot in plots for text in plot.good_lrs]
-    report.files += [
-        _write_page(report.folder, page),
-        _write_csv(report.folder, tables.csv_rows(results, target, [*compared.varying])),
-        *png.save_pngs(plots, report.folder),
-    ]
+    report.files += [report.folder / "report.html", report.folder / "runs.csv"]
+    write_atomically(report.files[0], page)
+    with report.files[1].open("w", encoding="utf-8", errors="replace", newline="") as file:
+        csv.writer(file).writerows(tables.csv_rows(results, target, [*compared.varying]))
+    report.files += png.save_pngs(plots, report.folder)
     if request.log_run:
         report.address = _log_to_store(request, next(iter(chosen.values())), report, server)
         report.served = served
@@ -272,19 +245,6 @@ def _new_folder(root: Path, experiment: str) -> Path:
         except FileExistsError:
             continue
         return folder
-
-
-def _write_page(folder: Path, text: str) -> Path:
-    path = folder / "report.html"
-    write_atomically(path, text)
-    return path
-
-
-def _write_csv(folder: Path, rows: Sequence[Sequence[str]]) -> Path:
-    path = folder / "runs.csv"
-    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return path
 
 
 def _log_to_store(request: ReportRequest, experiment_id: str, report: Report, server: str) -> str | None:

@@ -25,17 +25,11 @@ _FINGERPRINT = "dataset.fingerprint"
 
 @dataclass(eq=False)
 class RunGroup:
-    """Runs that share the values by which runs are compared.
+    """Runs that share the values by which runs are compared."""
 
-    Attributes:
-        name: Those values.
-        runs: All runs, however they ended.
-        data_set: Label of their data set, if the compared runs are of several.
-    """
-
-    name: str
-    runs: list[RunResult] = field(default_factory=list)
-    data_set: str = ""
+    name: str  # those values
+    runs: list[RunResult] = field(default_factory=list)  # all, however they ended
+    data_set: str = ""  # label of their data set, if there are several
 
     @property
     def counted(self) -> list[RunResult]:
@@ -88,19 +82,12 @@ def _by_seed(values: Iterable[tuple[RunResult, float]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DataSets:
-    """Several data sets that the compared runs are of.
+    """Several data sets that the compared runs are of."""
 
-    Attributes:
-        labels: Label of each run's data set, by run id.
-        counts: Full label of each data set and its number of runs with results, most frequent first.
-        filter_string: A filter in MLflow's search language that admits one data set only.
-        by: What to group by in order to compare the data sets with each other.
-    """
-
-    labels: dict[str, str]
-    counts: tuple[tuple[str, int], ...]
-    filter_string: str
-    by: tuple[str, ...]
+    labels: dict[str, str]  # of each run's data set, by run id
+    counts: tuple[tuple[str, int], ...]  # full label and number of runs with results, most frequent first
+    filter_string: str  # admits one data set only, in MLflow's search language
+    by: tuple[str, ...]  # what to group by in order to compare the data sets with each other
 
 
 def find_data_sets(
@@ -193,25 +180,15 @@ def in_shell_quotes(text: str) -> str:
 
 @dataclass(eq=False)
 class ComparedGroups:
-    """Groups of runs and how they compare.
+    """Groups of runs and how they compare."""
 
-    Attributes:
-        objective: The metric that decides, or None.
-        groups: By data set, then by their mean, best first; groups without a counted run come last.
-        differences: Between pairs of groups of one data set.
-        varying: Params that differ between runs, with their values.
-        warnings: What weakens the comparison.
-        higher_is_better: Which direction of the objective is better.
-        data_sets: The data sets, if there are several.
-    """
-
-    objective: str | None
-    groups: list[RunGroup]
-    differences: list[GroupDifference]
-    varying: dict[str, list[str]]
-    warnings: list[str]
+    objective: str | None  # the metric that decides
+    groups: list[RunGroup]  # by data set, then by their mean, best first; those without a counted run come last
+    differences: list[GroupDifference]  # between pairs of groups of one data set
+    varying: dict[str, list[str]]  # params that differ between runs, with their values
+    warnings: list[str]  # what weakens the comparison
     higher_is_better: bool = True
-    data_sets: DataSets | None = None
+    data_sets: DataSets | None = None  # None if there is one
 
     def by_data_set(self) -> dict[str, "ComparedGroups"]:
         """Return the part of each data set, by its label; the label is "" if there is only one data set."""

@@ -17,8 +17,9 @@ from markupsafe import Markup
 from lr_lightning._plotting import Style
 from lr_lightning.diagnosis.cost import Target
 from lr_lightning.reports import tables, wording
+from lr_lightning.reports.curves import Floats
 from lr_lightning.reports.groups import ComparedGroups
-from lr_lightning.reports.plots import Floats, Plot, Styles, Trace
+from lr_lightning.reports.plots import Plot, Styles, Trace
 from lr_lightning.reports.run_metrics import AXES
 from lr_lightning.tracking.query import Run
 
@@ -56,15 +57,8 @@ def render(
 ) -> str:
     """Return the text of the page.
 
-    Args:
-        compared: The compared groups.
-        plots: Their plots.
-        styles: The style of each group.
-        excluded: Runs that were not compared, each with the reason.
-        title: Title of the page.
-        facts: Where the runs are from, and when the report was made.
-        target: What the times to a target are measured to, or None.
-        server: Address of the MLflow server that links lead to.
+    ``excluded`` are the runs that were not compared, each with the reason; ``facts`` says where the runs are from and
+    when the report was made; links lead to the MLflow ``server``.
     """
     template_files = files("lr_lightning.reports") / "template"
     js, plotly = (template_files / "report.js").read_text("utf-8"), _plotly() if plots else ""

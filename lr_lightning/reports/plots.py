@@ -7,18 +7,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from lr_lightning._plotting import GREY, Style, styles
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import run_metrics
-from lr_lightning.reports.curves import band, thin
+from lr_lightning.reports.curves import Floats, band, thin
 from lr_lightning.reports.groups import ComparedGroups, RunGroup
 from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, with_data_set
 from lr_lightning.tracking.query import MetricCurve
 
-Floats = NDArray[np.float64]
 Styles = dict[str, Style]
 """Name of a group to its style."""
 
@@ -41,59 +40,34 @@ class Series:
 
 @dataclass(eq=False)
 class Trace:
-    """One curve, band or cloud of points.
+    """One curve, band or cloud of points."""
 
-    Attributes:
-        name: Of the run or group; any text.
-        group: Index of its group, or -1.
-        style: Colour, line and marker.
-        kind: A curve (one run), a mean (with its band), points (one a run), a Pareto front, or a range (a bar).
-        by_axis: Its points on each x axis; an axis is missing if the run did not record what it takes. A plot with its
-            own x axis has one entry, "".
-        panel: Which panel, from the top.
-    """
-
-    name: str
-    group: int
+    name: str  # of the run or group; any text
+    group: int  # index of its group, or -1
     style: Style
-    kind: Literal["curve", "mean", "points", "front", "range"]
+    kind: Literal["curve", "mean", "points", "front", "range"]  # a curve is of one run, a mean has a band
+    # Series by x axis; an axis is missing if the run did not record what it takes. A plot's own x axis is "".
     by_axis: dict[str, Series]
-    panel: int = 0
+    panel: int = 0  # from the top
 
 
 @dataclass(eq=False)
 class Plot:
-    """One or more panels above a shared x axis.
+    """One or more panels above a shared x axis."""
 
-    Attributes:
-        id: Short name, also of the file.
-        title: What the plot shows.
-        note: How to read it.
-        panels: Titles of the y axes.
-        traces: What is drawn.
-        x_title: Title of the plot's own x axis, or "" if the reader chooses the axis.
-        log_x: Whether the plot's own x axis is logarithmic.
-        log_panels: Panels with a logarithmic y axis.
-        lr_panel: The panel that shows the learning rate, or -1.
-        error_bars: Whether intervals are drawn as error bars instead of bands.
-        is_cost: Whether x is a whole run's cost; its share of the budget is none, so seconds stand in for it.
-        legend_names: Index of a group to its name, for traces of its runs.
-        good_lrs: The band of good learning rates of each line that has one, as text.
-    """
-
-    id: str
+    id: str  # also the file's name
     title: str
-    note: str
-    panels: list[str]
+    note: str  # how to read the plot
+    panels: list[str]  # titles of the y axes
     traces: list[Trace] = field(default_factory=list)
-    x_title: str = ""
-    log_x: bool = False
-    log_panels: tuple[int, ...] = ()
-    lr_panel: int = -1
-    error_bars: bool = False
-    is_cost: bool = False
-    legend_names: dict[int, str] = field(default_factory=dict)
-    good_lrs: list[str] = field(default_factory=list)
+    x_title: str = ""  # of the plot's own x axis; "" if the reader chooses the axis
+    log_x: bool = False  # only for the plot's own x axis
+    log_panels: tuple[int, ...] = ()  # panels with a logarithmic y axis
+    lr_panel: int = -1  # the panel that shows the learning rate, or -1
+    error_bars: bool = False  # instead of bands
+    is_cost: bool = False  # x is a whole run's cost; for the share of the budget, seconds are shown
+    legend_names: dict[int, str] = field(default_factory=dict)  # index of a group to its name
+    good_lrs: list[str] = field(default_factory=list)  # each schedule's band of good learning rates, as text
 
 
 def make_plots(compared: ComparedGroups, looks: Styles, by: Sequence[str]) -> list[Plot]:

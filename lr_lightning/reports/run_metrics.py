@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.cost import Reach, Target, time_to
-from lr_lightning.reports.curves import setback
+from lr_lightning.reports.curves import Floats, setback
 from lr_lightning.tracking.query import MetricCurve, Run
 
 LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/acc"
@@ -74,9 +74,7 @@ def canonical_metric(name: str) -> str:
 def find_metric(key: str, available: Iterable[str]) -> str | None:
     """Return the available metric that ``key`` means: the same name, else the first with the same meaning.
 
-    Args:
-        key: This project's name, or any other.
-        available: Names of the run's metrics.
+    ``key`` may be this project's name or any other.
     """
     names = sorted(available)
     if key in names:
@@ -160,17 +158,13 @@ AXES = {
 }
 """Name of an x axis to its title."""
 
-Floats = NDArray[np.float64]
 _Knots = tuple[Floats, Floats]  # x and y of a piecewise linear function
 
 
 class RunAxes:
     """Convert a run's steps to epochs, examples, seconds and the share of its budget.
 
-    Args:
-        run: The run.
-        curves: Its curves, by this project's metric names.
-        finished: Whether the run finished, so that the steps it made are its whole budget.
+    The budget of a finished run is the steps that it made, of any other run the steps that its params plan.
     """
 
     def __init__(self, run: Run, curves: dict[str, MetricCurve], finished: bool) -> None:
@@ -298,49 +292,27 @@ _OF_STATUS = {"FINISHED": RunState.FINISHED, "FAILED": RunState.FAILED, "KILLED"
 
 @dataclass(eq=False)
 class RunResult:
-    """The measured results of one run; a number that is not known is nan.
-
-    Attributes:
-        run: The run.
-        group: Name of its group.
-        seed: Its seed, or "".
-        state: How it ended.
-        curves: By this project's metric names.
-        axes: Convert its steps to other x axes.
-        best: Best value of the objective.
-        last: Last value of the objective.
-        test: The test metric that corresponds to the objective.
-        gap: Validation minus probe loss at the end.
-        setback: Largest fall of the objective below its best so far.
-        steps: Optimizer steps made.
-        seconds: Duration of the whole fit.
-        examples: Training examples seen.
-        peak_lr: The configured peak learning rate.
-        steps_to_target: When it reached the target, in steps.
-        seconds_to_target: When it reached the target, in seconds.
-        notes: Remarks for the reader.
-        data_set: Label of its data set, if the compared runs are of several.
-    """
+    """The measured results of one run; a number that is not known is nan."""
 
     run: Run
     group: str
-    seed: str
+    seed: str  # "" if it has none
     state: RunState
-    curves: dict[str, MetricCurve]
+    curves: dict[str, MetricCurve]  # by this project's metric names
     axes: RunAxes
-    best: float = math.nan
-    last: float = math.nan
-    test: float = math.nan
-    gap: float = math.nan
-    setback: float = math.nan
-    steps: float = math.nan
-    seconds: float = math.nan
-    examples: float = math.nan
-    peak_lr: float = math.nan
+    best: float = math.nan  # of the objective
+    last: float = math.nan  # of the objective
+    test: float = math.nan  # the test metric that corresponds to the objective
+    gap: float = math.nan  # validation minus probe loss, at the end
+    setback: float = math.nan  # largest fall of the objective below its best so far
+    steps: float = math.nan  # optimizer steps made
+    seconds: float = math.nan  # of the whole fit
+    examples: float = math.nan  # training examples seen
+    peak_lr: float = math.nan  # as configured
     steps_to_target: Reach | None = None
     seconds_to_target: Reach | None = None
-    notes: list[str] = field(default_factory=list)
-    data_set: str = ""
+    notes: list[str] = field(default_factory=list)  # remarks for the reader
+    data_set: str = ""  # label of its data set, if there are several
 
     @property
     def counts(self) -> bool:
@@ -372,7 +344,7 @@ def measure_run(
         run: The run.
         by: Tags or params whose values name its group.
         objective: The validation metric that decides, by this project's name; None if no run has one.
-        target: What the times to a target are measured to, or None.
+        target: What to measure the times to a target to, or None.
         higher_is_better: Which direction of the objective is better.
     """
     curves: dict[str, MetricCurve] = {}

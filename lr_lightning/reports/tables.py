@@ -21,15 +21,9 @@ _STEPS, _SECONDS = "{:,.0f}", "{:,.1f}"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text cells below titles; the first cell of a row is its name.
+    """Rows of text cells below titles; the first cell of a row is its name."""
 
-    Attributes:
-        keys: A short name of each column, which does not depend on the metric or the target.
-        titles: The title of each column.
-        rows: The cells.
-    """
-
-    keys: list[str]
+    keys: list[str]  # a short name of each column, which does not depend on the metric or the target
     titles: list[str]
     rows: list[list[str]]
 
@@ -181,24 +175,14 @@ def varying_note(compared: ComparedGroups) -> str:
 
 def csv_rows(results: Sequence[RunResult], target: Target | None, varying: Sequence[str]) -> list[list[str]]:
     """Return a header and a row for each run, with numbers at full precision, for other programs."""
-    numbers: dict[str, Callable[[RunResult], float]] = {
-        "best": lambda r: r.best,
-        "last": lambda r: r.last,
-        "test": lambda r: r.test,
-        "gap_loss": lambda r: r.gap,
-        "setback": lambda r: r.setback,
-        "spikes": lambda r: r.spikes,
-        "steps": lambda r: r.steps,
-        "seconds": lambda r: r.seconds,
-        "examples": lambda r: r.examples,
-        "peak_lr": lambda r: r.peak_lr,
-    }
+    numbers = ["best", "last", "test", "gap_loss", "setback", "spikes", "steps", "seconds", "examples", "peak_lr"]
     reached = ["steps_to_target", "seconds_to_target", "target_reached"] if target else []
     head = ["run_id", "name", "group", "seed", "status", "state", "counted", "verdict", *numbers, *reached, *varying]
     rows = [head]
     for r in results:
         cells = [r.run.id, r.run.name, r.group, r.seed, r.run.status, r.state, str(r.counts).lower(), r.verdict]
-        cells += ["" if math.isnan(value(r)) else repr(value(r)) for value in numbers.values()]
+        values = (r.best, r.last, r.test, r.gap, r.setback, r.spikes, r.steps, r.seconds, r.examples, r.peak_lr)
+        cells += ["" if math.isnan(value) else repr(value) for value in values]
         if target:
             times = (r.steps_to_target, r.seconds_to_target)
             cells += [repr(reach.time) if reach is not None else "" for reach in times]

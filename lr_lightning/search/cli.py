@@ -1,4 +1,4 @@
-"""`scripts/search.py`: from a command line to a search that is done, or to one clear error."""
+"""The command line of `scripts/search.py`."""
 
 import errno
 import sys
@@ -17,18 +17,18 @@ from lr_lightning.search.space import Value
 
 __all__ = ["main"]
 
-AGAIN = "Nothing is lost: mend it, and start the same search again."
+_AGAIN = "Nothing is lost: mend it, and start the same search again."
 
 HELP = """Search for the learning rate and what interacts with it; every trial is a training run, tracked in MLflow.
 
-  python scripts/search.py search=grid                    seven rates on a log grid, and nothing else
+  python scripts/search.py search=grid                    seven learning rates on a log grid, and nothing else
   python scripts/search.py search=random n_trials=20 schedule=cosine,one_cycle,wsd
   python scripts/search.py 'search.start=[{{optimizer.lr: finder}}]' 'optimizer.momentum=interval(0.5,0.99)'
   python scripts/search.py search=hyperband workers=4 sweep=mine storage=postgresql://user@host/database
 
 A key with several values is searched: key=a,b,c, key=interval(low,high), key=tag(log,interval(low,high)), or
 'search.space.key={{log: [low, high], when: {{optimizer: sgd}}}}' (log, linear, int, log_int, choice). Every other
-key=value goes to each trial. The same sweep=NAME again goes on where it was, on any number of machines.
+key=value goes to each trial. The same command with the same sweep=NAME resumes, on any number of machines.
 
 Groups and their choices:
 {choices}
@@ -57,13 +57,13 @@ def main(root: Path) -> int:
     try:
         return _search(root, words)
     except StorageGone as e:
-        print_error(f"{e}. {AGAIN}")
+        print_error(f"{e}. {_AGAIN}")
         return FAILED
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         where = f"{e.filename} " if e.filename else ""
-        print_error(f"output_root: {where}cannot be written ({e.strerror}). {AGAIN}")
+        print_error(f"output_root: {where}cannot be written ({e.strerror}). {_AGAIN}")
         return FAILED
     except ConfigError as e:
         if wants_tracebacks():
@@ -71,52 +71,54 @@ def main(root: Path) -> int:
         print_error(e)
         return BAD_INPUT
     except KeyboardInterrupt:
-        return 130  # before a trial takes care of it
+        return 130  # before a trial handles it
 
 
 def _search(root: Path, words: list[str]) -> int:
-    from lr_lightning.search.settings import read
+    from lr_lightning.search.engine import Engine, Workers, share_of_threads
 
-    search = read(root, words)
-    console = Console()
-    from lr_lightning.search.conclusion import conclude, same_again, write_table
-    from lr_lightning.search.driver import Driver
-    from lr_lightning.search.progress import Progress, in_words, say
-    from lr_lightning.search.rehearsal import rehearse, start_points
-    from lr_lightning.search.settings import check_store
-    from lr_lightning.search.study import Study
+    with Workers(in_process=bool({"workers=0", "search.workers=0"} & set(words))) as workers:
+        from lr_lightning.search.report import Progress, conclude, format_seconds, resume_command, say, write_table
+        from lr_lightning.search.settings import check_store, read_search
+        from lr_lightning.search.smoke_test import smoke_test, start_points
+        from lr_lightning.search.study import Study
 
-    def prepared() -> list[Mapping[str, Value]]:
-        if any(search.folder.glob("trial-*")):
-            raise ConfigError(
-                f"sweep: {search.folder} holds trials of another search of that name. Give another sweep=NAME, or "
-                "another output_root."
-            )
-        rehearse(search)
-        return start_points(search)
+        search = read_search(root, words)
+        workers.threads = share_of_threads(search.node.workers)
 
-    check_store(search.config)
-    study = Study(search, prepared)
-    study.fill()
-    standing = study.standing()
-    done, left = len(standing.ended), standing.left
-    state = "starts" if study.is_new else "goes on"
-    limit = f"{done + left} trials" if left or done else "trials without a limit"
-    say(console, f"{search.name} {state}: {limit}, {done} of them done, over {', '.join(search.space.keys)}")
-    driver = Driver(search, study, Progress(search, console))
-    began = time.monotonic()
-    try:
-        driver.run()
-    except ConfigError:
-        write_table(search, study.standing())
-        raise
-    except (Interrupted, KeyboardInterrupt) as e:
-        write_table(search, study.standing())
-        say(console, f"{e or 'interrupted'}; nothing is lost. Go on with it:  {same_again(search)}")
-        return e.code if isinstance(e, Interrupted) and isinstance(e.code, int) else 130
-    seconds = time.monotonic() - began
-    conclude(search, study, console, compare=driver.told_last or driver.limited or not left)
-    if driver.trial_seconds > 0 and search.node.workers <= 1:
-        beyond = seconds / driver.trial_seconds - 1
-        say(console, f"{in_words(seconds)} of searching, {beyond:.1%} beyond the trials' own time")
-    return 0 if study.standing().best is not None else FAILED
+        def prepared() -> list[Mapping[str, Value]]:
+            if any(search.folder.glob("trial-*")):
+                raise ConfigError(
+                    f"sweep: {search.folder} holds trials of another search with that name. Give another sweep=NAME, "
+                    "or another output_root."
+                )
+            smoke_test(search, workers.call)
+            return start_points(search, workers.call)
+
+        check_store(search.config)
+        study = Study(search, prepared)
+        study.fill()
+        summary = study.summary()
+        done, left = len(summary.ended), summary.left
+        state = "starts" if study.is_new else "resumes"
+        limit = f"{done + left} trials" if left or done else "trials without a limit"
+        console = Console()
+        say(console, f"{search.name} {state}: {limit}, {done} of them done, over {', '.join(search.space.keys)}")
+        engine = Engine(search, study, workers, Progress(console))
+        began = time.monotonic()
+        try:
+            engine.run()
+        except ConfigError:
+            write_table(search, study.summary())
+            raise
+        except (Interrupted, KeyboardInterrupt) as e:
+            write_table(search, study.summary())
+            say(console, f"{e or 'interrupted'}; nothing is lost. Resume it:  {resume_command(search)}")
+            return e.code if isinstance(e, Interrupted) and isinstance(e.code, int) else 130
+        seconds = time.monotonic() - began
+        compare = engine.ended_last or engine.limited or not left
+        conclude(search, study, console, workers.call, compare=compare)
+        if engine.trial_seconds > 0 and search.node.workers <= 1:
+            beyond = seconds / engine.trial_seconds - 1
+            say(console, f"{format_seconds(seconds)} of searching, {beyond:.1%} beyond the trials' own time")
+        return 0 if study.summary().best is not None else FAILED

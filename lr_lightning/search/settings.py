@@ -1,4 +1,4 @@
-"""A search, read from its command line and checked before anything is trained."""
+"""A search as its command line describes it, checked before anything is trained."""
 
 import itertools
 import math
@@ -25,21 +25,27 @@ from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, SpaceError
 from lr_lightning.reports.run_metrics import is_higher_better
-from lr_lightning.search.space import KINDS, Choice, Space, Value, Words, override, parse
+from lr_lightning.search.space import KINDS, Arguments, Choice, Space, Value, override, parse_arguments
 
-__all__ = ["SAMPLERS", "Composer", "Search", "check_space", "check_store", "direction_of", "read"]
+__all__ = ["SAMPLERS", "Composer", "Search", "check_space", "check_store", "direction_of", "read_search"]
 
-# --- The configs of trials. A composition takes Hydra a fifth of a second, so there is one for each choice of
-# groups.
+SAMPLERS = ("grid", "random", "qmc", "tpe", "gp")
+PRUNERS = ("median", "hyperband", "verdict")
+FINDER = "finder"
+"""In search.start: stands for the learning rate that the LR finder suggests."""
+
+_MOST_POINTS = 10_000
+_NO_IDENTITY = ("tracking.", "output_root=", "trainer.progress=", "trust=")  # where and how, not what
+_MOST_CHECKED = 60
 
 
 @dataclass
 class Composer:
-    """Makes the config of a point of the space.
+    """Composes the config of a trial; Hydra, which takes a fifth of a second, runs once for each choice of groups.
 
     Attributes:
         root: The checkout.
-        training: Overrides that every trial is started with.
+        training: Overrides for every trial.
     """
 
     root: Path
@@ -47,14 +53,14 @@ class Composer:
     _cache: dict[tuple[str, ...], DictConfig] = field(default_factory=dict, repr=False)
 
     def overrides(self, point: Mapping[str, Value]) -> list[str]:
-        """The command line of a trial; what is searched stands last, and so wins."""
+        """Return the overrides of a trial. The searched values come last, and so they win."""
         return [*self.training, *(override(key, value) for key, value in point.items())]
 
     def config(self, point: Mapping[str, Value]) -> Config:
-        """The checked config of a trial.
+        """Return the checked config of a trial.
 
         Raises:
-            ConfigError: A key or a value is bad, or two of them do not go together.
+            ConfigError: A key or a value is bad, or two values conflict.
         """
         cfg = self._of_groups(point)
         for key, value in point.items():
@@ -67,16 +73,16 @@ class Composer:
             raise ConfigError(f"search.space: a trial with {where} cannot be run.\n{e}") from e
 
     def check_key(self, key: str, point: Mapping[str, Value]) -> None:
-        """Find out whether a key is there, given the groups' choices, and takes its value.
+        """Check that the chosen groups have a key, and that it takes its value.
 
         Raises:
-            ConfigError: If not.
+            ConfigError: They do not, or it does not.
         """
         self._set(self._of_groups(point), key, point[key])
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
-        """The config groups, and their choices."""
+        """Return the config groups and their choices."""
         return choices_of(self.root)
 
     def _of_groups(self, point: Mapping[str, Value]) -> DictConfig:
@@ -86,9 +92,9 @@ class Composer:
         return deepcopy(self._cache[words])
 
     def _set(self, cfg: DictConfig, key: str, value: Value) -> None:
-        there = object()
+        missing = object()
         try:
-            if OmegaConf.select(cfg, key, default=there) is there and not OmegaConf.is_missing(*_place(cfg, key)):
+            if OmegaConf.select(cfg, key, default=missing) is missing and not OmegaConf.is_missing(*_place(cfg, key)):
                 raise ConfigError(f"search.space.{key}: there is no such key{self._under(cfg)}.{_remedy(cfg, key)}")
             OmegaConf.update(cfg, key, value)
         except (OmegaConfBaseException, AttributeError, TypeError) as e:
@@ -117,108 +123,19 @@ def _remedy(cfg: DictConfig, key: str) -> str:
     )
 
 
-# --- Whether a space fits the config: every key is there, takes its values, and goes with the others; and the
-# store.
-
-_MOST_CHECKED = 60
-
-
-def check_space(space: Space, base: Mapping[str, Value], composer: Composer) -> None:
-    """Make configs at the ends of every range and of every choice: keys and types that do not fit are found now.
-
-    Raises:
-        ConfigError: One does not.
-    """
-    groups = composer.groups
-    chosen = [key for key in space.keys if key in groups]
-    for key in chosen:
-        domain = space.keys[key]
-        if not isinstance(domain, Choice):
-            raise ConfigError(f"search.space.{key}: is a config group: give a list of {', '.join(groups[key])}.")
-        for value in domain.values:
-            if value not in groups[key]:
-                raise ConfigError(
-                    f"search.space.{key}: unknown choice '{value}'. Choices: {', '.join(groups[key])}."
-                    f"{did_you_mean(str(value), groups[key])}"
-                )
-    _check_conditions(space, groups)
-    products = itertools.product(*(space.keys[key].grid() for key in chosen))
-    for values in itertools.islice(products, _MOST_CHECKED):
-        point: dict[str, Value] = {}
-        for key, value in zip(chosen, values, strict=True):
-            if space.active(key, point, base):
-                point[key] = value
-        rest = [key for key in space.keys if key not in chosen]
-        for example in range(max((len(space.keys[key].examples) for key in rest), default=1)):
-            trial = dict(point)
-            for key in rest:
-                if space.active(key, trial, base):
-                    examples = space.keys[key].examples
-                    trial[key] = examples[min(example, len(examples) - 1)]
-                    composer.check_key(key, trial)
-            composer.config(trial)
-
-
-def check_store(config: Config) -> None:
-    """Ask a server once: one that lets nobody in would fail each trial, one after another.
-
-    One that does not answer is no hindrance: the trials keep their rows.
-
-    Raises:
-        ConfigError: It refuses.
-    """
-    from lr_lightning.errors import StoreUnavailable, TrackingError
-    from lr_lightning.tracking import open_store
-
-    if config.tracking.name != "mlflow" or config.tracking.uri is None:
-        return
-    try:
-        with suppress(StoreUnavailable):
-            open_store(Path(config.tracking.root), config.tracking.uri).call(
-                "get_experiment_by_name", config.tracking.experiment
-            )
-    except TrackingError as e:
-        raise ConfigError(f"tracking: {e}") from e
-
-
-def _check_conditions(space: Space, groups: Mapping[str, Sequence[str]]) -> None:
-    """Find values of conditions that a key never has: what depends on them would never be searched."""
-    for key, conditions in space.conditions.items():
-        for other, values in conditions.items():
-            domain = space.keys.get(other)
-            allowed = domain.values if isinstance(domain, Choice) else groups.get(other)
-            for value in values:
-                if domain is not None and not isinstance(domain, Choice):
-                    raise ConfigError(
-                        f"search.space.{key}.when.{other}: is searched as a range; a condition needs values."
-                    )
-                if allowed is not None and str(value) not in map(str, allowed):
-                    close = did_you_mean(str(value), map(str, allowed))
-                    raise ConfigError(f"search.space.{key}.when.{other}: '{value}' is never one of its values.{close}")
-
-
-SAMPLERS = ("grid", "random", "qmc", "tpe", "gp")
-PRUNERS = ("median", "hyperband", "verdict")
-FINDER = "finder"
-"""In a trial to start from, in place of the rate that the LR finder suggests."""
-
-_MOST_POINTS = 10_000
-_PASSED_OVER = ("tracking.", "output_root=", "trainer.progress=", "trust=")  # where and how, not what
-
-
 @dataclass(frozen=True)
 class Search:
     """A checked search.
 
     Attributes:
         root: The checkout.
-        node: Its settings.
-        space: What it searches.
-        training: Overrides that every trial is started with.
-        config: The config of a trial, but for what is searched.
-        base: Values of the keys that conditions name and that are not searched.
-        name: Of the sweep, and of Optuna's study.
-        composer: Makes the configs of trials.
+        node: The config's ``search``, without the space.
+        space: The searched keys.
+        training: Overrides for every trial.
+        config: The config of a trial without the searched values.
+        base: Values of the keys that conditions name but that are not searched.
+        name: Name of the sweep, and of Optuna's study.
+        composer: Composes the configs of trials.
     """
 
     root: Path
@@ -232,41 +149,41 @@ class Search:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two searches the same, as plain values."""
+        """Return what two searches under one name must share, as plain values."""
         return {
-            "space": self.space.described(),
+            "space": self.space.as_dict(),
             "sampler": self.node.sampler,
             "objective": self.node.objective,
             "direction": self.direction,
             "start": [{str(k): v for k, v in point.items()} for point in self.node.start],
             "seeds": list(self.node.seeds),
             "pruners": sorted(self.node.pruners),
-            "overrides": sorted(w for w in self.training if not w.lstrip("+~").startswith(_PASSED_OVER)),
+            "overrides": sorted(w for w in self.training if not w.lstrip("+~").startswith(_NO_IDENTITY)),
         }
 
     @property
     def higher(self) -> bool:
-        """Whether a higher objective is better."""
+        """Tell whether a higher objective is better."""
         return self.direction == "maximize"
 
     @property
     def direction(self) -> str:
-        """``maximize`` or ``minimize``."""
+        """Return ``maximize`` or ``minimize``."""
         return self.node.direction or direction_of(self.node.objective) or "maximize"
 
     @property
     def folder(self) -> Path:
-        """Where the trials' output folders go."""
+        """Return the folder of the trials."""
         return Path(self.config.output_root).expanduser().absolute() / self.name
 
     @property
     def storage(self) -> str:
-        """Optuna's storage, as an address of SQLAlchemy's."""
+        """Return the SQLAlchemy URL of Optuna's storage."""
         return self.node.storage or f"sqlite:///{Path(self.config.tracking.root).expanduser().absolute() / 'search.db'}"
 
     @property
     def monitor(self) -> str:
-        """The metric of the validations by which trials are compared while they run."""
+        """Return the validation metric by which trials are compared while they run."""
         name = self.node.objective
         if not name.startswith("summary/"):
             return name
@@ -275,51 +192,51 @@ class Search:
 
     @property
     def monitor_higher(self) -> bool:
-        """Whether a higher value of that metric is better."""
+        """Tell whether a higher value of the monitored metric is better."""
         return self.higher if self.monitor == self.node.objective else self.monitor.endswith("acc")
 
     @property
     def validations(self) -> int | None:
-        """Validations in a run, where the epochs say it."""
+        """Return the number of validations in a run, or None if the epochs do not tell."""
         node = self.config.trainer
         if node.max_epochs < 1 or node.max_steps > 0:
             return None
         return max(1, -(-node.max_epochs // node.check_val_every_n_epoch))
 
 
-def read(root: Path, words: Sequence[str]) -> Search:
-    """Read and check a search.
+def read_search(root: Path, words: Sequence[str]) -> Search:
+    """Read a search from its command line, and check it.
 
     Args:
         root: The checkout.
-        words: The command line.
+        words: The arguments.
 
     Raises:
-        ConfigError: Something is bad: the key, the value and the remedy.
+        ConfigError: An argument is bad; the message names the key, the value and the remedy.
     """
     if not any(word.startswith("search=") for word in words):
         words = ["search=bayes", *words]
-    sorted_words = parse(words)
+    arguments = parse_arguments(words)
     try:
-        return _checked(root, sorted_words)
+        return _checked(root, arguments)
     except SpaceError as e:
         raise ConfigError(str(e)) from e
 
 
-def _checked(root: Path, words: Words) -> Search:
-    cfg, choices = compose_config(root, [*words.training, *words.search])
+def _checked(root: Path, arguments: Arguments) -> Search:
+    cfg, choices = compose_config(root, [*arguments.training, *arguments.search])
     node = _node(cfg)
     if problems := list(_bad_settings(node)):
         raise ConfigError("\n".join(problems[:5]))
-    written = {str(key): entry for key, entry in node.space.items() if str(key) not in words.fixed}
-    space = Space.of(written | words.space)
+    written = {str(key): entry for key, entry in node.space.items() if str(key) not in arguments.fixed}
+    space = Space.of(written | arguments.space)
     node = replace(node, space={})
     cfg.search = None
     config = validate(cfg)
-    composer = Composer(root, tuple(words.training))
-    base = {key: _base_value(key, cfg, choices, space.keys) for key in space.other_keys}
+    composer = Composer(root, tuple(arguments.training))
+    base = {key: _base_value(key, cfg, choices, space.keys) for key in space.condition_keys}
     name = node.sweep or f"{node.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    search = Search(root, node, space, tuple(words.training), config, base, name, composer)
+    search = Search(root, node, space, tuple(arguments.training), config, base, name, composer)
     _refuse(search)
     _check_start(search)
     if node.sampler == "grid" and space.size() > _MOST_POINTS:
@@ -353,7 +270,7 @@ def _bad_settings(node: SearchConfig) -> Iterator[str]:
     elif node.direction is not None and known is not None and node.direction != known:
         yield f"search.direction: {node.direction} {node.objective} would look for the worst. Leave it out, or {known}."
     if {"median", "hyperband"} <= set(node.pruners):
-        yield "search.pruners: median and hyperband are two answers to one question. Give one of them."
+        yield "search.pruners: median and hyperband both decide by Optuna's rules. Give one of them."
     if node.objective.startswith(("test/", "summary/test")):
         yield (
             f"search.objective: '{node.objective}': the test set must not choose. Take a value of the validation, "
@@ -384,7 +301,7 @@ def _bad_settings(node: SearchConfig) -> Iterator[str]:
 
 
 def direction_of(objective: str) -> str | None:
-    """Which direction of an objective is better, as far as its name tells."""
+    """Return which direction of an objective is better, or None if its name does not tell."""
     words = set(re.split(r"[/_]", objective))
     lower = bool(words & {"seconds", "steps", "price", "memory", "joules", "spikes"})
     higher = False if lower else is_higher_better(objective)
@@ -405,20 +322,22 @@ def _base_value(key: str, cfg: DictConfig, choices: Mapping[str, str], searched:
 
 
 def _refuse(search: Search) -> None:
-    """What cannot be searched like this."""
+    """Refuse settings that make no sense in a search."""
     config, keys = search.config, search.space.keys
     if config.study is not None:
-        raise ConfigError("experiment: a study is a sweep of its own. Leave it out, or use scripts/train.py.")
+        raise ConfigError("experiment: a study is a sweep already. Leave it out, or use scripts/train.py.")
     if config.resume is not None:
-        raise ConfigError("resume: the trials of a search are new runs. Give sweep=NAME to go on with a search.")
+        raise ConfigError("resume: the trials of a search are new runs. Give sweep=NAME to resume a search.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("torchrun: start the search once; it starts the processes of each trial itself.")
     for key in keys:
         if key == "seed" or key.split(".")[0] in ("tracking", "search", "output_root", "resume", "study", "test"):
-            raise ConfigError(f"search.space.{key}: is nothing to search. Several seeds a trial: search.seeds=[0,1,2].")
+            raise ConfigError(
+                f"search.space.{key}: cannot be searched. For several seeds in each trial give search.seeds=[0,1,2]."
+            )
     if keys.keys() & {"optimizer.lr", "schedule.max_lr"} and config.keys_set_by_finder():
         raise ConfigError(
-            f"finder: {config.finder.name} would set another rate than the one a trial is given. Leave it out; "
+            f"finder: {config.finder.name} would replace the learning rate that a trial is given. Leave it out; "
             "'search.start=[{optimizer.lr: finder}]' starts the search at its suggestion."
         )
     if search.node.workers == 0 and world_size(config.trainer) > 1:
@@ -440,3 +359,77 @@ def _check_start(search: Search) -> None:
                     f"{where}.{key}: the finder finds optimizer.lr, if that is searched, and nothing else. "
                     f"Keys: {', '.join(search.space.keys)}."
                 )
+
+
+def check_space(space: Space, base: Mapping[str, Value], composer: Composer) -> None:
+    """Compose configs with both ends of every range and with every choice, to find keys and types that do not fit.
+
+    Raises:
+        ConfigError: A key or a value does not fit the config.
+    """
+    groups = composer.groups
+    chosen = [key for key in space.keys if key in groups]
+    for key in chosen:
+        domain = space.keys[key]
+        if not isinstance(domain, Choice):
+            raise ConfigError(f"search.space.{key}: is a config group: give a list of {', '.join(groups[key])}.")
+        for value in domain.values:
+            if value not in groups[key]:
+                raise ConfigError(
+                    f"search.space.{key}: unknown choice '{value}'. Choices: {', '.join(groups[key])}."
+                    f"{did_you_mean(str(value), groups[key])}"
+                )
+    _check_conditions(space, groups)
+    products = itertools.product(*(space.keys[key].grid() for key in chosen))
+    for values in itertools.islice(products, _MOST_CHECKED):
+        point: dict[str, Value] = {}
+        for key, value in zip(chosen, values, strict=True):
+            if space.active(key, point, base):
+                point[key] = value
+        rest = [key for key in space.keys if key not in chosen]
+        for example in range(max((len(space.keys[key].examples) for key in rest), default=1)):
+            trial = dict(point)
+            for key in rest:
+                if space.active(key, trial, base):
+                    examples = space.keys[key].examples
+                    trial[key] = examples[min(example, len(examples) - 1)]
+                    composer.check_key(key, trial)
+            composer.config(trial)
+
+
+def _check_conditions(space: Space, groups: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a condition with a value that its key never has: what depends on it would never be searched."""
+    for key, conditions in space.conditions.items():
+        for other, values in conditions.items():
+            domain = space.keys.get(other)
+            allowed = domain.values if isinstance(domain, Choice) else groups.get(other)
+            for value in values:
+                if domain is not None and not isinstance(domain, Choice):
+                    raise ConfigError(
+                        f"search.space.{key}.when.{other}: is searched as a range; a condition needs a list of values."
+                    )
+                if allowed is not None and str(value) not in map(str, allowed):
+                    close = did_you_mean(str(value), map(str, allowed))
+                    raise ConfigError(f"search.space.{key}.when.{other}: '{value}' is never one of its values.{close}")
+
+
+def check_store(config: Config) -> None:
+    """Ask an MLflow server once, since one that refuses would fail every trial.
+
+    A server that does not answer is no error: the trials keep their rows.
+
+    Raises:
+        ConfigError: The server refuses.
+    """
+    from lr_lightning.errors import StoreUnavailable, TrackingError
+    from lr_lightning.tracking import open_store
+
+    if config.tracking.name != "mlflow" or config.tracking.uri is None:
+        return
+    try:
+        with suppress(StoreUnavailable):
+            open_store(Path(config.tracking.root), config.tracking.uri).call(
+                "get_experiment_by_name", config.tracking.experiment
+            )
+    except TrackingError as e:
+        raise ConfigError(f"tracking: {e}") from e

@@ -1,4 +1,4 @@
-"""What is searched: config keys, their values, and the conditions between them. Optuna is not imported here."""
+"""What is searched: config keys, their values and conditions, and how a command line gives them. Pure of Optuna."""
 
 import itertools
 import math
@@ -18,26 +18,24 @@ from lr_lightning.errors import ConfigError, SpaceError
 __all__ = [
     "EXTRAS",
     "KINDS",
+    "Arguments",
     "Choice",
     "Range",
     "Space",
     "SpaceError",
     "Value",
-    "Words",
     "domain_of",
     "override",
-    "parse",
+    "parse_arguments",
 ]
-
-# --- What values a searched key may take: ranges and choices, how they are written, and how a value is typed.
 
 Value = float | int | str | bool | None
 _RANGES = ("log", "linear", "int", "log_int")
 KINDS = frozenset({*_RANGES, "choice"})
-"""How the values of a key may be given, besides a list."""
+"""How the values of a key can be given, besides as a list."""
 EXTRAS = ("points", "step", "when")
-"""What may stand beside a kind."""
-_POINTS = 7  # of a range on a grid
+"""What else an entry can have beside its kind."""
+_POINTS = 7  # values of a range on a grid
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,10 @@ class Range:
     Attributes:
         low: Lowest value.
         high: Highest value.
-        log: Whether they are spread evenly in their logarithm.
-        integer: Whether they are integers.
+        log: Whether values are spread evenly in their logarithm.
+        integer: Whether only integers count.
         step: Distance of neighbouring values, or None.
-        points: Values of it on a grid, or None for the usual number.
+        points: Number of values on a grid; None for 7.
     """
 
     low: float
@@ -61,7 +59,7 @@ class Range:
     points: int | None = None
 
     def grid(self) -> list[Value]:
-        """Its values on a grid, the lowest first; to three digits, where that keeps them apart."""
+        """Return the values on a grid in ascending order, rounded to three digits unless two would become equal."""
         if self.step is not None:
             count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
             values = [self.low + i * self.step for i in range(count)]
@@ -88,18 +86,18 @@ class Range:
 
     @property
     def examples(self) -> list[Value]:
-        """Its two ends."""
+        """Return the two ends."""
         return [int(self.low), int(self.high)] if self.integer else [self.low, self.high]
 
     def holds(self, value: Any) -> bool:
-        """Whether a value lies in it."""
+        """Tell whether the range contains a value."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and self.low <= value <= self.high and (not self.integer or float(value).is_integer())
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values, such as the choices of a config group."""
+    """A list of values, such as the choices of a config group."""
 
     values: tuple[Value, ...]
 
@@ -107,24 +105,24 @@ class Choice:
         return ", ".join(map(str, self.values))
 
     def grid(self) -> list[Value]:
-        """All of them."""
+        """Return all values."""
         return list(self.values)
 
     @property
     def examples(self) -> list[Value]:
-        """All of them."""
+        """Return all values."""
         return list(self.values)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is one of them."""
+        """Tell whether a value is one of them, with its type."""
         return any(value == own and type(value) is type(own) for own in self.values)
 
 
 def domain_of(key: str, entry: Any) -> Range | Choice:
-    """Read the values of a key as they are written in conf/search/*.yaml.
+    """Parse the values of a key as conf/search/*.yaml gives them.
 
     Raises:
-        SpaceError: They are bad: the key, the value and the remedy.
+        SpaceError: They are bad; the message names the key, the value and the remedy.
     """
     where = f"search.space.{key}"
     if isinstance(entry, str | int | float):
@@ -152,9 +150,9 @@ def _choice(where: str, values: Any) -> Choice:
         raise SpaceError(f"{where}: needs a list of one or more values, got {values!r}.")
     for value in values:
         if not isinstance(value, str | int | float | bool | None):
-            raise SpaceError(f"{where}: {value!r} is no single value. Give numbers, words, true, false or null.")
+            raise SpaceError(f"{where}: {value!r} is no single value. Give numbers, text, true, false or null.")
     if len({(type(v), v) for v in values}) < len(values):
-        raise SpaceError(f"{where}: a value stands there twice: {list(values)}. Give each once.")
+        raise SpaceError(f"{where}: a value is given twice: {list(values)}. Give each once.")
     return Choice(tuple(values))
 
 
@@ -189,13 +187,13 @@ def _range(where: str, kind: str, entry: Mapping[str, Any]) -> Range:
 
 
 def override(key: str, value: Value) -> str:
-    """A value as an override of the command line: ``optimizer.lr=0.1``."""
+    """Format a value as an override for the command line: ``optimizer.lr=0.1``."""
     if value is None:
         return f"{key}=null"
     if isinstance(value, bool):
         return f"{key}={str(value).lower()}"
     if isinstance(value, float):
-        return f"{key}={value!r}"  # every digit: it is the trial's command line
+        return f"{key}={value!r}"  # every digit, since it is the trial's command line
     if isinstance(value, str) and (not _BARE.fullmatch(value) or _MEANS_ELSE.fullmatch(value)):
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"{key}='{escaped}'"
@@ -208,11 +206,11 @@ _MEANS_ELSE = re.compile(r"(?i)null|true|false|nan|[+-]?(inf|[\d.]+(e[+-]?\d+)?)
 
 @dataclass(frozen=True)
 class Space:
-    """Config keys, each with its values and, where it has some, the conditions under which it is searched.
+    """The searched config keys with their values and conditions.
 
     Attributes:
-        keys: The values of each key. Keys that others depend on come first.
-        conditions: For a key, the values that other keys must have.
+        keys: The values of each key. A key comes after those that its condition names.
+        conditions: The values that other keys must have for a key to be searched.
 
     Example:
         >>> space = Space.of({
@@ -229,15 +227,15 @@ class Space:
 
     @staticmethod
     def of(node: Mapping[str, Any]) -> "Space":
-        """Read a space as it is written in conf/search/*.yaml.
+        """Parse a space as conf/search/*.yaml gives it.
 
         Args:
             node: For each key (dotted or nested) a list of values, or a mapping with one of ``log``, ``linear``,
-                ``int``, ``log_int`` (two numbers) or ``choice`` (a list), and, as wanted, ``step``, ``points`` (on a
-                grid) and ``when`` (a key and the value or values it must have).
+                ``int``, ``log_int`` (two numbers) or ``choice`` (a list), and optionally ``step``, ``points`` (on a
+                grid) and ``when`` (a key and the value or values that it must have).
 
         Raises:
-            SpaceError: It is empty or one of its entries is bad.
+            SpaceError: The space is empty, or an entry is bad.
         """
         entries = _flat(node)
         if not entries:
@@ -254,12 +252,12 @@ class Space:
         return Space({key: keys[key] for key in _ordered(keys, conditions)}, conditions)
 
     def active(self, key: str, chosen: Mapping[str, Value], base: Mapping[str, Value]) -> bool:
-        """Whether a key is searched, given the values of those before it.
+        """Tell whether the condition of a key is met.
 
         Args:
             key: The key.
-            chosen: Values of this trial so far.
-            base: Values that the keys of conditions have where they are not searched.
+            chosen: The values of this trial so far.
+            base: The values of keys that are not searched.
         """
         found = {**base, **chosen}
         return all(
@@ -268,7 +266,7 @@ class Space:
         )
 
     def grid(self, base: Mapping[str, Value]) -> Iterator[dict[str, Value]]:
-        """All points of the grid, each once; a key whose condition does not hold is left out."""
+        """Yield each point of the grid once; a point leaves out the keys whose condition is not met."""
         seen: set[tuple[tuple[str, Value], ...]] = set()
         for values in itertools.product(*(domain.grid() for domain in self.keys.values())):
             point: dict[str, Value] = {}
@@ -280,17 +278,17 @@ class Space:
                 yield point
 
     def size(self) -> int:
-        """An upper limit of the number of points of the grid."""
+        """Return an upper bound of the number of grid points."""
         return math.prod(len(domain.grid()) for domain in self.keys.values())
 
     @property
-    def other_keys(self) -> list[str]:
-        """Keys that conditions name and that are not searched themselves."""
+    def condition_keys(self) -> list[str]:
+        """Return the keys that conditions name but that are not searched."""
         named = {other for conditions in self.conditions.values() for other in conditions}
         return sorted(named - self.keys.keys())
 
-    def described(self) -> dict[str, Any]:
-        """The space as plain values, equal for equal spaces."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return the space as plain values, equal for equal spaces."""
         return {
             key: {
                 **({"choice": list(d.values)} if isinstance(d, Choice) else {k: v for k, v in vars(d).items() if v}),
@@ -300,10 +298,10 @@ class Space:
         }
 
     def check_point(self, point: Mapping[str, Any], where: str) -> None:
-        """Find values of a given trial that the space does not have.
+        """Check that a given point lies in the space.
 
         Raises:
-            SpaceError: With the key, the value and what it may be.
+            SpaceError: It does not; the message names the key, the value and what it can be.
         """
         for key, value in point.items():
             if key not in self.keys:
@@ -320,12 +318,12 @@ def _same(a: Value, b: Value) -> bool:
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Entries by dotted key. Those written with dots come first: what the command line nests replaces them."""
+    """Return entries by dotted key; nested ones, which the command line gives, replace dotted ones."""
     found: dict[str, Any] = {}
     for key, entry in sorted(node.items(), key=lambda item: "." not in str(item[0])):
         name = f"{prefix}{key}"
         if entry is None:
-            found.pop(name, None)  # search.space.optimizer.lr=null takes a key out
+            found.pop(name, None)  # search.space.optimizer.lr=null removes a key
         elif isinstance(entry, Mapping) and not entry.keys() & {*KINDS, *EXTRAS}:
             for inner, value in _flat(entry, f"{name}.").items():
                 found[inner] = value
@@ -347,7 +345,7 @@ def _conditions(key: str, when: Any) -> dict[str, tuple[Value, ...]]:
 
 
 def _ordered(keys: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Keys after those that their conditions name, otherwise as they were written."""
+    """Sort keys after those that their conditions name, and otherwise keep their order."""
     done: list[str] = []
     waiting = list(keys)
     while waiting:
@@ -359,23 +357,21 @@ def _ordered(keys: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]
     return done
 
 
-# --- A search's command line: which words are the search's own, which span the space, which are every trial's.
-
-SHORT = tuple(f.name for f in fields(SearchConfig) if f.name not in ("name", "space", "seed"))
-"""Keys of `search` that may be given without it in front: n_trials=20. `seed` is the training's."""
+SHORT_KEYS = tuple(f.name for f in fields(SearchConfig) if f.name not in ("name", "space", "seed"))
+"""Keys of `search` that can be given without that prefix, such as n_trials=20. `seed` is the training's."""
 
 _SPACE = "search.space."
 
 
 @dataclass(frozen=True)
-class Words:
-    """A command line, sorted.
+class Arguments:
+    """The arguments of a search.
 
     Attributes:
         search: Overrides of the search itself.
-        space: Entries of the space, by key; None takes one out.
-        training: What every trial is started with.
-        fixed: Keys that were given one value: they are not searched.
+        space: Entries of the space by key; None removes one.
+        training: Overrides for every trial.
+        fixed: Keys with one value, which are not searched.
     """
 
     search: list[str]
@@ -384,22 +380,22 @@ class Words:
     fixed: set[str]
 
 
-def parse(words: Sequence[str]) -> Words:
-    """Sort a command line.
+def parse_arguments(words: Sequence[str]) -> Arguments:
+    """Parse the command line of a search.
 
     A key with several values is searched, as in `schedule=cosine,wsd`, `optimizer.lr=tag(log,interval(1e-4,1))`
-    or `search.space.optimizer.lr={log: [1e-4, 1]}`; `seed=0,1,2` asks for a run with each in every trial.
+    or `search.space.optimizer.lr={log: [1e-4, 1]}`; `seed=0,1,2` asks for a run with each seed in every trial.
 
     Raises:
-        ConfigError: A word cannot be read.
+        ConfigError: An argument cannot be read.
     """
-    found = Words([], {}, [], set())
+    found = Arguments([], {}, [], set())
     parser = OverridesParser.create()
     for word in words:
         if word.startswith("-"):
             raise ConfigError(f"{word}: no such option. Several values of a key are searched: schedule=cosine,wsd.")
         name = word.split("=", 1)[0].lstrip("+")
-        if name in SHORT:
+        if name in SHORT_KEYS:
             word = f"search.{word.lstrip('+')}"
             name = f"search.{name}"
         try:
@@ -426,11 +422,11 @@ def parse(words: Sequence[str]) -> Words:
             found.training.append(word)
             if not override.is_delete():
                 found.fixed.add(name)
-                found.space.pop(name, None)  # the last word on a key counts
+                found.space.pop(name, None)  # the last argument for a key counts
     return found
 
 
-def _add_sweep(found: Words, name: str, override: Override) -> None:
+def _add_sweep(found: Arguments, name: str, override: Override) -> None:
     entry = _entry(name, override.value())
     if name != "seed":
         found.space[name] = entry
@@ -456,11 +452,11 @@ def _entry(name: str, sweep: Any) -> Any:
             raise ConfigError(f"{name}: range({start:g},{stop:g},{step:g}) is empty. Give range(first,beyond,step).")
         values = [start + i * step for i in range(math.ceil((stop - start) / step))]
         return [int(v) if float(v).is_integer() else v for v in values]
-    raise ConfigError(f"{name}: a search does not take {type(sweep).__name__}. Give a list of values or an interval.")
+    raise ConfigError(f"{name}: a search cannot use {type(sweep).__name__}. Give a list of values or an interval.")
 
 
 def _plain(value: Any) -> Any:
-    """Hydra's value as YAML would give it; words that are numbers with an exponent become numbers."""
+    """Return Hydra's value as YAML would give it; text such as 1e-4 becomes a number."""
     if isinstance(value, QuotedString):
         return value.text
     if isinstance(value, dict):

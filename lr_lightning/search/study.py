@@ -1,64 +1,189 @@
-"""One search as a study of Optuna's: its tickets, who has which, and what came out.
+"""The study of a search: which trials it has, who runs each of them, and what they came to.
 
-A *ticket* is one trial that is to be run, numbered from 0. They are put into the storage when the study is made, so any
-number of workers share a budget exactly: taking one is atomic, and when none is left the search is done. A trial whose
-worker has gone is failed and its ticket put back, with its parameters, as Optuna does it.
+The trials are numbered from 0 and put into Optuna's storage, waiting, when the study is made. Claiming one is atomic,
+so any number of machines share a budget exactly, and the search is done when none is left. A trial whose worker or
+machine is gone is failed, and replaced by one with the same number, values and reports.
 """
 
+import contextlib
+import copy
+import json
 import math
+import os
+import signal
+import socket
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import optuna
+import psutil
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from lr_lightning.search.heartbeat import Heartbeats
-from lr_lightning.search.opening import Prepare, open_study
-from lr_lightning.search.owner import alive, end_child, this_process
-from lr_lightning.search.sampling import sampler, suggest
+from lr_lightning.errors import ConfigError
+from lr_lightning.search.pruning import pruner_of
 from lr_lightning.search.settings import Search
-from lr_lightning.search.space import Value
-from lr_lightning.search.standing import Standing, attempt_of, result_of, ticket_of
+from lr_lightning.search.space import Choice, Space, Value
 from lr_lightning.search.storage import HEARTBEAT, SILENCE, connect, lock_of, patient
+from lr_lightning.tracking.keys import hide_password
 
-__all__ = ["GONE", "INTERRUPTED", "Study", "Ticket"]
+__all__ = [
+    "Lost",
+    "Study",
+    "StudySummary",
+    "Trial",
+    "number_of",
+    "rank_key",
+    "result_of",
+    "this_process",
+]
 
-INTERRUPTED, GONE = "interrupted", "its worker is gone"
-"""Why a trial was failed whose ticket was put back."""
+_FILL_SECONDS = 60.0
+_STOP_SECONDS = 30.0
 
-_READY_SECONDS = 60.0
+
+class Lost(StrEnum):
+    """Why a trial ended without a result, so that it is put back."""
+
+    INTERRUPTED = "interrupted"
+    CRASHED = "its process crashed"
+    GONE = "its worker is gone"
 
 
 @dataclass
-class Ticket:
-    """A trial that is being run.
+class Trial:
+    """A trial that this search runs.
 
     Attributes:
-        number: Of the ticket, from 0.
-        point: The values of the space's keys.
-        trial: Optuna's.
-        attempt: How often it has been taken up before.
+        number: Its number in the search, from 0.
+        point: The values of the searched keys.
+        handle: Optuna's trial.
+        attempt: How many attempts at it were lost before.
+        resumes: Whether an earlier attempt may have left a checkpoint or results.
+        reports: What earlier attempts reported: the value at each validation, in the direction of the objective.
     """
 
     number: int
     point: dict[str, Value]
-    trial: optuna.Trial = field(repr=False)
+    handle: optuna.Trial = field(repr=False)
     attempt: int = 0
+    resumes: bool = False
+    reports: dict[int, float] = field(default_factory=dict)
+
+
+def number_of(trial: FrozenTrial) -> int:
+    """Return the number of a trial in its search: attempts at one trial share it, whereas Optuna counts them."""
+    return int(trial.user_attrs.get("trial", trial.number))
+
+
+def result_of(trial: FrozenTrial) -> Mapping[str, Any]:
+    """Return what is recorded of a trial besides its value; empty before its end."""
+    found: Mapping[str, Any] = trial.user_attrs.get("result", {})
+    return found
+
+
+def _attempt_of(trial: FrozenTrial) -> int:
+    return int(trial.user_attrs.get("attempt", 0))
+
+
+def rank_key(trial: FrozenTrial, *, higher: bool) -> tuple[bool, float, float]:
+    """Return a key that sorts the best trial first, by validation loss among equals, and those without a value last.
+
+    Args:
+        trial: The trial.
+        higher: Whether a higher value is better.
+    """
+    if trial.state != TrialState.COMPLETE or trial.value is None:
+        return True, 0.0, 0.0
+    loss = result_of(trial).get("val_loss")
+    return False, -trial.value if higher else trial.value, math.inf if loss is None else float(loss)
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """How far a search has come.
+
+    Attributes:
+        ended: The trials that have ended, by number.
+        left: How many trials wait or run.
+        best: The best complete trial; among equals the one with the lowest validation loss.
+        equal: How many trials have the value of the best one.
+    """
+
+    ended: dict[int, FrozenTrial]
+    left: int
+    best: FrozenTrial | None
+    equal: int = 0
+
+    @staticmethod
+    def of(trials: Sequence[FrozenTrial], limit: float, *, higher: bool) -> "StudySummary":
+        """Summarize the trials of a study.
+
+        Args:
+            trials: All of them.
+            limit: Trials from this number on are not asked for.
+            higher: Whether a higher value is better.
+        """
+        last = {number_of(t): t for t in sorted(trials, key=lambda t: t.number)}
+        ended = {number: t for number, t in sorted(last.items()) if t.state.is_finished()}
+        left = sum(number < limit for number in last.keys() - ended.keys())
+        complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+        best = min(complete, key=lambda t: rank_key(t, higher=higher), default=None)
+        equal = sum(t.value == best.value for t in complete) if best is not None else 0
+        return StudySummary(ended, left, best, equal)
+
+
+def this_process() -> dict[str, Any]:
+    """Identify this process, so that others on this machine can tell whether it lives."""
+    parts = [socket.gethostname()]
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):  # containers may share a hostname
+        with contextlib.suppress(OSError):
+            parts.append(os.readlink(path) if path.endswith("pid") else Path(path).read_text().strip())
+    return {"host": " ".join(parts), "pid": os.getpid(), "born": psutil.Process().create_time()}
+
+
+def _lives(pid: Any, born: Any) -> bool:
+    """Tell whether the very process lives that was born at this time: its id may belong to another one by now."""
+    try:
+        process = psutil.Process(int(pid))
+        return bool(abs(process.create_time() - float(born)) < 1.0) and bool(process.status() != psutil.STATUS_ZOMBIE)
+    except (psutil.Error, TypeError, ValueError):
+        return False
+
+
+def _await_worker(worker: Any) -> None:
+    """Wait for a worker that has lost its search: it saves a checkpoint and ends, or else is killed."""
+    if not isinstance(worker, list):
+        return
+    pid, born = worker
+    until = time.monotonic() + _STOP_SECONDS
+    while _lives(pid, born):
+        if time.monotonic() > until:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.2)
+
+
+Prepare = Callable[[], Sequence[Mapping[str, Value]]]
 
 
 class Study:
-    """A study that is open.
+    """An open study.
 
     Args:
         search: What is searched.
-        prepare: Called if there is no study of that name yet, before it is made: it gives the points of the first
-            tickets, or raises, and then there is no study.
+        prepare: Called before a new study is made; returns the points of its first trials. If it raises, no study is
+            made.
 
     Raises:
-        ConfigError: The storage cannot be used, or the name belongs to another search.
+        ConfigError: The storage cannot be used, or another search has that name.
     """
 
     def __init__(self, search: Search, prepare: Prepare = lambda: ()) -> None:
@@ -66,27 +191,48 @@ class Study:
         self._lock = lock_of(search.storage)
         self._owner = this_process()
         self._checked = 0.0
-        self.study, self.is_new = open_study(search, connect(search.storage, self._requeue), prepare)
-        self._storage: Any = self.study._storage  # the one above with Optuna's cache around it
-        self._beats = Heartbeats(self._storage)
+        self._mine: dict[int, int] = {}
+        """The running trials of this process: Optuna's number and id of each."""
+        self._beating: threading.Thread | None = None
+        self.storage = connect(search.storage, self._lock, self._replace_stale)
+        self.optuna, self.is_new = self._open(prepare)
+        self._id = self.storage.get_study_id_from_name(search.name)
 
-    # -- filling -------------------------------------------------------------------------------------------------------
+    def _open(self, prepare: Prepare) -> tuple[optuna.Study, bool]:
+        name, node = self.search.name, self.search.node
+        pruner = pruner_of(node.pruners, self.search.validations, node.patience)
+        if name not in optuna.get_all_study_names(self.storage):
+            start = [dict(point) for point in prepare()]
+            direction = cast(Any, self.search.direction)
+            try:
+                study = optuna.create_study(storage=self.storage, study_name=name, direction=direction, pruner=pruner)
+            except optuna.exceptions.DuplicatedStudyError:
+                pass  # another machine was faster
+            else:
+                study.set_user_attr("start", start)
+                study.set_user_attr("search", json.dumps(self.search.identity, sort_keys=True))
+                return study, True
+        study = optuna.load_study(study_name=name, storage=self.storage, pruner=pruner)
+        _check_identity(study, self.search)
+        return study, False
 
     @patient
     def fill(self) -> None:
-        """Put the tickets into the study: all of them if it is new, more of them if more trials are asked for."""
+        """Put the trials into a new study, or more of them if more are asked for than before."""
         if not self.is_new:
             self._wait_until_filled()
         with self._lock:
-            there = {ticket_of(trial) for trial in self.trials()}
-            for number, point in enumerate(self._points(self.study.user_attrs["start"])):
-                if number not in there:
-                    self.study.enqueue_trial(dict(point), user_attrs={"ticket": number})
-            self.study.set_user_attr("filled", True)
-            self._repair()
+            known = {number_of(trial) for trial in self.trials()}
+            for number, point in enumerate(self._points(self.optuna.user_attrs["start"])):
+                if number not in known:
+                    self.optuna.enqueue_trial(dict(point), user_attrs={"trial": number})
+            self.optuna.set_user_attr("filled", True)
+            for trial in self.summary().ended.values():  # a kill may come between failing a trial and replacing it
+                if trial.state == TrialState.FAIL and "lost" in result_of(trial):
+                    self._replace(trial, _attempt_of(trial) + 1)
 
     def _points(self, start: Sequence[Mapping[str, Value]]) -> list[Mapping[str, Value]]:
-        """The values that each ticket fixes, in an order that stays; an empty one leaves them to the sampler."""
+        """Return the fixed values of each trial, in a stable order; an empty point leaves all to the sampler."""
         limit = self.search.node.n_trials
         if self.search.node.sampler == "grid":
             rest = [point for point in self.search.space.grid(self.search.base) if point not in start]
@@ -96,145 +242,171 @@ class Study:
         return [*start, *({} for _ in range(count - len(start)))][:count]
 
     def _wait_until_filled(self) -> None:
-        until, there = time.monotonic() + _READY_SECONDS, 0
-        while not self.study.user_attrs.get("filled") and time.monotonic() < until:
-            time.sleep(0.2)  # its maker is filling it, or has died, and then this process does
-            if (now := len(self.trials())) > there:
-                until, there = time.monotonic() + _READY_SECONDS, now
-
-    def _repair(self) -> None:
-        """Put back the tickets of those that were killed between failing a trial and putting it back."""
-        for trial in self.standing().ended.values():
-            if trial.state == TrialState.FAIL and result_of(trial).get("reason") in (INTERRUPTED, GONE):
-                self._clone(trial, attempt_of(trial) + 1)
-
-    @property
-    def _limit(self) -> float:
-        """Tickets from this number on are for those who ask for more trials."""
-        return math.inf if self.search.node.n_trials is None else self.search.node.n_trials
-
-    # -- tickets -----------------------------------------------------------------------------------------------------
+        """Wait for the machine that made the study to fill it; if that was killed, this one does."""
+        until, known = time.monotonic() + _FILL_SECONDS, 0
+        while not self.optuna.user_attrs.get("filled") and time.monotonic() < until:
+            time.sleep(0.2)
+            if (now := len(self.trials())) > known:
+                until, known = time.monotonic() + _FILL_SECONDS, now
 
     @patient
-    def take(self) -> Ticket | None:
-        """Take the next ticket and have its values suggested; None if none is left."""
+    def take(self) -> Trial | None:
+        """Claim the next trial and suggest its values; None if no trial is left."""
         with self._lock:
-            trial_id = self._claimed()
+            trial_id = self._claim()
         if trial_id is None:
             return None
-        self._beats.start(trial_id)
+        frozen = self.storage.get_trial(trial_id)
+        self._mine[frozen.number] = trial_id
+        self._start_heartbeat(trial_id)
         try:
-            return self._suggested(trial_id)
+            view = copy.copy(self.optuna)  # a sampler for this trial, and no cached trials of before
+            view.sampler = _sampler(self.search, number_of(frozen))
+            handle = optuna.Trial(view, trial_id)
+            handle.set_user_attr("owner", self._owner)
+            point = _suggest(handle, self.search.space, self.search.base)
         except BaseException:
-            self._beats.stop(trial_id)  # it is found and put back as that of a worker that is gone
+            del self._mine[frozen.number]  # without heartbeats it is found and put back
             raise
+        attributes = frozen.user_attrs
+        reports = dict(frozen.intermediate_values)
+        return Trial(number_of(frozen), point, handle, _attempt_of(frozen), "run" in attributes, reports)
 
-    def _suggested(self, trial_id: int) -> Ticket:
-        self.study._thread_local.cached_all_trials = None  # as Optuna's own ask: what others have told counts
-        number = int(self._storage.get_trial_user_attrs(trial_id).get("ticket", 0))
-        self.study.sampler = sampler(self.search, number)
-        trial = optuna.Trial(self.study, trial_id)
-        trial.set_user_attr("owner", self._owner)  # one attribute: each is a transaction
-        point = suggest(trial, self.search.space, self.search.base)
-        return Ticket(number, point, trial, int(trial.user_attrs.get("attempt", 0)))
-
-    def _claimed(self) -> int | None:
-        """The id of a trial that now is this process's; taking it is atomic in the storage (see Optuna's ask)."""
-        study_id = self.study._study_id
-        waiting = self._storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.WAITING,))
-        for trial in sorted(waiting, key=lambda t: (ticket_of(t), t.number)):
-            if ticket_of(trial) >= self._limit:
+    def _claim(self) -> int | None:
+        """Claim a waiting trial, which the storage does atomically; without a limit of trials, make one."""
+        waiting = self.trials(TrialState.WAITING)
+        for trial in sorted(waiting, key=lambda t: (number_of(t), t.number)):
+            if number_of(trial) >= self._limit:
                 break
-            try:
-                if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
-                    return int(trial._trial_id)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                continue
+            trial_id = self._id_of(trial.number)
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                if self.storage.set_trial_state_values(trial_id, state=TrialState.RUNNING):
+                    return trial_id
         if self.search.node.n_trials is None and self.search.node.sampler != "grid":
-            trial_id = self._storage.create_new_trial(study_id)  # without a limit of trials there are always more
-            self._storage.set_trial_user_attr(trial_id, "ticket", self._storage.get_trial(trial_id).number)
-            return int(trial_id)
+            handle = self.optuna.ask()
+            if "trial" not in handle.user_attrs:  # it is new
+                handle.set_user_attr("trial", handle.number)
+            return self._id_of(handle.number)
         return None
+
+    def _id_of(self, number: int) -> int:
+        return self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+    def _start_heartbeat(self, trial_id: int) -> None:
+        with contextlib.suppress(SQLAlchemyError, optuna.exceptions.StorageInternalError):
+            self.storage.record_heartbeat(trial_id)
+        if self._beating is None:
+            self._beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+            self._beating.start()
+
+    def _beat(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(HEARTBEAT):
+            for trial_id in list(self._mine.values()):
+                with contextlib.suppress(Exception):  # the database may be away for a while
+                    self.storage.record_heartbeat(trial_id)
+
+    @patient
+    def note(self, trial: Trial, *, phase: str, folder: Path, worker: Sequence[Any] | None) -> None:
+        """Record what is known of a trial before it runs.
+
+        Args:
+            trial: The trial.
+            phase: What its peers have in common with it.
+            folder: Where its runs go.
+            worker: Id and time of birth of the process that trains, so that a later search can wait for its end.
+        """
+        trial.handle.set_user_attr("run", {"phase": phase, "folder": str(folder), "worker": worker})
 
     @patient
     def finish(
-        self, ticket: Ticket, state: TrialState, value: float | None, result: Mapping[str, Any] | None = None
+        self, trial: Trial, state: TrialState, value: float | None, result: Mapping[str, Any] | None = None
     ) -> bool:
-        """Give back what a trial came to.
+        """Record the result of a trial.
 
         Args:
-            ticket: Its ticket.
+            trial: The trial.
             state: How it ended.
-            value: The objective, of one that is complete.
+            value: The objective of a complete trial.
             result: What else is known of it, as plain values.
 
         Returns:
-            Whether it counts: not if its worker had been taken for dead and its ticket given to another one.
+            False if this machine had been taken for dead, and the trial was given to another one.
         """
-        trial_id = ticket.trial._trial_id
-        self._beats.stop(trial_id)
         try:
-            ticket.trial.set_user_attr("result", dict(result or {}))
-            self.study.tell(ticket.trial, value, state=state)
+            trial.handle.set_user_attr("result", dict(result or {}))
+            trial.handle.study.tell(trial.handle, value, state=state)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             return False
+        finally:
+            self._mine.pop(trial.handle.number, None)
         return True
 
     @patient
-    def put_back(self, ticket: Ticket, *, counted: bool = False) -> None:
-        """Give a ticket back whose trial was interrupted: whoever comes next goes on with it.
+    def put_back(
+        self, trial: Trial, why: Lost, *, counted: bool = False, result: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Put back a trial that has no result, so that the next free worker resumes it.
 
         Args:
-            ticket: The ticket.
-            counted: Whether that is one of the times that a ticket may come back: not where the search itself stopped.
+            trial: The trial.
+            why: Why it has no result.
+            counted: Whether it counts as an attempt; not if the search itself is stopped.
+            result: What is known of it.
+
+        Returns:
+            Whether it is put back; False after too many attempts.
         """
-        trial_id = ticket.trial._trial_id
-        self._beats.stop(trial_id)
-        self._fail(self._storage.get_trial(trial_id), INTERRUPTED, attempt=ticket.attempt + counted)
+        frozen = self.storage.get_trial(self._id_of(trial.handle.number))
+        self._mine.pop(frozen.number, None)
+        return self._fail(frozen, why, trial.attempt + counted, result)
 
     @patient
     def recover(self) -> list[int]:
-        """Put back the tickets of workers that are gone: at once those of this machine, others after a silence.
+        """Put back trials whose search is gone: at once on this machine, after a silence on others.
 
         Returns:
-            Their numbers.
+            The numbers of the trials.
         """
-        if time.monotonic() - self._checked < HEARTBEAT and self._checked:
+        if self._checked and time.monotonic() - self._checked < HEARTBEAT:
             return []
         self._checked = time.monotonic()
-        before = {ticket_of(t) for t in self.trials(TrialState.WAITING)}
+        before = {number_of(t) for t in self.trials(TrialState.WAITING)}
         for trial in self.trials(TrialState.RUNNING):
-            if trial._trial_id in self._beats:
+            if trial.number in self._mine:
                 continue
             owner = trial.user_attrs.get("owner")
-            if owner is None:  # its worker was killed in the moment after it took the trial, or is in it
+            if owner is None:  # claimed a moment ago, or its search was killed in that moment
                 started = trial.datetime_start
                 gone = started is not None and (datetime.now() - started).total_seconds() > SILENCE
             else:
-                gone = owner.get("host") == self._owner["host"] and not alive(owner.get("pid"), owner.get("born"))
+                gone = owner.get("host") == self._owner["host"] and not _lives(owner.get("pid"), owner.get("born"))
             if gone:
-                end_child(trial.user_attrs.get("child"))
-                self._fail(trial, GONE, attempt=attempt_of(trial) + 1)
-        optuna.storages.fail_stale_trials(self.study)
-        return sorted({ticket_of(t) for t in self.trials(TrialState.WAITING)} - before)
+                _await_worker(trial.user_attrs.get("run", {}).get("worker"))
+                self._fail(trial, Lost.GONE, _attempt_of(trial) + 1)
+        optuna.storages.fail_stale_trials(self.optuna)
+        return sorted({number_of(t) for t in self.trials(TrialState.WAITING)} - before)
 
-    def _requeue(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """What Optuna calls for a trial whose worker has gone silent."""
-        self._clone(trial, attempt=attempt_of(trial) + 1)
+    def _replace_stale(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._replace(trial, _attempt_of(trial) + 1)
 
-    def _fail(self, trial: FrozenTrial, reason: str, attempt: int) -> None:
+    def _fail(self, trial: FrozenTrial, why: Lost, attempt: int, result: Mapping[str, Any] | None = None) -> bool:
+        trial_id = self._id_of(trial.number)
         try:
-            self._storage.set_trial_user_attr(trial._trial_id, "result", {"reason": reason})
-            if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL):
-                self._clone(trial, attempt)
+            self.storage.set_trial_user_attr(
+                trial_id, "result", {"reason": str(why), **(result or {}), "lost": why.name}
+            )
+            if self.storage.set_trial_state_values(trial_id, state=TrialState.FAIL):
+                return self._replace(trial, attempt)
         except optuna.exceptions.UpdateFinishedTrialError:
-            pass  # another worker was first
+            pass  # another machine was first
+        return True
 
-    def _clone(self, trial: FrozenTrial, attempt: int) -> None:
+    def _replace(self, trial: FrozenTrial, attempt: int) -> bool:
         if attempt > self.search.node.retries:
-            return
-        kept = {key: value for key, value in trial.user_attrs.items() if key in ("ticket", "run")}
-        self.study.add_trial(
+            return False
+        kept = {key: value for key, value in trial.user_attrs.items() if key in ("trial", "run")}
+        self.optuna.add_trial(
             optuna.create_trial(
                 state=TrialState.WAITING,
                 params=trial.params,
@@ -244,29 +416,93 @@ class Study:
                 system_attrs={k: v for k, v in trial.system_attrs.items() if k == "fixed_params"},
             )
         )
+        return True
 
-    # -- what there is -----------------------------------------------------------------------------------------------
+    @property
+    def _limit(self) -> float:
+        """Trials from this number on were asked for by a search with a larger n_trials."""
+        return math.inf if self.search.node.n_trials is None else self.search.node.n_trials
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """The trials in these states, or all."""
-        return self.study.get_trials(deepcopy=False, states=states or None)
+        """Return the trials in these states, or all."""
+        return self.optuna.get_trials(deepcopy=False, states=states or None)
 
     @patient
-    def standing(self) -> Standing:
-        """How far the search has come; one question to the storage."""
-        return Standing.of(self.trials(), self._limit, higher=self.search.higher)
+    def summary(self) -> StudySummary:
+        """Summarize how far the search has come, with one query."""
+        return StudySummary.of(self.trials(), self._limit, higher=self.search.higher)
 
     @patient
     def has_waiting(self) -> bool:
-        """Whether a ticket waits."""
-        return any(ticket_of(trial) < self._limit for trial in self.trials(TrialState.WAITING))
+        """Tell whether a trial waits."""
+        return any(number_of(trial) < self._limit for trial in self.trials(TrialState.WAITING))
 
     @patient
     def others_running(self) -> int:
-        """Trials that other workers run."""
-        return sum(t._trial_id not in self._beats for t in self.trials(TrialState.RUNNING))
+        """Count the trials that other machines run."""
+        return sum(t.number not in self._mine for t in self.trials(TrialState.RUNNING))
 
     @property
-    def patience(self) -> float:
-        """Seconds after which a worker that is gone has been found out."""
+    def recovery_seconds(self) -> float:
+        """Return how long it takes at most until a machine that died is found out."""
         return SILENCE + 2 * HEARTBEAT
+
+
+def _check_identity(study: optuna.Study, search: Search) -> None:
+    """Refuse a study of that name that searches something else."""
+    until = time.monotonic() + 10
+    while "search" not in (attrs := study.user_attrs):
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"sweep: {hide_password(search.storage)} has a study '{study.study_name}' that this program did not "
+                "make, or whose maker was killed while it did. Give another sweep=NAME."
+            )
+        time.sleep(0.2)
+    theirs, ours = json.loads(attrs["search"]), json.loads(json.dumps(search.identity))
+    differences = [
+        f"{key}: there {_short(theirs.get(key))}, here {_short(ours.get(key))}"
+        for key in ours
+        if ours[key] != theirs.get(key)
+    ]
+    if differences:
+        raise ConfigError(
+            f"sweep: '{study.study_name}' is another search already ({'; '.join(differences)}). "
+            "Give another sweep=NAME, or the same search to resume it."
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _suggest(trial: optuna.Trial, space: Space, base: Mapping[str, Value]) -> dict[str, Value]:
+    """Suggest a value for every key whose condition is met."""
+    point: dict[str, Value] = {}
+    for key, domain in space.keys.items():
+        if not space.active(key, point, base):
+            continue
+        if isinstance(domain, Choice):
+            point[key] = trial.suggest_categorical(key, domain.values)
+        elif domain.integer:
+            low, high, step = int(domain.low), int(domain.high), int(domain.step or 1)
+            point[key] = trial.suggest_int(key, low, high, step=step, log=domain.log)
+        else:
+            point[key] = trial.suggest_float(key, domain.low, domain.high, step=domain.step, log=domain.log)
+    return point
+
+
+def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
+    """Return the sampler of one trial; its seed depends on the trial's number alone, not on the machine."""
+    seed = int(np.random.SeedSequence([search.node.seed, number]).generate_state(1)[0])
+    match search.node.sampler:
+        case "tpe":
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        case "gp":
+            return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
+        case "qmc":
+            first = optuna.samplers.RandomSampler(seed=seed)  # QMC's own draws are all alike until a trial has ended
+            return optuna.samplers.QMCSampler(
+                seed=search.node.seed, scramble=True, independent_sampler=first, warn_independent_sampling=False
+            )
+    return optuna.samplers.RandomSampler(seed=seed)

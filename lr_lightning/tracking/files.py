@@ -50,13 +50,7 @@ def append_bytes(path: Path, data: bytes) -> None:
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace the content of ``path`` by ``text`` in one step, so that readers see either the old or the new content.
-
-    Args:
-        path: The file.
-        text: Its new content.
-        mode: Its permissions.
-    """
+    """Replace the content of ``path`` by ``text`` in one step: readers see either the old or the new content."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # two writers, two files
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:

@@ -249,16 +249,9 @@ class RowBuffer:
         self._reserved.update(keys)
 
     def add(self, key: str, value: Any, step: int, at: int) -> bool:
-        """Add one row.
+        """Add one row, with time ``at`` in milliseconds since 1970, and return whether it was kept.
 
-        Args:
-            key: Name of the metric. Characters that a store would reject are replaced, with one warning.
-            value: A number. Anything else is dropped, with one warning per key.
-            step: The step.
-            at: Milliseconds since 1970.
-
-        Returns:
-            Whether the row was kept.
+        A name that a store would reject is replaced, and a value that is not a number is dropped; both warn once.
         """
         name = self._names.get(key)
         if name is None:

@@ -61,11 +61,7 @@ class RunLock:
         self._lock: FileLock | None = None
 
     def acquire(self, holder: Holder, timeout: float = _PATIENCE_SECONDS) -> None:
-        """Take the lock.
-
-        Args:
-            holder: The process that takes it.
-            timeout: How long to wait for the lock, in seconds.
+        """Take the lock for ``holder``, waiting for ``timeout`` seconds at most.
 
         Raises:
             RunInUse: A live process holds it.

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.loggers.mlflow import MLFlowLogger
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STATUSES = ("FINISHED", "FAILED", "KILLED")
-NOTE_TAG = "mlflow.note.content"
 _STATUS_OF_LIGHTNING = {"success": "FINISHED", "finished": "FINISHED"}
 
 
@@ -324,11 +323,9 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log the metrics of one step. Lightning's ``epoch`` is kept only where it changes.
+        """Log the metrics of one step; None means step 0. Lightning's ``epoch`` is kept only when it changes.
 
-        Args:
-            metrics: Name to value. Text is dropped with a warning; nan and infinities are counted and dropped.
-            step: The step; None means 0.
+        Text is dropped with a warning; nan and infinities are counted and dropped.
         """
         if self._is_ready():
             self._buffer.add_metrics(metrics, 0 if step is None else int(step), self._now())
@@ -337,11 +334,7 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_rows(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
-        """Log rows that carry their own time.
-
-        Args:
-            rows: Key, value, step, and time in milliseconds since 1970.
-        """
+        """Log rows of key, value, step, and time in milliseconds since 1970."""
         if self._is_ready():
             for key, value, step, at in rows:
                 self._buffer.add(key, value, step, at)
@@ -354,11 +347,7 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_summary(self, values: Mapping[str, float]) -> None:
-        """Log single values as ``summary/<name>``, at step 0. An unchanged value is not stored again.
-
-        Args:
-            values: Name to value, with or without the prefix.
-        """
+        """Log single values as ``summary/<name>``, at step 0. An unchanged value is not stored again."""
         if self._is_ready():
             self._buffer.add_summary(values, self._now())
             self.flush()
@@ -428,7 +417,7 @@ class RunLogger(Logger):
 
     def log_note(self, text: str) -> None:
         """Set the run's description, which MLflow shows as Markdown at the top of the run's page."""
-        self.set_tags({NOTE_TAG: text})
+        self.set_tags({"mlflow.note.content": text})
 
     @rank_zero_only
     def log_artifact(self, path: Path | str, artifact_path: str | None = None) -> None:
@@ -519,8 +508,13 @@ class RunLogger(Logger):
         if not self._active and not self._ended:
             self.start()
         if self.store is None or self._upload is None or not self._upload.is_connected:
-            return _DummyExperiment()  # type: ignore[return-value]
+            return _IgnoreCalls()  # type: ignore[return-value]
         return self.store.client()
+
+
+class _IgnoreCalls:
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
 # Code that checks for Lightning's MLFlowLogger before it uses ``experiment`` and ``run_id`` accepts this logger too.

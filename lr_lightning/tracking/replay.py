@@ -20,13 +20,7 @@ _WATCHDOG_LOCK_SECONDS = 20.0  # children that the killed process forked hold it
 
 @dataclass(frozen=True)
 class Replayed:
-    """The result of a replay.
-
-    Attributes:
-        records: Number of records uploaded.
-        run_id: The run.
-        uri: The store, without its password.
-    """
+    """The result of a replay: ``records`` were uploaded to run ``run_id`` of the store at ``uri`` (no password)."""
 
     records: int
     run_id: str

@@ -136,11 +136,6 @@ def encode_view(now: int, run_filter: str = TRAINING_RUNS) -> str:
 def keep_view(store: Store, experiment_id: str, run_filter: str = TRAINING_RUNS) -> bool:
     """Write the view to an experiment that has none or another version of it. Never raises.
 
-    Args:
-        store: The store.
-        experiment_id: The experiment.
-        run_filter: The runs to show, in MLflow's search language.
-
     Returns:
         Whether the experiment now has the view.
     """
@@ -179,9 +174,9 @@ def chart_page(server: str, experiment_id: str, *, view: bool = True) -> str:
     """Return the address of an experiment's chart page, in MLflow's model training mode.
 
     Args:
-        server: Such as ``http://127.0.0.1:5000``.
+        server: The server's address, such as ``http://127.0.0.1:5000``.
         experiment_id: The experiment.
-        view: Whether the experiment has the ready-made view.
+        view: Whether to open it with the ready-made view.
     """
     shown = f"&viewStateShareKey={VIEW_ID}" if view else ""
     return (

@@ -50,7 +50,7 @@ class Abandoned(Exception):
 
 
 class Uploader:
-    """Uploads the next part of a log and keeps ``metrics.sent`` up to date.
+    """Upload a log part by part, and keep ``metrics.sent`` up to date.
 
     Args:
         output_dir: Folder of the log and its state.
@@ -86,10 +86,7 @@ class Uploader:
         return sum(1 for _ in self._log.records(self.state.offset))
 
     def ensure_run(self) -> str:
-        """Find the run in the store, or create it.
-
-        Returns:
-            The run's id.
+        """Find the run in the store, or create it, and return its id.
 
         Raises:
             TrackingError: The run does not exist, or the experiment was deleted.
@@ -137,10 +134,7 @@ class Uploader:
         return str(run.info.run_id)
 
     def upload_next(self) -> int:
-        """Upload the next batch and save that it is confirmed.
-
-        Returns:
-            Number of records in the batch; 0 if nothing is left.
+        """Upload the next batch and return its number of records; 0 if nothing is left.
 
         Raises:
             TrackingError: Trying again cannot help.
@@ -251,7 +245,7 @@ def _describe(record: Record) -> str:
 
 
 class UploadThread(threading.Thread):
-    """Uploads the log of a live run in the background, and holds the lock that shows that the run is alive.
+    """Upload the log of a live run in the background, and hold the lock that shows that the run is alive.
 
     While the store does not answer, the thread warns once and tries again at growing intervals, until it is closed.
 

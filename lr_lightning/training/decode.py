@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from lr_lightning.errors import DataError
 from lr_lightning.training.images import TOO_MANY, Encoded, Images, UnreadableImage, refuse_unreadable
 
 log = logging.getLogger(__name__)
@@ -36,13 +37,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error,
 
 @dataclass(frozen=True)
 class Format:
-    """The common shape of all images of a data set.
-
-    Attributes:
-        channels: 1 if every image is greyscale, else 3.
-        height: Rows, in pixels.
-        width: Columns, in pixels.
-    """
+    """The common shape of all images of a data set, in pixels; one channel if all are greyscale, else three."""
 
     channels: int
     height: int
@@ -67,14 +62,10 @@ class ImageStore(Protocol):
 
 
 class MemoryImages:
-    """Decoded images in memory.
-
-    Args:
-        pixels: uint8 [N, H, W, C]. This order makes every batch channels_last without a copy.
-    """
+    """Decoded images in memory, an `ImageStore`."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self.pixels = torch.from_numpy(pixels)
+        self.pixels = torch.from_numpy(pixels)  # [N, H, W, C], which makes every batch channels_last without a copy
 
     def __len__(self) -> int:
         """Number of images."""
@@ -86,12 +77,7 @@ class MemoryImages:
 
 
 class EncodedImages:
-    """Images that stay encoded and are decoded on every access.
-
-    Args:
-        images: The encoded images.
-        fmt: The shape to bring them to.
-    """
+    """Images that stay encoded and are decoded to a format on every access, an `ImageStore`."""
 
     def __init__(self, images: Images, fmt: Format) -> None:
         self.images = images
@@ -147,14 +133,7 @@ def choose_format(splits: Sequence[Images], image_size: int | None) -> Format:
 
 
 def decode_all(splits: Mapping[str, Images], fmt: Format) -> dict[str, MemoryImages]:
-    """Decode every image once, on all cores if that helps, with a progress bar for many images on a terminal.
-
-    Args:
-        splits: The images, by the name of their split.
-        fmt: The shape to bring them to.
-
-    Returns:
-        The decoded images, by the name of their split.
+    """Decode every image of every split once, on all cores if that helps, with a progress bar for many images.
 
     Raises:
         DataError: Images cannot be decoded; the message names them.
@@ -195,8 +174,12 @@ def _headers(images: Images, unreadable: list[UnreadableImage]) -> Iterator[Head
         headers = set[Header]()
         return headers, _each(chunk, lambda index: headers.add(_header(images, index)))
 
+    try:
+        are_files = isinstance(images.item(0), Path)
+    except DataError:  # a table's row without an image, which is reported with all others
+        are_files = False
     # Reading a header from memory is Python's work, which threads would not share; a file is waited for.
-    threads = cores() if _are_files(images) else 1
+    threads = cores() if are_files else 1
     for headers, found in in_threads(read_chunk, len(images), threads=threads):
         unreadable += found
         refuse_unreadable(unreadable, least=TOO_MANY)
@@ -213,13 +196,6 @@ def _each(chunk: range, work: Callable[[int], None]) -> list[UnreadableImage]:
             # A copy: the traceback of the error would keep the image in memory, and there may be many.
             found.append(UnreadableImage(error.what, error.reason))
     return found
-
-
-def _are_files(images: Images) -> bool:
-    try:
-        return isinstance(images.item(0), Path)
-    except ValueError:  # a table's row without an image, which is reported with all others
-        return False
 
 
 def _header(images: Images, index: int) -> Header:

@@ -45,8 +45,7 @@ def refuse_unreadable(found: Sequence[UnreadableImage], *, least: int = 1) -> No
         least: Raise only if there are at least this many.
 
     Raises:
-        UnreadableImage: There is one.
-        DataError: There are several: the message has their number and the first ones.
+        DataError: There are several: the message has their number and the first ones. If there is one, it is raised.
     """
     if len(found) < least:
         return

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from lr_lightning.app.checks import validate
 from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.config import Config, register
+from lr_lightning.app.run.checkpoints import ConfigStamp
 from lr_lightning.app.run.train import train
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -44,3 +47,8 @@ def short_run(outputs: Path, *overrides: str) -> Path:
     folder = train(load_config(ROOT, [*words, *overrides]), report=False).output_dir
     assert folder is not None
     return folder
+
+
+def checkpoint_of(step: int, **config: Any) -> dict[str, Any]:
+    """A checkpoint of some size, with the stamp of a config."""
+    return {"state_dict": {"w": torch.full((1000,), float(step))}, "global_step": step, ConfigStamp.KEY: config}

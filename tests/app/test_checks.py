@@ -1,27 +1,27 @@
 """Every file of conf/ composes and fits its schema; every bad input has one message with key, value and remedy."""
 
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from lr_lightning.app import build, checks
 from lr_lightning.app.checks import validate
-from lr_lightning.app.commands.train import _usage
-from lr_lightning.app.composition import choices_help
-from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config, flatten
+from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.error_messages import explain
 from lr_lightning.errors import ConfigError
 
 Compose = Callable[..., DictConfig]
+
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+
 NEEDS = {"parquet": "data.train={file}", "image_folder": "data.root={folder}", "own": "module._target_=some.Module"}
-UNLISTED = {"name", "_target_", "kwargs", "apply"}  # of a search that trains nothing
+
 CHOICES = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml"))
 
 
@@ -49,45 +49,7 @@ def test_every_choice_composes_and_fits_its_schema(composed: Compose, tmp_path: 
         assert getattr(config, group).name == choice
 
 
-def test_every_group_has_choices_and_every_schema_a_group() -> None:
-    groups = {group for group, _ in CHOICES}
-    assert groups == {*SCHEMAS, "experiment"}
-    assert set(SCHEMAS) == {*GROUP_BASES, "search"}
-
-
-def test_the_help_has_a_line_for_every_choice() -> None:
-    lines = choices_help(CONF.parent).splitlines()
-    said = {line.split()[0]: line.split(maxsplit=1)[1:] for line in lines if line.startswith("  ")}
-    assert {choice for _, choice in CHOICES} <= set(said)
-    assert [choice for choice, text in said.items() if not text] == []
-    assert max(map(len, lines)) <= 160
-    assert "  cosine               Half a cosine to zero after a warm-up" in lines  # the first sentence, no source
-
-
-def test_the_help_of_find_lr_is_its_own(composed: Compose) -> None:
-    command = [sys.executable, str(CONF.parent / "scripts" / "find_lr.py"), "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert text.startswith("Search for a learning rate, without training;")
-    assert "It trains nothing" in text
-    assert "train.py schedule" not in text
-    for choice in ("range_test", "lr_grid"):
-        keys = set(flatten(OmegaConf.to_container(composed(f"finder={choice}").finder)))
-        listed = text.partition(f"Keys of finder={choice}")[2].partition("\n\n")[0]
-        assert set(re.findall(r"^  finder\.(\w+)  +\S", listed, flags=re.MULTILINE)) == keys - UNLISTED, choice
-    examples = re.findall(r"^  python scripts/find_lr\.py (\S+=\S+(?: \S+=\S+)*)", text, flags=re.MULTILINE)
-    assert len(examples) == 3
-    for example in examples:
-        words = example.split()
-        finder = [] if any(word.startswith("finder=") for word in words) else ["finder=range_test"]  # its default
-        validate(composed(*words, *finder))
-
-
-def test_the_help_of_train_has_no_keys_of_a_search() -> None:
-    assert _usage("train").splitlines()[1].startswith("  python scripts/train.py schedule=")
-    assert "finder." not in _usage("train")
-
-
-def test_sgd_takes_the_models_rate_and_a_given_one_wins(composed: Compose) -> None:
+def test_sgd_takes_the_models_lr_and_a_given_one_wins(composed: Compose) -> None:
     assert validate(composed()).optimizer.lr == 0.1
     assert validate(composed("model=smith_cnn")).optimizer.lr == 0.001
     assert validate(composed("model=smith_cnn", "optimizer.lr=0.5")).optimizer.lr == 0.5
@@ -210,5 +172,83 @@ def test_several_problems_are_shown_together(composed: Compose) -> None:
     assert [line.split(":")[0] for line in message.splitlines()] == ["data.batch_size", "optimizer.lr"]
 
 
-def test_flatten() -> None:
-    assert flatten({"a": {"b": 1, "c": {}}, "d": [1, 2]}) == {"a.b": 1, "a.c": {}, "d": [1, 2]}
+def test_max_lr_is_another_name_of_the_peak(composed: Compose) -> None:
+    assert validate(composed("schedule=triangular", "schedule.max_lr=0.3")).optimizer.lr == 0.3
+    assert validate(composed("schedule=triangular", "optimizer.lr=0.3")).optimizer.lr == 0.3
+    both = composed("schedule=triangular", "schedule.max_lr=0.3", "optimizer.lr=0.3")
+    assert validate(both).optimizer.lr == 0.3
+    config = validate(composed("schedule=triangular", "optimizer=adam", "schedule.max_lr=0.006"))
+    factory = build.build_optimizer(config.optimizer)
+    assert factory(torch.nn.Linear(2, 2)).param_groups[0]["lr"] == 0.006
+    # an experiment that sets the model's own default does not stand in the way
+    smith = composed("experiment=smith", "schedule=triangular2", "schedule.max_lr=0.006")
+    assert validate(smith).optimizer.lr == 0.006
+
+
+def test_two_different_peaks_are_an_error(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = _message(composed, "schedule=triangular", "optimizer.lr=0.2", "schedule.max_lr=0.3")
+    assert "schedule.max_lr: 0.3, but optimizer.lr: 0.2" in text
+    # 0.1 is the default: only the command line tells that it was asked for
+    said = ["optimizer.lr=0.1", "schedule.max_lr=0.3"]
+    current = SimpleNamespace(overrides=SimpleNamespace(task=said))
+    monkeypatch.setattr(checks, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: current))
+    text = _message(composed, "schedule=triangular", *said)
+    assert "schedule.max_lr: 0.3, but optimizer.lr: 0.1" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["schedule_free_sgd", "optimizer.momentum=0"], "optimizer.momentum: must be above 0 with schedule_free_sgd"),
+        (["schedule_free_adamw", "optimizer.betas=[0,0.9]"], "optimizer.betas: the first must be above 0"),
+        (["schedule_free_adamw", "optimizer.warmup_steps=-1"], "optimizer.warmup_steps: must be 0"),
+        (["schedule_free_sgd", "optimizer.r=-1"], "optimizer.r: must be a finite number, 0 or more, got -1.0."),
+        (
+            ["schedule_free_sgd", "schedule=one_cycle", "schedule.base_momentum=0.8", "schedule.max_momentum=0.9"],
+            "schedule.max_momentum: schedule_free_sgd averages the weights with its momentum",
+        ),
+        (["prodigy", "optimizer.d0=0"], "optimizer.d0: must be a finite number above 0"),
+        (["prodigy", "optimizer.d_coef=-1"], "optimizer.d_coef: must be a finite number above 0"),
+        (["prodigy", "optimizer.beta3=1"], "optimizer.beta3: must lie in [0, 1)"),
+        (["prodigy", "optimizer.eps=0"], "optimizer.eps: must be above 0 with prodigy"),
+        (["dadapt_adam", "optimizer.growth_rate=1"], "optimizer.growth_rate: must be above 1"),
+        (
+            ["dadapt_adam", "+optimizer.multipliers={bias:{lr:2.0}}"],
+            "optimizer.multipliers.bias.lr: dadapt_adam estimates one learning rate for all parameters",
+        ),
+        (
+            ["prodigy", "+optimizer.multipliers={bias:{lr:0.5}}"],
+            "prodigy estimates one learning rate for all",
+        ),
+    ],
+)
+def test_bad_values_of_an_optimizer_are_named(composed: Compose, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(composed(f"optimizer={overrides[0]}", *overrides[1:]))
+    assert message in str(error.value)
+
+
+def test_the_lr_of_some_may_still_be_zero_and_decay_may_differ(composed: Compose) -> None:
+    frozen = validate(composed("optimizer=prodigy", "+optimizer.multipliers={bias:{lr:0.0,weight_decay:2.0}}"))
+    assert frozen.optimizer.multipliers == {"bias": {"lr": 0.0, "weight_decay": 2.0}}
+    doubled = validate(composed("optimizer=schedule_free_sgd", "+optimizer.multipliers={bias:{lr:2.0}}"))
+    assert doubled.optimizer.multipliers == {"bias": {"lr": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lr_rule=linear"], "optimizer.lr_reference_batch: needs a value with optimizer.lr_rule=linear"),
+        (["optimizer.lr_rule=cubic"], "optimizer.lr_rule: unknown choice 'cubic'"),
+        (["data.batch_size_is=all"], "data.batch_size_is: unknown choice 'all'"),
+        (
+            ["optimizer.lr_rule=sqrt", "optimizer.lr_reference_batch=64", "finder=range_test"],
+            "optimizer.lr_rule: the finder's learning rate is for this batch",
+        ),
+    ],
+)
+def test_a_rule_that_cannot_be_applied_is_refused(
+    configured: Callable[..., Config], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configured(*overrides)

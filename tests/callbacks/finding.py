@@ -185,8 +185,8 @@ def random_states() -> Any:
     return frozen([torch.get_rng_state(), repr(numpy_state), repr(random.getstate())])
 
 
-class Rates(Callback):
-    """Notes the rates that every update uses."""
+class UsedLRs(Callback):
+    """Note the lr of every group at every update."""
 
     def __init__(self) -> None:
         self.used: list[list[float]] = []
@@ -233,7 +233,7 @@ def fit(
         finder: The finder, None for a run without it.
         module: A module; else ``make`` gives one.
         make: Makes the module, after seeding.
-        data: Makes the arguments of ``Trainer.fit``, and whatever else is to be compared afterwards.
+        data: Makes the arguments of ``Trainer.fit``, and everything else to compare afterwards.
         callbacks: Makes the other callbacks.
         logger: Whether there is one.
         first: Whether the finder comes first among the callbacks.
@@ -247,9 +247,9 @@ def fit(
     module = make() if module is None else module
     arguments, watched = data() if data is not None else ({"train_dataloaders": loader()}, [])
     others = list(callbacks()) if callable(callbacks) else []
-    rates, memory = Rates(), Memory()
+    lrs, memory = UsedLRs(), Memory()
     found = [] if finder is None else [finder]
-    every = [*found, *others, rates] if first else [*others, *found, rates]
+    every = [*found, *others, lrs] if first else [*others, *found, lrs]
     run = tiny_trainer(root, every, memory if logger else False, **{"log_every_n_steps": 1, **options})
     run.fit(module, ckpt_path=ckpt_path, **arguments)
     optimizers = [optimizer.state_dict() for optimizer in run.optimizers]
@@ -261,7 +261,7 @@ def fit(
         "steps": [run.global_step, run.current_epoch, run.should_stop, run.max_steps, run.accumulate_grad_batches],
         "batches": [run.num_training_batches, run.fit_loop.epoch_loop._batches_that_stepped],
         "fit_loop": run.fit_loop.state_dict(),
-        "rates": rates.used,
+        "lrs": lrs.used,
         "rows": memory.rows,
         "callback_metrics": dict(run.callback_metrics),
         "logged_metrics": dict(run.logged_metrics),

@@ -311,7 +311,7 @@ SAVES: dict[str, Callable[[Path], ModelCheckpoint]] = {
 def run_flips(callbacks: list[Callback], ckpt: Path | None = None, **arguments: Any) -> Flips:
     torch.manual_seed(0)
     module = Flips()
-    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)  # or Lightning adds one of its own
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)  # else Lightning adds its own
     arguments = {"max_epochs": 5, "enable_checkpointing": saves, **arguments}
     run = trainer(*callbacks, **arguments)
     run.fit(module, batch_loader(), loader(), ckpt_path=ckpt, weights_only=True if ckpt else None)

@@ -50,7 +50,7 @@ def _stop(**settings: Any) -> ScheduleAwareStopping:
     [
         (None, 3),  # as Lightning's own
         (Constant(), 3),
-        (Warmup("25%", Cosine()), 8),  # five epochs of warm-up count for nothing
+        (Warmup("25%", Cosine()), 8),  # five epochs of warmup do not count
         (
             WSD(warmup=0),
             19,

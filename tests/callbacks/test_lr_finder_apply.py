@@ -1,4 +1,4 @@
-"""A found rate is used as if the run had been configured with it from the start, wherever a run keeps its rate."""
+"""A found lr is used as if the run had been configured with it, in every place where a run keeps its lr."""
 
 import warnings
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lr_lightning import LRFinder, LRSchedule
 from lr_lightning.lr_finder.results import RangeTest
 from lr_lightning.schedules import Constant, Cosine, Join, Schedule, Triangular, Warmup
-from tests.callbacks.finding import Rates, let_say
+from tests.callbacks.finding import UsedLRs, let_say
 from tests.callbacks.tiny import Memory, loader, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -32,7 +32,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Net(LightningModule):
-    """Where its rate is kept can be chosen."""
+    """The module can keep its lr in different places."""
 
     def __init__(
         self, lr: float = CONFIGURED, base: float = 0.01, groups: bool = False, make: Make | None = None
@@ -47,11 +47,11 @@ class Net(LightningModule):
         self.log("loss", loss, on_epoch=True)
         return loss
 
-    def rate(self) -> float:
+    def configured_lr(self) -> float:
         return self.lr
 
     def configure_optimizers(self) -> Any:
-        lr = self.rate()
+        lr = self.configured_lr()
         parts: Any = [{"params": self.one.parameters(), "lr": lr / 10}, {"params": self.two.parameters()}]
         optimizer = torch.optim.SGD(parts if self.groups else self.parameters(), lr=lr, momentum=0.9)
         if self.make is None:
@@ -64,17 +64,17 @@ class Net(LightningModule):
 
 def train(
     tmp_path: Path, module: Any, *callbacks: Any, finder: bool = True, first: bool = False, **options: Any
-) -> Rates:
-    rates = Rates()
+) -> UsedLRs:
+    lrs = UsedLRs()
     found = [LRFinder(num_steps=10, attribute=options.pop("attribute", None))] if finder else []
     every = [*found, *callbacks] if first else [*callbacks, *found]
     settings = {"max_epochs": 3, **options}
     ckpt = settings.pop("ckpt_path", None)
-    trainer(tmp_path, [*every, rates], settings.pop("logger", False), **settings).fit(module, loader(), ckpt_path=ckpt)
-    return rates
+    trainer(tmp_path, [*every, lrs], settings.pop("logger", False), **settings).fit(module, loader(), ckpt_path=ckpt)
+    return lrs
 
 
-def close(one: Rates, other: Rates) -> None:
+def close(one: UsedLRs, other: UsedLRs) -> None:
     assert len(one.used) == len(other.used) > 0
     flat = [lr for groups in other.used for lr in groups]
     assert [lr for groups in one.used for lr in groups] == pytest.approx(flat, rel=1e-12, abs=0)
@@ -85,7 +85,7 @@ def close(one: Rates, other: Rates) -> None:
 
 
 def each(optimizer: torch.optim.Optimizer, lr: float) -> list[float]:
-    """The rate of every group, in ratio."""
+    """The lr of every group, in ratio."""
     return [group["lr"] * (lr / optimizer.defaults["lr"]) for group in optimizer.param_groups]
 
 
@@ -117,7 +117,7 @@ SCHEDULERS: dict[str, Make] = {
 
 @pytest.mark.parametrize("groups", [False, True])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_scheduler_follows_the_found_rate(tmp_path: Path, name: str, groups: bool) -> None:
+def test_a_scheduler_follows_the_found_lr(tmp_path: Path, name: str, groups: bool) -> None:
     searched = train(tmp_path, Net(groups=groups, make=SCHEDULERS[name]))
     close(searched, train(tmp_path, Net(FOUND, groups=groups, make=SCHEDULERS[name]), finder=False))
 
@@ -168,7 +168,7 @@ SCHEDULES: dict[str, tuple[Schedule, float, float | None]] = {
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("groups", [False, True])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_our_schedule_follows_the_found_rate(tmp_path: Path, name: str, groups: bool, first: bool) -> None:
+def test_our_schedule_follows_the_found_lr(tmp_path: Path, name: str, groups: bool, first: bool) -> None:
     schedule, lr, base = SCHEDULES[name]
     searched = train(tmp_path, Net(groups=groups), LRSchedule(schedule), first=first)
     configured = schedule if base is None else schedule.with_base(base)
@@ -216,7 +216,7 @@ def test_groups_and_defaults(tmp_path: Path, groups: bool) -> None:
 
 
 class Named(Net):
-    """Its rate goes by another name."""
+    """Its lr has another name."""
 
     def __init__(self, place: str, lr: float = CONFIGURED) -> None:
         LightningModule.__init__(self)
@@ -235,7 +235,7 @@ class Named(Net):
         else:
             setattr(self, place, lr)
 
-    def rate(self) -> float:
+    def configured_lr(self) -> float:
         value: Any = self
         for part in self.place.split("."):
             value = value[part] if isinstance(value, dict) else getattr(value, part)
@@ -254,10 +254,10 @@ class Named(Net):
         ("hparams.optim.rate", "optim.rate"),
     ],
 )
-def test_the_modules_own_rate(tmp_path: Path, place: str, attribute: str | None) -> None:
+def test_the_modules_own_lr(tmp_path: Path, place: str, attribute: str | None) -> None:
     module = Named(place)
     train(tmp_path, module, attribute=attribute)
-    assert module.rate() == FOUND
+    assert module.configured_lr() == FOUND
     if place.startswith("hparams"):
         initial = module.hparams_initial
         assert (initial["optim"]["rate"] if "optim" in initial else initial[place.split(".")[1]]) == FOUND
@@ -289,7 +289,7 @@ def test_the_logged_hyperparameters_are_the_found_ones(tmp_path: Path) -> None:
     assert (module.hparams["lr"], module.hparams_initial["lr"]) == (FOUND, FOUND)
 
 
-def test_a_tensor_rate_is_filled(tmp_path: Path) -> None:
+def test_a_tensor_lr_is_filled(tmp_path: Path) -> None:
     class Tensors(Net):
         def configure_optimizers(self) -> Any:
             self.shared = torch.tensor(self.lr, dtype=torch.float64)
@@ -297,17 +297,17 @@ def test_a_tensor_rate_is_filled(tmp_path: Path) -> None:
             return torch.optim.AdamW(parts, lr=self.shared, foreach=False)
 
     module, looks = Tensors(), Looks()
-    rates = train(tmp_path, module, looks)
+    lrs = train(tmp_path, module, looks)
     assert looks.groups[0]["lr"] is module.shared
-    assert rates.used == [[FOUND, FOUND]] * 18
+    assert lrs.used == [[FOUND, FOUND]] * 18
 
 
 @pytest.mark.parametrize("where", [{"apply": False}, {"at_epochs": [0, 1]}], ids=str)
 def test_nothing_is_applied_unasked(tmp_path: Path, where: dict[str, Any]) -> None:
-    module, logger, rates = Net(make=SCHEDULERS["cosine"]), Hyperparameters(), Rates()
+    module, logger, lrs = Net(make=SCHEDULERS["cosine"]), Hyperparameters(), UsedLRs()
     finder = LRFinder(num_steps=10, **where)
-    trainer(tmp_path, [finder, rates], logger, max_epochs=3).fit(module, loader())
-    close(rates, train(tmp_path, Net(make=SCHEDULERS["cosine"]), finder=False))
+    trainer(tmp_path, [finder, lrs], logger, max_epochs=3).fit(module, loader())
+    close(lrs, train(tmp_path, Net(make=SCHEDULERS["cosine"]), finder=False))
     assert (module.lr, module.hparams["lr"], finder.applied) == (CONFIGURED, CONFIGURED, None)
     assert not [given for given in logger.given if "lr_finder.lr" in given]
     expected = [("lr_finder/lr", step, FOUND) for step in (0, 6)] if where != {"apply": False} else []
@@ -317,10 +317,11 @@ def test_nothing_is_applied_unasked(tmp_path: Path, where: dict[str, Any]) -> No
 def test_without_a_suggestion_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"suggestion": None, "base_lr": None, "max_lr": None}.items():
         monkeypatch.setattr(RangeTest, name, property(lambda self, value=value: value))
+    monkeypatch.setattr(RangeTest, "describe", lambda self: "no suggestion: Wait.")
     module, logger = Net(make=SCHEDULERS["onecycle"]), Hyperparameters()
-    with pytest.warns(UserWarning, match=r"LRFinder: no suggestion: No upper edge .* Raise max_lr\. The configured lr stays as it is"):
-        rates = train(tmp_path, module, logger=logger)
-    assert rates.used == train(tmp_path, Net(make=SCHEDULERS["onecycle"]), finder=False).used
+    with pytest.warns(UserWarning, match=r"LRFinder: no suggestion: Wait\. The configured lr stays as it is\."):
+        lrs = train(tmp_path, module, logger=logger)
+    assert lrs.used == train(tmp_path, Net(make=SCHEDULERS["onecycle"]), finder=False).used
     assert (module.lr, module.hparams["lr"]) == (CONFIGURED, CONFIGURED)
     assert not [given for given in logger.given if "lr_finder.lr" in given]
 
@@ -338,7 +339,7 @@ class Dies(Callback):
 
 
 class Late(Callback):
-    """A group without a rate of its own, in the last epoch: it gets the optimizer's default."""
+    """Add a group without its own lr in the last epoch: it gets the optimizer's default."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == 2:
@@ -359,7 +360,7 @@ RESUMED: dict[str, tuple[Make | None, Callable[[], list[Any]]]] = {
 
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_resumed_run_goes_on_with_the_found_rate(tmp_path: Path, name: str, again: bool) -> None:
+def test_a_resumed_run_resumes_with_the_found_lr(tmp_path: Path, name: str, again: bool) -> None:
     make, callbacks = RESUMED[name]
     whole = train(tmp_path / "whole", Net(make=make), *callbacks())
     save = ModelCheckpoint(tmp_path, every_n_train_steps=6, save_top_k=-1)
@@ -405,14 +406,14 @@ def test_a_finder_for_the_start_and_one_for_later(tmp_path: Path) -> None:
 
 
 class Property(BoringModel):
-    """Its rate is a property that cannot be set."""
+    """Its lr is a property that cannot be set."""
 
     @property
     def lr(self) -> float:
         return float(self.optimizers().param_groups[0]["lr"])
 
 
-def test_a_rate_that_is_a_property(tmp_path: Path) -> None:
+def test_an_lr_that_is_a_property(tmp_path: Path) -> None:
     module, looks = Property(), Looks()
     trainer(tmp_path, [LRFinder(num_steps=10), looks], max_epochs=1, limit_train_batches=4).fit(module)
     assert looks.groups[0]["initial_lr"] == FOUND

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost
 from lr_lightning.lr_finder.results import RangeTest
 from lr_lightning.schedules import Cosine
-from tests.callbacks.finding import Nasty, Rates, frozen, let_say, random_states, seed
+from tests.callbacks.finding import Nasty, UsedLRs, frozen, let_say, random_states, seed
 from tests.callbacks.tiny import X, Y, loader, trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning"
 class Leaves(Callback):
     """Writes what a process has at the end."""
 
-    def __init__(self, folder: Path, finder: LRFinder | None, rates: Rates) -> None:
-        self.folder, self.finder, self.rates = folder, finder, rates
+    def __init__(self, folder: Path, finder: LRFinder | None, lrs: UsedLRs) -> None:
+        self.folder, self.finder, self.lrs = folder, finder, lrs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         seed(7 + trainer.global_rank)  # Python has seeded random anew in the forked process
@@ -32,7 +32,7 @@ class Leaves(Callback):
             "module": frozen(pl_module),
             "optimizer": frozen(trainer.optimizers[0].state_dict()),
             "random": random_states(),
-            "rates": self.rates.used,
+            "lrs": self.lrs.used,
             "losses": pl_module.losses,
             "result": None if result is None else result.state(),
             "applied": None if self.finder is None else self.finder.applied,
@@ -74,13 +74,13 @@ def run(folder: Path, finder: LRFinder | None, *more: Callback, **options: Any) 
     folder.mkdir()
     seed()
     Nasty.shared.clear()
-    rates = Rates()
+    lrs = UsedLRs()
     callbacks = [
         LRSchedule(Cosine()),
         *([] if finder is None else [finder]),
-        rates,
+        lrs,
         *more,
-        Leaves(folder, finder, rates),
+        Leaves(folder, finder, lrs),
     ]
     settings = {"devices": 2, "strategy": "ddp_fork_find_unused_parameters_true", "max_epochs": 2, **options}
     data = DataLoader(TensorDataset(X, Y), batch_size=5, shuffle=True)
@@ -103,7 +103,7 @@ def test_two_processes(tmp_path: Path, arguments: dict[str, Any], options: dict[
     bare = run(tmp_path / "without", None, **options)
     searched = run(tmp_path / "with", finder, **options)
     for one, other in zip(bare, searched, strict=True):
-        for part in ("module", "optimizer", "random", "rates", "losses"):
+        for part in ("module", "optimizer", "random", "lrs", "losses"):
             if part == "module":  # knows its folder
                 one[part], other[part] = (repr(each[part]).replace("'without'", "") for each in (one, other))
                 one[part] = one[part].replace("/without", "/with")
@@ -118,12 +118,12 @@ def test_two_processes(tmp_path: Path, arguments: dict[str, Any], options: dict[
         assert ranks[0] != ranks[1]
 
 
-def test_two_processes_train_with_the_same_found_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_train_with_the_same_found_lr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     let_say(monkeypatch, 0.2)
     one, two = run(tmp_path / "with", LRFinder(num_steps=12), OverfittingMonitor(probe=OneBatch()), RunCost())
     assert one["applied"] == two["applied"] == 0.2
-    assert one["rates"] == two["rates"]
-    assert one["rates"][0] == [0.2]
+    assert one["lrs"] == two["lrs"]
+    assert one["lrs"][0] == [0.2]
     # every process takes part where one has no share of the probe
     assert one["points"] == two["points"]
     assert [(val, probe) for _, val, _, probe in one["points"]] == [(60, 5)] * 2

@@ -26,11 +26,11 @@ class Rated(BoringModel):
     def __init__(self, lr: float = 0.1, optimizer: str = "SGD", name: str = "lr") -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.made, self.name_of_rate = optimizer, name
+        self.made, self.name_of_lr = optimizer, name
         setattr(self, name, lr)
 
     def configure_optimizers(self) -> Any:
-        made = getattr(torch.optim, self.made)(self.parameters(), lr=getattr(self, self.name_of_rate))
+        made = getattr(torch.optim, self.made)(self.parameters(), lr=getattr(self, self.name_of_lr))
         return [made], [torch.optim.lr_scheduler.StepLR(made, step_size=1)]
 
 
@@ -111,7 +111,7 @@ def test_multiple_calls_give_the_same_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"max_steps": 1}, {"limit_train_batches": 1}, {"max_epochs": 0}], ids=str)
-def test_ends_with_num_steps_whatever_the_run_is(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_ends_after_num_steps_under_every_option_of_the_run(tmp_path: Path, options: dict[str, Any]) -> None:
     finder = LRFinder(num_steps=50, early_stop=False, max_lr=0.1, apply=False)
     run = trainer(tmp_path, finder, **options)
     run.fit(Rated())

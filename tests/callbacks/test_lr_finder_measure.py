@@ -103,7 +103,7 @@ def test_a_module_that_returns_double_precision_is_measured_in_it(tmp_path: Path
 
 @pytest.mark.parametrize("mode", ["exponential", "linear"])
 @pytest.mark.parametrize("steps", [10, 37])
-def test_every_rate_of_the_grid_is_used_once(tmp_path: Path, mode: Any, steps: int) -> None:
+def test_every_lr_of_the_grid_is_used_once(tmp_path: Path, mode: Any, steps: int) -> None:
     module = Net()
     finder = search(tmp_path, module, mode=mode, min_lr=1e-3, max_lr=0.7, num_steps=steps)
     grid = [lr for (lr,) in module.read()]
@@ -178,7 +178,7 @@ def test_the_first_run_sees_what_training_is_about_to_see(tmp_path: Path) -> Non
 def test_groups_keep_their_ratios(tmp_path: Path) -> None:
     module = Net(groups=True)
     finder = search(tmp_path, module, min_lr=1e-4, max_lr=0.1)
-    # the reference is the first group's: the module has no rate of its own
+    # the reference is the first group's: the module has no lr
     assert module.read() == [[lr * 1.0, lr * (0.1 / 0.01), lr * (0.5 / 0.01)] for lr in finder.grid]
     module = Net(groups=True)
     module.lr = 0.1
@@ -186,13 +186,13 @@ def test_groups_keep_their_ratios(tmp_path: Path) -> None:
     assert module.read() == [[lr * (0.01 / 0.1), lr * 1.0, lr * (0.5 / 0.1)] for lr in finder.grid]
 
 
-def test_a_tensor_rate_is_filled_in_place_and_comes_back(tmp_path: Path) -> None:
+def test_a_tensor_lr_is_filled_in_place_and_comes_back(tmp_path: Path) -> None:
     module = Net("tensor")
     finder = search(tmp_path, module, max_lr=0.5)
     assert module.read() == [[float(np.float32(lr))] for lr in finder.grid]
-    rate = module.optimizers().param_groups[0]["lr"]
-    assert isinstance(rate, Tensor)
-    assert rate.item() == pytest.approx(0.1)
+    lr = module.optimizers().param_groups[0]["lr"]
+    assert isinstance(lr, Tensor)
+    assert lr.item() == pytest.approx(0.1)
 
 
 class Planted(Net):
@@ -296,7 +296,7 @@ def test_a_module_that_never_gives_a_loss(tmp_path: Path) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> None:
             return None
 
-    with pytest.raises(ValueError, match="training_step gave no loss for 100 batches in a row"):
+    with pytest.raises(ValueError, match="got no loss from training_step for 100 batches in a row"):
         search(tmp_path, Never())
 
 
@@ -574,13 +574,13 @@ def test_several_optimizers_are_refused(tmp_path: Path) -> None:
         search(tmp_path, Two())
 
 
-def test_a_module_that_sets_the_rate_itself_is_refused(tmp_path: Path) -> None:
+def test_a_module_that_sets_the_lr_itself_is_refused(tmp_path: Path) -> None:
     class Sets(Net):
         def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
             optimizer.param_groups[0]["lr"] = 0.01
             optimizer.step(closure=optimizer_closure)
 
-    with pytest.raises(ValueError, match="Sets sets the learning rate itself"):
+    with pytest.raises(ValueError, match="cannot control the lr: Sets sets it itself"):
         search(tmp_path, Sets())
 
 

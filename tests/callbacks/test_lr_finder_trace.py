@@ -162,7 +162,7 @@ def test_schedulers(tmp_path: Path, name: str) -> None:
 
 
 class Noisy(Dataset[Any]):
-    """Draws from generators of its own and from all global ones, and counts."""
+    """Draw from own generators and from all global ones, and count."""
 
     def __init__(self) -> None:
         self.numpy_rng, self.torch_rng = np.random.default_rng(3), torch.Generator().manual_seed(3)
@@ -198,7 +198,7 @@ class Epochs(Sampler[int]):
 
 
 class Stream(IterableDataset[Any]):
-    """Goes on where it was."""
+    """Continue at the former position."""
 
     def __init__(self, length: int | None = None) -> None:
         self.position, self.length = 0, length
@@ -210,7 +210,7 @@ class Stream(IterableDataset[Any]):
 
 
 class OneWay:
-    """A loader that is its own iterator, and goes on where it was."""
+    """A loader that is its own iterator and continues at its former position."""
 
     def __init__(self) -> None:
         self.position, self.end = 0, 6
@@ -358,7 +358,7 @@ def test_loaders_of_hooks(tmp_path: Path, where: str, metric: Any, reload: int) 
 
 
 class Asks(Nasty):
-    """Asks for the length where it makes its optimizer: the loader is there, and its iterator, before the test."""
+    """Ask for the length in configure_optimizers: the loader and its iterator exist before the test."""
 
     def configure_optimizers(self) -> Any:
         self.length = self.trainer.estimated_stepping_batches
@@ -503,7 +503,7 @@ class Normed(Nasty):
 
 
 class AddsGroup(Nasty):
-    """In a hook and in a step, with a rate of its own and with the default."""
+    """In a hook and in a step, with its own lr and with the default."""
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -728,7 +728,7 @@ def test_only_what_moved_is_named(tmp_path: Path, moving: bool, where: dict[str,
         warnings.simplefilter("always")
         run = tiny_trainer(tmp_path, [finder(repeats=2, **where)])
         run.fit(Holds(moving, file), loader())
-    said = [str(w.message) for w in noted if "cannot put back" in str(w.message)]
+    said = [str(w.message) for w in noted if "cannot restore" in str(w.message)]
     names = {"module.generator", "module.batches", "module.file"}
     if not moving:
         assert said == []
@@ -742,5 +742,5 @@ def test_only_what_moved_is_named(tmp_path: Path, moving: bool, where: dict[str,
 def test_an_iterator_in_place_of_a_loader_is_refused(tmp_path: Path, name: str) -> None:
     batches = [(X[:10], Y[:10])] * 5
     data = (batch for batch in batches) if name == "generator" else zip(*zip(*batches, strict=True), strict=True)
-    with pytest.raises(ValueError, match=f"the train_dataloader is an iterator .{name}"):
+    with pytest.raises(ValueError, match=f"the train_dataloader, which is an iterator .{name}"):
         tiny_trainer(tmp_path, [finder()], max_epochs=1).fit(Nasty(), data)

@@ -136,7 +136,7 @@ def test_fast_dev_run_accepts_durations_longer_than_itself() -> None:
 
 
 class Groups(Tiny):
-    """Weights at a tenth of the rate of the bias, which has a name."""
+    """Weights at a tenth of the lr of the bias, which has a name."""
 
     def make(self) -> Optimizer:
         groups = [
@@ -193,18 +193,18 @@ def test_an_optimizer_without_momentum_is_named() -> None:
         trainer(LRSchedule(SCHEDULE, momentum=Constant(0.9)), max_epochs=1).fit(WithAdagrad(), loader())
 
 
-class TensorRate(Tiny):
+class TensorLR(Tiny):
     def make(self) -> Optimizer:
-        self.rate = torch.tensor(PEAK, dtype=torch.float64)
-        return AdamW(self.parameters(), lr=self.rate, foreach=False)
+        self.lr = torch.tensor(PEAK, dtype=torch.float64)
+        return AdamW(self.parameters(), lr=self.lr, foreach=False)
 
     def note(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        assert optimizer.param_groups[0]["lr"] is self.rate
-        self.used.append([{"lr": self.rate.item()}])
+        assert optimizer.param_groups[0]["lr"] is self.lr
+        self.used.append([{"lr": self.lr.item()}])
 
 
 def test_a_tensor_lr_is_filled_in_place() -> None:
-    module = TensorRate()
+    module = TensorLR()
     trainer(LRSchedule(SCHEDULE), max_epochs=1).fit(module, loader())
     assert module.lrs() == expected(SCHEDULE, Clock(10, 10))
     assert type(module.optimizers().param_groups[0]["initial_lr"]) is float
@@ -292,7 +292,7 @@ class Gan(LightningModule):
         optimizer.zero_grad()
         self.manual_backward(self.layers[index](batch[0]).pow(2).mean())
         optimizer.step()
-        self.used[index].append(optimizer.param_groups[0]["lr"])  # the rate stays where it was used
+        self.used[index].append(optimizer.param_groups[0]["lr"])  # the lr stays after it was used
 
     def configure_optimizers(self) -> Any:
         return [SGD(self.layers[0].parameters(), lr=PEAK), SGD(self.layers[1].parameters(), lr=2 * PEAK)]
@@ -454,7 +454,7 @@ def seeded(kind: type[Tiny] = Groups) -> Tiny:
 def interrupted(
     tmp_path: Path, callback: Any, stop: int, epochs: tuple[int, int] = (3, 3), **arguments: Any
 ) -> tuple[Tiny, Tiny]:
-    """Train to ``stop``, save in mid-epoch, and go on with a new Trainer and module."""
+    """Train to ``stop``, save in mid-epoch, and resume with a new Trainer and module."""
     first, second = seeded(), seeded()
     save = ModelCheckpoint(tmp_path, every_n_train_steps=stop, save_top_k=-1, save_weights_only=False)
     end = StopsAt(stop)
@@ -574,7 +574,7 @@ class NotesByRank(Worsens):
 
 
 @pytest.mark.slow
-def test_two_processes_use_the_same_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_use_the_same_lr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plateau = Plateau("val/loss", factor=0.5, patience=1)
     run = trainer(LRSchedule(SCHEDULE, plateau=plateau), max_epochs=4, devices=2, strategy="ddp_fork")

@@ -103,7 +103,7 @@ class Shuffled:
 
 
 def validation() -> DataLoader[Any]:
-    # With a generator of its own: a DataLoader draws a seed from the global one whenever it is iterated.
+    # With an own generator: a DataLoader draws a seed from the global one each time it is iterated.
     return DataLoader(examples(12, seed=1), batch_size=12, generator=torch.Generator())
 
 
@@ -132,7 +132,7 @@ def fit(
         "train_dataloaders": Shuffled() if train is None else train,
         "val_dataloaders": validation() if val is None else val,
     }
-    seed_everything(4, verbose=False)  # of dropout; a resumed fit goes on where the checkpoint stood
+    seed_everything(4, verbose=False)  # of dropout; a resumed fit continues with the state in the checkpoint
     used.fit(module, **loaders, ckpt_path=ckpt_path, weights_only=True)
     return used
 
@@ -178,9 +178,10 @@ def test_validation_probe_and_checkpoint_see_the_same_averages_in_any_order(tmp_
     class Probe(OverfittingMonitor):
         seen: list[dict[str, Tensor]]
 
-        def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Any:
-            self.seen.append(copied(pl_module))
-            return super()._measure(trainer, pl_module)
+        def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if not trainer.sanity_checking:
+                self.seen.append(copied(pl_module))
+            super().on_validation_epoch_end(trainer, pl_module)
 
     losses = []
     for first in (True, False):
@@ -222,7 +223,7 @@ class Stop(Exception):
 
 
 class StopAt(Callback):
-    """End the fit, as by a kill, when so many steps are done and the checkpoint of the last is saved."""
+    """End the fit, as by a kill, after some steps and the checkpoint of the last one."""
 
     def __init__(self, step: int, after_validation: bool) -> None:
         self.step, self.after_validation = step, after_validation
@@ -431,7 +432,7 @@ def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("schedule", "warned"), [(Cosine(), True), (Warmup(3, Constant()), False)])
-def test_a_falling_rate_is_warned_of(schedule: Schedule, warned: bool, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_falling_lr_is_warned_of(schedule: Schedule, warned: bool, recwarn: pytest.WarningsRecorder) -> None:
     fit(module(), LRSchedule(schedule), max_epochs=1)
     assert any("instead of lowering the learning rate" in str(w.message) for w in recwarn) is warned
 

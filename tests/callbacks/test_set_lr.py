@@ -1,4 +1,4 @@
-"""Where a run keeps its rate: what is read as the configured peak, and what a new one is written into."""
+"""The places where a run keeps its lr: where the configured peak is read, and where a new one is written."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +15,9 @@ from lr_lightning.schedules import Cosine, Triangular, Warmup
 
 
 class Net(LightningModule):
-    def __init__(self, **rates: Any) -> None:
+    def __init__(self, **named: Any) -> None:
         super().__init__()
-        for name, value in rates.items():
+        for name, value in named.items():
             setattr(self, name, value)
 
 
@@ -30,7 +30,7 @@ def made(*lrs: Any, schedulers: Any = (), callbacks: Any = (), **options: Any) -
 
 
 @pytest.mark.parametrize(
-    ("lrs", "rates", "attribute", "expected"),
+    ("lrs", "named", "attribute", "expected"),
     [
         ((0.1, 0.2), {}, None, 0.1),
         ((0.0, 0.2), {}, None, 0.2),
@@ -44,14 +44,14 @@ def made(*lrs: Any, schedulers: Any = (), callbacks: Any = (), **options: Any) -
         ((1, 2), {"lr": 2}, None, 2.0),
     ],
 )
-def test_the_configured_rate(lrs: Any, rates: dict[str, Any], attribute: str | None, expected: float) -> None:
+def test_the_configured_lr(lrs: Any, named: dict[str, Any], attribute: str | None, expected: float) -> None:
     trainer = made(*lrs)
-    reference = reference_lr(trainer, Net(**rates), attribute)
+    reference = reference_lr(trainer, Net(**named), attribute)
     assert reference == expected
     assert lr_ratios(trainer, reference) == [lr / expected for lr in lrs]
 
 
-def test_a_rate_that_a_scheduler_has_moved_already() -> None:
+def test_an_lr_that_a_scheduler_has_moved_already() -> None:
     warm = made(0.1, 0.4, schedulers=[lambda o: LambdaLR(o, lambda step: 0.01)])
     assert lr_ratios(warm, reference_lr(warm, Net())) == [1.0, 4.0]
     assert reference_lr(warm, Net(lr=0.4)) == 0.4
@@ -86,7 +86,7 @@ def test_what_goes_up_and_down(callbacks: Any, schedulers: Any, expected: bool) 
     assert is_cyclical(made(0.1, callbacks=callbacks, schedulers=schedulers)) is expected
 
 
-def test_the_reference_becomes_exactly_the_new_rate() -> None:
+def test_the_reference_becomes_exactly_the_new_lr() -> None:
     for old in (0.1, 0.3, 0.7, 1e-3, 3.3e-5):
         for new in (0.3, 1e-4, 0.123456789):
             trainer, module = made(old, old * 3), Net(lr=old)
@@ -101,8 +101,8 @@ def test_twice_is_as_once() -> None:
     set_peak(trainer, module, 0.2)
     set_peak(trainer, module, 0.3)
     set_peak(other, net, 0.3)
-    rates = [[group["lr"] for group in t.optimizers[0].param_groups] for t in (trainer, other)]
-    assert rates[0] == pytest.approx(rates[1], rel=1e-15)
+    lrs = [[group["lr"] for group in t.optimizers[0].param_groups] for t in (trainer, other)]
+    assert lrs[0] == pytest.approx(lrs[1], rel=1e-15)
     assert module.lr == net.lr == 0.3
 
 
@@ -125,7 +125,7 @@ def test_a_bound_of_zero_ratio_and_other_places() -> None:
     set_peak(made(0.1, callbacks=[LRSchedule(Cosine())]), Net(), 0.4, 0.1)  # takes no notice
 
 
-def test_the_modules_rates() -> None:
+def test_the_modules_lr() -> None:
     module = Net(lr=0.1, learning_rate=0.1, mine=0.1)
     set_module_lr(module, 0.2)
     assert (module.lr, module.learning_rate, module.mine) == (0.2, 0.2, 0.1)

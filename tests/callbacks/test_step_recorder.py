@@ -1,4 +1,4 @@
-"""Every step's rate and loss, once, and a diverged run stopped before its checkpoint."""
+"""Every step's learning rate and loss, once, and a diverged run stopped before its checkpoint."""
 
 from pathlib import Path
 from typing import Any

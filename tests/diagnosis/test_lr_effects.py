@@ -1,4 +1,4 @@
-"""The table of rates and its claims, on trials whose truth is known."""
+"""The table of learning rates and its claims, on trials whose truth is known."""
 
 import math
 import re

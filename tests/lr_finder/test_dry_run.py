@@ -123,7 +123,7 @@ def test_a_module_that_asks_for_the_length_does_not_reload(tmp_path: Path) -> No
     assert at.done
 
 
-def test_a_rate_that_diverges_is_no_anomaly(tmp_path: Path) -> None:
+def test_an_lr_that_diverges_is_no_anomaly(tmp_path: Path) -> None:
     def body(run: Trainer, module: LightningModule) -> None:
         with torch.autograd.set_detect_anomaly(True), DryRun(run, module, [1.0]) as dry_run:
             with dry_run.run():
@@ -136,7 +136,10 @@ def test_a_rate_that_diverges_is_no_anomaly(tmp_path: Path) -> None:
 
 def test_a_step_outside_of_a_run(tmp_path: Path) -> None:
     def body(run: Trainer, module: LightningModule) -> None:
-        with DryRun(run, module, [1.0]) as dry_run, pytest.raises(RuntimeError, match="belongs into a run"):
+        with (
+            DryRun(run, module, [1.0]) as dry_run,
+            pytest.raises(RuntimeError, match="must be called inside of"),
+        ):
             dry_run.step(0.1)
 
     within(tmp_path, body)
@@ -197,7 +200,10 @@ def test_batches_begin_anew_at_their_end_and_tell_samplers_the_epoch(tmp_path: P
 @pytest.mark.parametrize("empty", [[], DataLoader(TensorDataset(X[:5]), batch_size=10, drop_last=True)])
 def test_a_loader_without_batches(tmp_path: Path, empty: Any) -> None:
     def body(run: Trainer, module: LightningModule) -> None:
-        with DryRun(run, module, [1.0]) as dry_run, pytest.raises(ValueError, match="training loader gives no batch"):
+        with (
+            DryRun(run, module, [1.0]) as dry_run,
+            pytest.raises(ValueError, match="got no batch from the training loader"),
+        ):
             steps(dry_run)
 
     class Empty:

@@ -35,7 +35,7 @@ def test_the_textbooks_grid_is_at_least_five_rates_and_nothing_else(searched: Se
     ],
 )
 def test_a_key_with_several_values_is_searched(searched: Searched, words: list[str], space: dict[str, object]) -> None:
-    found = searched("search=random", *words).space.described()
+    found = searched("search=random", *words).space.as_dict()
     found.pop("optimizer.lr")
     assert found == space
 
@@ -83,7 +83,7 @@ def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) ->
         ),
         (["search.start=[{optimizer.lr: 5}]"], "search.start[0].optimizer.lr: 5 is not in search.space"),
         (["search.start=[{optimizer.l: 5}]"], "Did you mean 'optimizer.lr'?"),
-        (["finder=range_test"], "finder: range_test would set another rate"),
+        (["finder=range_test"], "finder: range_test would replace the learning rate"),
         (["workers=0", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], "workers: 0 trains in this"),
         (["storage=foo"], "is no address of a database"),
         (["sweep=a/b"], "sweep: must be a name"),

@@ -42,7 +42,7 @@ def test_a_condition_leaves_its_key_out_and_no_point_stands_there_twice() -> Non
         }
     )
     assert list(space.keys).index("optimizer") < list(space.keys).index("optimizer.momentum")
-    assert space.other_keys == ["schedule"]
+    assert space.condition_keys == ["schedule"]
     with_cosine = list(space.grid({"schedule": "cosine"}))
     assert len(with_cosine) == 5
     assert {"optimizer": "adam"} in with_cosine
@@ -61,7 +61,7 @@ def test_a_condition_leaves_its_key_out_and_no_point_stands_there_twice() -> Non
         ({"optimizer.lr": {"log": [1, 2], "ponits": 3}}, "there is no 'ponits'. Did you mean 'points'?"),
         ({"data.batch_size": {"int": [1.5, 3]}}, "needs integers"),
         ({"schedule": []}, "needs a list of one or more values"),
-        ({"schedule": ["cosine", "cosine"]}, "a value stands there twice"),
+        ({"schedule": ["cosine", "cosine"]}, "a value is given twice"),
         ({"schedule": ["cosine", {"a": 1}]}, "is no single value"),
         ({"a": {"choice": [1], "when": {"b": 1}}, "b": {"choice": [1], "when": {"a": 1}}}, "in a circle"),
         ({"a": {"choice": [1], "when": 3}}, "needs a key and its value"),
@@ -92,5 +92,5 @@ def test_overrides_can_be_typed() -> None:
 
 def test_a_description_tells_spaces_apart() -> None:
     a = Space.of({"optimizer.lr": {"log": [1e-4, 1]}})
-    assert a.described() == Space.of({"optimizer": {"lr": {"log": [1e-4, 1]}}}).described()
-    assert a.described() != Space.of({"optimizer.lr": {"linear": [1e-4, 1]}}).described()
+    assert a.as_dict() == Space.of({"optimizer": {"lr": {"log": [1e-4, 1]}}}).as_dict()
+    assert a.as_dict() != Space.of({"optimizer.lr": {"linear": [1e-4, 1]}}).as_dict()

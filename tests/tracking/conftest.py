@@ -1,4 +1,4 @@
-"""A database made once and copied, and a store without a database that can be down or refuse a row."""
+"""A database that is created once and copied, and a fake store that can be down or reject a row."""
 
 from functools import partial
 from pathlib import Path

@@ -42,7 +42,7 @@ def test_a_line_that_is_no_record_is_none(line: bytes) -> None:
     assert decode(line) is None
 
 
-def test_reading_goes_on_at_every_offset(tmp_path: Path) -> None:
+def test_reading_can_start_at_every_record(tmp_path: Path) -> None:
     log = LocalLog(tmp_path / "log")
     log.append(RECORDS)
     whole = log.read(0)
@@ -127,7 +127,7 @@ def test_after_a_kill_the_repeated_steps_add_nothing() -> None:
     assert [(r.key, r.step) for r in buffer.rows()] == [("loss", 7), ("loss", 8), ("loss", 9)]
 
 
-def test_a_killed_run_that_goes_back_an_epoch_repeats_no_epoch_row() -> None:
+def test_a_killed_run_that_repeats_an_epoch_stores_no_epoch_row_twice() -> None:
     buffer = RowBuffer()
     buffer.resume(LoggedRun(last_steps={"epoch": 8}, last_values={"epoch": 2.0}))
     for step in range(5, 13):
@@ -148,7 +148,7 @@ def test_summaries_are_stored_again_only_where_they_changed() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_nonfinite_values_are_counted_told_and_left_out(value: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_nonfinite_values_are_counted_reported_and_dropped(value: float, caplog: pytest.LogCaptureFixture) -> None:
     told: list[tuple[str, int]] = []
     buffer = RowBuffer()
     buffer.on_nonfinite = lambda key, _, step: told.append((key, step))

@@ -15,7 +15,7 @@ from tests.forked import Forked
 
 
 def leave_behind(store: Store, run_id: str, **changes: Any) -> Path:
-    """The files of a run whose process is gone."""
+    """Create the files of a run whose process is gone."""
     store.lock_dir.mkdir(parents=True, exist_ok=True)
     path = store.lock_dir / f"{run_id}.lock"
     path.touch()
@@ -98,7 +98,7 @@ time.sleep(600)
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_marked_and_its_run_goes_on(store: Store, tmp_path: Path) -> None:
+def test_a_killed_process_is_marked_and_its_run_can_be_resumed(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "live.py").write_text(LIVE)
     process = Forked(tmp_path / "live.py", str(store.root), str(out), cwd=tmp_path, env=dict(os.environ))
@@ -132,7 +132,7 @@ sys.exit(3)
 
 
 @pytest.mark.slow
-def test_a_process_that_exits_without_a_word_loses_no_row(store: Store, tmp_path: Path) -> None:
+def test_a_process_that_exits_without_ending_its_run_loses_no_row(store: Store, tmp_path: Path) -> None:
     (tmp_path / "leaves.py").write_text(LEAVES)
     words = [str(store.root), str(tmp_path / "out")]
     done = forked.run(tmp_path / "leaves.py", *words, cwd=tmp_path, env=dict(os.environ))

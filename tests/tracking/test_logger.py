@@ -48,7 +48,7 @@ def test_nothing_is_written_before_the_first_use(kind: str, fake_store: Store, c
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_wait_in_memory_until_a_flush_and_save_is_none(kind: str, fake_store: Store, tmp_path: Path) -> None:
+def test_rows_wait_in_memory_until_a_flush(kind: str, fake_store: Store, tmp_path: Path) -> None:
     logger = make(kind, fake_store, tmp_path / "out")
     logger.log_metrics({"loss": 1.5}, 3)
     logger.save()
@@ -270,7 +270,7 @@ def test_without_its_folder_a_run_is_resumed_from_the_store(store: Store, tmp_pa
 
 
 def first_half(store: Store, out: Path) -> str:
-    """A stopped run of four steps; its id."""
+    """Log four steps of a run, stop it, and return its id."""
     logger = RunLogger(out, store, experiment="exp", end_on_finalize=False)
     for step in range(4):
         logger.log_metrics({"loss": float(step)}, step)
@@ -431,7 +431,7 @@ def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], said: st
         RunLogger(**options)
 
 
-def test_a_deleted_experiment_is_met_at_the_start(fake_store: Store, client: Any, tmp_path: Path) -> None:
+def test_a_deleted_experiment_is_an_error_at_the_start(fake_store: Store, client: Any, tmp_path: Path) -> None:
     client.deleted = True
     with pytest.raises(TrackingError, match="was deleted"):
         RunLogger(tmp_path / "out", fake_store, experiment="exp").start()

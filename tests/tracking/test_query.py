@@ -1,4 +1,4 @@
-"""Runs read back: the fast way and MLflow's own give the same rows."""
+"""Reading of runs: the fast ways return the same rows as MLflow's client."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ def filled(store: Store) -> Store:
     for i in range(3):
         run = store.call("create_run", experiment, run_name=f"r{i}", tags={"k": f"v{i}"}, start_time=1000 + i)
         rows = [Metric("a", 0.1 * s + i, 5000 + s, s) for s in (3, 1, 2, 0)]
-        rows += [Metric("a", 99.0, 9000, 2)]  # a resumed run logged this step once more, later
+        rows += [Metric("a", 99.0, 9000, 2)]  # a resumed run repeated this step later
         rows += [Metric("a", float("nan"), 5000, 4), Metric("a", float("inf"), 5000, 5)]
         rows += [Metric("b c", 1.0, 5000, 0)] if i else []
         store.call("log_batch", run.info.run_id, metrics=rows, params=[Param("p", "1")])
@@ -84,9 +84,9 @@ def served(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     ("limits", "client_calls"),
     [
         ({}, 0),  # all runs of a metric in one request, after the first
-        ({"_BULK_ROWS": 1}, 0),  # each run in a request of its own
-        ({"_BULK_MAX_ROWS": 10}, 0),  # an answer that may be cut short is asked for again in halves
-        ({"_BULK_MAX_ROWS": 7}, 3),  # even that of one run, so the client turns the pages
+        ({"_BULK_ROWS": 1}, 0),  # one request per run
+        ({"_BULK_MAX_ROWS": 10}, 0),  # an answer that may be cut is requested again in halves
+        ({"_BULK_MAX_ROWS": 7}, 3),  # even that of one run is cut, so the client reads page by page
         ({"_BULK_PATH": "/not/there"}, 5),  # a server without the call
     ],
 )
@@ -106,7 +106,7 @@ def test_a_server_gives_the_same(
 def test_rows_that_a_server_leaves_out_are_noticed(
     filled: Store, served: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server may give fewer rows than it was asked for, without a word: then the newest value is missing."""
+    """A server may silently return fewer rows than requested: then the newest value is missing."""
     expected = curves(read(filled))
     whole = query._bulk
 
@@ -119,20 +119,20 @@ def test_rows_that_a_server_leaves_out_are_noticed(
     assert curves(read(served)) == expected
 
 
-def test_tables_that_are_not_there_are_noticed(filled: Store, tmp_path: Path) -> None:
+def test_missing_tables_are_noticed(filled: Store, tmp_path: Path) -> None:
     runs = read_runs(filled, [experiments(filled)["x"]])
     other = open_store(tmp_path / "other", f"sqlite:///{tmp_path}/empty.db")
     with pytest.raises(query.TablesDiffer):
         list(query._read_tables(other, runs, KEYS))
 
 
-def test_a_filter_that_is_not_understood_is_named(filled: Store) -> None:
+def test_an_invalid_filter_is_named(filled: Store) -> None:
     assert [run.name for run in read_runs(filled, ["1"], "tags.k = 'v1'")] == ["r1"]
     with pytest.raises(TrackingError, match=r"^'k=' is not understood"):
         read_runs(filled, ["1"], "k=")
 
 
-def test_nothing_asked_for_is_nothing_read(filled: Store) -> None:
+def test_without_keys_or_runs_nothing_is_read(filled: Store) -> None:
     runs = read_runs(filled, ["1"])
     read_curves(filled, runs, [])
     read_curves(filled, [], KEYS)

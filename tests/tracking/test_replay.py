@@ -50,7 +50,7 @@ def test_a_killed_run_is_ended_as_killed(fake_store: Store, client: Any, tmp_pat
     assert client.runs["run0"].info.end_time == records[-1].time  # type: ignore[union-attr]
 
 
-def test_an_answer_after_the_run_has_ended_does_not_hold_it(
+def test_an_answer_after_the_end_of_the_run_leaves_its_lock_free(
     fake_store: Store, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, answer = threading.Event(), threading.Event()
@@ -80,7 +80,7 @@ def test_an_answer_after_the_run_has_ended_does_not_hold_it(
     assert client.runs["run0"].info.status == "FINISHED"
 
 
-def test_a_store_that_is_still_down_is_said(fake_store: Store, client: Any, tmp_path: Path) -> None:
+def test_a_store_that_is_still_down_is_an_error(fake_store: Store, client: Any, tmp_path: Path) -> None:
     log_while_down(fake_store, client, tmp_path / "out")
     client.down = True
     with pytest.raises(StoreUnavailable):
@@ -108,7 +108,7 @@ def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
 
 
 def left_behind(store: Store, out: Path) -> RunLogger:
-    """A logger as its process leaves it that is killed: the log has no end, and the system has freed the locks."""
+    """Leave a run as a killed process does: the log has no final status, and the system has freed the locks."""
     logger = RunLogger(out, store, experiment="exp", end_on_finalize=False)
     logger.log_metrics({"loss": 1.0}, 3)
     logger.flush()
@@ -141,9 +141,20 @@ def test_the_watchdog_of_a_record_that_was_closed_does_nothing(tmp_path: Path) -
     with Watchdog(tmp_path) as watchdog:
         process = watchdog._process
     assert process is not None
-    assert process.returncode == 0  # it has not looked for a run: there is none
+    assert process.returncode == 0  # it did not look for a run: there is none
     with Watchdog(None) as watchdog:
         assert watchdog._process is None
+
+
+@pytest.mark.slow
+def test_the_watchdog_closes_the_record_if_its_pipe_closes_without_a_word(store: Store, tmp_path: Path) -> None:
+    run_id = left_behind(store, tmp_path / "out").run_id
+    assert run_id is not None
+    assert store.run(run_id).info.status == "RUNNING"
+    process = Watchdog(tmp_path / "out").__enter__()._process
+    assert process is not None
+    process.communicate()
+    assert store.run(run_id).info.status == "FAILED"
 
 
 def free_port() -> int:
@@ -179,7 +190,7 @@ class Server:
             self._process = None
 
     def wait(self, logger: RunLogger) -> None:
-        """Until the logger's uploader has sent everything; the uploader itself tries again until the server is up."""
+        """Wait until everything is uploaded; the upload thread tries again until the server is up."""
         assert logger._upload is not None
         logger._upload.close(120)
 
@@ -228,7 +239,7 @@ def test_a_real_server_down_at_the_start_in_the_middle_and_back(
 
 
 def wait_for_port(uri: str) -> None:
-    """Until the server answers; bounded by the number of attempts, each of which may take MLflow's own timeout."""
+    """Wait until the server answers, for a limited number of attempts."""
     store = Store(uri, Path("/nowhere"), None)
     for _ in range(600):
         try:
@@ -243,7 +254,7 @@ def wait_for_port(uri: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_script_says_what_it_did(store: Store, tmp_path: Path) -> None:
+def test_the_script_reports_what_it_did(store: Store, tmp_path: Path) -> None:
     logger = RunLogger(tmp_path / "out", store, experiment="exp")
     logger.log_metrics({"a": 1.0}, 0)
     logger.end("FINISHED")

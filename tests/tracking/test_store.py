@@ -41,7 +41,7 @@ def test_passwords_are_not_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
-def test_a_dead_server_is_known_at_once(tmp_path: Path, scheme: str) -> None:
+def test_a_dead_server_is_noticed_at_once(tmp_path: Path, scheme: str) -> None:
     with pytest.raises(StoreUnavailable, match="refused"):
         open_store(tmp_path, f"{scheme}://127.0.0.1:1").client()
 
@@ -69,7 +69,7 @@ def test_a_deleted_experiment_is_an_error_with_its_remedy(store: Store) -> None:
         store.experiment_id("x")
 
 
-def test_a_run_that_is_not_there_is_an_error(store: Store) -> None:
+def test_a_missing_run_is_an_error(store: Store) -> None:
     with pytest.raises(TrackingError, match="there is no run 'abc'"):
         store.run("abc")
 
@@ -98,10 +98,10 @@ def test_a_run_that_is_not_there_is_an_error(store: Store) -> None:
         ),
     ],
 )
-def test_a_server_that_lets_nobody_in_is_one_error_with_its_remedy(
+def test_a_server_that_refuses_access_is_one_error_with_its_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, user: str | None, said: str, expected: str
 ) -> None:
-    """It was MLflow's own text, of endpoints and bodies; and where a run was asked for, "there is no run"."""
+    """The error shows neither MLflow's endpoints and bodies nor, when a run is requested, "there is no run"."""
     monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
     if user:
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
@@ -119,8 +119,8 @@ def test_a_server_that_lets_nobody_in_is_one_error_with_its_remedy(
     assert "no run" not in str(caught.value)
 
 
-def test_a_database_that_takes_no_password_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow tries a wrong password for minutes, and a run trained on as if the database were away."""
+def test_a_database_that_rejects_the_password_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow tries a wrong password for minutes; the run must not train as if the database were down."""
     error = OperationalError("x", {}, Exception('FATAL:  password authentication failed for user "me"'))
 
     class Engine:
@@ -149,7 +149,7 @@ def test_a_file_that_exists_is_not_taken_for_a_database(empty_store: Path) -> No
         ("INTERNAL_ERROR", StoreUnavailable),
     ],
 )
-def test_errors_are_told_apart(code: str, kind: type) -> None:
+def test_an_error_code_decides_the_type_of_the_error(code: str, kind: type) -> None:
     error = RuntimeError("first line\nsecond")
     error.error_code = code  # type: ignore[attr-defined]
     translated = explain(error, "http://h")
@@ -225,12 +225,12 @@ def test_a_process_that_is_killed_while_it_makes_the_database_leaves_none(
     store = open_store(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(utils, "_initialize_tables", killed)
-        patch.setattr(database, "_remove_unfinished", lambda path: None)  # the dead clear nothing away
+        patch.setattr(database, "_remove_unfinished", lambda path: None)  # a killed process removes nothing
         with pytest.raises(Killed):
             store.client()
     assert not (tmp_path / "mlflow.db").exists()
     assert list(tmp_path.glob(".mlflow.db.*.making"))
-    # in place of the seconds it takes: a whole database
+    # a complete database, without the seconds that creating it takes
     monkeypatch.setattr(utils, "_initialize_tables", lambda engine: shutil.copyfile(empty_store, engine.url.database))
     assert store.experiment_id("x") == store.experiment_id("x")
     assert not list(tmp_path.glob(".mlflow.db*"))

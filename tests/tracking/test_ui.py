@@ -49,7 +49,7 @@ def test_it_is_written_once_and_after_a_change(store: Store) -> None:
     assert json.loads(store.call("get_experiment", experiment).tags[VIEW_TAG])["state"] == json.loads(first)["state"]
 
 
-def test_it_shows_trainings_and_all_runs_where_none_is_known_for_one(store: Store, tmp_path: Path) -> None:
+def test_it_shows_training_runs_or_all_runs_if_none_is_marked_as_one(store: Store, tmp_path: Path) -> None:
     experiment = store.experiment_id("x")
     store.call("create_run", experiment, run_name="foreign")
     store.call("create_run", experiment, run_name="find_lr", tags={"job": "find_lr"})

@@ -105,7 +105,7 @@ def test_a_lost_answer_doubles_neither_run_nor_rows(fake_store: Store, client: A
     assert len(client.runs["run0"].rows) == 10
 
 
-def test_a_run_deleted_in_the_store_is_said_and_not_blamed_on_rows(
+def test_a_run_deleted_in_the_store_is_an_error_and_no_row_is_blamed(
     fake_store: Store, client: Any, tmp_path: Path
 ) -> None:
     uploader = make_uploader(fake_store, tmp_path / "out", [*rows(10)])
@@ -127,7 +127,7 @@ def test_files_are_copied_and_a_missing_one_is_named(
     assert len(client.runs["run0"].rows) == 2
 
 
-def test_the_run_begins_when_it_began_and_not_when_it_was_sent(fake_store: Store, client: Any, tmp_path: Path) -> None:
+def test_the_run_starts_in_the_store_when_it_started_here(fake_store: Store, client: Any, tmp_path: Path) -> None:
     uploader = make_uploader(fake_store, tmp_path / "out", [])
     uploader.ensure_run()
     assert client.runs["run0"].info.start_time == uploader.state.started

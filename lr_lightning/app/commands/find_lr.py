@@ -10,10 +10,10 @@ from rich.table import Table
 
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
+from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import print_start, python_command
 from lr_lightning.app.run.output import new_output_dir
-from lr_lightning.app.run.record import RunOutcome, Summary, open_logger, record_run, run_id_of
-from lr_lightning.app.run.signals import GracefulStop
+from lr_lightning.app.run.record import RunOutcome, Summary, open_logger, record_run
 from lr_lightning.app.run.train import as_bad_input, build_run, make_trainer, prepare_process
 from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError
@@ -80,7 +80,7 @@ def find_lr(config: Config, overrides: list[str]) -> RunOutcome:
             console.print(path)
         for name, command in _next_commands(finder.results[0], overrides):
             console.print(f"{name}:  {command}")
-    return replace(outcome, output_dir=folder, run_id=run_id_of(logger))
+    return replace(outcome, output_dir=folder, run_id=logger.run_id if logger else None)
 
 
 def _next_commands(found: RangeTest | GridTest, overrides: list[str]) -> list[tuple[str, str]]:
@@ -101,12 +101,7 @@ def _next_commands(found: RangeTest | GridTest, overrides: list[str]) -> list[tu
 
 
 def print_found(found: RangeTest | GridTest, title: str) -> None:
-    """Print the table of a search: its suggestion and other rules', or the score of each learning rate.
-
-    Args:
-        found: The search's result.
-        title: The table's title.
-    """
+    """Print the table of a search: its suggestion and other rules', or the score of each learning rate."""
     console = Console(highlight=False, markup=False)
     table = Table(title=title, title_justify="left")
     if isinstance(found, RangeTest):

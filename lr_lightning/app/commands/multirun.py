@@ -70,15 +70,9 @@ def compare_sweep(
     *,
     brief: bool = False,
 ) -> None:
-    """Compare the runs of a sweep. Never raises: the runs are done, and their command must not fail now.
+    """Compare the runs that share the tag ``sweep``; ``brief`` prints only the findings.
 
-    Args:
-        tracking: The ``tracking`` of one of their configs.
-        output_root: Where the report goes.
-        sweep: The tag they share.
-        by: Tags or params that make the groups.
-        experiments: The experiments that the runs are in.
-        brief: Whether to print only the findings.
+    Never raises: the runs are done, and their command must not fail now.
     """
     try:
         from lr_lightning.app.commands.compare import run

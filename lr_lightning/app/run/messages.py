@@ -79,7 +79,7 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
     Args:
         config: The run's config.
         folder: Its output folder.
-        outcome: Its result.
+        outcome: Its outcome.
         idle: Whether a finished run was resumed, so that nothing was left to train.
     """
     summary, verdict, run_id = outcome.summary, outcome.verdict, outcome.run_id
@@ -141,14 +141,7 @@ def _look(node: TrackingConfig) -> tuple[str, str]:
 
 
 def _training(outcome: RunOutcome, key: str, limit: int, resume: list[str]) -> list[tuple[str, str]]:
-    """Return the training that the verdict advises, if any.
-
-    Args:
-        outcome: The run's result.
-        key: The key of the limit that ended the run.
-        limit: Its value.
-        resume: The arguments that resume the run.
-    """
+    """Return the training that the verdict advises, if any, for a run that the limit ``key=limit`` ended."""
     verdict = outcome.verdict
     if verdict is None or verdict.can_train_longer:
         name, arguments = "train on", [*resume, f"{key}={2 * limit}"]

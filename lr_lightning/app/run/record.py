@@ -18,13 +18,15 @@ from rich.console import Console
 from torch.distributed import DistBackendError, DistNetworkError
 
 from lr_lightning._lightning import callbacks_of
-from lr_lightning._plotting import COLOUR_TAG, style
+from lr_lightning._plotting import style
 from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
 from lr_lightning.app.lr_scaling import effective_batch_size
+from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.output import LAST, write_config
 from lr_lightning.app.run.resume import resume_arguments
-from lr_lightning.app.run.signals import GracefulStop, Interrupted
+from lr_lightning.app.run.signals import Interrupted
+from lr_lightning.app.schemas.data import DataConfig
 from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.app.world import is_rank_zero, world_size
 from lr_lightning.callbacks.base_finder import BaseLRFinder
@@ -34,7 +36,7 @@ from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed
 from lr_lightning.tracking import RunLogger
 from lr_lightning.tracking.environment import environment_tags
-from lr_lightning.tracking.keys import hide_password
+from lr_lightning.tracking.keys import COLOUR_TAG, hide_password
 from lr_lightning.tracking.locks import mark_dead_runs
 from lr_lightning.tracking.replay import Watchdog
 from lr_lightning.tracking.store import open_store
@@ -150,7 +152,7 @@ def open_logger(
     Args:
         config: The run's config.
         folder: Its output folder.
-        data: Its data.
+        data: Its loaded data.
         module: Its module.
         resume: Whether the folder has the record of a run that is resumed.
         job: The value of the run's tag ``job``.
@@ -195,14 +197,12 @@ def open_logger(
 
 @contextmanager
 def sweep_record(config: Config, folder: Path, sweep: str, job: str) -> Iterator[RunLogger]:
-    """Open the record of a sweep itself, which holds its table.
-
-    The record is closed at the end: as FAILED after an error, as KILLED after an interruption.
+    """Open the record of a sweep itself, which holds its table. It is closed at the end, with its true status.
 
     Args:
         config: The config that the sweep's runs share.
         folder: The record's folder.
-        sweep: Name of the sweep, which its runs have as a tag.
+        sweep: The tag of its runs.
         job: What made the sweep: ``lr_effects`` or ``search``.
 
     Raises:
@@ -289,18 +289,8 @@ def _disk_errors_as_input(folder: Path) -> Iterator[None]:
         ) from e
 
 
-def run_id_of(logger: RunLogger | None) -> str | None:
-    """Return a run's MLflow id, or None if it has none."""
-    return logger.run_id if logger else None
-
-
 class FoundLR(Callback):
-    """Record and print the learning rate that a run trains with, once its finder is done. List it after the finder.
-
-    Args:
-        config: The run's config.
-        finder: The finder.
-    """
+    """Record and print the learning rate that a run trains with, once its finder is done. List it after the finder."""
 
     def __init__(self, config: Config, finder: BaseLRFinder[Any]) -> None:
         self.config, self.finder = config, finder
@@ -334,17 +324,7 @@ class FoundLR(Callback):
 def record_run(
     config: Config, trainer: Trainer, logger: RunLogger | None, stop: GracefulStop, work: Callable[[], RunOutcome]
 ) -> RunOutcome:
-    """Do a run's work, and give its record the true status whatever happens.
-
-    Args:
-        config: The run's config.
-        trainer: Its Trainer.
-        logger: Its record; None on ranks other than the first.
-        stop: Its handler of signals.
-        work: The run's work.
-
-    Returns:
-        What ``work`` returns.
+    """Do a run's work, and give its record (None on ranks other than the first) the true status whatever happens.
 
     Raises:
         ConfigError: If the input is bad.
@@ -352,12 +332,9 @@ def record_run(
         RunFailed: If memory, the disk or another process fails.
         Interrupted: On SIGTERM, Ctrl-C or SIGHUP.
     """
-    several = logger is not None and logger.store is not None and world_size(config.trainer) > 1
+    may_be_killed = logger is not None and logger.store is not None and world_size(config.trainer) > 1  # by a lost rank
     status = "FAILED"
-    with (
-        stop,
-        Watchdog(logger.output_dir if several and logger else None),
-    ):  # in case another rank dies, and kills this one
+    with stop, Watchdog(logger.output_dir if logger and may_be_killed else None):
         try:
             outcome = work()
             if logger:
@@ -377,10 +354,11 @@ def record_run(
                 raise SystemExit(0) from None
             interrupted = e if isinstance(e, Interrupted) else Interrupted(stop.signum or signal.SIGINT)
             with suppress(OSError):  # the terminal may be closed
-                _print_interrupted(f"{interrupted} at step {trainer.global_step}", stop.checkpoint, config)
+                _print_interrupted(f"{interrupted} at step {trainer.global_step}", stop.checkpoint, asdict(config))
             raise interrupted from None
         except Exception as e:
-            if (known := _known_error(e, config, trainer, logger)) is None:
+            known = _known_error(e, trainer, logger, config.data, config.trainer.accumulate_grad_batches)
+            if known is None:
                 raise
             raise known from e
         finally:
@@ -388,12 +366,12 @@ def record_run(
                 _end(logger, status)
 
 
-def _print_interrupted(reason: str, checkpoint: Path | None, config: Config) -> None:
+def _print_interrupted(reason: str, checkpoint: Path | None, container: dict[str, Any]) -> None:
     """Print that the run was stopped, and the command that resumes it."""
     console = Console(stderr=True, highlight=False, markup=False)
     console.print(reason, soft_wrap=True)
     if checkpoint is not None and checkpoint.is_file():
-        command = shlex.join(["python", sys.argv[0], *resume_arguments(checkpoint.parent.parent, asdict(config))])
+        command = shlex.join(["python", sys.argv[0], *resume_arguments(checkpoint.parent.parent, container)])
         console.print(f"resume it:  {command}", soft_wrap=True)
 
 
@@ -407,7 +385,7 @@ def _end(logger: RunLogger, status: str) -> None:
 
 
 def _known_error(
-    error: Exception, config: Config, trainer: Trainer, logger: RunLogger | None
+    error: Exception, trainer: Trainer, logger: RunLogger | None, data: DataConfig, accumulated: int
 ) -> RunFailed | ConfigError | None:
     """Return the error that tells the user what to do, or None for an error that needs its traceback.
 
@@ -419,8 +397,15 @@ def _known_error(
     if isinstance(error, OSError):
         return _disk_error(error, logger)
     if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
-        evaluating = trainer.evaluating or trainer.sanity_checking
-        return RunFailed(f"out of memory at step {step} ({text}). {_memory_remedy(config, evaluating=evaluating)}")
+        if trainer.evaluating or trainer.sanity_checking:
+            size = data.eval_batch_size or "by default four times data.batch_size"
+            remedy = f"Lower data.eval_batch_size ({size})."
+        else:
+            remedy = (
+                f"Lower data.batch_size ({data.batch_size}) and raise trainer.accumulate_grad_batches ({accumulated}) "
+                "by the same factor: updates stay the same."
+            )
+        return RunFailed(f"out of memory at step {step} ({text}). {remedy}")
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
         remedy = f" Resume with resume={logger.output_dir}, and data.num_workers=0." if logger else ""
         return RunFailed(
@@ -451,17 +436,6 @@ def _disk_error(error: OSError, logger: RunLogger | None) -> RunFailed | None:
     return RunFailed(
         f"output_root: {where} cannot be written to ({error.strerror}). The files in it are whole: {remedy}, then "
         f"resume with resume={where}."
-    )
-
-
-def _memory_remedy(config: Config, *, evaluating: bool) -> str:
-    """Say what to lower; most of the memory is a batch's activations."""
-    data = config.data
-    if evaluating:
-        return f"Lower data.eval_batch_size ({data.eval_batch_size or 'by default four times data.batch_size'})."
-    return (
-        f"Lower data.batch_size ({data.batch_size}) and raise trainer.accumulate_grad_batches "
-        f"({config.trainer.accumulate_grad_batches}) by the same factor: updates stay the same."
     )
 
 

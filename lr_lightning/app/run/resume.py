@@ -24,35 +24,18 @@ from lr_lightning.tracking.local_log import STATE_NAME, UploadState
 from lr_lightning.training import models
 from lr_lightning.training.datamodule import ImageDataModule
 
-CHANGEABLE = frozenset(
-    {
-        "trainer.max_epochs",
-        "trainer.max_steps",
-        "trainer.accelerator",
-        "trainer.devices",
-        "trainer.num_nodes",
-        "trainer.strategy",
-        "trainer.progress",
-        "data.num_workers",
-    }
-)
+_DEVICE_KEYS = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
+CHANGEABLE = {"trainer.max_epochs", "trainer.max_steps", "trainer.progress", "data.num_workers", *_DEVICE_KEYS}
 """The keys that a resume may change, besides `tracking`."""
 
 _NO_IDENTITY = ("tracking.", "output_root", "resume", "ckpt", "trust", "test", "trainer.name")
-_DEVICE_KEYS = ("accelerator", "devices", "num_nodes", "strategy")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MOST_DIFFERENCES = 8
 
 
-def _default_targets() -> Iterator[str]:
-    for schema in (schema for choices in SCHEMAS.values() for schema in choices.values()):
-        target = getattr(schema, "_target_", None)
-        if isinstance(target, str) and target != MISSING:
-            yield target
-
-
+_DEFAULT_TARGETS = {getattr(schema, "_target_", None) for group in SCHEMAS.values() for schema in group.values()}
 ALLOWED_TARGETS = frozenset(
-    {*_default_targets()}
+    {target for target in _DEFAULT_TARGETS if isinstance(target, str) and target != MISSING}
     | {f"lr_lightning.training.models.{name}" for name in models.__all__}
     | {f"lr_lightning.schedules.{name}" for name in schedules.__all__}
 )
@@ -61,12 +44,7 @@ ALLOWED_TARGETS = frozenset(
 
 @dataclass(frozen=True)
 class RunArgument:
-    """The argument that names a stored run, for error messages.
-
-    Attributes:
-        name: What the user calls the argument.
-        trust: How the user trusts a target, with ``{}`` in its place.
-    """
+    """The argument that names a stored run, and the option that trusts a target (``{}``), for error messages."""
 
     name: str
     trust: str
@@ -91,21 +69,12 @@ class ResumedRun:
 
 
 def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys that identify a run: those that a resume cannot change.
-
-    Args:
-        flat: A config, dotted.
-    """
+    """Return the keys of a dotted config that identify a run: those that a resume cannot change."""
     return {key: value for key, value in flat.items() if key not in CHANGEABLE and not key.startswith(_NO_IDENTITY)}
 
 
 def resume_arguments(folder: Path, container: Mapping[str, Any]) -> list[str]:
-    """Return the arguments that resume a run, including ``trust`` for targets that are not this project's own.
-
-    Args:
-        folder: The run's output folder.
-        container: Its config as plain values.
-    """
+    """Return the arguments that resume the run in a folder, with ``trust`` for the foreign targets of its config."""
     untrusted = sorted({target for _, target in _targets(container)} - ALLOWED_TARGETS)
     return [f"resume={folder}", *([f"trust=[{','.join(untrusted)}]"] if untrusted else [])]
 
@@ -250,7 +219,7 @@ def _apply_changes(stored: DictConfig, cfg: DictConfig, overrides: list[str]) ->
             continue
         if key == "trainer":
             for name in _DEVICE_KEYS:
-                take(f"trainer.{name}")
+                take(name)
         elif key == "tracking":
             stored.tracking = cfg.tracking
         elif key in CHANGEABLE or key.startswith("tracking."):

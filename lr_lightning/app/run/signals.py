@@ -1,17 +1,11 @@
-"""SIGTERM, Ctrl-C and a closed terminal: stop after the current step, save a checkpoint, exit with the right status."""
+"""What a process does about SIGTERM, Ctrl-C, a closed terminal and a parent that is gone. Lightning is not imported."""
 
 import os
 import signal
 import threading
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-from lr_lightning._lightning import is_step_complete, stop_after_batch
-from lr_lightning.app.monitor_checks import validation_follows
 from lr_lightning.app.world import external_launch
 
 
@@ -55,74 +49,6 @@ class Signals:
         self.signum = signum
         if again:
             raise Interrupted(signum)
-
-
-class GracefulStop(Signals, Callback):
-    """Turn the first SIGTERM, Ctrl-C or SIGHUP into an orderly stop, and the second into an immediate one.
-
-    During a fit the current optimizer step is completed (and a validation as well), ``checkpoint`` is saved, and the
-    fit ends on all ranks at the same step. Outside of a fit the run ends at once. As a context manager it holds the
-    signal handlers for the whole run. List it before the other callbacks, so that their state is complete when it
-    saves.
-
-    Args:
-        checkpoint: Path of the checkpoint of a stopped fit; None on ranks other than the first.
-    """
-
-    def __init__(self, checkpoint: Path | None = None) -> None:
-        super().__init__()
-        self.checkpoint = checkpoint
-        self._trainer: Trainer | None = None
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        trainer = self._trainer
-        launcher = trainer.strategy.launcher if trainer is not None else None
-        if launcher is not None and signum == signal.SIGTERM:
-            launcher.kill(signum)  # Ctrl-C reaches the other ranks by itself
-        super()._handle(signum, frame)
-        if trainer is None:
-            raise Interrupted(signum)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop in good order from now on.
-
-        Lightning has just installed its own handler for SIGTERM. That handler stops in the middle of an accumulated
-        step, and with several processes it starts a collective, which deadlocks with a collective already under way.
-        """
-        self._trainer = trainer
-        if self._before:
-            signal.signal(signal.SIGTERM, self._handle)
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Stop if a signal came and the step is complete; if a validation follows, stop after that one."""
-        if self.signum is None and trainer.world_size == 1:
-            return  # the usual case, checked at every batch
-        if is_step_complete(trainer) and not validation_follows(trainer):
-            self._stop_if_told(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop after a validation during which the signal came."""
-        if not trainer.sanity_checking and self._trainer is not None:
-            self._stop_if_told(trainer)
-
-    def _stop_if_told(self, trainer: Trainer) -> None:
-        told = self.signum is not None
-        if trainer.world_size > 1:
-            told = trainer.strategy.reduce_boolean_decision(told, all=False)
-        if told:
-            stop_after_batch(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once again, and also for a signal that came too late for the fit to notice."""
-        self._trainer = None
-        if self.signum is not None:
-            raise Interrupted(self.signum)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save a checkpoint if the fit stopped in good order."""
-        self._trainer = None
-        if isinstance(exception, SIGTERMException):
-            trainer.save_checkpoint(self.checkpoint or "")
 
 
 class ParentWatch(threading.Thread):

@@ -21,6 +21,7 @@ from lr_lightning.app import build
 from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.lr_scaling import scale_lr
 from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, ConfigStamp, checkpoint_callbacks, load_weights
+from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import print_outcome, print_start
 from lr_lightning.app.run.output import LAST, new_output_dir, output_root
 from lr_lightning.app.run.record import (
@@ -30,13 +31,13 @@ from lr_lightning.app.run.record import (
     open_logger,
     outcome_of,
     record_run,
-    run_id_of,
     stepped,
 )
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
-from lr_lightning.app.run.signals import GracefulStop, watch_parent
+from lr_lightning.app.run.signals import watch_parent
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.world import devices_and_nodes, is_rank_zero, world_size
+from lr_lightning.callbacks.base_finder import NoSuggestionWarning
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Schedule
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch
@@ -69,16 +70,18 @@ def train(
     config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
 
+    # What is trained.
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
     _check_durations(schedules.lr, config.schedule.total_steps, config.trainer, data)
     if resumed:
         resumed = choose_checkpoint(resumed, flat, data)
+
+    # What drives, watches and saves it.
     finder = build.build_finder(config.finder, module, config.trainer.progress)
     finding = [] if finder is None else [finder, FoundLR(config, finder)]
     configured = build.build_callbacks(config, schedules, module)
-
-    folder = None
+    folder = None  # only the first rank writes
     if is_rank_zero():
         names = config.data.name, config.model.name, config.schedule.name, f"s{config.seed}"
         folder = resumed.output_dir if resumed else new_output_dir(config.output_root, *names)
@@ -86,6 +89,7 @@ def train(
     saving = checkpoint_callbacks(config.callbacks.checkpoint, folder)
     callbacks = [stop, ConfigStamp(identity(flat)), *finding, *configured, *watching, Summary(), *saving]
 
+    # Where it is recorded.
     with as_bad_input(remove=None if resumed else folder):
         saves = config.callbacks.checkpoint is not None
         trainer = make_trainer(config.trainer, folder, callbacks, enable_checkpointing=saves)
@@ -100,12 +104,13 @@ def train(
     if folder and report:
         print_start(config, folder, data, module, resumed)
 
+    # Train, test and record it.
     def work() -> RunOutcome:
         outcome = _fit(trainer, module, data, resumed)
         return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
 
     outcome = record_run(config, trainer, logger, stop, work)
-    outcome = replace(outcome, output_dir=folder, run_id=run_id_of(logger))
+    outcome = replace(outcome, output_dir=folder, run_id=logger.run_id if logger else None)
     if folder and report:
         print_outcome(config, folder, outcome, idle=resumed is not None and not stepped(trainer))
     return outcome
@@ -113,10 +118,6 @@ def train(
 
 def prepare_process(node: TrainerConfig, output: str) -> None:
     """Silence libraries, watch the launcher, and check the device and the output root.
-
-    Args:
-        node: The config's ``trainer``.
-        output: The config's ``output_root``.
 
     Raises:
         ConfigError: If the requested GPU, or the output root, cannot be used.
@@ -192,11 +193,7 @@ def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerC
 
 @contextmanager
 def as_bad_input(remove: Path | None) -> Iterator[None]:
-    """Turn a ValueError into a ConfigError, and remove the folder that was made for the run.
-
-    Args:
-        remove: The folder; None for none.
-    """
+    """Turn a ValueError into a ConfigError, and remove the folder that was made for the run, if any."""
     try:
         yield
     except ValueError as e:
@@ -211,14 +208,7 @@ _APP_KEYS = frozenset({"name", "channels_last", "compile", "deterministic", "pro
 def make_trainer(
     node: TrainerConfig, folder: Path | None, callbacks: list[Callback], *, enable_checkpointing: bool, **settings: Any
 ) -> Trainer:
-    """Build Lightning's Trainer.
-
-    Args:
-        node: The config's ``trainer``.
-        folder: The run's output folder; None on ranks other than the first.
-        callbacks: All callbacks of the run.
-        enable_checkpointing: Whether one of them saves checkpoints.
-        settings: Arguments of the Trainer that replace the config's.
+    """Build Lightning's Trainer; ``settings`` are arguments that replace the config's.
 
     Raises:
         ConfigError: If the Trainer refuses an argument.
@@ -294,7 +284,7 @@ def quiet() -> None:
         "The number of training batches",
         "Checkpoint directory .* exists and is not empty",
         "isinstance.treespec",
-        "The configured lr stays as it is",  # FoundLR prints it
     )
     for text in known:
         warnings.filterwarnings("ignore", message=f".*{text}.*")
+    warnings.filterwarnings("ignore", category=NoSuggestionWarning)  # FoundLR prints it

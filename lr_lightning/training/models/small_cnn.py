@@ -10,20 +10,12 @@ class SmallCNN(nn.Module):
     """Three 3 x 3 convolutions with batch norm and ReLU, a global average pool and one linear layer.
 
     The convolutions have `width`, 2 * `width` and 2 * `width` channels. A 2 x 2 max pool follows each of the first two
-    while the shorter side is at least 4 pixels: an 8 x 8 image ends at 2 x 2 and a 32 x 32 image at 8 x 8.
+    while the shorter side is at least 4 pixels: an 8 x 8 image ends at 2 x 2 and a 32 x 32 image at 8 x 8. With 3
+    channels and 10 classes there are 57,130 parameters.
 
     Args:
-        in_channels: Channels of an image.
-        num_classes: Length of the output.
-        image_size: Height and width in pixels.
         width: Channels of the first convolution, >= 1.
         dropout: Probability of dropping a feature before the linear layer, in [0, 1).
-
-    Raises:
-        ArgumentError: An argument is out of range.
-
-    Shapes:
-        (batch, in_channels, height, width) to (batch, num_classes). 57,130 parameters at 3 channels, 10 classes.
     """
 
     def __init__(

@@ -55,9 +55,6 @@ class WithinChannelLRN(nn.Module):
         alpha: Weight of the mean square, >= 0.
         beta: The power, >= 0.
 
-    Raises:
-        ArgumentError: An argument is out of range.
-
     Shapes:
         Input and output are (batch, channels, height, width), of one dtype and memory format.
 
@@ -92,23 +89,15 @@ class SmithCNN(nn.Module):
 
     Layers: conv1 (32) - max pool - ReLU - LRN; conv2 (32) - ReLU - average pool - LRN; conv3 (64) - ReLU - average
     pool; fc. Pools round the output size up, and a window that hangs over the edge is averaged over the pixels it
-    covers, as in Caffe.
+    covers, as in Caffe. Images must have at least 8 x 8 pixels; at 3 x 32 x 32 and 10 classes there are 89,578
+    parameters.
 
     Weights are drawn from a normal distribution of standard deviation 1e-4 (conv1) and 0.01 (the others); biases
     start at 0. Smith's learning rates (0.001 to 0.006) belong to pixel values from 0 to 255 minus their mean: on inputs
     of unit variance set `input_scale=64` to use them, or leave it at 1 and use learning rates of 0.03 to 0.1.
 
     Args:
-        in_channels: Channels of an image.
-        num_classes: Length of the output.
-        image_size: Height and width in pixels, each >= 8; the linear layer's size follows from it.
         input_scale: Factor on the input, > 0.
-
-    Raises:
-        ArgumentError: An argument is out of range.
-
-    Shapes:
-        (batch, in_channels, height, width) to (batch, num_classes). 89,578 parameters at 3 x 32 x 32, 10 classes.
 
     Source:
         Caffe, `examples/cifar10/cifar10_full_train_test.prototxt`; Smith, "Cyclical learning rates for training

@@ -1,9 +1,7 @@
 """The end of a multirun: what is compared with what, and that nothing of it can fail the runs."""
 
-import json
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from lr_lightning.app.commands.multirun import Multirun
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT
 from lr_lightning.app.run import train as train_module
-from lr_lightning.app.run.record import sweep_record
 from lr_lightning.errors import ConfigError
 
 Configured = Callable[..., Config]
@@ -87,27 +84,6 @@ def test_a_failure_of_the_comparison_is_said_and_no_more(
         multirun.add(configured(), [f"seed={seed}"], "s1", seed)
     multirun.compare()
     assert "the runs are not compared: RuntimeError: whatever" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
-def test_the_record_of_a_sweep_has_its_groups_and_its_true_status(
-    configured: Configured, tmp_path: Path, status: str
-) -> None:
-    folder = tmp_path / "record"
-    shared = configured("tracking=csv", "tracking.uri=postgresql://me:secret@host/db")
-    with suppress(RuntimeError), sweep_record(shared, folder, "s1", "search") as logger:
-        logger.log_summary({"runs": 3.0})
-        if status == "FAILED":
-            raise RuntimeError
-    run = json.loads((folder / "run.json").read_text())
-    assert run["status"] == status
-    assert {"sweep": "s1", "schedule": "cosine", "job": "search"}.items() <= run["tags"].items()
-    assert "secret" not in (folder / "params.yaml").read_text()
-
-
-def test_the_experiments_folder_needs_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert app_compare.run(tmp_path / "mlruns", "nonsense", tmp_path / "out", by=["schedule"]) == 2
-    assert "is no address of a store" in capsys.readouterr().err
 
 
 def test_runs_that_could_not_be_started_are_one_error_and_are_not_compared(

@@ -68,3 +68,19 @@ def test_a_command_that_is_printed_to_be_copied_shows_no_password(
     assert "--uri postgresql://me:***@db/x" in out
     assert "tracking.uri=postgresql://me:***@db/x" in out
     assert "secret" not in out
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_only_a_store_of_another_place_is_named_in_the_command_that_shows_it(
+    configured: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    own: bool,
+) -> None:
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py"])
+    root = tmp_path if own else Path(__file__).resolve().parents[3] / "mlruns"
+    print_outcome(configured(f"tracking.root={root}"), Path("run"), RunOutcome({"steps": 900.0}))
+    command = f"look at it:  python scripts/ui.py{f' --root {root}' if own else ''}\n"
+    assert command in capsys.readouterr().out

@@ -1,9 +1,9 @@
-"""What is left, and what is said, when a disk is full, a checkpoint damaged or of another run, or a process gone."""
+"""A run's record: its status and its error when a disk, memory or another process fails."""
 
 import errno
-import signal
+import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,124 +13,17 @@ import torch
 from omegaconf import DictConfig
 
 from lr_lightning.app.checks import validate
-from lr_lightning.app.config import Config, flatten
+from lr_lightning.app.config import Config
 from lr_lightning.app.run import record
-from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, ConfigStamp
-from lr_lightning.app.run.output import BEFORE_LAST, LAST
-from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
-from lr_lightning.app.run.signals import GracefulStop, Interrupted, Signals
+from lr_lightning.app.run.graceful_stop import GracefulStop
+from lr_lightning.app.run.record import sweep_record
 from lr_lightning.errors import ConfigError, RunFailed
 from lr_lightning.tracking import RunLogger
-from lr_lightning.training.datamodule import ImageDataModule
 from tests.app.conftest import short_run
 
+Configured = Callable[..., Config]
+
 Compose = Callable[..., DictConfig]
-
-
-def checkpoint(step: int, **config: Any) -> dict[str, Any]:
-    return {"state_dict": {"w": torch.full((1000,), float(step))}, "global_step": step, ConfigStamp.KEY: config}
-
-
-def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
-    io = AtomicCheckpointIO()
-    for step in (1, 2, 3):
-        io.save_checkpoint(checkpoint(step), tmp_path / LAST)
-        io.save_checkpoint(checkpoint(step), tmp_path / "best.ckpt")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [BEFORE_LAST, "best.ckpt", LAST]
-    assert torch.load(tmp_path / BEFORE_LAST, weights_only=True)["global_step"] == 2
-    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 3
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
-    ],
-)
-def test_a_full_disk_leaves_the_checkpoint_before_and_is_one_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    io = AtomicCheckpointIO()
-    io.save_checkpoint(checkpoint(1), tmp_path / LAST)
-
-    def fails(obj: Any, file: Any) -> None:
-        file.write(b"half")
-        raise error
-
-    monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(RunFailed, match=r"output_root: .*last.ckpt cannot be written .* make room"):
-        io.save_checkpoint(checkpoint(2), tmp_path / LAST)
-    assert [path.name for path in tmp_path.iterdir()] == [LAST]  # no half one that takes the room the record needs
-    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 1
-
-
-def flat(config: Config) -> dict[str, Any]:
-    return flatten(asdict(config))
-
-
-@pytest.fixture
-def stopped(tmp_path: Path, composed: Compose) -> tuple[ResumedRun, Any, Callable[[int], dict[str, Any]]]:
-    """A stopped run, its config, and what its checkpoints hold."""
-    config = validate(composed("optimizer.lr=0.2"))
-    (tmp_path / "checkpoints").mkdir()
-    stamp = identity(flat(config))
-    return ResumedRun(tmp_path, tmp_path / "checkpoints" / LAST, {}), config, lambda step: checkpoint(step, **stamp)
-
-
-class NoData(ImageDataModule):
-    def __init__(self) -> None:
-        super().__init__(lambda: None)  # type: ignore[arg-type, return-value]
-
-
-def test_a_truncated_checkpoint_gives_way_to_the_one_before_and_that_is_said(
-    stopped: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    previous, config, content = stopped
-    io = AtomicCheckpointIO()
-    io.save_checkpoint(content(10), previous.checkpoint)
-    io.save_checkpoint(content(20), previous.checkpoint)
-    assert choose_checkpoint(previous, flat(config), NoData()).checkpoint.name == LAST
-    previous.checkpoint.write_bytes(previous.checkpoint.read_bytes()[:3000])
-    found = choose_checkpoint(previous, flat(config), NoData())
-    assert found.checkpoint.name == BEFORE_LAST
-    said = capsys.readouterr().err
-    assert "last.ckpt cannot be read" in said
-    assert "resuming from the one before" in said
-    assert "of step 10" in said
-    set_damaged_aside(found)
-    assert not previous.checkpoint.exists()  # so the next save keeps the whole one
-    assert choose_checkpoint(previous, flat(config), NoData()).checkpoint.name == BEFORE_LAST  # another rank, later
-    found.checkpoint.write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"resume: .*before_last.ckpt cannot be read"):
-        choose_checkpoint(previous, flat(config), NoData())
-
-
-def test_a_checkpoint_of_another_config_is_refused_with_the_difference(stopped: Any) -> None:
-    previous, config, content = stopped
-    AtomicCheckpointIO().save_checkpoint(content(10), previous.checkpoint)
-    other = replace(config, seed=7, optimizer=replace(config.optimizer, lr=0.3))
-    with pytest.raises(ConfigError) as caught:
-        choose_checkpoint(previous, flat(other), NoData())
-    assert "of a run with another config" in str(caught.value)
-    assert "seed: 0 in the checkpoint, 7 in the run" in str(caught.value)
-    assert "optimizer.lr: 0.2 in the checkpoint, 0.3 in the run" in str(caught.value)
-    longer = replace(config, trainer=replace(config.trainer, max_epochs=99, devices=2))  # what a resume may change
-    assert choose_checkpoint(previous, flat(longer), NoData()).checkpoint == previous.checkpoint
-
-
-def test_a_checkpoint_that_would_run_code_is_refused(stopped: Any, tmp_path: Path) -> None:
-    previous, config, content = stopped
-    ran = tmp_path / "ran"
-
-    class Payload:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (ran,))
-
-    torch.save({**content(10), "callbacks": Payload()}, previous.checkpoint)
-    with pytest.raises(ConfigError, match="holds more than weights and plain values"):
-        choose_checkpoint(previous, flat(config), NoData())
-    assert not ran.exists()
 
 
 @pytest.mark.parametrize(
@@ -210,20 +103,17 @@ def test_only_an_error_of_the_disk_is_one_of_the_disk() -> None:
     assert record._disk_error(FileNotFoundError(errno.ENOENT, "No such file"), None) is None
 
 
-def test_a_closed_terminal_is_one_stop_and_nohup_none() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
-    try:
-        with Signals() as signals:
-            signal.raise_signal(signal.SIGHUP)
-            signal.raise_signal(signal.SIGHUP)  # the system and the shell each send one
-            assert signals.signum == signal.SIGHUP
-            with pytest.raises(Interrupted) as caught:
-                signal.raise_signal(signal.SIGTERM)
-            assert caught.value.code == 128 + signal.SIGTERM
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with Signals() as signals:
-            signal.raise_signal(signal.SIGHUP)
-            assert signals.signum is None
-    finally:
-        signal.signal(signal.SIGHUP, before)
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+def test_the_record_of_a_sweep_has_its_groups_and_its_true_status(
+    configured: Callable[..., Config], tmp_path: Path, status: str
+) -> None:
+    folder = tmp_path / "record"
+    shared = configured("tracking=csv", "tracking.uri=postgresql://me:secret@host/db")
+    with suppress(RuntimeError), sweep_record(shared, folder, "s1", "search") as logger:
+        logger.log_summary({"runs": 3.0})
+        if status == "FAILED":
+            raise RuntimeError
+    run = json.loads((folder / "run.json").read_text())
+    assert run["status"] == status
+    assert {"sweep": "s1", "schedule": "cosine", "job": "search"}.items() <= run["tags"].items()
+    assert "secret" not in (folder / "params.yaml").read_text()

@@ -1,18 +1,34 @@
-"""Which run is gone on with, what may change about it, and what its stored config may name."""
+"""Which run is resumed from which checkpoint, what may change about it, and what its stored config may name."""
 
 import re
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import DictConfig
 
 from lr_lightning.app.checks import validate
-from lr_lightning.app.run.output import LAST, new_output_dir, write_config
-from lr_lightning.app.run.resume import ALLOWED_TARGETS, stored_config
+from lr_lightning.app.config import Config, flatten
+from lr_lightning.app.run.checkpoints import AtomicCheckpointIO
+from lr_lightning.app.run.output import BEFORE_LAST, LAST, new_output_dir, write_config
+from lr_lightning.app.run.resume import (
+    ALLOWED_TARGETS,
+    ResumedRun,
+    _check_length,
+    choose_checkpoint,
+    identity,
+    set_damaged_aside,
+    stored_config,
+)
+from lr_lightning.app.run.train import RunOutcome, train
 from lr_lightning.errors import ConfigError
+from lr_lightning.training.datamodule import ImageDataModule
+from tests.app.conftest import checkpoint_of, short_run
 
 Compose = Callable[..., DictConfig]
 
@@ -179,5 +195,135 @@ def test_every_choice_of_the_project_is_allowed() -> None:
     assert {f"lr_lightning.training.models.{name}" for name in models.__all__} <= ALLOWED_TARGETS
 
 
-def test_output_folders_are_unique(tmp_path: Path) -> None:
-    assert len({new_output_dir(str(tmp_path / "outputs"), "digits") for _ in range(50)}) == 50
+def flat(config: Config) -> dict[str, Any]:
+    return flatten(asdict(config))
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, composed: Compose) -> tuple[ResumedRun, Any, Callable[[int], dict[str, Any]]]:
+    """A stopped run, its config, and what its checkpoints hold."""
+    config = validate(composed("optimizer.lr=0.2"))
+    (tmp_path / "checkpoints").mkdir()
+    stamp = identity(flat(config))
+    return ResumedRun(tmp_path, tmp_path / "checkpoints" / LAST, {}), config, lambda step: checkpoint_of(step, **stamp)
+
+
+class NoData(ImageDataModule):
+    def __init__(self) -> None:
+        super().__init__(lambda: None)  # type: ignore[arg-type, return-value]
+
+
+def test_a_truncated_checkpoint_gives_way_to_the_one_before_and_that_is_said(
+    stopped: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    previous, config, content = stopped
+    io = AtomicCheckpointIO()
+    io.save_checkpoint(content(10), previous.checkpoint)
+    io.save_checkpoint(content(20), previous.checkpoint)
+    assert choose_checkpoint(previous, flat(config), NoData()).checkpoint.name == LAST
+    previous.checkpoint.write_bytes(previous.checkpoint.read_bytes()[:3000])
+    found = choose_checkpoint(previous, flat(config), NoData())
+    assert found.checkpoint.name == BEFORE_LAST
+    said = capsys.readouterr().err
+    assert "last.ckpt cannot be read" in said
+    assert "resuming from the one before" in said
+    assert "of step 10" in said
+    set_damaged_aside(found)
+    assert not previous.checkpoint.exists()  # so the next save keeps the whole one
+    assert choose_checkpoint(previous, flat(config), NoData()).checkpoint.name == BEFORE_LAST  # another rank, later
+    found.checkpoint.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"resume: .*before_last.ckpt cannot be read"):
+        choose_checkpoint(previous, flat(config), NoData())
+
+
+def test_a_checkpoint_of_another_config_is_refused_with_the_difference(stopped: Any) -> None:
+    previous, config, content = stopped
+    AtomicCheckpointIO().save_checkpoint(content(10), previous.checkpoint)
+    other = replace(config, seed=7, optimizer=replace(config.optimizer, lr=0.3))
+    with pytest.raises(ConfigError) as caught:
+        choose_checkpoint(previous, flat(other), NoData())
+    assert "of a run with another config" in str(caught.value)
+    assert "seed: 0 in the checkpoint, 7 in the run" in str(caught.value)
+    assert "optimizer.lr: 0.2 in the checkpoint, 0.3 in the run" in str(caught.value)
+    longer = replace(config, trainer=replace(config.trainer, max_epochs=99, devices=2))  # what a resume may change
+    assert choose_checkpoint(previous, flat(longer), NoData()).checkpoint == previous.checkpoint
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(stopped: Any, tmp_path: Path) -> None:
+    previous, config, content = stopped
+    ran = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (ran,))
+
+    torch.save({**content(10), "callbacks": Payload()}, previous.checkpoint)
+    with pytest.raises(ConfigError, match="holds more than weights and plain values"):
+        choose_checkpoint(previous, flat(config), NoData())
+    assert not ran.exists()
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that has made 3 epochs of 3 steps."""
+    overrides = ["trainer.max_epochs=3", "trainer.max_steps=100", "schedule.warmup=0", "test=false"]
+    overrides += ["data.train_size=96", "data.batch_size=32", "trainer.deterministic=false"]
+    return short_run(tmp_path_factory.mktemp("outputs"), *overrides)
+
+
+@pytest.fixture
+def finished(run_once: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(run_once, tmp_path / "outputs" / run_once.name)
+
+
+def resume(composed: Compose, folder: Path, *overrides: str) -> RunOutcome:
+    task = [f"resume={folder}", *overrides]
+    return train(*stored_config(composed(*task), task))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("trainer.max_epochs=2", "trainer.max_epochs=4"),
+        ("trainer.max_epochs=1", "trainer.max_epochs=4"),
+        ("trainer.max_steps=8", "trainer.max_steps=10"),
+    ],
+)
+def test_a_run_cannot_be_made_shorter_than_it_is(composed: Compose, finished: Path, override: str, remedy: str) -> None:
+    before = contents(finished)
+    key, value = override.split("=")
+    with pytest.raises(ConfigError, match=f"^{key}: {value}, but the run has made 9 steps, to epoch 3. Give {remedy} "):
+        resume(composed, finished, override)
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize(("optimizers", "refused"), [(1, True), (2, False)])
+def test_several_optimizers_may_have_gone_beyond_the_limit_in_the_last_batch(
+    configured: Callable[..., Config], optimizers: int, refused: bool
+) -> None:
+    checkpoint = {
+        "loops": {"fit_loop": {"epoch_loop.batch_progress": {"current": {"completed": 0}}}},
+        "epoch": 1,
+        "global_step": 10,
+        "optimizer_states": [{}] * optimizers,
+    }
+    config = configured("trainer.max_steps=9")
+    with pytest.raises(ConfigError, match=r"max_steps: 9, .* made 10 steps") if refused else nullcontext():
+        _check_length(checkpoint, flatten(asdict(config)))
+
+
+def test_a_run_at_its_end_says_that_nothing_was_left_to_do(
+    composed: Compose, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "nothing was left to do: the run had made all its 9 steps. To train longer, resume it with "
+    assert resume(composed, finished).summary["steps"] == 9
+    assert f"{line}trainer.max_epochs=6\n" in capsys.readouterr().out
+    resume(composed, finished, "trainer.max_steps=9")
+    assert f"{line}trainer.max_steps=18\n" in capsys.readouterr().out
+    assert resume(composed, finished, "trainer.max_epochs=4", "trainer.max_steps=-1").summary["steps"] == 12
+    assert "nothing was left" not in capsys.readouterr().out

@@ -1,9 +1,15 @@
-"""The hooks of a step that a callback does not have."""
+"""The hooks of a step that a callback does not have, and batch norm over processes."""
 
+from collections.abc import Callable
+
+import pytest
 from lightning.pytorch import Callback, Trainer
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lr_lightning.app.run.train import STEP_HOOKS, spare_idle_hooks
+from lr_lightning.app.config import Config
+from lr_lightning.app.run.train import STEP_HOOKS, check_batch_norm, spare_idle_hooks
+from lr_lightning.errors import ConfigError
 from tests.callbacks.tiny import QUIET, Tiny, X, Y
 
 
@@ -50,3 +56,13 @@ def test_what_a_callback_has_is_called_and_the_rest_is_not() -> None:
     assert (own.ended, below.ended, late.ended) == (steps, 101 * steps, steps)
     assert called(none) == []
     assert called(below) == ["on_after_backward", "on_train_batch_end"]
+
+
+def test_batch_norm_over_processes_is_refused_on_cpus_before_the_start(
+    configured: Callable[..., Config],
+) -> None:
+    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"]
+    with pytest.raises(ConfigError, match=r"trainer\.sync_batchnorm: true, but .* on GPUs only"):
+        check_batch_norm(configured(*several, "trainer.devices=2").trainer, nn.Sequential(nn.BatchNorm2d(4)))
+    check_batch_norm(configured(*several, "trainer.devices=2").trainer, nn.Sequential(nn.GroupNorm(2, 4)))
+    check_batch_norm(configured(*several, "trainer.devices=1").trainer, nn.Sequential(nn.BatchNorm2d(4)))

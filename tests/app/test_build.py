@@ -1,35 +1,32 @@
-"""Every choice of conf/schedule: it builds, it means what it says, and a run of it resumes bit for bit."""
+"""Every choice of conf/schedule builds the schedule that it promises; every bad key is named."""
 
 import math
-import shutil
+import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from hydra.errors import HydraException
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 
-from lr_lightning.app import build, checks
+from lr_lightning.app import build
 from lr_lightning.app.build import Schedules, build_schedules
 from lr_lightning.app.checks import validate
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import explain
-from lr_lightning.app.run.resume import stored_config
-from lr_lightning.app.run.train import train
+from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Clock, Cosine, Linear, OneCycle, Schedule, Triangular
 from lr_lightning.schedules.cyclical import ExpRange
-from tests.leftovers import plain, query
 
 Compose = Callable[..., DictConfig]
-Command = Callable[..., Any]
+
 CONF = Path(__file__).resolve().parent.parent.parent / "conf" / "schedule"
+
 CHOICES = sorted(path.stem for path in CONF.glob("*.yaml"))
+
 MOVING = ["schedule.base_momentum=0.85", "schedule.max_momentum=0.95"]
 
 
@@ -80,9 +77,6 @@ def test_linear_is_what_it_says(composed: Compose) -> None:
     assert built(composed, "schedule=linear", "schedule.warmup=0")[1] == Linear()
 
 
-# -- bounds ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("choice", ["triangular", "triangular2", "exp_range"])
 def test_the_lower_bound_is_a_quarter_of_the_peak_or_what_is_given(composed: Compose, choice: str) -> None:
     _, schedule = built(composed, f"schedule={choice}")
@@ -108,30 +102,6 @@ def test_the_third_cosine_ends_with_the_run(composed: Compose) -> None:
     for steps in (60, 300, 11_700):
         clock = Clock(steps)
         assert schedule(steps, clock) < 1e-3 or schedule(steps - 1, clock) < 1e-2
-
-
-def test_max_lr_is_another_name_of_the_peak(composed: Compose) -> None:
-    assert validate(composed("schedule=triangular", "schedule.max_lr=0.3")).optimizer.lr == 0.3
-    assert validate(composed("schedule=triangular", "optimizer.lr=0.3")).optimizer.lr == 0.3
-    both = composed("schedule=triangular", "schedule.max_lr=0.3", "optimizer.lr=0.3")
-    assert validate(both).optimizer.lr == 0.3
-    config = validate(composed("schedule=triangular", "optimizer=adam", "schedule.max_lr=0.006"))
-    factory = build.build_optimizer(config.optimizer)
-    assert factory(torch.nn.Linear(2, 2)).param_groups[0]["lr"] == 0.006
-    # an experiment that sets the model's own default does not stand in the way
-    smith = composed("experiment=smith", "schedule=triangular2", "schedule.max_lr=0.006")
-    assert validate(smith).optimizer.lr == 0.006
-
-
-def test_two_different_peaks_are_an_error(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = message(composed, "schedule=triangular", "optimizer.lr=0.2", "schedule.max_lr=0.3")
-    assert "schedule.max_lr: 0.3, but optimizer.lr: 0.2" in text
-    # 0.1 is the default: only the command line tells that it was asked for
-    said = ["optimizer.lr=0.1", "schedule.max_lr=0.3"]
-    current = SimpleNamespace(overrides=SimpleNamespace(task=said))
-    monkeypatch.setattr(checks, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: current))
-    text = message(composed, "schedule=triangular", *said)
-    assert "schedule.max_lr: 0.3, but optimizer.lr: 0.1" in text
 
 
 @pytest.mark.parametrize(
@@ -164,6 +134,12 @@ def test_two_different_peaks_are_an_error(composed: Compose, monkeypatch: pytest
         (["schedule=wsd", "schedule.mode=max"], ["schedule.mode:", "no such key"]),
         (["schedule=constant", "schedule._target_=torch.nn.Identity"], ["schedule._target_:", "Identity", "Schedule"]),
         (["schedule=constant", "+schedule.kwargs.value=-1"], ["schedule.kwargs.value:", ">= 0"]),
+        (["schedule=cosine_restarts", "schedule.mult=0"], ["schedule.mult:", ">= 1", "got 0"]),
+        (["schedule=cosine_restarts", "schedule.piece.end=-1"], ["schedule:", "Cosine", "end must be >= 0, got -1"]),
+        (
+            ["schedule=cosine_restarts", "schedule.piece._target_=no.Piece"],
+            ["schedule:", "no.Piece", "No module named"],
+        ),
         (["schedule=constant", "+schedule.kwargs.high=1"], ["schedule:", "high", "value"]),
         (
             ["schedule=one_cycle", "schedule._target_=lr_lightning.schedules.Constant", "schedule.base_lr=0.01"],
@@ -178,9 +154,6 @@ def test_bad_input_names_key_value_and_remedy(composed: Compose, overrides: list
         text = explain(e)
     for part in parts:
         assert part in text
-
-
-# -- momentum, plateau, other targets --------------------------------------------------------------------------------
 
 
 def test_the_momentum_moves_against_one_cycle(composed: Compose) -> None:
@@ -231,131 +204,49 @@ def test_exp_range_is_the_triangular_one_with_a_gamma_for_the_length(gamma: floa
     assert not ExpRange(0.25, 5, gamma=0.9).needs_total
 
 
-# -- runs ------------------------------------------------------------------------------------------------------------
-
-STEPS, STOP = 18, 15  # in the third epoch of three
-SPECIAL: dict[str, tuple[int, list[str]]] = {
-    # so strict that the second validation is no better than the first: the rate falls before the stop
-    "plateau": (STOP, ["schedule.patience=0", "schedule.threshold=0.99"]),
-    # fewer updates: the stop is in the second epoch, where the batch has grown once
-    "batch_growth": (7, ["schedule.growth.factor=2", "schedule.growth.max_batch_size=32"]),
+PACKAGES = {
+    "schedule_free_sgd": "schedulefree",
+    "schedule_free_adamw": "schedulefree",
+    "prodigy": "prodigyopt",
+    "dadapt_adam": "dadaptation",
 }
-TINY = [
-    "test=false",
-    "tracking=none",
-    "model.kwargs.width=4",
-    "model.kwargs.dropout=0.2",  # draws from the global generator
-    "data.flip=true",
-    "data.batch_size=32",
-    "trainer.max_epochs=3",
-    "trainer.limit_train_batches=6",
-    "trainer.deterministic=false",  # a global switch; on a CPU these runs are exact without it
-    "trainer.progress=none",
-    "trainer=cpu",
-]
+
+OWN = ["schedule_free_sgd", "schedule_free_adamw", "prodigy", "dadapt_adam"]
 
 
-class Watch(Callback):
-    """Note what each step uses; save a checkpoint after the step `stop`."""
-
-    def __init__(self, checkpoint: Path | None = None, stop: int = 0) -> None:
-        self.checkpoint, self.stop = checkpoint, stop
-        self.used: dict[int, list[tuple[float, Any]]] = {}
-
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        groups = optimizer.param_groups
-        self.used[trainer.global_step] = [(g["lr"], plain(g.get("momentum", g.get("betas")))) for g in groups]
-
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        if self.checkpoint is not None and trainer.global_step == self.stop and not self.checkpoint.exists():
-            trainer.save_checkpoint(self.checkpoint)
-
-
-def watched(monkeypatch: pytest.MonkeyPatch, watch: Watch, *arguments: Any) -> Path:
-    """Train with a watch among the callbacks; the output folder."""
-    original = build.build_callbacks
-    with monkeypatch.context() as patch:
-        patch.setattr(build, "build_callbacks", lambda *args: [watch, *original(*args)])
-        folder = train(*arguments).output_dir
-    assert folder is not None
-    return folder
-
-
-RUNS = [
-    *[(choice, "sgd", []) for choice in CHOICES],
-    *[("cosine", name, []) for name in ("adam", "adamw", "rmsprop", "adagrad")],
-    ("one_cycle", "sgd", MOVING),
-    ("one_cycle", "adam", MOVING),
-    ("triangular2", "sgd", ["schedule.base_lr=0.01", "schedule.max_lr=0.05"]),
-]
-
-
-@pytest.mark.parametrize(("choice", "optimizer", "more"), RUNS, ids=[f"{c}-{o}-{len(m)}" for c, o, m in RUNS])
-def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
-    composed: Compose,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    choice: str,
-    optimizer: str,
-    more: list[str],
-) -> None:
-    stop, special = SPECIAL.get(choice, (STOP, []))
-    config, schedule = built(composed, f"schedule={choice}", f"optimizer={optimizer}", *TINY, *more, *special)
-    middle = tmp_path / "middle.ckpt"
-    watch = Watch(middle, stop)
-    folder = watched(monkeypatch, watch, config)
-    last = folder / "checkpoints" / "last.ckpt"
-    theirs = torch.load(last, weights_only=True)
-
-    shutil.move(middle, last)
-    # by way of the stored config, as `resume=` goes: it must name nothing that is not trusted
-    again, previous = stored_config(composed(f"resume={folder}", "tracking=none"), [])
-    assert asdict(again) == asdict(config)
-    rest = Watch()
-    watched(monkeypatch, rest, again, previous)
-
-    assert rest.used == {step: used for step, used in watch.used.items() if step >= stop}
-    ours = torch.load(last, weights_only=True)
-    assert ours["global_step"] == theirs["global_step"] > stop
-    assert plain(ours["state_dict"]) == plain(theirs["state_dict"])
-    assert plain(ours["optimizer_states"]) == plain(theirs["optimizer_states"])
-    if choice == "plateau":
-        assert [watch.used[step][0][0] for step in (0, STOP)] == [0.1, 0.05]
-    elif choice == "batch_growth":
-        assert len(watch.used) < STEPS
-    else:
-        assert [used[0][0] for used in watch.used.values()] == [
-            config.optimizer.lr * factor for factor in schedule.factors(STEPS, 6)
-        ]
+@pytest.mark.parametrize("optimizer", OWN)
+def test_an_absent_package_is_named(composed: Compose, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
+    package = PACKAGES[optimizer]
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"^optimizer\._target_: needs `pip install {package}`, for '{package}\."):
+        build.build_optimizer(validate(composed(f"optimizer={optimizer}")).optimizer)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "parts"),
+    ("overrides", "message"),
     [
-        (["schedule=cosine", "schedule.warmup=30 epochs"], ["schedule: Warmup:", "180", "18 steps in all"]),
-        (["schedule=multistep", "schedule.at=[10 epochs]"], ["schedule: MultiStep:", "10 epochs", "18 steps"]),
+        (["schedule.growth.factor=1"], "schedule.growth.factor: must be > 1, got 1"),
+        (["schedule.growth.milestones=[60%,30%]"], "schedule.growth.milestones: must rise, got '60%' before '30%'"),
         (
-            ["schedule=plateau", "schedule.monitor=val/los"],
-            ["schedule.monitor:", "'val/los'", "Did you mean 'val/loss'"],
+            ["schedule.growth.milestones=[60]"],
+            "schedule.growth.milestones: must be epochs, since a batch grows",
         ),
+        (["data.batch_size=1024"], "schedule.growth.max_batch_size: 512 is below data.batch_size, 1024. Give that"),
+        (["schedule.growth.max_batch_size=0", "data.batch_size=1"], "schedule.growth.max_batch_size: 0 is below"),
     ],
 )
-def test_what_does_not_fit_the_run_is_said_before_its_first_step(
-    composed: Compose, overrides: list[str], parts: list[str]
-) -> None:
-    config = validate(composed(*overrides, *TINY))
+def test_bad_keys_of_a_growing_batch_are_named(composed: Compose, overrides: list[str], message: str) -> None:
+    config = validate(composed("schedule=batch_growth", *overrides))
     with pytest.raises(ConfigError) as caught:
-        train(config)
-    for part in parts:
-        assert part in str(caught.value)
+        build.build_callbacks(config, build.build_schedules(config.schedule, config.optimizer.lr), LightningModule())
+    assert message in str(caught.value)
 
 
-@pytest.mark.slow
-def test_a_sweep_over_all_choices_finishes_each(tmp_path: Path, train_command: Command) -> None:
-    small = ["model.kwargs.width=4", "trainer.max_epochs=3"]
-    train_command(f"schedule={','.join(CHOICES)}", *small, "-m", timeout=900)
-    rows = query(
-        tmp_path,
-        "SELECT tags.value, runs.status FROM runs JOIN tags USING (run_uuid) WHERE tags.key = 'schedule'",
+def test_no_growth_no_callback(composed: Compose) -> None:
+    config = validate(composed("schedule=batch_growth", "schedule.growth=null"))
+    callbacks: list[Any] = build.build_callbacks(
+        config, build.build_schedules(config.schedule, config.optimizer.lr), LightningModule()
     )
-    assert sorted(rows) == [(choice, "FINISHED") for choice in CHOICES]
+    assert not any(isinstance(callback, BatchSizeSchedule) for callback in callbacks)

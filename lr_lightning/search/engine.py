@@ -1,0 +1,554 @@
+"""The engine of a search: it hands trials to workers, judges them while they run, and stops in good order.
+
+A worker is a process that trains trial after trial; with ``workers=0`` it is this process. This module imports neither
+torch nor Lightning: that is left to the workers, which start while the command line is read.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import send_handle
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+import psutil
+from optuna.trial import TrialState
+
+from lr_lightning.app.config import Config
+from lr_lightning.app.run.signals import Interrupted, Signals
+from lr_lightning.app.world import world_size
+from lr_lightning.errors import ConfigError
+from lr_lightning.search.pruning import Judge, Report
+from lr_lightning.search.report import Progress
+from lr_lightning.search.settings import Search
+from lr_lightning.search.storage import StorageGone
+from lr_lightning.search.study import Lost, Study, result_of
+from lr_lightning.search.task import LOG, Answer, Status, Task, TaskResult, TrialRuns
+
+__all__ = ["Engine", "TooManyFailures", "Workers", "share_of_threads"]
+
+_TICK_SECONDS = 0.25
+_LOOK_SECONDS = 2.0
+_STOP_SECONDS = 60.0
+_CLOSE_SECONDS = 10.0
+R = TypeVar("R")
+Ask = Callable[[Report], str | None]
+
+
+class TooManyFailures(ConfigError):
+    """So many trials in a row have failed that the next ones would fail as well."""
+
+
+class InProcessWorker:
+    """A worker that is this process: a job is done when `start` returns."""
+
+    gpu: str | None = None
+    identity: tuple[int, float] | None = None
+    connection: Connection | None = None
+    is_single_use = False
+
+    def __init__(self) -> None:
+        self._answer: Answer | None = None
+
+    def start(self, job: Any, ask: Ask | None = None, log: Path | None = None) -> None:
+        """Do a job.
+
+        Raises:
+            Interrupted: On SIGTERM or Ctrl-C.
+        """
+        if isinstance(job, Task):
+            from lr_lightning.search.worker import run_task
+
+            self._answer = Answer(run_task(job, ask, quiet=True))
+        else:
+            function, *arguments = job
+            self._answer = Answer(function(*arguments))
+
+    def poll(self) -> Answer | None:
+        """Return the answer to the job."""
+        return self._answer
+
+    def stop(self) -> None:
+        """Do nothing: no job is under way."""
+
+    close = kill = stop
+
+
+class Worker:
+    """A process that does one job after another, the leader of a process group.
+
+    Args:
+        connection: Leads to the process.
+        pid: Its id.
+        exit_status: Returns its exit status, or None while it lives.
+        gpu: The GPU that it was given.
+        is_single_use: Whether it can do one job only.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        pid: int,
+        exit_status: Callable[[], int | None],
+        *,
+        gpu: str | None = None,
+        is_single_use: bool = False,
+    ) -> None:
+        self.connection, self.pid, self.gpu, self.is_single_use = connection, pid, gpu, is_single_use
+        self._exit_status = exit_status
+        self._ask: Ask | None = None
+        self._log: Path | None = None
+        try:
+            self.identity: tuple[int, float] | None = (pid, psutil.Process(pid).create_time())
+        except psutil.Error:
+            self.identity = None
+
+    def start(self, job: Any, ask: Ask | None = None, log: Path | None = None) -> None:
+        """Start a job.
+
+        Args:
+            job: A `Task`, or a function of a module and its arguments.
+            ask: Answers the reports of a task.
+            log: The file for what the job prints; None for this process's own output.
+        """
+        self._ask, self._log = ask, log
+        with contextlib.suppress(OSError):  # `poll` finds out that the process is gone
+            self.connection.send((job, log))
+
+    def poll(self) -> Answer | None:
+        """Answer reports; return the answer to the job, or None while it is under way."""
+        status = self._exit_status()  # before what it has sent, which is then all
+        with contextlib.suppress(EOFError, OSError):
+            while self.connection.poll():
+                message = self.connection.recv()
+                if isinstance(message, Answer):
+                    return message
+                self.connection.send(self._ask(message) if self._ask else None)
+        if status is None:
+            return None
+        self.kill()  # what it had started may live on
+        if status in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT):
+            return Answer(TaskResult(Status.INTERRUPTED, "stopped by a signal"))
+        return Answer(TaskResult(Status.CRASHED, self._crash(status)))
+
+    def _crash(self, status: int) -> str:
+        where = f" (see {self._log})" if self._log else ""
+        if status == -signal.SIGKILL:
+            return f"killed by SIGKILL, perhaps because memory ran out{where}"
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}{where}"
+        text = self._log.read_text(encoding="utf-8", errors="replace") if self._log and self._log.is_file() else ""
+        lines = [line for line in text.splitlines() if line.strip()]
+        return f"exit {status}: {lines[-1] if lines else 'no output'}{where}"
+
+    def stop(self) -> None:
+        """Ask the process to end, with a checkpoint if it trains."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        """Let the process end, now that its job is done."""
+        self.connection.close()
+        if self.is_single_use:  # the other ranks of its run end with it
+            until = time.monotonic() + _CLOSE_SECONDS
+            while self._exit_status() is None and time.monotonic() < until:
+                time.sleep(0.05)
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process at once, with all that it has started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+class Workers:
+    """Starts workers, and keeps those that wait for a job; a context manager that ends them.
+
+    Args:
+        in_process: Whether this process is the only worker.
+
+    Attributes:
+        threads: How many threads torch uses in each of them; None for its own choice.
+    """
+
+    def __init__(self, *, in_process: bool = False) -> None:
+        self.threads: int | None = None
+        self._in_process = in_process
+        self._idle: list[Any] = []
+        self._nursery: subprocess.Popen[bytes] | None = None
+        self._control: Connection | None = None
+        self._statuses: dict[int, int] = {}
+        self._has_forked = False
+        if not in_process:
+            self._nursery, self._control = _launch("nursery")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._idle:
+            worker.close()
+        if self._control is not None and self._nursery is not None:
+            self._control.close()  # the nursery ends, with all its workers
+            if not self._has_forked:
+                self._nursery.kill()  # it may import yet
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._nursery.wait(_STOP_SECONDS)
+
+    def has_idle(self, gpu: str | None) -> bool:
+        """Tell whether a worker with this GPU waits for a job."""
+        return any(worker.gpu == gpu for worker in self._idle)
+
+    def get(self, gpu: str | None = None) -> Any:
+        """Return a worker that waits for a job, or start one."""
+        for worker in list(self._idle):
+            if worker.gpu == gpu:
+                self._idle.remove(worker)
+                return worker
+            if worker.gpu is None:  # it sees every GPU, and may hold memory on the first one
+                self._idle.remove(worker)
+                worker.close()
+        return InProcessWorker() if self._in_process else self._fork(gpu)
+
+    def give_back(self, worker: Any) -> None:
+        """Keep a worker for the next job, if it can do another one."""
+        if worker.is_single_use:
+            worker.close()
+        else:
+            self._idle.append(worker)
+
+    def launch(self) -> Worker:
+        """Start a worker for one run that trains with several processes, which its launcher starts."""
+        process, connection = _launch("worker", {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)})
+        return Worker(connection, process.pid, process.poll, is_single_use=True)
+
+    def _fork(self, gpu: str | None) -> Worker:
+        if self._nursery is None or self._control is None or self._nursery.poll() is not None:
+            self._nursery, self._control = _launch("nursery")
+        self._has_forked = True
+        nursery, (ours, theirs) = self._nursery, socket.socketpair()
+        self._control.send(({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}, self.threads))
+        with theirs:
+            send_handle(self._control, theirs.fileno(), None)
+        while (message := self._control.recv())[1] is not None:
+            self._statuses[message[0]] = message[1]
+        pid: int = message[0]
+        self._statuses.pop(pid, None)  # of an earlier process with that id
+
+        def exit_status() -> int | None:
+            self._read_statuses()
+            return self._statuses.get(pid, None if nursery.poll() is None else -signal.SIGTERM)
+
+        return Worker(Connection(ours.detach()), pid, exit_status, gpu=gpu)
+
+    def _read_statuses(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while self._control is not None and self._control.poll():
+                pid, status = self._control.recv()
+                self._statuses[pid] = status
+
+    def wait(self, busy: list[Any], seconds: float) -> None:
+        """Wait until a busy worker, or the end of one, has something to say."""
+        if busy and not self._in_process:
+            wait([*(worker.connection for worker in busy), *([self._control] if self._control else [])], seconds)
+        elif not busy:
+            time.sleep(seconds)
+
+    def call(self, function: Callable[..., R], *arguments: object) -> R:
+        """Call a function of a module in a worker.
+
+        Raises:
+            Interrupted: The worker was stopped, or this process.
+            ConfigError: The worker crashed.
+            Exception: What the function raised.
+        """
+        worker = self.get()
+        try:
+            worker.start((function, *arguments))
+            while (answer := worker.poll()) is None:
+                self.wait([worker], _TICK_SECONDS)
+        except BaseException:
+            worker.stop()
+            raise
+        lost = answer.value
+        if isinstance(lost, TaskResult) and lost.status == Status.INTERRUPTED:
+            raise Interrupted(signal.SIGTERM)
+        if isinstance(lost, TaskResult) and lost.status == Status.CRASHED:
+            raise ConfigError(f"a worker could not prepare the search: {lost.reason}")
+        self.give_back(worker)
+        return cast(R, answer.get())
+
+
+def _launch(role: str, environment: dict[str, str] | None = None) -> "tuple[subprocess.Popen[bytes], Connection]":
+    """Start `lr_lightning.search.worker` in a session of its own, so that Ctrl-C reaches the search alone."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lr_lightning.search.worker", role, str(theirs.fileno()), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )
+    return process, Connection(ours.detach())
+
+
+def share_of_threads(workers: int) -> int | None:
+    """Return how many threads each of several workers uses; None if there is one worker, or the user has set it."""
+    if workers <= 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def _gpus() -> list[str]:
+    """Return the GPUs that trials may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name.strip()]
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+@dataclass
+class _Running:
+    runs: TrialRuns
+    worker: Any = None
+
+
+@dataclass
+class Engine:
+    """Runs the trials of a study, as many at a time as were asked for.
+
+    Attributes:
+        search: The search.
+        study: Its study.
+        workers: Train the trials.
+        progress: Is told about each trial.
+        trial_seconds: What the trials of this search took so far, added up.
+        limited: Whether a limit of time or epochs has ended the search.
+        ended_last: Whether this search ended the last trial of all.
+    """
+
+    search: Search
+    study: Study
+    workers: Workers
+    progress: Progress
+    trial_seconds: float = 0.0
+    limited: bool = False
+    ended_last: bool = False
+    _running: list[_Running] = field(default_factory=list)
+    _failed_in_a_row: int = 0
+    _started: float = field(default_factory=time.monotonic)
+    _next_look: float = 0.0
+    _world_sizes: dict[str, int] = field(default_factory=dict)
+    _gpus: list[str] | None = None
+
+    def run(self) -> None:
+        """Run trials until none is left or a limit is reached.
+
+        Raises:
+            Interrupted: On SIGTERM or Ctrl-C; the trials that ran are put back.
+            TooManyFailures: All of the last trials have failed.
+        """
+        with self.progress, Signals() as signals:
+            try:
+                self._loop(signals)
+                if signals.signum is not None:
+                    self._stop_in_order()
+                    raise Interrupted(signals.signum)
+            finally:
+                for running in self._running:  # after an error or a second signal
+                    if running.worker is not None:
+                        running.worker.kill()
+                if not isinstance(sys.exception(), StorageGone):
+                    for running in self._running:
+                        self.study.put_back(running.runs.trial, Lost.INTERRUPTED)
+
+    def _loop(self, signals: Signals) -> None:
+        may_have_more = True
+        while signals.signum is None:
+            self._recover()
+            while may_have_more and self._has_room():
+                may_have_more = self._may_start() and self._start_trial()
+            self._collect()
+            if not self._running and not may_have_more:
+                if self.limited or not self._await_others(signals):
+                    return
+                may_have_more = True
+            elif not may_have_more and not self.limited and self._has_room() and time.monotonic() > self._next_look:
+                self._next_look = time.monotonic() + _LOOK_SECONDS
+                may_have_more = self.study.has_waiting()
+            if not (may_have_more and self._has_room()):
+                self._wait()
+
+    def _wait(self) -> None:
+        self.workers.wait([running.worker for running in self._running], _TICK_SECONDS)
+
+    def _has_room(self) -> bool:
+        return len(self._running) < max(1, self.search.node.workers)
+
+    def _may_start(self) -> bool:
+        """Tell whether the limits allow another trial."""
+        node = self.search.node
+        limit = None
+        if node.hours is not None and time.monotonic() - self._started > 3600 * node.hours:
+            limit = f"{node.hours:g} hours"
+        elif node.epochs is not None:
+            spent = sum(float(result_of(t).get("epochs", 0)) for t in self.study.summary().ended.values())
+            limit = f"{node.epochs:g} epochs" if spent >= node.epochs else None
+        if limit is not None:
+            self.limited = True
+            self.progress.say(f"the limit of {limit} is reached: no further trial starts")
+        return limit is None
+
+    def _recover(self) -> None:
+        for number in self.study.recover():
+            self.progress.say(f"trial {number}: its worker is gone; it is resumed")
+
+    def _start_trial(self) -> bool:
+        trial = self.study.take()
+        if trial is None:
+            return False
+        running = _Running(TrialRuns(self.search, trial))
+        self._running.append(running)
+        self._start_next(running)
+        return True
+
+    def _start_next(self, running: _Running) -> None:
+        """Start the next run of a trial, or end the trial."""
+        runs, trial = running.runs, running.runs.trial
+        task = runs.next_task()
+        if task is None:
+            self._end(running)
+            return
+        if running.worker is None:
+            running.worker = self._worker_for(task.config)
+            self.study.note(trial, phase=runs.phase, folder=runs.folder, worker=running.worker.identity)
+        judge = None
+        if task.judged:
+            node = self.search.node
+            judge = Judge(trial.handle, node.pruners, higher=task.higher, patience=node.patience, reports=trial.reports)
+        task.folder.mkdir(parents=True, exist_ok=True)
+        running.worker.start(task, judge, task.folder / LOG)
+
+    def _worker_for(self, config: Config) -> Any:
+        """Return a worker with a GPU to itself and its share of the processors."""
+        count, trainer = self.search.node.workers, config.trainer
+        gpu = None
+        if count > 1 and str(trainer.devices) in ("auto", "1") and trainer.accelerator != "cpu":
+            if self._gpus is None:
+                self._gpus = self.workers.call(_gpus)
+            used = [running.worker.gpu for running in self._running if running.worker is not None]
+            gpu = min(self._gpus, key=lambda gpu: (used.count(gpu), not self.workers.has_idle(gpu)), default=None)
+        if count > 0 and gpu is None and self._world_size(config) > 1:
+            return self.workers.launch()
+        return self.workers.get(gpu)
+
+    def _world_size(self, config: Config) -> int:
+        trainer = config.trainer
+        if str(trainer.devices) == "1" and trainer.num_nodes == 1:
+            return 1
+        key = f"{trainer.accelerator} {trainer.devices} {trainer.num_nodes}"
+        if key not in self._world_sizes:
+            self._world_sizes[key] = self.workers.call(world_size, trainer)  # it may have to ask torch for the GPUs
+        return self._world_sizes[key]
+
+    def _collect(self, *, stopping: bool = False) -> None:
+        """Take the results of runs that have ended; while the search stops, no further run of a trial is started."""
+        for running in list(self._running):
+            answer = running.worker.poll()
+            if answer is None:
+                continue
+            runs = running.runs
+            result: TaskResult = answer.get()
+            runs.results.append(result)
+            if result.status in (Status.CRASHED, Status.INTERRUPTED):
+                self._lose(running, stopping=stopping)
+                continue
+            if running.worker.is_single_use:
+                self.workers.give_back(running.worker)
+                running.worker = None
+            if stopping and result.status == Status.FINISHED and not runs.is_complete:
+                runs.results.append(TaskResult(Status.INTERRUPTED, "stopped between two of its runs"))
+                self._lose(running, stopping=True)
+            else:
+                self._start_next(running)
+
+    def _lose(self, running: _Running, *, stopping: bool) -> None:
+        """Put back a trial whose run was stopped from outside or crashed; after too many attempts it has failed."""
+        runs, result = running.runs, running.runs.results[-1]
+        crashed = result.status == Status.CRASHED
+        why = Lost.CRASHED if crashed else Lost.INTERRUPTED
+        self._running.remove(running)
+        outcome = runs.outcome()
+        reason = result.reason if crashed else str(why)
+        what = result.reason if crashed else "stopped by a signal"
+        if self.study.put_back(
+            runs.trial, why, counted=crashed or not stopping, result={**outcome.attributes, "reason": reason}
+        ):
+            self.progress.say(f"trial {runs.trial.number}: {what}; it is resumed")
+        else:
+            self._told(runs, outcome.reason)
+
+    def _end(self, running: _Running) -> None:
+        """Record the outcome of a trial, and free its worker."""
+        runs = running.runs
+        self._running.remove(running)
+        if running.worker is not None:
+            self.workers.give_back(running.worker)
+        outcome = runs.outcome()
+        self.trial_seconds += sum(result.seconds for result in runs.results)
+        if not self.study.finish(runs.trial, outcome.state, outcome.value, outcome.attributes):
+            number = runs.trial.number
+            self.progress.say(f"trial {number}: was given to another worker meanwhile; this result is left out")
+            return
+        self._told(runs, outcome.reason)
+
+    def _told(self, runs: TrialRuns, reason: str | None) -> None:
+        """Say what a trial came to; too many failures in a row end the search."""
+        outcome = runs.outcome()
+        self._failed_in_a_row = self._failed_in_a_row + 1 if outcome.state == TrialState.FAIL else 0
+        summary = self.study.summary()
+        self.progress.tell(runs.trial, outcome, summary)
+        self.ended_last = summary.left == 0
+        limit = self.search.node.failures
+        if self._failed_in_a_row >= limit and summary.best is None:
+            raise TooManyFailures(
+                f"the first {limit} trials have failed, the last one with: {reason}\n"
+                f"search.failures={limit} ends the search there. Mend it, and start it under another sweep=NAME."
+            )
+
+    def _stop_in_order(self) -> None:
+        """Have the runs save a checkpoint, and put their trials back."""
+        self.progress.say(f"stopping {len(self._running)} trials, each with a checkpoint (again: at once)")
+        for running in self._running:
+            running.worker.stop()
+        until = time.monotonic() + _STOP_SECONDS
+        while self._running and time.monotonic() < until:
+            self._collect(stopping=True)
+            self._wait()
+
+    def _await_others(self, signals: Signals) -> bool:
+        """Wait while other machines run the last trials: True if one is to be taken over, False if none can be."""
+        seconds = self.study.recovery_seconds
+        until = time.monotonic() + seconds
+        while (others := self.study.others_running()) and time.monotonic() < until:
+            if signals.signum is not None:
+                return False
+            self.progress.say(
+                f"no trial is left; waiting up to {seconds:.0f} s in case one of the {others} trials "
+                "of other workers must be taken over"
+            )
+            self._recover()
+            if self.study.has_waiting():
+                return True
+            time.sleep(0.5)
+        return self.study.has_waiting()

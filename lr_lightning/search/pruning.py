@@ -1,0 +1,111 @@
+"""Pruning: a trial's worker reports each validation, and the search compares it with the other trials."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import TrialState
+
+from lr_lightning.diagnosis.early_stopping import dominated
+
+__all__ = ["Judge", "Report", "pruner_of"]
+
+log = logging.getLogger(__name__)
+
+
+def pruner_of(names: Sequence[str], validations: int | None, patience: float) -> optuna.pruners.BasePruner:
+    """Return the one of Optuna's pruners that is among the names, or one that prunes nothing.
+
+    Args:
+        names: Of ``median``, ``hyperband`` and ``verdict``; the last one is not Optuna's.
+        validations: How many a whole run has, where that is known.
+        patience: Share of a run before which ``median`` prunes nothing.
+    """
+    if "hyperband" in names:
+        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=validations or "auto")
+    if "median" in names:
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=int(patience * (validations or 0)))
+    return optuna.pruners.NopPruner()
+
+
+@dataclass(frozen=True)
+class Report:
+    """One validation of a trial that runs.
+
+    Attributes:
+        value: The monitored metric.
+        validation: Number of the validation, from 1.
+        progress: Share of the run that is done.
+        comparable: Whether this phase of the schedule can be compared with other runs.
+    """
+
+    value: float
+    validation: int
+    progress: float
+    comparable: bool
+
+
+class Judge:
+    """Decides after each validation whether a trial is pruned.
+
+    Args:
+        trial: Optuna's trial; its study has the pruner.
+        pruners: Names of those that may prune it.
+        higher: Whether a higher reported value is better.
+        patience: Share of the run before which only ``hyperband`` may prune it.
+        reports: What earlier attempts at this trial reported, in the direction of the objective.
+    """
+
+    def __init__(
+        self,
+        trial: optuna.Trial,
+        pruners: Sequence[str],
+        *,
+        higher: bool,
+        patience: float,
+        reports: Mapping[int, float],
+    ) -> None:
+        self._trial, self._pruners, self._higher, self._patience = trial, pruners, higher, patience
+        self._sign = 1.0 if higher == (trial.study.direction == optuna.study.StudyDirection.MAXIMIZE) else -1.0
+        self._values = {validation: self._sign * value for validation, value in reports.items()}
+
+    def __call__(self, report: Report) -> str | None:
+        """Record a report, and return why the trial is pruned, or None. A storage that fails prunes nothing."""
+        try:
+            return self._judge(report)
+        except Exception as e:  # of any database driver: it must not end a training run
+            log.warning("the study does not answer, so a validation is not reported: %s", e)
+            return None
+
+    def _judge(self, report: Report) -> str | None:
+        if report.validation not in self._values:
+            self._trial.report(self._sign * report.value, report.validation)
+        self._values[report.validation] = report.value
+        if "hyperband" in self._pruners and self._trial.should_prune():
+            return "hyperband: its bracket continues with better trials"
+        if report.progress < self._patience or not report.comparable:
+            return None
+        if "median" in self._pruners and self._trial.should_prune():
+            return "median: worse than the median of the trials before it"
+        if "verdict" in self._pruners:
+            own = _until(self._values, report.validation)
+            if reason := dominated(own, self._peers(report.validation), higher=self._higher):
+                return f"dominated: {reason}"
+        return None
+
+    def _peers(self, validation: int) -> list[list[float]]:
+        """Return what other trials with the same schedule and length had reported by this validation, each in order."""
+        phase = self._trial.user_attrs.get("run", {}).get("phase")
+        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        return [
+            [self._sign * value for value in _until(trial.intermediate_values, validation)]
+            for trial in self._trial.study.get_trials(deepcopy=False, states=states)
+            if trial.number != self._trial.number
+            and trial.user_attrs.get("run", {}).get("phase") == phase
+            and validation in trial.intermediate_values
+        ]
+
+
+def _until(values: Mapping[int, float], last: int) -> list[float]:
+    return [value for validation, value in sorted(values.items()) if validation <= last]

@@ -1,0 +1,252 @@
+"""What a trial asks its worker to do: one training run a seed; and what the results of these runs come to together."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+
+from lr_lightning.app.config import Config
+from lr_lightning.search.settings import Search
+from lr_lightning.search.study import Trial
+from lr_lightning.tracking.files import write_atomically
+
+__all__ = [
+    "LOG",
+    "Answer",
+    "Status",
+    "Task",
+    "TaskResult",
+    "TrialOutcome",
+    "TrialRuns",
+    "objective_of",
+    "stored_result",
+]
+
+LOG = "log.txt"
+"""In the folder of a run: what it printed."""
+_RESULT = "result.json"
+
+
+class Status(StrEnum):
+    """How a training run of a trial ended."""
+
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    CRASHED = "crashed"
+
+
+_FINAL = (Status.FINISHED, Status.PRUNED, Status.DIVERGED)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training run to do.
+
+    Attributes:
+        root: The checkout.
+        config: The checked config.
+        folder: Where the output folder and the result go.
+        monitor: The metric that is reported.
+        higher: Whether a higher value of it is better.
+        tags: Tags in MLflow besides the config's own.
+        judged: Whether the search is asked after each validation.
+        ends_hopeless: Whether the run is ended when it diverges or collapses by its own diagnosis.
+        patience: Share of the run before which nothing ends it.
+        resume: Overrides to resume an interrupted attempt with, if there is one; None for a new run.
+    """
+
+    root: Path
+    config: Config
+    folder: Path
+    monitor: str
+    higher: bool
+    tags: dict[str, str] = field(default_factory=dict)
+    judged: bool = False
+    ends_hopeless: bool = False
+    patience: float = 1.0
+    resume: tuple[str, ...] | None = None
+
+
+@dataclass
+class TaskResult:
+    """What a training run came to.
+
+    Attributes:
+        status: How it ended.
+        reason: Why it is not finished.
+        summary: Its ``summary/*``, without the prefix.
+        logged: Its metrics at the last validation.
+        best: The best value of the monitored metric.
+        epochs: Epochs trained.
+        seconds: Wall time.
+        run_id: Its MLflow run id.
+        output_dir: Its output folder.
+        verdict: The label of its verdict.
+    """
+
+    status: Status
+    reason: str | None = None
+    summary: dict[str, float] = field(default_factory=dict)
+    logged: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+    epochs: float = 0.0
+    seconds: float = 0.0
+    run_id: str | None = None
+    output_dir: str | None = None
+    verdict: str | None = None
+
+    def store(self, folder: Path) -> None:
+        """Write the result where a later search finds it, in case this one is killed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / _RESULT, json.dumps(asdict(self), indent=1))
+
+
+def stored_result(folder: Path) -> TaskResult | None:
+    """Return the stored result of a run, if there is one."""
+    try:
+        fields = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+        return TaskResult(**{**fields, "status": Status(fields["status"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def objective_of(name: str, result: TaskResult) -> float | None:
+    """Return the objective's value in a result, or None if it has none or that is not finite."""
+    summary = name.startswith("summary/")
+    value = result.summary.get(name.removeprefix("summary/")) if summary else result.best
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A worker's answer to a job: its value, or the exception that it raised."""
+
+    value: Any = None
+    error: Exception | None = None
+
+    def get(self) -> Any:
+        """Return the value, or raise the exception."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What a trial came to.
+
+    Attributes:
+        state: Optuna's state.
+        value: The objective, the mean over the trial's runs; None if it has none.
+        attributes: What else is recorded with the trial.
+    """
+
+    state: TrialState
+    value: float | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str | None:
+        """Return why the trial is not complete."""
+        return self.attributes.get("reason")
+
+
+class TrialRuns:
+    """The training runs of a trial, one after another, and their results.
+
+    Args:
+        search: The search.
+        trial: The trial.
+    """
+
+    def __init__(self, search: Search, trial: Trial) -> None:
+        self.search, self.trial = search, trial
+        self.folder = search.folder / f"trial-{trial.number:04d}"
+        self.config = search.composer.config(trial.point)
+        self.results: list[TaskResult] = []
+        self.task: Task | None = None
+        """The run that is under way."""
+        self._tasks = self._planned()
+
+    def _planned(self) -> Iterator[Task]:
+        search, node, trial = self.search, self.search.node, self.trial
+        trust = [word for word in search.training if word.startswith("trust=")]
+        for index, seed in enumerate(node.seeds or [None]):
+            yield Task(
+                root=search.root,
+                # other keys may refer to the seed, so it is set before the config is resolved
+                config=self.config if seed is None else search.composer.config({**trial.point, "seed": seed}),
+                folder=self.folder if seed is None else self.folder / f"seed-{seed}",
+                monitor=search.monitor,
+                higher=search.monitor_higher,
+                tags={"sweep": search.name, "trial": str(trial.number), "search": node.name},
+                judged=index == 0 and bool(node.pruners),  # only the first run is compared with other trials
+                ends_hopeless="verdict" in node.pruners,
+                patience=node.patience,
+                resume=tuple(trust) if trial.resumes else None,
+            )
+
+    @property
+    def phase(self) -> str:
+        """Return what two trials must share to be compared while they run: the schedule and the length."""
+        trainer = self.config.trainer
+        return f"{self.config.schedule.name} {trainer.max_steps if trainer.max_steps > 0 else trainer.max_epochs}"
+
+    def next_task(self) -> Task | None:
+        """Return the next run to do, or None at the end of the trial; the results of earlier attempts count."""
+        self.task = None
+        if self.results and self.results[-1].status != Status.FINISHED:
+            return None
+        for task in self._tasks:
+            result = stored_result(task.folder) if self.trial.resumes else None
+            if result is None or result.status not in _FINAL:
+                (task.folder / _RESULT).unlink(missing_ok=True)
+                self.task = task
+                return task
+            self.results.append(result)
+            if result.status != Status.FINISHED:
+                return None
+        return None
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether every run of the trial is done."""
+        return len(self.results) >= max(1, len(self.search.node.seeds))
+
+    def outcome(self) -> TrialOutcome:
+        """Return what the results so far come to together."""
+        results = self.results
+        last = results[-1] if results else TaskResult(Status.FAILED, "nothing was trained")
+        common: dict[str, Any] = {
+            "epochs": sum(r.epochs for r in results),
+            "seconds": sum(r.seconds for r in results),
+            "runs": [r.run_id for r in results if r.run_id],
+            "verdict": last.verdict,
+            "val_loss": _mean([r.summary.get("best_val_loss", math.nan) for r in results]),
+            "reason": last.reason,
+        }
+        if last.status in (Status.PRUNED, Status.DIVERGED):
+            reason = last.reason or str(last.status)
+            return TrialOutcome(TrialState.PRUNED, None, {**common, "reason": reason, "best": last.best})
+        if last.status != Status.FINISHED:
+            return TrialOutcome(TrialState.FAIL, None, common)
+        values = [value for r in results if (value := objective_of(self.search.node.objective, r)) is not None]
+        if len(values) < len(results):
+            logged = ", ".join(sorted(f"summary/{name}" for name in last.summary))
+            reason = f"it has no finite {self.search.node.objective}; it has: {logged or 'nothing'}"
+            return TrialOutcome(TrialState.FAIL, None, {**common, "reason": reason})
+        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+        return TrialOutcome(TrialState.COMPLETE, statistics.mean(values), {**common, "values": values, "error": error})
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.mean(values) if values and all(map(math.isfinite, values)) else None

@@ -1,0 +1,34 @@
+"""Errors of the package as messages in the app's keys."""
+
+import pytest
+
+from lr_lightning.app.error_messages import config_error, is_out_of_memory
+from lr_lightning.errors import ArgumentError, DurationError, TotalStepsUnknown
+from lr_lightning.schedules import Cosine
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ArgumentError("must be > 0, got -1", "end"), "schedule.end: must be > 0, got -1"),
+        (ArgumentError("must be > 0, got -1", "value"), "schedule: value must be > 0, got -1"),
+        (ArgumentError("two arguments do not fit"), "schedule: two arguments do not fit"),
+        (TypeError("unexpected"), "schedule: unexpected"),
+    ],
+)
+def test_an_argument_is_named_by_its_key(error: Exception, message: str) -> None:
+    assert str(config_error(error, "schedule", {"end": "schedule.end"})) == message
+
+
+def test_errors_at_the_start_of_a_training_name_the_keys_of_the_schedule() -> None:
+    assert str(config_error(DurationError("Warmup: 30 > 18 steps"))) == "schedule: Warmup: 30 > 18 steps"
+    text = str(config_error(TotalStepsUnknown(Cosine())))
+    assert text.startswith("schedule.total_steps: Cosine needs the number of steps")
+    assert "schedule.total_steps=..., trainer.max_epochs=..." in text
+    assert str(config_error(ValueError("something else"))) == "something else"
+
+
+@pytest.mark.parametrize("text", ["CUDA out of memory. Tried to", "DefaultCPUAllocator: can't allocate memory"])
+def test_torch_running_out_of_memory_is_known(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

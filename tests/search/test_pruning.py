@@ -1,0 +1,68 @@
+"""Pruning: a trial against its peers, and a real search that prunes."""
+
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from lr_lightning.search.pruning import Judge, Report
+from lr_lightning.search.study import Lost, Study, Trial
+from tests.leftovers import trials
+from tests.search.stand_ins import UNTRACKED, Run, Searched
+
+
+def test_a_resumed_trial_is_compared_at_the_validation_it_is_at(searched: Searched) -> None:
+    study = Study(searched("search=random", "n_trials=6", *UNTRACKED))
+    study.fill()
+    curve = [0.1 * v for v in range(1, 11)]
+    for _ in range(5):
+        trial = taken(study)
+        for validation in range(1, 6):
+            trial.handle.report(curve[validation - 1], validation)
+        study.put_back(trial, Lost.INTERRUPTED)
+        trial = taken(study)
+        assert trial.resumes
+        assert list(trial.reports.values()) == curve[:5]
+        for validation in range(6, 11):
+            trial.handle.report(curve[validation - 1], validation)
+        study.finish(trial, TrialState.COMPLETE, 1.0)
+    trial = taken(study)
+    judge = Judge(trial.handle, ["verdict"], higher=True, patience=0.25, reports=trial.reports)
+    for validation, value in enumerate(curve, 1):
+        assert judge(Report(value + 0.001, validation, validation / 10, True)) is None
+    study.put_back(trial, Lost.INTERRUPTED)
+    trial = taken(study)
+    judge = Judge(trial.handle, ["verdict"], higher=True, patience=0.25, reports=trial.reports)
+    assert (judge(Report(-1.0, 11, 0.5, True)) or "").startswith("dominated") is False  # no peer has come so far
+    assert len(judge._values) == 11
+
+
+def taken(study: Study) -> Trial:
+    trial = study.take()
+    assert trial is not None
+    study.note(trial, phase="cosine 10", folder=Path(), worker=None)
+    return trial
+
+
+def test_a_real_search_prunes_what_is_hopeless_and_compares_the_rest(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search=grid", "sweep=s", "optimizer.lr=0.1,0.15,0.2,0.25,1e-6", "search.pruners=[verdict]"]
+    assert run(*words, "trainer.max_epochs=4", "data.train_size=400", "test=false") == 0
+    rows = {float(row["optimizer.lr"]): row for row in trials(tmp_path)}
+    assert rows[1e-6]["state"] == "pruned"
+    assert rows[1e-6]["reason"].startswith("dominated: at ")
+    assert float(rows[1e-6]["epochs"]) < 4
+    assert rows[0.2]["state"] == "complete"
+    assert list((tmp_path / "outputs" / "compare").glob("*/report.html"))
+    from lr_lightning.tracking import open_store
+
+    client = open_store(tmp_path / "mlruns").client()
+    experiment = client.get_experiment_by_name("lr_lightning")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.sweep = 's' and tags.job = 'train'")
+    assert sorted(r.data.tags["trial"] for r in runs) == ["0", "1", "2", "3", "4"]
+    assert sorted(float(r.data.params["optimizer.lr"]) for r in runs) == sorted(rows)
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    out = capsys.readouterr().out
+    assert "[5/5] trial 4" in out
