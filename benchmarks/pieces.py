@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from lr_lightning.tracking.files import append_bytes, cut_torn_line
 SCRATCH = Path(__file__).resolve().parents[1] / "outputs" / "benchmarks"
 """Locks, and the checkpoints of pieces that were stopped in the middle."""
 
-Work = Callable[[Mapping[str, Any], Path], dict[str, Any]]
-"""From a piece's settings, and a folder for checkpoints, to its result: plain JSON values."""
+Work = Callable[[Mapping[str, Any], Path | None], dict[str, Any]]
+"""From a piece's settings, and a folder for checkpoints or None, to its result: plain JSON values."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,20 @@ def finish(name: str, pieces: Sequence[Piece], work: str, *, jobs: int = 1) -> d
     return stored(name)
 
 
-def only(records: Mapping[str, dict[str, Any]], pieces: Iterable[Piece]) -> dict[str, dict[str, Any]]:
-    """Return the records of those pieces that are finished, in the pieces' order."""
-    return {piece.key: records[piece.key] for piece in pieces if piece.key in records}
+def finish_or_read(
+    name: str, pieces: Sequence[Piece], work: str, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Do what a benchmark's options ask for: the small form without storing, what is stored, or all that is missing.
+
+    Args:
+        name: The benchmark.
+        pieces: All pieces.
+        work: ``"module:function"`` of type ``Work``.
+        options: With ``quick``, ``report`` and ``jobs``.
+    """
+    if options.quick:
+        return {piece.key: {"result": _function(work)(piece.settings, None)} for piece in pieces}
+    return stored(name) if options.report else finish(name, pieces, work, jobs=options.jobs)
 
 
 def _work_off(name: str, pieces: Sequence[Piece], work: str, jobs: int) -> None:
@@ -103,8 +114,7 @@ def _work_off(name: str, pieces: Sequence[Piece], work: str, jobs: int) -> None:
 
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    module, function = work.split(":")
-    run: Work = getattr(importlib.import_module(module), function)
+    run = _function(work)
     begun, done = time.perf_counter(), 0.0
     for piece in pieces:
         folder = SCRATCH / name / hashlib.sha256(piece.key.encode()).hexdigest()[:16]
@@ -125,6 +135,12 @@ def _work_off(name: str, pieces: Sequence[Piece], work: str, jobs: int) -> None:
         hours = left * (time.perf_counter() - begun) / done / jobs / 3600
         count = sum(other.key in finished for other in pieces)
         print(f"[{count} of {len(pieces)}] {piece.key}: {seconds:.0f} s; about {hours:.1f} h left", flush=True)
+
+
+def _function(work: str) -> Work:
+    module, function = work.split(":")
+    found: Work = getattr(importlib.import_module(module), function)
+    return found
 
 
 def _append(name: str, record: dict[str, Any]) -> None:

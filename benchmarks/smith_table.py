@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pieces import Piece, add_options, finish, stored
+from benchmarks.pieces import Piece, add_options, finish_or_read
 from benchmarks.report import at_least_one, store
 from benchmarks.trainings import images, percent, train
 from lr_lightning.diagnosis.statistics import bootstrap_ci, sign_flip_p
@@ -155,15 +155,10 @@ def main() -> None:
         parser.error("--cifar10: give the folder with train.parquet and test.parquet, or --quick for the digits")
     scale, seeds = (0.002, 1) if args.quick else (args.scale, args.seeds)
     wanted = pieces(images(args.cifar10), scale, seeds)
-    if args.quick:
-        records = {piece.key: {"result": train_row(piece.settings, None)} for piece in wanted}
-    elif args.report:
-        records = stored("smith_table")
-    else:
-        records = finish("smith_table", wanted, "benchmarks.smith_table:train_row", jobs=args.jobs)
+    records = finish_or_read("smith_table", wanted, "benchmarks.smith_table:train_row", args)
     result = summary(records, scale, seeds)
     show_table(result)
-    store(f"smith_table{'' if scale == 1 else f'_{scale:g}'}", result, args.quick)
+    store("smith_table", result, args.quick)
 
 
 def difference(first: list[float], second: list[float]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """One training on a schedule, with the plugin alone, for benchmarks: no tracking, no monitors."""
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch import Callback, Trainer
 
 from lr_lightning.app.composition import load_config, prepare
-from lr_lightning.app.run.output import LAST, AtomicCheckpointIO, RunCheckpoint
+from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lr_lightning.app.run.output import LAST
 from lr_lightning.app.run.train import build_run, quiet
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.random_state import RandomState
@@ -29,12 +29,12 @@ class Trained:
     Attributes:
         accuracy: On the test set, with the last weights, 0..1.
         steps: Updates made.
-        seconds: Of the fit; nan where it was resumed.
+        seconds: Of the fit; None where it was resumed.
     """
 
     accuracy: float
     steps: int
-    seconds: float
+    seconds: float | None
 
 
 def images(cifar10: Path | None) -> list[str]:
@@ -68,6 +68,7 @@ def train(
     epochs: int = -1,
     callbacks: Sequence[Callback] = (),
     checkpoints: Path | None = None,
+    checkpoint_every: int = 1000,
 ) -> Trained:
     """Train what the overrides say on a schedule, and test the last weights.
 
@@ -77,14 +78,18 @@ def train(
         steps: Updates; or
         epochs: epochs.
         callbacks: Besides LRSchedule.
-        checkpoints: A folder for a checkpoint every 1,000 updates. A training that was stopped resumes there, bit for
-            bit; None keeps none.
+        checkpoints: A folder for checkpoints. A training that was stopped resumes there, bit for bit; None keeps none.
+        checkpoint_every: Updates from one checkpoint to the next.
     """
     prepare(ROOT)
     quiet()
     config = load_config(ROOT, overrides)
     data, module = build_run(config)
-    kept = [] if checkpoints is None else [RunCheckpoint(checkpoints, "last", every_n_train_steps=1000, **_CHECKPOINT)]
+    kept = (
+        []
+        if checkpoints is None
+        else [RunCheckpoint(checkpoints, "last", every_n_train_steps=checkpoint_every, **_CHECKPOINT)]
+    )
     last = None if checkpoints is None else checkpoints / LAST
     resumed = last is not None and last.exists()
     trainer = Trainer(
@@ -103,7 +108,7 @@ def train(
     )
     began = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=last if resumed else None, weights_only=True if resumed else None)
-    seconds = math.nan if resumed else time.perf_counter() - began
+    seconds = None if resumed else time.perf_counter() - began
     (result,) = trainer.test(module, datamodule=data, verbose=False)
     return Trained(float(result["test/acc"]), int(trainer.global_step), seconds)
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import whole_run_cells
-from benchmarks.pieces import Piece, add_options, finish, stored
+from benchmarks.pieces import Piece, add_options, finish_or_read
 from benchmarks.report import store
 from benchmarks.whole_run_cells import CELLS, SEALED, Cell
 from benchmarks.whole_run_rules import RULES, Answer, Rule
@@ -182,13 +182,8 @@ def main() -> None:
     if args.quick:
         name = "digits MLP SGD 64, 300 constant"
         CELLS[name] = replace(CELLS[name], steps=20)
-        wanted = pieces({name: CELLS[name]}, None)
-        records = {piece.key: {"result": work(piece.settings, None)} for piece in wanted}
         cells, rules = {name: CELLS[name]}, {n: rules[n] for n in list(rules)[:4]}
-    elif args.report:
-        records = stored("whole_run")
-    else:
-        records = finish("whole_run", pieces(cells, args.cifar10), "benchmarks.whole_run:work", jobs=args.jobs)
+    records = finish_or_read("whole_run", pieces(cells, args.cifar10), "benchmarks.whole_run:work", args)
     truths = {name: truth for name in cells if (name in SEALED) == args.unseal and (truth := truth_of(name, records))}
     if not truths:
         raise SystemExit("no cell is complete yet; run the same command without --report to continue")
