@@ -27,13 +27,17 @@ from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.lr_finder.validation import Validation
 
-__all__ = ["BaseLRFinder", "FinderProgressBar", "Metric"]
+__all__ = ["BaseLRFinder", "FinderProgressBar", "Metric", "NoSuggestionWarning"]
 
 log = logging.getLogger(__name__)
 
 Metric = Literal["loss", "val_loss", "accuracy"]
 
 _Result = TypeVar("_Result", bound=RangeTest | GridTest)
+
+
+class NoSuggestionWarning(UserWarning):
+    """A finder has no suggestion, so the configured learning rate stays."""
 
 
 class BaseLRFinder(Callback, Generic[_Result]):
@@ -176,7 +180,8 @@ class BaseLRFinder(Callback, Generic[_Result]):
         self.seconds += time.monotonic() - began
         self.results[found.epoch] = found
         if found.suggestion is None:
-            rank_zero_warn(f"{type(self).__name__}: {found.describe()} The configured lr stays as it is.")
+            text = f"{type(self).__name__}: {found.describe()} The configured lr stays as it is."
+            rank_zero_warn(text, category=NoSuggestionWarning)
         else:
             rank_zero_info(f"{type(self).__name__}: {found.describe()}.")
         if trainer.loggers and trainer.is_global_zero:

@@ -1,1 +1,1 @@
-"""What was recorded of many runs, compared: tables, figures and one HTML page. Reads through `tracking` alone."""
+"""Compare recorded runs: tables, plots and one HTML page. The runs are read through `tracking` alone."""

@@ -8,8 +8,6 @@ from scipy import stats
 
 from lr_lightning._checks import check_count
 
-__all__ = ["Band", "band", "setback", "thin"]
-
 Floats = NDArray[np.float64]
 Band = tuple[Floats, Floats, Floats, Floats]
 """x, mean, and lower and upper end of the mean's t interval (nan if there is one curve)."""

@@ -17,8 +17,9 @@ from markupsafe import Markup
 from lr_lightning._plotting import Style
 from lr_lightning.diagnosis.cost import Target
 from lr_lightning.reports import tables, wording
+from lr_lightning.reports.curves import Floats
 from lr_lightning.reports.groups import ComparedGroups
-from lr_lightning.reports.plots import Floats, Plot, Styles, Trace
+from lr_lightning.reports.plots import Plot, Styles, Trace
 from lr_lightning.reports.run_metrics import AXES
 from lr_lightning.tracking.query import Run
 

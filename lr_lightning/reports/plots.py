@@ -7,18 +7,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from lr_lightning._plotting import GREY, Style, styles
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import run_metrics
-from lr_lightning.reports.curves import band, thin
+from lr_lightning.reports.curves import Floats, band, thin
 from lr_lightning.reports.groups import ComparedGroups, RunGroup
 from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, with_data_set
 from lr_lightning.tracking.query import MetricCurve
 
-Floats = NDArray[np.float64]
 Styles = dict[str, Style]
 """Name of a group to its style."""
 

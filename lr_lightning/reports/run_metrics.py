@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.cost import Reach, Target, time_to
-from lr_lightning.reports.curves import setback
+from lr_lightning.reports.curves import Floats, setback
 from lr_lightning.tracking.query import MetricCurve, Run
 
 LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/acc"
@@ -158,7 +158,6 @@ AXES = {
 }
 """Name of an x axis to its title."""
 
-Floats = NDArray[np.float64]
 _Knots = tuple[Floats, Floats]  # x and y of a piecewise linear function
 
 

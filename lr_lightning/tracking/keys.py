@@ -7,6 +7,8 @@ MAX_KEY = 250
 MAX_PARAM = 6000
 MAX_TAG = 8000
 
+COLOUR_TAG = "mlflow.runColor"
+"""Tag of the colour in which MLflow's charts draw a run."""
 JOB_TAG = "job"
 """Tag that says what a run did, such as ``train``, ``find_lr`` or ``compare``. A run without the tag trained."""
 RUN_KEY_TAG = "lr_lightning.run_key"

@@ -17,8 +17,7 @@ from lr_lightning.errors import DataError
 from lr_lightning.training.decode import EncodedImages, ImageStore, choose_format, cores, decode_all
 from lr_lightning.training.images import RawSplits, require
 from lr_lightning.training.loader import BatchLoader, TrainBatch
-from lr_lightning.training.split import check_splits, choose_splits, data_fingerprint, validation_warning
-from lr_lightning.training.split import flip_labels as with_flipped_labels
+from lr_lightning.training.split import check_splits, choose_splits, data_fingerprint, flip_labels, validation_warning
 from lr_lightning.training.transforms import (
     NORMALIZATIONS,
     Fill,
@@ -162,7 +161,7 @@ class ImageDataModule(L.LightningDataModule):
         check_splits(raw, chosen, self.batch_size)
         if warning := validation_warning(raw, chosen):
             rank_zero_warn(warning)
-        raw = with_flipped_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
+        raw = flip_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
         self.dataset_name, self.class_names = raw.name, raw.class_names
         present = raw.present()
         fmt = choose_format(list(present.values()), self.requested_size)

@@ -39,13 +39,8 @@ class Draws(NamedTuple):
 def draw_augmentation(rng: np.random.Generator, batch_size: int, *, padding: int, flip: bool) -> Draws:
     """Draw the random numbers of one batch, on the CPU.
 
-    The flips of a batch do not depend on ``padding``, nor the offsets on ``flip``.
-
-    Args:
-        rng: Source of the numbers.
-        batch_size: Number of images, B.
-        padding: Pixels of padding on each side; 0 means no crop.
-        flip: Whether to mirror half of the images.
+    ``padding`` is in pixels on each side, 0 for no crop; ``flip`` mirrors half of the images. The flips do not depend
+    on ``padding``, nor the offsets on ``flip``.
     """
     flips = rng.random(batch_size) < 0.5
     offsets = rng.integers(0, 2 * padding, (batch_size, 2), endpoint=True)

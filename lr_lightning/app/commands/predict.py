@@ -144,8 +144,8 @@ def run(
         table: A CSV file to write as well.
         checkpoint: ``"best"`` or ``"last"``.
         trust: Targets outside this project that the run's config may name.
-        output_root: Folder of the runs' output folders, if not the default.
-        store: Folder of the default store, if not the checkout's.
+        output_root: Folder of the runs' output folders, if it is not the checkout's.
+        store: Folder of the default store, if it is not the checkout's.
         uri: Another store.
 
     Returns:

@@ -37,6 +37,7 @@ from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity,
 from lr_lightning.app.run.signals import watch_parent
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.world import devices_and_nodes, is_rank_zero, world_size
+from lr_lightning.callbacks.base_finder import NoSuggestionWarning
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Schedule
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch
@@ -69,16 +70,18 @@ def train(
     config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
 
+    # What is trained.
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
     _check_durations(schedules.lr, config.schedule.total_steps, config.trainer, data)
     if resumed:
         resumed = choose_checkpoint(resumed, flat, data)
+
+    # What drives, watches and saves it.
     finder = build.build_finder(config.finder, module, config.trainer.progress)
     finding = [] if finder is None else [finder, FoundLR(config, finder)]
     configured = build.build_callbacks(config, schedules, module)
-
-    folder = None
+    folder = None  # only the first rank writes
     if is_rank_zero():
         names = config.data.name, config.model.name, config.schedule.name, f"s{config.seed}"
         folder = resumed.output_dir if resumed else new_output_dir(config.output_root, *names)
@@ -86,6 +89,7 @@ def train(
     saving = checkpoint_callbacks(config.callbacks.checkpoint, folder)
     callbacks = [stop, ConfigStamp(identity(flat)), *finding, *configured, *watching, Summary(), *saving]
 
+    # Where it is recorded.
     with as_bad_input(remove=None if resumed else folder):
         saves = config.callbacks.checkpoint is not None
         trainer = make_trainer(config.trainer, folder, callbacks, enable_checkpointing=saves)
@@ -100,6 +104,7 @@ def train(
     if folder and report:
         print_start(config, folder, data, module, resumed)
 
+    # Train, test and record it.
     def work() -> RunOutcome:
         outcome = _fit(trainer, module, data, resumed)
         return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
@@ -279,7 +284,7 @@ def quiet() -> None:
         "The number of training batches",
         "Checkpoint directory .* exists and is not empty",
         "isinstance.treespec",
-        "The configured lr stays as it is",  # FoundLR prints it
     )
     for text in known:
         warnings.filterwarnings("ignore", message=f".*{text}.*")
+    warnings.filterwarnings("ignore", category=NoSuggestionWarning)  # FoundLR prints it
