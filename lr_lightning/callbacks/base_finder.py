@@ -12,15 +12,8 @@ from tqdm.auto import tqdm
 
 from lr_lightning._checks import check_choice, check_count, check_number
 from lr_lightning._lightning import is_dev_run
+from lr_lightning.callbacks import set_lr
 from lr_lightning.callbacks.loggers import for_each_logger, log_figure, log_text
-from lr_lightning.callbacks.set_lr import (
-    is_cyclical,
-    lr_ratios,
-    reference_lr,
-    set_default_lr,
-    set_module_lr,
-    set_peak,
-)
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
@@ -41,9 +34,7 @@ class NoSuggestionWarning(UserWarning):
 
 
 class BaseLRFinder(Callback, Generic[_Result]):
-    """Find a peak learning rate before a fit, and train with it.
-
-    The arguments are those that :class:`~lr_lightning.callbacks.lr_finder.LRFinder` and ``LRGrid`` share.
+    """Find a peak learning rate before a fit, and train with it: what LRFinder and LRGrid share.
 
     Attributes:
         results: All results of this fit, by epoch.
@@ -53,10 +44,8 @@ class BaseLRFinder(Callback, Generic[_Result]):
         say: Receives a line of progress now and then if no bar is drawn; None for no lines.
     """
 
-    kind: type[Any]
-    """The class of the results."""
-    artifact: str
-    """Name of figure and points among a run's artifacts, without suffix."""
+    kind: type[Any]  # the class of the results
+    artifact: str  # name of figure and points among a run's artifacts, without suffix
 
     def __init__(
         self,
@@ -100,13 +89,7 @@ class BaseLRFinder(Callback, Generic[_Result]):
 
     @abstractmethod
     def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> _Result:
-        """Measure, and leave no trace.
-
-        Args:
-            trainer: The Trainer, during a fit.
-            module: The module that is trained.
-            reference: The configured lr; the ratios of the param groups refer to it.
-        """
+        """Measure, and leave no trace; the ratios of the param groups refer to ``reference``, the configured lr."""
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
@@ -119,16 +102,16 @@ class BaseLRFinder(Callback, Generic[_Result]):
         """Measure and apply before anything has run; a resumed run already has its lr."""
         name = type(self).__name__
         check_optimization(trainer, pl_module, name)
-        self._reference = reference = reference_lr(trainer, pl_module, self.attribute)
+        self._reference = reference = set_lr.reference_lr(trainer, pl_module, self.attribute)
         if not self._is_due(trainer):
             return
         found = self._measure(trainer, pl_module, reference)
         if not self.apply or found.suggestion is None:
             return
         lr, base_lr = found.suggestion, None
-        if is_cyclical(trainer) and found.base_lr is not None and found.max_lr is not None:
+        if set_lr.is_cyclical(trainer) and found.base_lr is not None and found.max_lr is not None:
             lr, base_lr = found.max_lr, found.base_lr
-        set_peak(trainer, pl_module, lr, base_lr, self.attribute)
+        set_lr.set_peak(trainer, pl_module, lr, base_lr, self.attribute)
         self.applied, self.applied_base = lr, base_lr
         bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
         rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference:.3g}.")
@@ -137,28 +120,25 @@ class BaseLRFinder(Callback, Generic[_Result]):
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Return whether to measure before this fit."""
-        name = type(self).__name__
         if trainer.ckpt_path is not None or trainer.limit_train_batches == 0:
             return False
+        obstacle = ""
         if is_dev_run(trainer):
-            rank_zero_warn(f"{name} does not measure in a development run (fast_dev_run).")
-            return False
-        if trainer.global_step > 0:
-            rank_zero_warn(
-                f"{name} does not measure, since this Trainer continues an earlier fit. Test in the middle of training "
-                "with LRFinder(at_epochs=[...])."
+            obstacle = " in a development run (fast_dev_run)."
+        elif trainer.global_step > 0:
+            obstacle = (
+                ", since this Trainer continues an earlier fit. Test in the middle of training with "
+                "LRFinder(at_epochs=[...])."
             )
-            return False
-        return True
+        if obstacle:
+            rank_zero_warn(f"{type(self).__name__} does not measure{obstacle}")
+        return not obstacle
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the found lr in a resumed run's module and in the default for later param groups.
-
-        All other places have it from the checkpoint.
-        """
+        """Restore the found lr where no checkpoint holds it: in the module and the default for later param groups."""
         if trainer.ckpt_path is not None and self.applied is not None:
-            set_default_lr(trainer.optimizers[0], self._reference, self.applied)
-            set_module_lr(pl_module, self.applied, self.attribute)
+            set_lr.set_default_lr(trainer.optimizers[0], self._reference, self.applied)
+            set_lr.set_module_lr(pl_module, self.applied, self.attribute)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the points of every measurement as plain values, and the lr that was applied."""
@@ -167,8 +147,7 @@ class BaseLRFinder(Callback, Generic[_Result]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
-        every = [self.kind.from_state(state) for state in state_dict["results"]]
-        self.results = {found.epoch: found for found in every}
+        self.results = {found.epoch: found for found in map(self.kind.from_state, state_dict["results"])}
         self.applied, self.applied_base = state_dict["applied"], state_dict["applied_base"]
 
     # -- for the finders ---------------------------------------------------------------------------------------------
@@ -179,11 +158,11 @@ class BaseLRFinder(Callback, Generic[_Result]):
         found = self._find(trainer, module, reference)
         self.seconds += time.monotonic() - began
         self.results[found.epoch] = found
+        text = f"{type(self).__name__}: {found.describe()}"
         if found.suggestion is None:
-            text = f"{type(self).__name__}: {found.describe()} The configured lr stays as it is."
-            rank_zero_warn(text, category=NoSuggestionWarning)
+            rank_zero_warn(f"{text} The configured lr stays as it is.", category=NoSuggestionWarning)
         else:
-            rank_zero_info(f"{type(self).__name__}: {found.describe()}.")
+            rank_zero_info(f"{text}.")
         if trainer.loggers and trainer.is_global_zero:
             name = self._artifact_name(found)
             log_text(trainer, found.to_csv(), f"{name}.csv")
@@ -200,7 +179,7 @@ class BaseLRFinder(Callback, Generic[_Result]):
 
     def _dry_run(self, trainer: Trainer, module: LightningModule, reference: float, started: bool = False) -> DryRun:
         accumulate = accumulation(trainer)[0](trainer.current_epoch)
-        return DryRun(trainer, module, lr_ratios(trainer, reference), accumulate, started=started)
+        return DryRun(trainer, module, set_lr.lr_ratios(trainer, reference), accumulate, started=started)
 
     def _validation(self, dry_run: DryRun) -> Validation | None:
         """Return what measures the metric; None if that is the training loss."""
@@ -220,15 +199,7 @@ _SECONDS = 30.0  # the least time between two lines
 
 
 class FinderProgressBar:
-    """tqdm's bar on a terminal; without a bar, a line now and then.
-
-    Args:
-        what: The work that is done.
-        total: The number of units of work.
-        unit: The name of a unit.
-        drawn: Whether to draw the bar if there is a terminal.
-        say: Receives the lines; None for no lines.
-    """
+    """tqdm's bar if ``drawn`` and on a terminal; without a bar, a line to ``say`` now and then."""
 
     def __init__(self, what: str, total: int, unit: str, *, drawn: bool, say: Callable[[str], None] | None) -> None:
         self.what, self.total, self.unit, self.say = what, total, unit, say
@@ -257,6 +228,5 @@ class FinderProgressBar:
         now = time.monotonic()
         if self.n - self._said >= _SHARE * self.total and now - self._said_at >= _SECONDS:
             self._said, self._said_at = self.n, now
-            seconds = now - self._began
-            left = seconds / self.n * (self.total - self.n)
+            seconds, left = now - self._began, (now - self._began) / self.n * (self.total - self.n)
             self.say(f"{self.what}: {self.n}/{self.total} {self.unit}s  {seconds:.0f} s, {left:.0f} s left")

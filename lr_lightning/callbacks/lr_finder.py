@@ -38,10 +38,8 @@ class LRFinder(BaseLRFinder[RangeTest]):
 
     Param groups keep the ratios of their learning rates. The one that was found becomes the peak of each group
     (``initial_lr``), of ``LRSchedule`` and of schedulers that ``configure_optimizers`` made, and the module's ``lr`` or
-    ``learning_rate`` (of its hparams too); triangular schedules and CyclicLR get ``base_lr`` and ``max_lr``. If the
-    curve supports no suggestion because the range ends too early or begins too late, a range that reaches ten times
-    further is tested once, from the same start and over the same batches. If there is still no suggestion, training
-    continues with the configured learning rate, and a warning says why and what to try.
+    ``learning_rate`` (of its hparams too); triangular schedules and CyclicLR get ``base_lr`` and ``max_lr``. Without a
+    suggestion, training continues with the configured learning rate, and a warning says why and what to try.
 
     The test can mislead. When a pretrained transformer is fine-tuned, it suggests 1e-3 where 1e-5 is right. A run that
     is much longer than the test usually needs a lower learning rate.
@@ -55,8 +53,8 @@ class LRFinder(BaseLRFinder[RangeTest]):
             batches, measured before each update.
         repeats: Number of tests with other batches and random numbers, from the same start; the curve is their mean.
         apply: Whether to train with the lr that was found.
-        retry: Whether to test a range that reaches ten times further once, up or down, if the curve asks for one. The
-            second test costs as much again, and its result replaces the first.
+        retry: Whether to test once more, from the same start and over the same batches, a range that reaches ten times
+            further, if the first one ends too early or begins too late. The second result replaces the first.
         at_epochs: Test at the start of these epochs instead, counted from 0, and apply nothing.
         early_stop: Whether to end a test when the loss has clearly diverged.
         val_batches: Number of validation batches, if ``metric`` needs them, >= 1.
@@ -133,20 +131,16 @@ class LRFinder(BaseLRFinder[RangeTest]):
             values = {"lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
             found = {f"lr_finder/{name}": value for name, value in values.items() if value is not None}
             if found:
-                for_each_logger(
-                    trainer, "what LRFinder found", lambda logger: logger.log_metrics(found, step=trainer.global_step)
-                )
+                step = trainer.global_step
+                for_each_logger(trainer, "what LRFinder found", lambda logger: logger.log_metrics(found, step=step))
 
     def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> RangeTest:
-        total = self.repeats * self.num_steps
-        with (
-            self._progress_bar(trainer, "LR range test", total, "step") as bar,
-            self._dry_run(trainer, module, reference, started=self.at_epochs is not None) as dry_run,
-        ):
+        total, started = self.repeats * self.num_steps, self.at_epochs is not None
+        progress_bar = self._progress_bar(trainer, "LR range test", total, "step")
+        with progress_bar as bar, self._dry_run(trainer, module, reference, started) as dry_run:
             validation = self._validation(dry_run)
             found = self._test(dry_run, self.grid, validation, bar)
-            wider = found.wider() if self.retry else None
-            if wider is None:
+            if not self.retry or (wider := found.wider()) is None:
                 return found
             rank_zero_info(
                 f"LRFinder: {found.reason}. It tests a wider range once, {wider[0]:.3g} to {wider[1]:.3g}; "
@@ -173,9 +167,9 @@ class LRFinder(BaseLRFinder[RangeTest]):
         diverged = DivergenceStop(higher_is_better=self.metric == "accuracy")
         values: list[float] = []
         for lr in grid:
-            value = validation() if validation is not None else None
+            measured = None if validation is None else validation()  # before the update
             loss = dry_run.step(lr)
-            value = loss if value is None else value
+            value = loss if measured is None else measured
             bar.update()
             if not np.isfinite(value):
                 break
@@ -191,9 +185,11 @@ class LRFinder(BaseLRFinder[RangeTest]):
 class LRGrid(BaseLRFinder[GridTest]):
     """Train for some steps with each lr of a log grid, from the same start and over the same batches; take the best.
 
-    It costs ``num_lrs`` times as much as :class:`LRFinder` with as many steps, and it needs no rule to read a curve: it
-    is the ground truth for short trainings. Like LRFinder it leaves no other trace, and it sets the lr that it found in
-    the same places. If the best lr is at an edge of the grid, or all of them diverge, there is no suggestion.
+    It costs ``num_lrs`` times as much as :class:`LRFinder` with as many steps, and it is the ground truth for short
+    trainings. Like LRFinder it leaves no other trace, and it sets the lr that it found in the same places. If the best
+    lr is at an edge of the grid, or all of them diverge, there is no suggestion.
+
+    ``apply``, ``val_batches``, ``monitor``, ``attribute``, ``progress`` and the errors are those of LRFinder.
 
     Args:
         min_lr: The lowest lr, > 0.
@@ -203,14 +199,6 @@ class LRGrid(BaseLRFinder[GridTest]):
         metric: What decides: ``"loss"`` (the training loss, mean of the last fifth of the steps), or ``"val_loss"`` or
             ``"accuracy"`` of the first validation batches at the end.
         repeats: Number of trainings with each lr, each time with other batches and random numbers.
-        apply: Whether to train with the lr that was found.
-        val_batches: Number of validation batches, if ``metric`` needs them, >= 1.
-        monitor: The name under which the module logs that metric, if it is not a usual one.
-        attribute: The name of the module's own lr, if it is not ``lr`` or ``learning_rate``.
-        progress: Whether to show a progress bar on a terminal.
-
-    Raises:
-        ArgumentError: An argument is out of range; at the start of a fit: as LRFinder.
 
     Example:
         >>> grid = LRGrid(min_lr=1e-4, max_lr=1.0, num_lrs=9, num_steps=50)
@@ -245,19 +233,14 @@ class LRGrid(BaseLRFinder[GridTest]):
         return tuple(map(float, np.geomspace(self.min_lr, self.max_lr, self.num_lrs)))
 
     def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> GridTest:
-        grid, number_of_runs = self.grid, self.num_lrs * self.repeats
-        curves, finals = [], []
-        with (
-            self._progress_bar(trainer, "LR grid", number_of_runs, "run") as bar,
-            self._dry_run(trainer, module, reference) as dry_run,
-        ):
+        progress_bar = self._progress_bar(trainer, "LR grid", self.num_lrs * self.repeats, "run")
+        with progress_bar as bar, self._dry_run(trainer, module, reference) as dry_run:
             validation = self._validation(dry_run)
-            for lr in grid:
-                runs = [self._train(dry_run, lr, number, validation, bar) for number in range(self.repeats)]
-                curves.append(tuple(losses for losses, _ in runs))
-                finals.append(tuple(final for _, final in runs))
-        known = None if validation is None else tuple(finals)
-        return GridTest(grid, tuple(curves), self.num_steps, known, metric=self.metric, epoch=trainer.current_epoch)
+            numbers = range(self.repeats)
+            runs = [[self._train(dry_run, lr, number, validation, bar) for number in numbers] for lr in self.grid]
+        curves = tuple(tuple(losses for losses, _ in same_lr) for same_lr in runs)
+        finals = None if validation is None else tuple(tuple(final for _, final in same_lr) for same_lr in runs)
+        return GridTest(self.grid, curves, self.num_steps, finals, metric=self.metric, epoch=trainer.current_epoch)
 
     def _train(
         self, dry_run: DryRun, lr: float, number: int, validation: Validation | None, bar: FinderProgressBar

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
+from functools import reduce
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -18,7 +19,7 @@ __all__ = ["is_cyclical", "lr_ratios", "reference_lr", "set_default_lr", "set_mo
 
 _MODULE_NAMES = ("lr", "learning_rate")
 _GROUP_KEYS = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCycleLR's
-_SCHEDULER_LISTS = ("base_lrs", "_last_lr", "base_values")  # the last one is timm's
+_SCHEDULER_LISTS = ("base_lrs", "_last_lr", "base_values", "max_lrs")  # base_values is timm's
 
 
 # -- the configured learning rate --------------------------------------------------------------------------------------
@@ -29,9 +30,6 @@ def reference_lr(trainer: Trainer, module: LightningModule, attribute: str | Non
 
     This is the module's own (``lr``, ``learning_rate`` or ``attribute``, of the module or its hparams) if one of the
     param groups has that peak, else the peak of the first group whose peak is not 0.
-
-    Raises:
-        ArgumentError: ``attribute`` does not exist, or no group has a learning rate above 0.
     """
     peaks = _peaks(trainer)
     named = [float(_get(place, key)) for place, key in _places(module, attribute)]
@@ -39,16 +37,13 @@ def reference_lr(trainer: Trainer, module: LightningModule, attribute: str | Non
         raise ArgumentError(
             f"attribute={attribute!r}: there is no such number in {type(module).__name__}, nor in its hparams."
         )
-    for value in named:
-        if value > 0 and any(math.isclose(value, own) for own in peaks):
-            return value
     above = [own for own in peaks if own > 0]
     if not above:
         raise ArgumentError(
             f"every param group of {type(trainer.optimizers[0]).__name__} has lr = 0, so the ratios of their learning "
             "rates are not known. Give the optimizer an lr above 0."
         )
-    return above[0]
+    return next((value for value in named if any(math.isclose(value, own) for own in above)), above[0])
 
 
 def lr_ratios(trainer: Trainer, reference: float) -> list[float]:
@@ -57,8 +52,7 @@ def lr_ratios(trainer: Trainer, reference: float) -> list[float]:
 
 
 def _peaks(trainer: Trainer) -> list[float]:
-    cyclic = next((scheduler for scheduler in _schedulers(trainer) if _is_cyclic(scheduler)), None)
-    if cyclic is not None:
+    for cyclic in filter(_is_cyclic, _schedulers(trainer)):
         return list(map(float, cyclic.max_lrs))
     return [peak_lr(group) for group in trainer.optimizers[0].param_groups]
 
@@ -66,7 +60,7 @@ def _peaks(trainer: Trainer) -> list[float]:
 def is_cyclical(trainer: Trainer) -> bool:
     """Return whether the run's lr goes up and down between a base_lr and a max_lr."""
     ours = any(callback.has_base for callback in callbacks_of(trainer, LRSchedule))
-    return ours or any(_is_cyclic(scheduler) for scheduler in _schedulers(trainer))
+    return ours or any(map(_is_cyclic, _schedulers(trainer)))
 
 
 # -- the found learning rate -------------------------------------------------------------------------------------------
@@ -75,18 +69,10 @@ def is_cyclical(trainer: Trainer) -> bool:
 def set_peak(
     trainer: Trainer, module: LightningModule, lr: float, base_lr: float | None = None, attribute: str | None = None
 ) -> None:
-    """Train with this peak lr; param groups keep their ratios.
+    """Train with this peak lr (a cyclical schedule's max_lr); param groups keep their ratios. Call in ``on_fit_start``.
 
     It is written into the groups' learning rates and peaks, the optimizer's default for groups that are added later,
-    schedulers made by ``configure_optimizers``, the lower bound of cyclical schedules, and the module's own lr (see
-    :func:`set_module_lr`).
-
-    Args:
-        trainer: The Trainer, in ``on_fit_start``.
-        module: The module that is trained.
-        lr: The new peak; a cyclical schedule's max_lr.
-        base_lr: The lower bound of a cyclical schedule; other schedules ignore it.
-        attribute: The name of the module's own lr, if it is not ``lr`` or ``learning_rate``.
+    schedulers made by ``configure_optimizers``, the lower bound of cyclical schedules, and the module's own lr.
     """
     old = reference_lr(trainer, module, attribute)
     optimizer = trainer.optimizers[0]
@@ -135,7 +121,7 @@ def _scale_scheduler(scheduler: Any, old: float, lr: float) -> bool:
     known = False
     for inner in getattr(scheduler, "_schedulers", ()):  # SequentialLR, ChainedScheduler
         known |= _scale_scheduler(inner, old, lr)
-    for name in (*_SCHEDULER_LISTS, "max_lrs"):
+    for name in _SCHEDULER_LISTS:
         lrs = getattr(scheduler, name, None)
         if isinstance(lrs, list | tuple):
             known = True
@@ -168,9 +154,7 @@ def _places(module: LightningModule, attribute: str | None) -> Iterator[tuple[An
     for name in _MODULE_NAMES if attribute is None else (attribute,):
         *path, key = name.split(".")
         for root in (module, *hyperparameter_dicts(module)):
-            place = root
-            for part in path:
-                place = _get(place, part)
+            place = reduce(_get, path, root)
             value = _get(place, key)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 yield place, key
