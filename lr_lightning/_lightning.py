@@ -1,7 +1,4 @@
-"""What callbacks share, and everything about Lightning that is private or differs between its versions.
-
-Only this file touches private attributes of Lightning, so it is the only one to change when Lightning moves them.
-"""
+"""What callbacks share, and the only file that touches what is private in Lightning or differs between its versions."""
 
 import copy
 from collections import OrderedDict
@@ -28,9 +25,6 @@ set_sampler_epoch = _set_sampler_epoch  # Lightning calls this before it iterate
 call_module_hook = call._call_lightning_module_hook  # calls it so that self.log knows which hook it is in
 
 _T = TypeVar("_T", bound=Callback)
-
-
-# -- sibling callbacks -------------------------------------------------------------------------------------------------
 
 
 def callbacks_of(trainer: Trainer, kind: type[_T]) -> list[_T]:
@@ -66,11 +60,8 @@ def gather_rows(trainer: Trainer, rows: Tensor) -> Tensor:
         return rows
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
-    every = trainer.strategy.all_gather(padded)
-    return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])
-
-
-# -- the loss of a training batch, as callbacks keep it ----------------------------------------------------------------
+    every = zip(trainer.strategy.all_gather(padded), counts, strict=True)
+    return torch.cat([part[:count] for part, count in every])
 
 
 def batch_loss(outputs: STEP_OUTPUT, trainer: Trainer, module: LightningModule) -> Tensor | None:
@@ -98,15 +89,14 @@ def mean_loss(losses: Sequence[Tensor]) -> Tensor | None:
     return losses[0] if losses else None
 
 
-# -- private: metrics and logging --------------------------------------------------------------------------------------
+# -- private: logging and the training loop ---------------------------------------------------------------------------
 
 
 class FreshMetric:
     """Tells whether a metric was logged since the last call, or is left over from an earlier validation.
 
-    Lightning keeps the last value of every metric, so the metrics of a monitor that measures at every second validation
-    are still there at the validations between. The results of the running validation say what it has logged; Lightning
-    makes a new tensor each time another metric is logged.
+    Lightning keeps the last value of every metric, even if a monitor measures at every second validation only. The
+    results of the running validation say what it has logged; of other metrics, each logging makes a new tensor.
     """
 
     def __init__(self) -> None:
@@ -140,9 +130,6 @@ def set_callback_metric(trainer: Trainer, name: str, value: Tensor | float) -> N
 def hyperparameter_dicts(module: LightningModule) -> list[Any]:
     """Return the module's hparams and the copy that Lightning logs when the fit starts; None for those it lacks."""
     return [getattr(module, "_hparams", None), getattr(module, "_hparams_initial", None)]
-
-
-# -- private: the training loop ----------------------------------------------------------------------------------------
 
 
 def is_dev_run(trainer: Trainer) -> bool:

@@ -1,7 +1,7 @@
 """Running statistics of BatchNorm layers: save, estimate and restore them."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,15 +27,14 @@ def tracking_norms(module: nn.Module) -> Norms:
 
 def statistics(norms: Norms) -> Statistics:
     """Copy the layers' running mean, running variance and count of batches."""
-    return {name: [buffer.clone() for buffer in _buffers(layer)] for name, layer in norms.items()}
+    return {name: [buffer.clone() for buffer in layer.buffers()] for name, layer in norms.items()}
 
 
 def set_statistics(norms: Norms, kept: Statistics) -> None:
     """Restore what :func:`statistics` returned; layers that it does not name stay unchanged."""
-    for name, layer in norms.items():
-        if name in kept:
-            for buffer, value in zip(_buffers(layer), kept[name], strict=True):
-                buffer.copy_(value)
+    for name in norms.keys() & kept.keys():
+        for buffer, value in zip(norms[name].buffers(), kept[name], strict=True):
+            buffer.copy_(value)
 
 
 @contextmanager
@@ -64,7 +63,7 @@ def average_over_ranks(trainer: Trainer, norms: Norms) -> None:
     """Set the statistics of all ranks to their mean, so that the ranks evaluate alike."""
     if trainer.world_size == 1 or not norms:
         return
-    floats = [buffer for layer in norms.values() for buffer in _buffers(layer) if buffer.is_floating_point()]
+    floats = [buffer for layer in norms.values() for buffer in layer.buffers() if buffer.is_floating_point()]
     flat = trainer.strategy.reduce(torch.cat([buffer.flatten() for buffer in floats]), reduce_op="mean")
     for buffer, value in zip(floats, flat.split([buffer.numel() for buffer in floats]), strict=True):
         buffer.copy_(value.view_as(buffer))
@@ -80,27 +79,17 @@ def calibration_batches(trainer: Trainer, count: int, seed: int) -> Iterable[Any
     if not isinstance(loader, data.DataLoader):
         several_or_spent = isinstance(loader, Mapping | Sequence | CombinedLoader | Iterator)
         return None if loader is None or several_or_spent else copy.copy(loader)
-    indices = _indices(loader)
-    if indices is None or loader.batch_size is None:
+    every, size = loader.dataset, loader.batch_size
+    if size is None or isinstance(every, data.IterableDataset) or not isinstance(every, Sized):
         return None
-    wanted = count * loader.batch_size * trainer.world_size
+    indices: Sequence[int]
+    if type(loader.sampler) is data.SubsetRandomSampler:
+        indices = list(loader.sampler.indices)
+    elif type(loader.sampler) in (data.RandomSampler, data.SequentialSampler, data.DistributedSampler):
+        indices = range(len(every))
+    else:
+        return None  # the sampler does not say which examples it draws from
+    wanted = count * size * trainer.world_size
     drawn = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))[:wanted]
     mine = [indices[i] for i in drawn.tolist()][trainer.global_rank :: trainer.world_size]
-    examples = data.Subset(loader.dataset, mine)
-    return data.DataLoader(examples, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
-
-
-def _indices(loader: data.DataLoader[Any]) -> Sequence[int] | None:
-    """Return the examples that a map-style loader draws from; None if its sampler does not say."""
-    if isinstance(loader.dataset, data.IterableDataset) or not hasattr(loader.dataset, "__len__"):
-        return None
-    if type(loader.sampler) is data.SubsetRandomSampler:
-        return list(loader.sampler.indices)
-    if type(loader.sampler) in (data.RandomSampler, data.SequentialSampler, data.DistributedSampler):
-        return range(len(loader.dataset))
-    return None
-
-
-def _buffers(layer: _BatchNorm) -> list[Tensor]:
-    every = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
-    return [buffer for buffer in every if buffer is not None]
+    return data.DataLoader(data.Subset(every, mine), batch_size=size, collate_fn=loader.collate_fn)

@@ -46,11 +46,9 @@ class BatchSizeSchedule(Callback):
     The training loader is rebuilt with a larger batch, up to ``max_batch_size``. Beyond that, or if the loader cannot
     be rebuilt, gradients are accumulated over more batches. A loader can be rebuilt if it is a map-style torch
     DataLoader that batches by itself, or offers ``with_batch_size(n)``; sampler and generator stay the same. An update
-    never takes more than an epoch. Logged at the end of every epoch: ``batch/size``, the examples of an update over all
-    processes, and ``batch/updates``, the updates so far.
-
-    A whole number as ``limit_train_batches`` counts batches of the first size. A whole number as
-    ``val_check_interval`` counts batches of the present size, at most an epoch of them.
+    never takes more than an epoch. A whole number as ``limit_train_batches`` counts batches of the first size; as
+    ``val_check_interval`` it counts batches of the present size, at most an epoch of them. Logged at the end of every
+    epoch: ``batch/size``, the examples of an update over all processes, and ``batch/updates``, the updates so far.
 
     Args:
         milestones: When the batch grows: ``"60 epochs"`` or ``"30%"`` of the run's epochs, rounded to whole epochs.
@@ -106,17 +104,16 @@ class BatchSizeSchedule(Callback):
         plan, world = self._planned(trainer), trainer.world_size
         parts = []
         for batch, group in groupby(enumerate(plan), key=lambda pair: pair[1].batch):
-            how = "" if world * batch.accumulate == 1 else f" ({_product(batch, world)})"
+            counted = [f"{n} {what}" for n, what in ((batch.accumulate, "batches"), (world, "processes")) if n > 1]
+            how = f" ({' × '.join([str(batch.size), *counted])})" if counted else ""
             parts.append(f"{batch.examples * world:,}{how} from epoch {next(group)[0]}")
         line = f"{'examples' if self._known_size else 'batches'} in an update: {', '.join(parts)}"
-        updates = self.updates(trainer)
-        if updates is None:
-            return line
-        line += f"; {sum(updates):,} updates in {len(plan)} epochs"
-        if self._examples is None:
-            return line
-        ideal = arithmetic.ideal_updates(self._examples, [epoch.batch.examples for epoch in plan])
-        return f"{line} (examples × epochs / batch: {float(ideal):,.1f})"
+        if (updates := self.updates(trainer)) is not None:
+            line += f"; {sum(updates):,} updates in {len(plan)} epochs"
+            if self._examples is not None:
+                ideal = arithmetic.ideal_updates(self._examples, [epoch.batch.examples for epoch in plan])
+                line += f" (examples × epochs / batch: {float(ideal):,.1f})"
+        return line
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
@@ -168,10 +165,8 @@ class BatchSizeSchedule(Callback):
     # -- the plan ----------------------------------------------------------------------------------------------------
 
     def _planned(self, trainer: Trainer) -> list[_Epoch]:
-        self._plan = self._plan or self._make_plan(trainer)
-        return self._plan
-
-    def _make_plan(self, trainer: Trainer) -> list[_Epoch]:
+        if self._plan is not None:
+            return self._plan
         loader = sole_train_loader(trainer)
         if self._accumulate is None:
             self._accumulate = int(trainer.accumulate_grad_batches)
@@ -182,22 +177,25 @@ class BatchSizeSchedule(Callback):
             raise ArgumentError(
                 f"must be at least the loader's batch size, {base.size}, got {self.max_batch_size}.", "max_batch_size"
             )
-        if not (rebuild := can_resize(loader)):
+        batches = trainer.num_training_batches
+        first = _Epoch(base, None if math.isinf(batches) else int(batches))
+        if can_resize(loader):
+            self._examples = _batches(trainer, loader, base.size, 1)
+        else:
+            loader, self._examples = None, None if first.batches is None else first.batches * base.size
             rank_zero_warn(
                 "BatchSizeSchedule: the training loader cannot be rebuilt with another batch size (only one map-style"
                 " DataLoader that batches by itself, or a loader with with_batch_size(n), can be), so the batch grows"
                 " by gradient accumulation alone."
             )
-        batches = trainer.num_training_batches
-        first = _Epoch(base, None if math.isinf(batches) else int(batches))
-        if rebuild:
-            self._examples = _batches(trainer, loader, base.size, 1)
-        else:
-            self._examples = None if first.batches is None else first.batches * base.size
-        plan = self._past(trainer, first)
+        # updates before a resume count as they were made; without this callback in the checkpoint, no epoch was grown
+        begun = int(_epochs(trainer).started)
+        plan = [*self._restored, *[first] * (begun - len(self._restored))] if trainer.global_step > 0 else []
         for multiple in self._multiples(trainer, first)[len(plan) :]:
-            plan.append(self._grow(trainer, loader if rebuild else None, first, plan[-1] if plan else first, multiple))
-        _check_accumulation(trainer, base.accumulate, plan)
+            plan.append(self._grow(trainer, loader, first, plan[-1] if plan else first, multiple))
+        if any(epoch.batch.accumulate != base.accumulate for epoch in plan):
+            _check_accumulation(trainer)
+        self._plan = plan
         return plan
 
     def _multiples(self, trainer: Trainer, first: _Epoch) -> tuple[float, ...]:
@@ -210,14 +208,6 @@ class BatchSizeSchedule(Callback):
                 " Give them, or use milestones in epochs instead."
             )
         return arithmetic.mirror_multiples(self.mirror, epochs, first.updates)
-
-    def _past(self, trainer: Trainer, first: _Epoch) -> list[_Epoch]:
-        """Return the epochs that began before a resume; their updates count as they were made."""
-        if trainer.global_step == 0:
-            return []
-        # in a checkpoint without this callback, the epochs that had begun were not grown
-        begun = int(_epochs(trainer).started)
-        return [*self._restored, *[first] * (begun - len(self._restored))]
 
     def _grow(self, trainer: Trainer, loader: Any, first: _Epoch, before: _Epoch, multiple: float) -> _Epoch:
         """Return the epoch after ``before``; the batch never shrinks, so a position in the epoch stays valid."""
@@ -261,20 +251,14 @@ def _batches(trainer: Trainer, loader: Any, base: int, size: int) -> int:
     return max(1, min(count, limit * base // size) if isinstance(limit, int) else int(count * limit))
 
 
-def _check_accumulation(trainer: Trainer, own: int, plan: list[_Epoch]) -> None:
-    if all(epoch.batch.accumulate == own for epoch in plan):
-        return
+def _check_accumulation(trainer: Trainer) -> None:
+    """Refuse a fit whose accumulation cannot change."""
     how = "Let the batch itself grow: use a loader that can be rebuilt, and a larger max_batch_size."
     if not trainer.lightning_module.automatic_optimization:
         raise ArgumentError(f"BatchSizeSchedule cannot accumulate gradients under manual optimization. {how}")
     if trainer.strategy.handles_gradient_accumulation:
         name = type(trainer.strategy).__name__
         raise ArgumentError(f"BatchSizeSchedule cannot change the accumulation of {name} during a fit. {how}")
-
-
-def _product(batch: BatchSize, world: int) -> str:
-    parts = [f"{batch.accumulate} batches" if batch.accumulate > 1 else "", f"{world} processes" if world > 1 else ""]
-    return " × ".join([str(batch.size), *filter(None, parts)])
 
 
 # -- the same training loader with another batch size ------------------------------------------------------------------
@@ -286,8 +270,7 @@ class Resizable(Protocol):
 
     batch_size: int
 
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
+    def __len__(self) -> int: ...  # the number of batches in an epoch
 
     def with_batch_size(self, batch_size: int) -> Self:
         """Return the same loader, at the same position of the same order, with this many examples in a batch."""

@@ -1,7 +1,9 @@
 """The callback that applies schedules to a LightningModule's optimizers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, Literal, TypeVar, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -29,10 +31,9 @@ _LONGEST_DEV_RUN = 2**40
 class LRSchedule(Callback):
     """Set the lr of every param group to its own peak times a schedule's factor, before each update.
 
-    A step is one update of that optimizer. Under automatic optimization it is ``trainer.global_step``; under manual
-    optimization the callback counts each optimizer's updates. The lr that was used stays in ``group["lr"]`` until the
-    next batch. The number of steps is read in ``on_train_start``. A plain function ``(step, clock) -> factor`` may
-    replace any schedule.
+    A step is one update of that optimizer: ``trainer.global_step`` under automatic optimization; under manual
+    optimization the callback counts. The lr that was used stays in ``group["lr"]`` until the next batch. The number of
+    steps is read in ``on_train_start``. A plain function ``(step, clock) -> factor`` may replace any schedule.
 
     Args:
         schedule: Factor of the peak; a list gives one for each optimizer.
@@ -100,9 +101,7 @@ class LRSchedule(Callback):
         return any(schedule.has_base for schedule in (*schedules, *self.groups.values()))
 
     def set_base(self, ratio: float) -> None:
-        """Give cyclical schedules this lower bound, base_lr / max_lr, in this fit and when it is resumed.
-
-        Call it by ``on_fit_start``.
+        """Give cyclical schedules a lower bound, base_lr / max_lr, in this fit and its resumes; by ``on_fit_start``.
 
         Raises:
             ArgumentError: ``ratio`` is outside [0, 1].
@@ -147,8 +146,7 @@ class LRSchedule(Callback):
     def observe(self, trainer: Trainer) -> None:
         """Read the plateau's metric of a validation that has ended; only the first call in a validation has an effect.
 
-        A callback that acts on the plateau in its own ``on_validation_end`` calls this first, so that the order of the
-        two callbacks does not matter.
+        A callback that acts on the plateau in ``on_validation_end`` calls this first, so their order does not matter.
         """
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not self._observed:
             self._observed = True
@@ -170,11 +168,9 @@ class LRSchedule(Callback):
                 " Remove it there (return the optimizer alone), or remove LRSchedule from the Trainer's callbacks."
             )
         count = len(trainer.optimizers)
-        for argument, values in (("schedule", self.schedule), ("total_steps", self.total_steps)):
-            if isinstance(values, tuple) and len(values) != count:
-                raise ArgumentError(
-                    f"LRSchedule: {argument} has {len(values)} entries for {count} optimizers; give {count}."
-                )
+        for name, values in (("schedule", self.schedule), ("total_steps", self.total_steps)):
+            if isinstance(values, tuple) and (given := len(values)) != count:
+                raise ArgumentError(f"LRSchedule: {name} has {given} entries for {count} optimizers; give {count}.")
         self._drivers = self._make_drivers(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -231,7 +227,7 @@ class LRSchedule(Callback):
         if state_dict.get("base") is not None:
             self.set_base(state_dict["base"])
 
-    # -- the plan of a fit -------------------------------------------------------------------------------------------
+    # -- the plan of a fit, and what happens at each step ------------------------------------------------------------
 
     def _make_drivers(self, trainer: Trainer) -> "list[OptimizerDriver]":
         return [
@@ -256,18 +252,14 @@ class LRSchedule(Callback):
 
     def _restored_steps(self, trainer: Trainer) -> list[int]:
         count = len(self._drivers)
-        if trainer.global_step == 0:
-            return [0] * count
         if len(self._steps) == count:
             return self._steps
-        if count == 1:
-            return [trainer.global_step]
+        if trainer.global_step == 0 or count == 1:
+            return [trainer.global_step] * count
         raise ArgumentError(
             f"LRSchedule cannot know how many updates each of the {count} optimizers has made: the checkpoint was saved"
             " without LRSchedule. Start a new run from its weights instead of resuming it."
         )
-
-    # -- what happens at each step -----------------------------------------------------------------------------------
 
     def _drive(self, trainer: Trainer) -> None:
         step = trainer.global_step
@@ -319,14 +311,14 @@ class OptimizerDriver:
     lrs: list[float] = field(default_factory=list, init=False)  # of each group, as last set
 
     def __post_init__(self) -> None:
-        name = type(self.optimizer).__name__
-        for group in self.optimizer.param_groups:
-            if self.momentum is not None and not {"momentum", "betas"} & group.keys():
-                raise ArgumentError(
-                    f"LRSchedule(momentum=...): {name} has neither momentum nor betas. Remove momentum=."
-                )
-            if self.weight_decay is not None and "weight_decay" not in group:
-                raise ArgumentError(f"LRSchedule(weight_decay=...): {name} has no weight_decay. Remove weight_decay=.")
+        needs = (
+            ("momentum", self.momentum, {"momentum", "betas"}, "neither momentum nor betas"),
+            ("weight_decay", self.weight_decay, {"weight_decay"}, "no weight_decay"),
+        )
+        for group, (argument, schedule, keys, has) in product(self.optimizer.param_groups, needs):
+            if schedule is not None and not keys & group.keys():
+                name = type(self.optimizer).__name__
+                raise ArgumentError(f"LRSchedule({argument}=...): {name} has {has}. Remove {argument}=.")
 
     @property
     def schedules(self) -> list[Schedule]:
@@ -401,12 +393,10 @@ def _stretched(driver: OptimizerDriver, clock: Clock) -> Clock:
     """Return a clock that is long enough for the durations: a development run is the first steps of such a run."""
     total = clock.total
     while total is not None and total < _LONGEST_DEV_RUN:
-        longer = Clock(total, clock.steps_per_epoch, clock.epoch_starts)
-        try:
+        longer = replace(clock, total=total)
+        with suppress(DurationError):
             for schedule in driver.schedules:
                 schedule.check(longer)
-        except DurationError:
-            total = max(1, 2 * total)
-        else:
             return longer
+        total = max(1, 2 * total)
     return clock

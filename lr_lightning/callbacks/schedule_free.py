@@ -23,22 +23,15 @@ __all__ = ["ScheduleFreeMode"]
 Forward = Callable[[LightningModule, Any], Any]
 
 
-def _forward_inputs(module: LightningModule, batch: Any) -> Any:
-    """Call a module with a batch ``(x, ...)`` or ``x``."""
-    return module(batch[0] if isinstance(batch, tuple | list) else batch)
-
-
 class ScheduleFreeMode(Callback):
     """Train, validate and save with the right weights of a schedule-free optimizer (Defazio et al. 2024).
 
     Such an optimizer takes gradients at one set of weights, and the average of another set is the result. The
     parameters hold the first set during training batches. They hold the averages from the start of each validation
-    until the next training batch, and after the fit. So validation, the monitors beside it and the checkpoint's
-    ``state_dict`` see the averages. Optimizers without ``train()`` and ``eval()`` stay unchanged.
-
-    Running statistics of BatchNorm layers belong to the weights with which they were gathered. So they are estimated
-    for the averages over some training batches, with all other layers in eval mode. Frozen layers (in eval mode while
-    training) keep theirs.
+    until the next training batch, and after the fit: validation, the monitors beside it and the checkpoint's
+    ``state_dict`` see the averages. Optimizers without ``train()`` and ``eval()`` stay unchanged. Running statistics of
+    BatchNorm layers belong to the weights with which they were gathered, so they are estimated for the averages over
+    some training batches, with all other layers in eval mode; frozen ones (in eval mode while training) keep theirs.
 
     Neither validating nor saving changes the training: its weights and statistics are restored bit for bit, and no
     random number or training batch is consumed. A checkpoint holds them too, in this callback's state, so a run resumes
@@ -62,15 +55,11 @@ class ScheduleFreeMode(Callback):
     """
 
     def __init__(
-        self,
-        num_batches: int = 50,
-        batches: Iterable[Any] | None = None,
-        forward: Forward | None = None,
-        seed: int = 0,
+        self, num_batches: int = 50, batches: Iterable[Any] | None = None, forward: Forward | None = None, seed: int = 0
     ) -> None:
         check_count("num_batches", num_batches, 0)
         self.num_batches, self.batches, self.seed = num_batches, batches, seed
-        self.forward: Forward = forward or _forward_inputs
+        self.forward = forward
         self._reset()
 
     def _reset(self) -> None:
@@ -81,8 +70,6 @@ class ScheduleFreeMode(Callback):
         self._active: batch_norm.Norms = {}
         self._loaded: dict[str, Any] = {}
 
-    # -- switching ---------------------------------------------------------------------------------------------------
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":
@@ -90,8 +77,7 @@ class ScheduleFreeMode(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch to the weights of training; after a resume these are the checkpoint's."""
-        optimizers = _switching(trainer)
-        if not optimizers:
+        if not (optimizers := _switching(trainer)):
             return
         _check_schedule(trainer)
         self._norms = batch_norm.tracking_norms(pl_module)
@@ -162,15 +148,17 @@ class ScheduleFreeMode(Callback):
         with batch_norm.estimating(pl_module, self._active):
             for batch in islice(batches, self.num_batches):
                 batch = to_device(trainer, batch)
-                size = _size(batch)
+                inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+                size = len(inputs) if isinstance(inputs, Tensor) and inputs.ndim else None  # None: not known
                 full = size if full is None else full
                 if size != full:
                     break  # a small last batch would count as much as a full one, and one example has no variance
                 with trainer.precision_plugin.forward_context():
-                    self.forward(pl_module, batch)
+                    if self.forward is None:
+                        pl_module(inputs)
+                    else:
+                        self.forward(pl_module, batch)
         batch_norm.average_over_ranks(trainer, self._active)
-
-    # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the averages in the checkpoint's ``state_dict``, and the training's weights in this callback's state."""
@@ -185,8 +173,8 @@ class ScheduleFreeMode(Callback):
         if self._weights:
             # A parameter that was unfrozen in between is not in _weights: it holds the weights of training.
             weights = [self._weights.get(p, p.detach()).clone() for p in _parameters(optimizers)]
-            state = {"weights": weights, "statistics": dict(self._statistics)}
-            checkpoint.setdefault("callbacks", {})[self.state_key] = state
+            own = {"weights": weights, "statistics": dict(self._statistics)}
+            checkpoint.setdefault("callbacks", {})[self.state_key] = own
         if training:
             self._train(optimizers)
 
@@ -205,29 +193,21 @@ def _parameters(optimizers: list[Any]) -> Iterable[Tensor]:
     return (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
 
 
-def _size(batch: Any) -> int | None:
-    """Return the number of examples in a batch; None if the batch's form does not show it."""
-    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    return len(first) if isinstance(first, Tensor) and first.ndim else None
-
-
 def _check_schedule(trainer: Trainer) -> None:
     """Refuse a scheduled momentum, from which the averages are computed; warn of a falling learning rate."""
     clock, switching = trainer_clock(trainer), _switching(trainer)
     for callback, (index, optimizer) in product(callbacks_of(trainer, LRSchedule), enumerate(trainer.optimizers)):
-        name = type(optimizer).__name__
         if optimizer not in switching:
             continue
+        name = type(optimizer).__name__
         if callback.momentum is not None:
             raise ArgumentError(
                 f"LRSchedule(momentum=...): {name} averages its weights by its momentum, which must stay constant. "
                 "Remove momentum=."
             )
-        if clock.total is None:
-            continue
-        schedule = callback.schedule_of(index)
+        schedule, end = callback.schedule_of(index), clock.total
         try:
-            falls = schedule(clock.total - 1, clock) < 0.5 * schedule(clock.total // 2, clock)
+            falls = end is not None and schedule(end - 1, clock) < 0.5 * schedule(end // 2, clock)
         except DurationError:
             return  # LRSchedule itself raises an error that says what is wrong
         if falls:

@@ -17,12 +17,8 @@ from lr_lightning.errors import ArgumentError
 
 __all__ = ["is_cyclical", "lr_ratios", "reference_lr", "set_default_lr", "set_module_lr", "set_peak"]
 
-_MODULE_NAMES = ("lr", "learning_rate")
 _GROUP_KEYS = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCycleLR's
 _SCHEDULER_LISTS = ("base_lrs", "_last_lr", "base_values", "max_lrs")  # base_values is timm's
-
-
-# -- the configured learning rate --------------------------------------------------------------------------------------
 
 
 def reference_lr(trainer: Trainer, module: LightningModule, attribute: str | None = None) -> float:
@@ -52,18 +48,20 @@ def lr_ratios(trainer: Trainer, reference: float) -> list[float]:
 
 
 def _peaks(trainer: Trainer) -> list[float]:
-    for cyclic in filter(_is_cyclic, _schedulers(trainer)):
-        return list(map(float, cyclic.max_lrs))
+    for scheduler in _cyclic_schedulers(trainer):
+        return list(map(float, scheduler.max_lrs))
     return [peak_lr(group) for group in trainer.optimizers[0].param_groups]
 
 
 def is_cyclical(trainer: Trainer) -> bool:
     """Return whether the run's lr goes up and down between a base_lr and a max_lr."""
     ours = any(callback.has_base for callback in callbacks_of(trainer, LRSchedule))
-    return ours or any(map(_is_cyclic, _schedulers(trainer)))
+    return ours or bool(_cyclic_schedulers(trainer))
 
 
-# -- the found learning rate -------------------------------------------------------------------------------------------
+def _cyclic_schedulers(trainer: Trainer) -> list[Any]:
+    schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
+    return [scheduler for scheduler in schedulers if hasattr(scheduler, "max_lrs")]  # torch's CyclicLR
 
 
 def set_peak(
@@ -76,10 +74,11 @@ def set_peak(
     """
     old = reference_lr(trainer, module, attribute)
     optimizer = trainer.optimizers[0]
-    for scheduler in _schedulers(trainer):
-        if not _scale_scheduler(scheduler, old, lr):
+    for config in trainer.lr_scheduler_configs:
+        if not _scale_scheduler(config.scheduler, old, lr):
+            name = type(config.scheduler).__name__
             rank_zero_warn(
-                f"It is not known where {type(scheduler).__name__} keeps its learning rates, so it may still follow "
+                f"It is not known where {name} keeps its learning rates, so it may still follow "
                 f"the configured lr, {old:g}, and not the one that was found, {lr:g}. Use LRSchedule instead."
             )
     for group in optimizer.param_groups:
@@ -90,7 +89,14 @@ def set_peak(
         for name, value in values.items():
             set_value(group, name, _scaled(value, old, lr))
     if base_lr is not None:
-        _set_base(trainer, lr, base_lr)
+        for cyclic in _cyclic_schedulers(trainer):
+            cyclic.base_lrs = [base_lr * (top / lr) for top in cyclic.max_lrs]
+            for group, low in zip(optimizer.param_groups, cyclic.base_lrs, strict=True):  # it starts from there
+                set_value(group, "lr", low)
+                set_value(group, "initial_lr", low)
+        for callback in callbacks_of(trainer, LRSchedule):
+            if callback.has_base:
+                callback.set_base(base_lr / lr)
     set_default_lr(optimizer, old, lr)
     set_module_lr(module, lr, attribute)
 
@@ -129,29 +135,9 @@ def _scale_scheduler(scheduler: Any, old: float, lr: float) -> bool:
     return known or hasattr(scheduler, "min_lrs")  # ReduceLROnPlateau multiplies the groups' present lr
 
 
-def _set_base(trainer: Trainer, lr: float, base_lr: float) -> None:
-    """Give cyclical schedules their lower bound; torch's CyclicLR starts from there."""
-    for scheduler in filter(_is_cyclic, _schedulers(trainer)):
-        scheduler.base_lrs = [base_lr * (top / lr) for top in scheduler.max_lrs]
-        for group, low in zip(trainer.optimizers[0].param_groups, scheduler.base_lrs, strict=True):
-            set_value(group, "lr", low)
-            set_value(group, "initial_lr", low)
-    for callback in callbacks_of(trainer, LRSchedule):
-        if callback.has_base:
-            callback.set_base(base_lr / lr)
-
-
-def _schedulers(trainer: Trainer) -> list[Any]:
-    return [config.scheduler for config in trainer.lr_scheduler_configs]
-
-
-def _is_cyclic(scheduler: Any) -> bool:
-    return hasattr(scheduler, "max_lrs")  # torch's CyclicLR
-
-
 def _places(module: LightningModule, attribute: str | None) -> Iterator[tuple[Any, str]]:
     """Yield the objects and mappings in which a module keeps its lr, each with the name of the lr in it."""
-    for name in _MODULE_NAMES if attribute is None else (attribute,):
+    for name in ("lr", "learning_rate") if attribute is None else (attribute,):
         *path, key = name.split(".")
         for root in (module, *hyperparameter_dicts(module)):
             place = reduce(_get, path, root)
