@@ -65,7 +65,7 @@ class Schedule(ABC):
     def plot(self, total_steps: int, steps_per_epoch: float | None = None, ax: "Axes | None" = None) -> "Figure":
         """Draw the factor at each step, without training; return the figure, whose ``savefig("lr.png")`` saves it.
 
-        Durations in epochs need ``steps_per_epoch``. Several schedules can share one ``ax``; the default is a new figure.
+        Durations in epochs need ``steps_per_epoch``. Several schedules can share one ``ax``; the default is a new one.
 
         Raises:
             ImportError: matplotlib is not installed.

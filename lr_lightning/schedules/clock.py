@@ -193,7 +193,7 @@ class Clock:
         return stop - self._step_at(self._epoch_at(stop, duration) - duration.amount, duration)
 
     def steps(self, duration: DurationLike, *, times: int = 1) -> int:
-        """Return ``times`` durations from the start of this clock in whole steps; the sum is rounded once, halves up."""
+        """Return ``times`` durations from the start of this clock in whole steps; their sum is rounded, halves up."""
         key = (duration, times)
         known = self._memo.get(key)
         if not isinstance(known, int):
