@@ -36,11 +36,7 @@ class ArgumentError(LRLightningError, ValueError):
 
 
 class TotalStepsUnknown(LRLightningError, ValueError):
-    """A schedule needs the number of steps in the run, and neither Lightning nor an argument gives it.
-
-    Attributes:
-        schedule: The schedule.
-    """
+    """A ``schedule`` needs the number of steps in the run, and neither Lightning nor an argument gives it."""
 
     def __init__(self, schedule: object) -> None:
         super().__init__(
