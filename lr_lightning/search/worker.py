@@ -45,8 +45,6 @@ from lr_lightning.errors import ConfigError, Diverged, RunFailed
 from lr_lightning.search.pruning import Report
 from lr_lightning.search.task import Answer, Status, Task, TaskResult, stored_result
 
-__all__ = ["TrialWatch", "run_task", "serve"]
-
 Ask = Callable[[Report], str | None]
 """Asks the search, after a validation, why the trial is pruned; None if it continues."""
 
@@ -56,16 +54,7 @@ _HOPELESS = ("diverged", "collapsed")
 
 
 def run_task(task: Task, ask: Ask | None = None, *, quiet: bool = False) -> TaskResult:
-    """Train, and store the result; a failure is a result as well.
-
-    Args:
-        task: What to train.
-        ask: Asked after each validation, on the first rank.
-        quiet: Whether the run shows no progress bar, since the search shows one.
-
-    Raises:
-        Interrupted: On SIGTERM or Ctrl-C, after a checkpoint.
-    """
+    """Train, and store the result; a failure is a result as well. Only the first rank asks; `quiet` hides the bar."""
     began = time.monotonic()
     watch = TrialWatch(
         task.monitor, task.higher, ask if task.judged else None, verdict=task.ends_hopeless, patience=task.patience
@@ -122,22 +111,13 @@ def _headline(error: Exception) -> str:
 
 
 class TrialWatch(Callback):
-    """Report each validation of a run to its search; end the run on all ranks if it is pruned or hopeless.
-
-    Args:
-        monitor: The metric that is reported.
-        higher: Whether a higher value of it is better.
-        ask: Asked on the first rank after each validation; None for a run that is only watched.
-        verdict: Whether a run that has diverged or collapsed by its own diagnosis is ended.
-        patience: Share of the run before which nothing ends it.
-    """
+    """Report each validation of a run to its search; end the run on all ranks if it is pruned or hopeless."""
 
     def __init__(
         self, monitor: str, higher: bool, ask: Ask | None = None, *, verdict: bool = False, patience: float = 0.25
     ) -> None:
         self.monitor, self.higher = monitor, higher
-        self._ask = ask
-        self._verdict, self._patience = verdict, patience
+        self._ask, self._verdict, self._patience = ask, verdict, patience
         self.reason: str | None = None
         self.best: float | None = None
         self.validations = 0
