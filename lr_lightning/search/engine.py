@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import send_handle
 from pathlib import Path
@@ -25,7 +26,7 @@ from lr_lightning.app.config import Config
 from lr_lightning.app.run.signals import Interrupted, Signals
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
-from lr_lightning.search.pruning import Judge, Report
+from lr_lightning.search.pruning import Ask, Judge
 from lr_lightning.search.report import Progress
 from lr_lightning.search.settings import Search
 from lr_lightning.search.study import Lost, StorageGone, Study, result_of
@@ -36,7 +37,6 @@ _LOOK_SECONDS = 2.0
 _STOP_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
 R = TypeVar("R")
-Ask = Callable[[Report], str | None]
 
 
 class InProcessWorker:
@@ -50,10 +50,9 @@ class InProcessWorker:
         if isinstance(job, Task):
             from lr_lightning.search.worker import run_task
 
-            self._answer = Answer(run_task(job, ask, quiet=True))
-        else:
-            function, *arguments = job
-            self._answer = Answer(function(*arguments))
+            job = (partial(run_task, quiet=True), job, ask)
+        function, *arguments = job
+        self._answer = Answer(function(*arguments))
 
     def poll(self) -> Answer | None:
         """Return the answer to the job."""
@@ -293,12 +292,11 @@ class Engine:
     _failed_in_a_row: int = 0
     _started: float = field(default_factory=time.monotonic)
     _next_look: float = 0.0
-    _world_sizes: dict[str, int] = field(default_factory=dict)
-    _gpus: list[str] | None = None
+    _answers: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
         """Run trials until none is left or a limit is reached; an interrupt puts those that ran back."""
-        with self.progress, Signals() as signals:
+        with self.progress.bar, Signals() as signals:
             try:
                 self._loop(signals)
                 if signals.signum is not None:
@@ -383,22 +381,19 @@ class Engine:
         count, trainer = self.search.node.workers, config.trainer
         gpu = None
         if count > 1 and str(trainer.devices) in ("auto", "1") and trainer.accelerator != "cpu":
-            if self._gpus is None:
-                self._gpus = self.workers.call(_gpus)
             used = [runs.worker.gpu for runs in self._running if runs.worker is not None]
-            gpu = min(self._gpus, key=lambda gpu: (used.count(gpu), not self.workers.has_idle(gpu)), default=None)
-        if count > 0 and gpu is None and self._world_size(config) > 1:
+            gpu = min(self._ask(_gpus), key=lambda gpu: (used.count(gpu), not self.workers.has_idle(gpu)), default=None)
+        alone = str(trainer.devices) == "1" and trainer.num_nodes == 1
+        if count > 0 and gpu is None and not alone and self._ask(world_size, trainer) > 1:
             return self.workers.launch()
         return self.workers.get(gpu)
 
-    def _world_size(self, config: Config) -> int:
-        trainer = config.trainer
-        if str(trainer.devices) == "1" and trainer.num_nodes == 1:
-            return 1
-        key = f"{trainer.accelerator} {trainer.devices} {trainer.num_nodes}"
-        if key not in self._world_sizes:
-            self._world_sizes[key] = self.workers.call(world_size, trainer)  # it may have to ask torch for the GPUs
-        return self._world_sizes[key]
+    def _ask(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Call a function in a worker, since it may have to ask torch for the GPUs, but only once."""
+        key = f"{function.__name__} {arguments}"
+        if key not in self._answers:
+            self._answers[key] = self.workers.call(function, *arguments)
+        return cast(R, self._answers[key])
 
     def _collect(self, *, stopping: bool = False) -> None:
         """Take the results of runs that have ended; while the search stops, no further run of a trial is started."""

@@ -1,7 +1,7 @@
 """Pruning: a trial's worker reports each validation, and the search compares it with the other trials."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -32,6 +32,10 @@ class Report:
     validation: int
     progress: float
     comparable: bool
+
+
+Ask = Callable[[Report], str | None]
+"""Asks the search, after a validation, why the trial is pruned; None if it continues."""
 
 
 class Judge:

@@ -9,8 +9,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -55,12 +53,12 @@ def _format_value(value: float, error: float | None) -> str:
 
 
 class Progress:
-    """Shows a line for each trial, and on a terminal a bar with the best value and the time left; a context manager."""
+    """Shows a line for each trial, and on a terminal a bar with the best value and the time left."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._started, self._told = time.monotonic(), 0
-        self._bar = Bar(
+        self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -70,15 +68,8 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("trials", total=None, note="")
+        self._task = self.bar.add_task("trials", total=None, note="")
         self._said: str | None = None
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._bar.stop()
 
     def say(self, text: str) -> None:
         """Print a line, unless it is the one before."""
@@ -98,7 +89,7 @@ class Progress:
             top = f"; best {best.value:.4g} (trial {number_of(best)})"
         values, result = _format_point(trial.point), _format_outcome(outcome)
         self.say(f"[{done}/{total}] trial {trial.number}: {values}: {result}{top}{rest}")
-        self._bar.update(self._task, completed=done, total=total, note=f"{top.lstrip('; ')}{rest}")
+        self.bar.update(self._task, completed=done, total=total, note=f"{top.lstrip('; ')}{rest}")
 
 
 def _format_outcome(outcome: TrialOutcome) -> str:

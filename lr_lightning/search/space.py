@@ -84,10 +84,7 @@ class Choice:
         """Return all values."""
         return list(self.values)
 
-    @property
-    def examples(self) -> list[Value]:
-        """Return all values."""
-        return list(self.values)
+    examples = property(grid)
 
     def holds(self, value: Any) -> bool:
         """Tell whether a value is one of them, with its type."""
@@ -105,7 +102,7 @@ def _is_list(value: Any) -> bool:
 def _domain(where: str, entry: Any) -> Range | Choice:
     """Parse the values of a key as conf/search/*.yaml gives them."""
     if not isinstance(entry, Mapping):
-        return _choice(where, entry if isinstance(entry, Sequence) and not isinstance(entry, str) else [entry])
+        return _choice(where, entry if _is_list(entry) else [entry])
     for name in entry:
         if name not in _ENTRY:
             close = did_you_mean(str(name), _ENTRY)

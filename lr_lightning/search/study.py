@@ -289,13 +289,10 @@ class Study:
 
     def _points(self, start: Sequence[Mapping[str, Value]]) -> list[Mapping[str, Value]]:
         """Return the fixed values of each trial, in a stable order; an empty point leaves all to the sampler."""
-        limit = self.search.node.n_trials
+        limit, rest = self.search.node.n_trials, self.search.space.grid(self.search.base)
         if self.search.node.sampler == "grid":
-            return [*start, *(point for point in self.search.space.grid(self.search.base) if point not in start)][
-                :limit
-            ]
-        count = len(start) if limit is None else limit
-        return [*start, *({} for _ in range(count - len(start)))][:count]
+            return [*start, *(point for point in rest if point not in start)][:limit]
+        return [*start, *({} for _ in range((limit or 0) - len(start)))][:limit]
 
     def _wait_until_filled(self) -> None:
         """Wait for the machine that made the study to fill it; if that was killed, this one does."""
