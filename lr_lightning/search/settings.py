@@ -78,10 +78,6 @@ class Composer:
             where = ", ".join(override(key, value) for key, value in point.items())
             raise ConfigError(f"search.space: a trial with {where} cannot be run.\n{e}") from e
 
-    def check_key(self, key: str, point: Mapping[str, Value]) -> None:
-        """Check that the chosen groups have a key, and that it takes its value."""
-        self._set(self._of_groups(point), key, point[key])
-
     @cached_property
     def groups(self) -> dict[str, list[str]]:
         """Return the config groups and their choices."""
@@ -336,10 +332,7 @@ def _check_space(search: Search) -> None:
         groups = dict(zip(chosen, values, strict=True))
         for number in range(max(map(len, examples.values()), default=1)):
             rest = {key: found[min(number, len(found) - 1)] for key, found in examples.items()}
-            trial = space.point(groups | rest, base)
-            for key in filter(rest.__contains__, trial):
-                composer.check_key(key, trial)
-            composer.config(trial)
+            composer.config(space.point(groups | rest, base))
 
 
 def _check_conditions(space: Space, groups: Mapping[str, Sequence[str]]) -> None:
