@@ -76,10 +76,8 @@ def _search(root: Path, words: list[str]) -> int:
 
         def prepared() -> list[Mapping[str, Value]]:
             if any(search.folder.glob("trial-*")):
-                raise ConfigError(
-                    f"sweep: {search.folder} holds trials of another search with that name. Give another sweep=NAME, "
-                    "or another output_root."
-                )
+                other = f"{search.folder} holds trials of another search"
+                raise ConfigError(f"sweep: {other}. Give another sweep=NAME, or another output_root.")
             smoke_test(search, workers.call)
             return start_points(search, workers.call)
 

@@ -273,21 +273,15 @@ def _gpus() -> list[str]:
 
 @dataclass
 class Engine:
-    """Runs the trials of a study, as many at a time as were asked for.
-
-    Attributes:
-        trial_seconds: What the trials of this search took so far, added up.
-        limited: Whether a limit of time or epochs has ended the search.
-        ended_last: Whether this search ended the last trial of all.
-    """
+    """Runs the trials of a study, as many at a time as were asked for."""
 
     search: Search
     study: Study
     workers: Workers
     progress: Progress
-    trial_seconds: float = 0.0
-    limited: bool = False
-    ended_last: bool = False
+    trial_seconds: float = 0.0  # of the trials of this search, added up
+    limited: bool = False  # a limit of time or epochs has ended the search
+    ended_last: bool = False  # this search ended the last trial of all
     _running: list[TrialRuns] = field(default_factory=list)
     _failed_in_a_row: int = 0
     _started: float = field(default_factory=time.monotonic)

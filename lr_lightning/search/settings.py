@@ -112,31 +112,20 @@ def _remedy(key: str, node: Any) -> str:
     if parent and isinstance(node, int | float | str):
         return f" The values of {parent} are given as a list or by one of {', '.join(sorted(KINDS))}, not by '{name}'."
     group = key.split(".")[0]
-    return (
-        f" If only some choices of {group} have it, add when: {{{group}: ...}} to its entry; a new one of kwargs is "
-        f"added with +{key}=... first. `scripts/train.py --cfg job` shows every key."
-    )
+    return f" If only some choices of {group} have it, add when: {{{group}: ...}}; a new one of kwargs needs +{key}=..."
 
 
 @dataclass(frozen=True)
 class Search:
-    """A checked search.
-
-    Attributes:
-        node: The config's ``search``, without the space.
-        training: Overrides for every trial.
-        config: The config of a trial without the searched values.
-        base: Values of the keys that conditions name but that are not searched.
-        name: Name of the sweep, and of Optuna's study.
-    """
+    """A checked search."""
 
     root: Path
-    node: SearchConfig
+    node: SearchConfig  # the config's `search`, without the space
     space: Space
-    training: tuple[str, ...]
-    config: Config
-    base: dict[str, Value]
-    name: str
+    training: tuple[str, ...]  # overrides for every trial
+    config: Config  # of a trial without the searched values
+    base: dict[str, Value]  # values of keys that conditions name but that are not searched
+    name: str  # of the sweep, and of Optuna's study
     composer: Composer = field(repr=False)
 
     @property
@@ -223,9 +212,7 @@ def _space_of(node: SearchConfig, arguments: Arguments) -> Space:
     fixed = {given.key_or_group for given in arguments.training if not given.is_delete()}
     space = Space.of({key: entry for key, entry in node.space.items() if key not in fixed} | arguments.space)
     if node.sampler == "grid" and space.size() > _MOST_POINTS:
-        raise ConfigError(
-            f"search.space: a grid of up to {space.size():,} points. Give fewer values or points, or search=random."
-        )
+        raise ConfigError(f"search.space: a grid of up to {space.size():,} points. Give fewer, or search=random.")
     return space
 
 
@@ -240,10 +227,7 @@ def _bad_settings(node: SearchConfig) -> Iterator[str]:
     if {"median", "hyperband"} <= set(node.pruners):
         yield "search.pruners: median and hyperband both decide by Optuna's rules. Give one of them."
     if node.objective.startswith(("test/", "summary/test")):
-        yield (
-            f"search.objective: '{node.objective}': the test set must not choose. Take a value of the validation, "
-            "such as summary/best_val_acc; the test of each trial is recorded all the same."
-        )
+        yield f"search.objective: {node.objective}: the test set must not choose. Give summary/best_val_acc or another."
     if node.sampler != "grid" and node.n_trials is node.hours is node.epochs is None:
         yield f"search.n_trials: null: {node.name} would never end. Give one of n_trials, hours, epochs."
     sqlite = (node.storage or "").startswith("sqlite")
@@ -286,7 +270,7 @@ def _refuse(search: Search) -> None:
     for key in search.space.keys:
         if key == "seed" or key.split(".")[0] in ("tracking", "search", "output_root", "resume", "study", "test"):
             raise ConfigError(
-                f"search.space.{key}: cannot be searched. For several seeds in each trial give search.seeds=[0,1,2]."
+                f"search.space.{key}: cannot be searched. Several seeds a trial are search.seeds=[0,1,2]."
             )
     if search.space.keys.keys() & set(LR_KEYS) and config.keys_set_by_finder():
         raise ConfigError(
@@ -308,10 +292,8 @@ def _check_start(search: Search) -> None:
             if value != FINDER:
                 search.space.check_value(str(key), value, where)
             elif key not in LR_KEYS or key not in search.space.keys:
-                raise ConfigError(
-                    f"{where}.{key}: the finder finds optimizer.lr, if that is searched, and nothing else. "
-                    f"Keys: {', '.join(search.space.keys)}."
-                )
+                keys = ", ".join(search.space.keys)
+                raise ConfigError(f"{where}.{key}: the finder finds optimizer.lr, if that is searched. Keys: {keys}.")
 
 
 def _check_space(search: Search) -> None:
@@ -339,16 +321,14 @@ def _check_conditions(space: Space, groups: Mapping[str, Sequence[str]]) -> None
     """Refuse a condition with a value that its key never has: what depends on it would never be searched."""
     for key, conditions in space.conditions.items():
         for other, values in conditions.items():
-            domain = space.keys.get(other)
-            allowed = domain.values if isinstance(domain, Choice) else groups.get(other)
+            domain, where = space.keys.get(other), f"search.space.{key}.when.{other}"
+            if domain is not None and not isinstance(domain, Choice):
+                raise ConfigError(f"{where}: is searched as a range; a condition needs a list of values.")
+            allowed = groups.get(other) if domain is None else domain.values
             for value in values:
-                if domain is not None and not isinstance(domain, Choice):
-                    raise ConfigError(
-                        f"search.space.{key}.when.{other}: is searched as a range; a condition needs a list of values."
-                    )
                 if allowed is not None and str(value) not in map(str, allowed):
                     close = did_you_mean(str(value), map(str, allowed))
-                    raise ConfigError(f"search.space.{key}.when.{other}: '{value}' is never one of its values.{close}")
+                    raise ConfigError(f"{where}: '{value}' is never one of its values.{close}")
 
 
 def check_store(config: Config) -> None:

@@ -65,13 +65,10 @@ def _check_objective(search: Search, result: TaskResult) -> None:
     name = search.node.objective
     logged = sorted([*(f"summary/{key}" for key in result.summary), *result.logged])
     if objective_of(name, result) is None and name not in logged:
-        raise ConfigError(
-            f"search.objective: no run logs '{name}'. They log: {', '.join(logged)}.{did_you_mean(name, logged)}"
-        )
+        close = did_you_mean(name, logged)
+        raise ConfigError(f"search.objective: no run logs '{name}'. They log: {', '.join(logged)}.{close}")
     if search.node.direction is None and direction_of(name) is None:
-        raise ConfigError(
-            f"search.direction: the name {name} does not tell whether more of it is better. Give maximize or minimize."
-        )
+        raise ConfigError(f"search.direction: the name {name} does not tell what is better. Give maximize or minimize.")
     if search.node.pruners and search.monitor not in result.logged:
         raise ConfigError(
             f"search.pruners: need '{search.monitor}' at each validation, but no run logs it. "

@@ -109,10 +109,8 @@ def _domain(where: str, entry: Any) -> Range | Choice:
             raise SpaceError(f"{where}: there is no '{name}'.{close} Known: {', '.join(_ENTRY)}.")
     kinds = [name for name in KINDS if name in entry]
     if len(kinds) != 1:
-        raise SpaceError(
-            f"{where}: needs one of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}. "
-            "Write a list of values, or {log: [1e-4, 1]}."
-        )
+        got = ", ".join(kinds) or "none"
+        raise SpaceError(f"{where}: needs one of {', '.join(KINDS)}, got {got}. Write for instance {{log: [1e-4, 1]}}.")
     return _choice(where, entry["choice"]) if kinds == ["choice"] else _range(where, kinds[0], entry)
 
 
@@ -137,10 +135,8 @@ def _range(where: str, kind: str, entry: Mapping[str, Any]) -> Range:
     if low >= high:
         raise SpaceError(f"{at}: the first must be below the second, got {list(ends)}.")
     if log and low <= 0:
-        raise SpaceError(
-            f"{at}: a logarithm needs numbers above 0, got {list(ends)}. Give for instance "
-            f"[{high / 1e4:g}, {high:g}], or use {'int' if integer else 'linear'}."
-        )
+        hint = f"Give [{high / 1e4:g}, {high:g}] for instance, or use {'int' if integer else 'linear'}."
+        raise SpaceError(f"{at}: a logarithm needs numbers above 0, got {list(ends)}. {hint}")
     if integer and not (low.is_integer() and high.is_integer()):
         raise SpaceError(f"{at}: needs integers, got {list(ends)}.")
     good = _is_number(step) and step > 0 and not log and (not integer or float(step).is_integer())
@@ -189,8 +185,7 @@ class Space:
         entries = _flat(node)
         if not entries:
             raise SpaceError(
-                "search.space: is empty, so there is nothing to search. Give a key, such as "
-                "'search.space.optimizer.lr={log: [1e-4, 1]}'."
+                "search.space: is empty. Give a key, such as 'search.space.optimizer.lr={log: [1e-4, 1]}'."
             )
         keys = {key: _domain(f"search.space.{key}", entry) for key, entry in entries.items()}
         conditions = {
@@ -277,9 +272,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _conditions(key: str, when: Any) -> dict[str, tuple[Value, ...]]:
     flat = _flat(when) if isinstance(when, Mapping) else {}
     if not flat:
-        raise SpaceError(
-            f"search.space.{key}.when: needs a key and its value, such as {{optimizer: sgd}}, got {when!r}."
-        )
+        raise SpaceError(f"search.space.{key}.when: needs a key and its value, {{optimizer: sgd}} say, got {when!r}.")
     return {other: tuple(values) if _is_list(values) else (values,) for other, values in flat.items()}
 
 
@@ -343,10 +336,7 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
         try:
             given = parser.parse_override(f"search.{bare}" if bare.split("=", 1)[0] in _SHORT_KEYS else word)
         except HydraException as e:
-            raise ConfigError(
-                f"cannot read '{word}'. Write key=value, in quotes if it has spaces or brackets: "
-                "'search.space.optimizer.lr={log: [1e-4, 1]}'."
-            ) from e
+            raise ConfigError(f"cannot read '{word}'. Write key=value, in quotes if it has spaces or brackets.") from e
         found.add(given)
     return found
 
@@ -367,7 +357,7 @@ def _entry(given: Override) -> Any:
         values = []
     if not values:
         raise ConfigError(
-            f"{given.key_or_group}: '{given.input_line}' is empty, or nothing that a search can use. "
+            f"{given.key_or_group}: {str(given.input_line).partition('=')[2]} is empty, or no values for a search. "
             "Give a list of values, interval(low,high) or range(first,beyond,step)."
         )
     return values

@@ -131,9 +131,7 @@ def _lock_of(url: str) -> FileLock:
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
         except OSError as e:
-            raise ConfigError(
-                f"storage: no database can be made in {path.parent} ({e.strerror}). Give another place."
-            ) from e
+            raise ConfigError(f"storage: cannot write in {path.parent} ({e.strerror}). Give another place.") from e
         return FileLock(f"{path}.lock", timeout=_LOCK_SECONDS)
     mark = hashlib.sha256(hide_password(url).encode()).hexdigest()[:12]
     path = Path(tempfile.gettempdir()) / f"lr_lightning-search-{os.getuid()}-{mark}.lock"
@@ -150,19 +148,14 @@ class Lost(StrEnum):
 
 @dataclass
 class Trial:
-    """A trial that this search runs: the `attempt`-th time, after that many attempts were lost.
-
-    Attributes:
-        resumes: Whether an earlier attempt may have left a checkpoint or results.
-        reports: What earlier attempts reported: the value at each validation, in the direction of the objective.
-    """
+    """A trial that this search runs."""
 
     number: int
     point: dict[str, Value]
     handle: optuna.Trial = field(repr=False)
-    attempt: int = 0
-    resumes: bool = False
-    reports: dict[int, float] = field(default_factory=dict)
+    attempt: int = 0  # how many attempts were lost before
+    resumes: bool = False  # an earlier attempt may have left a checkpoint or results
+    reports: dict[int, float] = field(default_factory=dict)  # of earlier attempts, in the direction of the objective
 
 
 def number_of(trial: FrozenTrial) -> int:
@@ -478,10 +471,8 @@ def _check_identity(study: optuna.Study, search: Search) -> None:
     until = time.monotonic() + 10
     while "search" not in (attrs := study.user_attrs):
         if time.monotonic() > until:
-            raise ConfigError(
-                f"sweep: {hide_password(search.storage)} has a study '{study.study_name}' that this program did not "
-                "make, or whose maker was killed while it did. Give another sweep=NAME."
-            )
+            where = f"{hide_password(search.storage)} has a study '{study.study_name}'"
+            raise ConfigError(f"sweep: {where} that no search has finished making. Give another sweep=NAME.")
         time.sleep(0.2)
     theirs, ours = json.loads(attrs["search"]), json.loads(json.dumps(search.identity))
     differences = [

@@ -39,26 +39,18 @@ _FINAL = (Status.FINISHED, Status.PRUNED, Status.DIVERGED)
 
 @dataclass(frozen=True)
 class Task:
-    """A training run to do, which may be judged by the search or end itself if it is hopeless.
-
-    Attributes:
-        folder: Where the output folder and the result go.
-        judged: Whether the search is asked after each validation.
-        ends_hopeless: Whether the run is ended when it diverges or collapses by its own diagnosis.
-        patience: Share of the run before which nothing ends it.
-        resume: Overrides to resume an interrupted attempt with, if there is one; None for a new run.
-    """
+    """A training run to do."""
 
     root: Path
     config: Config
-    folder: Path
+    folder: Path  # of the output folder and the result
     monitor: str
     higher: bool
     tags: dict[str, str] = field(default_factory=dict)
-    judged: bool = False
-    ends_hopeless: bool = False
-    patience: float = 1.0
-    resume: tuple[str, ...] | None = None
+    judged: bool = False  # the search is asked after each validation
+    ends_hopeless: bool = False  # the run ends if it diverges or collapses by its own diagnosis
+    patience: float = 1.0  # share of the run before which nothing ends it
+    resume: tuple[str, ...] | None = None  # overrides to resume an interrupted attempt with; None for a new run
 
 
 @dataclass
