@@ -178,9 +178,9 @@ def test_validation_probe_and_checkpoint_see_the_same_averages_in_any_order(tmp_
     class Probe(OverfittingMonitor):
         seen: list[dict[str, Tensor]]
 
-        def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        def _measure_probe(self, trainer: Trainer, pl_module: LightningModule) -> Any:
             self.seen.append(copied(pl_module))
-            return super()._measure(trainer, pl_module)
+            return super()._measure_probe(trainer, pl_module)
 
     losses = []
     for first in (True, False):
