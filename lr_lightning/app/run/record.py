@@ -38,7 +38,7 @@ from lr_lightning.tracking import RunLogger
 from lr_lightning.tracking.environment import environment_tags
 from lr_lightning.tracking.keys import COLOUR_TAG, hide_password
 from lr_lightning.tracking.locks import mark_dead_runs
-from lr_lightning.tracking.replay import Watchdog
+from lr_lightning.tracking.replay import watchdog
 from lr_lightning.tracking.store import open_store
 from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
@@ -334,7 +334,7 @@ def record_run(
     """
     may_be_killed = logger is not None and logger.store is not None and world_size(config.trainer) > 1  # by a lost rank
     status = "FAILED"
-    with stop, Watchdog(logger.output_dir if logger and may_be_killed else None):
+    with stop, watchdog(logger.output_dir if logger and may_be_killed else None):
         try:
             outcome = work()
             if logger:
