@@ -9,7 +9,6 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +18,7 @@ from lr_lightning.app import build
 from lr_lightning.app.checks import validate
 from lr_lightning.app.composition import compose_config, prepare
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
-from lr_lightning.app.run.checkpoints import read_checkpoint
+from lr_lightning.app.run.checkpoints import load_weights, read_checkpoint
 from lr_lightning.app.run.resume import ALLOWED_TARGETS, RunArgument, read_config, run_folder
 from lr_lightning.app.run.train import quiet
 from lr_lightning.errors import ConfigError
@@ -90,7 +89,7 @@ class Predictor:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         net = build.build_net(config.model, self.data)
         module = build.build_module(config.module, config.optimizer, net, self.data)
-        _load_weights(module, stored["state_dict"], path)
+        load_weights(module, stored, f"RUN: {path}")
         self.module = module.to(self.device).eval()
 
     def __call__(self, paths: Sequence[Path]) -> Iterator[Prediction | UnreadableImage]:
@@ -218,13 +217,6 @@ def _trained_on(checkpoint: dict[str, Any], path: Path) -> _TrainingData:
         raise ConfigError(f"RUN: {path} does not name its classes: it is of an older version. Train again.")
     height, width = state["image_size"]
     return _TrainingData(tuple(state["class_names"]), (height, width), Normalizer(state["offset"], state["scale"]))
-
-
-def _load_weights(module: LightningModule, weights: dict[str, Tensor], path: Path) -> None:
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as e:
-        raise ConfigError(f"RUN: {path} does not fit its config: {str(e).splitlines()[-1].strip()}") from e
 
 
 def _decoded(path: Path, fmt: Format) -> Tensor | UnreadableImage:

@@ -19,7 +19,7 @@ from lr_lightning.app.world import world_size
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.training.datamodule import ImageDataModule
 
-_ROWS = (
+_ROWS = (  # of the table at the end: name, key of the summary, format
     ("best validation accuracy", "best_val_acc", "{:.2%}"),
     ("last validation accuracy", "last_val_acc", "{:.2%}"),
     ("test accuracy (best checkpoint)", "test_acc", "{:.2%}"),
@@ -36,8 +36,6 @@ _ROWS = (
     ("price", "price", "{:.4g}"),
     ("spikes of the training loss", "spikes", "{:.0f}"),
 )
-"""The rows of the table at the end: name, key of the summary, format."""
-
 _DEFAULT_STORE = Path(__file__).resolve().parents[3] / "mlruns"
 
 
@@ -46,9 +44,7 @@ def print_start(
 ) -> None:
     """Print in a few lines what is about to be trained, and its output folder."""
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    sizes = data.sizes
-    channels, (height, width) = data.in_channels, data.image_size
-    node = config.optimizer
+    sizes, (height, width), node = data.sizes, data.image_size, config.optimizer
     if getattr(config.finder, "apply", False):
         peak = f"from {config.finder.name} (else {node.lr:g})"
     else:
@@ -60,7 +56,7 @@ def print_start(
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{config.data.name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes.get('test', 0):,} test "
-        f"images of {channels}×{height}×{width}, {data.num_classes} classes"
+        f"images of {data.in_channels}×{height}×{width}, {data.num_classes} classes"
     )
     console.print(
         f"{config.model.name}: {parameters:,} parameters; {node.name}, peak lr {peak}, "
@@ -74,14 +70,7 @@ def print_start(
 
 
 def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bool = False) -> None:
-    """Print the table at the end of a run, and the next commands.
-
-    Args:
-        config: The run's config.
-        folder: Its output folder.
-        outcome: Its outcome.
-        idle: Whether a finished run was resumed, so that nothing was left to train.
-    """
+    """Print the table and the next commands; ``idle``: a finished run was resumed, so nothing was left to train."""
     summary, verdict, run_id = outcome.summary, outcome.verdict, outcome.run_id
     console = Console(highlight=False, markup=False)
     table = Table(title=f"{config.model.name} on {config.data.name}, {config.schedule.name}", title_justify="left")
@@ -102,8 +91,7 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
     if idle:
         made = f"nothing was left to do: the run had made all its {summary['steps']:,.0f} steps."
         console.print(f"{made} To train longer, resume it with {key}={2 * limit}", soft_wrap=True)
-    resume = resume_arguments(folder, asdict(config))
-    commands = [_look(config.tracking), *_training(outcome, key, limit, resume)]
+    commands = [_look(config.tracking), *_training(outcome, key, limit, resume_arguments(folder, asdict(config)))]
     if config.data.name == "image_folder":
         predict = Path(sys.argv[0]).with_name("predict.py")
         commands.append(("predict", python_command(predict, str(folder), "NEW_IMAGES")))
@@ -123,8 +111,7 @@ def _length(node: TrainerConfig, summary: dict[str, float]) -> tuple[str, int]:
 
 
 def _started_by_make() -> bool:
-    """Check whether `make train` started this process: the virtual environment may not be active."""
-    return "MAKELEVEL" in os.environ
+    return "MAKELEVEL" in os.environ  # the virtual environment may not be active
 
 
 def _look(node: TrackingConfig) -> tuple[str, str]:
@@ -145,17 +132,12 @@ def _training(outcome: RunOutcome, key: str, limit: int, resume: list[str]) -> l
     verdict = outcome.verdict
     if verdict is None or verdict.can_train_longer:
         name, arguments = "train on", [*resume, f"{key}={2 * limit}"]
-    elif verdict.sufficient_epochs is not None and (own := _own_overrides()) is not None:
-        length = max(1, round(limit * verdict.sufficient_epochs / verdict.evidence["epochs"]))
-        name, arguments = "a shorter one", [*(w for w in own if w.lstrip("+").split("=")[0] != key), f"{key}={length}"]
+    elif verdict.sufficient_epochs is None or any(word.startswith(("-", "resume=")) for word in sys.argv[1:]):
+        return []  # the overrides of a multirun or a resume do not start this run
     else:
-        return []
+        length = max(1, round(limit * verdict.sufficient_epochs / verdict.evidence["epochs"]))
+        own = [word for word in sys.argv[1:] if word.lstrip("+").split("=")[0] != key]
+        name, arguments = "a shorter one", [*own, f"{key}={length}"]
     if _started_by_make():
         return [(name, f'make train ARGS="{hide_password(shlex.join(arguments))}"')]
     return [(name, python_command(Path(sys.argv[0]), *arguments))]
-
-
-def _own_overrides() -> list[str] | None:
-    """Return the overrides that started this run; None for a multirun or a resume."""
-    words = sys.argv[1:]
-    return None if any(word.startswith(("-", "resume=")) for word in words) else words
