@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -65,11 +66,9 @@ def _keep(path: Path, copy: Path) -> None:
 def _reason(error: Exception, folder: Path) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:
-        return str(error).splitlines()[0]
-    return f"{free / 1e6:.1f} MB are free on its disk"
+    with suppress(OSError):
+        return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free on its disk"
+    return str(error).splitlines()[0]
 
 
 class ConfigStamp(Callback):
@@ -83,16 +82,6 @@ class ConfigStamp(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config to the checkpoint."""
         checkpoint[self.KEY] = self.flat
-
-
-def config_differences(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> list[str]:
-    """List the keys in which the two configs differ; keys of only one are skipped, because versions add keys."""
-    stored = checkpoint.get(ConfigStamp.KEY, {})
-    return [
-        f"{key}: {stored[key]} in the checkpoint, {value} in the run"
-        for key, value in flat.items()
-        if key in stored and stored[key] != value
-    ]
 
 
 class RunCheckpoint(CheckpointCallback):
@@ -114,9 +103,7 @@ class RunCheckpoint(CheckpointCallback):
         After a resume Lightning does not know that it saved this step. It would save again in the middle of the next
         step's accumulation, whose gradients no checkpoint holds.
         """
-        if self.every_n_train_steps < 1:
-            return
-        if is_step_complete(trainer) and not validation_follows(trainer):
+        if self.every_n_train_steps > 0 and is_step_complete(trainer) and not validation_follows(trainer):
             super().on_train_batch_end(trainer, *args)
 
     def should_skip(self, trainer: Trainer) -> bool:
@@ -175,6 +162,4 @@ def load_weights(module: LightningModule, checkpoint: Mapping[str, Any], name: s
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as e:
-        reason = " ".join(str(e).split())
-        reason = reason if len(reason) <= 300 else reason[:300] + "..."
-        raise ConfigError(f"{name} does not fit this model: {reason}") from e
+        raise ConfigError(f"{name} does not fit this model: {shorten(str(e), 300, placeholder='...')}") from e

@@ -58,10 +58,7 @@ class GracefulStop(Signals, Callback):
             self._stop_if_told(trainer)
 
     def _stop_if_told(self, trainer: Trainer) -> None:
-        told = self.signum is not None
-        if trainer.world_size > 1:
-            told = trainer.strategy.reduce_boolean_decision(told, all=False)
-        if told:
+        if trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False):
             stop_after_batch(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -34,12 +34,9 @@ from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed
-from lr_lightning.tracking import RunLogger
-from lr_lightning.tracking.environment import environment_tags
+from lr_lightning.tracking import RunLogger, environment_tags, mark_dead_runs, open_store
 from lr_lightning.tracking.keys import hide_password
-from lr_lightning.tracking.locks import mark_dead_runs
 from lr_lightning.tracking.replay import Watchdog
-from lr_lightning.tracking.store import open_store
 from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
 
@@ -145,15 +142,14 @@ def open_logger(
         "seed": str(config.seed),
         "finder": config.finder.name,
         "output_dir": str(folder),
-        "checkpoint.last": str(folder / "checkpoints" / LAST),
-        "checkpoint.best": str(folder / "checkpoints" / "best.ckpt"),
         "data.fingerprint": data.fingerprint,
-        COLOUR_TAG: style(config.schedule.name).colour,
-        **config.tracking.tags,
     }
-    if job != "train":  # it follows no schedule and makes no checkpoints; tags that the user set stay
-        absent = {"schedule", COLOUR_TAG, "checkpoint.last", "checkpoint.best"} - config.tracking.tags.keys()
-        tags = {key: value for key, value in tags.items() if key not in absent}
+    if job == "train":
+        kept = {f"checkpoint.{Path(file).stem}": str(folder / "checkpoints" / file) for file in (LAST, "best.ckpt")}
+        tags |= {**kept, COLOUR_TAG: style(config.schedule.name).colour}
+    else:  # it follows no schedule and makes no checkpoints
+        del tags["schedule"]
+    tags |= config.tracking.tags
     with _disk_errors_as_input(folder):
         logger = _started_logger(config.tracking, folder, name, tags, resume=resume)
         with _ended_by_an_error(logger):
@@ -212,16 +208,9 @@ def _started_logger(
         store = open_store(Path(node.root), node.uri) if node.name == "mlflow" else None
         if store is not None:
             mark_dead_runs(store)
-        logger = RunLogger(
-            folder,
-            store,
-            experiment=node.experiment,
-            run_name=run_name,
-            tags=tags,
-            csv=node.name == "csv",
-            resume=resume,
-            end_on_finalize=False,
-        )
+        csv = node.name == "csv"
+        about: dict[str, Any] = {"experiment": node.experiment, "run_name": run_name, "tags": tags}
+        logger = RunLogger(folder, store, **about, csv=csv, resume=resume, end_on_finalize=False)
         logger.start()
         if store is not None and logger.experiment_id is not None:
             keep_view(store, logger.experiment_id)
@@ -309,7 +298,11 @@ def record_run(
                 raise SystemExit(0) from None
             interrupted = e if isinstance(e, Interrupted) else Interrupted(stop.signum or signal.SIGINT)
             with suppress(OSError):  # the terminal may be closed
-                _print_interrupted(f"{interrupted} at step {trainer.global_step}", stop.checkpoint, asdict(config))
+                console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+                console.print(f"{interrupted} at step {trainer.global_step}")
+                if stop.checkpoint is not None and stop.checkpoint.is_file():
+                    arguments = resume_arguments(stop.checkpoint.parent.parent, asdict(config))
+                    console.print(f"resume it:  {shlex.join(['python', sys.argv[0], *arguments])}")
             raise interrupted from None
         except Exception as e:
             known = _known_error(e, trainer, logger, config)
@@ -319,15 +312,6 @@ def record_run(
         finally:
             if logger:
                 _end(logger, status)
-
-
-def _print_interrupted(reason: str, checkpoint: Path | None, container: dict[str, Any]) -> None:
-    """Print that the run was stopped, and the command that resumes it."""
-    console = Console(stderr=True, highlight=False, markup=False)
-    console.print(reason, soft_wrap=True)
-    if checkpoint is not None and checkpoint.is_file():
-        command = shlex.join(["python", sys.argv[0], *resume_arguments(checkpoint.parent.parent, container)])
-        console.print(f"resume it:  {command}", soft_wrap=True)
 
 
 def _end(logger: RunLogger, status: str) -> None:

@@ -15,7 +15,7 @@ from lr_lightning import schedules
 from lr_lightning.app.checks import validate
 from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
-from lr_lightning.app.run.checkpoints import config_differences, read_checkpoint
+from lr_lightning.app.run.checkpoints import ConfigStamp, read_checkpoint
 from lr_lightning.app.run.output import BEFORE_LAST, LAST
 from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError, DataError, StoreUnavailable, TrackingError
@@ -128,7 +128,7 @@ def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) 
                 f"If you trust it, add {argument.trust.format(target)}."
             )
     try:
-        config = OmegaConf.structured(Config)
+        config: DictConfig = OmegaConf.structured(Config)
         for key, value in raw.items():
             if key in GROUP_BASES and isinstance(value, dict):
                 config[key] = OmegaConf.merge(OmegaConf.structured(_schema_of(key, value)), value)
@@ -136,8 +136,7 @@ def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) 
                 config[key] = value
     except OmegaConfBaseException as e:
         raise ConfigError(f"{path} does not fit this version: {explain(e)}") from e
-    result: DictConfig = config
-    return result
+    return config
 
 
 def _entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -166,31 +165,24 @@ def _apply_changes(stored: DictConfig, cfg: DictConfig, overrides: list[str]) ->
     """Copy the changed keys that may change into the stored config, and return them; refuse every other difference."""
     refused: list[str] = []
     changed: dict[str, Any] = {}
-
-    def take(key: str) -> None:
-        new = OmegaConf.select(cfg, key)
-        if new != OmegaConf.select(stored, key):
-            changed[key] = new
-            OmegaConf.update(stored, key, new)
-
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
-        if key in ("resume", "trust"):
-            continue
-        if key == "trainer":
-            for name in _DEVICE_KEYS:
-                take(name)
-        elif key == "tracking":
+        if key == "tracking":
             stored.tracking = cfg.tracking
-        elif key in _CHANGEABLE or key.startswith("tracking."):
-            take(key)
-        elif key in GROUP_BASES:
-            if cfg[key].name != stored[key].name:
-                refused.append(f"{key}: the run has {stored[key].name}, not {cfg[key].name}.")
         elif key == "experiment":
             refused.append("experiment: cannot be given with resume; the run has its config.")
-        elif (new := OmegaConf.select(cfg, key)) != (old := OmegaConf.select(stored, key)):
-            refused.append(f"{key}: the run has {old}, not {new}.")
+        if key in ("tracking", "experiment", "resume", "trust"):
+            continue
+        names = _DEVICE_KEYS if key == "trainer" else (f"{key}.name",) if key in GROUP_BASES else (key,)
+        for name in names:
+            old, new = OmegaConf.select(stored, name), OmegaConf.select(cfg, name)
+            if new == old:
+                continue
+            if name in _CHANGEABLE or name.startswith("tracking."):
+                changed[name] = new
+                OmegaConf.update(stored, name, new)
+            else:
+                refused.append(f"{key}: the run has {old}, not {new}.")
     if refused:
         allowed = "resume: only trainer.max_epochs, trainer.max_steps, device keys and tracking may change:"
         raise ConfigError("\n".join([allowed, *refused]))
@@ -203,7 +195,13 @@ def choose_checkpoint(resumed: ResumedRun, flat: Mapping[str, Any], data: ImageD
     Nothing is written, because the run may still be alive. ``data`` takes its state from the checkpoint.
     """
     path, checkpoint = _newest_whole(resumed.checkpoint)
-    if different := config_differences(checkpoint, identity(flat)):
+    stored = checkpoint.get(ConfigStamp.KEY, {})
+    different = [
+        f"{key}: {stored[key]} in the checkpoint, {value} in the run"
+        for key, value in identity(flat).items()
+        if key in stored and stored[key] != value  # versions add keys
+    ]
+    if different:
         if more := len(different[_MOST_DIFFERENCES:]):
             different[_MOST_DIFFERENCES:] = [f"and {more} more"]
         raise ConfigError("\n".join([f"resume: {path} is of a run with another config:", *different]))

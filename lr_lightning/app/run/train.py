@@ -45,14 +45,8 @@ def train(
     """Build everything, fit, test the best checkpoint once, and record the run.
 
     Bad input (``ConfigError``) is found before the run appears in the store. After that ``Diverged`` and ``RunFailed``
-    leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED.
-
-    Args:
-        config: The checked config.
-        resumed: The run to resume, or None for a new one.
-        report: Whether to print what is trained, and the result.
-        watching: More callbacks than the config's, such as a search's. If one has a true attribute ``gives_up``, the
-            test is skipped.
+    leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching`` are more callbacks than the
+    config's, such as a search's. If one has a true attribute ``gives_up``, the test is skipped.
     """
     prepare_process(config.trainer, config.output_root)
     config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
@@ -184,9 +178,8 @@ def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
 def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
     """Refuse synchronised batch norm over several processes on CPUs, before torch does in each of them."""
     on_cpu = node.accelerator == "cpu" or not torch.cuda.is_available()
-    if not node.sync_batchnorm or not on_cpu or world_size(node) == 1:
-        return
-    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in net.modules()):
+    normalises = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in net.modules())
+    if node.sync_batchnorm and on_cpu and normalises and world_size(node) > 1:
         raise ConfigError(
             "trainer.sync_batchnorm: true, but torch synchronises batch norm on GPUs only, and these processes have "
             "none. Set it to false: each process then normalises with its own batch."
