@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
@@ -60,9 +60,8 @@ def find_lr(config: Config, overrides: list[str]) -> RunOutcome:
 def _next_commands(found: RangeTest | GridTest, overrides: list[str]) -> list[tuple[str, str]]:
     """Return the commands that train with the found learning rate, or that search for one without a rule."""
     own = [word for word in overrides if not word.lstrip("+").startswith(_LR_KEYS)]
-    script = Path(sys.argv[0])
+    script, commands = Path(sys.argv[0]), []
     train = script.with_name("train.py")
-    commands = []
     if found.suggestion is not None:
         commands.append(("train with it", python_command(train, *own, f"optimizer.lr={found.suggestion:.3g}")))
     elif isinstance(found, RangeTest):  # a grid needs no rule to read a curve
@@ -76,11 +75,8 @@ def _next_commands(found: RangeTest | GridTest, overrides: list[str]) -> list[tu
 
 def _print_found(found: RangeTest | GridTest, title: str) -> None:
     """Print the table of a search: its suggestion and other rules', or the score of each learning rate."""
-    table = Table(title=title, title_justify="left")
     if isinstance(found, RangeTest):
-        table.add_column("rule")
-        table.add_column("lr", justify="right")
-        table.add_column("plausible", justify="right")
+        table = Table("rule", Column("lr", justify="right"), Column("plausible", justify="right"))
         lrs = {
             "suggestion": found.suggestion,
             "base_lr, for a cyclical schedule": found.base_lr,
@@ -92,12 +88,13 @@ def _print_found(found: RangeTest | GridTest, title: str) -> None:
             own = plausible if name == "suggestion" else ""
             table.add_row(name, "none" if lr is None else f"{lr:.3g}", own)
     else:
-        for name in ("lr", f"{found.metric} after {found.num_steps} steps", "± s.e."):
-            table.add_column(name, justify="right")
+        names = "lr", f"{found.metric} after {found.num_steps} steps", "± s.e."
+        table = Table(*(Column(name, justify="right") for name in names))
         for lr, mean, error in zip(found.lrs, found.losses, found.errors, strict=True):
             best = "  ← best" if lr == found.suggestion else ""
             score = "diverged" if math.isnan(mean) else f"{mean:.4g}{best}"
             table.add_row(f"{lr:.3g}", score, f"{error:.2g}" if error else "")
+    table.title, table.title_justify = title, "left"
     console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(found.describe().removesuffix(".") + ".", soft_wrap=True)
