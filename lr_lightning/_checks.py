@@ -7,17 +7,17 @@ from lr_lightning.errors import ArgumentError
 
 
 def check_number(name: str, value: float, *, low: float = 0.0, high: float = math.inf, above: bool = False) -> None:
-    """Refuse a number that is not finite or not in range.
+    """Check that a number is finite and in range.
 
     Args:
         name: The argument's name.
-        value: What was given.
-        low: Least value.
-        high: Greatest value.
-        above: ``low`` itself is refused.
+        value: The argument's value.
+        low: The lowest value.
+        high: The highest value.
+        above: Whether the value must be above ``low``, so that ``low`` itself is refused.
 
     Raises:
-        ArgumentError: ``value`` is out of range or no number.
+        ArgumentError: ``value`` is no number, not finite or out of range.
     """
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value < low or value > high or (above and value == low):
@@ -26,17 +26,17 @@ def check_number(name: str, value: float, *, low: float = 0.0, high: float = mat
 
 
 def check_count(name: str, value: int, least: int) -> None:
-    """Refuse what is no whole number of at least ``least``.
+    """Check that a value is a whole number >= ``least``.
 
     Raises:
-        ArgumentError: It is not.
+        ArgumentError: ``value`` is no whole number, or too small.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ArgumentError(f"must be a whole number >= {least}, got {value!r}", name)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse what is not among the choices.
+    """Check that a value is one of the choices.
 
     Raises:
         ArgumentError: ``value`` is not in ``choices``.

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BLACK",
     "BLUE",
-    "COLOUR_TAG",
     "FRAME",
     "GREEN",
     "GREY",
@@ -36,9 +35,6 @@ __all__ = [
     "style_axes",
     "styles",
 ]
-
-COLOUR_TAG = "mlflow.runColor"
-"""Run tag that MLflow's charts take a run's colour from."""
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 YELLOW, SKY, GREY, BLACK = "#E69F00", "#56B4E9", "#808080", "#000000"

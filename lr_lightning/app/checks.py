@@ -77,7 +77,8 @@ def _conflicts(config: Config) -> Iterator[Problem]:
     yield from _momentum_conflicts(config.optimizer, config.schedule)
     yield from _monitor_conflicts(config.callbacks, config.schedule)
     yield from _finder_conflicts(config)
-    yield from _study_conflicts(config)
+    if config.study is not None:
+        yield from _study_conflicts(config.callbacks, config.schedule)
     if config.resume and config.ckpt:
         yield Problem("ckpt", "cannot be given with resume, which brings its own checkpoint. Leave one of the two out.")
 
@@ -177,16 +178,13 @@ def _finder_conflicts(config: Config) -> Iterator[Problem]:
         )
 
 
-def _study_conflicts(config: Config) -> Iterator[Problem]:
+def _study_conflicts(callbacks: CallbacksConfig, schedule: ScheduleConfig) -> Iterator[Problem]:
     """Find what a study needs and does not get."""
-    if config.study is None:
-        return
-    if config.callbacks.overfitting is None:
+    if callbacks.overfitting is None:
         yield Problem("study", "needs callbacks.overfitting, which is off.")
-    if config.callbacks.cost is None or config.callbacks.cost.target is None:
+    if callbacks.cost is None or callbacks.cost.target is None:
         yield Problem(
             "study", "needs a target to measure the speed by; give 'callbacks.cost.target=\"val/acc>=0.95\"'."
         )
-    schedule = config.schedule
     if isinstance(schedule, CyclicalConfig) and (schedule.max_lr is not None or schedule.base_lr is not None):
         yield Problem("study", "sets the learning rates itself; leave schedule.max_lr and schedule.base_lr out.")

@@ -1,4 +1,4 @@
-"""Callbacks that find out early what would leave a run without its result: a validation or a monitored metric."""
+"""Callbacks that make sure of a run's result: a last validation, and monitored metrics that are logged."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lr_lightning._checks import check_choice, check_count, check_number
+from lr_lightning._checks import check_choice, check_count
 from lr_lightning._lightning import FreshMetric, callbacks_of, is_dev_run
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
@@ -70,8 +70,8 @@ class ScheduleAwareStopping(EarlyStopping):
         check_choice("criterion", criterion, CRITERIA)
         check_count("patience", patience, 1)
         check_count("strip", strip, 1)
-        if threshold is not None:
-            check_number("threshold", threshold, above=True)
+        if threshold is not None and not threshold > 0:
+            raise ArgumentError(f"must be > 0, got {threshold}", "threshold")
         if criterion != "patience" and mode != "min":
             raise ArgumentError(
                 f"{criterion!r} takes a loss, which is better when it is lower: use mode='min'", "criterion"

@@ -11,10 +11,10 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_lightning._checks import check_count, check_number
+from lr_lightning._checks import check_count
 from lr_lightning._lightning import batch_loss, logging_step, mean_loss
 from lr_lightning._param_groups import effective_lr, first_group_lr
-from lr_lightning.errors import Diverged
+from lr_lightning.errors import ArgumentError, Diverged
 
 
 @runtime_checkable
@@ -59,7 +59,8 @@ class StepRecorder(Callback):
     """
 
     def __init__(self, flush_seconds: float = 5.0, flush_steps: int = 500, stop_on_divergence: bool = True) -> None:
-        check_number("flush_seconds", flush_seconds, above=True)
+        if not flush_seconds > 0:  # infinity is allowed: then only flush_steps counts
+            raise ArgumentError(f"must be > 0, got {flush_seconds}", "flush_seconds")
         check_count("flush_steps", flush_steps, 1)
         self.flush_seconds, self.flush_steps, self.stop_on_divergence = flush_seconds, flush_steps, stop_on_divergence
         self.last_loss: float | None = None

@@ -114,11 +114,7 @@ def _falling(values: Iterable[float]) -> Floats:
 def fit_errors(values: Floats) -> Floats:
     """Return the squared error of the best curve that falls over the first k values and rises over the rest, k = 0..n.
 
-    Args:
-        values: The curve, shape [n].
-
-    Returns:
-        Errors, shape [n + 1]: the first belongs to a curve that only rises, the last to one that only falls.
+    Shape [n + 1]: the first error belongs to a curve that only rises, the last to one that only falls.
     """
     return _falling(values.tolist()) + _falling(values[::-1].tolist())[::-1]
 
@@ -128,9 +124,6 @@ def evidence(values: Floats) -> tuple[float, float]:
 
     Both measures are differences of squared errors over the variance, of ranks: so neither the distribution of the
     noise nor a few wild values matter.
-
-    Args:
-        values: The curve, shape [n].
 
     Returns:
         Evidence for the fall (against a curve that only rises) and for the rise (against one that only falls), >= 0;

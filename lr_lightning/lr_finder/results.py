@@ -3,8 +3,9 @@
 import csv
 import io
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,8 +25,36 @@ _LABELS = {"loss": "training loss", "val_loss": "validation loss", "accuracy": "
 _TAIL = 0.2  # share of a training's last steps whose mean loss is its score, as the loss of one batch is too noisy
 
 
+class _Result(ABC):
+    """The parts that both results share; a subclass is a dataclass of tuples and plain values."""
+
+    @property
+    @abstractmethod
+    def abstention(self) -> Abstention | None:
+        """Why there is no suggestion; None if there is one."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no suggestion, in words."""
+        return None if self.abstention is None else self.abstention.reason
+
+    @property
+    def advice(self) -> str | None:
+        """What to try if there is no suggestion, in words."""
+        return None if self.abstention is None else self.abstention.advice
+
+    def state(self) -> dict[str, Any]:
+        """Return lists and plain values, for :meth:`from_state`."""
+        return {each.name: _lists(getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """Make the result whose :meth:`state` this is."""
+        return cls(**{name: _tuples(value) for name, value in state.items()})
+
+
 @dataclass(frozen=True)
-class RangeTest:
+class RangeTest(_Result):
     """The points of a range test and what they say.
 
     Attributes:
@@ -93,16 +122,6 @@ class RangeTest:
     def abstention(self) -> Abstention | None:
         """Why there is no suggestion; None if there is one."""
         return self.reading.abstention
-
-    @property
-    def reason(self) -> str | None:
-        """Why there is no suggestion, in words."""
-        return None if self.abstention is None else self.abstention.reason
-
-    @property
-    def advice(self) -> str | None:
-        """What to try if there is no suggestion, in words."""
-        return None if self.abstention is None else self.abstention.advice
 
     def wider(self, factor: float = 10.0) -> tuple[float, float] | None:
         """Return the first and last learning rate of a second test, or None if another range would not help.
@@ -183,26 +202,9 @@ class RangeTest:
         room = (start - low) or abs(start) or 1.0
         axes.set_ylim(low - 0.05 * room, start + 0.35 * room)
 
-    def state(self) -> dict[str, Any]:
-        """Return plain values, for :meth:`from_state`."""
-        return {
-            "grid": list(self.grid),
-            "runs": [list(run) for run in self.runs],
-            "metric": self.metric,
-            "mode": self.mode,
-            "epoch": self.epoch,
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Self:
-        """Make the result whose :meth:`state` this is."""
-        runs: Sequence[Sequence[float]] = state["runs"]
-        return cls(**{**state, "grid": tuple(state["grid"]), "runs": tuple(tuple(run) for run in runs)})
-
 
 @dataclass(frozen=True)
-class GridTest:
+class GridTest(_Result):
     """Trainings at constant learning rates from the same start.
 
     Attributes:
@@ -277,16 +279,6 @@ class GridTest:
         if self.metric == "loss" and self.losses[best] + 2 * self.errors[best] >= self.start:
             return Abstention(Cause.NO_PROGRESS)
         return None
-
-    @property
-    def reason(self) -> str | None:
-        """Why there is no suggestion, in words."""
-        return None if self.abstention is None else self.abstention.reason
-
-    @property
-    def advice(self) -> str | None:
-        """What to try if there is no suggestion, in words."""
-        return None if self.abstention is None else self.abstention.advice
 
     @property
     def suggestion(self) -> float | None:
@@ -382,30 +374,6 @@ class GridTest:
         style_axes(axes, x="step", y="training loss")
         figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, label="learning rate")
 
-    def state(self) -> dict[str, Any]:
-        """Return plain values, for :meth:`from_state`."""
-        return {
-            "lrs": list(self.lrs),
-            "curves": [[list(run) for run in runs] for runs in self.curves],
-            "num_steps": self.num_steps,
-            "finals": None if self.finals is None else [list(each) for each in self.finals],
-            "metric": self.metric,
-            "epoch": self.epoch,
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Self:
-        """Make the result whose :meth:`state` this is."""
-        finals = state["finals"]
-        return cls(
-            tuple(state["lrs"]),
-            tuple(tuple(tuple(run) for run in runs) for runs in state["curves"]),
-            state["num_steps"],
-            None if finals is None else tuple(map(tuple, finals)),
-            state["metric"],
-            state["epoch"],
-        )
-
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
@@ -420,3 +388,11 @@ def _mark(axes: Any, lr: float | None, interval: tuple[float, float] | None, nam
     if interval is not None:
         axes.axvspan(*interval, color=ORANGE, alpha=0.15, linewidth=0)
     axes.axvline(lr, color=ORANGE, linewidth=2, label=f"{name} {lr:.2g}")
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value

@@ -178,9 +178,10 @@ def test_validation_probe_and_checkpoint_see_the_same_averages_in_any_order(tmp_
     class Probe(OverfittingMonitor):
         seen: list[dict[str, Tensor]]
 
-        def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Any:
-            self.seen.append(copied(pl_module))
-            return super()._measure(trainer, pl_module)
+        def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if not trainer.sanity_checking:
+                self.seen.append(copied(pl_module))
+            super().on_validation_epoch_end(trainer, pl_module)
 
     losses = []
     for first in (True, False):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from lr_lightning.schedules import (
+    WSD,
     Clock,
     Constant,
     Cosine,
@@ -12,6 +13,7 @@ from lr_lightning.schedules import (
     Linear,
     MultiStep,
     Product,
+    Schedule,
     Step,
     Triangular,
     Warmup,
@@ -70,3 +72,16 @@ def test_join_and_product_take_one_list_as_yaml_gives() -> None:
 def test_an_empty_list_is_refused(empty: Any) -> None:
     with pytest.raises(ValueError, match=f"{empty.__name__} needs at least one"):
         empty([])
+
+
+def test_they_can_be_written_in_the_yaml_of_lightning_cli() -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+
+    def node(name: str, **arguments: Any) -> dict[str, Any]:
+        return {"class_path": f"lr_lightning.schedules.{name}", "init_args": arguments}
+
+    pieces = [[node("Linear", start=0.0, end=1.0), "500 steps"], [node("Product", schedules=[node("WSD")]), None]]
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--schedule", type=Schedule)
+    read = parser.instantiate(parser.parse_object({"schedule": node("Join", pieces=pieces)})).schedule
+    assert read == Join((Linear(0.0, 1.0), "500 steps"), (Product(WSD()), None))

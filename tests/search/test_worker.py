@@ -124,3 +124,23 @@ def test_four_machines_share_a_database_and_one_is_killed(search_command: Start,
     assert len({t.user_attrs["owner"]["pid"] for t in complete}) > 1
     failed = study.get_trials(states=(optuna.trial.TrialState.FAIL,))
     assert [t.user_attrs["owner"]["pid"] for t in failed] == [victim.pid]
+
+
+def test_a_trial_with_two_processes_is_a_process_group_that_ends_with_it(search_command: Start, tmp_path: Path) -> None:
+    words = ["search=random", "n_trials=1", "sweep=s", "tracking=csv", "test=false", "data.train_size=200"]
+    words += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=2"]
+    search = search_command(*words)
+
+    def launched() -> list[psutil.Process]:
+        return [p for p in psutil.Process(search.pid).children() if "worker" in p.cmdline()]
+
+    def ranks() -> list[psutil.Process]:
+        return [rank for process in launched() for rank in process.children()]
+
+    wait_for(ranks)
+    (leader,), (rank,) = launched(), ranks()
+    assert os.getpgid(leader.pid) == os.getpgid(rank.pid) == leader.pid
+    out, _ = search.communicate(timeout=240)
+    assert [row["state"] for row in trials(tmp_path)] == ["complete"], out
+    assert is_gone(leader)
+    assert is_gone(rank)

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch.distributed import DistBackendError, DistNetworkError
 
 from lr_lightning._lightning import callbacks_of
-from lr_lightning._plotting import COLOUR_TAG, style
+from lr_lightning._plotting import style
 from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
 from lr_lightning.app.lr_scaling import effective_batch_size
@@ -36,7 +36,7 @@ from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed
 from lr_lightning.tracking import RunLogger, environment_tags, mark_dead_runs, open_store
 from lr_lightning.tracking.keys import hide_password
-from lr_lightning.tracking.replay import Watchdog
+from lr_lightning.tracking.replay import watchdog
 from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
 
@@ -278,7 +278,7 @@ def record_run(
     """Do a run's work, and give its record (None on ranks other than the first) the true status whatever happens."""
     may_be_killed = logger is not None and logger.store is not None and world_size(config.trainer) > 1  # by a lost rank
     status = "FAILED"
-    with stop, Watchdog(logger.output_dir if logger and may_be_killed else None):
+    with stop, watchdog(logger.output_dir if logger and may_be_killed else None):
         try:
             outcome = work()
             if logger:

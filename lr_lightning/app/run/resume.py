@@ -95,7 +95,7 @@ def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> P
             return run.parent
     if cfg.tracking.name == "mlflow" and _RUN_ID.fullmatch(name):
         try:
-            tag = open_store(Path(cfg.tracking.root), cfg.tracking.uri).run_tags(name).get("output_dir")
+            tag = open_store(Path(cfg.tracking.root), cfg.tracking.uri).run(name).data.tags.get("output_dir")
         except (TrackingError, StoreUnavailable) as e:
             raise ConfigError(f"{key}: {e}") from e
         if tag is not None:
