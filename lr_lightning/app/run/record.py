@@ -35,7 +35,7 @@ from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed
 from lr_lightning.tracking import RunLogger, environment_tags, mark_dead_runs, open_store
-from lr_lightning.tracking.keys import hide_password
+from lr_lightning.tracking.keys import COLOUR_TAG, hide_password
 from lr_lightning.tracking.replay import watchdog
 from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
