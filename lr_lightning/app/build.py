@@ -35,7 +35,8 @@ from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.callbacks.lr_schedule import LRSchedule
-from lr_lightning.callbacks.overfitting import OverfittingMonitor, can_measure
+from lr_lightning.callbacks.overfitting import OverfittingMonitor
+from lr_lightning.callbacks.per_example import can_measure
 from lr_lightning.callbacks.random_state import RandomState
 from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
