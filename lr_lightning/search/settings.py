@@ -17,8 +17,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.checks import validate
-from lr_lightning.app.composition import choices_of, compose_config
+from lr_lightning.app.composition import choices_of, compose_config, validate
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import did_you_mean, explain
 from lr_lightning.app.schemas.search import SearchConfig

@@ -13,8 +13,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from lr_lightning.app import build
-from lr_lightning.app.checks import validate
-from lr_lightning.app.composition import compose_config, prepare
+from lr_lightning.app.composition import compose_config, prepare, validate
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
 from lr_lightning.app.run.checkpoints import load_weights, read_checkpoint
 from lr_lightning.app.run.resume import ALLOWED_TARGETS, RunArgument, read_config, run_folder

@@ -12,9 +12,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.checks import validate
 from lr_lightning.app.commands.multirun import Multirun
-from lr_lightning.app.composition import keys_help, prepare, wants_tracebacks
+from lr_lightning.app.composition import keys_help, prepare, validate, wants_tracebacks
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
 from lr_lightning.app.world import world_size

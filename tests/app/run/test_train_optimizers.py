@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from lr_lightning.app import build
-from lr_lightning.app.checks import validate
+from lr_lightning.app.composition import validate
 from lr_lightning.app.run.checkpoints import load_weights, read_checkpoint
 from lr_lightning.app.run.resume import stored_config
 from lr_lightning.app.run.train import RunOutcome, train
