@@ -152,7 +152,7 @@ def compare_and_record(
     from lr_lightning.app.commands.multirun import compare_sweep
     from lr_lightning.app.run.record import sweep_record
 
-    compare_sweep(config.tracking, config.output_root, name, by, [config.tracking.experiment], brief=True)
+    compare_sweep(config, name, by, [config.tracking.experiment], brief=True)
     try:
         with sweep_record(config, folder, name, "search") as logger:
             logger.log_artifact(table)
