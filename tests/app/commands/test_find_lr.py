@@ -13,8 +13,8 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 
 from lr_lightning.app import build
-from lr_lightning.app.checks import validate
 from lr_lightning.app.commands.find_lr import find_lr
+from lr_lightning.app.composition import validate
 from lr_lightning.app.run.train import train
 from lr_lightning.errors import ConfigError
 from lr_lightning.lr_finder import results as result_module
