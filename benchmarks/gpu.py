@@ -65,7 +65,10 @@ SMALL = ("data.batch_size=16", "data.train_size=48", "data.crop_padding=1", "tra
 
 def smith(setting: Setting) -> Iterator[dict[str, Any]]:
     """The table, stored under its own name as well."""
-    for found in smith_table.measure(setting.data, setting.scale, setting.smith_seeds):
+    records: dict[str, dict[str, Any]] = {}
+    for piece in smith_table.pieces(setting.data, setting.scale, setting.smith_seeds):
+        records[piece.key] = {"result": smith_table.train_row(piece.settings, None)}
+        found = smith_table.summary(records, setting.scale, setting.smith_seeds)
         yield found
     smith_table.show_table(found)
     store("smith_table", found, setting.quick)

@@ -1,17 +1,21 @@
-"""Which schedule is best at which budget, and how much does it mind a wrong rate?
+"""Which schedule is best at which budget, and how much does it mind a wrong learning rate?
 
-Run: ``python -m benchmarks.schedules [--quick]`` (about half an hour on two cores). Digits with one training label in
-five wrong, which keeps the accuracy from its ceiling; small_cnn, SGD with momentum; every schedule × budget × peak rate
-× seed. For each schedule and budget: the mean test accuracy at the best of the rates (chosen on the other seeds, so
-that the choice flatters nobody), and the decades of rates that come within a point of it.
+Run: ``python -m benchmarks.schedules [--jobs 2] [--report] [--quick]`` (about half an hour on two cores). Every
+finished training is stored at once, and the same command continues where it stopped. Digits with one training label in
+five wrong, which keeps the accuracy from its ceiling; small_cnn, SGD with momentum; every schedule × budget × peak
+learning rate × seed. For each schedule and budget: the mean test accuracy at the best learning rate (chosen on the
+other seeds, so that the choice flatters nobody), and the decades of learning rates that come within a point of it.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.pieces import Piece, add_options, finish_or_read
 from benchmarks.report import store
 from benchmarks.trainings import percent, train
 from lr_lightning.diagnosis.comparison import good_band
@@ -52,7 +56,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "cosine_restarts": lambda: Restarts(Cosine(), first="14.3%", mult=2),
 }
 """As the app's defaults are. A plateau needs a validation, and growing batches have a benchmark of their own."""
-RATES = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+LRS = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 BUDGETS, SEEDS = (2, 6, 18), 4
 
 
@@ -83,50 +87,67 @@ def _cell(row: dict[str, Any]) -> str:
     return f"{percent(row['held_out'])} (at {rates})"
 
 
+def key(epochs: int, schedule: str, lr: float, seed: int) -> str:
+    """Return the name of one training in the stored results."""
+    return f"{epochs} epochs, {schedule}, lr {lr:g}, seed {seed}"
+
+
+def train_one(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Train one schedule with one learning rate and seed."""
+    words = ["data.flip_labels=0.2", f"optimizer.lr={settings['lr']}", f"seed={settings['seed']}"]
+    made = train(words, SCHEDULES[settings["schedule"]](), epochs=settings["epochs"], checkpoints=folder)
+    return {"test_accuracy": made.accuracy}
+
+
+def row(epochs: int, name: str, lrs: Sequence[float], accuracies: np.ndarray) -> dict[str, Any]:
+    """Return a schedule's figures at one budget.
+
+    Args:
+        epochs: The budget.
+        name: The schedule.
+        lrs: Learning rates, shape [R].
+        accuracies: Test accuracies, shape [R, seeds].
+    """
+    means = accuracies.mean(axis=1)
+    band = good_band(lrs, means.tolist(), higher=True, tolerance=0.01)
+    return {
+        "epochs": epochs,
+        "schedule": name,
+        "held_out": held_out(accuracies),
+        "best_rate": lrs[int(np.argmax(means))],
+        "good": None if band is None else [band.low, band.high],
+        "table": accuracies.tolist(),
+    }
+
+
 def main() -> None:
-    """Train everything, print and store."""
+    """Train what is not stored yet, print and store the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--quick", action="store_true", help="two schedules, three rates, one budget, two seeds, nothing stored"
     )
-    quick = parser.parse_args().quick
-    names = ["constant", "cosine"] if quick else list(SCHEDULES)
-    budgets, seeds = ((2,), 2) if quick else (BUDGETS, SEEDS)
-    rates = RATES[::2] if quick else RATES
+    add_options(parser)
+    args = parser.parse_args()
+    names = ["constant", "cosine"] if args.quick else list(SCHEDULES)
+    budgets, seeds = ((2,), range(2)) if args.quick else (BUDGETS, range(SEEDS))
+    lrs = LRS[::2] if args.quick else LRS
+    wanted = [
+        Piece(key(*values), dict(zip(("epochs", "schedule", "lr", "seed"), values, strict=True)), values[0])
+        for values in product(budgets, names, lrs, seeds)
+    ]
+    records = finish_or_read("schedules", wanted, "benchmarks.schedules:train_one", args)
     rows = []
-    for epochs in budgets:
-        for name in names:
-            table = np.array(
-                [
-                    [
-                        train(
-                            ["data.flip_labels=0.2", f"optimizer.lr={lr}", f"seed={seed}"],
-                            SCHEDULES[name](),
-                            epochs=epochs,
-                        ).accuracy
-                        for seed in range(seeds)
-                    ]
-                    for lr in rates
-                ]
-            )
-            means = table.mean(axis=1)
-            band = good_band(rates, means.tolist(), higher=True, tolerance=0.01)
-            row = {
-                "epochs": epochs,
-                "schedule": name,
-                "held_out": held_out(table),
-                "best_rate": rates[int(np.argmax(means))],
-                "good": None if band is None else [band.low, band.high],
-                "table": table.tolist(),
-            }
-            rows.append(row)
-            good = "–" if band is None else f"{band.low:g} to {band.high:g}"
+    for epochs, name in product(budgets, names):
+        keys = [[key(epochs, name, lr, seed) for seed in seeds] for lr in lrs]
+        if all(one in records for line in keys for one in line):
+            found = np.array([[records[one]["result"]["test_accuracy"] for one in line] for line in keys])
+            rows.append(row(epochs, name, lrs, found))
+            good = rows[-1]["good"]
             print(
-                f"{epochs:>3} epochs {name:<12} {percent(row['held_out']):>12}  best rate {row['best_rate']:<6g} "
-                f"within a point: {good}",
-                flush=True,
+                f"{epochs:>3} epochs {name:<12} {percent(rows[-1]['held_out']):>12}  best lr "
+                f"{rows[-1]['best_rate']:<6g} within a point: {'–' if good is None else f'{good[0]:g} to {good[1]:g}'}"
             )
-    store("schedules", {"rates": rates, "seeds": seeds, "rows": rows}, quick)
+    store("schedules", {"rates": lrs, "seeds": len(seeds), "rows": rows}, args.quick)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The five rows of Smith's table on CIFAR-10: is a cyclical rate as good at 25,000 steps as a fixed one at 70,000?
+"""The rows of Smith's table on CIFAR-10: is a cyclical rate as good at 25,000 steps as a fixed one at 70,000?
 
-Run: ``python -m benchmarks.smith_table --cifar10 FOLDER [--scale 1.0] [--seeds 6] [--quick]``. Network, initialisation,
+Run: ``python -m benchmarks.smith_table --cifar10 FOLDER [--scale 1.0] [--seeds 6] [--jobs 2] [--report] [--quick]``.
+Every finished training is stored at once, and the same command continues where it stopped. Network, initialisation,
 multipliers, batch and inputs are those of Caffe's cifar10_full (``experiment=smith``), no augmentation, batch 100.
 ``--scale`` shortens all lengths alike, the steps of a schedule with them: 1.0 are the 232,000 steps a seed of the
 paper's table, 0.02 a first look on a CPU. The figure is the test accuracy of the last weights.
@@ -8,21 +9,31 @@ paper's table, 0.02 a first look on a CPU. The figure is the test accuracy of th
 Source: Smith 2017, arXiv 1506.01186, table 1 and section 4.1. The rows as they are read here: fixed (0.001 to 60,000, a
 tenth to 65,000, a hundredth to 70,000), triangular2 (0.001 to 0.006, stepsize 2,000), decay (0.006, down linearly to
 0.001 in one stepsize, then fixed), exp (0.006 · 0.99994^t), exp_range (0.001 to 0.006, stepsize 2,000, gamma 0.99994).
+A sixth row, staged_triangular, has the cycles of the author's own solver files: 0.001 to 0.005 (stepsize 2,000) to
+16,000, a tenth of that (1,000) to 22,000, a hundredth (500) to 25,000.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.pieces import Piece, add_options, finish_or_read
 from benchmarks.report import at_least_one, store
 from benchmarks.trainings import images, percent, train
 from lr_lightning.diagnosis.statistics import bootstrap_ci, sign_flip_p
-from lr_lightning.schedules import Constant, Exponential, Join, Linear, MultiStep, Schedule, Triangular
+from lr_lightning.schedules import Constant, Exponential, Join, Linear, MultiStep, Product, Schedule, Triangular
 
 GAMMA = 0.99994
+ORDER = ("staged_triangular", "fixed", "triangular2", "decay", "exp", "exp_range")
+CLAIMS = (
+    ("triangular2", "fixed", "≥ −0.5"),
+    ("staged_triangular", "fixed", "≥ −0.5"),
+    ("triangular2", "decay", "> 0"),
+    ("staged_triangular", "decay", "> 0"),
+)
 PAPER = {"fixed": 81.4, "triangular2": 81.4, "decay": 78.5, "exp": 79.1, "exp_range": 82.2}
 
 
@@ -32,6 +43,9 @@ def rows(scale: float) -> dict[str, tuple[float, int, Schedule]]:
     def steps(count: int) -> int:
         return max(2, round(count * scale))
 
+    def cycles(top: float, half: int, length: int) -> tuple[Schedule, int]:
+        return Product(Constant(top), Triangular(up=steps(half), base=1 / 5)), steps(length)
+
     cycle = {"up": steps(2000), "base": 1 / 6}
     gamma = GAMMA ** (1 / scale)
     return {
@@ -39,61 +53,110 @@ def rows(scale: float) -> dict[str, tuple[float, int, Schedule]]:
         "triangular2": (0.006, steps(25_000), Triangular(**cycle, mode="triangular2")),
         "decay": (0.006, steps(25_000), Join((Linear(1, 1 / 6), steps(2000)), (Constant(1 / 6), None))),
         "exp": (0.006, steps(70_000), Exponential(end=GAMMA**70_000)),
+        "staged_triangular": (
+            0.005,
+            steps(25_000),
+            Join(cycles(1.0, 2000, 16_000), cycles(0.1, 1000, 6000), (cycles(0.01, 500, 3000)[0], None)),
+        ),
         "exp_range": (0.006, steps(42_000), Triangular(**cycle, mode="exp_range", gamma=gamma)),
     }
 
 
-def measure(data: Sequence[str], scale: float, seeds: int) -> Iterator[dict[str, Any]]:
-    """Train every row with every seed; the result so far after each seed.
+def pieces(data: Sequence[str], scale: float, seeds: int) -> list[Piece]:
+    """Return one training for each row and seed.
+
+    At scale 1 a row is finished before the next one begins, in the order of ``ORDER``; else a seed is.
 
     Args:
         data: Overrides that choose the data.
         scale: Shortens all lengths alike.
         seeds: How many.
     """
-    found: dict[str, list[float]] = {}
-    lengths: dict[str, int] = {}
-    for seed in range(seeds):
-        for name, (peak, steps, schedule) in rows(scale).items():
-            words = ["experiment=smith", *data, f"optimizer.lr={peak}", f"seed={seed}"]
-            made = train(words, schedule, steps=steps)
-            found.setdefault(name, []).append(made.accuracy)
-            lengths[name] = made.steps
-            print(f"seed {seed} {name:<12} {made.steps:>6} steps {made.accuracy:.2%} {made.seconds:.0f} s", flush=True)
-        claims = {
-            "triangular2 − fixed (claim: ≥ −0.5)": difference(found["triangular2"], found["fixed"]),
-            "triangular2 − decay (claim: > 0)": difference(found["triangular2"], found["decay"]),
-        }
-        accuracies = {name: list(values) for name, values in found.items()}
-        yield {"scale": scale, "seeds": seed + 1, "steps": dict(lengths), "test_accuracy": accuracies, "claims": claims}
+    lengths = {name: steps for name, (_, steps, _) in rows(scale).items()}
+    pairs = [(name, seed) for seed in range(seeds) for name in ORDER]
+    if scale == 1:
+        pairs = [(name, seed) for part in (ORDER[:4], ORDER[4:]) for seed in range(seeds) for name in part]
+    return [
+        Piece(key(scale, name, seed), {"data": list(data), "scale": scale, "row": name, "seed": seed}, lengths[name])
+        for name, seed in pairs
+    ]
+
+
+def key(scale: float, row: str, seed: int) -> str:
+    """Return the name of one training in the stored results."""
+    return f"scale {scale:g}, {row}, seed {seed}"
+
+
+def train_row(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Train one row with one seed.
+
+    Args:
+        settings: Of a piece.
+        folder: For its checkpoints; None keeps none.
+    """
+    peak, steps, schedule = rows(settings["scale"])[settings["row"]]
+    words = ["experiment=smith", *settings["data"], f"optimizer.lr={peak}", f"seed={settings['seed']}"]
+    made = train(words, schedule, steps=steps, checkpoints=folder)
+    return {"steps": made.steps, "test_accuracy": made.accuracy}
+
+
+def summary(records: Mapping[str, dict[str, Any]], scale: float, seeds: int) -> dict[str, Any]:
+    """Return the table's numbers: accuracies by row, and the two claims on those seeds that both sides have.
+
+    Args:
+        records: The finished trainings, as ``benchmarks.pieces.stored`` gives them.
+        scale: Of the rows.
+        seeds: How many at most.
+    """
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in ORDER}
+    for name, runs in found.items():
+        for seed in range(seeds):
+            record = records.get(key(scale, name, seed))
+            if record:
+                runs[seed] = record["result"]
+    claims = {}
+    for first, second, text in CLAIMS:
+        both = sorted(found[first].keys() & found[second].keys())
+        if both:
+            sides = [[found[row][seed]["test_accuracy"] for seed in both] for row in (first, second)]
+            claims[f"{first} − {second} (claim: {text})"] = difference(*sides)
+    return {
+        "scale": scale,
+        "seeds": max(map(len, found.values())),
+        "steps": {name: next(iter(runs.values()))["steps"] for name, runs in found.items() if runs},
+        "test_accuracy": {n: [run["test_accuracy"] for run in runs.values()] for n, runs in found.items() if runs},
+        "claims": claims,
+    }
 
 
 def show_table(result: dict[str, Any]) -> None:
-    """The rows beside the paper's, and the two claims."""
-    print(f"\nscale {result['scale']:g}, {result['seeds']} seeds: test accuracy in percent, mean ± 95 % t interval")
-    print(f"{'schedule':<12} {'steps':>7} {'here':>14} {'paper (at scale 1)':>20}")
+    """Print the rows beside the paper's, and the two claims."""
+    print(f"\nscale {result['scale']:g}: test accuracy in percent, mean ± 95 % t interval over n seeds")
+    print(f"{'schedule':<18} {'steps':>7} {'n':>3} {'here':>14} {'paper (at scale 1)':>20}")
     for name, values in result["test_accuracy"].items():
-        print(f"{name:<12} {result['steps'][name]:>7,} {percent(values):>14} {PAPER[name]:>20.1f}")
+        paper = f"{PAPER[name]:.1f}" if name in PAPER else "–"
+        print(f"{name:<18} {result['steps'][name]:>7,} {len(values):>3} {percent(values):>14} {paper:>20}")
     for text, claim in result["claims"].items():
         print(f"{text}: {in_words(claim)}")
 
 
 def main() -> None:
-    """Train every row with every seed, print and store."""
+    """Train every row with every seed that is not stored yet, print and store the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--cifar10", type=Path, help="folder with train.parquet and test.parquet; needed but by --quick"
+        "--cifar10", type=Path, help="folder with train.parquet and test.parquet; needed but by --quick and --report"
     )
     parser.add_argument("--scale", type=float, default=1.0, help="shortens all lengths alike")
     parser.add_argument("--seeds", type=at_least_one, default=6)
     parser.add_argument("--quick", action="store_true", help="scale 0.002, one seed, nothing stored; digits by default")
+    add_options(parser)
     args = parser.parse_args()
-    if args.cifar10 is None and not args.quick:
+    if args.cifar10 is None and not args.quick and not args.report:
         parser.error("--cifar10: give the folder with train.parquet and test.parquet, or --quick for the digits")
     scale, seeds = (0.002, 1) if args.quick else (args.scale, args.seeds)
-    result: dict[str, Any] = {}
-    for found in measure(images(args.cifar10), scale, seeds):
-        result = found
+    wanted = pieces(images(args.cifar10), scale, seeds)
+    records = finish_or_read("smith_table", wanted, "benchmarks.smith_table:train_row", args)
+    result = summary(records, scale, seeds)
     show_table(result)
     store("smith_table", result, args.quick)
 

@@ -10,11 +10,15 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch import Callback, Trainer
 
 from lr_lightning.app.composition import load_config, prepare
+from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lr_lightning.app.run.output import LAST
 from lr_lightning.app.run.train import build_run, quiet
 from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.random_state import RandomState
 from lr_lightning.diagnosis.statistics import Mean, mean_ci
 from lr_lightning.schedules import Schedule
 
+_CHECKPOINT = {"enable_version_counter": False, "auto_insert_metric_name": False}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -25,12 +29,12 @@ class Trained:
     Attributes:
         accuracy: On the test set, with the last weights, 0..1.
         steps: Updates made.
-        seconds: Of the fit.
+        seconds: Of the fit; None where it was resumed.
     """
 
     accuracy: float
     steps: int
-    seconds: float
+    seconds: float | None
 
 
 def images(cifar10: Path | None) -> list[str]:
@@ -63,6 +67,8 @@ def train(
     steps: int = -1,
     epochs: int = -1,
     callbacks: Sequence[Callback] = (),
+    checkpoints: Path | None = None,
+    checkpoint_every: int = 1000,
 ) -> Trained:
     """Train what the overrides say on a schedule, and test the last weights.
 
@@ -72,27 +78,37 @@ def train(
         steps: Updates; or
         epochs: epochs.
         callbacks: Besides LRSchedule.
+        checkpoints: A folder for checkpoints. A training that was stopped resumes there, bit for bit; None keeps none.
+        checkpoint_every: Updates from one checkpoint to the next.
     """
     prepare(ROOT)
     quiet()
     config = load_config(ROOT, overrides)
     data, module = build_run(config)
+    kept = (
+        []
+        if checkpoints is None
+        else [RunCheckpoint(checkpoints, "last", every_n_train_steps=checkpoint_every, **_CHECKPOINT)]
+    )
+    last = None if checkpoints is None else checkpoints / LAST
+    resumed = last is not None and last.exists()
     trainer = Trainer(
         max_steps=steps,
         max_epochs=epochs,
         accelerator="auto",
         devices=1,
-        callbacks=[*callbacks, LRSchedule(schedule)],
+        callbacks=[*callbacks, LRSchedule(schedule), RandomState(), *kept],
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=bool(kept),
+        plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )
     began = time.perf_counter()
-    trainer.fit(module, datamodule=data)
-    seconds = time.perf_counter() - began
+    trainer.fit(module, datamodule=data, ckpt_path=last if resumed else None, weights_only=True if resumed else None)
+    seconds = None if resumed else time.perf_counter() - began
     (result,) = trainer.test(module, datamodule=data, verbose=False)
     return Trained(float(result["test/acc"]), int(trainer.global_step), seconds)
 

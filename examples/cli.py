@@ -1,4 +1,4 @@
-"""The plugin in a project with its own LightningCLI: cli.yaml names the callbacks, the code stays as it was.
+"""The plugin in a project with its own LightningCLI: cli.yaml names the callbacks, and the code does not change.
 
 python examples/cli.py fit --config examples/cli.yaml
 """
@@ -20,16 +20,16 @@ class Stripes(LightningDataModule):
         self.train, self.val = random_split(stripes(), (640, 128), torch.Generator().manual_seed(0))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Shuffled batches."""
+        """Return shuffled batches."""
         return DataLoader(self.train, self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """One batch."""
+        """Return one batch."""
         return DataLoader(self.val, 128)
 
 
 def main(args: ArgsType = None) -> LightningCLI:
-    """The project's command line."""
+    """Run the project's command line."""
     return LightningCLI(
         Classifier, Stripes, args=args, seed_everything_default=0, save_config_kwargs={"overwrite": True}
     )

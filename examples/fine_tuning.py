@@ -1,4 +1,4 @@
-"""Fine-tuning: the backbone at a tenth of the head's rate, frozen at first, then warmed up.
+"""Fine-tuning: the backbone at a tenth of the head's learning rate, frozen at first, then warmed up.
 
 python examples/fine_tuning.py
 """
@@ -23,12 +23,12 @@ class FineTuner(L.LightningModule):
         self.backbone, self.head = backbone, nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes]."""
+        """Return logits [B, classes]."""
         logits: Tensor = self.head(self.backbone(x))
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The mean loss of a batch."""
+        """Return the mean loss of a batch."""
         return cross_entropy(self(batch[0]), batch[1])
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -36,7 +36,7 @@ class FineTuner(L.LightningModule):
         self.log("val/loss", cross_entropy(self(batch[0]), batch[1]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Two groups with rates, and names, of their own: a schedule multiplies each group's own peak."""
+        """Return AdamW with two named groups of different lr; a schedule multiplies each group's own peak."""
         return torch.optim.AdamW(
             [
                 {"params": self.head.parameters(), "lr": self.lr, "name": "head"},
@@ -46,14 +46,14 @@ class FineTuner(L.LightningModule):
 
 
 def blobs(classes: int, count: int) -> TensorDataset:
-    """Points in 16 dimensions around one centre a class; the centres are the same in every call."""
+    """Draw points in 16 dimensions around one centre per class; the centres are the same in every call."""
     centres = 2 * torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, classes, (count,))
     return TensorDataset(centres[labels] + torch.randn(count, 16), labels)
 
 
 def pretrained() -> nn.Module:
-    """A backbone trained on eight classes: it stands for a downloaded one."""
+    """Return a backbone trained on eight classes, in place of a downloaded one."""
     backbone = nn.Sequential(nn.Linear(16, 32), nn.ReLU())
     net = nn.Sequential(backbone, nn.Linear(32, 8))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)

@@ -27,7 +27,7 @@ class GAN(L.LightningModule):
         self.discriminator = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Two updates of the discriminator, one of the generator; the loss that is recorded is the generator's."""
+        """Update the discriminator twice and the generator once; return the generator's loss."""
         g_opt, d_opt = self.optimizers()  # type: ignore[attr-defined]
         (real,) = batch
         for _ in range(2):
@@ -43,7 +43,7 @@ class GAN(L.LightningModule):
         return g_loss
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Generator first, discriminator second: the order of LRSchedule's list."""
+        """Return the generator's and the discriminator's optimizer, in the order of LRSchedule's list."""
         return [
             torch.optim.Adam(self.generator.parameters(), lr=self.g_lr, betas=(0.5, 0.999)),
             torch.optim.Adam(self.discriminator.parameters(), lr=self.d_lr, betas=(0.5, 0.999)),
@@ -51,7 +51,7 @@ class GAN(L.LightningModule):
 
 
 def main(logs: str = "logs", max_epochs: int = 5) -> L.Trainer:
-    """Anneal the generator, hold the discriminator; each counts its own updates, so the second has twice as many."""
+    """Anneal the generator's lr and hold the discriminator's; each optimizer counts its own updates."""
     L.seed_everything(0, verbose=False)
     angles = 2 * math.pi * torch.randint(0, 8, (640,)) / 8
     points = torch.stack([angles.cos(), angles.sin()], 1) + 0.05 * torch.randn(640, 2)

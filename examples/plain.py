@@ -1,4 +1,4 @@
-"""The plugin in a plain Lightning script: find the rate, warm up, anneal, and hear whether the net overfits.
+"""The plugin in a plain Lightning script: find a learning rate, warm up, anneal, and learn whether the net overfits.
 
 python examples/plain.py            # then: tensorboard --logdir logs
 """
@@ -15,7 +15,7 @@ from lr_lightning.schedules import Cosine, Warmup
 
 
 class Classifier(L.LightningModule):
-    """A small CNN; nothing in it knows of the plugin."""
+    """A small CNN; nothing in it depends on the plugin."""
 
     def __init__(self, lr: float = 1e-3) -> None:
         super().__init__()
@@ -25,12 +25,12 @@ class Classifier(L.LightningModule):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, 2] of images [B, 1, H, W]."""
+        """Return logits [B, 2] for images [B, 1, H, W]."""
         logits: Tensor = self.net(images)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The mean loss of a batch."""
+        """Return the mean loss of a batch."""
         return cross_entropy(self(batch[0]), batch[1])
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -40,12 +40,12 @@ class Classifier(L.LightningModule):
         self.log("val/acc", (logits.argmax(1) == batch[1]).float().mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW, without a scheduler: LRSchedule drives the rate."""
+        """Return AdamW without a scheduler, as LRSchedule controls the lr."""
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
 def stripes(count: int = 768) -> TensorDataset:
-    """Noisy 8×8 images of horizontal (0) and vertical (1) stripes."""
+    """Draw noisy 8×8 images of horizontal (0) and vertical (1) stripes."""
     labels = torch.randint(0, 2, (count,))
     lines = (torch.arange(8) % 2).float().expand(count, 1, 8, 8)
     images = torch.where(labels.view(-1, 1, 1, 1) == 1, lines, lines.transpose(2, 3))
@@ -53,7 +53,7 @@ def stripes(count: int = 768) -> TensorDataset:
 
 
 def main(logs: str = "logs", max_epochs: int = 5) -> L.Trainer:
-    """Train with the rate that was found; TensorBoard and a CSV file get every step's rate and loss."""
+    """Train with the lr that was found; TensorBoard and a CSV file get the lr and loss of every step."""
     L.seed_everything(0, verbose=False)
     train, val = random_split(stripes(), (640, 128))
     finder, monitor = LRFinder(), OverfittingMonitor()

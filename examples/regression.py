@@ -1,4 +1,4 @@
-"""The plugin for a regression: per_example_loss tells the monitor what to measure on probe and validation.
+"""The plugin for a regression: per_example_loss tells the monitor what to measure on probe and validation set.
 
 python examples/regression.py
 """
@@ -24,17 +24,17 @@ class Regressor(L.LightningModule):
         self.net = nn.Sequential(nn.Linear(1, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predictions [B, 1] of x [B, 1]."""
+        """Return predictions [B, 1] for x [B, 1]."""
         y: Tensor = self.net(x)
         return y
 
     def per_example_loss(self, batch: Batch) -> Tensor:
-        """The squared error of each example, [B]."""
+        """Return the squared error of each example, [B]."""
         x, y = batch
         return (self(x) - y).square().squeeze(1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean squared error of a batch."""
+        """Return the mean squared error of a batch."""
         return self.per_example_loss(batch).mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -42,12 +42,12 @@ class Regressor(L.LightningModule):
         self.log("val/loss", self.per_example_loss(batch).mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, without a scheduler."""
+        """Return Adam without a scheduler."""
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
 def main(logs: str = "logs", max_epochs: int = 30) -> L.Trainer:
-    """Train, and stop early once the validation loss has not improved for long; not before the cooldown."""
+    """Train, and stop early if the validation loss does not improve for long, but not before the cooldown."""
     L.seed_everything(0, verbose=False)
     x = torch.rand(640, 1) * 4 - 2
     train, val = random_split(TensorDataset(x, torch.sin(3 * x) + 0.1 * torch.randn_like(x)), (512, 128))

@@ -155,6 +155,12 @@ def _lr_effects(found: dict[str, Any]) -> str:
     return f"of {len(outcomes)} claims: {counts}; n = {len(found['trials'])} runs"
 
 
+def _whole_run(found: dict[str, Any]) -> str:
+    loss = {name: rule["loss"] for name, rule in found["rules"].items()}
+    said = (f"{name} {loss[name]['mean']:.3f} ({loss[name]['low']:.3f} to {loss[name]['high']:.3f})" for name in loss)
+    return f"mean regret: {'; '.join(list(said)[:2])}, n = {len(found['cells'])} open cells"
+
+
 def _soak(found: dict[str, Any]) -> str:
     changed = found["rows_missing_or_changed"] + found["rows_added_or_changed"]
     return f"{found['kills']} kills, {changed} of {found['metric_rows']} rows changed, n = 1"
@@ -190,6 +196,13 @@ ROWS = (
         result="batch_growth_cifar10",
     ),
     Row("smith_table", "Smith's table on CIFAR-10: paired differences", _smith, "--cifar10 FOLDER"),
+    Row(
+        "whole_run",
+        "regret of finders' learning rates over whole planned runs",
+        _whole_run,
+        "--cifar10 FOLDER",
+        result="whole_run_open",
+    ),
     Row("lr_effects", "which of the textbook's claims about a high and a low learning rate hold", _lr_effects),
     Row("pruning", "epochs that pruning a search saves", _pruning),
     Row("search_methods", "best validation loss of each way of searching", _search_methods),

@@ -6,25 +6,16 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
 from lr_lightning.tracking.files import append_bytes, cut_torn_line, write_atomically
 from lr_lightning.tracking.local_log import SUMMARY, LocalLog, Metric, Param, Record, Status, Tag, decode
 
-LR_TABLE_NAME = "lr.csv"
-
-_HEADER = ["key", "value", "step", "time_ms"]
-
 
 class CSVFiles:
-    """A run as ``metrics.csv`` (one row a value), ``params.yaml``, ``summary.json`` and ``run.json`` (tags, status).
-
-    Args:
-        output_dir: Folder of the files.
-        run_name: Name of the run, for ``run.json``.
-    """
+    """A run as ``metrics.csv`` (one row a value), ``params.yaml``, ``summary.json`` and ``run.json`` (tags, status)."""
 
     def __init__(self, output_dir: Path, run_name: str) -> None:
         self._metrics = output_dir / "metrics.csv"
@@ -47,78 +38,52 @@ class CSVFiles:
         return [*map(Tag, run["tags"], run["tags"].values()), *map(Param, params, params.values()), *rows, status]
 
     def rewrite(self, records: Iterable[Record | None]) -> None:
-        """Write all files anew; None stands for a damaged line of the log and is skipped.
-
-        Raises:
-            OSError: The disk is full or gone. ``metrics.csv`` is left unchanged.
-        """
+        """Write all files anew; None stands for a damaged line. A full disk leaves ``metrics.csv`` unchanged."""
         temporary = self._metrics.with_suffix(".tmp")
-        kinds: set[type] = set()
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(_HEADER)
-            for record in records:
-                if isinstance(record, Metric):
-                    writer.writerow(record)
-                self._collect(record, kinds)
+            file.write("key,value,step,time_ms\n")
+            changed = self._render(records, file)
         os.replace(temporary, self._metrics)
-        self._save({*kinds, Status})
+        self._save({*changed, Status})
 
     def append(self, records: Iterable[Record]) -> None:
-        """Add records to the files.
-
-        Raises:
-            OSError: The disk is full or gone.
-        """
+        """Add records to the files."""
         text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        kinds: set[type] = set()
-        for record in records:
-            if isinstance(record, Metric):
-                writer.writerow(record)
-            self._collect(record, kinds)
+        changed = self._render(records, text)
         append_bytes(self._metrics, text.getvalue().encode())
-        self._save(kinds)
+        self._save(changed)
 
-    def _collect(self, record: Record | None, kinds: set[type]) -> None:
-        """Take over ``record`` unless it is an artifact, and note in ``kinds`` which file has to be written."""
-        match record:
-            case Metric(key, value):
-                if not key.startswith(SUMMARY):
-                    return
-                self._summary[key] = value
-            case Param(key, text):
-                self._params[key] = text
-            case Tag(key, text):
-                self._run["tags"][key] = text
-            case Status(status, time):
-                self._run["status"], self._run["status_time_ms"] = status, time
-            case _:
-                return
-        kinds.add(type(record))
+    def _render(self, records: Iterable[Record | None], file: TextIO) -> set[type]:
+        """Write metrics to ``file``, take over the other records, and return the types whose file must be written."""
+        writer = csv.writer(file, lineterminator="\n")
+        changed: set[type] = set()
+        for record in records:
+            match record:
+                case Metric(key, value):
+                    writer.writerow(record)
+                    if not key.startswith(SUMMARY):
+                        continue
+                    self._summary[key] = value
+                case Param(key, text):
+                    self._params[key] = text
+                case Tag(key, text):
+                    self._run["tags"][key] = text
+                case Status(status, time):
+                    self._run |= {"status": status, "status_time_ms": time}
+            changed.add(type(record))
+        return changed
 
-    def _save(self, kinds: set[type]) -> None:
-        if Metric in kinds:
+    def _save(self, changed: set[type]) -> None:
+        if Metric in changed:
             write_atomically(self._summary_file, json.dumps(self._summary, indent=1) + "\n")
-        if Param in kinds:
+        if Param in changed:
             write_atomically(self._params_file, yaml.safe_dump(self._params, allow_unicode=True))
-        if kinds & {Tag, Status}:
+        if changed & {Tag, Status}:
             write_atomically(self._run_file, json.dumps(self._run, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_lr_table(log: LocalLog, folder: Path) -> Path | None:
-    """Write the learning rate of every step to ``lr.csv``: one row per step, one column per param group.
-
-    Args:
-        log: The run's local log, flushed.
-        folder: Folder of the file.
-
-    Returns:
-        The file, or None if the run logged no learning rate.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write ``lr.csv``, one row per step and one column per param group; None if the run logged no learning rate."""
     if not log.path.exists():
         return None
     lrs: dict[int, dict[str, float]] = {}
@@ -130,10 +95,9 @@ def write_lr_table(log: LocalLog, folder: Path) -> Path | None:
     if not lrs:
         return None
     groups = sorted({key for row in lrs.values() for key in row}, key=lambda key: (len(key), key))
-    path = folder / LR_TABLE_NAME
+    path = folder / "lr.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", *groups])
-        for step in sorted(lrs):
-            writer.writerow([step, *(repr(lrs[step][key]) if key in lrs[step] else "" for key in groups)])
+        writer = csv.DictWriter(file, ["step", *groups])
+        writer.writeheader()
+        writer.writerows({"step": step, **lrs[step]} for step in sorted(lrs))
     return path

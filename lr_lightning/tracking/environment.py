@@ -7,38 +7,34 @@ import shlex
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from lr_lightning.tracking.keys import MAX_TAG, clip, hide_password
 
-_PACKAGES = {"torch": "torch", "lightning": "lightning", "mlflow": "mlflow", "lr_lightning": "lr-lightning"}
 _GIT_SECONDS = 5.0
 
 
 def environment_tags(checkout: Path | None = None) -> dict[str, str]:
-    """Return tags for versions, device, host, git commit and command line.
+    """Return tags for versions, device, host, command line and git commit, with the passwords in addresses masked.
 
-    Args:
-        checkout: Folder of the git checkout. Default: the one that contains this package.
-
-    Returns:
-        Tags ``env.<package>``, ``env.device``, ``env.host``, ``env.command`` and, in a git checkout, ``git.commit`` and
-        ``git.dirty``; and the tags from which MLflow's UI shows source, user and commit. Passwords in addresses are
-        masked.
+    ``checkout`` is the folder of the git checkout; by default the one that contains this package. Some tags are those
+    from which MLflow's UI shows source, user and commit.
     """
-    tags = {f"env.{name}": _version(package) for name, package in _PACKAGES.items()}
-    tags["env.python"] = platform.python_version()
-    tags["env.device"] = device_name()
-    tags["env.host"] = socket.gethostname()
-    tags["env.command"] = clip(hide_password(shlex.join([sys.executable, *sys.argv])), MAX_TAG)
-    tags["mlflow.source.name"] = clip(sys.argv[0], MAX_TAG)
-    tags["mlflow.source.type"] = "LOCAL"
-    tags["mlflow.user"] = _user()
+    packages = ("torch", "lightning", "mlflow", "lr-lightning")
+    tags = {f"env.{package.replace('-', '_')}": _version(package) for package in packages} | {
+        "env.python": platform.python_version(),
+        "env.device": device_name(),
+        "env.host": socket.gethostname(),
+        "env.command": clip(hide_password(shlex.join([sys.executable, *sys.argv])), MAX_TAG),
+        "mlflow.source.name": clip(sys.argv[0], MAX_TAG),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+    }
     folder = checkout if checkout is not None else Path(__file__).resolve().parents[2]
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit:
+    if commit := _git(folder, "rev-parse", "HEAD"):
         tags["git.commit"] = tags["mlflow.source.git.commit"] = commit
         tags["git.dirty"] = str(bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))).lower()
     return tags
@@ -50,12 +46,10 @@ def device_name() -> str:
         return torch.cuda.get_device_name()
     if torch.backends.mps.is_available():
         return "Apple MPS"
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
@@ -74,10 +68,8 @@ def _user() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=_GIT_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

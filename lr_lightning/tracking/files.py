@@ -4,20 +4,13 @@ import os
 import threading
 from pathlib import Path
 
-__all__ = ["append_bytes", "cut_torn_line", "write_atomically"]
-
 
 def cut_torn_line(path: Path) -> int:
-    """Cut the last line if it has no newline, as a process killed during a write leaves it.
-
-    Returns:
-        Size in bytes after the cut; 0 if there is no file.
-    """
+    """Cut a last line without a newline, as a kill during a write leaves it; return the size, 0 if there is no file."""
     if not path.exists():
         return 0
     with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        keep = end
+        end = keep = file.seek(0, os.SEEK_END)
         while keep > 0:
             start = max(0, keep - 65536)
             file.seek(start)

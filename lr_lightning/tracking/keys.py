@@ -7,6 +7,8 @@ MAX_KEY = 250
 MAX_PARAM = 6000
 MAX_TAG = 8000
 
+COLOUR_TAG = "mlflow.runColor"
+"""Tag of the colour in which MLflow's charts draw a run."""
 JOB_TAG = "job"
 """Tag that says what a run did, such as ``train``, ``find_lr`` or ``compare``. A run without the tag trained."""
 RUN_KEY_TAG = "lr_lightning.run_key"
@@ -18,20 +20,13 @@ _PASSWORD_IN_QUERY = re.compile(r"(?<=[?&])((?:password|sslpassword)=)[^&\s]+", 
 
 
 def clean_key(key: str) -> str:
-    """Turn ``key`` into a name that MLflow accepts on every platform.
+    """Turn ``key`` into a name that MLflow accepts on every platform: one invalid name makes it reject a whole batch.
 
-    MLflow allows letters, digits, ``_ - . / `` and spaces, at most 250 characters, and no name that a file system would
-    resolve to another one (``a//b``, ``../a``). One invalid name makes the store reject the whole batch.
+    MLflow allows letters, digits, ``_ - . / `` and spaces, and no name that a file system would resolve to another one
+    (``a//b``, ``../a``). So other characters become ``_``, and empty or dotted parts are dropped.
 
-    Args:
-        key: Any text.
-
-    Returns:
-        ``key`` itself if it is valid. Otherwise other characters become ``_``, and empty or dotted parts are dropped.
-
-    Example:
-        >>> clean_key("train/loss"), clean_key("/a//b=1%"), clean_key("..")
-        ('train/loss', 'a/b_1_', '_')
+    >>> clean_key("train/loss"), clean_key("/a//b=1%"), clean_key("..")
+    ('train/loss', 'a/b_1_', '_')
     """
     parts = [part for part in _NOT_ALLOWED.sub("_", key).split("/") if part not in ("", ".", "..")]
     return "/".join(parts)[:MAX_KEY].rstrip("/") or "_"
@@ -40,9 +35,8 @@ def clean_key(key: str) -> str:
 def clip(value: object, limit: int) -> str:
     """Return ``str(value)``, cut to ``limit`` characters with a mark that states the original length.
 
-    Example:
-        >>> clip("x" * 99, 30)
-        'xxxxxx... (99 characters, cut)'
+    >>> clip("x" * 99, 30)
+    'xxxxxx... (99 characters, cut)'
     """
     text = str(value)
     if len(text) <= limit:
@@ -54,25 +48,22 @@ def clip(value: object, limit: int) -> str:
 def flatten(params: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Flatten nested mappings to dotted keys.
 
-    Example:
-        >>> flatten({"optimizer": {"lr": 0.1}, "seed": 0})
-        {'optimizer.lr': 0.1, 'seed': 0}
+    >>> flatten({"optimizer": {"lr": 0.1}, "seed": 0})
+    {'optimizer.lr': 0.1, 'seed': 0}
     """
     flat: dict[str, object] = {}
     for key, value in params.items():
-        name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{name}."))
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[name] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
 def hide_password(text: str) -> str:
     """Mask the password of every URI in ``text``.
 
-    Example:
-        >>> hide_password("postgresql://me:secret@db/x")
-        'postgresql://me:***@db/x'
+    >>> hide_password("postgresql://me:secret@db/x")
+    'postgresql://me:***@db/x'
     """
     return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***", text))

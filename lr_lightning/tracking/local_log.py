@@ -10,7 +10,8 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +94,7 @@ def encode(record: Record) -> str:
 
 
 def decode(line: bytes) -> Record | None:
-    """Decode one line. Returns None if the line is not a record (a disk error, or the file was edited)."""
+    """Decode one line; None if it is not a record (a disk error, or the file was edited)."""
     try:
         d = json.loads(line)
         if "metric" in d:
@@ -111,23 +112,14 @@ def decode(line: bytes) -> Record | None:
 
 @dataclass
 class LoggedRun:
-    """A summary of what a run has logged so far, for a logger that resumes it.
+    """A summary of what a run has logged so far, for a logger that resumes it."""
 
-    Attributes:
-        last_steps: The highest step of each metric.
-        last_values: The newest value of each metric.
-        params: Every param.
-        tags: The newest value of each tag.
-        status: The newest status, or None.
-        first_time: Time of the first metric row or status, in milliseconds since 1970; 0 if nothing was logged.
-        last_time: Time of the newest metric row or status, in milliseconds since 1970; 0 if nothing was logged.
-    """
-
-    last_steps: dict[str, int] = field(default_factory=dict)
-    last_values: dict[str, float] = field(default_factory=dict)
+    last_steps: dict[str, int] = field(default_factory=dict)  # the highest step of each metric
+    last_values: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     status: str | None = None
+    # Time of the first and the newest metric row or status, in milliseconds since 1970; 0 if nothing was logged.
     first_time: int = 0
     last_time: int = 0
 
@@ -153,12 +145,9 @@ class LoggedRun:
 
 
 class LocalLog:
-    """Append-only file of records, one JSON object a line.
+    """Append-only file of records, one JSON object a line; the first append creates it.
 
     One process appends. It or another process may read at the same time: only whole lines are read.
-
-    Args:
-        path: The file. The first append creates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -174,28 +163,17 @@ class LocalLog:
         cut_torn_line(self.path)
 
     def append(self, records: Iterable[Record]) -> None:
-        """Append ``records`` in one write, so that a kill between two calls tears no line.
-
-        Raises:
-            OSError: The disk is full or gone. The file is left unchanged.
-        """
+        """Append ``records`` in one write, so that a kill between two calls tears no line, and an OSError adds none."""
         append_bytes(self.path, "".join(encode(record) + "\n" for record in records).encode())
 
     def sync(self) -> None:
         """Force the appended records to the disk, so that they survive a power cut."""
         if self.path.exists():
-            descriptor = os.open(self.path, os.O_RDWR)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with self.path.open("rb+") as file:
+                os.fsync(file.fileno())
 
     def read(self, offset: int, limit: int = 1 << 18) -> list[tuple[Record | None, int]]:
-        """Read whole lines, starting at ``offset``.
-
-        Args:
-            offset: Start of a line, in bytes.
-            limit: Approximate number of bytes to read. The last line is always read to its end.
+        """Read whole lines from byte ``offset`` on: about ``limit`` bytes, and the last line to its end.
 
         Returns:
             Each record with the offset of the line after it; None in place of a line that is not a record.
@@ -221,17 +199,11 @@ class LocalLog:
 
 
 class RowBuffer:
-    """Metric rows in memory, on their way to the log: validated, and without those that were logged before.
-
-    Attributes:
-        nonfinite: How often each metric was nan or infinite. Such values are dropped, since one of them ruins a chart.
-        on_nonfinite: Optional hook, called with key, value and step of every value that is nan or infinite.
-    """
+    """Metric rows in memory, on their way to the log: validated, and without those that were logged before."""
 
     def __init__(self) -> None:
-        self.nonfinite: dict[str, int] = {}
-        self.on_nonfinite: Callable[[str, float, int], None] | None = None
-        self._rows: list[tuple[str, float, int, int]] = []
+        self.rows: list[Metric] = []
+        self.nonfinite = Counter[str]()  # per metric; such values are dropped, since one of them ruins a chart
         self._oldest = 0.0
         self._names: dict[str, str] = {}
         self._warned: set[str] = set()
@@ -266,15 +238,13 @@ class RowBuffer:
             self._warn_once(name, "metric %r is not a number (%r) and is not stored", key, value)
             return False
         if not math.isfinite(number):
-            if name not in self.nonfinite:
+            if not self.nonfinite[name]:
                 log.warning("metric %r is %s at step %d: such values are not stored", name, number, step)
-            self.nonfinite[name] = self.nonfinite.get(name, 0) + 1
-            if self.on_nonfinite is not None:
-                self.on_nonfinite(name, number, step)
+            self.nonfinite[name] += 1
             return False
-        if not self._rows:
+        if not self.rows:
             self._oldest = time.monotonic()
-        self._rows.append((name, number, step, at))
+        self.rows.append(Metric(name, number, step, at))
         return True
 
     def add_metrics(self, metrics: Mapping[str, Any], step: int, at: int) -> None:
@@ -298,15 +268,7 @@ class RowBuffer:
 
     def is_due(self) -> bool:
         """Return whether there are enough rows, or old enough ones, to be written."""
-        return bool(self._rows) and (len(self._rows) > _FLUSH_ROWS or time.monotonic() - self._oldest > _FLUSH_SECONDS)
-
-    def rows(self) -> list[Metric]:
-        """Return the rows that have not been cleared."""
-        return [Metric(*row) for row in self._rows]
-
-    def clear(self) -> None:
-        """Forget the rows, once they are written."""
-        self._rows = []
+        return bool(self.rows) and (len(self.rows) > _FLUSH_ROWS or time.monotonic() - self._oldest > _FLUSH_SECONDS)
 
     def _warn_once(self, key: str, text: str, *args: object) -> None:
         if key not in self._warned:
@@ -316,39 +278,23 @@ class RowBuffer:
 
 @dataclass(frozen=True)
 class UploadState:
-    """The content of ``metrics.sent``: where a local log is uploaded to, and how far the upload has got.
+    """The content of ``metrics.sent``: where a local log is uploaded to, and how far the upload has got."""
 
-    Attributes:
-        uri: The store, including its password if it has one (only the file's owner can read it).
-        root: Local folder of the store: locks, and artifacts if the store is local.
-        artifact_root: Folder of artifacts, or None if a server keeps them.
-        experiment: Name of the experiment.
-        run_name: Name of the run, or None to let MLflow invent one.
-        run_id: The run, once the store has created it.
-        asked: Whether the store was asked to create the run. If so and ``run_id`` is None, the answer was lost.
-        offset: Bytes of the log that the store has confirmed.
-        key: Marks the run in the store, so that a run whose id was lost is found and not created twice.
-        started: When the run started, in milliseconds since 1970.
-    """
-
-    uri: str
-    root: str
-    artifact_root: str | None
+    uri: str  # with its password if it has one: only the file's owner can read it
+    root: str  # local folder of the store: locks, and artifacts if the store is local
+    artifact_root: str | None  # None if a server keeps them
     experiment: str
-    run_name: str | None = None
-    run_id: str | None = None
-    asked: bool = False
-    offset: int = 0
+    run_name: str | None = None  # None lets MLflow invent one
+    run_id: str | None = None  # None until the store has created the run
+    asked: bool = False  # whether the store was asked to create the run: without a run_id, its answer was lost
+    offset: int = 0  # bytes of the log that the store has confirmed
+    # Marks the run in the store, so that a run whose id was lost is found and not created twice.
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    started: int = field(default_factory=lambda: int(time.time() * 1000))
+    started: int = field(default_factory=lambda: int(time.time() * 1000))  # milliseconds since 1970
 
     @classmethod
     def load(cls, output_dir: Path) -> "UploadState | None":
-        """Read the state from ``output_dir``; None if nothing was uploaded from there.
-
-        Raises:
-            TrackingError: The file was not written by this package.
-        """
+        """Read the state from ``output_dir``; None if nothing was uploaded from there."""
         path = output_dir / STATE_NAME
         if not path.exists():
             return None
@@ -364,11 +310,7 @@ class UploadState:
         write_atomically(output_dir / STATE_NAME, json.dumps(asdict(self), indent=1) + "\n", mode=0o600)
 
     def check_log(self, output_dir: Path, logged: LoggedRun) -> None:
-        """Check that the log in ``output_dir`` is of the same run, so that nothing is uploaded to another run.
-
-        Raises:
-            TrackingError: The log is of another run.
-        """
+        """Check that the log in ``output_dir`` is of the same run, so that nothing is uploaded to another run."""
         if logged.tags.get(RUN_KEY_TAG, self.key) != self.key:
             raise TrackingError(
                 f"{output_dir / STATE_NAME}: is of another run than {LOG_NAME} beside it. Restore it, or remove it and "

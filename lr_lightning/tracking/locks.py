@@ -48,12 +48,7 @@ def read_holder(path: Path) -> Holder | None:
 
 
 class RunLock:
-    """An exclusive lock that lives as long as its process, with a file beside it that names the holder.
-
-    Args:
-        path: ``<name>.lock``. Its folder is created.
-        what: What is locked, for the error message, such as ``"run 12ab"``.
-    """
+    """An exclusive lock ``<name>.lock`` that lives as long as its process; ``what`` names it in the error message."""
 
     def __init__(self, path: Path, what: str) -> None:
         self.path = path
@@ -61,11 +56,7 @@ class RunLock:
         self._lock: FileLock | None = None
 
     def acquire(self, holder: Holder, timeout: float = _PATIENCE_SECONDS) -> None:
-        """Take the lock for ``holder``, waiting for ``timeout`` seconds at most.
-
-        Raises:
-            RunInUse: A live process holds it.
-        """
+        """Take the lock for ``holder``, waiting for ``timeout`` seconds at most."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path, thread_local=False)
         try:
@@ -97,48 +88,34 @@ def run_lock(lock_dir: Path, run_id: str) -> RunLock:
 
 
 def mark_dead_runs(store: Store) -> list[str]:
-    """Set the status KILLED on every run of this host that says RUNNING in the store while its process is gone.
+    """Mark as KILLED every run of this host that says RUNNING in the store while its process is gone; return their ids.
 
     Live runs and runs of other hosts or stores are left alone. Never raises: a new run must not fail because an earlier
     one did.
-
-    Returns:
-        Ids of the runs that were marked.
     """
     marked: list[str] = []
     for description in sorted(store.lock_dir.glob("*.json")):
         path = description.with_suffix(".lock")
-        holder = read_holder(path)
+        run_id, holder = path.stem, read_holder(path)
         if holder is None or holder.host != socket.gethostname() or holder.uri != store.public_uri:
             continue
         try:
-            if _mark_if_dead(store, path, holder):
-                marked.append(path.stem)
+            with FileLock(path, thread_local=False).acquire(timeout=0):
+                was_running = store.end_if_running(run_id, "KILLED")
+                description.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+        except Timeout:  # its process is alive
+            continue
         except (StoreUnavailable, TrackingError, OSError) as error:
-            log.warning("cannot check whether run %s is alive: %s", path.stem, error)
+            log.warning("cannot check whether run %s is alive: %s", run_id, error)
             if isinstance(error, StoreUnavailable):
                 break
-    return marked
-
-
-def _mark_if_dead(store: Store, path: Path, holder: Holder) -> bool:
-    lock = FileLock(path, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    try:
-        marked = store.end_if_running(path.stem, "KILLED")
-        path.with_suffix(".json").unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-    finally:
-        lock.release()
-    if marked:
-        log.warning(
-            "run %s was left RUNNING by a process that is gone: it is now marked KILLED. Resume it with resume=%s, or "
-            "upload what it had not uploaded: python scripts/replay.py %s",
-            path.stem,
-            path.stem,
-            holder.output_dir,
-        )
+            continue
+        if was_running:
+            marked.append(run_id)
+            log.warning(
+                "run %s was left RUNNING by a process that is gone: it is now marked KILLED. Resume it with resume=%s, "
+                "or upload what it had not uploaded: python scripts/replay.py %s",
+                *(run_id, run_id, holder.output_dir),
+            )
     return marked

@@ -18,23 +18,12 @@ from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.loggers.mlflow import MLFlowLogger
 
+from lr_lightning._checks import check_choice
 from lr_lightning.errors import ArgumentError, TrackingError
+from lr_lightning.tracking import local_log
 from lr_lightning.tracking.csv_files import CSVFiles, write_lr_table
 from lr_lightning.tracking.keys import JOB_TAG, MAX_PARAM, MAX_TAG, RUN_KEY_TAG, clean_key, clip, flatten
-from lr_lightning.tracking.local_log import (
-    LOCK_NAME,
-    LOG_NAME,
-    STATE_NAME,
-    Artifact,
-    LocalLog,
-    LoggedRun,
-    Param,
-    Record,
-    RowBuffer,
-    Status,
-    Tag,
-    UploadState,
-)
+from lr_lightning.tracking.local_log import Artifact, LocalLog, LoggedRun, Param, Record, Status, Tag, UploadState
 from lr_lightning.tracking.locks import Holder, RunLock
 from lr_lightning.tracking.store import Store
 from lr_lightning.tracking.uploader import UploadThread
@@ -45,9 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STATUSES = ("FINISHED", "FAILED", "KILLED")
-_STATUS_OF_LIGHTNING = {"success": "FINISHED", "finished": "FINISHED"}
-
 
 class RunLogger(Logger):
     """Log one run to ``<output_dir>/metrics.jsonl``, and on request to an MLflow store and to CSV files.
@@ -56,8 +42,8 @@ class RunLogger(Logger):
     down loses nothing (``scripts/replay.py`` uploads the rest later), and a resumed run knows what it has logged.
 
     Only global rank 0 logs; on other ranks every method does nothing. Nothing happens before the first use (or
-    :meth:`start`): no file, no lock, no import of MLflow. Rows are kept in memory and written together, after 2000
-    rows or 5 seconds at the latest; :meth:`flush` writes them at once. Use the logger from one thread.
+    :meth:`start`): no file, no lock, no import of MLflow. Rows are written together, after 2000 rows or 5 seconds at
+    the latest; :meth:`flush` writes them at once. Use the logger from one thread.
 
     Args:
         output_dir: Folder of the run's files, for this run alone. Default: a new folder in ``<store.root>/runs``.
@@ -112,11 +98,11 @@ class RunLogger(Logger):
         self._end_on_finalize = end_on_finalize
         self._active = False
         self._ended = False
-        self._buffer = RowBuffer()
+        self._buffer = local_log.RowBuffer()
         self._last_time = 0
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
-        self._log = LocalLog(self.output_dir / LOG_NAME)
+        self._log = LocalLog(self.output_dir / local_log.LOG_NAME)
         self._csv = CSVFiles(self.output_dir, run_name or self.output_dir.name) if csv else None
         self._upload: UploadThread | None = None
 
@@ -135,7 +121,7 @@ class RunLogger(Logger):
             return
         self.output_dir.mkdir(parents=True, exist_ok=True)
         holder = Holder.here(self.store.public_uri if self.store else "", str(self.output_dir))
-        self._lock = RunLock(self.output_dir / LOCK_NAME, f"the run in {self.output_dir}")
+        self._lock = RunLock(self.output_dir / local_log.LOCK_NAME, f"the run in {self.output_dir}")
         self._lock.acquire(holder, timeout=0)
         try:
             logged = self._open_log()
@@ -163,7 +149,7 @@ class RunLogger(Logger):
         self._log.repair()
         logged = LoggedRun.of(self._log.records())
         imported: Sequence[Record] = self._csv.read() if self._csv and not logged.last_time else ()
-        if not self._resume and (logged.last_time or imported or (self.output_dir / STATE_NAME).exists()):
+        if not self._resume and (logged.last_time or imported or (self.output_dir / local_log.STATE_NAME).exists()):
             raise TrackingError(
                 f"{self.output_dir}: already holds the log of a run. Give resume=True to resume it, or another folder."
             )
@@ -175,7 +161,7 @@ class RunLogger(Logger):
         return logged
 
     def _open_upload(self, store: Store, logged: LoggedRun, holder: Holder) -> LoggedRun:
-        """Start the upload; return what the run has logged, here or only in the store."""
+        """Start the upload, and return what the run has logged, here or only in the store."""
         state = self._upload_state(store, logged)
         self._first_tags[RUN_KEY_TAG] = state.key  # so that the log tells which state and which run belong to it
         upload = UploadThread(self.output_dir, store, replace(state, offset=min(state.offset, self._log.size)), holder)
@@ -217,10 +203,7 @@ class RunLogger(Logger):
         return new
 
     def _now(self) -> int:
-        """Return milliseconds since 1970, never less than before, even if the machine's clock is set back.
-
-        MLflow shows the latest of several values of a metric at one step, so an earlier time would hide a new value.
-        """
+        """Return milliseconds since 1970, never less than before: MLflow hides a new value with an earlier time."""
         now = int(time.time() * 1000)
         self._last_time = now if now >= self._last_time else self._last_time + 1
         return self._last_time
@@ -241,14 +224,12 @@ class RunLogger(Logger):
         """End the run: write everything, set ``status``, free the locks. A second call does nothing.
 
         Args:
-            status: FINISHED, FAILED or KILLED.
+            status: FINISHED, FAILED or KILLED; another one is an ArgumentError.
 
         Raises:
-            ArgumentError: ``status`` is none of these.
             OSError: The disk is full. The store has been told the status.
         """
-        if status not in STATUSES:
-            raise ArgumentError(f"must be one of {', '.join(STATUSES)}, got {status!r}", "status")
+        check_choice("status", status, ("FINISHED", "FAILED", "KILLED"))
         self._finish(status)
         self._ended = True
 
@@ -277,15 +258,13 @@ class RunLogger(Logger):
 
     def _keep_lr_table(self) -> None:
         """Store the learning rate of every step as a table, since MLflow's charts show only 320 points of it."""
-        if self.store is None:
-            return
         try:
-            path = write_lr_table(self._log, self.output_dir)
+            path = write_lr_table(self._log, self.output_dir) if self.store is not None else None
         except OSError as error:
             log.warning("the table of learning rates could not be written: %s", error)
-            return
-        if path is not None:
-            self.log_artifact(path)
+        else:
+            if path is not None:
+                self.log_artifact(path)
 
     def _at_exit(self) -> None:
         if os.getpid() == self._pid:  # not in a forked child
@@ -297,13 +276,10 @@ class RunLogger(Logger):
 
         A run that ends here is resumed if more is logged later, for example by ``trainer.test()``.
         """
-        if not self._active:
-            return
-        if self._end_on_finalize:
-            self._finish(_STATUS_OF_LIGHTNING.get(status, "FAILED"))
+        if self._active and self._end_on_finalize:
+            self._finish("FINISHED" if status in ("success", "finished") else "FAILED")
             self._resume = True
-        else:
-            self.flush()
+        self.flush()
 
     # ---- metrics
 
@@ -311,15 +287,6 @@ class RunLogger(Logger):
     def nonfinite(self) -> dict[str, int]:
         """How often each metric was nan or infinite. Such values are not stored."""
         return self._buffer.nonfinite
-
-    @property
-    def on_nonfinite(self) -> Callable[[str, float, int], None] | None:
-        """Optional hook, called with key, value and step of every value that is nan or infinite."""
-        return self._buffer.on_nonfinite
-
-    @on_nonfinite.setter
-    def on_nonfinite(self, hook: Callable[[str, float, int], None] | None) -> None:
-        self._buffer.on_nonfinite = hook
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -353,22 +320,13 @@ class RunLogger(Logger):
             self.flush()
 
     @rank_zero_only
-    def flush(self, sync: bool = False) -> None:
-        """Write buffered rows to the local log, where they survive a kill of the process.
-
-        Args:
-            sync: Wait until the disk has them, so that they survive a power cut too.
-        """
-        if not self._active:
-            return
-        rows = self._buffer.rows()
-        if rows:
+    def flush(self) -> None:
+        """Write buffered rows to the local log, where they survive a kill of the process."""
+        if self._active and (rows := self._buffer.rows):
             self._log.append(rows)
             # Not before the append: an interruption in between writes a row twice, which the store keeps once.
-            self._buffer.clear()
+            self._buffer.rows = []
             self._pass_on(rows)
-        if sync:
-            self._log.sync()
 
     def _write(self, records: Sequence[Record]) -> None:
         if records:
@@ -421,13 +379,9 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_artifact(self, path: Path | str, artifact_path: str | None = None) -> None:
-        """Store a file or folder with the run. One from outside the output directory is copied there first.
+        """Store a file or folder with the run, in folder ``artifact_path`` of its artifacts.
 
-        The copy is needed because the upload may happen much later, when the original is gone.
-
-        Args:
-            path: The file or folder.
-            artifact_path: Folder within the run's artifacts.
+        One from outside the output directory is copied there first: the upload may happen when the original is gone.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -441,10 +395,9 @@ class RunLogger(Logger):
         if not source.is_relative_to(self.output_dir):
             copy, _ = self._artifact_file(f"{artifact_path}/{source.name}" if artifact_path else source.name)
             if source.is_dir():
-                shutil.copytree(source, copy, dirs_exist_ok=True)
+                source = shutil.copytree(source, copy, dirs_exist_ok=True)
             else:
-                shutil.copyfile(source, copy)
-            source = copy
+                source = shutil.copyfile(source, copy)
         self._write([Artifact(str(source), artifact_path)])
 
     @rank_zero_only

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,19 +36,12 @@ Rows = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class MetricCurve:
-    """The finite rows of one metric of a run, one per step, by increasing step.
-
-    Attributes:
-        step: Shape [n].
-        value: Shape [n].
-        time: Milliseconds since 1970, shape [n].
-        nonfinite: Number of rows that were dropped because their value is nan or infinite.
-    """
+    """The finite rows of one metric of a run, one per step, by increasing step; each array has shape [n]."""
 
     step: NDArray[np.int64]
     value: NDArray[np.float64]
-    time: NDArray[np.int64]
-    nonfinite: int = 0
+    time: NDArray[np.int64]  # milliseconds since 1970
+    nonfinite: int = 0  # number of rows that were dropped because their value is nan or infinite
 
     @classmethod
     def of(cls, step: NDArray[np.int64], value: NDArray[np.float64], time: NDArray[np.int64]) -> "MetricCurve":
@@ -63,31 +57,18 @@ class MetricCurve:
 
 @dataclass(eq=False)
 class Run:
-    """One run of a store, written by any program.
-
-    Attributes:
-        id: MLflow's run id.
-        name: The run's name; any text.
-        experiment_id: The experiment that holds the run.
-        status: RUNNING, FINISHED, FAILED, KILLED or SCHEDULED.
-        start: Milliseconds since 1970.
-        end: Milliseconds since 1970, or None.
-        params: Params by name.
-        tags: Tags by name.
-        last: The newest value of each metric.
-        curves: The metrics that were read in full.
-    """
+    """One run of a store, written by any program."""
 
     id: str
-    name: str
+    name: str  # any text
     experiment_id: str
-    status: str
-    start: int
+    status: str  # RUNNING, FINISHED, FAILED, KILLED or SCHEDULED
+    start: int  # milliseconds since 1970
     end: int | None
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    last: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, MetricCurve] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
+    curves: dict[str, MetricCurve] = field(default_factory=dict)  # the metrics that were read in full
 
     @property
     def job(self) -> str:
@@ -101,26 +82,10 @@ def experiments(store: Store) -> dict[str, str]:
 
 
 def read_runs(store: Store, experiment_ids: Sequence[str], filter_string: str = "") -> list[Run]:
-    """Read runs without their curves, oldest first.
-
-    Args:
-        store: The store.
-        experiment_ids: The experiments to search.
-        filter_string: A filter in MLflow's search language, such as ``tags.schedule = 'cosine'``.
-
-    Raises:
-        TrackingError: The filter is invalid.
-        StoreUnavailable: The store does not answer.
-    """
+    """Read runs without their curves, oldest first; the filter is in MLflow's search language."""
+    options = {"experiment_ids": list(experiment_ids), "filter_string": filter_string}
     try:
-        found = _pages(
-            store,
-            "search_runs",
-            experiment_ids=list(experiment_ids),
-            filter_string=filter_string,
-            order_by=["attributes.start_time ASC"],
-        )
-        return [_run(item) for item in found]
+        return [_run(item) for item in _pages(store, "search_runs", order_by=["attributes.start_time ASC"], **options)]
     except Rejected as error:
         raise TrackingError(
             f"{filter_string!r} is not understood: {error} Write it in MLflow's search language, such as "
@@ -130,13 +95,11 @@ def read_runs(store: Store, experiment_ids: Sequence[str], filter_string: str = 
 
 def _pages(store: Store, method: str, **options: Any) -> Iterator[Any]:
     """Iterate over the items of all pages of a search."""
-    token = None
-    while True:
-        page = store.call(method, max_results=_PAGE, page_token=token, **options)
+    page = store.call(method, max_results=_PAGE, **options)
+    yield from page
+    while page.token:
+        page = store.call(method, max_results=_PAGE, page_token=page.token, **options)
         yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _run(item: Any) -> Run:
@@ -155,32 +118,20 @@ def _run(item: Any) -> Run:
 
 
 def read_curves(store: Store, runs: Sequence[Run], keys: Iterable[str]) -> None:
-    """Read every row of some metrics of some runs into ``run.curves``.
+    """Read every row of some metrics of some runs into ``run.curves``; a run without a metric gets no curve for it.
 
     A database is read by SQL, which is many times faster than MLflow's client; a server is asked for many runs per
     request. Where neither is possible, the client reads metric by metric.
-
-    Args:
-        store: The store.
-        runs: The runs that get the curves.
-        keys: Names of metrics. A run without such a metric gets no curve for it.
-
-    Raises:
-        TrackingError: The store rejects the request.
-        StoreUnavailable: The store does not answer.
     """
     wanted = sorted(set(keys))
     if not runs or not wanted:
         return
-    if store.artifact_root is not None:
-        try:
-            for run, key, rows in _read_tables(store, runs, wanted):
+    readers = [_read_by_requests] if store.artifact_root is None else [_read_tables, _read_by_requests]
+    for read in readers:
+        with suppress(TablesDiffer):
+            for run, key, rows in read(store, runs, wanted):
                 run.curves[key] = MetricCurve.of(*rows)
             return
-        except TablesDiffer:
-            pass
-    for run, key, rows in _read_by_requests(store, runs, wanted):
-        run.curves[key] = MetricCurve.of(*rows)
 
 
 class TablesDiffer(Exception):

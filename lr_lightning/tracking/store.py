@@ -1,7 +1,4 @@
-"""The MLflow store: its address, its creation, and the meaning of its errors.
-
-MLflow is imported late, since its import takes seconds.
-"""
+"""The MLflow store: its address, its creation, and the meaning of its errors. MLflow's import is late: it is slow."""
 
 import logging
 import os
@@ -49,16 +46,21 @@ _NOISY_LOGGERS = {
 
 # Error codes of MLflow, and words in the errors of the libraries below it.
 _UNKNOWN_USER_CODES = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
-_NO_PERMISSION_CODE = "PERMISSION_DENIED"
-_NOT_FOUND_CODE = "RESOURCE_DOES_NOT_EXIST"
-_CONTENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 _READ_ONLY = ("readonly database", "read-only transaction", "Read-only file system")
-_BROKEN = ("already exists", "duplicate column", "disk image is malformed", "file is not a database")
-_OTHER_VERSION = ("out-of-date database schema", "Can't locate revision")
-_NO_ENTRY = re.compile(
+# What to do about a database that gives an error with these words, and that no second try will open.
+_DATABASE_REMEDIES = {
+    r"already exists|duplicate column|disk image is malformed|file is not a database": (
+        ": it is damaged, or was left half-made. Move it away, or give another tracking.root."
+    ),
+    r"out-of-date database schema|Can't locate revision": (
+        ": it was made by another version of MLflow. Copy the database, then run `mlflow db upgrade` with its "
+        "address; or give another tracking.root."
+    ),
     r"password authentication failed|no password supplied|[Aa]ccess denied for user|Login failed for user"
-    r"|(database|role) \"[^\"]*\" does not exist|Unknown database"
-)
+    r"|(database|role) \"[^\"]*\" does not exist|Unknown database": (
+        ". Give the database's name, user and password in the address, user:password@host/database."
+    ),
+}
 
 _clients: dict[str, "MlflowClient"] = {}
 _clients_lock = threading.Lock()
@@ -77,9 +79,8 @@ def prepare_mlflow() -> None:
 def explain(error: BaseException, uri: str) -> Exception:
     """Translate an error that MLflow, or a library below it, raised for the store at ``uri``.
 
-    Returns:
-        :class:`TrackingError` if trying again cannot help, :class:`Rejected` if the content of the call was rejected,
-        else :class:`StoreUnavailable`.
+    It becomes a TrackingError if trying again cannot help, Rejected if the content of the call was rejected, else
+    StoreUnavailable.
     """
     where = hide_password(uri)
     if isinstance(error, (TrackingError, Rejected, StoreUnavailable)):
@@ -88,15 +89,15 @@ def explain(error: BaseException, uri: str) -> Exception:
         return TrackingError(f"tracking store {where} needs a package that is not installed: {error}")
     reason = hide_password(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
     code = getattr(error, "error_code", None)
-    if code == _NOT_FOUND_CODE:
+    if code == "RESOURCE_DOES_NOT_EXIST":
         return NotInStore(f"tracking store {where}: {reason}")
-    if code == _NO_PERMISSION_CODE or code in _UNKNOWN_USER_CODES:
+    if code in ("PERMISSION_DENIED", *_UNKNOWN_USER_CODES):
         return TrackingError(f"tracking store {where}: {_access_remedy(code, reason) or reason}")
     if any(words in reason for words in _READ_ONLY):
         return TrackingError(
             f"tracking store {where} cannot be written to. Give another tracking.root, or the right to write."
         )
-    if code in _CONTENT_CODES:
+    if code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
         return Rejected(reason)
     return StoreUnavailable(f"{where}: {reason}")
 
@@ -122,32 +123,16 @@ def _access_remedy(code: str, reason: str) -> str | None:
 
 
 def _database_remedy(said: str) -> str | None:
-    """Say what to do about a database that gave this error and that no second try will open; None if one may."""
-    if any(words in said for words in _BROKEN):
-        return ": it is damaged, or was left half-made. Move it away, or give another tracking.root."
-    if any(words in said for words in _OTHER_VERSION):
-        return (
-            ": it was made by another version of MLflow. Copy the database, then run `mlflow db upgrade` with its "
-            "address; or give another tracking.root."
-        )
-    if _NO_ENTRY.search(said):
-        return ". Give the database's name, user and password in the address, user:password@host/database."
-    return None
+    return next((remedy for words, remedy in _DATABASE_REMEDIES.items() if re.search(words, said)), None)
 
 
 @dataclass(frozen=True)
 class Store:
-    """An MLflow tracking store. It only holds addresses: nothing is opened before the first call.
+    """An MLflow tracking store. It only holds addresses: nothing is opened before the first call."""
 
-    Attributes:
-        uri: Tracking URI, absolute.
-        root: Local folder for locks, and for the database and artifacts of the default store.
-        artifact_root: Folder of artifacts, or None if a server decides.
-    """
-
-    uri: str
-    root: Path
-    artifact_root: Path | None
+    uri: str  # absolute
+    root: Path  # local folder for locks, and for the database and artifacts of the default store
+    artifact_root: Path | None  # None if a server decides
 
     @property
     def lock_dir(self) -> Path:
@@ -174,12 +159,7 @@ class Store:
         return self.artifact_root.as_uri() if self.artifact_root else None
 
     def client(self) -> "MlflowClient":
-        """Open the store. If its database does not exist, create it first, one process at a time.
-
-        Raises:
-            TrackingError: The store cannot be opened (a missing driver, a folder that cannot be written to).
-            StoreUnavailable: The store does not answer.
-        """
+        """Open the store. If its database does not exist, create it first, one process at a time."""
         with _clients_lock:
             if self.uri not in _clients:
                 prepare_mlflow()
@@ -202,8 +182,6 @@ class Store:
         artifact_uri, file = self._artifact_uri, self._file
         if artifact_uri is None:
             return MlflowClient(self.uri)
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
         if file is not None:
             _create_database(file, artifact_uri)
         # MLflow's own first start is not safe against a second process: without the lock one of them dies, or leaves
@@ -212,8 +190,7 @@ class Store:
             if file is None:
                 _check_entry(self.uri)
             # Places MLflow's "Default" experiment here; otherwise it would be below the working directory.
-            open_database: Callable[..., object] = SqlAlchemyStore
-            open_database(self.uri, artifact_uri)
+            _open_database(self.uri, artifact_uri)
             return MlflowClient(self.uri)
 
     def _probe(self) -> None:
@@ -232,13 +209,7 @@ class Store:
             raise StoreUnavailable(f"{self.public_uri}: {error.strerror or error}") from None
 
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call ``MlflowClient.<method>`` and translate its errors (see :func:`explain`).
-
-        Raises:
-            TrackingError: Trying again cannot help.
-            Rejected: The content was rejected.
-            StoreUnavailable: The store does not answer or is busy.
-        """
+        """Call ``MlflowClient.<method>`` and translate its errors (see :func:`explain`)."""
         client = self.client()
         try:
             return getattr(client, method)(*args, **kwargs)
@@ -246,12 +217,7 @@ class Store:
             raise explain(error, self.uri) from None
 
     def experiment_id(self, name: str) -> str:
-        """Return the id of experiment ``name``. If it does not exist, create it, with a fixed place for its artifacts.
-
-        Raises:
-            TrackingError: An experiment of that name was deleted.
-            StoreUnavailable: The store does not answer.
-        """
+        """Return the id of experiment ``name``. If there is none, create it, with a fixed place for its artifacts."""
         experiment = self.call("get_experiment_by_name", name)
         if experiment is None:
             try:
@@ -270,13 +236,7 @@ class Store:
         return str(experiment.experiment_id)
 
     def run(self, run_id: str) -> Any:
-        """Return MLflow's ``Run`` of that id, with its tags, params and status.
-
-        Raises:
-            NotInStore: There is no such run.
-            TrackingError: The run was deleted, or the store refuses access.
-            StoreUnavailable: The store does not answer.
-        """
+        """Return MLflow's ``Run`` of that id, with its tags, params and status; raise NotInStore if there is none."""
         try:
             run = self.call("get_run", run_id)
         except (NotInStore, Rejected):
@@ -288,19 +248,8 @@ class Store:
             )
         return run
 
-    def run_tags(self, run_id: str) -> dict[str, str]:
-        """Return the tags of a run, such as its ``output_dir``. Raises the errors of :meth:`run`."""
-        return dict(self.run(run_id).data.tags)
-
     def end_if_running(self, run_id: str, status: str) -> bool:
-        """Set ``status`` and an end time if the run exists and says RUNNING.
-
-        Returns:
-            Whether the status was set.
-
-        Raises:
-            StoreUnavailable: The store does not answer.
-        """
+        """Set ``status`` and an end time if the run exists and says RUNNING; return whether it did."""
         try:
             if self.run(run_id).info.status != "RUNNING":
                 return False
@@ -313,7 +262,7 @@ class Store:
 def open_store(root: Path | str, uri: str | None = None) -> Store:
     """Return the store at ``uri``, or the default one: ``<root>/mlflow.db`` with ``<root>/artifacts``.
 
-    Nothing is opened yet: the first call does that, one process at a time.
+    Nothing is opened before the first call.
 
     Args:
         root: Local folder. It is made absolute, so that the working directory never matters.
@@ -354,14 +303,19 @@ def _make_folder(path: Path) -> None:
         raise TrackingError(f"{path}: cannot be written to. Give another folder, or the right to write.")
 
 
+def _open_database(uri: str, artifact_uri: str) -> Any:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    open_database: Callable[..., Any] = SqlAlchemyStore
+    return open_database(uri, artifact_uri)
+
+
 def _create_database(path: Path, artifact_uri: str) -> None:
     """Create MLflow's database at ``path`` if there is none, or an empty file.
 
     This takes seconds and many transactions, and a process that is killed in between leaves a file that no MLflow opens
     again. So the file is created under another name and renamed when it is complete.
     """
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
     with FileLock(path.with_name(".init.lock")):
         if path.exists() and path.stat().st_size > 0:
             return
@@ -369,8 +323,7 @@ def _create_database(path: Path, artifact_uri: str) -> None:
         # A unique name: MLflow keeps a connection to each file that this process has opened, even if it was removed.
         unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.making")
         try:
-            open_database: Callable[..., Any] = SqlAlchemyStore
-            open_database(_sqlite_uri(unfinished), artifact_uri).engine.dispose()
+            _open_database(_sqlite_uri(unfinished), artifact_uri).engine.dispose()
             unfinished.replace(path)
         finally:
             _remove_unfinished(path)
@@ -384,11 +337,7 @@ def _remove_unfinished(path: Path) -> None:
 
 
 def _check_entry(uri: str) -> None:
-    """Connect to a database server once, since MLflow would try a wrong password for minutes.
-
-    Raises:
-        sqlalchemy.exc.SQLAlchemyError: The server refuses access. Other errors are left to MLflow's own tries.
-    """
+    """Raise the error of a database server that refuses access: MLflow would try a wrong password for minutes."""
     from mlflow.store.db.utils import create_sqlalchemy_engine
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -18,6 +18,7 @@ import time
 import uuid
 import webbrowser
 import zlib
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -59,17 +60,15 @@ _BARS = (
 
 def view_state(run_filter: str = TRAINING_RUNS) -> dict[str, Any]:
     """Return the view of the runs that match ``run_filter``, in MLflow's terms; the same on every call."""
-    sections = [
-        ("Learning rate", [_line("lr/group0"), _line("lr/group0", log=True), _line("train/loss", against="lr/group0")]),
-        (
-            "Train, probe and validation loss",
-            [_line("train/loss", log=True), _line("val/loss", log=True), _line("probe/loss", log=True)],
-        ),
-        ("Gap and accuracy", [_line("overfit/gap_loss"), _line("overfit/gap_acc"), _line("val/acc")]),
-        ("Results", [_card("BAR", f"summary/{name}") for name in _BARS]),
-    ]
+    losses, gap = ("train/loss", "val/loss", "probe/loss"), ("overfit/gap_loss", "overfit/gap_acc", "val/acc")
+    sections = {
+        "Learning rate": [_line("lr/group0"), _line("lr/group0", log=True), _line("train/loss", against="lr/group0")],
+        "Train, probe and validation loss": [_line(key, log=True) for key in losses],
+        "Gap and accuracy": [_line(key) for key in gap],
+        "Results": [_card("BAR", f"summary/{name}") for name in _BARS],
+    }
     charts, section_states = [], []
-    for name, cards in sections:
+    for name, cards in sections.items():
         section = _uuid(name)
         section_states.append({"uuid": section, "name": name, "display": True, "isReordered": True, "deleted": False})
         charts += [{**card, "uuid": _uuid(f"{name} {i}"), "metricSectionId": section} for i, card in enumerate(cards)]
@@ -134,11 +133,7 @@ def encode_view(now: int, run_filter: str = TRAINING_RUNS) -> str:
 
 
 def keep_view(store: Store, experiment_id: str, run_filter: str = TRAINING_RUNS) -> bool:
-    """Write the view to an experiment that has none or another version of it. Never raises.
-
-    Returns:
-        Whether the experiment now has the view.
-    """
+    """Write the view to an experiment that has none or another version; return whether it has it. Never raises."""
     try:
         tags = store.call("get_experiment", experiment_id).tags
         value = encode_view(int(time.time() * 1000), run_filter)
@@ -161,23 +156,12 @@ def _state_of(value: str | None) -> object:
 
 
 def filter_for(store: Store, experiment_id: str) -> str:
-    """Return the filter for an experiment's view: training runs, or all runs if none is marked as a training.
-
-    Raises:
-        TrackingError: The store refuses.
-        StoreUnavailable: The store does not answer.
-    """
+    """Return the filter for an experiment's view: training runs, or all runs if none is marked as a training."""
     return TRAINING_RUNS if store.call("search_runs", [experiment_id], TRAINING_RUNS, max_results=1) else ALL_RUNS
 
 
 def chart_page(server: str, experiment_id: str, *, view: bool = True) -> str:
-    """Return the address of an experiment's chart page, in MLflow's model training mode.
-
-    Args:
-        server: The server's address, such as ``http://127.0.0.1:5000``.
-        experiment_id: The experiment.
-        view: Whether to open it with the ready-made view.
-    """
+    """Return the address of an experiment's chart page in MLflow's model training mode, with the ready-made view."""
     shown = f"&viewStateShareKey={VIEW_ID}" if view else ""
     return (
         f"{server}/#/experiments/{quote(experiment_id, safe='')}/runs"
@@ -202,10 +186,6 @@ def serve(root: Path, uri: str | None, port: int, experiment: str | None = None,
 
     Returns:
         The server's exit status; 0 if it was stopped by Ctrl-C.
-
-    Raises:
-        TrackingError: The store cannot be used, or has no such experiment.
-        StoreUnavailable: The store does not answer.
     """
     prepare_mlflow()
     store = open_store(root, uri)
@@ -248,13 +228,11 @@ def serve(root: Path, uri: str | None, port: int, experiment: str | None = None,
 
 def _experiments_by_newest_run(store: Store) -> dict[str, str]:
     """Return name and id of the experiments that have runs, the one with the newest run first."""
-    starts: dict[str, int] = {}
-    found = experiments(store)
-    for name, key in found.items():
-        newest = store.call("search_runs", [key], max_results=1, order_by=["attributes.start_time DESC"])
-        if newest:
-            starts[name] = int(newest[0].info.start_time or 0)
-    return {name: found[name] for name in sorted(starts, key=lambda name: -starts[name])}
+    found: list[tuple[int, str, str]] = []
+    for name, key in experiments(store).items():
+        for newest in store.call("search_runs", [key], max_results=1, order_by=["attributes.start_time DESC"]):
+            found.append((int(newest.info.start_time or 0), name, key))
+    return {name: key for _, name, key in sorted(found, key=itemgetter(0), reverse=True)}
 
 
 def _open_when_up(address: str, port: int, process: "subprocess.Popen[bytes]", patience: float = 120.0) -> None:

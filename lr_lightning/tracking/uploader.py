@@ -8,33 +8,23 @@ sending and confirming) is stored once: MLflow drops a row that equals a stored 
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from lr_lightning.errors import NotInStore, Rejected, StoreUnavailable, TrackingError
+from lr_lightning.tracking import local_log
 from lr_lightning.tracking.keys import RUN_KEY_TAG
-from lr_lightning.tracking.local_log import (
-    LOG_NAME,
-    STATE_NAME,
-    Artifact,
-    LocalLog,
-    LoggedRun,
-    Metric,
-    Param,
-    Record,
-    Status,
-    Tag,
-    UploadState,
-)
+from lr_lightning.tracking.local_log import Artifact, LocalLog, LoggedRun, Metric, Param, Record, Status, UploadState
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
 from lr_lightning.tracking.store import Store
 
 log = logging.getLogger(__name__)
 
 # MLflow's limits for one call of log_batch.
-_LIMITS: dict[type, int] = {Metric: 1000, Param: 100, Tag: 100}
+_LIMITS: dict[type, int] = {Metric: 1000, Param: 100, local_log.Tag: 100}
 
 # Seconds to wait for the store's first answer: the first start on a machine creates the database, one process after
 # another; a server answers or is down.
@@ -52,22 +42,16 @@ class Abandoned(Exception):
 class Uploader:
     """Upload a log part by part, and keep ``metrics.sent`` up to date.
 
-    Args:
-        output_dir: Folder of the log and its state.
-        store: Where to upload to.
-        state: The state to continue from.
-        on_run: Called with the run's id as soon as the store has confirmed it.
+    ``on_run`` is called with the run's id as soon as the store has confirmed it.
     """
 
     def __init__(
-        self, output_dir: Path, store: Store, state: UploadState, on_run: Callable[[str], None] | None = None
+        self, output_dir: Path, store: Store, state: UploadState, on_run: Callable[[str], object] = lambda run_id: None
     ) -> None:
         self.state = state
         self.experiment_id: str | None = None
-        self._output_dir = output_dir
-        self._log = LocalLog(output_dir / LOG_NAME)
-        self._store = store
-        self._on_run = on_run
+        self._output_dir, self._store, self._on_run = output_dir, store, on_run
+        self._log = LocalLog(output_dir / local_log.LOG_NAME)
         self._run_is_checked = False
         self._warned: set[str] = set()
         self._abandoned = False
@@ -86,34 +70,27 @@ class Uploader:
         return sum(1 for _ in self._log.records(self.state.offset))
 
     def ensure_run(self) -> str:
-        """Find the run in the store, or create it, and return its id.
-
-        Raises:
-            TrackingError: The run does not exist, or the experiment was deleted.
-            StoreUnavailable: The store does not answer.
-        """
+        """Find the run in the store, or create it, and return its id."""
         run_id = self.state.run_id
+        if run_id is not None and self._run_is_checked:
+            return run_id
         if run_id is None:
             run_id = self._create_run()
             self._update(run_id=run_id)
-        elif not self._run_is_checked:
-            self.experiment_id = self._experiment_of(run_id)
-        if not self._run_is_checked:
-            self._run_is_checked = True
-            if self._on_run is not None:
-                with self._lock:
-                    self._raise_if_abandoned()
-                    self._on_run(run_id)
+        else:
+            try:
+                self.experiment_id = str(self._store.run(run_id).info.experiment_id)
+            except NotInStore as error:
+                state_file = self._output_dir / local_log.STATE_NAME
+                raise NotInStore(
+                    f"{error}. Put the store back in its place. If it is gone, remove {state_file} and resume the run: "
+                    "its whole log is then uploaded to a new run"
+                ) from None
+        self._run_is_checked = True
+        with self._lock:
+            self._raise_if_abandoned()
+            self._on_run(run_id)
         return run_id
-
-    def _experiment_of(self, run_id: str) -> str:
-        try:
-            return str(self._store.run(run_id).info.experiment_id)
-        except NotInStore as error:
-            raise NotInStore(
-                f"{error}. Put the store back in its place. If it is gone, remove {self._output_dir / STATE_NAME} and "
-                "resume the run: its whole log is then uploaded to a new run"
-            ) from None
 
     def _create_run(self) -> str:
         self.experiment_id = self._store.experiment_id(self.state.experiment)
@@ -134,13 +111,7 @@ class Uploader:
         return str(run.info.run_id)
 
     def upload_next(self) -> int:
-        """Upload the next batch and return its number of records; 0 if nothing is left.
-
-        Raises:
-            TrackingError: Trying again cannot help.
-            StoreUnavailable: The store does not answer. Nothing is lost: call again later.
-            Abandoned: :meth:`abandon` was called.
-        """
+        """Upload the next batch and return its number of records; 0 if nothing is left."""
         self._raise_if_abandoned()
         run_id = self.ensure_run()
         batch, count, end = self._next_batch()
@@ -165,7 +136,7 @@ class Uploader:
         An artifact or a status forms a batch alone, so that the order is kept.
         """
         batch: list[Record] = []
-        counts = dict.fromkeys(_LIMITS, 0)
+        counts = Counter[type]()
         count, end = 0, self.state.offset
         for record, line_end in self._log.read(self.state.offset):
             if isinstance(record, (Artifact, Status)):
@@ -190,7 +161,9 @@ class Uploader:
         try:
             match batch[0]:
                 case Artifact(path, to):
-                    self._send_artifact(run_id, Path(path), to)
+                    if not Path(path).exists():
+                        raise Rejected(f"no such file: {path}")
+                    self._store.call("log_artifacts" if Path(path).is_dir() else "log_artifact", run_id, path, to)
                 case Status("RUNNING"):
                     self._store.call("update_run", run_id, status="RUNNING")
                 case Status(status, at):
@@ -204,7 +177,8 @@ class Uploader:
                 self._send(run_id, batch[:middle])
                 self._send(run_id, batch[middle:])
                 return
-            name = _describe(batch[0])
+            record = batch[0]
+            name = f"{type(record).__name__.lower()} {getattr(record, record.__match_args__[0])!r}"
             self._warn_once(name, f"{name} was rejected by the store and skipped: {error}")
 
     def _send_batch(self, run_id: str, batch: Sequence[Record]) -> None:
@@ -212,7 +186,7 @@ class Uploader:
 
         metrics = [entities.Metric(r.key, r.value, r.time, r.step) for r in batch if isinstance(r, Metric)]
         # Of two tags with one key the later holds; of two params the first, since MLflow never changes one.
-        tags = {r.key: r.value for r in batch if isinstance(r, Tag)}
+        tags = {r.key: r.value for r in batch if isinstance(r, local_log.Tag)}
         params = {r.key: r.value for r in reversed(batch) if isinstance(r, Param)}
         self._store.call(
             "log_batch",
@@ -223,47 +197,17 @@ class Uploader:
             synchronous=True,
         )
 
-    def _send_artifact(self, run_id: str, path: Path, to: str | None) -> None:
-        if not path.exists():
-            raise Rejected(f"no such file: {path}")
-        self._store.call("log_artifacts" if path.is_dir() else "log_artifact", run_id, str(path), to)
-
     def _warn_once(self, about: str, text: str) -> None:
         if about not in self._warned:
             self._warned.add(about)
             log.warning("%s", text)
 
 
-def _describe(record: Record) -> str:
-    match record:
-        case Artifact(path):
-            return f"artifact {path!r}"
-        case Status(status):
-            return f"status {status}"
-        case _:
-            return f"{type(record).__name__.lower()} {record.key!r}"
-
-
 class UploadThread(threading.Thread):
     """Upload the log of a live run in the background, and hold the lock that shows that the run is alive.
 
-    While the store does not answer, the thread warns once and tries again at growing intervals, until it is closed.
-
-    Args:
-        output_dir: Folder of the local log.
-        store: Where to upload to.
-        state: The state to continue from.
-        holder: This process, for the run's lock.
-        first_wait: Seconds before the first retry. Each further wait is twice as long.
-        longest_wait: Upper limit of the wait, in seconds.
-
-    Attributes:
-        error: Why nothing is uploaded at the moment, or None.
-        disk_error: The error of the run's own disk, if that is the reason.
-
-    Raises:
-        RunInUse: Another process is running this run.
-        OSError: The disk is full or gone.
+    While the store does not answer, the thread warns once and tries again until it is closed: first after
+    ``first_wait`` seconds, then each time after twice as long, up to ``longest_wait``.
     """
 
     def __init__(
@@ -276,8 +220,8 @@ class UploadThread(threading.Thread):
         longest_wait: float = 30.0,
     ) -> None:
         super().__init__(name="lr_lightning-uploader", daemon=True)
-        self.error: TrackingError | StoreUnavailable | None = None
-        self.disk_error: OSError | None = None
+        self.error: TrackingError | StoreUnavailable | None = None  # why nothing is uploaded at the moment
+        self.disk_error: OSError | None = None  # set if the run's own disk is the reason
         self._output_dir, self._store, self._holder = output_dir, store, holder
         self._first_wait, self._longest_wait = first_wait, longest_wait
         self._contact = threading.Event()  # the store has answered, or failed to, for the first time
@@ -309,30 +253,19 @@ class UploadThread(threading.Thread):
         return self.error is None and self._contact.is_set()
 
     def connect(self) -> None:
-        """Start, and wait briefly for the store, so that a wrong address or name is an error before training.
-
-        Raises:
-            TrackingError: The store cannot be used.
-            OSError: The disk is full or gone.
-        """
+        """Start, and wait briefly for the store, so that a wrong address or name is an error before training."""
         self.start()
         patience = _LOCAL_CONTACT_SECONDS if self._store.is_local else _SERVER_CONTACT_SECONDS
         if not self._contact.wait(patience):
             log.warning(
-                "the tracking store %s has not answered in %.0f s. Training continues; rows are kept and uploaded "
-                "later.",
-                self._store.public_uri,
-                patience,
+                "the tracking store %s has not answered in %.0f s. Training continues; rows are uploaded later.",
+                *(self._store.public_uri, patience),
             )
         if isinstance(self.error, TrackingError):
             raise self.disk_error or self.error
 
     def with_rows_of_store(self, logged: LoggedRun) -> LoggedRun:
-        """Add to ``logged`` what only the store has of the run, because the local log was lost or cut short.
-
-        Raises:
-            TrackingError: Nothing was logged here and the store does not answer, or the run was resumed elsewhere.
-        """
+        """Add to ``logged`` what only the store has of the run, because the local log was lost or cut short."""
         run_id = self.run_id
         if run_id is None or (logged.last_time and not self.is_connected):
             return logged
@@ -423,18 +356,14 @@ class UploadThread(threading.Thread):
             )
 
     def close(self, patience: float | None = None) -> bool:
-        """Upload what is left, then stop and release the run's lock; warn if something is left.
+        """Upload what is left, then stop and release the run's lock; warn and return False if something is left.
 
-        A call that the store never answers is abandoned without a trace.
-
-        Args:
-            patience: Seconds that may pass without progress. As long as the store takes rows, all of them are sent.
-
-        Returns:
-            Whether the store has everything.
+        As long as the store takes rows, all are sent; ``patience`` is in seconds without progress. A call that the
+        store never answers is abandoned without a trace.
         """
-        default = _LOCAL_DRAIN_SECONDS if self._store.is_local else _SERVER_DRAIN_SECONDS
-        self._drain_seconds = default if patience is None else patience
+        if patience is None:
+            patience = _LOCAL_DRAIN_SECONDS if self._store.is_local else _SERVER_DRAIN_SECONDS
+        self._drain_seconds = patience
         self._deadline = time.monotonic() + self._drain_seconds
         self._work.set()  # before _closing: a thread that sees it closing has seen the last records too
         self._closing.set()
@@ -446,9 +375,7 @@ class UploadThread(threading.Thread):
         if not complete:
             log.warning(
                 "%d records were not uploaded to the tracking store%s. Upload them later: python scripts/replay.py %s",
-                pending,
-                f" ({self.error})" if self.error else "",
-                self._output_dir,
+                *(pending, f" ({self.error})" if self.error else "", self._output_dir),
             )
         if self._run_lock is not None:
             self._run_lock.release()

@@ -29,8 +29,8 @@ def sweep(lrs: list[float], seed: int = 0, *, edge: float = 0.3, noise: float = 
 def by_hand(lrs: list[float], clean: Curve, edge: int) -> float:
     """The suggestion, from a curve without noise and the step of its edge; nothing is smoothed.
 
-    Half the rate of the update that the value at the edge shows, moved by two fifths of the way, on the logarithm, to
-    half the rate at which the curve is halfway down from the median of its first ten values.
+    Half the lr of the update that the value at the edge shows, moved by two fifths of the way, on the logarithm, to
+    half the lr at which the curve is halfway down from the median of its first ten values.
     """
     middle = int(np.argmax(clean <= (np.median(clean[:10]) + clean[: edge + 1].min()) / 2))
     return float((lrs[edge - 1] / 2) ** 0.6 * (lrs[middle] / 2) ** 0.4)
@@ -41,7 +41,7 @@ def by_hand(lrs: list[float], clean: Curve, edge: int) -> float:
 
 @pytest.mark.parametrize("n", [40, 100, 300])
 @pytest.mark.parametrize("edge", [0.03, 0.3])
-def test_suggests_a_rate_below_the_edge_and_above_the_fall(n: int, edge: float) -> None:
+def test_suggests_an_lr_below_the_edge_and_above_the_fall(n: int, edge: float) -> None:
     found = read_curve(grid(n), [sweep(grid(n), edge=edge).tolist()])
     assert found.abstention is None
     assert found.suggestion is not None
@@ -111,7 +111,7 @@ def test_a_curve_that_falls_until_it_blows_up_has_its_edge_there() -> None:
     lrs = grid()
     falling = sweep(lrs, edge=100.0)
     found = read_curve(lrs, [[*falling[:80].tolist(), math.inf]])
-    # step 79 is the last with a finite value, which shows the update with the rate of step 78
+    # step 79 is the last with a finite value, which shows the update with the lr of step 78
     assert found.max_lr == pytest.approx(lrs[78] / 2)
     one_step = (lrs[1] / lrs[0]) ** 0.4  # smoothing may move the middle of the fall by one
     assert found.suggestion == pytest.approx(by_hand(lrs, sweep(lrs, edge=100.0, noise=0.0), 79), rel=one_step - 1)

@@ -123,7 +123,7 @@ def test_a_module_that_asks_for_the_length_does_not_reload(tmp_path: Path) -> No
     assert at.done
 
 
-def test_a_rate_that_diverges_is_no_anomaly(tmp_path: Path) -> None:
+def test_an_lr_that_diverges_is_no_anomaly(tmp_path: Path) -> None:
     def body(run: Trainer, module: LightningModule) -> None:
         with torch.autograd.set_detect_anomaly(True), DryRun(run, module, [1.0]) as dry_run:
             with dry_run.run():

@@ -65,7 +65,7 @@ def test_a_mirrored_warm_up_leaves_the_batch_as_it_is() -> None:
     assert multiples == (1, 1, 1, 1)
 
 
-def test_a_mirrored_rate_of_zero_asks_for_everything() -> None:
+def test_a_mirrored_factor_of_zero_asks_for_everything() -> None:
     assert mirror_multiples(Join((Constant(), "1 epoch"), (Constant(0), None)), 2, 3) == (1, math.inf)
 
 

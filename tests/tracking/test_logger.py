@@ -115,7 +115,7 @@ def test_end_is_final_and_idempotent(
     kind: str, fake_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = make(kind, fake_store, tmp_path / "out")
-    with pytest.raises(ValueError, match="status must be one of FINISHED, FAILED, KILLED, got 'done'"):
+    with pytest.raises(ValueError, match="status must be one of 'FINISHED', 'FAILED', 'KILLED', got 'done'"):
         logger.end("done")
     logger.log_metrics({"a": 1.0}, 0)
     logger.end("FAILED")

@@ -1,4 +1,5 @@
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from lr_lightning.errors import RunInUse, StoreUnavailable, TrackingError
 from lr_lightning.tracking import RunLogger, Store, open_store, replay, uploader
 from lr_lightning.tracking.local_log import LocalLog, Metric, Tag
-from lr_lightning.tracking.replay import Watchdog, close_record
+from lr_lightning.tracking.replay import _start_watchdog, close_record, watchdog
 from tests import forked
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "replay.py"
@@ -138,12 +139,11 @@ def test_a_run_with_an_end_keeps_it(fake_store: Store, client: Any, tmp_path: Pa
 
 
 def test_the_watchdog_of_a_record_that_was_closed_does_nothing(tmp_path: Path) -> None:
-    with Watchdog(tmp_path) as watchdog:
-        process = watchdog._process
-    assert process is not None
+    with watchdog(tmp_path) as process:
+        assert process is not None
     assert process.returncode == 0  # it did not look for a run: there is none
-    with Watchdog(None) as watchdog:
-        assert watchdog._process is None
+    with watchdog(None) as process:
+        assert process is None
 
 
 @pytest.mark.slow
@@ -151,9 +151,7 @@ def test_the_watchdog_closes_the_record_if_its_pipe_closes_without_a_word(store:
     run_id = left_behind(store, tmp_path / "out").run_id
     assert run_id is not None
     assert store.run(run_id).info.status == "RUNNING"
-    process = Watchdog(tmp_path / "out").__enter__()._process
-    assert process is not None
-    process.communicate()
+    _start_watchdog(tmp_path / "out").communicate()
     assert store.run(run_id).info.status == "FAILED"
 
 
@@ -199,8 +197,6 @@ class Server:
 def test_a_real_server_down_at_the_start_in_the_middle_and_back(
     empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import shutil
-
     shutil.copyfile(empty_store, tmp_path / "server.db")
     server = Server(tmp_path / "server.db", tmp_path)
     store = open_store(tmp_path / "mlruns", server.uri)
@@ -245,8 +241,6 @@ def wait_for_port(uri: str) -> None:
         try:
             store.call("search_experiments", max_results=1)
         except StoreUnavailable:
-            import threading
-
             threading.Event().wait(0.2)
         else:
             return
