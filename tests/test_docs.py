@@ -20,8 +20,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import lr_effects, schedules
-from lr_lightning.app.checks import validate
-from lr_lightning.app.composition import prepare
+from lr_lightning.app.composition import prepare, validate
 from lr_lightning.app.config import SCHEMAS, register
 from lr_lightning.search.settings import read_search
 from tests import forked

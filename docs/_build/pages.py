@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -73,7 +74,7 @@ def _first_line(schema: type) -> str:
 def _table(schema: type) -> str:
     """Return a table of the keys that a schema adds, with type, default and comment; "" if it adds none."""
     (tree,) = ast.parse(inspect.getsource(schema)).body
-    comments = comments_of(schema)
+    comments, hints = comments_of(schema), get_type_hints(schema)
     rows: list[str] = []
     for node in getattr(tree, "body", []):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
@@ -82,7 +83,7 @@ def _table(schema: type) -> str:
         if name == "name":
             continue
         default = "" if node.value is None else _default(node.value)
-        kind = ast.unparse(node.annotation).replace(" | ", " or ")
+        kind = re.sub(r"[\w.]+\.", "", inspect.formatannotation(hints[name])).replace(" | ", " or ")
         cells = [f"`{name}`", f"`{kind}`", f"`{default}`" if default else "", comments[name] or _group(name)]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n" if rows else ""

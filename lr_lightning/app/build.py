@@ -20,22 +20,16 @@ from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.error_messages import config_error
 from lr_lightning.app.lr_scaling import process_batch_size
 from lr_lightning.app.monitor_checks import MonitorCheck
-from lr_lightning.app.schemas.model import ModelConfig, ModuleConfig
-from lr_lightning.app.schemas.optimizer import OPTIMIZER_PACKAGES, OptimizerConfig
-from lr_lightning.app.schemas.schedule import (
-    BatchGrowthConfig,
-    CyclicalConfig,
-    GrowthConfig,
-    OneCycleConfig,
-    PlateauConfig,
-    ScheduleConfig,
-)
+from lr_lightning.app.schemas import schedule as schemas
+from lr_lightning.app.schemas.data import DataConfig
+from lr_lightning.app.schemas.model import OPTIMIZER_PACKAGES, ModelConfig, ModuleConfig, OptimizerConfig
 from lr_lightning.app.schemas.search import FinderConfig
 from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.callbacks.lr_schedule import LRSchedule
-from lr_lightning.callbacks.overfitting import OverfittingMonitor, can_measure
+from lr_lightning.callbacks.overfitting import OverfittingMonitor
+from lr_lightning.callbacks.per_example import can_measure
 from lr_lightning.callbacks.random_state import RandomState
 from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
@@ -51,16 +45,10 @@ logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs every err
 
 @dataclass(frozen=True)
 class Schedules:
-    """All schedules of a run, without a Trainer.
+    """All schedules of a run, without a Trainer."""
 
-    Attributes:
-        lr: The factor of the peak learning rate, with its warm-up.
-        momentum: The momentum itself; None leaves the optimizer's alone.
-        plateau: What multiplies the learning rate when a metric stalls; None for nothing.
-    """
-
-    lr: Schedule
-    momentum: Schedule | None = None
+    lr: Schedule  # the factor of the peak learning rate, with its warm-up
+    momentum: Schedule | None = None  # the momentum itself; None leaves the optimizer's alone
     plateau: Plateau | None = None
 
 
@@ -70,29 +58,18 @@ class DataShape(Protocol):
     @property
     def in_channels(self) -> int:
         """Channels of an image."""
-        ...
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width, in pixels."""
-        ...
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        ...
 
 
-def build_schedules(node: ScheduleConfig, peak_lr: float) -> Schedules:
-    """Build the schedules of a run from pure arithmetic: cheap, and possible before anything else is built.
-
-    Args:
-        node: The config's schedule.
-        peak_lr: The peak learning rate, to which an absolute ``base_lr`` is related.
-
-    Raises:
-        ConfigError: A key of the schedule is bad.
-    """
+def build_schedules(node: schemas.ScheduleConfig, peak_lr: float) -> Schedules:
+    """Build the schedules of a run: cheap, and possible before anything else is built."""
     with _naming_keys("schedule", _argument_keys("schedule", node)):
         takes_warmup = "warmup" in inspect.signature(_locate("schedule", node._target_)).parameters
         arguments = _schedule_arguments(node, takes_warmup=takes_warmup)
@@ -100,17 +77,17 @@ def build_schedules(node: ScheduleConfig, peak_lr: float) -> Schedules:
         if not takes_warmup and parse_duration(node.warmup, "warmup").amount > 0:
             schedule = Warmup(node.warmup, then=schedule, shape=cast(Any, node.warmup_shape))
         plateau = None
-        if isinstance(node, PlateauConfig):
+        if isinstance(node, schemas.PlateauConfig):
             plateau = Plateau(**{f.name: getattr(node, f.name) for f in fields(Plateau)})
         return Schedules(schedule, _momentum(node), plateau)
 
 
-def _schedule_arguments(node: ScheduleConfig, *, takes_warmup: bool) -> dict[str, Any]:
+def _schedule_arguments(node: schemas.ScheduleConfig, *, takes_warmup: bool) -> dict[str, Any]:
     """Return the arguments of a schedule's ``_target_``: the keys that only this choice has, and ``kwargs``.
 
     The keys of these bases modify the schedule that the target returns, or act beside it.
     """
-    bases = (ScheduleConfig, CyclicalConfig, PlateauConfig, BatchGrowthConfig)
+    bases = (schemas.ScheduleConfig, schemas.CyclicalConfig, schemas.PlateauConfig, schemas.BatchGrowthConfig)
     others = {f.name for base in bases if isinstance(node, base) for f in fields(base)}
     others |= {"base_momentum", "max_momentum"}
     arguments = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in others}
@@ -124,8 +101,8 @@ def _schedule_arguments(node: ScheduleConfig, *, takes_warmup: bool) -> dict[str
     return arguments | dict(node.kwargs)
 
 
-def _with_base_lr(node: ScheduleConfig, schedule: Schedule, peak_lr: float) -> Schedule:
-    if not isinstance(node, CyclicalConfig) or node.base_lr is None:
+def _with_base_lr(node: schemas.ScheduleConfig, schedule: Schedule, peak_lr: float) -> Schedule:
+    if not isinstance(node, schemas.CyclicalConfig) or node.base_lr is None:
         return schedule
     bounded = schedule.with_base(node.base_lr / peak_lr)
     if bounded is schedule:
@@ -133,12 +110,12 @@ def _with_base_lr(node: ScheduleConfig, schedule: Schedule, peak_lr: float) -> S
     return bounded
 
 
-def _momentum(node: ScheduleConfig) -> Schedule | None:
+def _momentum(node: schemas.ScheduleConfig) -> Schedule | None:
     """Return the momentum of a single cycle: down to its base while the learning rate rises, and back up.
 
     Source: Smith 2018, "A disciplined approach to neural network hyper-parameters" (arXiv 1803.09820).
     """
-    if not isinstance(node, OneCycleConfig) or node.base_momentum is None or node.max_momentum is None:
+    if not isinstance(node, schemas.OneCycleConfig) or node.base_momentum is None or node.max_momentum is None:
         return None
     shape = Linear if node.shape == "linear" else Cosine
     low, high = node.base_momentum, node.max_momentum
@@ -148,34 +125,20 @@ def _momentum(node: ScheduleConfig) -> Schedule | None:
 def build_data(config: Config) -> ImageDataModule:
     """Build the data module, which has not loaded anything yet."""
     node = config.data
-    arguments = _own_arguments("data", node)
+    arguments, options = _own_arguments("data", node), {f.name: getattr(node, f.name) for f in fields(DataConfig)}
+    for name in ("name", "_target_", "kwargs", "batch_size_is"):  # all others are arguments of the data module
+        del options[name]
     return ImageDataModule(
         lambda: _build("data", node, object, arguments),
-        batch_size=process_batch_size(node, config.trainer),
-        eval_batch_size=node.eval_batch_size,
-        val_fraction=node.val_fraction,
-        split_seed=node.split_seed,
+        **options | {"batch_size": process_batch_size(node, config.trainer)},
         seed=config.seed,
-        crop_padding=node.crop_padding,
-        crop_fill=cast(Any, node.crop_fill),
-        flip=node.flip,
         normalize=cast(Any, config.model.inputs),
-        image_size=node.image_size,
-        in_memory_limit=node.in_memory_limit,
-        num_workers=node.num_workers,
         channels_last=config.trainer.channels_last,
-        drop_last=node.drop_last,
-        train_size=node.train_size,
-        flip_labels=node.flip_labels,
     )
 
 
 def build_net(node: ModelConfig, data: DataShape) -> nn.Module:
-    """Build the network for the data's channels, image size and classes.
-
-    Raises:
-        ConfigError: A key of the model is bad.
-    """
+    """Build the network for the data's channels, image size and classes."""
     offers = {"in_channels": data.in_channels, "num_classes": data.num_classes, "image_size": data.image_size}
     given = _accepted(_locate("model", node._target_), offers)
     given |= {theirs: offers[ours] for ours, theirs in node.data_arguments.items()}
@@ -197,11 +160,7 @@ def build_optimizer(node: OptimizerConfig) -> Callable[[nn.Module], Optimizer]:
 
 
 def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module, data: DataShape) -> LightningModule:
-    """Build the LightningModule: the app's classifier or the user's own.
-
-    Raises:
-        ConfigError: A key of the module or the optimizer is bad.
-    """
+    """Build the LightningModule: the app's classifier or the user's own."""
     offers = {"net": net, "optimizer": build_optimizer(optimizer), "num_classes": data.num_classes}
     given = _accepted(_locate("module", node._target_), offers)
     module: LightningModule = _build("module", node, LightningModule, node.kwargs, **given)
@@ -209,41 +168,32 @@ def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module,
 
 
 def build_callbacks(config: Config, schedules: Schedules, module: LightningModule) -> list[Callback]:
-    """Build what drives and watches the run, but for the checkpoints, which need the output folder.
-
-    Raises:
-        ConfigError: A key of the callbacks or of a growing batch is bad.
-    """
+    """Build what drives and watches the run, but for the checkpoints, which need the output folder."""
     callbacks: list[Callback] = []
-    if isinstance(config.schedule, BatchGrowthConfig) and config.schedule.growth is not None:
-        callbacks.append(_batch_growth(config.schedule.growth, process_batch_size(config.data, config.trainer)))
-    if schedules.plateau is not None:
-        callbacks.append(MonitorCheck(schedules.plateau.monitor, "schedule.monitor"))
+    node, schedule, plateau = config.callbacks, config.schedule, schedules.plateau
+    if isinstance(schedule, schemas.BatchGrowthConfig) and schedule.growth is not None:
+        callbacks.append(_batch_growth(schedule.growth, process_batch_size(config.data, config.trainer)))
+    if plateau is not None:
+        callbacks.append(MonitorCheck(plateau.monitor, "schedule.monitor"))
     callbacks += [
-        LRSchedule(
-            schedules.lr,
-            momentum=schedules.momentum,
-            plateau=schedules.plateau,
-            total_steps=config.schedule.total_steps,
-        ),
+        LRSchedule(schedules.lr, momentum=schedules.momentum, plateau=plateau, total_steps=schedule.total_steps),
         ScheduleFreeMode(),  # does nothing for other optimizers
         StepRecorder(),
         RunProgress(config.trainer.progress),
     ]
-    node = config.callbacks
     if node.overfitting is not None and can_measure(module):
         callbacks.append(OverfittingMonitor(**asdict(node.overfitting), seed=config.data.split_seed))
     if node.cost is not None:
         cost = RunCost(**asdict(node.cost))
         callbacks += [] if cost.target is None else [MonitorCheck(cost.target.metric, "callbacks.cost.target")]
         callbacks.append(cost)
-    if (stopping := node.early_stopping) is not None and stopping.criterion is not None:
+    if (stopping := node.stopping) is not None:
         callbacks.append(MonitorCheck(stopping.monitor, "callbacks.early_stopping.monitor"))
         callbacks.append(ScheduleAwareStopping(**asdict(stopping)))
     return [*callbacks, *_extra_callbacks(node.extra), RandomState()]
 
 
-def _batch_growth(growth: GrowthConfig, batch_size: int) -> BatchSizeSchedule:
+def _batch_growth(growth: schemas.GrowthConfig, batch_size: int) -> BatchSizeSchedule:
     if growth.max_batch_size is not None and growth.max_batch_size < batch_size:
         raise ConfigError(
             f"schedule.growth.max_batch_size: {growth.max_batch_size} is below data.batch_size, {batch_size}. Give "
@@ -262,20 +212,11 @@ def _extra_callbacks(extra: Mapping[str, Any]) -> Iterator[Callback]:
         target = arguments.pop("_target_", None)
         if target is None:
             raise ConfigError(f"{key}: needs a _target_, the callback's class.")
-        yield _call_target(key, target, arguments, {argument: f"{key}.{argument}" for argument in arguments})
+        yield _call_target(key, target, arguments, {name: f"{key}.{name}" for name in arguments})
 
 
 def build_finder(node: FinderConfig, module: LightningModule, progress: str) -> BaseLRFinder[Any] | None:
-    """Build the search for a learning rate that precedes training; None without one.
-
-    Args:
-        node: The config's finder.
-        module: The module whose learning rate is searched for.
-        progress: ``trainer.progress``.
-
-    Raises:
-        ConfigError: A key of the finder is bad, or the finder cannot control this module's learning rate.
-    """
+    """Build the search for a learning rate that precedes training; None without one."""
     if node._target_ is None:
         return None
     if not module.automatic_optimization:
@@ -290,11 +231,7 @@ def build_finder(node: FinderConfig, module: LightningModule, progress: str) -> 
 
 
 def _build(group: str, node: Any, kind: type[Any], arguments: Mapping[str, Any], /, **objects: Any) -> Any:
-    """Call the ``_target_`` of a config group.
-
-    Raises:
-        ConfigError: The target cannot be imported, refuses its arguments, or returns another kind of object.
-    """
+    """Call the ``_target_`` of a config group, which must return an object of this kind."""
     built = _call_target(group, node._target_, arguments, _argument_keys(group, node), **objects)
     if not isinstance(built, kind):
         expected = {Schedule: "lr_lightning.schedules.Schedule", nn.Module: "torch.nn.Module"}.get(kind, kind.__name__)
@@ -310,8 +247,9 @@ def _own_arguments(group: str, node: Any) -> dict[str, Any]:
 
 def _argument_keys(group: str, node: Any) -> dict[str, str]:
     """Return the config key of each argument that a group may give to its ``_target_``."""
-    own = {f.name: f"{group}.{f.name}" for f in fields(node)}
-    return own | {name: f"{group}.kwargs.{name}" for name in node.kwargs}
+    return {f.name: f"{group}.{f.name}" for f in fields(node)} | {
+        name: f"{group}.kwargs.{name}" for name in node.kwargs
+    }
 
 
 def _accepted(callee: Callable[..., Any], offers: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,14 +273,9 @@ def _locate(key: str, target: str) -> Any:
 def _call_target(
     key: str, target: str, arguments: Mapping[str, Any], keys: Mapping[str, str], /, **objects: Any
 ) -> Any:
-    """Call a ``_target_``.
+    """Call a ``_target_`` with plain values from the config, each of which has its key, and with objects.
 
-    Args:
-        key: The key whose ``_target_`` it is, such as ``model``.
-        target: The dotted name of the callable.
-        arguments: Plain values from the config; a nested ``_target_`` in them is called first.
-        keys: The config key of each argument.
-        objects: Arguments that are objects already.
+    A nested ``_target_`` in the plain values is called first.
     """
     callee = _locate(key, target)
     try:

@@ -5,8 +5,10 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,24 +17,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.checks import validate
 from lr_lightning.app.config import Config, register
-from lr_lightning.app.error_messages import explain
+from lr_lightning.app.error_messages import did_you_mean, explain
+from lr_lightning.app.schemas.rules import Problem
+from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.errors import ConfigError
 
-__all__ = [
-    "choices_help",
-    "choices_of",
-    "comments_of",
-    "compose_config",
-    "first_sentence",
-    "keys_help",
-    "load_config",
-    "prepare",
-    "wants_tracebacks",
-]
-
 _HYDRAS, _OURS = "HYDRA_FULL_ERROR", "LR_LIGHTNING_SET_HYDRA_FULL_ERROR"
+_MOST_PROBLEMS = 5
 
 
 def wants_tracebacks() -> bool:
@@ -43,10 +35,7 @@ def wants_tracebacks() -> bool:
 def prepare(root: Path, purpose: str = "", usage: Callable[[], str] = str) -> None:
     """Register the checkout's config with Hydra, and make the user's modules importable. Repeated calls are harmless.
 
-    Args:
-        root: The checkout.
-        purpose: The first line of `--help`.
-        usage: Returns the end of `--help`.
+    ``purpose`` is the first line of `--help`; ``usage`` returns its end.
     """
     if not wants_tracebacks():
         # Without the first variable Hydra would print its errors and exit; here they are translated. The second one
@@ -64,11 +53,7 @@ def prepare(root: Path, purpose: str = "", usage: Callable[[], str] = str) -> No
 
 
 def compose_config(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
-    """Compose a config without Hydra's command line.
-
-    Args:
-        root: The checkout, whose `conf/` is read.
-        overrides: As on the command line.
+    """Compose a config from the checkout's `conf/` and a command line's overrides, without Hydra's command line.
 
     Returns:
         The config, not yet checked, and the choice of each group.
@@ -85,7 +70,7 @@ def compose_config(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, di
         raise ConfigError(explain(e)) from e
     finally:
         GlobalHydra.instance().hydra = outer
-    HydraConfig.instance().set_config(cfg)  # `validate` looks for optimizer.lr among the overrides
+    HydraConfig.instance().set_config(cfg)  # a check looks for optimizer.lr among the overrides
     choices = {str(k): str(v) for k, v in cfg.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
     with open_dict(cfg):
         del cfg["hydra"]
@@ -93,19 +78,53 @@ def compose_config(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, di
 
 
 def load_config(root: Path, overrides: Sequence[str]) -> Config:
-    """Compose and check a config without Hydra's command line.
-
-    Args:
-        root: The checkout, whose `conf/` is read.
-        overrides: As on the command line.
-
-    Raises:
-        ConfigError: The overrides cannot be composed, or a key or a value is bad.
-    """
+    """Compose and check a config without Hydra's command line; a ConfigError tells what is bad."""
     try:
         return validate(compose_config(root, overrides)[0])
     except OmegaConfBaseException as e:
         raise ConfigError(explain(e)) from e
+
+
+def validate(cfg: DictConfig) -> Config:
+    """Return the composed config as plain dataclasses, with ``optimizer.lr`` as the peak learning rate.
+
+    Raises:
+        ConfigError: A key or a value is bad. The first few problems are shown, a line each: key, value and remedy.
+    """
+    _raise_for(_bad_keys(cfg))
+    try:
+        config = cast(Config, OmegaConf.to_object(cfg))
+    except OmegaConfBaseException as e:
+        raise ConfigError(explain(e, getattr(e, "full_key", None))) from e
+    _raise_for(config.problems())
+    if isinstance(config.schedule, CyclicalConfig) and config.schedule.max_lr is not None:
+        config.optimizer.lr = float(config.schedule.max_lr)
+    return config
+
+
+def _raise_for(problems: Iterator[Problem]) -> None:
+    if lines := list(map(str, problems)):
+        raise ConfigError("\n".join(lines[:_MOST_PROBLEMS]))
+
+
+def _bad_keys(node: DictConfig, prefix: str = "") -> Iterator[Problem]:
+    """Find keys that the schema lacks (``+sede=3`` passes Hydra), and keys of the schema that are gone (``~seed``)."""
+    schema = OmegaConf.get_type(node)
+    known = [f.name for f in fields(schema)] if is_dataclass(schema) else None
+    for key in map(str, node):
+        name = f"{prefix}{key}"
+        if known is not None and key not in known:
+            yield Problem(name, f"there is no such key.{did_you_mean(key, known)} `--cfg job` shows every key.")
+        elif not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+            child = node[key]
+            if isinstance(child, DictConfig) and not child._is_none():
+                yield from _bad_keys(child, f"{name}.")
+    present = set(map(str, node))
+    for key in known or ():
+        if key not in present:
+            yield Problem(f"{prefix}{key}", f"was deleted, but is needed; leave ~{prefix}{key} out.")
+    if not prefix:
+        yield from (Problem(key, f"needs a value; give {key}=...") for key in sorted(OmegaConf.missing_keys(node)))
 
 
 def choices_of(root: Path) -> dict[str, list[str]]:
@@ -120,20 +139,13 @@ def choices_help(root: Path) -> str:
     width = max(len(choice) for choices in groups.values() for choice in choices)
     lines: list[str] = []
     for group, choices in groups.items():
-        lines.append(f"{group}=")
-        files = {choice: root / "conf" / group / f"{choice}.yaml" for choice in choices}
-        lines += [f"  {choice:<{width}}  {first_sentence(file)}".rstrip() for choice, file in files.items()]
+        texts = {choice: first_sentence(root / "conf" / group / f"{choice}.yaml") for choice in choices}
+        lines += [f"{group}=", *(f"  {choice:<{width}}  {text}".rstrip() for choice, text in texts.items())]
     return "\n".join(lines)
 
 
 def keys_help(group: str, schema: type, *, without: Sequence[str] = ()) -> str:
-    """Return a part of `--help` that lists the keys of a group, a line and a comment for each.
-
-    Args:
-        group: The group.
-        schema: Its schema. Inherited keys and keys without a comment are not listed.
-        without: Keys to leave out.
-    """
+    """Return a part of `--help` that lists the keys that a schema adds and comments, a line and a comment for each."""
     found = {key: text for key, text in comments_of(schema).items() if text and key not in without}
     width = max(map(len, found))
     return "\n".join(f"  {group}.{name:<{width}}  {text}" for name, text in found.items())
@@ -147,16 +159,12 @@ def first_sentence(choice: Path) -> str:
 
 
 def comments_of(schema: type) -> dict[str, str]:
-    """Return the comment of each key that a schema adds, in their order; empty for a key without a comment.
-
-    Args:
-        schema: The schema. Its source is read, since Python keeps no comments.
-    """
+    """Return the comment of each key that a schema adds, from its source; empty for a key without a comment."""
     source = inspect.getsource(schema)
     (tree,) = ast.parse(source).body
-    fields = [node for node in getattr(tree, "body", []) if isinstance(node, ast.AnnAssign)]
+    nodes = [node for node in getattr(tree, "body", []) if isinstance(node, ast.AnnAssign)]
     lines = source.splitlines()
-    return {node.target.id: _comment_of(lines, node) for node in fields if isinstance(node.target, ast.Name)}
+    return {node.target.id: _comment_of(lines, node) for node in nodes if isinstance(node.target, ast.Name)}
 
 
 def _comment_of(lines: list[str], node: ast.AnnAssign) -> str:

@@ -1,31 +1,33 @@
-"""The config of a run: its groups, the schema of each choice, and their registration with Hydra.
+"""The config of a run: its groups, what they require of each other, and the registration of their schemas with Hydra.
 
-Nothing heavy is imported here, so that `--help` and `--cfg job` answer at once.
+Nothing heavy is imported here, so that `--help`, `--cfg job` and a mistyped command line are answered at once.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from lr_lightning.app.schemas import data, model, optimizer, schedule, search
 from lr_lightning.app.schemas.data import DataConfig
-from lr_lightning.app.schemas.model import ModelConfig, ModuleConfig
-from lr_lightning.app.schemas.optimizer import OptimizerConfig
-from lr_lightning.app.schemas.problems import SEED, Rule, Schema, existing_file
-from lr_lightning.app.schemas.schedule import ScheduleConfig
+from lr_lightning.app.schemas.model import ModelConfig, ModuleConfig, OptimizerConfig
+from lr_lightning.app.schemas.rules import SEED, Problem, Schema, existing
+from lr_lightning.app.schemas.schedule import CyclicalConfig, OneCycleConfig, PlateauConfig, ScheduleConfig
 from lr_lightning.app.schemas.search import FinderConfig, SearchConfig, StudyConfig
 from lr_lightning.app.schemas.trainer import CallbacksConfig, TrackingConfig, TrainerConfig
+
+_CHECKPOINT = existing("file", "Give the path of a checkpoint (*.ckpt).")
 
 
 @dataclass
 class Config(Schema):
     """The config of a run."""
 
-    seed: int = 0  # of the initial weights, the order of the images and their augmentation
+    # of the initial weights, the order of the images and their augmentation
+    seed: Annotated[int, SEED] = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     module: ModuleConfig = field(default_factory=ModuleConfig)
@@ -39,12 +41,9 @@ class Config(Schema):
     search: SearchConfig | None = None  # many runs in place of one, for scripts/search.py
     test: bool = True  # evaluate the best checkpoint on the test set, once, at the end
     output_root: str = "${checkout:}/outputs"  # every run gets its own folder below it
-    ckpt: str | None = None  # start from this checkpoint's weights
+    ckpt: Annotated[str | None, _CHECKPOINT] = None  # start from this checkpoint's weights
     resume: str | None = None  # resume this run: its output folder or its MLflow run id
     trust: list[str] = field(default_factory=list)  # targets of yours that the stored config of a resumed run may name
-
-    def _rules(self) -> Mapping[str, Rule]:
-        return {"seed": SEED, "ckpt": existing_file("Give the path of a checkpoint (*.ckpt).")}
 
     def keys_set_by_finder(self) -> frozenset[str]:
         """Return the keys whose learning rates the finder replaces, so that the run trains with others."""
@@ -53,32 +52,122 @@ class Config(Schema):
         bounds = {f"schedule.{name}" for name in ("max_lr", "base_lr") if hasattr(self.schedule, name)}
         return frozenset({"optimizer.lr"} | bounds)
 
+    def _conflicts(self) -> Iterator[Problem]:
+        """Find what one group requires of another and does not get."""
+        schedule = self.schedule
+        if isinstance(schedule, CyclicalConfig):
+            yield from self._peak_lr_conflicts(schedule)
+        if isinstance(schedule, OneCycleConfig) and not schedule.base_momentum is schedule.max_momentum is None:
+            yield from self._momentum_conflicts()
+        if isinstance(schedule, PlateauConfig):
+            yield from self._plateau_conflicts(schedule)
+        if self.optimizer.lr_rule != "none" and (self.finder._target_ is not None or self.study is not None):
+            what = (
+                "the study trains given learning rates"
+                if self.study
+                else "the finder's learning rate is for this batch"
+            )
+            yield Problem("optimizer.lr_rule", f"{what}, so there is none to scale. Give optimizer.lr_rule=none.")
+        if self.finder._target_ is not None:
+            yield from self._finder_conflicts()
+        if self.study is not None:
+            yield from self._study_conflicts()
+        if self.resume and self.ckpt:
+            text = "cannot be given with resume, which brings its own checkpoint. Leave one of the two out."
+            yield Problem("ckpt", text)
 
-def _by_name(module: ModuleType, base: type) -> dict[str, type]:
-    """Return the schemas in a module that are the choices of a group, by the default of their key ``name``."""
-    schemas = [schema for schema in vars(module).values() if isinstance(schema, type) and issubclass(schema, base)]
-    names = [getattr(schema, "name", MISSING) for schema in schemas]
-    return {name: schema for name, schema in zip(names, schemas, strict=True) if name != MISSING}
+    def _peak_lr_conflicts(self, schedule: CyclicalConfig) -> Iterator[Problem]:
+        """Find two different peaks, and a lower bound above the peak."""
+        lr, base_lr = self.optimizer.lr, schedule.base_lr
+        peak_lr = lr if schedule.max_lr is None else schedule.max_lr
+        if peak_lr != lr and self._is_lr_given():
+            yield Problem(
+                "schedule.max_lr",
+                f"{peak_lr:g}, but optimizer.lr: {lr:g}. They are two names of the peak learning rate: give one of "
+                "them.",
+            )
+        elif base_lr is not None and base_lr > peak_lr:
+            text = f"must be at most the peak (optimizer.lr or schedule.max_lr), {peak_lr:g}, got {base_lr}."
+            yield Problem("schedule.base_lr", text)
+
+    def _is_lr_given(self) -> bool:
+        """Tell whether optimizer.lr was asked for: it is not its default, or it stands on the command line."""
+        default = getattr(type(self.optimizer), "lr", None)
+        if self.optimizer.lr != (self.model.lr if default == "${model.lr}" else default):
+            return True
+        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        return any(override.lstrip("+").startswith("optimizer.lr=") for override in overrides)
+
+    def _momentum_conflicts(self) -> Iterator[Problem]:
+        """Find a schedule of a momentum that the optimizer lacks or relies on."""
+        key, optimizer = "schedule.max_momentum", self.optimizer
+        remedy = "Leave schedule.base_momentum and schedule.max_momentum out"
+        if not {"momentum", "betas"} & ({f.name for f in fields(optimizer)} | set(optimizer.kwargs)):
+            text = f"{optimizer.name} has neither momentum nor betas to move. {remedy}, or take another optimizer."
+            yield Problem(key, text)
+        elif optimizer.averages_weights:
+            text = f"{optimizer.name} averages the weights with its momentum, which must stay constant. {remedy}."
+            yield Problem(key, text)
+
+    def _plateau_conflicts(self, schedule: PlateauConfig) -> Iterator[Problem]:
+        """Find a plateau whose metric is not logged, and one that early stopping forestalls."""
+        yield from self.callbacks.bad_monitor("schedule.monitor", schedule.monitor)
+        stopping, patience = self.callbacks.stopping, schedule.patience
+        if stopping is not None and stopping.criterion == "patience" and 1 <= stopping.patience <= patience:
+            key = "callbacks.early_stopping.patience"
+            yield Problem(
+                key,
+                f"{stopping.patience} validations end the run before schedule.patience, {patience}, lowers the "
+                f"learning rate for the first time. Give {key}={patience + 1} or more, or a smaller schedule.patience.",
+            )
+
+    def _finder_conflicts(self) -> Iterator[Problem]:
+        """Find what leaves a search for a learning rate nothing to search."""
+        finder, name = self.finder, self.optimizer.name
+        if getattr(finder, "metric", None) in ("val_loss", "accuracy") and self.trainer.limit_val_batches == 0:
+            text = "needs validation batches, and trainer.limit_val_batches is 0. Give finder.metric=loss."
+            yield Problem("finder.metric", text)
+        if getattr(finder, "apply", False) and getattr(self.schedule, "base_lr", None) is not None:
+            yield Problem(
+                "schedule.base_lr",
+                f"finder={finder.name} sets both bounds of a cyclical schedule. Leave schedule.base_lr out, or give "
+                "finder.apply=false.",
+            )
+        if self.study is not None:
+            text = "the study trains given learning rates, so there is none to find. Give finder=none."
+            yield Problem("finder", text)
+        if self.optimizer.estimates_lr:
+            text = (
+                f"{name} estimates its learning rate, so there is none to find. Give finder=none or another optimizer."
+            )
+            yield Problem("finder", text)
+
+    def _study_conflicts(self) -> Iterator[Problem]:
+        """Find what a study needs and does not get."""
+        if self.callbacks.overfitting is None:
+            yield Problem("study", "needs callbacks.overfitting, which is off.")
+        if self.callbacks.cost is None or self.callbacks.cost.target is None:
+            text = "needs a target to measure the speed by; give 'callbacks.cost.target=\"val/acc>=0.95\"'."
+            yield Problem("study", text)
+        if isinstance(self.schedule, CyclicalConfig) and (self.schedule.max_lr or self.schedule.base_lr):
+            text = "sets the learning rates itself; leave schedule.max_lr and schedule.base_lr out."
+            yield Problem("study", text)
 
 
-SCHEMAS: dict[str, dict[str, type]] = {
-    "data": _by_name(data, DataConfig),
-    "model": {"base": ModelConfig},
-    "module": _by_name(model, ModuleConfig) | {"base": ModuleConfig},
-    "optimizer": _by_name(optimizer, OptimizerConfig),
-    "schedule": _by_name(schedule, ScheduleConfig),
-    "finder": _by_name(search, FinderConfig),
-    "trainer": {"base": TrainerConfig},
-    "callbacks": {"base": CallbacksConfig},
-    "tracking": {"base": TrackingConfig},
-    "search": {"base": SearchConfig},
-}
-"""The schema of each choice, by group: `/schema/<group>/<choice>@_here_` in conf/<group>/*.yaml."""
-
-GROUP_BASES: dict[str, type] = {
+GROUP_BASES: dict[str, type[Any]] = {
     f.name: f.type for f in fields(Config) if isinstance(f.type, type) and issubclass(f.type, Schema)
 }
 """The schema that every choice of a group has; the keys that a choice adds are arguments of its `_target_`."""
+
+
+def _choices(base: type) -> dict[str, type]:
+    """Return the schemas of a group's choices, which stand beside its base, by the default of their key ``name``."""
+    schemas = [s for s in vars(sys.modules[base.__module__]).values() if isinstance(s, type) and issubclass(s, base)]
+    return {name: s for s in schemas if (name := getattr(s, "name", MISSING)) != MISSING}
+
+
+SCHEMAS = {group: {**_choices(base), "base": base} for group, base in {**GROUP_BASES, "search": SearchConfig}.items()}
+"""The schema of each choice, by group: `/schema/<group>/<choice>@_here_` in conf/<group>/*.yaml."""
 
 
 def register() -> None:

@@ -39,10 +39,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 def config_error(error: Exception, key: str = "", keys: Mapping[str, str] = _NO_KEYS) -> ConfigError:
     """Translate an error about an argument of the package into one about the config key that gave the argument.
 
-    Args:
-        error: The error of a constructor, or of a callback at the start of a training.
-        key: The key to name if the error names no argument in ``keys``, such as ``schedule``; empty for none.
-        keys: The config key of each argument.
+    ``keys`` has the config key of each argument; ``key`` is named if the error names none of these arguments.
     """
     if isinstance(error, TotalStepsUnknown):
         return ConfigError(
@@ -57,21 +54,15 @@ def config_error(error: Exception, key: str = "", keys: Mapping[str, str] = _NO_
 
 def explain_divergence(error: Diverged) -> str:
     """Return the message of a diverged run, with advice in the app's keys."""
-    return (
-        f"{error.headline}. Try a lower optimizer.lr (a third is a good first step), a warm-up, or "
-        "trainer.gradient_clip_val=1."
-    )
+    advice = "Try a lower optimizer.lr (a third is a good first step), a warm-up, or trainer.gradient_clip_val=1."
+    return f"{error.headline}. {advice}"
 
 
 def explain(error: BaseException, override: str | None = None) -> str:
-    """Return one clear message for an error of Hydra's composition or OmegaConf's conversion.
+    """Return one clear message for an error of Hydra's or OmegaConf's, which ``override`` caused, if it is known.
 
     The message leaves out Hydra's advice, which is wrong here: ``+key=value`` is refused as well. Neither library has a
-    type for each of its errors, so their texts are read.
-
-    Args:
-        error: The error; its causes are read as well.
-        override: The command-line override that caused it, if it is known.
+    type for each of its errors, so their texts are read, and those of their causes.
     """
     chain: list[BaseException] = []
     current: BaseException | None = error

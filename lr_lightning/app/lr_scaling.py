@@ -13,11 +13,7 @@ from lr_lightning.errors import ConfigError
 
 
 def process_batch_size(data: DataConfig, trainer: TrainerConfig) -> int:
-    """Return the number of training examples in a batch of one process.
-
-    Raises:
-        ConfigError: ``data.batch_size`` is that of all processes together and cannot be shared equally.
-    """
+    """Return the number of training examples in a batch of one process, which the config may give for all together."""
     size = data.batch_size
     if data.batch_size_is == "per_process":
         return size
@@ -36,13 +32,10 @@ def effective_batch_size(data: DataConfig, trainer: TrainerConfig) -> int:
 
 
 def lr_factor(rule: str, batch: int, reference: int) -> float:
-    """Return the factor that adapts a learning rate for batches of ``reference`` to batches of ``batch`` examples.
+    """Return the factor that adapts a learning rate for updates of ``reference`` examples to those of ``batch``.
 
-    Args:
-        rule: ``linear`` (Goyal et al. 2017, for SGD), ``sqrt`` (Krizhevsky 2014; Malladi et al. 2022, for Adam) or
-            ``none``.
-        batch: Examples in an update.
-        reference: Examples in an update of the run that the learning rate is from.
+    The rule is ``linear`` (Goyal et al. 2017, for SGD), ``sqrt`` (Krizhevsky 2014; Malladi et al. 2022, for Adam) or
+    ``none``.
 
     >>> lr_factor("linear", 512, 128), lr_factor("sqrt", 512, 128), lr_factor("none", 512, 128)
     (4.0, 2.0, 1.0)
@@ -57,9 +50,6 @@ def scale_lr(config: Config) -> tuple[Config, dict[str, Any]]:
     Returns:
         The config with the scaled learning rates, and a record of the change: the given learning rate and the factor.
         Without a rule, the same config and an empty record.
-
-    Raises:
-        ConfigError: The batch cannot be shared equally by the processes.
     """
     node = config.optimizer
     if node.lr_rule == "none" or node.lr_reference_batch is None:

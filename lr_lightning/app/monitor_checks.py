@@ -46,10 +46,6 @@ class MonitorCheck(Callback):
 
     That is in the sanity check for a metric of the validation, or one that OverfittingMonitor cannot measure there;
     after the first optimizer step for ``train/*``; else in the first validation. List it before what monitors.
-
-    Args:
-        monitor: The metric.
-        key: The config key that names it.
     """
 
     def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:
@@ -66,7 +62,7 @@ class MonitorCheck(Callback):
         """Compare with the metrics that the sanity check logged; some metrics come only in real validations."""
         if self.monitor in trainer.callback_metrics:
             return
-        if self.monitor in _unmeasured(trainer):
+        if any(self.monitor in monitor.unmeasured for monitor in callbacks_of(trainer, OverfittingMonitor)):
             raise ConfigError(f"{self.key}: '{self.monitor}' {_requirement(self.monitor)}")
         if not self.monitor.startswith(("overfit/", "probe/", "train/", "cost/")):
             raise ConfigError(self._message("is not logged by the validation. It logs", trainer))
@@ -83,13 +79,11 @@ class MonitorCheck(Callback):
             return
         self._first_step = None
         if self.monitor.startswith("train/") and self.monitor not in trainer.callback_metrics:
-            raise ConfigError(
-                self._message(
-                    "is not logged by the training steps with on_step=True (the recorded train/loss goes to the record "
-                    "alone, and an epoch's mean is not there yet when a validation asks). There are",
-                    trainer,
-                )
+            what = (
+                "is not logged by the training steps with on_step=True (the recorded train/loss goes to the record "
+                "alone, and an epoch's mean is not there yet when a validation asks). There are"
             )
+            raise ConfigError(self._message(what, trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Require the metric in the first real validation."""
@@ -110,10 +104,9 @@ class MonitorCheck(Callback):
         self._validated = state_dict["seen"]
 
     def _message(self, what: str, trainer: Trainer) -> str:
-        known = sorted(str(key) for key in trainer.callback_metrics)
-        return (
-            f"{self.key}: '{self.monitor}' {what}: {', '.join(known) or 'nothing'}.{did_you_mean(self.monitor, known)}"
-        )
+        known = sorted(map(str, trainer.callback_metrics))
+        close = did_you_mean(self.monitor, known)
+        return f"{self.key}: '{self.monitor}' {what}: {', '.join(known) or 'nothing'}.{close}"
 
 
 def _requirement(metric: str) -> str:
@@ -127,7 +120,3 @@ def _requirement(metric: str) -> str:
         "is measured only if it is known which predictions are right: the module's per_example_loss returns (losses, "
         "right). Use overfit/gap_loss or probe/loss."
     )
-
-
-def _unmeasured(trainer: Trainer) -> frozenset[str]:
-    return frozenset().union(*(monitor.unmeasured for monitor in callbacks_of(trainer, OverfittingMonitor)))

@@ -14,13 +14,7 @@ _INTERACTIVE_JOBS = ("bash", "interactive")  # names of SLURM jobs in which Ligh
 
 @dataclass(frozen=True)
 class ExternalLaunch:
-    """A launch of processes by a launcher other than Lightning's.
-
-    Attributes:
-        launcher: ``torchrun`` or ``SLURM``.
-        devices: Processes on each node.
-        num_nodes: Nodes.
-    """
+    """A launch of processes by ``torchrun`` or ``SLURM``: a process for each of the devices of each node."""
 
     launcher: str
     devices: int
@@ -41,11 +35,7 @@ def external_launch() -> ExternalLaunch | None:
 
 
 def devices_and_nodes(trainer: TrainerConfig) -> tuple[int | str, int]:
-    """Return the devices and nodes for Lightning's Trainer: those of an external launch, or else of the config.
-
-    Raises:
-        ConfigError: The config asks for others than were started.
-    """
+    """Return the devices and nodes for Lightning's Trainer: those of an external launch, or else of the config."""
     launch = external_launch()
     if launch is None:
         return trainer.devices, trainer.num_nodes
@@ -79,7 +69,7 @@ def _device_count(trainer: TrainerConfig) -> int | None:
     devices = str(trainer.devices)
     if devices in ("auto", "-1"):
         return None
-    return len([part for part in devices.split(",") if part.strip()]) if "," in devices else int(devices)
+    return sum(bool(part.strip()) for part in devices.split(",")) if "," in devices else int(devices)
 
 
 def is_rank_zero() -> bool:

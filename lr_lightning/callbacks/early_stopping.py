@@ -17,8 +17,6 @@ from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.early_stopping import CRITERIA, STRIP, THRESHOLDS, Phases, stop_reason
 from lr_lightning.errors import ArgumentError
 
-__all__ = ["ScheduleAwareStopping"]
-
 
 class ScheduleAwareStopping(EarlyStopping):
     """Lightning's EarlyStopping, but it does not mistake the schedule's effect for the model's.
@@ -89,12 +87,9 @@ class ScheduleAwareStopping(EarlyStopping):
         self._plateau_factor = 1.0  # at the last validation that counted
         self._improved = True  # since the plateau's last drop
         self._seen = False  # whether the metrics were ever logged
-        self._fresh = {name: FreshMetric() for name in self._needed}
+        needed = [self.monitor, *([self.training] if self.criterion == "pq" else [])]
+        self._fresh = {name: FreshMetric() for name in needed}
         self._phases: Phases | None = None
-
-    @property
-    def _needed(self) -> list[str]:
-        return [self.monitor, *([self.training] if self.criterion == "pq" else [])]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; Lightning loads a checkpoint's state after this."""
@@ -131,10 +126,10 @@ class ScheduleAwareStopping(EarlyStopping):
 
     def _check_logged(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics
-        for name in self._needed:
-            if name not in metrics and not self._seen:  # the first validation of a resumed run may log nothing
-                known = ", ".join(sorted(map(str, metrics))) or "none"
-                raise ArgumentError(f"ScheduleAwareStopping: no metric {name!r} was logged. There are: {known}.")
+        missing = next((name for name in self._fresh if name not in metrics), None)
+        if missing is not None and not self._seen:  # the first validation of a resumed run may log nothing
+            known = ", ".join(sorted(map(str, metrics))) or "none"
+            raise ArgumentError(f"ScheduleAwareStopping: no metric {missing!r} was logged. There are: {known}.")
 
     def _counts(self, trainer: Trainer, schedule: LRSchedule | None) -> bool:
         step = updates_made(trainer)
@@ -152,8 +147,7 @@ class ScheduleAwareStopping(EarlyStopping):
         """Return whether the plateau dropped since the last validation that counted, after an improvement."""
         factor = 1.0 if schedule is None else schedule.plateau_factor
         dropped, self._plateau_factor = factor < self._plateau_factor and self._improved, factor
-        if dropped:
-            self._improved = False
+        self._improved = self._improved and not dropped
         return dropped
 
     def _apply_patience(self, trainer: Trainer, dropped: bool) -> None:

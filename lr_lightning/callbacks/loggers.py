@@ -12,30 +12,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["for_each_logger", "log_figure", "log_note", "log_tags", "log_text"]
-
 log = logging.getLogger(__name__)
 
 
 def log_figure(trainer: Trainer, figure: "Figure", artifact_file: str) -> None:
-    """Log a matplotlib figure to every logger that accepts one.
-
-    Args:
-        trainer: The Trainer of the loggers.
-        figure: The figure.
-        artifact_file: Name of the artifact, such as ``"plots/lr.png"``; a logger without artifacts uses it as a tag.
-    """
+    """Log a matplotlib figure to every logger that accepts one; a logger without artifacts uses the name as a tag."""
     for_each_logger(trainer, artifact_file, lambda logger: _figure(logger, figure, artifact_file, trainer.global_step))
 
 
 def log_text(trainer: Trainer, text: str, artifact_file: str) -> None:
-    """Log a text, such as a CSV table, to every logger that keeps files.
-
-    Args:
-        trainer: The Trainer of the loggers.
-        text: The whole text.
-        artifact_file: Name of the artifact, such as ``"range_test/curve.csv"``.
-    """
+    """Log a text, such as a CSV table, to every logger that keeps files."""
     for_each_logger(trainer, artifact_file, lambda logger: _text(logger, text, artifact_file))
 
 
@@ -50,13 +36,7 @@ def log_note(trainer: Trainer, text: str) -> None:
 
 
 def for_each_logger(trainer: Trainer, name: str, action: Callable[[Any], None]) -> None:
-    """Call a function with each logger, on the first process alone; warn about a logger for which it raises.
-
-    Args:
-        trainer: The Trainer of the loggers.
-        name: What is logged, for the warning.
-        action: The function.
-    """
+    """Call a function with each logger, on the first process alone; if it raises, warn that ``name`` was not taken."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
@@ -68,14 +48,20 @@ def for_each_logger(trainer: Trainer, name: str, action: Callable[[Any], None]) 
 
 def _figure(logger: Any, figure: "Figure", name: str, step: int) -> None:
     run, experiment = _mlflow_run(logger)
+    tag = name.rsplit(".", 1)[0]
     if run is not None:
         experiment.log_figure(run, figure, name)
-    elif callable(getattr(logger, "log_figure", None)):
+    elif _has(logger, "log_figure"):
         logger.log_figure(figure, name)
-    elif callable(getattr(experiment, "add_figure", None)):  # TensorBoard
-        experiment.add_figure(_tag(name), figure, step, close=False)
-    elif callable(getattr(logger, "log_image", None)):  # Weights & Biases
-        logger.log_image(_tag(name), [_pixels(figure)])
+    elif _has(experiment, "add_figure"):  # TensorBoard
+        experiment.add_figure(tag, figure, step, close=False)
+    elif _has(logger, "log_image"):  # Weights & Biases
+        from PIL import Image  # matplotlib depends on it
+
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        buffer.seek(0)
+        logger.log_image(tag, [Image.open(buffer)])
     elif (path := _file(logger, name)) is not None:
         figure.savefig(path)
 
@@ -84,9 +70,7 @@ def _text(logger: Any, text: str, name: str) -> None:
     run, experiment = _mlflow_run(logger)
     if run is not None:
         experiment.log_text(run, text, name)
-    elif callable(getattr(logger, "log_text", None)) and not hasattr(
-        logger, "log_image"
-    ):  # that of Weights & Biases takes tables
+    elif _has(logger, "log_text") and not hasattr(logger, "log_image"):  # that of Weights & Biases takes tables
         logger.log_text(text, name)
     elif (path := _file(logger, name)) is not None:
         path.write_text(text, encoding="utf-8")
@@ -97,7 +81,7 @@ def _tags(logger: Any, tags: Mapping[str, str]) -> None:
     if run is not None:
         for key, value in tags.items():
             experiment.set_tag(run, key, value)
-    elif callable(getattr(logger, "set_tags", None)):
+    elif _has(logger, "set_tags"):
         logger.set_tags(tags)
 
 
@@ -105,8 +89,12 @@ def _note(logger: Any, text: str) -> None:
     run, experiment = _mlflow_run(logger)
     if run is not None:
         experiment.set_tag(run, "mlflow.note.content", text)  # the tag that MLflow shows as a run's description
-    elif callable(getattr(logger, "log_note", None)):
+    elif _has(logger, "log_note"):
         logger.log_note(text)
+
+
+def _has(thing: Any, method: str) -> bool:
+    return callable(getattr(thing, method, None))
 
 
 def _mlflow_run(logger: Any) -> tuple[str | None, Any]:
@@ -127,16 +115,3 @@ def _file(logger: Any, name: str) -> Path | None:
     path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _tag(name: str) -> str:
-    return name.rsplit(".", 1)[0]
-
-
-def _pixels(figure: "Figure") -> Any:
-    from PIL import Image  # matplotlib depends on it
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    buffer.seek(0)
-    return Image.open(buffer)

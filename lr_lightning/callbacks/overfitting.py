@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,20 +18,9 @@ from lr_lightning._checks import check_count
 from lr_lightning._lightning import batch_loss, mean_over_ranks, to_device
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
+from lr_lightning.callbacks import per_example
 from lr_lightning.callbacks.loggers import log_figure, log_note, log_tags, log_text
-from lr_lightning.callbacks.per_example import (
-    ACCURACY_METRICS,
-    LOGIT_METRICS,
-    LossFunction,
-    Sample,
-    SampleCollector,
-    ValidationLosses,
-    calibration_metrics,
-    can_measure,
-    check_forward,
-    classification_loss,
-    default_loss,
-)
+from lr_lightning.callbacks.per_example import LossFunction, Sample, SampleCollector, ValidationLosses
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.calibration import entropy
 from lr_lightning.diagnosis.early_stopping import overfit_metrics
@@ -42,8 +32,6 @@ from lr_lightning.errors import Diverged
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["OverfittingMonitor", "can_measure", "classification_loss", "default_probe", "plot_verdict"]
 
 
 class OverfittingMonitor(Callback):
@@ -72,7 +60,8 @@ class OverfittingMonitor(Callback):
     Args:
         loss: Function from ``(module, batch)`` to the losses of the examples, shape ``[batch]``; or to a tuple of
             losses, 1/0 for right/wrong, and, for the calibration, logits and labels. Default: the module's own
-            ``per_example_loss(batch)`` if it has one, else :func:`classification_loss`.
+            ``per_example_loss(batch)`` if it has one, else
+            :func:`~lr_lightning.callbacks.per_example.classification_loss`.
         probe: Batches of training examples without augmentation, as an iterable that can be iterated again. Default:
             the data module's ``probe_dataloader()``, else as many stratified examples of the training loader's data
             set as the validation set has.
@@ -97,8 +86,7 @@ class OverfittingMonitor(Callback):
     ) -> None:
         check_count("every_n_validations", every_n_validations, 1)
         check_count("keep", keep, 1)
-        self.loss: LossFunction = loss or default_loss
-        self.probe = probe
+        self.loss, self.probe = loss or per_example.default_loss, probe
         self.every_n_validations, self.seed, self.keep, self.chance = every_n_validations, seed, keep, chance
         self._fitting = True
         self._reset()
@@ -106,8 +94,7 @@ class OverfittingMonitor(Callback):
     def _reset(self) -> None:
         self._drawn: Iterable[Any] | None = None
         self._val = ValidationLosses(self.loss, self.keep)
-        self._chance = self.chance
-        self._validations = 0
+        self._chance, self._validations = self.chance, 0
         self._points: list[Point] = []
         self._first_loss: Tensor | float | None = None
         self._diverged: str | None = None
@@ -119,28 +106,20 @@ class OverfittingMonitor(Callback):
     @property
     def history(self) -> History:
         """The measurements so far."""
-        first = self._first_loss
-        return History(
-            tuple(self._points),
-            chance=self._chance,
-            start=None if first is None else float(first),
-            total_steps=self._total_steps,
-            diverged=self._diverged,
-            overconfident=self._overconfident,
-        )
+        start = None if self._first_loss is None else float(self._first_loss)
+        points = tuple(self._points)
+        return History(points, self._chance, start, self._total_steps, self._diverged, self._overconfident)
 
     @property
     def verdict(self) -> Verdict:
         """The verdict on the run so far."""
         return diagnose(self.history)
 
-    # -- measuring ---------------------------------------------------------------------------------------------------
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; Lightning loads a checkpoint's state after this."""
         self._fitting = stage == "fit"
         if self._fitting:
-            check_forward(pl_module, self.loss)
+            per_example.check_forward(pl_module, self.loss)
             self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -192,7 +171,7 @@ class OverfittingMonitor(Callback):
         if probe is None:
             return
         self._points.append(self._point(trainer, probe, val))
-        metrics = {**overfit_metrics(self._points), **calibration_metrics(val, probe)}
+        metrics = {**overfit_metrics(self._points), **per_example.calibration_metrics(val, probe)}
         self._overconfident = bool(metrics.get("overfit/overconfident"))
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # they are equal on all ranks already
 
@@ -200,7 +179,8 @@ class OverfittingMonitor(Callback):
         if val is None:  # the sanity check had no batch
             return frozenset()
         no_logits = val.logits is None or val.right is None or self._val.source == "logged"
-        return (LOGIT_METRICS if no_logits else frozenset()) | (ACCURACY_METRICS if val.acc is None else frozenset())
+        unknown = per_example.LOGIT_METRICS if no_logits else frozenset()
+        return unknown | (per_example.ACCURACY_METRICS if val.acc is None else frozenset())
 
     def _measure_probe(self, trainer: Trainer, pl_module: LightningModule) -> Sample | None:
         if self._drawn is None:
@@ -218,14 +198,15 @@ class OverfittingMonitor(Callback):
     def _point(self, trainer: Trainer, probe: Sample, val: Sample | None) -> Point:
         if not isinstance(self._first_loss, float):
             self._first_loss = mean_over_ranks(trainer, self._first_loss)
-        logged = trainer.callback_metrics
-        val_loss, val_acc = (
-            (val.loss, val.acc)
-            if val is not None
-            else [mean_over_ranks(trainer, logged.get(key)) for key in ("val/loss", "val/acc")]
-        )
+        if val is None:
+            logged = (trainer.callback_metrics.get(key) for key in ("val/loss", "val/acc"))
+            val_loss, val_acc = (mean_over_ranks(trainer, value) for value in logged)
+        else:
+            val_loss, val_acc = val.loss, val.acc
+        done, batches = trainer.fit_loop.epoch_loop.batch_idx + 1, trainer.num_training_batches
+        share = min(1.0, done / batches) if math.isfinite(batches) and batches else 1.0  # of the current epoch
         return Point(
-            epoch=_epochs_trained(trainer),
+            epoch=trainer.current_epoch + share,
             step=updates_made(trainer),
             lr=first_group_lr(trainer),
             val_loss=math.nan if val_loss is None else val_loss,
@@ -237,8 +218,6 @@ class OverfittingMonitor(Callback):
             val_size=val.size if val else None,
             probe_size=probe.size,
         )
-
-    # -- the end -----------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the verdict as a tag, a note, a text file and a figure."""
@@ -258,22 +237,15 @@ class OverfittingMonitor(Callback):
         log_tags(trainer, {"verdict": verdict.label})
         log_note(trainer, verdict.text())
         log_text(trainer, verdict.text() + "\n", "verdict.txt")
-        if not trainer.loggers or not self._points:
-            return
-        try:
-            figure = plot_verdict(self.history, verdict)
-        except ImportError:  # matplotlib is optional
-            return
-        log_figure(trainer, figure, "verdict.png")
-
-    # -- state -------------------------------------------------------------------------------------------------------
+        if trainer.loggers and self._points:
+            with suppress(ImportError):  # matplotlib is optional
+                log_figure(trainer, plot_verdict(self.history, verdict), "verdict.png")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements as tensors and plain values."""
-        first = self._first_loss
         return {
             "validations": self._validations,
-            "first_loss": None if first is None else float(first),
+            "first_loss": None if self._first_loss is None else float(self._first_loss),
             "source": self._val.source,
             "chance": self._chance,
             "overconfident": self._overconfident,
@@ -284,17 +256,9 @@ class OverfittingMonitor(Callback):
         """Restore the measurements, unless a checkpoint is only tested: then those of the fit stay."""
         if not self._fitting:
             return
-        self._validations = state_dict["validations"]
-        self._first_loss = state_dict["first_loss"]
+        self._validations, self._first_loss = state_dict["validations"], state_dict["first_loss"]
         self._val.source, self._chance = state_dict["source"], state_dict["chance"]
-        self._overconfident = state_dict["overconfident"]
-        self._points = _unpack(state_dict)
-
-
-def _epochs_trained(trainer: Trainer) -> float:
-    """Return the epochs trained so far, with the share of the current one."""
-    done, batches = trainer.fit_loop.epoch_loop.batch_idx + 1, trainer.num_training_batches
-    return trainer.current_epoch + (min(1.0, done / batches) if math.isfinite(batches) and batches else 1.0)
+        self._overconfident, self._points = state_dict["overconfident"], _unpack(state_dict)
 
 
 _ROWS = ("val_losses", "probe_losses")
@@ -328,17 +292,10 @@ def _unpack(state: dict[str, Any]) -> list[Point]:
 
 
 def default_probe(trainer: Trainer, seed: int) -> Iterable[Any] | None:
-    """Return the data module's probe, else a stratified subset of the training loader's data set.
+    """Return the data module's probe, else batches of a stratified subset of the training loader's data set.
 
-    The training loader is not iterated, so its order of data does not change.
-
-    Args:
-        trainer: The Trainer, during a fit, with its loaders built.
-        seed: Seed of the draw.
-
-    Returns:
-        Batches with this rank's share of as many training examples as the first validation loader has; None, with a
-        warning, if no subset can be drawn.
+    The subset is this rank's share of as many examples as the first validation loader has; None, with a warning, if
+    none can be drawn. The training loader is not iterated, so its order of data does not change.
     """
     datamodule: Any = getattr(trainer, "datamodule", None)
     if hasattr(datamodule, "probe_dataloader"):
@@ -352,17 +309,14 @@ def default_probe(trainer: Trainer, seed: int) -> Iterable[Any] | None:
             "Pass batches of training examples: OverfittingMonitor(probe=...)."
         )
         return None
-    size = min(len(dataset), _validation_size(trainer.val_dataloaders) or len(dataset))
+    loaders = trainer.val_dataloaders
+    first = loaders[0] if isinstance(loaders, Sequence) and loaders else loaders
+    validation: Any = getattr(first, "dataset", ())
+    size = min(len(dataset), (len(validation) if hasattr(validation, "__len__") else 0) or len(dataset))
     chosen = stratified_subset(np.fromiter(_labels(dataset), np.int64), size, seed)
     mine = chosen[trainer.global_rank :: trainer.world_size].tolist()
     batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
     return DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=loader.collate_fn)
-
-
-def _validation_size(loaders: Any) -> int:
-    first = loaders[0] if isinstance(loaders, Sequence) and loaders else loaders
-    dataset = getattr(first, "dataset", None)
-    return len(dataset) if dataset is not None and hasattr(dataset, "__len__") else 0
 
 
 def _labels(dataset: Any) -> Iterator[int]:
@@ -386,13 +340,6 @@ def _labels(dataset: Any) -> Iterator[int]:
 def plot_verdict(history: History, verdict: Verdict) -> "Figure":
     """Draw a run's losses over its epochs, with the onset marked, and the learning rate below.
 
-    Args:
-        history: A history with at least one validation.
-        verdict: The verdict on it.
-
-    Returns:
-        A figure with two panels.
-
     Raises:
         ImportError: matplotlib is not installed.
     """
@@ -412,9 +359,8 @@ def plot_verdict(history: History, verdict: Verdict) -> "Figure":
         losses.set_yscale("log")
     losses.legend(frameon=False, fontsize=9)
     losses.set_title(verdict.headline, loc="left", fontsize=11)
-    known = [(p.epoch, p.lr) for p in history.points if p.lr is not None]
-    if known:
-        lrs.plot([epoch for epoch, _ in known], [lr for _, lr in known], color=FRAME, marker=marker, ms=3)
+    if known := [(p.epoch, p.lr) for p in history.points if p.lr is not None]:
+        lrs.plot(*zip(*known, strict=True), color=FRAME, marker=marker, ms=3)
     style_axes(losses, y="loss", grid=True)
     style_axes(lrs, x="epoch", y="learning rate", grid=True)
     return figure

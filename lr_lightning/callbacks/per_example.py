@@ -1,7 +1,7 @@
 """The losses of single examples: how a module gives them, and how they come from all ranks to the host."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -21,26 +21,9 @@ from lr_lightning._lightning import gather_numbers, gather_rows
 from lr_lightning.diagnosis.calibration import scale_gap
 from lr_lightning.errors import ArgumentError
 
-__all__ = [
-    "ACCURACY_METRICS",
-    "LOGIT_METRICS",
-    "Examples",
-    "LossFunction",
-    "Sample",
-    "SampleCollector",
-    "ValidationLosses",
-    "calibration_metrics",
-    "can_measure",
-    "check_forward",
-    "classification_loss",
-    "default_loss",
-]
-
+# Metrics that need the logits of the validation, and those that need to know which predictions are right.
 LOGIT_METRICS = frozenset({"overfit/ece", "overfit/temperature", "overfit/gap_loss_scaled", "overfit/overconfident"})
-"""Metrics that need the logits of the validation."""
-
 ACCURACY_METRICS = frozenset({"probe/acc", "overfit/gap_acc"})
-"""Metrics that need to know which predictions are right."""
 
 LossFunction = Callable[[LightningModule, Any], Tensor | tuple[Tensor | None, ...]]
 
@@ -53,26 +36,18 @@ _REMEDY = "Pass a function that computes a loss per example from a batch: Overfi
 
 
 class Examples(NamedTuple):
-    """What a loss function may return for the examples of a batch.
+    """What a loss function may return for the examples of a batch; logits and labels are for the calibration."""
 
-    Attributes:
-        losses: Shape [batch].
-        right: 1 if the prediction is right, else 0; shape [batch].
-        logits: Shape [batch, classes]; with ``labels``, for the calibration.
-        labels: Integers, shape [batch].
-    """
-
-    losses: Tensor
-    right: Tensor | None = None
-    logits: Tensor | None = None
-    labels: Tensor | None = None
+    losses: Tensor  # shape [batch]
+    right: Tensor | None = None  # 1 if the prediction is right, else 0; shape [batch]
+    logits: Tensor | None = None  # shape [batch, classes]
+    labels: Tensor | None = None  # integers, shape [batch]
 
 
 def classification_loss(module: LightningModule, batch: Any) -> Examples:
     """Compute the cross-entropy and correctness of each example of a batch ``(x, y)`` with logits ``module(x)``.
 
-    Returns:
-        Losses in nats, and 1 for each right prediction; for a dense prediction, the means over an example.
+    Losses are in nats. For a dense prediction, both are means over an example.
 
     Raises:
         ArgumentError: The batch is no such pair, or the module gives no logits [batch, classes, ...] for it.
@@ -106,11 +81,7 @@ def can_measure(module: LightningModule) -> bool:
 
 
 def check_forward(module: LightningModule, loss: LossFunction) -> None:
-    """Refuse a module without a ``forward`` if the loss is computed from it.
-
-    Raises:
-        ArgumentError: The module has no ``forward``.
-    """
+    """Refuse a module without a ``forward`` if the loss is computed from it."""
     needed = loss is classification_loss or (loss is default_loss and not hasattr(module, "per_example_loss"))
     if needed and not _has_forward(module):
         raise ArgumentError(
@@ -128,46 +99,27 @@ def _has_forward(module: LightningModule) -> bool:
 
 @dataclass(frozen=True)
 class Sample:
-    """The measurements of a set of examples, gathered from all ranks.
-
-    Attributes:
-        loss: Mean loss over all examples.
-        acc: Share of right predictions; None if unknown.
-        size: Number of examples.
-        losses: Losses of the kept examples, which are the same each time if the order is; shape [K].
-        right: 1 if the prediction of an example is right, else 0; shape [N].
-        confidences: Highest probability of each example; shape [N].
-        logits: Logits of the kept examples; shape [K, classes].
-        labels: Labels of the kept examples; shape [K].
-    """
+    """The measurements of N examples, of which K are kept: the same ones each time if the order is the same."""
 
     loss: float
     acc: float | None
-    size: int
-    losses: NDArray[np.float32]
-    right: NDArray[np.float32] | None = None
-    confidences: NDArray[np.float32] | None = None
-    logits: NDArray[np.float32] | None = None
-    labels: NDArray[np.int64] | None = None
+    size: int  # N
+    losses: NDArray[np.float32]  # shape [K]
+    right: NDArray[np.float32] | None = None  # 1 if the prediction is right, else 0; shape [N]
+    confidences: NDArray[np.float32] | None = None  # highest probability of each example; shape [N]
+    logits: NDArray[np.float32] | None = None  # shape [K, classes]
+    labels: NDArray[np.int64] | None = None  # shape [K]
 
 
 @dataclass
 class SampleCollector:
-    """Collects the results of batches on the device, and fetches them all at once.
+    """Collects the results of batches on the device, and fetches them all at once."""
 
-    Attributes:
-        keep: Most examples whose single losses and logits are fetched.
-    """
-
-    keep: int
+    keep: int  # most examples whose single losses and logits are fetched
     _batches: list[Examples] = field(default_factory=list)
 
     def add(self, result: Tensor | tuple[Tensor | None, ...]) -> None:
-        """Add what a loss function returned for a batch.
-
-        Raises:
-            ArgumentError: The losses do not have the shape [batch].
-        """
+        """Add what a loss function returned for a batch; refuse losses that do not have the shape [batch]."""
         examples = Examples(result) if isinstance(result, Tensor) else Examples(*result)  # type: ignore[arg-type]
         if not isinstance(examples.losses, Tensor) or examples.losses.ndim != 1:
             got = tuple(examples.losses.shape) if isinstance(examples.losses, Tensor) else examples.losses
@@ -183,7 +135,9 @@ class SampleCollector:
         Every rank must call this, even one that has no batches or no logits.
         """
         columns, detail = self._columns(), self._logits_and_labels()
-        width = _agreed_width(trainer, detail.shape[1] if detail is not None else 0 if self._batches else _NO_BATCHES)
+        own_width = detail.shape[1] if detail is not None else 0 if self._batches else _NO_BATCHES
+        widths = {int(width) for (width,) in gather_numbers(trainer, [own_width])} - {_NO_BATCHES}
+        width = widths.pop() if len(widths) == 1 else 0  # the logits count if every rank that had batches knows them
         every = gather_rows(trainer, columns.to(device)).cpu().numpy()
         if not len(every):
             return None
@@ -224,12 +178,6 @@ class SampleCollector:
         return torch.cat(rows) if rows and len(rows) == len(self._batches) else None
 
 
-def _agreed_width(trainer: Trainer, width: int) -> int:
-    """Return the width of the logits, if every rank that had batches knows them; else 0."""
-    widths = {int(one) for (one,) in gather_numbers(trainer, [width])} - {_NO_BATCHES}
-    return widths.pop() if len(widths) == 1 else 0
-
-
 def calibration_metrics(val: Sample | None, probe: Sample) -> dict[str, float]:
     """Return :data:`LOGIT_METRICS` by name, as far as the logits are known."""
     if val is None or val.confidences is None or val.right is None or not np.isfinite(val.confidences).all():
@@ -240,11 +188,10 @@ def calibration_metrics(val: Sample | None, probe: Sample) -> dict[str, float]:
     if val.logits is None or val.labels is None or probe.logits is None or probe.labels is None:
         return metrics
     scaling = scale_gap(val.logits, val.labels, probe.logits, probe.labels)
-    if scaling is not None:
-        metrics["overfit/temperature"] = scaling.temperature
-        metrics["overfit/gap_loss_scaled"] = scaling.gap
-        metrics["overfit/overconfident"] = float(scaling.overconfident)
-    return metrics
+    if scaling is None:
+        return metrics
+    metrics |= {"overfit/temperature": scaling.temperature, "overfit/gap_loss_scaled": scaling.gap}
+    return metrics | {"overfit/overconfident": float(scaling.overconfident)}
 
 
 # -- losses from the validation that runs anyway ---------------------------------------------------------------------
@@ -260,20 +207,13 @@ class _ForwardRecord:
     A loss function that calls ``module(x)`` with the ``x`` of ``validation_step`` gets the same output without a second
     pass. If ``validation_step`` calls a direct child instead (``self.net(x)``), the child's output is replayed, and the
     module's own ``forward`` runs around it.
-
-    Args:
-        module: The module that is validated.
     """
 
     def __init__(self, module: LightningModule) -> None:
         self._module = module
         # A hook would make torch recompile a compiled or scripted child.
-        children = [
-            child
-            for child in module.children()
-            if getattr(child, "_compiled_call_impl", None) is None
-            and not isinstance(child, torch.jit.ScriptModule | Metric)
-        ]
+        plain = (child for child in module.children() if not isinstance(child, torch.jit.ScriptModule | Metric))
+        children = (child for child in plain if getattr(child, "_compiled_call_impl", None) is None)
         self._watched: list[nn.Module] = [module, *children]
         self._outputs: dict[tuple[Any, ...], tuple[Tensor, Any]] = {}
         self._handles: list[RemovableHandle] = [m.register_forward_hook(self._keep) for m in self._watched]
@@ -290,17 +230,12 @@ class _ForwardRecord:
     def close(self) -> None:
         """Release the module."""
         self.clear()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        while self._handles:
+            self._handles.pop().remove()
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
-        """Make the module's ``forward`` return what it returned in the validation step.
-
-        Raises:
-            _NotRecordedError: In ``forward``, if the validation step made no such pass.
-        """
+        """Make ``forward`` return what it returned in the validation step, or raise if the step made no such pass."""
         before = [(m, "forward" in m.__dict__, m.forward) for m in self._watched]
         try:
             for module, _, forward in before:
@@ -315,10 +250,8 @@ class _ForwardRecord:
 
     def _player(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def play(*args: Any, **kwargs: Any) -> Any:
-            found = None
-            if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-                found = self._outputs.get(_key(module, args[0]))
-            if found is not None:
+            known = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+            if known and (found := self._outputs.get(_key(module, args[0]))) is not None:
                 return found[1]
             if module is self._module and self._outputs:
                 return forward(*args, **kwargs)  # the validation step called the children instead
@@ -334,10 +267,6 @@ def _key(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
 
 class ValidationLosses:
     """Collects the losses of single validation examples, without a second pass if possible.
-
-    Args:
-        loss: Function from ``(module, batch)`` to the losses of the examples.
-        keep: Most examples whose single losses are kept.
 
     Attributes:
         source: ``"pass"``: the losses come from the passes of the validation step. ``"own"``: the batches are evaluated
@@ -380,11 +309,9 @@ class ValidationLosses:
         self._collector.add(self._losses(trainer, module, batch))
 
     def _losses(self, trainer: Trainer, module: LightningModule, batch: Any) -> Any:
-        with trainer.precision_plugin.forward_context():
-            if self.loss is default_loss:
-                return self.loss(module, batch)
-            with isolate_rng():  # a user's loss may draw random numbers
-                return self.loss(module, batch)
+        undrawn = nullcontext() if self.loss is default_loss else isolate_rng()  # a user's loss may draw numbers
+        with trainer.precision_plugin.forward_context(), undrawn:
+            return self.loss(module, batch)
 
     def finish(self, trainer: Trainer, module: LightningModule) -> Sample | None:
         """Return the collected sample; None if there are no examples. Every rank must call this."""
@@ -403,16 +330,12 @@ class ValidationLosses:
         logged = trainer.callback_metrics.get("val/loss")
         same = logged is not None and abs(float(logged) - sample.loss) <= 0.01 * abs(sample.loss) + 1e-6
         same = trainer.strategy.reduce_boolean_decision(same, all=True)  # val/loss may differ between ranks
+        how = "It evaluates the validation batches a second time"
         if same:
-            self.source = "logged"
+            self.source, how = "logged", "It takes val/loss, and estimates its noise from the curve alone"
         if self._warned:
             return
         self._warned = True
-        how = (
-            "It takes val/loss, and estimates its noise from the curve alone"
-            if same
-            else "It evaluates the validation batches a second time"
-        )
         rank_zero_warn(
             "OverfittingMonitor cannot take the losses of single examples from this validation: validation_step "
             f"does not call the module as loss= does. {how}. Call self(x) in validation_step to avoid that."

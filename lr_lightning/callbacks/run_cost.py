@@ -3,7 +3,8 @@
 import hashlib
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,8 @@ from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.cost import Target, parse_target, percentiles, spikes
 from lr_lightning.errors import ArgumentError
 
-__all__ = ["EnergyMeter", "RunCost", "total_joules"]
-
 _MOST_PENDING = 1000  # steps whose values stay on the device
+_FETCHED, _PENDING = ("losses", "norms", "step_seconds"), ("pending_losses", "pending_norms")  # the lists in the state
 
 
 class RunCost(Callback):
@@ -60,10 +60,7 @@ class RunCost(Callback):
     """
 
     def __init__(
-        self,
-        target: str | Target | None = None,
-        price_per_gpu_hour: float | None = None,
-        gradient_norms: bool = True,
+        self, target: str | Target | None = None, price_per_gpu_hour: float | None = None, gradient_norms: bool = True
     ) -> None:
         self.target = parse_target(target) if isinstance(target, str) else target
         if price_per_gpu_hour is not None:
@@ -83,10 +80,8 @@ class RunCost(Callback):
         self._norm: Tensor | None = None
         self._stepped = False  # whether the current batch completes a step
         self._step_start: float | None = None  # of the current step
-        self._examples = 0
-        self._step_seconds_sum = 0.0
-        self._seconds_before = 0.0  # before a resume
-        self._joules_before = 0.0
+        self._examples, self._step_seconds_sum = 0, 0.0
+        self._seconds_before, self._joules_before = 0.0, 0.0  # before a resume
         self._started: float | None = None
         self._meter: EnergyMeter | None = None
         self._reached: tuple[float, float] | None = None  # seconds and steps to the target
@@ -96,7 +91,9 @@ class RunCost(Callback):
         """Wall time of the training so far, including the parts before a resume."""
         return self._seconds_before + (time.perf_counter() - self._started if self._started is not None else 0.0)
 
-    # -- gathering ---------------------------------------------------------------------------------------------------
+    @property
+    def _examples_per_second(self) -> float | None:
+        return self._examples / self._step_seconds_sum if self._step_seconds_sum > 0 else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; Lightning loads a checkpoint's state after this."""
@@ -121,18 +118,15 @@ class RunCost(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Compute the norm of the gradient before it is clipped."""
         self._stepped = True
-        if self.gradient_norms:
-            norm = _gradient_norm(optimizer)
-            if norm is not None:
-                self._norm = norm if self._norm is None else (self._norm**2 + norm**2).sqrt()
+        if self.gradient_norms and (norm := _gradient_norm(optimizer)) is not None:
+            self._norm = norm if self._norm is None else (self._norm**2 + norm**2).sqrt()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss on its device; complete the step if the optimizer stepped."""
         self._examples += _size(batch) * trainer.world_size
-        loss = batch_loss(outputs, trainer, pl_module)
-        if loss is not None:
+        if (loss := batch_loss(outputs, trainer, pl_module)) is not None:
             self._micro.append(loss)
         if not self._stepped:
             return
@@ -141,8 +135,7 @@ class RunCost(Callback):
             self._step_seconds.append(now - self._step_start)
             self._step_seconds_sum += now - self._step_start
         self._step_start = now
-        loss = mean_loss(self._micro)
-        self._pending_losses += [] if loss is None else [loss]
+        self._pending_losses += [] if (loss := mean_loss(self._micro)) is None else [loss]
         self._pending_norms += [] if self._norm is None else [self._norm]
         self._micro, self._norm, self._stepped = [], None, False
         if max(len(self._pending_losses), len(self._pending_norms)) >= _MOST_PENDING:
@@ -155,13 +148,10 @@ class RunCost(Callback):
         self._pending_losses, self._pending_norms = [], []
         if losses:
             stacked = torch.stack(losses)
-            if reduce and trainer.world_size > 1:
-                stacked = trainer.strategy.reduce(stacked, reduce_op="mean")
-            self._losses += stacked.tolist()
+            average = reduce and trainer.world_size > 1
+            self._losses += (trainer.strategy.reduce(stacked, reduce_op="mean") if average else stacked).tolist()
         if norms:
             self._norms += torch.stack(norms).tolist()
-
-    # -- validations -------------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop timing steps, and fetch the pending values."""
@@ -174,8 +164,8 @@ class RunCost(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = {"cost/seconds": self.seconds}
-        if self._step_seconds_sum > 0:
-            metrics["cost/examples_per_second"] = self._examples / self._step_seconds_sum
+        if self._examples_per_second is not None:
+            metrics["cost/examples_per_second"] = self._examples_per_second
         # equal on all ranks, so that callbacks that monitor them decide alike
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)
 
@@ -192,13 +182,10 @@ class RunCost(Callback):
         if self.target.reached({self.target.metric: float(known[self.target.metric])}):
             self._reached = (self.seconds, float(updates_made(trainer)))
 
-    # -- the end -----------------------------------------------------------------------------------------------------
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log the summary."""
         self._fetch(trainer)
-        joules = self._joules()
-        gpu = 0 if self._meter is None else self._meter.gpu
+        joules, gpu = self._joules(), 0 if self._meter is None else self._meter.gpu
         # every rank takes part, since NVML may have failed on one of them alone
         own = [joules or 0.0, float(joules is not None), float(gpu)]
         self._summarize(trainer, pl_module, total_joules(gather_numbers(trainer, own)))
@@ -212,23 +199,22 @@ class RunCost(Callback):
             self._summarize(trainer, pl_module, self._joules() if trainer.world_size == 1 else None)
 
     def _summarize(self, trainer: Trainer, module: LightningModule, joules: float | None) -> None:
-        seconds = self.seconds
+        seconds, price = self.seconds, self.price_per_gpu_hour
         device_seconds = seconds * trainer.world_size
+        seconds_to_target, steps_to_target = self._reached or (None, None)
         values: dict[str, float | None] = {
             "train_seconds": seconds,
             "device_seconds": device_seconds,
             "gpu_seconds": device_seconds if module.device.type == "cuda" else None,
-            "examples_per_second": self._examples / self._step_seconds_sum if self._step_seconds_sum > 0 else None,
+            "price": None if price is None else device_seconds / 3600.0 * price,
+            "examples_per_second": self._examples_per_second,
             "peak_memory_mb": _peak_memory(module.device),
             "energy_kj": None if joules is None else joules / 1000.0,
+            "target_reached": None if self.target is None else float(self._reached is not None),
+            "seconds_to_target": seconds_to_target,
+            "steps_to_target": steps_to_target,
             "spikes": float(len(spikes(self._losses))),
         }
-        if self.price_per_gpu_hour is not None:
-            values["price"] = device_seconds / 3600.0 * self.price_per_gpu_hour
-        if self.target is not None:
-            values["target_reached"] = float(self._reached is not None)
-        if self._reached is not None:
-            values["seconds_to_target"], values["steps_to_target"] = self._reached
         values |= {f"step_ms_{k}": v for k, v in percentiles(1000.0 * np.array(self._step_seconds)).items()}
         values |= {f"grad_norm_{k}": v for k, v in percentiles(self._norms).items()}
         self.summary = {key: value for key, value in values.items() if value is not None}
@@ -243,16 +229,11 @@ class RunCost(Callback):
         now = self._meter.joules() if self._meter is not None else None
         return None if now is None else self._joules_before + now
 
-    # -- state -------------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements as tensors and plain values."""
         return {
-            "losses": torch.tensor(self._losses),
-            "norms": torch.tensor(self._norms),
-            "step_seconds": torch.tensor(self._step_seconds),
-            "pending_losses": torch.stack(self._pending_losses).cpu() if self._pending_losses else None,
-            "pending_norms": torch.stack(self._pending_norms).cpu() if self._pending_norms else None,
+            **{name: torch.tensor(getattr(self, f"_{name}")) for name in _FETCHED},
+            **{name: torch.stack(p).cpu() if (p := getattr(self, f"_{name}")) else None for name in _PENDING},
             "micro": [float(loss) for loss in self._micro],
             "examples": self._examples,
             "busy": self._step_seconds_sum,
@@ -265,9 +246,9 @@ class RunCost(Callback):
         """Restore the measurements, unless a checkpoint is only tested: then those of the fit stay."""
         if not self._fitting:
             return
-        for name in ("losses", "norms", "step_seconds"):
+        for name in _FETCHED:
             setattr(self, f"_{name}", state_dict[name].tolist())
-        for name in ("pending_losses", "pending_norms"):
+        for name in _PENDING:
             setattr(self, f"_{name}", [] if state_dict[name] is None else list(state_dict[name]))
         self._micro = [torch.tensor(loss) for loss in state_dict["micro"]]
         self._examples, self._step_seconds_sum = state_dict["examples"], state_dict["busy"]
@@ -285,9 +266,7 @@ def _gradient_norm(optimizer: Optimizer) -> Tensor | None:
 
 def _size(batch: Any) -> int:
     """Return the number of examples in a batch; 0 if no tensor shows it."""
-    values: Iterable[Any] = (
-        batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else [batch]
-    )
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else [batch]
     return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 0)
 
 
@@ -309,18 +288,13 @@ def _peak_memory(device: torch.device) -> float | None:
 class EnergyMeter:
     """Reads the energy counter of one CUDA device through NVML. It counts everything that runs on that device.
 
-    Args:
-        device: The device of the run.
-
     Attributes:
         gpu: A number that identifies the device, computed from its UUID; 0 if unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._nvml: Any = None
-        self._handle: Any = None
-        self._first: float | None = None
-        self.gpu = 0
+        self._counter: Callable[[], int] | None = None  # of millijoules
+        self._first, self.gpu = 0.0, 0
         if device.type != "cuda":
             return
         try:
@@ -332,35 +306,27 @@ class EnergyMeter:
             if uuid is not None:
                 # 48 bits, so that a float holds it exactly
                 self.gpu = int.from_bytes(hashlib.blake2b(str(uuid).encode(), digest_size=6).digest())
-                self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+                handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
             else:
-                self._handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
-            self._nvml = pynvml
-            self._first = self._read()
+                handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+            counter = partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+            self._first, self._counter = counter() / 1000.0, counter
         except Exception:  # no package, no driver, no permission or an old card: the energy stays unknown
-            self._nvml = None
-
-    def _read(self) -> float:
-        return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000.0
+            return
 
     def joules(self) -> float | None:
         """Return the energy since the meter was made, in joules; None if unknown."""
-        if self._nvml is None or self._first is None:
-            return None
         try:
-            return self._read() - self._first
+            return None if self._counter is None else self._counter() / 1000.0 - self._first
         except Exception:
             return None
 
 
 def total_joules(ranks: Sequence[Sequence[float]]) -> float | None:
-    """Add up the energy of all ranks' devices, each counted once.
+    """Add up the joules of all ranks' devices, each counted once; None if any is unknown: a part is not the total.
 
     Args:
         ranks: For each rank its joules, 1 if they are known and 0 if not, and :attr:`EnergyMeter.gpu`.
-
-    Returns:
-        The sum in joules; None if the energy of any device is unknown, because a part is not the total.
 
     Example:
         >>> total_joules([(5.0, 1, 7), (6.0, 1, 7), (2.0, 1, 8)])
@@ -370,8 +336,6 @@ def total_joules(ranks: Sequence[Sequence[float]]) -> float | None:
     """
     devices: dict[float, list[float]] = {}
     for index, (joules, known, gpu) in enumerate(ranks):
-        readings = devices.setdefault(gpu or -index - 1.0, [])
-        if known:
-            readings.append(joules)
+        devices.setdefault(gpu or -index - 1.0, []).extend([joules] if known else [])
     every = list(devices.values())
     return sum(map(max, every)) if every and all(every) else None

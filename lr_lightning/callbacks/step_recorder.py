@@ -16,22 +16,24 @@ from lr_lightning._lightning import batch_loss, logging_step, mean_loss
 from lr_lightning._param_groups import effective_lr, first_group_lr
 from lr_lightning.errors import ArgumentError, Diverged
 
+Row = tuple[str, float, int, int]
+"""Name, value, step, milliseconds since 1970."""
+_Lrs = list[tuple[str, float | Tensor]]
+_MOST_UNSUMMED = 1000  # batches whose losses stay on the device, if the optimizer rarely steps
+
 
 @runtime_checkable
 class Flushable(Protocol):
     """A logger that buffers rows which carry their own times, and can be told to write them."""
 
-    def log_rows(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
-        """Log rows of (name, value, step, milliseconds since 1970)."""
+    def log_rows(self, rows: Iterable[Row]) -> None:
+        """Log the rows."""
 
     def flush(self) -> None:
         """Write the buffered rows."""
 
     def reserve(self, keys: Iterable[str]) -> None:
         """Accept these names only through ``log_rows``."""
-
-
-_MOST_UNSUMMED = 1000  # batches whose losses stay on the device, if the optimizer rarely steps
 
 
 class StepRecorder(Callback):
@@ -64,14 +66,12 @@ class StepRecorder(Callback):
         check_count("flush_steps", flush_steps, 1)
         self.flush_seconds, self.flush_steps, self.stop_on_divergence = flush_seconds, flush_steps, stop_on_divergence
         self.last_loss: float | None = None
-        self._pending: list[tuple[int, Tensor | None, list[tuple[str, float | Tensor]], int]] = []
+        self._pending: list[tuple[int, Tensor | None, _Lrs, int]] = []
         self._micro: list[Tensor] = []  # of the current step
-        self._lrs: dict[int, list[tuple[str, float | Tensor]]] = {}
+        self._lrs: dict[int, _Lrs] = {}  # of the current step, by the index of the optimizer
         self._epoch_losses: list[Tensor] = []  # not yet in the sum
         self._epoch_sum, self._epoch_batches = 0.0, 0
         self._flushed_at = 0.0
-
-    # -- gathering ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the flushes, and reserve the names, which the module may log too."""
@@ -82,7 +82,8 @@ class StepRecorder(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Note the learning rates of this step: only here are they neither the previous step's nor the next one's."""
-        index = _index(trainer, optimizer)
+        # Lightning passes the optimizer itself, also under manual optimization.
+        index = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
         prefix = "lr/group" if index == 0 else f"lr/opt{index}_group"
         self._lrs[index] = [(f"{prefix}{i}", effective_lr(group)) for i, group in enumerate(optimizer.param_groups)]
 
@@ -98,17 +99,12 @@ class StepRecorder(Callback):
                 self._sum_epoch_losses()
         if not self._lrs:
             return  # the step is not complete
-        mean = mean_loss(self._micro)
         lrs = [pair for index in sorted(self._lrs) for pair in self._lrs[index]]
-        self._pending.append((logging_step(trainer), mean, lrs, time.time_ns() // 1_000_000))
+        self._pending.append((logging_step(trainer), mean_loss(self._micro), lrs, time.time_ns() // 1_000_000))
         self._micro, self._lrs = [], {}
-        due = len(self._pending) >= self.flush_steps
-        if trainer.world_size == 1 and not due:
-            due = time.monotonic() - self._flushed_at >= self.flush_seconds
-        if due:
+        late = trainer.world_size == 1 and time.monotonic() - self._flushed_at >= self.flush_seconds
+        if late or len(self._pending) >= self.flush_steps:
             self.flush(trainer)
-
-    # -- flushing ----------------------------------------------------------------------------------------------------
 
     def flush(self, trainer: Trainer, reduce: bool = True) -> None:
         """Fetch the pending losses, in two transfers for any number of them, and log them.
@@ -128,7 +124,7 @@ class StepRecorder(Callback):
         if not pending:
             return
         losses = self._fetch([loss for _, loss, _, _ in pending], trainer, reduce)
-        rows: list[tuple[str, float, int, int]] = []
+        rows: list[Row] = []
         bad: Diverged | None = None
         for (step, _, lrs, at), loss in zip(pending, losses, strict=True):
             used = [(name, float(lr)) for name, lr in lrs]
@@ -147,10 +143,9 @@ class StepRecorder(Callback):
     def _sum_epoch_losses(self) -> None:
         """Fetch the losses of an epoch's batches and add them one by one, so the sum does not depend on the flushes."""
         losses, self._epoch_losses = self._epoch_losses, []
-        if losses:
-            for loss in torch.stack(losses).tolist():
-                self._epoch_sum += loss
-            self._epoch_batches += len(losses)
+        for loss in torch.stack(losses).tolist() if losses else ():
+            self._epoch_sum += loss
+        self._epoch_batches += len(losses)
 
     @staticmethod
     def _fetch(losses: list[Tensor | None], trainer: Trainer, reduce: bool) -> list[float | None]:
@@ -158,7 +153,7 @@ class StepRecorder(Callback):
         if not known or (trainer.world_size > 1 and not reduce):
             return [None] * len(losses)  # one rank's loss is not the mean; a resumed run repeats these steps
         stacked = torch.stack(known)
-        if reduce and trainer.world_size > 1:
+        if trainer.world_size > 1:
             stacked = trainer.strategy.reduce(stacked, reduce_op="mean")
         values = iter(stacked.tolist())
         return [None if loss is None else next(values) for loss in losses]
@@ -197,8 +192,6 @@ class StepRecorder(Callback):
         except Diverged as diverged:
             exception.add_note(str(diverged))
 
-    # -- state -------------------------------------------------------------------------------------------------------
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Log and write every step that the checkpoint contains, before the checkpoint is saved."""
         self.flush(trainer)
@@ -211,17 +204,13 @@ class StepRecorder(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the running sums of the current epoch as tensors and plain values."""
         self._sum_epoch_losses()
-        return {
-            "micro": [loss.cpu() for loss in self._micro],
-            "epoch_sum": self._epoch_sum,
-            "epoch_batches": self._epoch_batches,
-        }
+        micro = [loss.cpu() for loss in self._micro]
+        return {"micro": micro, "epoch_sum": self._epoch_sum, "epoch_batches": self._epoch_batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the running sums."""
-        self._micro = list(state_dict["micro"])
-        self._epoch_losses, self._epoch_sum = [], float(state_dict["epoch_sum"] or 0.0)
-        self._epoch_batches = state_dict["epoch_batches"]
+        self._micro, self._epoch_losses = list(state_dict["micro"]), []
+        self._epoch_sum, self._epoch_batches = float(state_dict["epoch_sum"] or 0.0), state_dict["epoch_batches"]
 
 
 def _weights_are_finite(module: LightningModule) -> bool:
@@ -230,13 +219,8 @@ def _weights_are_finite(module: LightningModule) -> bool:
     return not checks or bool(torch.stack(checks).all())
 
 
-def _index(trainer: Trainer, optimizer: Optimizer) -> int:
-    # Lightning passes the optimizer itself, also under manual optimization.
-    return next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
-
-
-def _log(trainer: Trainer, rows: list[tuple[str, float, int, int]]) -> None:
-    """Log rows of (name, value, step, milliseconds); a logger that is not :class:`Flushable` sets its own times."""
+def _log(trainer: Trainer, rows: list[Row]) -> None:
+    """Log the rows; a logger that is not :class:`Flushable` sets its own times."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Scaling", "entropy", "fit_temperature", "scale_gap", "scaled_losses"]
-
 Floats = NDArray[np.float64]
+Logits = NDArray[np.floating]
+Labels = NDArray[np.integer]
 _RANGE = (-5.0, 5.0)  # of log T: beyond it every prediction is uniform or one-hot
 
 
@@ -32,36 +32,20 @@ class Scaling:
     overconfident: bool
 
 
-def scaled_losses(logits: NDArray[np.floating], labels: NDArray[np.integer], temperature: float) -> Floats:
-    """Return the cross-entropy of each example at a temperature, in nats.
-
-    Args:
-        logits: Shape [N, classes].
-        labels: Shape [N].
-        temperature: T > 0.
-
-    Returns:
-        Losses, shape [N].
-    """
+def scaled_losses(logits: Logits, labels: Labels, temperature: float) -> Floats:
+    """Return the cross-entropy of each example at a temperature, in nats; shape [N], for logits [N, classes]."""
     scaled = np.asarray(logits, np.float64) / temperature
     scaled -= scaled.max(axis=1, keepdims=True)
     losses: Floats = np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(labels)), labels]
     return losses
 
 
-def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """Find the temperature with the lowest mean cross-entropy.
+def fit_temperature(logits: Logits, labels: Labels) -> float:
+    """Find the temperature with the lowest mean cross-entropy, from exp(-5), if every prediction is right, to exp(5).
 
     Source: Guo, Pleiss, Sun & Weinberger 2017, "On calibration of modern neural networks" (arXiv 1706.04599), section
     4.2. The loss is convex in 1 / T, so Newton's method finds the only minimum; a step that leaves the bracket becomes
-    a bisection.
-
-    Args:
-        logits: Finite, shape [N, classes].
-        labels: Shape [N].
-
-    Returns:
-        T between exp(-5) and exp(5); the lower end if every prediction is right.
+    a bisection. The logits, shape [N, classes], must be finite.
     """
     scores = np.asarray(logits, np.float64)
     scores = scores - scores.max(axis=1, keepdims=True)
@@ -81,8 +65,7 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
     inverse = 1.0
     for _ in range(50):
         first, second = slopes(inverse)
-        # The bracket narrows at every step.
-        low, high = (inverse, high) if first < 0 else (low, inverse)
+        low, high = (inverse, high) if first < 0 else (low, inverse)  # the bracket narrows at every step
         step = inverse - first / second if second > 0 else np.inf
         new = step if low < step < high else float(np.sqrt(low * high))
         if abs(new - inverse) <= 1e-6 * inverse:
@@ -91,25 +74,14 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
     return float(1.0 / inverse)
 
 
-def scale_gap(
-    val_logits: NDArray[np.floating],
-    val_labels: NDArray[np.integer],
-    probe_logits: NDArray[np.floating],
-    probe_labels: NDArray[np.integer],
-) -> Scaling | None:
+def scale_gap(val_logits: Logits, val_labels: Labels, probe_logits: Logits, probe_labels: Labels) -> Scaling | None:
     """Test whether temperature scaling would remove the gap between validation and probe loss.
 
     Each half of the validation examples is scaled by the temperature of the other half, so that no loss is that of the
     examples its temperature was fitted to. The probe is scaled by the temperature of all validation examples.
 
-    Args:
-        val_logits: Shape [N, classes].
-        val_labels: Shape [N].
-        probe_logits: Shape [M, classes].
-        probe_labels: Shape [M].
-
     Returns:
-        The effect; None for fewer than ten examples, or if a logit is not finite.
+        The effect; None for fewer than ten examples in a set, or if a logit is not finite.
     """
     if min(len(val_labels), len(probe_labels)) < 10:
         return None
@@ -122,19 +94,15 @@ def scale_gap(
         for one, other in (halves, halves[::-1])
     ]
     val, probe = np.concatenate(crossed), scaled_losses(probe_logits, probe_labels, temperature)
-    before = _gap(scaled_losses(val_logits, val_labels, 1.0), scaled_losses(probe_logits, probe_labels, 1.0))
-    gap = _gap(val, probe)
+    before = scaled_losses(val_logits, val_labels, 1.0).mean() - scaled_losses(probe_logits, probe_labels, 1.0).mean()
+    gap = float(val.mean() - probe.mean())
     noise = float(np.sqrt(val.var() / len(val) + probe.var() / len(probe)))
     gone = before > 2 * noise and gap <= max(2 * noise, 0.1 * before)
     knows = val.mean() < 0.9 * entropy(val_labels)
     return Scaling(temperature, float(val.mean()), gap, noise, bool(temperature > 1 and gone and knows))
 
 
-def entropy(labels: NDArray[np.integer]) -> float:
+def entropy(labels: Labels) -> float:
     """Return the entropy of the classes' shares, in nats: the loss of a model that knows only these."""
     shares = np.unique(labels, return_counts=True)[1] / len(labels)
     return float(-(shares * np.log(shares)).sum())
-
-
-def _gap(val: Floats, probe: Floats) -> float:
-    return float(val.mean() - probe.mean())

@@ -11,12 +11,8 @@ from scipy import stats
 from lr_lightning.diagnosis.statistics import bootstrap_ci, holm, permutation_p, seeds_needed, sign_flip_p
 from lr_lightning.errors import ArgumentError
 
-__all__ = ["GoodBand", "GroupDifference", "compare_groups", "good_band", "pareto_front"]
-
 Floats = NDArray[np.float64]
 _FEWEST_LRS = 4  # for a band of good learning rates
-
-# -- two groups ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -24,19 +20,15 @@ class GroupDifference:
     """The difference between two groups of runs, the one with the better mean first.
 
     Attributes:
-        better: Name of the group with the better mean.
-        worse: Name of the other group.
         n: Number of pairs, or size of the smaller group.
         paired: Whether runs that share a seed were compared.
         difference: Difference of the means in the metric's unit, >= 0. If runs diverged, it is that of the others, so
             it may be negative; nan if there are none.
-        low: Lower end of its bootstrap interval; nan for fewer than three values, and if runs diverged.
-        high: Upper end of that interval.
+        low, high: Its bootstrap interval; nan for fewer than three values, and if runs diverged.
         p: Unadjusted p-value; nan if it cannot be computed.
-        adjusted: p-value after Holm's correction.
+        adjusted: p-value after the correction for all comparisons.
         seeds_needed: Seeds for each group below which no difference could be significant here.
         wins: Pairs in which the first group is better; -1 if unpaired.
-        level: Significance level.
         sizes: How many runs of the better and of the worse group were compared, including those that diverged.
         diverged: How many of these diverged.
     """
@@ -82,14 +74,12 @@ def compare_groups(
     "Individual comparisons by ranking methods", with Pratt's 1959 treatment of ties) or the ranks of all runs. So a
     group whose bad runs diverged is never the better one because of its survivors alone.
 
-    Every pair of groups is compared, because the leader was not known beforehand. With ``against`` only that group is
-    compared with each other one: fewer comparisons, so fewer seeds are needed.
-
     Args:
         values: Group to (seed to value); a seed is any text. A run that diverged is ``-inf`` if higher is better, else
             ``inf``.
         higher_is_better: Which direction is better.
-        against: A group that was chosen beforehand.
+        against: A group that was chosen beforehand. Only it is compared with each other one: fewer comparisons, so
+            fewer seeds are needed. By default every pair is compared, because the leader was not known beforehand.
         leader_only: Whether to compare only the group with the best mean with each other one. That group was not known
             beforehand, so p is corrected for all pairs (Bonferroni).
         level: Significance level, after Holm's correction.
@@ -168,14 +158,9 @@ def _difference(x: Floats, y: Floats, *, paired: bool, level: float) -> tuple[fl
 
 
 def pareto_front(cost: ArrayLike, value: ArrayLike) -> list[int]:
-    """Return the indices of the points that no other point beats in both cost and value.
+    """Return the indices of the points that no other point beats in both cost and value, by rising cost.
 
-    Args:
-        cost: Lower is better, shape [n].
-        value: Higher is better, shape [n].
-
-    Returns:
-        Indices, ordered by rising cost. Equal points are all included.
+    A lower cost and a higher value are better. Equal points are all included.
 
     Example:
         >>> pareto_front([1, 2, 3, 3], [0.5, 0.9, 0.8, 0.95])
@@ -195,8 +180,7 @@ class GoodBand:
     """The learning rates around the best one whose results lie within a tolerance of it.
 
     Attributes:
-        low: Lowest learning rate of the band that was tried.
-        high: Highest learning rate of the band that was tried.
+        low, high: Lowest and highest learning rate of the band that were tried.
         best: The best result, smoothed if there are at least seven.
         best_lr: Its learning rate.
         limit: The result at which the band ends.
@@ -255,17 +239,14 @@ def good_band(lrs: Sequence[float], results: Sequence[float], *, higher: bool, t
     y = np.asarray(results, float)[order] * sign
     y = np.where(np.isnan(y), -np.inf, y)
     if len(y) >= 7:
-        y = np.array([np.median(y[max(0, i - 1) : i + 2]) if 0 < i < len(y) - 1 else y[i] for i in range(len(y))])
+        y[1:-1] = np.median([y[:-2], y[1:-1], y[2:]], axis=0)
     if not np.isfinite(y).any():
         return None
     top = int(np.argmax(y))
     limit = float(y[top]) - tolerance
-    good = y >= limit
-    first, last = top, top
-    while first > 0 and good[first - 1]:
-        first -= 1
-    while last < len(y) - 1 and good[last + 1]:
-        last += 1
+    bad = np.flatnonzero(~(y >= limit))
+    first = int(max(bad[bad < top], default=-1)) + 1
+    last = int(min(bad[bad > top], default=len(y))) - 1
     return GoodBand(
         low=float(x[first]),
         high=float(x[last]),

@@ -4,6 +4,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from lr_lightning.errors import ArgumentError
-
-__all__ = ["OPERATORS", "Reach", "Target", "median_time", "parse_target", "percentiles", "spikes", "time_to"]
-
-Floats = NDArray[np.float64]
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
@@ -28,13 +25,7 @@ _TARGET = re.compile(r"\s*([^<>=]*[^<>=\s])\s*(>=|<=|>|<)\s*(\S+)\s*")
 
 @dataclass(frozen=True)
 class Target:
-    """A bound that a run should reach, such as ``val/acc>=0.97``.
-
-    Attributes:
-        metric: Name of the metric.
-        sign: ``>=``, ``<=``, ``>`` or ``<``.
-        value: The bound.
-    """
+    """A bound that a run should reach, such as ``val/acc>=0.97``."""
 
     metric: str
     sign: str
@@ -59,19 +50,16 @@ def parse_target(text: str) -> Target:
         Target(metric='val/acc', sign='>=', value=0.97)
     """
     found = _TARGET.fullmatch(text)
-    try:
-        value = float(found[3]) if found else math.nan
-    except ValueError:
-        value = math.nan
-    if found is None or not math.isfinite(value):
-        raise ArgumentError(
-            f"must be a metric, one of >= <= > <, and a number, such as val/acc>=0.97, got {text!r}", "target"
-        )
-    return Target(found[1], found[2], value)
+    with suppress(ValueError):
+        if found is not None and math.isfinite(value := float(found[3])):
+            return Target(found[1], found[2], value)
+    raise ArgumentError(
+        f"must be a metric, one of >= <= > <, and a number, such as val/acc>=0.97, got {text!r}", "target"
+    )
 
 
 def percentiles(values: ArrayLike, at: tuple[float, ...] = (50, 95, 99)) -> dict[str, float]:
-    """Return percentiles of the finite values by name, such as ``p50``; none if there are no such values.
+    """Return percentiles of the finite values by name; none if there are no such values.
 
     Example:
         >>> percentiles([1.0, 2.0, 3.0], at=(50,))
@@ -90,14 +78,9 @@ def spikes(losses: ArrayLike, window: int = 50, height: float = 6.0) -> NDArray[
     count. The deviation comes from the median absolute one, so that earlier spikes do not hide later ones. A loss that
     is not finite is a spike too.
 
-    Args:
-        losses: One for each step, shape [T].
-        window: Number of earlier steps, >= 4.
-        height: Least height of a spike, in standard deviations.
-
     Returns:
-        Indices of the steps where a spike begins, shape [spikes]; in the first ``window`` steps only losses that are
-        not finite.
+        Indices of the steps where a spike begins, shape [spikes]; in the first ``window`` steps, which should be four
+        or more, only losses that are not finite.
 
     Example:
         >>> spikes([1.0, 1.1] * 20 + [5.0, 4.0] + [1.0, 1.1] * 5, window=10).tolist()
@@ -122,28 +105,16 @@ def spikes(losses: ArrayLike, window: int = 50, height: float = 6.0) -> NDArray[
 
 @dataclass(frozen=True)
 class Reach:
-    """The time at which one run reached its target.
-
-    Attributes:
-        time: That time; if the run did not reach the target, how long it was observed; inf if it never will.
-        reached: Whether the run reached the target.
-    """
+    """The time at which one run reached its target; if it did not, how long it was observed, inf if it never will."""
 
     time: float
     reached: bool
 
 
 def time_to(target: Target, times: ArrayLike, values: ArrayLike, *, hopeless: bool = False) -> Reach | None:
-    """Return the first time at which the metric meets the target.
+    """Return the first of the rising times, in any unit, at which the metric meets the target; None without values.
 
-    Args:
-        target: The target.
-        times: Rising times in any unit, shape [n].
-        values: Values of the target's metric, shape [n].
-        hopeless: Whether a run that has not reached the target never will, because it diverged. Else it is censored.
-
-    Returns:
-        The time; None for a run without values.
+    A run that has not reached the target is censored; a hopeless one, because it diverged, never will.
     """
     t, v = np.asarray(times, np.float64), np.asarray(values, np.float64)
     if t.size == 0:
@@ -167,13 +138,11 @@ def median_time(reaches: Sequence[Reach]) -> float:
         >>> median_time([Reach(10, True), Reach(20, True), Reach(30, False)])
         20.0
     """
-    if not reaches:
-        return math.nan
-    longest = max((r.time for r in reaches if math.isfinite(r.time)), default=0.0)
     reached = [r.time for r in reaches if r.reached]
-    censored = [r.time if math.isfinite(r.time) else longest + 1.0 for r in reaches if not r.reached]
     if not reached:
-        return math.inf
+        return math.inf if reaches else math.nan
+    longest = max((r.time for r in reaches if math.isfinite(r.time)), default=0.0)
+    censored = [r.time if math.isfinite(r.time) else longest + 1.0 for r in reaches if not r.reached]
     survival = stats.ecdf(stats.CensoredData(uncensored=reached, right=censored)).sf
     below = np.flatnonzero(survival.probabilities <= 0.5 + 1e-12)
     return float(survival.quantiles[below[0]]) if below.size else math.inf

@@ -11,24 +11,10 @@ from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.history import History, Point
 
-__all__ = [
-    "AT_CHANCE",
-    "RISE",
-    "Curves",
-    "Difference",
-    "finite",
-    "jitter",
-    "reference_loss",
-    "same_phase",
-]
-
 Floats = NDArray[np.float64]
 
-RISE = 0.05
-"""Share of the best validation loss: a smaller rise does not matter, however certain it is."""
-AT_CHANCE = 0.95
-"""Share of chance: a loss above it has not left chance."""
-
+RISE = 0.05  # share of the best validation loss: a smaller rise does not matter, however certain it is
+AT_CHANCE = 0.95  # share of chance: a loss above it has not left chance
 _HIGH = 0.15  # share of chance: a probe loss above it is high
 _RESAMPLES = 400
 _EXAMPLES, _WEIGHTS = 1.645, 2.326  # quantiles of the standard normal: one-sided 95 % and 99 %
@@ -37,22 +23,13 @@ _NEXT_CYCLE = 1.1  # a learning rate that grows by a smaller factor does not sta
 _CYCLE_PEAK = 1 / 3  # of the first peak: a learning rate whose later peaks stay below it has no cycles
 
 
-# -- one loss --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two levels.
-
-    Attributes:
-        value: The first level minus the second.
-        examples: The part of its standard error that comes from the choice of the examples.
-        weights: The part that comes from the weights, which move to and fro between validations.
-    """
+    """The first of two levels minus the second, with the two parts of its standard error."""
 
     value: float
-    examples: float
-    weights: float
+    examples: float  # the noise that comes from the choice of the examples
+    weights: float  # the noise that comes from the weights, which move to and fro between validations
 
     @property
     def noise(self) -> float:
@@ -69,16 +46,10 @@ class Difference:
 
 
 def jitter(values: Sequence[float] | Floats) -> float:
-    """Estimate the standard deviation of a curve around its own course.
+    """Estimate the standard deviation of a curve around its own course; 0 for fewer than four values.
 
     Each value is compared with the mean of its two neighbours, so a slope does not count; the median of the distances
     is taken, so one spike does not count either.
-
-    Args:
-        values: The curve, shape [T].
-
-    Returns:
-        The standard deviation; 0 for fewer than four values.
     """
     curve = np.asarray(values, np.float64)
     if len(curve) < 4:
@@ -89,19 +60,12 @@ def jitter(values: Sequence[float] | Floats) -> float:
 
 @dataclass(frozen=True)
 class Track:
-    """One loss, of the validation set or of the probe, over the validations that are compared.
+    """One loss, of the validation set or of the probe, over the T validations that are compared."""
 
-    Attributes:
-        values: Mean losses, shape [T].
-        rows: Losses of single examples, shape [T, K]; None if unknown.
-        size: Number of examples in the set.
-        width: Number of validations that are averaged to a level.
-    """
-
-    values: Floats
-    rows: NDArray[np.float32] | None
-    size: int
-    width: int
+    values: Floats  # mean losses, shape [T]
+    rows: NDArray[np.float32] | None  # losses of single examples, shape [T, K]
+    size: int  # number of examples in the whole set
+    width: int  # number of validations that are averaged to a level
 
     @staticmethod
     def of(points: Sequence[Point], which: Literal["val", "probe"]) -> "Track":
@@ -132,9 +96,11 @@ class Track:
         Its noise has two parts: that of the examples, from a bootstrap over the differences of single examples, which
         are the same examples at both; and that of the weights, from :func:`jitter`.
         """
-        value = float(self.smooth[first] - self.smooth[second])
-        examples = math.sqrt(self._example_variance(self.window(first), self.window(second)))
-        return Difference(value, examples, math.hypot(self.level_noise(first), self.level_noise(second)))
+        value, variance = float(self.smooth[first] - self.smooth[second]), 0.0
+        if self.rows is not None:
+            now, then = (self.rows[self.window(i)].mean(axis=0, dtype=np.float64) for i in (first, second))
+            variance = float((_resamples(len(now)) @ (now - then)).var() * len(now) / self.size)
+        return Difference(value, math.sqrt(variance), math.hypot(self.level_noise(first), self.level_noise(second)))
 
     def level_noise(self, index: int) -> float:
         """Return the part of a level's standard error that comes from the weights, estimated around ``index``."""
@@ -142,13 +108,6 @@ class Track:
         reach = max(5, self.width)
         low = max(0, min(index - reach, len(self.values) - 2 * reach - 1))
         return jitter(self.values[low : max(index + reach, 2 * reach) + 1]) / math.sqrt(window.stop - window.start)
-
-    def _example_variance(self, first: slice, second: slice) -> float:
-        if self.rows is None:
-            return 0.0
-        change = self.rows[first].mean(axis=0, dtype=np.float64) - self.rows[second].mean(axis=0, dtype=np.float64)
-        means = _resamples(len(change)) @ change
-        return float(means.var() * len(change) / self.size)
 
     def search_bias(self, index: int) -> float:
         """Return how far the lowest of many levels lies below their course by luck alone."""
@@ -167,64 +126,46 @@ def _resamples(count: int) -> Floats:
 
 
 class Rise(NamedTuple):
-    """The rise of the validation loss above its best.
-
-    Attributes:
-        size: Height of the rise.
-        since: Index of the validation from which it is measured.
-        risen: Whether it is beyond its noise, and large enough to matter.
-    """
+    """The rise of the validation loss above its best."""
 
     size: Difference
-    since: int
-    risen: bool
+    since: int  # the validation from which it is measured
+    risen: bool  # whether it is beyond its noise, and large enough to matter
+
+    @property
+    def clarity(self) -> float:
+        """The height in units of its noise."""
+        return self.size.value / max(self.size.noise, 1e-300)
 
 
 class Fall(NamedTuple):
-    """A fall of the probe loss up to the end of the run.
-
-    Attributes:
-        size: How far it fell.
-        share: The fall in a quarter of the learning, as a share of the whole fall of the run.
-        share_noise: Standard error of ``share``.
-    """
+    """A fall of the probe loss up to the end of the run."""
 
     size: Difference
-    share: float
-    share_noise: float
+    share: float  # the fall in a quarter of the learning, as a share of the whole fall of the run
+    share_noise: float  # its standard error
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The validations of a run that are compared, and the questions that several rules ask about them.
+    """The validations of a run that are compared, and the questions that several rules ask about them."""
 
-    Attributes:
-        points: The validations at equal phases of the schedule (see :func:`same_phase`).
-        val: The validation loss.
-        probe: The probe loss.
-        best: Index of the lowest level of the validation loss.
-        learning: Share of the run's learning that was done at each validation; shape [T].
-        reference: Loss of a model that has learnt nothing: chance, else the loss at the start; None if unknown.
-        start: Training loss of the initial weights; None if unknown.
-    """
-
-    points: tuple[Point, ...]
+    points: tuple[Point, ...]  # at equal phases of the schedule (see same_phase)
     val: Track
     probe: Track
-    best: int
-    learning: Floats
-    reference: float | None
-    start: float | None
+    best: int  # index of the lowest level of the validation loss
+    learning: Floats  # share of the run's learning that was done at each validation, shape [T]
+    reference: float | None  # loss of a model that has learnt nothing
+    start: float | None  # training loss of the initial weights
 
     @staticmethod
     def of(history: History) -> "Curves":
         """Take the curves from a history whose last losses are finite."""
         known = tuple(p for p in history.points if finite(p))
         compared = same_phase([p.lr for p in known])
-        points = tuple(known[i] for i in compared)
+        points, learning = tuple(known[i] for i in compared), _learning(known)[compared]
         val, probe = Track.of(points, "val"), Track.of(points, "probe")
-        best = int(np.argmin(val.smooth))
-        return Curves(points, val, probe, best, _learning(known)[compared], reference_loss(history), history.start)
+        return Curves(points, val, probe, int(np.argmin(val.smooth)), learning, reference_loss(history), history.start)
 
     @property
     def end(self) -> int:
@@ -257,16 +198,13 @@ class Curves:
         The noise of a difference grows with the distance, because the losses of single examples drift apart. So the
         rise is measured from the best level and from several later ones, which are higher, and the clearest is taken.
         """
-        best = float(self.val.smooth[self.best])
-        least = RISE * abs(best)
+        least = RISE * abs(float(self.val.smooth[self.best]))
         found = []
         for since in sorted({self.best + int((self.end - self.best) * part / 10) for part in range(8)} - {self.end}):
             one = self.val.difference(self.end, since)
-            found.append((one.above(least + self.val.search_bias(since)), one, since))
-        if not found:
-            return Rise(Difference(0.0, 0.0, 0.0), self.best, False)
-        risen, one, since = max(found, key=lambda f: (f[0], f[1].value / max(f[1].noise, 1e-300) if f[0] else -f[2]))
-        return Rise(one, since, risen)
+            found.append(Rise(one, since, one.above(least + self.val.search_bias(since))))
+        nothing = Rise(Difference(0.0, 0.0, 0.0), self.best, False)
+        return max(found, key=lambda r: (r.risen, r.clarity if r.risen else -r.since), default=nothing)
 
     def fall(self, since: int) -> Fall:
         """Return the fall of the probe loss since a validation."""
@@ -316,10 +254,8 @@ def finite(point: Point) -> bool:
 
 def reference_loss(history: History) -> float | None:
     """Return the loss of a model that has learnt nothing: chance, else the loss at the start; None if unknown."""
-    for value in (history.chance, history.start):
-        if value is not None and math.isfinite(value) and value > 0:
-            return value
-    return None
+    known = (v for v in (history.chance, history.start) if v is not None and math.isfinite(v) and v > 0)
+    return next(known, None)
 
 
 def _learning(points: tuple[Point, ...]) -> Floats:
@@ -341,11 +277,8 @@ def same_phase(lrs: Sequence[float | None]) -> list[int]:
     there. If it never rises again after a fall, all are compared; a warmup makes no difference. So are they if it rises
     again to less than a third of its peak: that is a run which was lengthened after its schedule had ended.
 
-    Args:
-        lrs: The learning rate at each validation.
-
     Returns:
-        Indices; all of them if a learning rate is unknown or fewer than two low ends are left.
+        Indices of ``lrs``; all of them if a learning rate is unknown or fewer than two low ends are left.
 
     Example:
         >>> same_phase([1.0, 0.1, 1.0, 0.1, 0.5, 1.0, 0.1])
@@ -360,9 +293,7 @@ def same_phase(lrs: Sequence[float | None]) -> list[int]:
     if len(known) < len(lrs) or not known:
         return every
     ends: list[int] = []
-    fallen = False
-    lowest = 0
-    peak = known[0]
+    fallen, lowest, peak = False, 0, known[0]
     for i, lr in enumerate(known):
         if fallen and lr > _NEXT_CYCLE * known[lowest] and lr > known[lowest] + 0.02 * peak:
             ends.append(lowest)

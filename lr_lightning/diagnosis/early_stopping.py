@@ -8,30 +8,13 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from lr_lightning.diagnosis.history import Point
 
-__all__ = [
-    "CRITERIA",
-    "STRIP",
-    "THRESHOLDS",
-    "Phases",
-    "dominated",
-    "generalization_loss",
-    "overfit_metrics",
-    "progress",
-    "progress_quotient",
-    "stop_reason",
-    "successive_rises",
-]
-
-STRIP = 5
-"""Validations in a strip, as in the paper."""
+STRIP = 5  # validations in a strip, as in the paper
 CRITERIA = ("patience", "gl", "pq", "up")
-THRESHOLDS = {"gl": 5.0, "pq": 0.75, "up": 3.0}
-"""Prechelt's own choices: percent, percent for each per mille, strips."""
-
+THRESHOLDS = {"gl": 5.0, "pq": 0.75, "up": 3.0}  # Prechelt's own choices: percent, percent for each per mille, strips
 _MOST_PQ = 1e6  # in place of infinity, if the training made no progress at all
 _GOLDEN = (5**0.5 - 1) / 2
 _LOOKS = 200  # points at which a schedule is evaluated
@@ -48,9 +31,6 @@ def generalization_loss(validation: Sequence[float]) -> float:
 
     Formula: ``100 * (E_va(t) / min E_va - 1)``. Earlier losses that are not finite are left out.
 
-    Args:
-        validation: Losses, oldest first; at least one.
-
     Returns:
         A number >= 0; nan if the last loss is not finite or the lowest is not positive, because GL is a ratio.
 
@@ -58,22 +38,14 @@ def generalization_loss(validation: Sequence[float]) -> float:
         >>> generalization_loss([2.0, 1.0, 1.5])
         50.0
     """
-    if not math.isfinite(validation[-1]):
-        return math.nan
-    lowest = min(filter(math.isfinite, validation))  # a nan at the start would stay the lowest for ever
-    if lowest <= 0:
-        return math.nan
-    return 100.0 * (validation[-1] / lowest - 1.0)
+    lowest = min(filter(math.isfinite, validation), default=math.nan)  # a nan at the start would stay lowest
+    return 100.0 * (validation[-1] / lowest - 1.0) if lowest > 0 and math.isfinite(validation[-1]) else math.nan
 
 
 def progress(training: Sequence[float], strip: int = STRIP) -> float:
     """P_k: how far the mean training loss of the last strip lies above its minimum, in per mille.
 
     Formula: ``1000 * (mean of the last k / min of the last k - 1)``.
-
-    Args:
-        training: Losses, oldest first.
-        strip: k, the length of a strip, >= 1.
 
     Returns:
         A number >= 0; nan before the first whole strip, and if a loss is not finite or not positive.
@@ -89,9 +61,7 @@ def progress(training: Sequence[float], strip: int = STRIP) -> float:
 
 
 def progress_quotient(validation: Sequence[float], training: Sequence[float], strip: int = STRIP) -> float:
-    """PQ: generalization loss for each unit of progress; high if the training loss no longer falls quickly.
-
-    Formula: ``GL / P_k``.
+    """PQ: GL / P_k, the generalization loss for each unit of progress; high if the training loss hardly falls.
 
     Returns:
         A number >= 0; nan before the first whole strip, and if both GL and P_k are 0.
@@ -101,10 +71,8 @@ def progress_quotient(validation: Sequence[float], training: Sequence[float], st
         0.2
     """
     loss, made = generalization_loss(validation), progress(training, strip)
-    if math.isnan(loss) or math.isnan(made):
-        return math.nan
     if made == 0.0:
-        return math.nan if loss == 0.0 else math.inf
+        return math.inf if loss > 0.0 else math.nan
     return loss / made
 
 
@@ -113,32 +81,17 @@ def successive_rises(validation: Sequence[float], strip: int = STRIP) -> int:
 
     It rose in a strip if the loss at its end is above the loss at the end of the strip before.
 
-    Args:
-        validation: Losses, oldest first.
-        strip: k, the length of a strip, >= 1.
-
     Example:
         >>> successive_rises([3.0, 1.0, 2.0, 3.0], strip=1)
         2
     """
     ends = validation[strip - 1 :: strip]
-    rises = 0
-    for earlier, later in zip(reversed(ends[:-1]), reversed(ends[1:]), strict=True):
-        if not later > earlier:
-            break
-        rises += 1
-    return rises
+    rose = [later > earlier for earlier, later in pairwise(ends)]
+    return sum(1 for _ in takewhile(bool, reversed(rose)))
 
 
 def overfit_metrics(points: Sequence[Point]) -> dict[str, float]:
-    """Return the probe's metrics, the gaps and Prechelt's measures at the last validation, under their logged names.
-
-    Args:
-        points: The validations so far, oldest first; at least one.
-
-    Returns:
-        Name to value, without those that are unknown.
-    """
+    """Return the probe's metrics, the gaps and Prechelt's measures at the last validation, as far as they are known."""
     point = points[-1]
     metrics: dict[str, float | None] = {"probe/loss": point.probe_loss, "probe/acc": point.probe_acc}
     val = [p.val_loss for p in points]
@@ -168,8 +121,8 @@ def stop_reason(
             is, at the end of a strip. ``"up"``: the loss rose in ``threshold`` successive strips, at the end of one.
         validation: Losses of the validations that count, oldest first; at least one.
         training: Training losses at the same validations; only ``"pq"`` uses them.
-        threshold: See :data:`THRESHOLDS`.
-        strip: Validations in a strip.
+        threshold: In percent for ``"gl"``, in percent for each per mille for ``"pq"``, in strips for ``"up"``.
+        strip: Number of validations in a strip.
 
     Example:
         >>> stop_reason("gl", [1.0, 1.2], [], threshold=5.0)
@@ -200,23 +153,14 @@ class Phases:
     - If the schedule rises again after a fall (cyclical): the low end of each cycle.
     - Otherwise: not while the learning rate rises (warmup), and not while it stays constant and a fall is still to come
       (before the cooldown of WSD, before the drop of a step schedule).
-
-    Attributes:
-        factor: The schedule's factor at a step.
-        total: Steps of the run; None if unknown.
     """
 
-    factor: Callable[[int], float]
-    total: int | None = None
+    factor: Callable[[int], float]  # the schedule's, at a step
+    total: int | None = None  # steps of the run
     _known: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def counts(self, step: int, before: int) -> bool:
-        """Return whether a validation counts.
-
-        Args:
-            step: Optimizer steps made so far, >= 1.
-            before: Optimizer steps made at the previous validation; 0 if there is none.
-        """
+        """Return whether a validation counts, from the steps up to it and up to the previous one (0 without one)."""
         interval = max(1, step - before)
         last, now = self.factor(max(0, before - 1)), self.factor(step - 1)
         next_step = step + interval - 1
@@ -259,16 +203,8 @@ def dominated(own: Sequence[float], peers: Sequence[Sequence[float]], *, higher:
     The run's best value so far must lie below the median of its peers by more than the best peer lies above it, and by
     more than three times the jitter of the run's own values. So if half of the peers are about as good as the best, a
     run that is a little worse is dominated once that is beyond its noise; if the peers differ widely, it must be far
-    off.
-
-    Args:
-        own: Values of the validations so far, oldest first.
-        peers: Values of other runs of the same schedule and length; those with fewer values are left out.
-        higher: Whether a higher value is better.
-        fewest: The fewest peers that suffice.
-
-    Returns:
-        The reason with its numbers, or None.
+    off. The peers are runs of the same schedule and length; those with fewer values are left out. There must be at
+    least ``fewest`` of them.
 
     Example:
         >>> dominated([0.10, 0.12], [[0.5, 0.90], [0.4, 0.88], [0.6, 0.91], [0.1, 0.86]], higher=True)
@@ -276,12 +212,10 @@ def dominated(own: Sequence[float], peers: Sequence[Sequence[float]], *, higher:
         >>> dominated([0.60, 0.88], [[0.5, 0.90], [0.4, 0.88], [0.6, 0.91], [0.1, 0.80]], higher=True)
     """
     count = len(own)
-    if not count:
-        return None
     sign = 1.0 if higher else -1.0
     starts = ([sign * v for v in peer[:count] if math.isfinite(v)] for peer in peers if len(peer) >= count)
     reached = [max(values) for values in starts if values]
-    if len(reached) < fewest:
+    if not count or len(reached) < fewest:
         return None
     if not any(map(math.isfinite, own)):
         return f"no finite value in {count} validations"

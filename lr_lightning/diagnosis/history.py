@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.errors import ArgumentError
-
-__all__ = ["History", "Point"]
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,10 @@ class Point:
         val_loss: Mean loss of the validation examples.
         probe_loss: Mean loss of the probe's examples.
         lr: Learning rate of the last step before the validation.
-        val_acc: Share of validation examples that are predicted right; None if unknown.
-        probe_acc: The same for the probe.
-        val_losses: Losses of single validation examples, shape [K], the same examples at each validation; None if
+        val_acc, probe_acc: Share of the examples that are predicted right; None if unknown.
+        val_losses, probe_losses: Losses of single examples, shape [K], the same examples at each validation; None if
             unknown.
-        probe_losses: The same for the probe.
-        val_size: Number of examples in the validation set, of which ``val_losses`` may cover a part.
-        probe_size: The same for the probe.
+        val_size, probe_size: Number of examples in the set, of which these losses may cover a part.
     """
 
     epoch: float
@@ -97,21 +93,14 @@ class History:
             2
         """
         count = len(val_loss)
-        curves = {"probe_loss": probe_loss, "lr": lr, "val_acc": val_acc, "probe_acc": probe_acc}
-        curves |= {"epochs": epochs, "steps": steps}
-        for name, curve in curves.items():
+        optional = {"lr": lr, "val_acc": val_acc, "probe_acc": probe_acc}
+        for name, curve in {"probe_loss": probe_loss, **optional, "epochs": epochs, "steps": steps}.items():
             if curve is not None and len(curve) != count:
                 raise ArgumentError(f"{name} must have one value for each of the {count} of val_loss, got {len(curve)}")
-        points = (
-            Point(
-                epoch=float(i + 1 if epochs is None else epochs[i]),
-                step=i + 1 if steps is None else int(steps[i]),
-                val_loss=float(val_loss[i]),
-                probe_loss=float(probe_loss[i]),
-                lr=None if lr is None else float(lr[i]),
-                val_acc=None if val_acc is None else float(val_acc[i]),
-                probe_acc=None if probe_acc is None else float(probe_acc[i]),
-            )
-            for i in range(count)
-        )
+        points = []
+        for i in range(count):
+            epoch, step = i + 1 if epochs is None else epochs[i], i + 1 if steps is None else steps[i]
+            known: dict[str, Any] = {name: float(curve[i]) for name, curve in optional.items() if curve is not None}
+            losses = float(val_loss[i]), float(probe_loss[i])
+            points.append(Point(float(epoch), int(step), *losses, **known))
         return History(tuple(points), chance=chance, start=start)

@@ -1,7 +1,8 @@
 """The effects of the learning rate, measured: a table over learning rates, and which textbook claims held."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
@@ -13,47 +14,28 @@ from lr_lightning.diagnosis.statistics import holm, mean_ci
 from lr_lightning.diagnosis.verdict import Label
 from lr_lightning.errors import ArgumentError
 
-__all__ = ["CLAIMS", "Claim", "Finding", "Row", "Trial", "claims", "matched_gap", "matched_level", "table"]
-
 Floats = NDArray[np.float64]
 _MOST_EXACT = 20_000  # permutations that are all tried; if there are more, as many random ones
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of the grid.
-
-    Attributes:
-        lr: Learning rate.
-        seed: Random seed.
-        label: Label of the verdict.
-        verdict: The verdict as text: the label, with its detail if there is one.
-        diverged: Whether a loss was not finite or far above chance.
-        steps: Optimizer steps made.
-        device_seconds: Seconds times devices.
-        spikes: Number of jumps of the training loss above its smoothed course.
-        grad_ratio: 95th percentile of the gradient norm over its median; nan if unknown.
-        steps_to_target: Steps until the target; inf if the run never reached it.
-        device_seconds_to_target: The same in device seconds.
-        val_loss: Validation loss at the end of the budget; nan if not finite.
-        probe_loss: Probe loss at the end of the budget; nan if not finite.
-        curve: (probe loss, validation loss) at each validation.
-    """
+    """One run of the grid. Its losses are those at the end of the budget."""
 
     lr: float
     seed: int
     label: Label
-    verdict: str
-    diverged: bool
+    verdict: str  # as text: the label, with its detail if there is one
+    diverged: bool  # whether a loss was not finite or far above chance
     steps: int
-    device_seconds: float
-    spikes: int
-    grad_ratio: float
-    steps_to_target: float
+    device_seconds: float  # seconds times devices
+    spikes: int  # jumps of the training loss above its smoothed course
+    grad_ratio: float  # 95th percentile of the gradient norm over its median; nan if unknown
+    steps_to_target: float  # inf if the run never reached it
     device_seconds_to_target: float
-    val_loss: float
+    val_loss: float  # nan if not finite
     probe_loss: float
-    curve: tuple[tuple[float, float], ...] = ()
+    curve: tuple[tuple[float, float], ...] = ()  # (probe loss, validation loss) at each validation
 
     @property
     def gap(self) -> float:
@@ -72,8 +54,7 @@ class Trial:
 def matched_level(trials: Sequence[Trial]) -> float:
     """Return the probe loss at which gaps are compared: the lowest that every run reached that reached the target.
 
-    Returns:
-        nan if no run reached the target.
+    It is nan if no run reached the target.
     """
     able = [t for t in trials if not t.diverged and math.isfinite(t.steps_to_target)]
     lowest = [min((p for p, _ in t.curve if math.isfinite(p)), default=math.inf) for t in able]
@@ -83,10 +64,8 @@ def matched_level(trials: Sequence[Trial]) -> float:
 def matched_gap(trial: Trial, level: float) -> float:
     """Return the gap at which a run's probe loss first fell to ``level``.
 
-    It is interpolated between two validations, linearly in the logarithm of the probe loss.
-
-    Returns:
-        nan if the probe loss never fell to ``level``, or was below half of it at the first validation.
+    It is interpolated between two validations, linearly in the logarithm of the probe loss. It is nan if the probe
+    loss never fell to ``level``, or was below half of it at the first validation.
 
     Example:
         >>> curve = ((1.0, 1.0), (0.1, 1.5))
@@ -113,70 +92,51 @@ class Row:
 
     Each pair is a mean over the seeds and half the width of its confidence interval; nan if unknown. Runs that diverged
     are only in the two means to the target, which are over the runs that reached it.
-
-    Attributes:
-        lr: Learning rate.
-        runs: Number of seeds.
-        diverged: How many runs diverged.
-        reached: How many runs reached the target.
-        spikes: Spikes in a thousand steps.
-        gap_matched: The gap where the probe loss is :func:`matched_level`. The other pairs are as in :class:`Trial`.
-        matched: How many runs reached that level.
-        verdicts: How often each verdict was given, the most frequent first.
     """
 
     lr: float
     runs: int
     diverged: int
-    reached: int
+    reached: int  # runs that reached the target
     steps_to_target: tuple[float, float]
     device_seconds_to_target: tuple[float, float]
-    spikes: tuple[float, float]
+    spikes: tuple[float, float]  # in a thousand steps
     grad_ratio: tuple[float, float]
     val_loss: tuple[float, float]
     probe_loss: tuple[float, float]
     gap: tuple[float, float]
-    gap_matched: tuple[float, float]
-    matched: int
-    verdicts: tuple[tuple[str, int], ...]
+    gap_matched: tuple[float, float]  # where the probe loss is matched_level
+    matched: int  # runs that reached that level
+    verdicts: tuple[tuple[str, int], ...]  # how often each was given, the most frequent first
 
 
 def table(trials: Sequence[Trial], level: float = 0.95) -> list[Row]:
-    """Summarize the runs at each learning rate.
-
-    Args:
-        trials: The runs.
-        level: Level of the confidence intervals, which are Student's, over the seeds. One run has none.
-
-    Returns:
-        A row for each learning rate, the lowest first.
-    """
+    """Return a row for each learning rate, the lowest first, with Student's intervals of this level over the seeds."""
     matched = matched_level(trials)
     rows = []
+
+    def mean(values: Iterable[float]) -> tuple[float, float]:
+        known = mean_ci([v for v in values if math.isfinite(v)], level)
+        return known.mean, known.half
+
     for lr in sorted({t.lr for t in trials}):
         mine = [t for t in trials if t.lr == lr]
         alive = [t for t in mine if not t.diverged]
-        verdicts = [t.verdict for t in mine]
-        counts = sorted(((v, verdicts.count(v)) for v in set(verdicts)), key=lambda pair: (-pair[1], pair[0]))
+        counts = sorted(Counter(t.verdict for t in mine).items(), key=lambda pair: (-pair[1], pair[0]))
         gaps = [matched_gap(t, matched) for t in alive]
-
-        def mean(values: Sequence[float]) -> tuple[float, float]:
-            known = mean_ci([v for v in values if math.isfinite(v)], level)
-            return known.mean, known.half
-
         rows.append(
             Row(
                 lr=lr,
                 runs=len(mine),
                 diverged=len(mine) - len(alive),
                 reached=sum(math.isfinite(t.steps_to_target) for t in mine),
-                steps_to_target=mean([t.steps_to_target for t in mine]),
-                device_seconds_to_target=mean([t.device_seconds_to_target for t in mine]),
-                spikes=mean([t.instability for t in alive]),
-                grad_ratio=mean([t.grad_ratio for t in alive]),
-                val_loss=mean([t.val_loss for t in alive]),
-                probe_loss=mean([t.probe_loss for t in alive]),
-                gap=mean([t.gap for t in alive]),
+                steps_to_target=mean(t.steps_to_target for t in mine),
+                device_seconds_to_target=mean(t.device_seconds_to_target for t in mine),
+                spikes=mean(t.instability for t in alive),
+                grad_ratio=mean(t.grad_ratio for t in alive),
+                val_loss=mean(t.val_loss for t in alive),
+                probe_loss=mean(t.probe_loss for t in alive),
+                gap=mean(t.gap for t in alive),
                 gap_matched=mean(gaps),
                 matched=sum(math.isfinite(g) for g in gaps),
                 verdicts=tuple(counts),
@@ -220,26 +180,15 @@ class Finding(StrEnum):
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim and its test.
-
-    Attributes:
-        text: The claim.
-        outcome: The finding at the adjusted p.
-        measure: Name of the measure.
-        share: Share of the pairs of runs, one at such a learning rate and one at the reference, for which the claim is
-            true; a tie counts a half.
-        p: Two-sided permutation p-value of the ranks.
-        adjusted: p with Holm's correction over all claims.
-        runs: How many runs at such learning rates, and how many at the reference, were compared.
-    """
+    """A claim and its test on the pairs of runs, one at such a learning rate and one at the reference."""
 
     text: str
-    outcome: Finding
+    outcome: Finding  # at the adjusted p
     measure: str
-    share: float
-    p: float
-    adjusted: float
-    runs: tuple[int, int]
+    share: float  # of the pairs for which the claim is true; a tie counts a half
+    p: float  # two-sided permutation p-value of the ranks
+    adjusted: float  # p with Holm's correction over all claims
+    runs: tuple[int, int]  # how many at such learning rates, and at the reference, were compared
 
 
 def claims(trials: Sequence[Trial], reference: float, alpha: float = 0.05) -> list[Claim]:
@@ -249,7 +198,7 @@ def claims(trials: Sequence[Trial], reference: float, alpha: float = 0.05) -> li
     as the least stable. With few runs nothing can be shown, and that is the finding.
 
     Args:
-        trials: The runs.
+        trials: The runs of the grid.
         reference: A learning rate of the runs that was chosen before they were seen. The best of them would be best by
             luck as well, and every other one would look worse than it is.
         alpha: The chance of any false finding at all: a claim, or its opposite, held if its adjusted p is below it. A
@@ -258,18 +207,15 @@ def claims(trials: Sequence[Trial], reference: float, alpha: float = 0.05) -> li
     Raises:
         ArgumentError: No run has the reference learning rate.
     """
-    if not any(t.lr == reference for t in trials):
+    if all(t.lr != reference for t in trials):
         raise ArgumentError(f"reference must be a learning rate of the trials, got {reference:g}")
     level = matched_level(trials)
-    ours = [t for t in trials if t.lr == reference]
     tested = []
     for _, side, measure, sign in CLAIMS:
-        theirs = [t for t in trials if (t.lr > reference if side == "high" else t.lr < reference)]
-        some, others = (
-            np.array([v for t in group if not math.isnan(v := _MEASURES[measure](t, level))])
-            for group in (theirs, ours)
-        )
-        tested.append((*_rank_test(sign * some, sign * others), (len(some), len(others))))
+        measured = [(t.lr, sign * _MEASURES[measure](t, level)) for t in trials]
+        some = [v for lr, v in measured if (lr > reference if side == "high" else lr < reference) and not math.isnan(v)]
+        others = [v for lr, v in measured if lr == reference and not math.isnan(v)]
+        tested.append((*_rank_test(np.array(some), np.array(others)), (len(some), len(others))))
     found = []
     corrected = holm([p for _, p, _ in tested])
     for (text, _, measure, _), (share, p, runs), adjusted in zip(CLAIMS, tested, corrected, strict=True):

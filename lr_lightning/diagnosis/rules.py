@@ -8,11 +8,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, finite, jitter, reference_loss
-from lr_lightning.diagnosis.history import History, Point
+from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, Difference, finite, jitter, reference_loss
+from lr_lightning.diagnosis.history import History
 from lr_lightning.diagnosis.verdict import Advice, Label, Numbers, Reason, Verdict
-
-__all__ = ["diagnose"]
 
 _FEWEST = 4  # validations; fewer show only a divergence
 _DIVERGED = 1.5  # times the larger of start and chance
@@ -47,11 +45,7 @@ def diagnose(history: History) -> Verdict:
     5. ``healthy``: the probe loss is low and the validation loss has not risen.
     6. ``inconclusive``: anything else.
 
-    Args:
-        history: The measurements of the run.
-
-    Returns:
-        The verdict, always the same for the same history.
+    The verdict is always the same for the same history.
     """
     found = _diverged(history)
     if found is None and len(history.points) < _FEWEST:
@@ -67,25 +61,20 @@ def diagnose(history: History) -> Verdict:
 
 def _background(history: History) -> dict[str, float]:
     """Return the numbers that advice needs besides those that decided."""
-    if not history.points:
+    points = history.points
+    if not points:
         return {}
-    last = history.points[-1]
-    lrs = [p.lr for p in history.points if p.lr is not None and math.isfinite(p.lr)]
-    numbers: dict[str, float] = {"epochs": last.epoch, "validations": float(len(history.points))}
-    if lrs:
+    numbers: dict[str, float] = {"epochs": points[-1].epoch, "validations": float(len(points))}
+    if lrs := [p.lr for p in points if p.lr is not None and math.isfinite(p.lr)]:
         numbers |= {"lr": lrs[-1], "peak_lr": max(lrs)}
-    reference = reference_loss(history)
-    if reference is not None:
-        numbers["chance_loss"] = reference
-        numbers["learnt_before"] = float(any(p.probe_loss < AT_CHANCE * reference for p in history.points))
+    if (reference := reference_loss(history)) is not None:
+        learnt = any(p.probe_loss < AT_CHANCE * reference for p in points)
+        numbers |= {"chance_loss": reference, "learnt_before": float(learnt)}
     if history.total_steps:
-        numbers["planned"] = last.step / history.total_steps
+        numbers["planned"] = points[-1].step / history.total_steps
     if history.overconfident:
         numbers["overconfident"] = 1.0
     return numbers
-
-
-# -- diverged --------------------------------------------------------------------------------------------------------
 
 
 def _diverged(history: History) -> Verdict | None:
@@ -108,36 +97,32 @@ def _diverged(history: History) -> Verdict | None:
     learnt = min(p.probe_loss for p in points if finite(p)) < AT_CHANCE * limit / _DIVERGED
     # A run that has never learnt, and jumps far above chance in its second half, is not at rest at chance.
     jumps = not learnt and any(above[len(above) // 2 :])
-    if limit > 0 and (at_the_end or jumps) and not _recovering(points):
-        first = len(above) - next((i for i, a in enumerate(reversed(above)) if not a), len(above))
-        first = first if at_the_end else above.index(True)
-        return Verdict(Label.DIVERGED, Reason.FAR_ABOVE_CHANCE, points[first].epoch, levels)
-    return None
-
-
-def _recovering(points: tuple[Point, ...]) -> bool:
-    """Return whether the probe loss fell all the way: a run that leaves a bad start has not diverged."""
-    losses = [p.probe_loss for p in points]
-    return len(losses) >= _FEWEST and all(b < a for a, b in pairwise(losses))
+    # A run that leaves a bad start, so that its probe loss fell all the way, has not diverged.
+    recovers = len(points) >= _FEWEST and all(b.probe_loss < a.probe_loss for a, b in pairwise(points))
+    if not limit > 0 or recovers or not (at_the_end or jumps):
+        return None
+    first = max((i for i, a in enumerate(above) if not a), default=-1) + 1 if at_the_end else above.index(True)
+    return Verdict(Label.DIVERGED, Reason.FAR_ABOVE_CHANCE, points[first].epoch, levels)
 
 
 # -- the other labels ------------------------------------------------------------------------------------------------
 
 
+def _measured(**differences: Difference) -> dict[str, float]:
+    """Return each difference and its noise."""
+    return {key: v for name, d in differences.items() for key, v in ((name, d.value), (f"{name}_noise", d.noise))}
+
+
 def _overfitting(c: Curves) -> Verdict | None:
-    rise = c.rise
-    fell = c.probe.difference(c.best, c.end)
+    rise, fell = c.rise, c.probe.difference(c.best, c.end)
     numbers = {
         "val_loss": c.val_end,
         "best_val_loss": float(c.val.smooth[c.best]),
         "best_epoch": c.points[c.best].epoch,
-        "rise": rise.size.value,
-        "rise_noise": rise.size.noise,
         "rise_since_epoch": c.points[rise.since].epoch,
         "probe_loss": c.probe_end,
         "probe_loss_at_best": float(c.probe.smooth[c.best]),
-        "probe_fall": fell.value,
-        "probe_fall_noise": fell.noise,
+        **_measured(rise=rise.size, probe_fall=fell),
     }
     chance = c.reference
     learnt = chance is not None and c.probe_end < 0.8 * chance and c.probe.difference(0, c.end).above()
@@ -148,15 +133,12 @@ def _overfitting(c: Curves) -> Verdict | None:
     if memorised:
         return Verdict(Label.OVERFITTING, Reason.MEMORISED, _onset(c), numbers)
     gap = numbers["gap"] = c.val_end - c.probe_end
-    if chance is not None and c.probe_end < _BY_HEART * chance and gap > _WIDE * chance and _validation_stands_still(c):
-        return Verdict(Label.OVERFITTING, Reason.GAP, c.points[c.first_at_best].epoch, numbers)
-    return None
-
-
-def _validation_stands_still(c: Curves) -> bool:
-    """Return whether at least half the run brought the validation nothing."""
-    falls = c.val.difference(c.at(0.75), c.end).above(RISE * c.val_end)
-    return not falls and c.points[c.first_at_best].epoch <= c.points[c.end].epoch / 2
+    if chance is None or c.probe_end >= _BY_HEART * chance or gap <= _WIDE * chance:
+        return None
+    onset, falls = c.points[c.first_at_best].epoch, c.val.difference(c.at(0.75), c.end).above(RISE * c.val_end)
+    if falls or onset > c.points[c.end].epoch / 2:
+        return None
+    return Verdict(Label.OVERFITTING, Reason.GAP, onset, numbers)  # half the run or more brought the validation nothing
 
 
 def _recedes(c: Curves) -> bool:
@@ -184,19 +166,18 @@ def _underfitting(c: Curves) -> Verdict | None:
     numbers = {
         "probe_loss": c.probe_end,
         "val_loss": c.val_end,
-        "probe_fall": fall.size.value,
-        "probe_fall_noise": fall.size.noise,
+        **_measured(probe_fall=fall.size),
         "probe_fall_since_epoch": c.points[since].epoch,
         "probe_fall_share": fall.share,
         "probe_jitter": jitter(c.probe.values),
     }
     if near_chance:
-        if fall.size.above(strictness=1.5) or c.hardly_moved(since):
-            return Verdict(Label.UNDERFITTING, Reason.UNDER_TRAINED, None, numbers)
-        return None
-    if fall.size.above() and fall.share >= _STILL:
+        falls = fall.size.above(strictness=1.5) or c.hardly_moved(since)
+    else:
+        falls = fall.size.above() and fall.share >= _STILL
+    if falls:
         return Verdict(Label.UNDERFITTING, Reason.UNDER_TRAINED, None, numbers)
-    if c.unstable or c.reference is None:
+    if near_chance or c.unstable or c.reference is None:
         return None  # the loss had been lower, so neither the run nor the network was too small; or "high" is unknown
     # The noise of few validations is wide: no proof of a fall is not yet proof of a standstill.
     stopped = fall.share + fall.share_noise < _STILL
@@ -210,38 +191,32 @@ def _collapsed(c: Curves) -> Verdict | None:
     if lowest <= AT_CHANCE * c.reference:
         return None
     numbers = {"probe_loss": c.probe_end, "val_loss": c.val_end, "lowest_loss": lowest}
-    return Verdict(Label.COLLAPSED, None, None, numbers)
+    return Verdict(Label.COLLAPSED, evidence=numbers)
 
 
 def _healthy(c: Curves) -> Verdict | None:
     rise = c.rise
     if rise.risen or c.high:
         return None
-    fell = c.val.difference(c.at(0.75), c.end)
     numbers = {
         "val_loss": c.val_end,
         "best_val_loss": float(c.val.smooth[c.best]),
-        "rise": rise.size.value,
-        "rise_noise": rise.size.noise,
         "probe_loss": c.probe_end,
-        "val_fall": fell.value,
-        "val_fall_noise": fell.noise,
+        **_measured(rise=rise.size, val_fall=c.val.difference(c.at(0.75), c.end)),
     }
-    return Verdict(Label.HEALTHY, None, None, numbers)
+    return Verdict(Label.HEALTHY, evidence=numbers)
 
 
 def _inconclusive(c: Curves) -> Verdict:
     rise = c.rise
-    numbers = {"val_loss": c.val_end, "probe_loss": c.probe_end, "rise": rise.size.value, "rise_noise": rise.size.noise}
+    numbers = {"val_loss": c.val_end, "probe_loss": c.probe_end, **_measured(rise=rise.size)}
     if c.unstable:
         reason = Reason.UNSTABLE
         numbers["lowest_probe_loss"] = float(c.probe.smooth.min())
     elif rise.risen:
         reason = Reason.PROBE_NOT_FALLING
-    elif c.reference is not None:
-        reason = Reason.RESTLESS_AT_CHANCE
     else:
-        reason = Reason.NO_REFERENCE
+        reason = Reason.NO_REFERENCE if c.reference is None else Reason.RESTLESS_AT_CHANCE
     return Verdict(Label.INCONCLUSIVE, reason, None, numbers)
 
 
@@ -254,21 +229,16 @@ def _if_diverged(verdict: Verdict, n: Numbers) -> list[Advice]:
 
 
 def _if_overfitting(verdict: Verdict, n: Numbers) -> list[Advice]:
-    receding, memorised = verdict.reason is Reason.RECEDING, verdict.reason is Reason.MEMORISED
-    advice = []
-    if receding:
-        advice.append(Advice.LENGTHEN_FIRST)
-    if memorised:
+    receding = verdict.reason is Reason.RECEDING
+    advice = [Advice.LENGTHEN_FIRST] if receding else []
+    if verdict.reason is Reason.MEMORISED:
         advice.append(Advice.CHECK_LABELS)
     elif _lr_is_high(n):
         advice.append(Advice.COOL_DOWN_EARLIER)
     elif not receding and verdict.useful_epochs < n["epochs"]:
         gap = verdict.reason is Reason.GAP
         advice.append(Advice.SHORTEN_AFTER_STANDSTILL if gap else Advice.SHORTEN_AFTER_RISE)
-    advice.append(Advice.REGULARISE)
-    if n.get("overconfident"):
-        advice.append(Advice.SCALE_LOGITS)
-    return advice
+    return [*advice, Advice.REGULARISE, *([Advice.SCALE_LOGITS] if n.get("overconfident") else [])]
 
 
 def _if_underfitting(verdict: Verdict, n: Numbers) -> list[Advice]:
@@ -283,10 +253,6 @@ def _if_underfitting(verdict: Verdict, n: Numbers) -> list[Advice]:
         return [Advice.RAISE_LR_TENFOLD]
     calm = n["probe_fall"] > 5 * n.get("probe_jitter", 0.0)
     return [*([Advice.RAISE_CALM_LR] if slow and calm else []), Advice.TRAIN_LONGER_PROBE_FALLS]
-
-
-def _if_collapsed(verdict: Verdict, n: Numbers) -> list[Advice]:
-    return [Advice.LOWER_LR_AND_WARM_UP, Advice.INSPECT_NETWORK]
 
 
 def _if_healthy(verdict: Verdict, n: Numbers) -> list[Advice]:
@@ -313,7 +279,7 @@ _ADVICE: dict[Label, Callable[[Verdict, Numbers], list[Advice]]] = {
     Label.DIVERGED: _if_diverged,
     Label.OVERFITTING: _if_overfitting,
     Label.UNDERFITTING: _if_underfitting,
-    Label.COLLAPSED: _if_collapsed,
+    Label.COLLAPSED: lambda verdict, n: [Advice.LOWER_LR_AND_WARM_UP, Advice.INSPECT_NETWORK],
     Label.HEALTHY: _if_healthy,
     Label.INCONCLUSIVE: _if_inconclusive,
 }

@@ -33,12 +33,8 @@ def _pick(labels: NDArray[np.int64], classes: Indices, share: Indices, seed: int
 def stratified_split(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Hold out a fraction of the examples, the same fraction of each class.
 
-    A class with at least two examples has at least one on each side. A single example is kept.
-
-    Args:
-        labels: Class of each example, shape [N].
-        fraction: Share to hold out, in (0, 1).
-        seed: Seed of the draw, >= 0; nothing else influences it.
+    A class with at least two examples has at least one on each side. A single example is kept. Nothing but the seed
+    influences the draw.
 
     Returns:
         Two sorted index arrays, (keep, held_out), that partition ``range(N)``.
@@ -62,15 +58,7 @@ def stratified_split(labels: NDArray[np.int64], fraction: float, seed: int) -> t
 
 
 def stratified_subset(labels: NDArray[np.int64], size: int, seed: int) -> Indices:
-    """Draw ``size`` examples with the class proportions of the whole.
-
-    Args:
-        labels: Class of each example, shape [N].
-        size: Number of examples, >= 0; all N if it is larger.
-        seed: Seed of the draw, >= 0; nothing else influences it.
-
-    Returns:
-        Sorted indices, shape [min(size, N)].
+    """Draw ``size`` examples, at most all, with the class proportions of the whole; return sorted indices.
 
     Raises:
         ArgumentError: ``size`` is negative.

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
-__all__ = ["Advice", "Label", "Reason", "Verdict"]
-
 Numbers = Mapping[str, float]
 
 _AT_ITS_END = 0.98  # share of the planned steps: a run that made as many counts as complete
@@ -47,24 +45,16 @@ class Advice(Enum):
     """What to try next. The value is the sentence, with its numbers open."""
 
     # a learning rate that is too high
-    LOWER_LR_TENFOLD = (
-        "Lower the learning rate, which went up to {peak_lr:.3g}, tenfold at a time until the loss falls: "
-        "{lower_lrs}, ..."
-    )
+    LOWER_LR_TENFOLD = "Lower the learning rate from {peak_lr:.3g} tenfold until the loss falls: {lower_lrs}, ..."
     LOWER_LR = "Lower the learning rate tenfold at a time until the loss falls."
-    WARM_UP_OR_CLIP = (
-        "The run had learnt before it diverged: a longer warmup or gradient clipping may allow a learning rate as high."
-    )
+    WARM_UP_OR_CLIP = "The run had learnt before: a longer warmup or gradient clipping may allow this learning rate."
     LOWER_LR_AND_WARM_UP = (
         "Lower the learning rate{to_a_tenth}, and warm up: nothing was learnt, and a learning rate that is too high "
         "kills a network's units."
     )
     LOWER_UNSTABLE_LR = "Lower the learning rate from {peak_lr:.3g} to {third:.3g}, or cool it down: the loss swings."
     # a learning rate that is too low
-    RAISE_LR_TENFOLD = (
-        "Raise the learning rate, which went up to {peak_lr:.3g}, tenfold at a time until the loss falls quickly: "
-        "{higher_lrs}, ..."
-    )
+    RAISE_LR_TENFOLD = "Raise the learning rate from {peak_lr:.3g} tenfold until the loss falls fast: {higher_lrs}, ..."
     RAISE_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: little was learnt."
     RAISE_CALM_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: the loss falls slowly and smoothly."
     # a learning rate that is still high at the end
@@ -72,26 +62,14 @@ class Advice(Enum):
     COOL_DOWN_EARLIER = "Cool down: {lr_is_high}. Let it fall to 0 by about epoch {length:.0f}."
     COOL_DOWN_FIRST = "Cool down: {lr_is_high}, which may be what keeps the loss up."
     # the length of the run
-    SHORTEN_AFTER_RISE = (
-        "Shorten the run: the validation loss rose after epoch {onset:.0f} of {epochs:.0f}, so a schedule that ends at "
-        "about epoch {length:.0f} is enough."
-    )
-    SHORTEN_AFTER_STANDSTILL = (
-        "Shorten the run: the validation loss gained nothing after epoch {onset:.0f} of {epochs:.0f}, so a schedule "
-        "that ends at about epoch {length:.0f} is enough."
-    )
+    SHORTEN_AFTER_RISE = "{shorten}: the validation loss rose after epoch {onset:.0f} of {epochs:.0f}."
+    SHORTEN_AFTER_STANDSTILL = "{shorten}: the validation loss gained nothing after epoch {onset:.0f} of {epochs:.0f}."
     LENGTHEN_FIRST = "The validation loss is falling again: lengthen the run before you shorten it."
-    TRAIN_LONGER_PROBE_FALLS = (
-        "{train_longer}: the probe loss fell by {probe_fall:.2g} since epoch {probe_fall_since_epoch:.0f}."
-    )
-    TRAIN_LONGER_PROBE_NOISY = (
-        "{train_longer}: the probe loss is high ({probe_level}), and too noisy to tell whether it still falls."
-    )
+    TRAIN_LONGER_PROBE_FALLS = "{train_longer}: the probe loss fell by {probe_fall:.2g} {probe_fall_since}."
+    TRAIN_LONGER_PROBE_NOISY = "{train_longer}: the probe loss is high ({probe_level}), too noisy to tell if it falls."
     TRAIN_LONGER_VAL_FALLS = "{train_longer}: the validation loss still fell by {val_fall:.2g} in the last quarter."
     # the data, the network, the measurement
-    CHECK_LABELS = (
-        "The validation is no better than chance: check that the labels are right and match those of the validation."
-    )
+    CHECK_LABELS = "The validation is no better than chance: check that the labels are right and alike in both sets."
     REGULARISE = "Regularise: more or augmented data, dropout, weight decay."
     SCALE_LOGITS = "Scale the logits by one temperature, or smooth the labels: the gap is overconfidence."
     ENLARGE = "Use a larger network or regularise less: the probe loss has stopped at {probe_level}."
@@ -157,8 +135,6 @@ class Verdict:
     def can_train_longer(self) -> bool:
         """Whether more epochs with the same settings may help."""
         match self.label:
-            case Label.HEALTHY:
-                return True
             case Label.OVERFITTING:
                 return self.reason is Reason.RECEDING
             case Label.UNDERFITTING:
@@ -166,7 +142,7 @@ class Verdict:
             case Label.INCONCLUSIVE:
                 return self.reason is not Reason.UNSTABLE
             case _:
-                return False
+                return self.label is Label.HEALTHY
 
     def sentences(self) -> list[str]:
         """Return the advice as sentences."""
@@ -178,6 +154,7 @@ class Verdict:
         numbers: dict[str, float | str] = {**n, "onset": self._onset, "to_a_tenth": ""}
         if "epochs" in n:
             numbers["length"] = self.useful_epochs
+            numbers["shorten"] = f"Shorten the schedule to about {self.useful_epochs:.0f} epochs"
             numbers["train_longer"] = (
                 f"Train to the end of the planned run, of which {n['planned']:.0%} are done"
                 if n.get("planned", 1.0) < _AT_ITS_END
@@ -185,11 +162,16 @@ class Verdict:
             )
         if "peak_lr" in n:
             peak = n["peak_lr"]
-            numbers |= {"third": peak / 3, "triple": 3 * peak}
-            numbers["lower_lrs"] = ", ".join(f"{peak / 10**k:.3g}" for k in (1, 2, 3))
-            numbers["higher_lrs"] = ", ".join(f"{peak * 10**k:.3g}" for k in (1, 2, 3))
-            numbers["lr_is_high"] = f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak"
-            numbers["to_a_tenth"] = f" from {peak:.3g} to {peak / 10:.3g}"
+            numbers |= {
+                "third": peak / 3,
+                "triple": 3 * peak,
+                "lower_lrs": ", ".join(f"{peak / 10**k:.3g}" for k in (1, 2, 3)),
+                "higher_lrs": ", ".join(f"{peak * 10**k:.3g}" for k in (1, 2, 3)),
+                "lr_is_high": f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak",
+                "to_a_tenth": f" from {peak:.3g} to {peak / 10:.3g}",
+            }
+        if "probe_fall_since_epoch" in n:
+            numbers["probe_fall_since"] = f"since epoch {n['probe_fall_since_epoch']:.0f}"
         if "probe_loss" in n:
             share = f", {n['probe_loss'] / n['chance_loss']:.0%} of chance" if n.get("chance_loss") else ""
             numbers["probe_level"] = f"{n['probe_loss']:.3g}{share}"
@@ -197,10 +179,8 @@ class Verdict:
 
     def text(self) -> str:
         """Return the verdict in a few lines of Markdown: headline, numbers ("±" is one standard error) and advice."""
-        head = f"verdict: {self.headline}"
-        if self.onset_epoch is not None:
-            head += f", from epoch {self.onset_epoch:g}"
-        lines = [head, "", *(f"- {line}" for line in _evidence_lines(self.evidence))]
+        onset = "" if self.onset_epoch is None else f", from epoch {self.onset_epoch:g}"
+        lines = [f"verdict: {self.headline}{onset}", "", *(f"- {line}" for line in _evidence_lines(self.evidence))]
         if self.advice:
             lines += ["", "What to try:", "", *(f"- {line}" for line in self.sentences())]
         return "\n".join(lines)

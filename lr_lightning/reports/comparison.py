@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,23 +18,14 @@ from lr_lightning.errors import CompareError, Rejected, StoreUnavailable, Tracki
 from lr_lightning.reports import html, png, run_metrics, tables, wording
 from lr_lightning.reports.groups import ComparedGroups, find_data_sets, group_and_compare, without_data_keys
 from lr_lightning.reports.plots import make_plots
-from lr_lightning.reports.run_metrics import (
-    REPORT_METRICS,
-    RunResult,
-    find_metric,
-    group_name,
-    measure_run,
-    with_data_set,
-)
+from lr_lightning.reports.run_metrics import RunResult, find_metric, group_name
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.query import Run, experiments, read_curves, read_runs
 from lr_lightning.tracking.ui import REPORT_NAME
 
-COMPARE_JOB = "compare"
-"""Value of the tag ``job`` of a report's own run, which excludes it from later comparisons."""
-
+COMPARE_JOB = "compare"  # the tag ``job`` of a report's own run, which excludes it from later comparisons
 DEFAULT_EXPERIMENT = "lr_lightning"
 DEFAULT_SERVER = "http://127.0.0.1:5000"
 
@@ -78,26 +70,24 @@ class Report:
 
 
 def compare(request: ReportRequest) -> Report:
-    """Read runs, compare them and write the report.
-
-    Raises:
-        CompareError: An experiment, filter, target, metric, key or group does not exist, or there is no run.
-        StoreUnavailable: The store does not answer.
-    """
+    """Read runs, compare them and write the report; CompareError names what does not exist."""
     started = time.monotonic()
-    store, target = request.store, _parse_target(request.target)
+    store = request.store
+    try:
+        target = parse_target(request.target) if request.target else None
+    except ValueError as e:
+        raise CompareError(str(e), "target") from None
     chosen = _choose_experiments(request)
     runs, excluded = _select_runs(request, chosen)
     for key in request.by or ():
         if not any(run_metrics.tag_or_param(run, key) for run in runs):
             raise CompareError(run_metrics.unknown_key_message(runs, key), "by")
-    objective = _choose_objective(request.metric, runs)
-    higher = _higher_is_better(request, objective)
+    objective, higher = _choose_objective(request, runs)
     asked = (objective, target.metric if target else None)
-    _read_curves(store, runs, [*REPORT_METRICS, *(metric for metric in asked if metric)])
-    if target and not any(find_metric(target.metric, run.last) for run in runs):
-        raise CompareError(f"no run has a metric {target.metric!r}. {_known_metrics(runs)}", "target")
-    results = [measure_run(run, request.keys, objective, target, higher_is_better=higher) for run in runs]
+    _read_curves(store, runs, [*run_metrics.REPORT_METRICS, *(metric for metric in asked if metric)])
+    if target:
+        _check_metric(target.metric, runs, "target")
+    results = [run_metrics.measure_run(run, request.keys, objective, target, higher_is_better=higher) for run in runs]
     compared, keys = _compare_results(request, results, objective, higher)
     looks = styles(group.name for group in compared.groups)
     plots = make_plots(compared, looks, keys)
@@ -115,7 +105,7 @@ def compare(request: ReportRequest) -> Report:
     write_atomically(report.files[0], page)
     with report.files[1].open("w", encoding="utf-8", errors="replace", newline="") as file:
         csv.writer(file).writerows(tables.csv_rows(results, target, [*compared.varying]))
-    report.files += png.save_pngs(plots, report.folder)
+    report.files += png.save_pngs(plots, [group.name for group in compared.groups], report.folder)
     if request.log_run:
         report.address = _log_to_store(request, next(iter(chosen.values())), report, server)
         report.served = served
@@ -123,26 +113,15 @@ def compare(request: ReportRequest) -> Report:
     return report
 
 
-def _parse_target(text: str | None) -> Target | None:
-    try:
-        return parse_target(text) if text else None
-    except ValueError as e:
-        raise CompareError(str(e), "target") from None
-
-
 def _choose_experiments(request: ReportRequest) -> dict[str, str]:
     """Return name and id of the experiments to read."""
     known = experiments(request.store)
     for name in request.experiments:
         if name not in known:
-            raise CompareError(
-                f"{request.store.public_uri} has no experiment {name!r}. It has: {', '.join(sorted(known)) or 'none'}.",
-                "experiment",
-            )
-    if request.experiments:
-        return {name: known[name] for name in request.experiments}
-    if DEFAULT_EXPERIMENT in known:
-        return {DEFAULT_EXPERIMENT: known[DEFAULT_EXPERIMENT]}
+            there = f"It has: {', '.join(sorted(known)) or 'none'}."
+            raise CompareError(f"{request.store.public_uri} has no experiment {name!r}. {there}", "experiment")
+    if wanted := request.experiments or [DEFAULT_EXPERIMENT] * (DEFAULT_EXPERIMENT in known):
+        return {name: known[name] for name in wanted}
     used = {name: key for name, key in known.items() if name != "Default"} or known
     if len(used) == 1:
         return used
@@ -176,32 +155,26 @@ def _select_runs(request: ReportRequest, chosen: Mapping[str, str]) -> tuple[lis
     )
 
 
-def _choose_objective(metric: str | None, runs: Sequence[Run]) -> str | None:
-    """Return the metric that decides, by this project's name."""
-    for key in (metric,) if metric else (run_metrics.VAL_ACC, run_metrics.VAL_LOSS):
-        if any(find_metric(key, run.last) for run in runs):
-            return key
-    if metric:
-        raise CompareError(f"no run has a metric {metric!r}. {_known_metrics(runs)}", "metric")
-    return None
-
-
-def _higher_is_better(request: ReportRequest, objective: str | None) -> bool:
-    if request.higher_is_better is not None:
-        return request.higher_is_better
-    higher = objective is None or run_metrics.is_higher_better(objective)
+def _choose_objective(request: ReportRequest, runs: Sequence[Run]) -> tuple[str | None, bool]:
+    """Return the metric that decides, by this project's name, and whether a higher value of it is better."""
+    if request.metric:
+        _check_metric(request.metric, runs, "metric")
+    candidates = [request.metric] if request.metric else [run_metrics.VAL_ACC, run_metrics.VAL_LOSS]
+    objective = next((key for key in candidates if any(find_metric(key, run.last) for run in runs)), None)
+    higher = request.higher_is_better
     if higher is None:
-        raise CompareError(
-            f"the name {objective!r} does not tell whether a higher value is better. Give --higher-is-better or "
-            "--lower-is-better.",
-            "metric",
-        )
-    return higher
+        higher = objective is None or run_metrics.is_higher_better(objective)
+    if higher is None:
+        untold = f"the name {objective!r} does not tell whether a higher value is better."
+        raise CompareError(f"{untold} Give --higher-is-better or --lower-is-better.", "metric")
+    return objective, higher
 
 
-def _known_metrics(runs: Sequence[Run]) -> str:
-    found = sorted({key for run in runs for key in run.last if not key.startswith("summary/")})
-    return f"They have: {', '.join(found[:30]) or 'none'}{', ...' if len(found) > 30 else ''}."
+def _check_metric(metric: str, runs: Sequence[Run], argument: str) -> None:
+    if not any(find_metric(metric, run.last) for run in runs):
+        known = sorted({key for run in runs for key in run.last if not key.startswith("summary/")})
+        listed = f"They have: {', '.join(known[:30]) or 'none'}{', ...' if len(known) > 30 else ''}."
+        raise CompareError(f"no run has a metric {metric!r}. {listed}", argument)
 
 
 def _read_curves(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> None:
@@ -229,7 +202,7 @@ def _compare_results(
         listed = ", ".join(sorted(groups - {""})) or "none"
         raise CompareError(f"there is no group {request.against!r}. Groups: {listed}.", "against")
     for result in results:
-        result.group = with_data_set(result.group, result.data_set)
+        result.group = run_metrics.with_data_set(result.group, result.data_set)
     compared = group_and_compare(results, objective, request.against, higher_is_better=higher, data_sets=data_sets)
     return compared, keys
 
@@ -240,11 +213,9 @@ def _new_folder(root: Path, experiment: str) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     while True:
         folder = root / f"{stamp}-{slug}-{secrets.token_hex(2)}"
-        try:
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
+            return folder
 
 
 def _log_to_store(request: ReportRequest, experiment_id: str, report: Report, server: str) -> str | None:

@@ -9,24 +9,15 @@ from scipy import stats
 from lr_lightning._checks import check_count
 
 Floats = NDArray[np.float64]
+# x, mean, and lower and upper end of the mean's t interval (nan if there is one curve).
 Band = tuple[Floats, Floats, Floats, Floats]
-"""x, mean, and lower and upper end of the mean's t interval (nan if there is one curve)."""
 
 
 def thin(values: ArrayLike, limit: int) -> NDArray[np.int64]:
     """Choose the points of a curve that show its shape: both ends, the extrema of every stretch, the sharpest bends.
 
     Unlike points at equal distances, they include a spike of one step and the exact steps at which a schedule breaks.
-
-    Args:
-        values: y at equal distances, shape [n].
-        limit: Largest number of points to keep, >= 8.
-
-    Returns:
-        Rising indices, shape [m], m <= limit.
-
-    Raises:
-        ArgumentError: ``limit`` is too small.
+    ``values`` are y at equal distances; at most ``limit``, >= 8, rising indices are returned.
 
     Example:
         >>> spike = [0.0] * 500 + [9.0] + [0.0] * 500
@@ -53,15 +44,10 @@ def thin(values: ArrayLike, limit: int) -> NDArray[np.int64]:
 
 
 def band(curves: list[tuple[ArrayLike, ArrayLike]], level: float = 0.95, points: int = 200) -> Band:
-    """Average curves, with a t interval at each x.
+    """Average curves, each x (rising) and y, with a t interval at each x.
 
-    Curves with the same x are averaged as they are; others are interpolated. The mean ends where the shortest curve
-    ends, so that it does not jump there.
-
-    Args:
-        curves: x (rising) and y of each curve; at least one curve, none of them empty.
-        level: Level of the interval.
-        points: Number of x if the curves have different ones.
+    Curves with the same x are averaged as they are; others are interpolated, at ``points`` x. The mean ends where the
+    shortest curve ends, so that it does not jump there.
     """
     xs = [np.asarray(x, np.float64) for x, _ in curves]
     ys = [np.asarray(y, np.float64) for _, y in curves]
@@ -76,12 +62,10 @@ def band(curves: list[tuple[ArrayLike, ArrayLike]], level: float = 0.95, points:
         inside = all(np.isin(common, x).all() for x in xs[1:])  # the same x, but different lengths
         grid = common if inside and common.size else np.linspace(start, end, points)
         rows = np.stack([np.interp(grid, x, y) for x, y in zip(xs, ys, strict=True)])
-    mean = rows.mean(axis=0)
-    n = len(rows)
-    if n < 2:
-        nan = np.full_like(mean, np.nan)
-        return grid, mean, nan, nan
-    half = stats.t.ppf((1 + level) / 2, n - 1) * rows.std(axis=0, ddof=1) / np.sqrt(n)
+    n, mean = len(rows), rows.mean(axis=0)
+    half = np.full_like(mean, np.nan)
+    if n > 1:
+        half = stats.t.ppf((1 + level) / 2, n - 1) * rows.std(axis=0, ddof=1) / np.sqrt(n)
     return grid, mean, mean - half, mean + half
 
 

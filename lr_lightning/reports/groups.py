@@ -1,25 +1,24 @@
 """Runs taken together as groups, the groups compared with each other, and the data sets they must not mix."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import attrgetter
 from posixpath import commonprefix
 
 import numpy as np
 
 from lr_lightning.diagnosis.comparison import GroupDifference, compare_groups
-from lr_lightning.diagnosis.cost import Reach
 from lr_lightning.diagnosis.statistics import Mean, mean_ci
 from lr_lightning.reports.run_metrics import RunResult, RunState, tag_or_param, with_data_set
 
 _MANY_GROUPS = 12  # beyond this number only the leading group is compared with the others
-_NOT_COMPARED = ("tracking.", "output_root")
-"""Prefixes of params that say where a run is kept, not what it does."""
+_NOT_COMPARED = ("tracking.", "output_root")  # prefixes of params that say where a run is kept, not what it does
 _DATA_NAME = "data.name"
+# Params that identify a run's images; the name alone does not, since ``image_folder`` stands for any folder.
 _DATA_KEYS = (_DATA_NAME, "data.path", "data.subset", "data.root", "data.train", "data.val", "data.test")
-"""Params that identify a run's images; the name alone does not, since ``image_folder`` stands for any folder."""
 _FINGERPRINT = "dataset.fingerprint"
 
 
@@ -44,14 +43,14 @@ class RunGroup:
     @property
     def not_counted(self) -> str:
         """How the runs that are not counted ended, such as "1 diverged, 2 running"; "" if all are counted."""
-        finished = RunState.FINISHED
-        lost = Counter("without the metric" if r.state is finished else r.state for r in self.runs if not r.counts)
+        missing = [r.state for r in self.runs if not r.counts]
+        lost = Counter("without the metric" if state is RunState.FINISHED else state for state in missing)
         return ", ".join(f"{count} {state}" for state, count in sorted(lost.items()))
 
     @property
     def verdicts(self) -> str:
         """The runs' own verdicts with their counts."""
-        found = Counter(r.verdict for r in self.counted if r.verdict)
+        found = Counter(verdict for r in self.counted if (verdict := r.run.tags.get("verdict")))
         return ", ".join(f"{count}× {verdict}" for verdict, count in found.most_common())
 
     def mean(self, value: Callable[[RunResult], float]) -> Mean:
@@ -59,17 +58,9 @@ class RunGroup:
         return mean_ci([*_by_seed((r, value(r)) for r in self.counted if math.isfinite(value(r))).values()])
 
     def results(self, worst: float) -> dict[str, float]:
-        """Return the objective of each seed; a seed with a diverged run has the worst value.
-
-        Args:
-            worst: ``-inf`` or ``inf``.
-        """
-        lost = [(r, worst) for r in self.diverged]
-        return _by_seed([*((r, r.best) for r in self.counted if math.isfinite(r.best)), *lost])
-
-    def reaches(self, of_run: Callable[[RunResult], Reach | None]) -> list[Reach]:
-        """Return the times to a target of all runs that have the metric, finished or not."""
-        return [reach for r in self.runs if (reach := of_run(r)) is not None]
+        """Return the objective of each seed; a seed with a diverged run has the ``worst`` value, -inf or inf."""
+        finite = [(r, r.best) for r in self.counted if math.isfinite(r.best)]
+        return _by_seed([*finite, *((r, worst) for r in self.diverged)])
 
 
 def _by_seed(values: Iterable[tuple[RunResult, float]]) -> dict[str, float]:
@@ -95,15 +86,9 @@ def find_data_sets(
 ) -> DataSets | None:
     """Find out whether results come from runs of several data sets, whose means and winners would mean nothing.
 
-    Args:
-        results: The runs. A run that does not state its data set is taken to be of the others' data set, if it is one.
-        by: What makes the groups.
-        asked: The part of ``by`` that the user asked for. If it names the data set, runs may differ in it; that a
-            multirun varied the data set is no such wish.
-        filter_string: The filter that is in use already.
-
-    Returns:
-        None if there is one data set, or if the runs are to be compared by it.
+    The result is None if there is one data set, or if the runs are to be compared by it: if ``asked``, the part of
+    ``by`` that the user asked for, names the data set. That a multirun varied it is no such wish. A run that does not
+    state its data set is taken to be of the others' data set, if it is one. ``filter_string`` is in use already.
     """
     sets = {r.run.id: tuple(r.run.params.get(key, "") for key in _DATA_KEYS) for r in results}
     known = [r.run for r in results if _has_results(r) and any(sets[r.run.id])]
@@ -167,15 +152,9 @@ def _label(one: Sequence[str], differing: Sequence[str]) -> str:
 
 def _filter(one: tuple[str, ...], differing: Sequence[str]) -> str:
     """Return a filter in MLflow's search language; it cannot ask for a missing param, so it may be empty."""
-    wanted = [(key, value) for key, value in zip(_DATA_KEYS, one, strict=True) if value and key in differing]
-    return " and ".join(
-        f"params.`{key}` = " + (f'"{value}"' if "'" in value else f"'{value}'") for key, value in wanted
-    )
-
-
-def in_shell_quotes(text: str) -> str:
-    """Quote text as one word of a shell's command line; the backticks of the search language stay as they are."""
-    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
+    wanted = {key: value for key, value in zip(_DATA_KEYS, one, strict=True) if value and key in differing}
+    quotes = {key: '"' if "'" in value else "'" for key, value in wanted.items()}
+    return " and ".join(f"params.`{key}` = {quotes[key]}{value}{quotes[key]}" for key, value in wanted.items())
 
 
 @dataclass(eq=False)
@@ -194,17 +173,14 @@ class ComparedGroups:
         """Return the part of each data set, by its label; the label is "" if there is only one data set."""
         found = {}
         for data_set, groups in _by_data_set(self.groups).items():
-            own = {group.name for group in groups}
-            differences = [d for d in self.differences if d.better in own]
+            differences = [d for d in self.differences if d.better in {group.name for group in groups}]
             found[data_set] = replace(self, groups=groups, differences=differences, data_sets=None)
         return found
 
 
 def _by_data_set(groups: Iterable[RunGroup]) -> dict[str, list[RunGroup]]:
-    found: dict[str, list[RunGroup]] = {}
-    for group in groups:
-        found.setdefault(group.data_set, []).append(group)
-    return found
+    """Split groups that are sorted by data set."""
+    return {data_set: [*some] for data_set, some in groupby(groups, attrgetter("data_set"))}
 
 
 def group_and_compare(
@@ -222,13 +198,7 @@ def group_and_compare(
     and is left out. Groups of one data set are compared by its runs alone, and the correction for several comparisons
     is made for each data set by itself.
 
-    Args:
-        results: The runs.
-        objective: The metric that decides, or None.
-        against: A group chosen beforehand, the only one that others are compared with, or None. With several data
-            sets it means that group on each, by its name without the data set.
-        higher_is_better: Which direction of the objective is better.
-        data_sets: The data sets, if there are several.
+    ``against`` is the name, without the data set, of the only group that others are compared with.
     """
     by_name: dict[str, RunGroup] = {}
     for r in results:
@@ -249,7 +219,12 @@ def group_and_compare(
             leader_only=len(some) > _MANY_GROUPS,
         )
     varying = _varying_params(results)
-    warnings = [*_mixture_warnings(groups, varying), *_length_warnings(groups), *_lost_run_warnings(groups)]
+    warnings = [*_mixture_warnings(groups, varying), *_length_warnings(groups)]
+    warnings += [
+        f"{group.name}: {len(group.counted)} of {len(group.runs)} runs are in its means ({group.not_counted})."
+        for group in groups
+        if group.not_counted
+    ]
     return ComparedGroups(objective, groups, differences, varying, warnings, higher_is_better, data_sets)
 
 
@@ -292,11 +267,3 @@ def _length_warnings(groups: list[RunGroup]) -> list[str]:
                 f"{min(ends):,} to {max(ends):,} steps: look at accuracy against cost."
             )
     return warnings
-
-
-def _lost_run_warnings(groups: list[RunGroup]) -> list[str]:
-    return [
-        f"{group.name}: {len(group.counted)} of {len(group.runs)} runs are in its means ({group.not_counted})."
-        for group in groups
-        if group.not_counted
-    ]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from lr_lightning._plotting import GREY, Style, styles
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
@@ -16,15 +15,12 @@ from lr_lightning.reports import run_metrics
 from lr_lightning.reports.curves import Floats, band, thin
 from lr_lightning.reports.groups import ComparedGroups, RunGroup
 from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, with_data_set
-from lr_lightning.tracking.query import MetricCurve
 
-Styles = dict[str, Style]
-"""Name of a group to its style."""
+Styles = dict[str, Style]  # by a group's name
 
 LR_PARAMS = ("optimizer.lr", "lr")
 _FRONT_STYLE = Style(GREY, "dot", "circle")
-_POINTS = 60_000
-"""Most points of all curves of a plot: a page of 200 runs stays small enough for a phone."""
+_POINTS = 60_000  # at most, of all curves of a plot: a page of 200 runs stays small enough for a phone
 _BAND_POINTS = 300
 
 
@@ -66,24 +62,16 @@ class Plot:
     lr_panel: int = -1  # the panel that shows the learning rate, or -1
     error_bars: bool = False  # instead of bands
     is_cost: bool = False  # x is a whole run's cost; for the share of the budget, seconds are shown
-    legend_names: dict[int, str] = field(default_factory=dict)  # index of a group to its name
     good_lrs: list[str] = field(default_factory=list)  # each schedule's band of good learning rates, as text
 
 
 def make_plots(compared: ComparedGroups, looks: Styles, by: Sequence[str]) -> list[Plot]:
     """Return every plot that there is data for."""
-    made = [
-        plot_seed_means(compared, looks),
-        plot_run_curves(compared, looks),
-        plot_cost(compared, looks),
-        plot_lr_sensitivity(compared, looks, by),
-        plot_loss_against_lr(compared, looks),
-    ]
+    means, curves, cost = (make(compared, looks) for make in (plot_seed_means, plot_run_curves, plot_cost))
+    made = [means, curves, cost, plot_lr_sensitivity(compared, looks, by), plot_loss_against_lr(compared, looks)]
     plots = [plot for plot in made if plot is not None]
     if any(key in ("trial", *LR_PARAMS) for key in by):  # a search asks first how much the learning rate matters
         plots.sort(key=lambda plot: plot.id != "sensitivity")
-    for plot in plots:
-        plot.legend_names = {index: group.name for index, group in enumerate(compared.groups)}
     return plots
 
 
@@ -106,24 +94,19 @@ def plot_run_curves(compared: ComparedGroups, looks: Styles) -> Plot | None:
     for panel, key in enumerate(panels):
         for index, name, r in runs:
             if curve := r.curve(key):
-                series = _thinned(r, curve, limit)
+                keep = thin(curve.value, limit)
+                xs = {axis: r.axes.at(axis, curve.step[keep]) for axis in AXES}
+                series = {axis: Series(x, curve.value[keep]) for axis, x in xs.items() if x is not None}
                 plot.traces.append(Trace(r.run.name, index, looks[name], "curve", series, panel))
     return plot
 
 
-def _thinned(result: RunResult, curve: MetricCurve, limit: int) -> dict[str, Series]:
-    keep = thin(curve.value, limit)
-    step, value = curve.step[keep], curve.value[keep]
-    found = ((axis, result.axes.at(axis, step)) for axis in AXES)
-    return {axis: Series(x, value) for axis, x in found if x is not None}
-
-
 def plot_seed_means(compared: ComparedGroups, looks: Styles) -> Plot | None:
     """Plot each group's mean over its finished runs, with the interval of the mean."""
-    objective = [compared.objective] if compared.objective else []
     panels: list[str] = []
     traces: list[Trace] = []
-    for key in dict.fromkeys([*objective, run_metrics.VAL_LOSS, run_metrics.TRAIN_LOSS, run_metrics.GAP_LOSS]):
+    losses = (run_metrics.VAL_LOSS, run_metrics.TRAIN_LOSS, run_metrics.GAP_LOSS)
+    for key in dict.fromkeys((compared.objective or run_metrics.VAL_LOSS, *losses)):
         found = [
             Trace(group.name, index, looks[group.name], "mean", series, len(panels))
             for index, group in enumerate(compared.groups)
@@ -138,26 +121,22 @@ def plot_seed_means(compared: ComparedGroups, looks: Styles) -> Plot | None:
         "Mean over the finished runs of each group; the band is its 95 % t interval. The mean ends where the shortest "
         "run ends. The training loss is smoothed over a fiftieth of the run."
     )
-    losses = tuple(i for i, key in enumerate(panels) if "loss" in key and "gap" not in key)
-    return Plot("means", "Means over seeds", note, panels, traces, log_panels=losses)
+    log_panels = tuple(i for i, key in enumerate(panels) if "loss" in key and "gap" not in key)
+    return Plot("means", "Means over seeds", note, panels, traces, log_panels=log_panels)
 
 
 def _mean_bands(group: RunGroup, key: str) -> dict[str, Series]:
     """Return the mean and band of a metric on each axis on which every counted run has positions."""
     found = [(r, curve) for r in group.counted if (curve := r.curve(key)) is not None]
+    values = [_smooth(curve.value) if key == run_metrics.TRAIN_LOSS else curve.value for _, curve in found]
     by_axis: dict[str, Series] = {}
     for axis in AXES if found else ():
-        curves: list[tuple[ArrayLike, ArrayLike]] = []
-        for r, curve in found:
-            x = r.axes.at(axis, curve.step)
-            if x is None:
-                break
-            curves.append((x, _smooth(curve.value) if key == run_metrics.TRAIN_LOSS else curve.value))
-        else:
-            x, y, low, high = band(curves)
-            if x.size:
-                keep = thin(y, _BAND_POINTS)
-                by_axis[axis] = Series(x[keep], y[keep], low[keep], high[keep])
+        xs = [x for r, curve in found if (x := r.axes.at(axis, curve.step)) is not None]
+        if len(xs) == len(found):
+            averaged = band([*zip(xs, values, strict=True)])
+            keep = thin(averaged[1], _BAND_POINTS)
+            if keep.size:
+                by_axis[axis] = Series(*(part[keep] for part in averaged))
     return by_axis
 
 
@@ -223,63 +202,39 @@ def plot_cost(compared: ComparedGroups, looks: Styles) -> Plot | None:
     )
     means: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for index, group in enumerate(compared.groups):
-        runs: dict[str, Series] = {}
-        mean: dict[str, Series] = {}
+        runs, mean = dict[str, Series](), dict[str, Series]()
         for axis in AXES:
-            points = [(cost, r.best) for r in group.counted if math.isfinite(cost := _cost(r, axis))]
-            if not points:
+            known = [(cost, r.best) for r in group.counted if math.isfinite(cost := _cost(r, axis))]
+            if not known:
                 continue
-            cost, best = np.array(points).T
+            cost, best = np.array(known).T
             runs[axis] = Series(cost, best)
-            centre = group.mean(lambda r: r.best)
-            x = float(cost.mean())
-            low, high = (None, None) if math.isnan(centre.low) else (np.array([centre.low]), np.array([centre.high]))
-            mean[axis] = Series(np.array([x]), np.array([centre.mean]), low, high)
+            centre, x = group.mean(lambda r: r.best), float(cost.mean())
+            ends = () if math.isnan(centre.low) else (np.array([centre.low]), np.array([centre.high]))
+            mean[axis] = Series(np.array([x]), np.array([centre.mean]), *ends)
             means.setdefault(group.data_set, {}).setdefault(axis, []).append((x, centre.mean))
         if runs:
             plot.traces.append(Trace(group.name, index, looks[group.name], "points", runs))
             plot.traces.append(Trace(group.name, index, looks[group.name], "mean", mean))
-    if not plot.traces:
-        return None
     sign = 1.0 if compared.higher_is_better else -1.0
-    fronts = [Trace("best trade-offs", -1, _FRONT_STYLE, "front", _fronts(axes, sign)) for axes in means.values()]
-    plot.traces[:0] = fronts
-    return plot
+    for by_axis in reversed(means.values()):
+        points = {axis: np.array(pairs) for axis, pairs in by_axis.items()}
+        front = {axis: Series(*xy[pareto_front(xy[:, 0], sign * xy[:, 1])].T) for axis, xy in points.items()}
+        plot.traces.insert(0, Trace("best trade-offs", -1, _FRONT_STYLE, "front", front))
+    return plot if plot.traces else None
 
 
-def _cost(result: RunResult, axis: str) -> float:
+def _cost(r: RunResult, axis: str) -> float:
     """Return what a whole run cost, in the unit of an x axis."""
-    if axis == "step":
-        return result.steps
-    if axis == "examples":
-        return result.examples
-    if axis == "epochs":
-        epochs = result.axes.at("epochs", np.array([result.axes.last]))
-        return float(epochs[0]) if epochs is not None else math.nan
-    return result.seconds
-
-
-def _fronts(means: dict[str, list[tuple[float, float]]], sign: float) -> dict[str, Series]:
-    """Return the Pareto front of one data set's means on each axis."""
-    by_axis = {}
-    for axis, points in means.items():
-        x, y = np.array(points).T
-        front = pareto_front(x, sign * y)
-        by_axis[axis] = Series(x[front], y[front])
-    return by_axis
+    return {"step": r.steps, "examples": r.examples, "epochs": r.axes.end("epochs")}.get(axis, r.seconds)
 
 
 @dataclass(eq=False)
 class _LRSweep:
-    """The results of one schedule's runs by peak learning rate.
+    """The results of one schedule's runs by peak learning rate."""
 
-    Attributes:
-        bests: Peak learning rate to seed to the best values of its runs.
-        lost: Peak learning rate and best value of each run that diverged or was pruned.
-    """
-
-    bests: dict[float, dict[str, list[float]]] = field(default_factory=dict)
-    lost: list[tuple[float, float]] = field(default_factory=list)
+    bests: dict[float, dict[str, list[float]]] = field(default_factory=dict)  # learning rate to seed to its runs' bests
+    lost: list[tuple[float, float]] = field(default_factory=list)  # learning rate and best, if diverged or pruned
 
     def add(self, result: RunResult) -> None:
         if result.counts:
@@ -292,8 +247,8 @@ class _LRSweep:
         """Return mean and interval at each learning rate."""
         lrs = sorted(self.bests)
         means = [mean_ci([float(np.mean(bests)) for bests in self.bests[lr].values()]) for lr in lrs]
-        low, high = np.array([m.low for m in means]), np.array([m.high for m in means])
-        return Series(np.array(lrs), np.array([m.mean for m in means]), low, high)
+        mean, low, high = np.array([(m.mean, m.low, m.high) for m in means]).T
+        return Series(np.array(lrs), mean, low, high)
 
     def good_band(self, higher: bool) -> GoodBand | None:
         """Return the learning rates as good as the best; a learning rate whose runs were all lost is the worst."""
@@ -331,26 +286,19 @@ def plot_lr_sensitivity(compared: ComparedGroups, looks: Styles, by: Sequence[st
     for name, sweep in sorted(sweeps.items()):
         plot.traces.append(Trace(name, index.get(name, -1), own[name], "mean", {"": sweep.over_seeds()}))
     for name, sweep in every.items():
-        if name in own:
-            _add_lost_runs(plot, name, sweep, own[name])
+        known = [(x, y) for x, y in sweep.lost if math.isfinite(y)]
+        if known and name in own:
+            x, y = np.array(known).T
+            cross = Style(own[name].colour, "solid", "x")
+            plot.traces.append(Trace(f"{name}: diverged or pruned", -1, cross, "points", {"": Series(x, y)}))
     _add_good_bands(plot, sweeps, own, compared.higher_is_better)
     return plot
-
-
-def _add_lost_runs(plot: Plot, name: str, sweep: _LRSweep, style: Style) -> None:
-    """Mark each diverged or pruned run with a cross at its best value."""
-    known = [(x, y) for x, y in sweep.lost if math.isfinite(y)]
-    if known:
-        x, y = np.array(known).T
-        cross = Style(style.colour, "solid", "x")
-        plot.traces.append(Trace(f"{name}: diverged or pruned", -1, cross, "points", {"": Series(x, y)}))
 
 
 def _add_good_bands(plot: Plot, sweeps: dict[str, _LRSweep], own: Styles, higher: bool) -> None:
     """Draw the band of good learning rates of each schedule as a bar, and state it in the note."""
     for name, sweep in sorted(sweeps.items()):
-        good = sweep.good_band(higher)
-        if good is None:
+        if (good := sweep.good_band(higher)) is None:
             continue
         bar = Series(np.array([good.low, good.high]), np.array([good.limit, good.limit]))
         plot.traces.append(Trace(f"{name}: good learning rates", -1, own[name], "range", {"": bar}))

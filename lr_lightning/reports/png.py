@@ -14,17 +14,15 @@ _LONG_LABEL = 40
 _LEGEND_ENTRIES = 24
 
 
-def save_pngs(plots: Sequence[Plot], folder: Path) -> list[Path]:
-    """Draw every plot into ``folder`` and return the files."""
-    paths = []
-    for plot in plots:
-        path = folder / f"{plot.id}.png"
-        _draw(plot).savefig(path)
-        paths.append(path)
-    return paths
+def save_pngs(plots: Sequence[Plot], groups: Sequence[str], folder: Path) -> list[Path]:
+    """Draw every plot into ``folder`` and return the files; ``groups`` are the names that the traces' groups have."""
+    paths = {plot: folder / f"{plot.id}.png" for plot in plots}
+    for plot, path in paths.items():
+        _draw(plot, groups).savefig(path)
+    return [*paths.values()]
 
 
-def _draw(plot: Plot) -> Any:
+def _draw(plot: Plot, groups: Sequence[str]) -> Any:
     count = len(plot.panels)
     figure = new_figure(12.8, 1.2 + 3.0 * count if count > 1 else 5.6)
     figure.suptitle(_text(plot.title), x=0.01, ha="left", fontsize=12)
@@ -38,7 +36,7 @@ def _draw(plot: Plot) -> Any:
             continue
         handle = _draw_trace(axes[trace.panel], trace, series, error_bars=plot.error_bars, many=many)
         # The runs of a group are listed once, under its name.
-        label = plot.legend_names.get(trace.group, trace.name)
+        label = trace.name if trace.group < 0 else groups[trace.group]
         if label and trace.kind != "range":
             legend.setdefault((trace.group, label), handle)
     for i, (axis, title) in enumerate(zip(axes, plot.panels, strict=True)):

@@ -18,37 +18,26 @@ LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/
 PROBE_LOSS, GAP_LOSS, TRAIN_LOSS_EPOCH, EPOCH = "probe/loss", "overfit/gap_loss", "train/loss_epoch", "epoch"
 BATCH_SIZE, COST_SECONDS = "batch/size", "cost/seconds"
 _LOSSES = (TRAIN_LOSS, VAL_LOSS, PROBE_LOSS, TRAIN_LOSS_EPOCH)
-REPORT_METRICS = (LR, *_LOSSES, VAL_ACC, GAP_LOSS, EPOCH, BATCH_SIZE, COST_SECONDS)
-"""The metrics that every report reads, by this project's names."""
-WORLD_SIZE_TAG = "env.world_size"
-"""The run tag that holds the number of training processes."""
+REPORT_METRICS = (LR, *_LOSSES, VAL_ACC, GAP_LOSS, EPOCH, BATCH_SIZE, COST_SECONDS)  # by this project's names
+WORLD_SIZE_TAG = "env.world_size"  # holds the number of training processes
 
 _SYNONYMS = {
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "eval": "val",
-    "accuracy": "acc",
-    "acc1": "acc",
-    "top1": "acc",
+    **dict.fromkeys(("valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("accuracy", "acc1", "top1"), "acc"),
     "training": "train",
 }
 _SEPARATORS = re.compile(r"[/_.\- ]+")
 _LONG_NUMBER = re.compile(r"-?\d*\.\d{12,}(e[+-]?\d+)?")  # not a version, a date or an id
-_LOWER_IS_BETTER = frozenset(
-    (
-        *("loss", "losses", "nll", "ce", "bce", "xent", "crossentropy", "entropy", "hinge", "perplexity", "ppl", "bpc"),
-        *("err", "errors", "error", "mse", "rmse", "mae", "mape", "msle", "deviance", "gap", "ece"),
-        *("brier", "kl", "fid", "wer", "cer", "ter", "mer", "eer", "fpr", "fnr"),
-    )
-)
-_HIGHER_IS_BETTER = frozenset(
-    (
-        *("acc", "accuracy", "top", "precision", "recall", "sensitivity", "specificity", "f1", "fbeta", "auc", "auroc"),
-        *("auprc", "roc", "ap", "map", "iou", "miou", "dice", "jaccard", "kappa", "mcc", "r2", "ndcg", "mrr", "bleu"),
-        *("rouge", "meteor", "psnr", "ssim", "tpr", "tnr"),
-    )
-)
+_LOWER_IS_BETTER = {
+    *("loss", "losses", "nll", "ce", "bce", "xent", "crossentropy", "entropy", "hinge", "perplexity", "ppl", "bpc"),
+    *("err", "errors", "error", "mse", "rmse", "mae", "mape", "msle", "deviance", "gap", "ece"),
+    *("brier", "kl", "fid", "wer", "cer", "ter", "mer", "eer", "fpr", "fnr"),
+}
+_HIGHER_IS_BETTER = {
+    *("acc", "accuracy", "top", "precision", "recall", "sensitivity", "specificity", "f1", "fbeta", "auc", "auroc"),
+    *("auprc", "roc", "ap", "map", "iou", "miou", "dice", "jaccard", "kappa", "mcc", "r2", "ndcg", "mrr", "bleu"),
+    *("rouge", "meteor", "psnr", "ssim", "tpr", "tnr"),
+}
 # The words of "MulticlassF1Score", "val/top5", "AUROC" and "val_cross_entropy".
 _WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
 _KEYS_LISTED = 40
@@ -72,10 +61,7 @@ def canonical_metric(name: str) -> str:
 
 
 def find_metric(key: str, available: Iterable[str]) -> str | None:
-    """Return the available metric that ``key`` means: the same name, else the first with the same meaning.
-
-    ``key`` may be this project's name or any other.
-    """
+    """Return the available metric that ``key``, of any program, means: the same name, else one of the same meaning."""
     names = sorted(available)
     if key in names:
         return key
@@ -87,11 +73,8 @@ def find_metric(key: str, available: Iterable[str]) -> str | None:
 def is_higher_better(metric: str) -> bool | None:
     """Judge from the words of a metric's name whether a higher value is better.
 
-    Args:
-        metric: The name. Whole words count: ``val/recent_acc`` does not contain ``ce``.
-
-    Returns:
-        None if no word tells, or if two words contradict each other. A gap of any metric is better low.
+    Whole words count: ``val/recent_acc`` does not contain ``ce``. The answer is None if no word tells, or if two words
+    contradict each other. A gap of any metric is better low.
 
     Example:
         >>> [is_higher_better(name) for name in ("val/acc", "val/wer", "MulticlassF1Score", "val/score")]
@@ -127,12 +110,12 @@ def unknown_key_message(runs: Sequence[Run], key: str) -> str:
     choices = {name.removesuffix(".name") for name in params}
     close = difflib.get_close_matches(key, sorted(tags | params | choices), n=1)
     meant = f" Did you mean {close[0]!r}?" if close else ""
-    return f"no run has a tag or param {key!r}.{meant} Tags: {_listed(tags)}. Params: {_listed(params)}."
 
+    def listed(keys: set[str]) -> str:
+        more = f" and {len(keys) - _KEYS_LISTED} more" if len(keys) > _KEYS_LISTED else ""
+        return (", ".join(sorted(keys)[:_KEYS_LISTED]) or "none") + more
 
-def _listed(keys: set[str]) -> str:
-    more = f" and {len(keys) - _KEYS_LISTED} more" if len(keys) > _KEYS_LISTED else ""
-    return (", ".join(sorted(keys)[:_KEYS_LISTED]) or "none") + more
+    return f"no run has a tag or param {key!r}.{meant} Tags: {listed(tags)}. Params: {listed(params)}."
 
 
 def group_name(run: Run, by: Sequence[str]) -> str:
@@ -149,15 +132,13 @@ def with_data_set(group: str, data_set: str) -> str:
     return ", ".join(part for part in (group, data_set) if part)
 
 
-AXES = {
+AXES = {  # name of an x axis to its title
     "step": "step",
     "epochs": "epochs",
     "examples": "examples seen",
     "seconds": "seconds since the first step",
     "fraction": "share of the budget",
 }
-"""Name of an x axis to its title."""
-
 _Knots = tuple[Floats, Floats]  # x and y of a piecewise linear function
 
 
@@ -187,30 +168,31 @@ class RunAxes:
         if axis == "seconds":
             return None if self._seconds is None else np.interp(step, *self._seconds)
         knots = self._epochs if axis == "epochs" else self._examples
-        return None if knots is None else _extrapolate(np.asarray(step + 1.0, np.float64), *knots)
+        if knots is None:
+            return None
+        x, (xs, ys) = step + 1.0, knots
+        # The last piece is extended to the right: a test after the last epoch needs a position too.
+        beyond = ys[-1] + (x - xs[-1]) * ((ys[-1] - ys[-2]) / (xs[-1] - xs[-2]))
+        return np.asarray(np.where(x > xs[-1], beyond, np.interp(x, xs, ys)), np.float64)
 
-
-def _extrapolate(x: Floats, xs: Floats, ys: Floats) -> Floats:
-    """Interpolate, and extend the last piece to the right: a test after the last epoch needs a position too."""
-    inside = np.interp(x, xs, ys)
-    slope = (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])
-    return np.where(x > xs[-1], ys[-1] + (x - xs[-1]) * slope, inside)
+    def end(self, axis: str) -> float:
+        """Return the position of the last step; nan if it is not known."""
+        found = self.at(axis, np.array([self.last])) if self.last >= 0 else None
+        return math.nan if found is None else float(found[0])
 
 
 def _epoch_knots(curves: dict[str, MetricCurve], last: int) -> _Knots | None:
     """Return steps made and epochs done, from the epochs' mean losses or from Lightning's ``epoch``."""
-    mean = curves.get(TRAIN_LOSS_EPOCH)
+    mean, epoch = curves.get(TRAIN_LOSS_EPOCH), curves.get(EPOCH)
     if mean is not None and mean.step.size:
         ends, counts = mean.step + 1.0, np.arange(1.0, mean.step.size + 1)
-    else:
-        epoch = curves.get(EPOCH)
-        if epoch is None or not epoch.step.size:
-            return None
-        inside = epoch.step <= last
+    elif epoch is not None and (inside := epoch.step <= last).any():
         step, value = epoch.step[inside], epoch.value[inside]
-        change = np.append(value[1:] != value[:-1], True) if step.size else np.zeros(0, bool)
+        change = np.append(value[1:] != value[:-1], True)
         ends, counts = step[change] + 1.0, value[change] + 1.0
-    return (np.insert(ends, 0, 0.0), np.insert(counts, 0, 0.0)) if ends.size else None
+    else:
+        return None
+    return (np.insert(ends, 0, 0.0), np.insert(counts, 0, 0.0))
 
 
 def _examples_knots(run: Run, curves: dict[str, MetricCurve], last: int) -> _Knots | None:
@@ -228,13 +210,8 @@ def _examples_knots(run: Run, curves: dict[str, MetricCurve], last: int) -> _Kno
 
 
 def _world_size(run: Run) -> float | None:
-    """Return the number of training processes, as recorded or else from the params.
-
-    Returns:
-        None if the machine chose the devices (``auto``, -1) and their number was not recorded.
-    """
-    recorded = _number(run.tags.get(WORLD_SIZE_TAG))
-    if recorded is not None and recorded >= 1:
+    """Return the number of training processes; None if the machine chose them (``auto``, -1) and recorded no number."""
+    if (recorded := _number(run.tags.get(WORLD_SIZE_TAG)) or 0.0) >= 1:
         return recorded
     given = run.params.get("trainer.devices")
     if given is None:
@@ -260,12 +237,9 @@ def _seconds_knots(curves: dict[str, MetricCurve], dense: list[MetricCurve]) -> 
 
 def _planned_steps(run: Run, epochs: _Knots | None) -> int:
     """Return the steps that the run's params plan; 0 if they do not tell."""
-    steps = _number(run.params.get("trainer.max_steps"))
-    planned = math.inf if steps is None or steps <= 0 else steps
-    max_epochs = _number(run.params.get("trainer.max_epochs"))
-    if epochs is not None and max_epochs is not None and max_epochs > 0:
-        planned = min(planned, max_epochs * epochs[0][-1] / epochs[1][-1])
-    return int(planned) if math.isfinite(planned) else 0
+    steps, max_epochs = (_number(run.params.get(f"trainer.max_{unit}")) or 0.0 for unit in ("steps", "epochs"))
+    by_epochs = max_epochs * epochs[0][-1] / epochs[1][-1] if epochs is not None else 0.0
+    return int(min((planned for planned in (steps, by_epochs) if 0 < planned < math.inf), default=0))
 
 
 def _number(text: str | None) -> float | None:
@@ -303,8 +277,9 @@ class RunResult:
     best: float = math.nan  # of the objective
     last: float = math.nan  # of the objective
     test: float = math.nan  # the test metric that corresponds to the objective
-    gap: float = math.nan  # validation minus probe loss, at the end
+    gap_loss: float = math.nan  # validation minus probe loss, at the end
     setback: float = math.nan  # largest fall of the objective below its best so far
+    spikes: float = math.nan  # jumps of the training loss, if the run counted them
     steps: float = math.nan  # optimizer steps made
     seconds: float = math.nan  # of the whole fit
     examples: float = math.nan  # training examples seen
@@ -319,15 +294,9 @@ class RunResult:
         """Whether the run is in its group's means: it finished and has the objective."""
         return self.state is RunState.FINISHED and not math.isnan(self.best)
 
-    @property
-    def verdict(self) -> str:
-        """The run's own verdict on over- and underfitting."""
-        return self.run.tags.get("verdict", "")
-
-    @property
-    def spikes(self) -> float:
-        """Number of jumps of the training loss, if the run counted them."""
-        return self.run.last.get("summary/spikes", math.nan)
+    def summary(self, key: str) -> float:
+        """Return a number that the run itself summarized; nan if it did not."""
+        return self.run.last.get(f"summary/{key}", math.nan)
 
     def curve(self, metric: str) -> MetricCurve | None:
         """Return the curve of a metric, or None if it has no finite row."""
@@ -338,15 +307,7 @@ class RunResult:
 def measure_run(
     run: Run, by: Sequence[str], objective: str | None, target: Target | None, *, higher_is_better: bool = True
 ) -> RunResult:
-    """Measure a run whose curves have been read.
-
-    Args:
-        run: The run.
-        by: Tags or params whose values name its group.
-        objective: The validation metric that decides, by this project's name; None if no run has one.
-        target: What to measure the times to a target to, or None.
-        higher_is_better: Which direction of the objective is better.
-    """
+    """Measure a run whose curves have been read, by the ``objective`` and in the group that ``by`` names."""
     curves: dict[str, MetricCurve] = {}
     for key, curve in run.curves.items():
         name = key if key in REPORT_METRICS else canonical_metric(key)
@@ -354,15 +315,18 @@ def measure_run(
             curves.setdefault(name, curve)
             if key == objective or (target and key == target.metric):
                 curves[key] = curve
-    state = _state(run)
-    axes = RunAxes(run, curves, state is RunState.FINISHED)
+    axes = RunAxes(run, curves, (state := _state(run)) is RunState.FINISHED)
     result = RunResult(run, group_name(run, by), tag_or_param(run, "seed"), state, curves, axes)
     result.notes += _notes(result)
     if objective is not None:
         _measure_objective(result, objective, higher_is_better)
     _measure_cost(result)
-    if target is not None:
-        _measure_target(result, target)
+    if target is not None and (met := result.curve(target.metric)) is not None:
+        # A run that failed or was killed might still have reached the target: it is censored.
+        hopeless = state is RunState.DIVERGED
+        result.steps_to_target = time_to(target, met.step + 1, met.value, hopeless=hopeless)  # steps count from 0
+        if (seconds := axes.at("seconds", met.step)) is not None:
+            result.seconds_to_target = time_to(target, seconds, met.value, hopeless=hopeless)
     return result
 
 
@@ -388,40 +352,23 @@ def _notes(result: RunResult) -> list[str]:
 
 
 def _measure_objective(result: RunResult, objective: str, higher: bool) -> None:
-    curve = result.curve(objective)
-    if curve is None:
+    if (curve := result.curve(objective)) is None:
         result.notes.append(f"has no {objective}")
         return
     result.best = float(curve.value.max() if higher else curve.value.min())
     result.last = float(curve.value[-1])
     result.setback = setback(curve.value, higher_is_better=higher)
-    test = find_metric(objective.replace("val", "test", 1), result.run.last)
-    if test is not None:
+    if (test := find_metric(objective.replace("val", "test", 1), result.run.last)) is not None:
         result.test = result.run.last[test]
 
 
 def _measure_cost(result: RunResult) -> None:
-    last, params, last_step = result.run.last, result.run.params, result.axes.last
+    last, params, axes = result.run.last, result.run.params, result.axes
     gap = result.curve(GAP_LOSS)
-    result.gap = float(gap.value[-1]) if gap is not None else last.get("summary/gap_loss", math.nan)
-    result.steps = last.get("summary/steps", float(last_step + 1) if last_step >= 0 else math.nan)
-    end = np.array([last_step])
-    seconds, examples = result.axes.at("seconds", end), result.axes.at("examples", end)
-    result.seconds = last.get("summary/seconds", float(seconds[0]) if seconds is not None else math.nan)
-    result.examples = float(examples[0]) if examples is not None and last_step >= 0 else math.nan
-    try:
-        result.peak_lr = float(shorten_number(params.get("optimizer.lr") or params.get("lr") or "nan"))
-    except ValueError:
-        result.peak_lr = math.nan
-
-
-def _measure_target(result: RunResult, target: Target) -> None:
-    curve = result.curve(target.metric)
-    if curve is None:
-        return
-    # A run that failed or was killed might still have reached the target: it is censored.
-    hopeless = result.state is RunState.DIVERGED
-    result.steps_to_target = time_to(target, curve.step + 1, curve.value, hopeless=hopeless)  # steps count from 0
-    seconds = result.axes.at("seconds", curve.step)
-    if seconds is not None:
-        result.seconds_to_target = time_to(target, seconds, curve.value, hopeless=hopeless)
+    result.gap_loss = float(gap.value[-1]) if gap is not None else result.summary("gap_loss")
+    result.steps = last.get("summary/steps", axes.end("step") + 1)
+    result.seconds = last.get("summary/seconds", axes.end("seconds"))
+    result.examples = axes.end("examples")
+    result.spikes = result.summary("spikes")
+    peak_lr = _number(shorten_number(params.get("optimizer.lr") or params.get("lr") or ""))
+    result.peak_lr = math.nan if peak_lr is None else peak_lr

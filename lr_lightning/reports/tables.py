@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from urllib.parse import quote
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from lr_lightning.diagnosis.comparison import GroupDifference
 from lr_lightning.diagnosis.cost import Reach, Target, median_time
 from lr_lightning.reports import wording
 from lr_lightning.reports.groups import ComparedGroups, RunGroup
@@ -16,7 +19,6 @@ from lr_lightning.reports.run_metrics import RunResult, RunState, shorten_number
 from lr_lightning.tracking.query import Run
 
 _PARAMS_SHOWN = 12
-_STEPS, _SECONDS = "{:,.0f}", "{:,.1f}"
 
 
 @dataclass(frozen=True)
@@ -43,37 +45,30 @@ def group_table(compared: ComparedGroups, target: Target | None) -> Table:
         ("best", f"best {objective}", _mean_with_interval(lambda r: r.best)),
         ("last", f"last {objective}", _mean_with_interval(lambda r: r.last)),
         ("test", objective.replace("val", "test", 1), _mean_with_interval(lambda r: r.test)),
-        ("gap", "gap (val − probe loss)", _mean_with_interval(lambda r: r.gap)),
+        ("gap", "gap (val − probe loss)", _mean_with_interval(lambda r: r.gap_loss)),
         ("verdicts", "verdicts", lambda g: wording.printable(g.verdicts) or "–"),
         ("steps", "steps", _mean(lambda r: r.steps)),
         ("seconds", "seconds", _mean(lambda r: r.seconds)),
     ]
-    if target is not None:
-        columns += [
-            ("steps_to", f"steps to {target}, median", _median_time(lambda r: r.steps_to_target, _STEPS)),
-            ("seconds_to", f"seconds to {target}, median", _median_time(lambda r: r.seconds_to_target, _SECONDS)),
-        ]
-    else:
-        by_steps, by_seconds = (lambda r: _recorded_reach(r, "steps")), (lambda r: _recorded_reach(r, "seconds"))
-        columns += [
-            ("steps_to_own", "steps to the runs' target", _median_time(by_steps, _STEPS)),
-            ("seconds_to_own", "seconds to the runs' target", _median_time(by_seconds, _SECONDS)),
-        ]
+    for unit, form in (("steps", "{:,.0f}"), ("seconds", "{:,.1f}")):
+        if target is not None:
+            cell = partial(_time_to_target, attrgetter(f"{unit}_to_target"), form)
+            columns.append((f"{unit}_to", f"{unit} to {target}, median", cell))
+        else:
+            cell = partial(_time_to_target, partial(_recorded_reach, unit), form)
+            columns.append((f"{unit}_to_own", f"{unit} to the runs' target", cell))
     columns += [
         ("examples", "examples seen", _mean(lambda r: r.examples)),
-        ("speed", "examples / s", _mean(lambda r: r.run.last.get("summary/examples_per_second", math.nan))),
-        ("price", "price", _mean(lambda r: r.run.last.get("summary/price", math.nan))),
+        ("speed", "examples / s", _mean(lambda r: r.summary("examples_per_second"))),
+        ("price", "price", _mean(lambda r: r.summary("price"))),
         ("setback", "worst setback", _mean(lambda r: r.setback)),
         ("spikes", "loss spikes", _mean(lambda r: r.spikes)),
         ("lost", "lost runs", lambda g: g.not_counted or "none"),
     ]
     rows = [[cell(group) for _, _, cell in columns] for group in compared.groups]
     keep = [i for i in range(len(columns)) if i < 2 or any(row[i] != "–" for row in rows)]
-    return Table(
-        [columns[i][0] for i in keep],
-        [wording.printable(columns[i][1]) for i in keep],
-        [[row[i] for i in keep] for row in rows],
-    )
+    keys, titles = [columns[i][0] for i in keep], [wording.printable(columns[i][1]) for i in keep]
+    return Table(keys, titles, [[row[i] for i in keep] for row in rows])
 
 
 def _mean(value: Callable[[RunResult], float]) -> Callable[[RunGroup], str]:
@@ -84,12 +79,9 @@ def _mean_with_interval(value: Callable[[RunResult], float]) -> Callable[[RunGro
     return lambda group: wording.mean_with_interval(group.mean(value))
 
 
-def _median_time(of_run: Callable[[RunResult], Reach | None], form: str) -> Callable[[RunGroup], str]:
-    return lambda group: _time_to_target(group.reaches(of_run), form)
-
-
-def _time_to_target(reaches: Sequence[Reach], form: str) -> str:
+def _time_to_target(of_run: Callable[[RunResult], Reach | None], form: str, group: RunGroup) -> str:
     """State the median time to a target, how many runs reached it and how many were censored."""
+    reaches = [reach for r in group.runs if (reach := of_run(r)) is not None]
     if not reaches:
         return "–"
     median = median_time(reaches)
@@ -102,7 +94,7 @@ def _time_to_target(reaches: Sequence[Reach], form: str) -> str:
     return f"{text} ({len(reaches) - len(missed)} of {len(reaches)}{beyond})"
 
 
-def _recorded_reach(result: RunResult, unit: str) -> Reach | None:
+def _recorded_reach(unit: str, result: RunResult) -> Reach | None:
     """Return the time to the target that the run itself had, as it recorded it."""
     time = result.run.last.get(f"summary/{unit}_to_target")
     if time is not None:
@@ -116,32 +108,19 @@ def _recorded_reach(result: RunResult, unit: str) -> Reach | None:
 
 def comparison_table(compared: ComparedGroups) -> Table:
     """List the pairs of groups that share more than one seed, the better group first."""
-    columns = {
-        "better": "better",
-        "worse": "than",
-        "difference": f"mean difference in best {wording.printable(compared.objective or '')}",
-        "interval": "95 % interval",
-        "n": "n",
-        "wins": "better in",
-        "p": "p",
-        "adjusted": "adjusted p",
-        "finding": "finding",
-    }
-    rows = [
-        [
-            wording.printable(d.better),
-            wording.printable(d.worse),
-            wording.difference(d),
-            wording.interval(d),
-            f"{d.n} pairs" if d.paired else f"{d.n}, unpaired",
-            f"{d.wins} of {d.n}" if d.paired else "–",
-            wording.p_value(d.p),
-            wording.p_value(d.adjusted),
-            wording.finding(d),
-        ]
-        for d in wording.comparable(compared)
+    columns: list[tuple[str, str, Callable[[GroupDifference], str]]] = [
+        ("better", "better", lambda d: wording.printable(d.better)),
+        ("worse", "than", lambda d: wording.printable(d.worse)),
+        ("difference", f"mean difference in best {wording.printable(compared.objective or '')}", wording.difference),
+        ("interval", "95 % interval", wording.interval),
+        ("n", "n", lambda d: f"{d.n} pairs" if d.paired else f"{d.n}, unpaired"),
+        ("wins", "better in", lambda d: f"{d.wins} of {d.n}" if d.paired else "–"),
+        ("p", "p", lambda d: wording.p_value(d.p)),
+        ("adjusted", "adjusted p", lambda d: wording.p_value(d.adjusted)),
+        ("finding", "finding", wording.finding),
     ]
-    return Table([*columns], [*columns.values()], rows)
+    keys, titles, cells = zip(*columns, strict=True)
+    return Table([*keys], [*titles], [[cell(d) for cell in cells] for d in wording.comparable(compared)])
 
 
 def run_table(compared: ComparedGroups) -> tuple[Table, list[Run]]:
@@ -180,9 +159,9 @@ def csv_rows(results: Sequence[RunResult], target: Target | None, varying: Seque
     head = ["run_id", "name", "group", "seed", "status", "state", "counted", "verdict", *numbers, *reached, *varying]
     rows = [head]
     for r in results:
-        cells = [r.run.id, r.run.name, r.group, r.seed, r.run.status, r.state, str(r.counts).lower(), r.verdict]
-        values = (r.best, r.last, r.test, r.gap, r.setback, r.spikes, r.steps, r.seconds, r.examples, r.peak_lr)
-        cells += ["" if math.isnan(value) else repr(value) for value in values]
+        cells = [r.run.id, r.run.name, r.group, r.seed, r.run.status, r.state, str(r.counts).lower()]
+        cells.append(r.run.tags.get("verdict", ""))
+        cells += ["" if math.isnan(value) else repr(value) for value in attrgetter(*numbers)(r)]
         if target:
             times = (r.steps_to_target, r.seconds_to_target)
             cells += [repr(reach.time) if reach is not None else "" for reach in times]
@@ -205,9 +184,7 @@ def _without_formula(cell: str) -> str:
 _ROWS_SHOWN = 30
 _WIDE_TERMINAL = 160
 # A narrow terminal has no room for these columns; they are in the report.
-_ONLY_IN_REPORT = {
-    *("last", "examples", "speed", "setback", "spikes", "price", "steps", "steps_to_own", "seconds_to_own"),
-}
+_ONLY_IN_REPORT = {"last", "examples", "speed", "setback", "spikes", "price", "steps", "steps_to_own", "seconds_to_own"}
 # If the user gave a target, these columns make room for the times to it.
 _HIDDEN_FOR_TARGET = {"gap", "verdicts", "seconds", "test"}
 # Columns to drop next, in this order, if the words of the others would have to be broken.
@@ -236,10 +213,8 @@ def print_comparison(compared: ComparedGroups, target: Target | None, title: str
     if compared.differences and (why := wording.not_compared(compared)):
         console.print(wording.printable(why), soft_wrap=True)
     console.print()
-    for finding in wording.findings(compared):
-        console.print(wording.printable(finding), soft_wrap=True)
-    for warning in compared.warnings:
-        console.print(f"note: {wording.printable(warning)}", soft_wrap=True)
+    for text in [*wording.findings(compared), *(f"note: {warning}" for warning in compared.warnings)]:
+        console.print(wording.printable(text), soft_wrap=True)
 
 
 def _print_table(console: Console, table: Table, title: str, hidden: Collection[str]) -> None:

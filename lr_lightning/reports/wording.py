@@ -1,11 +1,12 @@
 """Numbers and findings as text, the same in the terminal, the page and the pictures."""
 
 import math
+import re
 import unicodedata
 
 from lr_lightning.diagnosis.comparison import GroupDifference
 from lr_lightning.diagnosis.statistics import Mean
-from lr_lightning.reports.groups import ComparedGroups, DataSets, RunGroup, in_shell_quotes
+from lr_lightning.reports.groups import ComparedGroups, DataSets, RunGroup
 
 _DATA_SETS_LISTED = 6
 
@@ -96,18 +97,19 @@ def findings(compared: ComparedGroups) -> list[str]:
     """Return the headline in pieces: one, or a note on the data sets and one for each."""
     if compared.data_sets is None:
         return [_finding(compared)]
-    parts = compared.by_data_set().items()
-    return [_data_sets_note(compared.data_sets), *(f"{data_set}: {_finding(part)}" for data_set, part in parts)]
+    parts = [f"{data_set}: {_finding(part)}" for data_set, part in compared.by_data_set().items()]
+    return [_data_sets_note(compared.data_sets), *parts]
 
 
 def _data_sets_note(data_sets: DataSets) -> str:
     counts = data_sets.counts
     labels = [f"{label} ({count} run{'s' * (count > 1)})" for label, count in counts[:_DATA_SETS_LISTED]]
     more = [f"{len(counts) - _DATA_SETS_LISTED} more"] * (len(counts) > _DATA_SETS_LISTED)
+    quoted = re.sub(r'([\\"$`])', r"\\\1", data_sets.filter_string)  # for a shell; the search language has backticks
     return (
         f"The runs are of {len(counts)} data sets, {', '.join([*labels, *more])}: they are grouped by data set as "
         "well, and only runs of one data set are compared. To compare one data set alone: "
-        f"scripts/compare.py --filter {in_shell_quotes(data_sets.filter_string)} "
+        f'scripts/compare.py --filter "{quoted}" '
         f"(data sets with each other: --by {','.join(data_sets.by)})."
     )
 

@@ -1,7 +1,4 @@
-"""What every schedule is: a frozen value that maps a step and a clock to a factor.
-
-A plain function of step and clock is accepted wherever a schedule is: :func:`as_schedule` wraps it in :class:`Custom`.
-"""
+"""What every schedule is: a frozen value that maps a step and a clock to a factor; and a plain function as one."""
 
 import inspect
 import math
@@ -32,14 +29,7 @@ class Schedule(ABC):
     """
 
     def __call__(self, step: int, clock: Clock) -> float:
-        """Return the factor at a step.
-
-        Args:
-            step: Number of updates before this one, >= 0.
-            clock: The total and the epochs of the run.
-
-        Returns:
-            A finite factor >= 0.
+        """Return the factor, finite and >= 0, at a step: the number of updates before this one.
 
         Raises:
             ArgumentError: ``step`` is negative, or the clock does not know what the schedule needs.
@@ -64,37 +54,18 @@ class Schedule(ABC):
         """Whether the schedule needs a known number of steps."""
 
     def check(self, clock: Clock) -> None:
-        """Raise now what a later call would raise in the middle of a run.
-
-        Raises:
-            ArgumentError: The clock does not know what the schedule needs.
-            DurationError: Durations do not fit into ``clock.total``.
-        """
+        """Raise now what a later call would raise in the middle of a run."""
         self(0, clock)
 
     def factors(self, total_steps: int, steps_per_epoch: float | None = None) -> list[float]:
-        """Preview the schedule without training.
-
-        Args:
-            total_steps: Number of steps in the run.
-            steps_per_epoch: Steps in an epoch; durations in epochs need it.
-
-        Returns:
-            The factor at each step, shape [total_steps].
-        """
+        """Preview the factor at each step, shape [total_steps]; durations in epochs need ``steps_per_epoch``."""
         clock = Clock(total_steps, steps_per_epoch)
         return [self(step, clock) for step in range(total_steps)]
 
     def plot(self, total_steps: int, steps_per_epoch: float | None = None, ax: "Axes | None" = None) -> "Figure":
-        """Draw the factor at each step, without training.
+        """Draw the factor at each step, without training; return the figure, whose ``savefig("lr.png")`` saves it.
 
-        Args:
-            total_steps: Number of steps in the run.
-            steps_per_epoch: Steps in an epoch; durations in epochs need it.
-            ax: Where to draw; a new figure by default. Several schedules can share one ``ax``.
-
-        Returns:
-            The figure drawn on; ``figure.savefig("schedule.png")`` saves it.
+        Durations in epochs need ``steps_per_epoch``. Several schedules can share one ``ax``; the default is a new one.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -121,14 +92,7 @@ class Schedule(ABC):
         return any(found)
 
     def with_base(self, ratio: float) -> "Schedule":
-        """Return the same schedule with a new lower bound for each cyclical schedule inside it.
-
-        Args:
-            ratio: base_lr / max_lr, in [0, 1].
-
-        Raises:
-            ArgumentError: ``ratio`` is outside [0, 1].
-        """
+        """Return the same schedule with ``ratio``, base_lr / max_lr in [0, 1], for each cyclical schedule inside it."""
         check_number("ratio", ratio, high=1.0)
         return self._with_base(ratio)
 
@@ -155,9 +119,6 @@ class Custom(Schedule):
     Attributes:
         function: Called as ``function(step, clock)`` with 0 <= step <= total; must return a finite factor >= 0.
         uses_total: Whether ``function`` reads ``clock.total``. If True, an unknown total is an error before training.
-
-    Raises:
-        ArgumentError: ``function`` cannot be called with step and clock; later, if it returns no finite factor >= 0.
 
     Example:
         >>> Custom(lambda step, clock: 1 / (1 + step)).factors(3)[:2]
@@ -189,15 +150,7 @@ class Custom(Schedule):
 
 
 def as_schedule(name: str, value: object) -> Schedule:
-    """Return a schedule as it is, and a plain function as a :class:`Custom`.
-
-    Args:
-        name: The argument's name, for the error message.
-        value: What the user gave.
-
-    Raises:
-        ArgumentError: ``value`` is neither a schedule nor a function of step and clock.
-    """
+    """Return a schedule as it is, and a plain function as a :class:`Custom`; ``name`` is the argument's."""
     if isinstance(value, Schedule):
         return value
     if _takes_step_and_clock(value):
@@ -226,11 +179,7 @@ def set_fields(schedule: Schedule, **values: object) -> None:
 def ramp(shape: str, start: float, end: float, progress: float) -> float:
     """Move from ``start`` to ``end`` as ``progress`` goes from 0 to 1; exact at both ends.
 
-    Args:
-        shape: ``"linear"``, ``"cosine"`` (half a period) or ``"exponential"`` (a constant ratio per step).
-        start: The value at 0.
-        end: The value at 1.
-        progress: Share done.
+    The shapes: ``"linear"``, ``"cosine"`` (half a period) and ``"exponential"`` (a constant ratio per step).
     """
     if progress <= 0.0:
         return float(start)
@@ -244,13 +193,7 @@ def ramp(shape: str, start: float, end: float, progress: float) -> float:
 
 
 def blend(start: float, end: float, weight: float) -> float:
-    """Mix ``start`` and ``end``; exact at both ends and never outside of them.
-
-    Args:
-        start: The value at weight 1.
-        end: The value at weight 0.
-        weight: Share of ``start``, in [0, 1].
-    """
+    """Mix ``start``, by its ``weight`` in [0, 1], and ``end``; exact at both ends and never outside of them."""
     # a + (b - a) need not be b in floating point
     if weight >= 1.0:
         return float(start)

@@ -18,15 +18,10 @@ _ROUNDING = 1e-9  # relative error of sizes that are whole numbers except for ro
 
 @dataclass(frozen=True)
 class BatchSize:
-    """The examples that one process uses for an update.
+    """The examples that one process uses for an update: the size of a batch, and batches per update.
 
-    Attributes:
-        size: Examples per batch, >= 1.
-        accumulate: Batches per update, >= 1.
-
-    Example:
-        >>> BatchSize(320, accumulate=2).examples
-        640
+    >>> BatchSize(320, accumulate=2).examples
+    640
     """
 
     size: int
@@ -39,18 +34,10 @@ class BatchSize:
 
 
 def parse_milestones(milestones: Sequence[DurationLike]) -> tuple[Duration, ...]:
-    """Read the epochs at which a batch grows.
+    """Read the epochs at which a batch grows: rising, in epochs or percent of the run's epochs.
 
-    Args:
-        milestones: ``"60 epochs"`` or ``"30%"`` (of the run's epochs), rising. Steps are refused, since a batch can
-            only change between two epochs.
-
-    Raises:
-        ArgumentError: There is no milestone, one is no duration in epochs or percent, or they do not rise.
-
-    Example:
-        >>> [str(milestone) for milestone in parse_milestones(["60 epochs", "80%"])]
-        ['60 epochs', '80%']
+    >>> [str(milestone) for milestone in parse_milestones(["60 epochs", "80%"])]
+    ['60 epochs', '80%']
     """
     if isinstance(milestones, str) or not isinstance(milestones, Sequence) or not milestones:
         raise ArgumentError(f"must be a list such as ['30%', '60%'], got {milestones!r}", "milestones")
@@ -73,25 +60,23 @@ def milestone_multiples(
 ) -> tuple[float, ...]:
     """Return the batch size of each epoch as a multiple of the first one: ``factor ** (milestones reached)``.
 
-    Milestones are rounded to whole epochs, halves up, and are never before the end of the first epoch.
+    Milestones are rounded to whole epochs, halves up, and are never before the end of the first epoch. Without
+    ``epochs`` (only the steps are limited) the list ends with the last milestone, and no milestone may be a percentage.
 
-    Args:
-        milestones: As for :func:`parse_milestones`.
-        factor: Growth of the batch at each milestone, > 1.
-        epochs: Epochs in the run; None if only its steps are limited, and then no milestone may be a percentage.
-
-    Returns:
-        One multiple per epoch; without ``epochs`` up to the last milestone.
-
-    Raises:
-        ArgumentError: An argument is out of range, a percentage has no ``epochs``, or the milestones do not rise.
-
-    Example:
-        >>> milestone_multiples(["2 epochs", "75%"], 5, epochs=4)
-        (1.0, 1.0, 5.0, 25.0)
+    >>> milestone_multiples(["2 epochs", "75%"], 5, epochs=4)
+    (1.0, 1.0, 5.0, 25.0)
     """
     check_number("factor", factor, low=1.0, above=True)
-    at = [_epoch(milestone, epochs) for milestone in parse_milestones(milestones)]
+    at = []
+    for milestone in parse_milestones(milestones):
+        epoch = milestone.amount
+        if milestone.unit == "percent":
+            if epochs is None:
+                raise ArgumentError(
+                    f"milestones: '{milestone}' of what? Give Trainer(max_epochs=...), or write it in epochs."
+                )
+            epoch = epoch * epochs / 100
+        at.append(max(1, half_up(epoch)))
     if sorted(at) != at:  # possible with two units
         given = ", ".join(f"{epoch} ({milestone})" for epoch, milestone in zip(at, milestones, strict=True))
         raise ArgumentError(f"must rise, got epochs {given} of {epochs}", "milestones")
@@ -99,44 +84,26 @@ def milestone_multiples(
     return tuple(float(factor ** sum(epoch >= start for start in at)) for epoch in range(listed))
 
 
-def _epoch(milestone: Duration, epochs: int | None) -> int:
-    if milestone.unit == "epochs":
-        return max(1, half_up(milestone.amount))
-    if epochs is None:
-        raise ArgumentError(f"milestones: '{milestone}' of what? Give Trainer(max_epochs=...), or write it in epochs.")
-    return max(1, half_up(milestone.amount * epochs / 100))
-
-
 def mirror_multiples(schedule: Schedule, epochs: int, updates: int) -> tuple[float, ...]:
     """Return the batch size of each epoch as a multiple of the first one, growing as the schedule would lower the lr.
 
-    Formula: ``highest factor so far / factor at the epoch's start``, both for a run without growth. So a warm-up does
-    not change the batch.
+    Formula: ``highest factor so far / factor at the epoch's start``, both for a run with ``updates`` in every epoch. So
+    a warm-up does not change the batch. The multiple is inf if the schedule is at 0.
 
-    Args:
-        schedule: The lr schedule to mirror.
-        epochs: Epochs in the run, >= 1.
-        updates: Updates per epoch with the first batch size, >= 1.
-
-    Returns:
-        One multiple per epoch, never falling; inf if the schedule is at 0.
-
-    Raises:
-        ArgumentError: The schedule rises after it has fallen, so the batch would have to shrink.
-
-    Example:
-        >>> from lr_lightning.schedules import Step
-        >>> mirror_multiples(Step("2 epochs", gamma=0.2), epochs=5, updates=391)
-        (1.0, 1.0, 5.0, 5.0, 25.0)
+    >>> from lr_lightning.schedules import Step
+    >>> mirror_multiples(Step("2 epochs", gamma=0.2), epochs=5, updates=391)
+    (1.0, 1.0, 5.0, 5.0, 25.0)
     """
     clock = Clock(epochs * updates, steps_per_epoch=updates)
-    factors = [schedule(epoch * updates, clock) for epoch in range(epochs)]
     peak, multiples = 0.0, []
-    for epoch, factor in enumerate(factors):
+    for epoch in range(epochs):
+        factor = schedule(epoch * updates, clock)
         peak = max(peak, factor)
-        # The quotient of two rounded factors may miss a whole multiple by a few bits.
         multiple = math.inf if factor == 0 else peak / factor
-        multiples.append(float(round(multiple)) if _close_to_whole(multiple) else multiple)
+        # The quotient of two rounded factors may miss a whole multiple by a few bits.
+        if math.isfinite(multiple) and abs(multiple - round(multiple)) <= _ROUNDING * multiple:
+            multiple = float(round(multiple))
+        multiples.append(multiple)
         if epoch and multiples[-1] < multiples[-2] * (1 - _ROUNDING):
             raise ArgumentError(
                 f"mirror: {schedule!r} rises again in epoch {epoch}, and a batch can only grow."
@@ -145,32 +112,20 @@ def mirror_multiples(schedule: Schedule, epochs: int, updates: int) -> tuple[flo
     return tuple(multiples)
 
 
-def _close_to_whole(value: float) -> bool:
-    return math.isfinite(value) and abs(value - round(value)) <= _ROUNDING * value
-
-
 def grown(
     examples: float, base: BatchSize, *, largest: int | None = None, at_least: int | None = None, fixed: bool = False
 ) -> BatchSize:
-    """Grow an update to a number of examples: first by its batch size, then by accumulation.
+    """Return the nearest update to a number of examples: it grows first by its batch size, then by accumulation.
 
-    Args:
-        examples: Examples per update, finite.
-        base: Size and accumulation at the start; neither becomes smaller.
-        largest: Most examples per batch; None for no limit.
-        at_least: The size reached before; the new size is not below it.
-        fixed: Keep the size and grow by accumulation only.
+    Neither falls below ``base``, nor the size below ``at_least``, the size reached before. If ``largest``, the limit on
+    a batch, binds, the accumulated batches are of nearly equal size. ``fixed`` keeps the size.
 
-    Returns:
-        The nearest size and accumulation. If ``largest`` binds, the accumulated batches are of nearly equal size.
-
-    Example:
-        >>> grown(640, BatchSize(128))
-        BatchSize(size=640, accumulate=1)
-        >>> grown(1600, BatchSize(64), largest=512)
-        BatchSize(size=400, accumulate=4)
-        >>> grown(640, BatchSize(64, accumulate=2), fixed=True)
-        BatchSize(size=64, accumulate=10)
+    >>> grown(640, BatchSize(128))
+    BatchSize(size=640, accumulate=1)
+    >>> grown(1600, BatchSize(64), largest=512)
+    BatchSize(size=400, accumulate=4)
+    >>> grown(640, BatchSize(64, accumulate=2), fixed=True)
+    BatchSize(size=64, accumulate=10)
     """
     size = max(base.size, at_least or base.size)
     if not fixed:
@@ -185,17 +140,9 @@ def ideal_updates(examples: int, sizes: Iterable[int]) -> Fraction:
 
     Source: the counts of Smith, Kindermans, Ying & Le 2017 (arXiv 1711.00489), section 5.1.
 
-    Args:
-        examples: N, the examples in an epoch.
-        sizes: Examples per update, one entry per epoch.
-
-    Returns:
-        The count, not rounded.
-
-    Example:
-        >>> ideal_updates(50_000, [128] * 200)
-        Fraction(78125, 1)
-        >>> ideal_updates(50_000, [128] * 60 + [640] * 60 + [3200] * 40 + [16000] * 40)
-        Fraction(28875, 1)
+    >>> ideal_updates(50_000, [128] * 200)
+    Fraction(78125, 1)
+    >>> ideal_updates(50_000, [128] * 60 + [640] * 60 + [3200] * 40 + [16000] * 40)
+    Fraction(28875, 1)
     """
     return sum((Fraction(examples, size) for size in sizes), Fraction())

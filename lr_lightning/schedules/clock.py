@@ -1,5 +1,6 @@
 """Time as a schedule sees it: durations, the clock that turns them into steps, and the clock of a planned run."""
 
+import itertools
 import math
 import re
 from bisect import bisect_right
@@ -7,7 +8,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
 from typing import Literal
 
 from lr_lightning.errors import ArgumentError, DurationError
@@ -53,15 +53,9 @@ DurationLike = int | str | Duration
 
 @lru_cache(maxsize=4096, typed=True)  # typed: 1, 1.0 and True are one key otherwise
 def parse_duration(value: DurationLike, name: str = "duration", *, positive: bool = False) -> Duration:
-    """Read a duration.
+    """Read a duration: ``500``, ``"500"``, ``"500 steps"``, ``"2.5 epochs"``, ``"10%"`` or a ``Duration``.
 
-    Args:
-        value: ``500``, ``"500"``, ``"500 steps"``, ``"2.5 epochs"``, ``"10%"`` or a ``Duration``.
-        name: The argument's name, for the error message.
-        positive: Refuse a duration of zero.
-
-    Returns:
-        The exact duration.
+    The errors name the argument ``name``; ``positive`` refuses a duration of zero.
 
     Raises:
         ArgumentError: ``value`` is not a duration, such as a bare float (0.1 of what?).
@@ -111,26 +105,26 @@ def is_share(value: DurationLike) -> bool:
 def half_up(value: Fraction) -> int:
     """Round to the nearest integer, halves up.
 
-    Example:
-        >>> [half_up(Fraction(n, 2)) for n in (1, 3, 4)]
-        [1, 2, 2]
+    >>> [half_up(Fraction(n, 2)) for n in (1, 3, 4)]
+    [1, 2, 2]
     """
     return (2 * value.numerator + value.denominator) // (2 * value.denominator)
 
 
 @dataclass(frozen=True)
 class Clock:
-    """What a schedule knows about time, in steps. All fields are optional; a schedule asks only for what it needs.
+    """What a schedule knows about time, in steps. A schedule asks only for what it needs.
 
     Attributes:
         total: Number of steps in the piece, None if it has no known end.
         steps_per_epoch: Steps in an epoch if all epochs are equal; may be fractional.
-        epoch_starts: Steps at which epochs start if epochs differ: rising from 0, at least two entries. The last entry
-            is the end of the last known epoch; later epochs are as long as that one.
-        origin: Where this piece begins, in steps of the run; 0 for the run itself.
+        epoch_starts: Steps at which epochs start if epochs differ: rising from 0, at least two entries. The last one is
+            the end of the last known epoch; later epochs are as long as that one.
+        origin: Where this piece begins, in steps of the run.
 
     Raises:
-        ArgumentError: An argument is out of range, or both descriptions of epochs are given.
+        ArgumentError: An argument is out of range, both descriptions of epochs are given, or a method is asked for a
+            duration in epochs or percent that the clock does not know.
 
     Example:
         >>> Clock(1000, steps_per_epoch=100).steps("2.5 epochs")
@@ -158,30 +152,20 @@ class Clock:
                 raise ArgumentError(f"steps_per_epoch must be > 0, got {self.steps_per_epoch}")
         if self.epoch_starts is not None:
             starts = tuple(self.epoch_starts)
-            if len(starts) < 2 or starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
+            if len(starts) < 2 or starts[0] != 0 or any(b <= a for a, b in itertools.pairwise(starts)):
                 raise ArgumentError(f"epoch_starts must rise from 0 and have at least 2 entries, got {starts}")
             object.__setattr__(self, "epoch_starts", starts)
 
     def slice(self, start: int, length: int | None) -> "Clock":
-        """Return the clock of a piece of this one: percentages are of ``length``, epochs count from ``start``.
-
-        Args:
-            start: Where the piece begins, in steps of this clock.
-            length: Number of steps in the piece, None if it has no known end.
-        """
+        """Return the clock of a piece: percentages are of its ``length``, epochs count from its ``start``."""
         key = ("slice", start, length)
         piece = self._memo.get(key)
         if not isinstance(piece, Clock):
-            piece = Clock(length, self.steps_per_epoch, self.epoch_starts, self.origin + start)
-            self._memo[key] = piece
+            piece = self._memo[key] = Clock(length, self.steps_per_epoch, self.epoch_starts, self.origin + start)
         return piece
 
     def need_total(self, who: str) -> int:
-        """Return the total.
-
-        Raises:
-            ArgumentError: The total is unknown. The message names ``who`` and the missing argument.
-        """
+        """Return the total; an unknown one is an ArgumentError that names ``who`` and the missing argument."""
         if self.total is None:
             raise ArgumentError(
                 f"{who} needs to know the number of steps and total_steps= is missing."
@@ -190,11 +174,7 @@ class Clock:
         return self.total
 
     def exact(self, duration: DurationLike, *, start: int = 0, times: int = 1) -> Fraction:
-        """Return ``times`` durations from the step ``start`` of this clock, in steps, not rounded.
-
-        Raises:
-            ArgumentError: The duration is in epochs or percent and the clock does not know them.
-        """
+        """Return ``times`` durations from the step ``start`` of this clock, in steps, not rounded."""
         duration = parse_duration(duration)
         amount = duration.amount * times
         if duration.unit == "steps":
@@ -213,24 +193,18 @@ class Clock:
         return stop - self._step_at(self._epoch_at(stop, duration) - duration.amount, duration)
 
     def steps(self, duration: DurationLike, *, times: int = 1) -> int:
-        """Return ``times`` durations from the start of this clock in whole steps; the sum is rounded once, halves up.
-
-        Raises:
-            ArgumentError: The duration is in epochs or percent and the clock does not know them.
-        """
+        """Return ``times`` durations from the start of this clock in whole steps; their sum is rounded, halves up."""
         key = (duration, times)
         known = self._memo.get(key)
         if not isinstance(known, int):
-            known = half_up(self.exact(duration, times=times))
-            self._memo[key] = known
+            known = self._memo[key] = half_up(self.exact(duration, times=times))
         return known
 
     def count(self, duration: DurationLike, step: int) -> int:
         """Count the durations that have passed at ``step``: the largest k with ``steps(duration, times=k) <= step``.
 
-        Example:
-            >>> [Clock(total=25).count("10%", t) for t in (2, 3, 5, 25)]  # each 2.5 steps: at 3, 5, 8, ...
-            [0, 1, 2, 10]
+        >>> [Clock(total=25).count("10%", t) for t in (2, 3, 5, 25)]  # each 2.5 steps: at 3, 5, 8, ...
+        [0, 1, 2, 10]
         """
         key = ("count", duration)
         known = self._memo.get(key)
@@ -281,23 +255,13 @@ class Clock:
 
 
 def fit_pieces(clock: Clock, durations: Sequence[DurationLike | None], who: str) -> tuple[tuple[int, int | None], ...]:
-    """Lay pieces end to end.
+    """Lay pieces end to end; return (start, length) of each in steps. A piece of length None has no known end.
 
-    Args:
-        clock: The clock of the whole.
-        durations: One for each piece. At most one is None: that piece takes the steps that the others leave.
-        who: The schedule's name, for error messages.
+    At most one duration is None: that piece takes the steps that the others leave. A DurationError shows the sum of
+    pieces that are longer than the whole.
 
-    Returns:
-        (start, length) of each piece in steps; a piece of length None has no known end.
-
-    Raises:
-        DurationError: The pieces are longer than the whole; the message shows the sum.
-        ArgumentError: A length needs a total or epochs that the clock does not know.
-
-    Example:
-        >>> fit_pieces(Clock(1000), ["5%", None, 200], "WSD")
-        ((0, 50), (50, 750), (800, 200))
+    >>> fit_pieces(Clock(1000), ["5%", None, 200], "WSD")
+    ((0, 50), (50, 750), (800, 200))
     """
     key = ("pieces", *durations)
     known = clock._memo.get(key)
@@ -308,27 +272,26 @@ def fit_pieces(clock: Clock, durations: Sequence[DurationLike | None], who: str)
         raise ArgumentError("at most one piece may have the duration None")
     rest = durations.index(None) if None in durations else len(durations)  # index of the open piece
     exact: list[Fraction] = []
+    tail: list[Fraction] = []
     position = 0
     for duration in given[:rest]:
         exact.append(clock.exact(duration, start=position))
         position += half_up(exact[-1])
     if rest < len(given):
-        end = clock.need_total(f"{who}, with a piece that ends before the end,")
-        tail: list[Fraction] = []
-        for duration in reversed(given[rest:]):
-            tail.append(clock.exact_before(duration, end))
-            end -= half_up(tail[-1])
-        exact += reversed(tail)
+        position = clock.need_total(f"{who}, with a piece that ends before the end,")
+    for duration in reversed(given[rest:]):
+        tail.append(clock.exact_before(duration, position))
+        position -= half_up(tail[-1])
+    exact += reversed(tail)
     if clock.total is not None and sum(exact) > clock.total:
         terms = " + ".join(f"{_number(x)} ({duration})" for x, duration in zip(exact, given, strict=True))
         total = f"= {_number(sum(exact, Fraction()))} " if len(exact) > 1 else ""
         raise DurationError(f"{who}: {terms} {total}> {clock.total} steps in all. Shorten a duration or train longer.")
-    layout = tuple(_place([half_up(x) for x in exact], rest, len(durations), clock.total))
-    clock._memo[key] = layout
+    layout = clock._memo[key] = _place([half_up(x) for x in exact], rest, len(durations), clock.total)
     return layout
 
 
-def _place(lengths: list[int], rest: int, pieces: int, total: int | None) -> list[tuple[int, int | None]]:
+def _place(lengths: list[int], rest: int, pieces: int, total: int | None) -> tuple[tuple[int, int | None], ...]:
     """Return (start, length) of each piece, given the rounded lengths of all but the open one at index ``rest``."""
     if total is not None:
         # Pieces that fit exactly may not fit after rounding (50% + 50% of 1 step): shorten later pieces.
@@ -339,12 +302,8 @@ def _place(lengths: list[int], rest: int, pieces: int, total: int | None) -> lis
     every: list[int | None] = [*lengths]
     if rest < pieces:
         every.insert(rest, None if total is None else total - sum(lengths))
-    placed: list[tuple[int, int | None]] = []
-    start = 0
-    for piece in every:
-        placed.append((start, piece))
-        start += piece or 0
-    return placed
+    starts = itertools.accumulate((length or 0 for length in every), initial=0)
+    return tuple(zip(starts, every, strict=False))
 
 
 def _number(value: Fraction) -> str:
@@ -354,16 +313,8 @@ def _number(value: Fraction) -> str:
 def updates_per_epoch(batches: int, accumulate: int = 1) -> int:
     """Count the updates of an epoch: ``ceil(batches / accumulate)``, as the last update may take fewer batches.
 
-    Args:
-        batches: Batches in the epoch, >= 1.
-        accumulate: Batches per update, >= 1.
-
-    Raises:
-        ArgumentError: An argument is < 1.
-
-    Example:
-        >>> updates_per_epoch(10, accumulate=4)
-        3
+    >>> updates_per_epoch(10, accumulate=4)
+    3
     """
     if batches < 1 or accumulate < 1:
         raise ArgumentError(f"batches and accumulate must be >= 1, got {batches} and {accumulate}")
@@ -371,27 +322,17 @@ def updates_per_epoch(batches: int, accumulate: int = 1) -> int:
 
 
 def epoch_clock(updates: Sequence[int], *, ends: bool, totals: Iterable[int] = ()) -> Clock:
-    """Return the clock of a planned run.
+    """Return the clock of a planned run, given the updates of each epoch; later epochs are like the last one.
 
-    Args:
-        updates: Updates in each epoch, at least one epoch; later epochs are like the last one.
-        ends: Whether the run ends with the last of these epochs.
-        totals: Further limits on the number of updates, such as max_steps.
+    The clock's total is the smallest limit: the sum if the run ``ends`` with these epochs, and ``totals``, such as
+    max_steps.
 
-    Returns:
-        A clock whose total is the smallest limit, or None if there is no limit.
-
-    Example:
-        >>> epoch_clock([10, 5, 5], ends=True)
-        Clock(total=20, steps_per_epoch=None, epoch_starts=(0, 10, 15, 20), origin=0)
-        >>> epoch_clock([10, 10], ends=True, totals=[15])
-        Clock(total=15, steps_per_epoch=10, epoch_starts=None, origin=0)
+    >>> epoch_clock([10, 5, 5], ends=True)
+    Clock(total=20, steps_per_epoch=None, epoch_starts=(0, 10, 15, 20), origin=0)
+    >>> epoch_clock([10, 10], ends=True, totals=[15])
+    Clock(total=15, steps_per_epoch=10, epoch_starts=None, origin=0)
     """
-    limits = [*totals, *([sum(updates)] if ends else [])]
-    total = min(limits, default=None)
+    total = min([*totals, *([sum(updates)] if ends else [])], default=None)
     if len(set(updates)) == 1:
         return Clock(total, steps_per_epoch=updates[0])
-    starts = [0]
-    for count in updates:
-        starts.append(starts[-1] + count)
-    return Clock(total, epoch_starts=tuple(starts))
+    return Clock(total, epoch_starts=tuple(itertools.accumulate(updates, initial=0)))

@@ -76,15 +76,12 @@ class Warmup(Schedule):
             return self.then(step - start, clock.slice(start, left))
         # If no step is left for `then`, it is at its end; the rise still aims at its beginning.
         goal = self.then(0, clock.slice(start, None if left is None else max(1, left)))
-        if self.start is not None:
-            return self._rise(self.start, goal, step / length)
-        low = _EXPONENTIAL_LOW * goal if self.shape == "exponential" else 0.0
-        return self._rise(low, goal, (step + 1) / length)
-
-    def _rise(self, low: float, goal: float, progress: float) -> float:
         if goal == 0.0 and self.shape == "exponential":
             raise ArgumentError("Warmup: an exponential rise cannot end at 0, where `then` starts. Use shape='linear'.")
-        return ramp(self.shape, low, goal, progress)
+        if self.start is not None:
+            return ramp(self.shape, self.start, goal, step / length)
+        low = _EXPONENTIAL_LOW * goal if self.shape == "exponential" else 0.0
+        return ramp(self.shape, low, goal, (step + 1) / length)
 
     def check(self, clock: Clock) -> None:
         """Check both pieces."""
@@ -144,7 +141,7 @@ class Join(Schedule):
         durations = tuple(duration for _, duration in checked)
         if durations.count(None) > 1:
             raise ArgumentError(
-                "Join: at most one duration may be None (the rest of the run); give the others a length"
+                "Join: at most one duration may be None (the rest of the run). Give the others a length."
             )
         set_fields(self, pieces=tuple(checked), _durations=durations)
 
@@ -190,12 +187,9 @@ class Join(Schedule):
 
 @dataclass(frozen=True, init=False)
 class Product(Schedule):
-    """The product of several schedules.
+    """The product of several schedules. Formula: ``a(t) * b(t) * ...``, each over the whole piece.
 
-    Formula: ``a(t) * b(t) * ...``, each over the whole piece.
-
-    Attributes:
-        schedules: At least one, as arguments or as one list. A plain function is accepted as a schedule.
+    Give at least one schedule, as arguments or as one list. A plain function is accepted as a schedule.
 
     Example:
         >>> from lr_lightning.schedules import Constant, Linear

@@ -78,14 +78,9 @@ class Triangular(Schedule):
         position = 1.0 + step / length - (cycle + 1)
         turn = up / length
         height = position / turn if position <= turn else (position - 1) / (turn - 1)
-        return self.base + (1.0 - self.base) * height * self._scale(step, cycle, clock)
-
-    def _scale(self, step: int, cycle: int, clock: Clock) -> float:
         gamma = self._gamma(clock)
-        if gamma is not None:
-            return float(gamma**step)
-        # not 1 / 2.0**c, which overflows far out
-        return 1.0 if self.mode == "triangular" else 2.0**-cycle
+        halved = 1.0 if self.mode == "triangular" else 2.0**-cycle  # not 1 / 2.0**c, which overflows far out
+        return self.base + (1.0 - self.base) * height * (halved if gamma is None else float(gamma**step))
 
     def describe(self, clock: Clock) -> str:
         """Say it in one line, such as ``triangular2 0.25 to 1, 2000 steps up, 2000 down``."""
@@ -105,16 +100,9 @@ class Triangular(Schedule):
 class ExpRange(Triangular):
     """``Triangular(mode="exp_range")`` with a default shrinkage that suits runs of any length.
 
-    Formula: that of :class:`~lr_lightning.schedules.Triangular`, where gamma = 0.1 ** (1 / T) unless it is given: a
-    tenth of the height is left after the T steps of the run. A gamma for 40,000 steps (Smith's 0.99994) hardly shrinks
-    anything over 300. Source: Smith 2017, "Cyclical learning rates for training neural networks" (arXiv 1506.01186),
-    section 3.1.
-
-    Attributes:
-        base: base_lr / max_lr, in [0, 1].
-        up: Duration of the rise, > 0.
-        down: Duration of the fall, > 0; as long as ``up`` if None.
-        gamma: Shrinkage per step, in (0, 1]; None for the rule above.
+    Formula and attributes: those of :class:`~lr_lightning.schedules.Triangular`, where gamma = 0.1 ** (1 / T) unless it
+    is given: a tenth of the height is left after the T steps of the run. A gamma for 40,000 steps (Smith's 0.99994)
+    hardly shrinks anything over 300. Source: Smith 2017 (arXiv 1506.01186), section 3.1.
 
     Example:
         >>> [round(factor, 3) for factor in ExpRange(base=0, up=1).factors(4)]

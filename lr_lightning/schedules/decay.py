@@ -26,12 +26,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same factor at every step.
-
-    Formula: ``value``.
-
-    Attributes:
-        value: The factor, >= 0.
+    """The same factor at every step. Formula: ``value``, >= 0.
 
     Example:
         >>> Constant().factors(3)
@@ -91,12 +86,8 @@ class _Decay(Schedule):
 class Linear(_Decay):
     """A straight line. Down to zero it is the best supported default.
 
-    Formula: ``end + (start - end) * (T - t) / T``. Source: Defazio et al. 2023, "When, why and how much?"
-    (arXiv 2310.07831), section 3; Bergsma et al. 2025, "Straight to zero" (arXiv 2502.15938).
-
-    Attributes:
-        start: Factor at t = 0, >= 0.
-        end: Factor at t = T, >= 0.
+    Formula: ``end + (start - end) * (T - t) / T``, with ``start`` and ``end`` >= 0. Source: Defazio et al. 2023, "When,
+    why and how much?" (arXiv 2310.07831), section 3; Bergsma et al. 2025, "Straight to zero" (arXiv 2502.15938).
 
     Example:
         >>> Linear().factors(4)
@@ -111,12 +102,8 @@ class Linear(_Decay):
 class Cosine(_Decay):
     """Half a period of a cosine.
 
-    Formula: ``end + (start - end) * (1 + cos(pi * t / T)) / 2``. Source: Loshchilov & Hutter 2017, "SGDR" (arXiv
-    1608.03983), equation 5, without restarts.
-
-    Attributes:
-        start: Factor at t = 0, >= 0.
-        end: Factor at t = T, >= 0.
+    Formula: ``end + (start - end) * (1 + cos(pi * t / T)) / 2``, with ``start`` and ``end`` >= 0. Source: Loshchilov &
+    Hutter 2017, "SGDR" (arXiv 1608.03983), equation 5, without restarts.
 
     Example:
         >>> [round(factor, 3) for factor in Cosine().factors(4)]
@@ -131,13 +118,8 @@ class Cosine(_Decay):
 class Polynomial(_Decay):
     """A power of the share of steps that is left.
 
-    Formula: ``end + (start - end) * (1 - t / T) ** power``. Source: Liu et al. 2015, "ParseNet" (arXiv 1506.04579),
-    section 4 ("poly").
-
-    Attributes:
-        start: Factor at t = 0, >= 0.
-        end: Factor at t = T, >= 0.
-        power: Exponent, > 0; 1 is linear.
+    Formula: ``end + (start - end) * (1 - t / T) ** power``, with ``start`` and ``end`` >= 0 and ``power`` > 0 (1 is
+    linear). Source: Liu et al. 2015, "ParseNet" (arXiv 1506.04579), section 4 ("poly").
 
     Example:
         >>> Polynomial(power=2).factors(4)
@@ -158,12 +140,8 @@ class Polynomial(_Decay):
 class OneMinusSqrt(_Decay):
     """Fast at first, then slow: the best cooldown after a constant learning rate in the source's comparison.
 
-    Formula: ``end + (start - end) * (1 - sqrt(t / T))``. Source: Hägele et al. 2024, "Scaling laws and
-    compute-optimal training beyond fixed training durations" (arXiv 2405.18392), section 3 ("1-sqrt").
-
-    Attributes:
-        start: Factor at t = 0, >= 0.
-        end: Factor at t = T, >= 0.
+    Formula: ``end + (start - end) * (1 - sqrt(t / T))``, with ``start`` and ``end`` >= 0. Source: Hägele et al. 2024,
+    "Scaling laws and compute-optimal training beyond fixed training durations" (arXiv 2405.18392), section 3, "1-sqrt".
 
     Example:
         >>> OneMinusSqrt().factors(4)[:2]
@@ -178,12 +156,8 @@ class OneMinusSqrt(_Decay):
 class REX(_Decay):
     """Reflected exponential: high for long, then a quick fall; for small budgets.
 
-    Formula: ``end + (start - end) * (1 - p) / (1/2 + (1 - p) / 2)`` with ``p = t / T``. Source: Chen, Wolfe &
-    Kyrillidis 2022, "REX" (arXiv 2107.04197), section 4.
-
-    Attributes:
-        start: Factor at t = 0, >= 0.
-        end: Factor at t = T, >= 0.
+    Formula: ``end + (start - end) * (1 - p) / (1/2 + (1 - p) / 2)`` with ``p = t / T``, ``start`` and ``end`` >= 0.
+    Source: Chen, Wolfe & Kyrillidis 2022, "REX" (arXiv 2107.04197), section 4.
 
     Example:
         >>> [round(factor, 3) for factor in REX().factors(4)]
@@ -199,12 +173,8 @@ class REX(_Decay):
 class Exponential(_Decay):
     """A constant ratio from each step to the next.
 
-    Formula: ``start * (end / start) ** (t / T)``; torch's gamma is ``(end / start) ** (1 / T)``. Source: torch's
-    ExponentialLR, in closed form.
-
-    Attributes:
-        start: Factor at t = 0, > 0.
-        end: Factor at t = T, > 0.
+    Formula: ``start * (end / start) ** (t / T)``, with ``start`` and ``end`` > 0; torch's gamma is
+    ``(end / start) ** (1 / T)``. Source: torch's ExponentialLR, in closed form.
 
     Example:
         >>> [round(factor, 3) for factor in Exponential(1, 0.01).factors(4)]
@@ -225,11 +195,9 @@ class Exponential(_Decay):
 class InverseSqrt(Schedule):
     """A decay that needs no known end.
 
-    Formula: ``sqrt(timescale / (t + timescale))``. After a warm-up of ``timescale`` steps this is the rule of Vaswani
-    et al. 2017, "Attention is all you need" (arXiv 1706.03762), equation 3, relative to its peak.
-
-    Attributes:
-        timescale: Duration after which the factor is 1 / sqrt(2), > 0.
+    Formula: ``sqrt(timescale / (t + timescale))``, with a duration ``timescale`` > 0, after which the factor is
+    1 / sqrt(2). After a warm-up of ``timescale`` steps this is the rule of Vaswani et al. 2017, "Attention is all you
+    need" (arXiv 1706.03762), equation 3, relative to its peak.
 
     Example:
         >>> [round(factor, 3) for factor in InverseSqrt(2).factors(7)][::2]
@@ -339,4 +307,4 @@ class MultiStep(Schedule):
 
     def describe(self, clock: Clock) -> str:
         """Say it in one line, such as ``x 0.1 at steps 500, 750``."""
-        return f"x {self.gamma:g} at steps {', '.join(str(step) for step in sorted(self._milestones(clock)))}"
+        return f"x {self.gamma:g} at steps {', '.join(map(str, sorted(self._milestones(clock))))}"

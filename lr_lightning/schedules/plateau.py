@@ -58,20 +58,12 @@ class Plateau:
             raise ArgumentError("must be < 1, got 1: it would change nothing", "factor")
         check_choice("mode", self.mode, get_args(_Mode))
         check_choice("threshold_mode", self.threshold_mode, get_args(_ThresholdMode))
-        check_number("patience", self.patience)
-        check_number("cooldown", self.cooldown)
-        check_number("threshold", self.threshold)
+        for name in ("patience", "cooldown", "threshold"):
+            check_number(name, getattr(self, name))
         check_number("min_factor", self.min_factor, high=1.0)
 
     def __call__(self, history: Sequence[float]) -> float:
-        """Return the factor after a history.
-
-        Args:
-            history: All values of the metric so far, oldest first.
-
-        Returns:
-            A factor in [0, 1]; 1 for an empty history.
-        """
+        """Return the factor, in [0, 1], after all values of the metric so far, oldest first; 1 for none."""
         best = math.inf if self.mode == "min" else -math.inf
         bad = rest = reductions = 0
         for value in history:
@@ -86,6 +78,6 @@ class Plateau:
         return max(float(self.factor**reductions), float(self.min_factor))
 
     def _better(self, value: float, best: float) -> bool:
-        if self.mode == "min":
-            return value < (best * (1 - self.threshold) if self.threshold_mode == "rel" else best - self.threshold)
-        return value > (best * (1 + self.threshold) if self.threshold_mode == "rel" else best + self.threshold)
+        sign = -1 if self.mode == "min" else 1
+        by = sign * self.threshold
+        return sign * value > sign * (best * (1 + by) if self.threshold_mode == "rel" else best + by)

@@ -18,26 +18,20 @@ Batch = tuple[Tensor, Tensor]
 class LitClassifier(L.LightningModule):
     """Cross-entropy training of a network, with exact epoch means of loss and accuracy on validation and test data.
 
-    The training step returns its loss and logs nothing: callbacks take what they record from the step's output, on the
-    device. `val/loss`, `val/acc`, `test/loss` and `test/acc` are means over examples, not over batches, and over all
-    processes. Label smoothing acts on the training loss alone, so that losses on held-out data are comparable between
-    runs with and without it.
-
-    A checkpoint holds the network's weights only, under "net.".
+    The training step logs nothing: callbacks take what they record from the step's output, on the device. `val/loss`,
+    `val/acc`, `test/loss` and `test/acc` are means over examples, not over batches, and over all processes. Label
+    smoothing acts on the training loss alone, so that losses on held-out data are comparable with and without it. A
+    checkpoint holds the network's weights only, under "net.".
 
     Args:
         net: Maps images (batch, channels, height, width) to logits (batch, num_classes).
-        optimizer: Called with `net`, returns its optimizer; see `OptimizerFactory`. A callback schedules the learning
-            rate.
+        optimizer: Called with `net`, returns its optimizer; see `OptimizerFactory`.
         num_classes: Number of classes, >= 2.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         compile: Whether to run `net` through `torch.compile`; it compiles at the first batch.
 
     Raises:
         ArgumentError: An argument is out of range.
-
-    Shapes:
-        A batch is (images, labels): images as `net` takes them, labels (batch,) of integers below `num_classes`.
     """
 
     def __init__(
@@ -59,8 +53,7 @@ class LitClassifier(L.LightningModule):
         self.val_loss, self.val_acc = _mean(), _accuracy(num_classes)
         self.test_loss, self.test_acc = _mean(), _accuracy(num_classes)
         if compile:
-            # In place: a wrapped network would change the names of the weights in checkpoints.
-            self.net.compile()
+            self.net.compile()  # in place: a wrapped network would change the names of the weights in checkpoints
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (batch, num_classes) of a batch of images."""

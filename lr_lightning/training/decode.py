@@ -6,7 +6,9 @@ import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -18,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lr_lightning.errors import DataError
-from lr_lightning.training.images import TOO_MANY, Encoded, Images, UnreadableImage, refuse_unreadable
+from lr_lightning.training.images import TOO_MANY, Images, UnreadableImage, refuse_unreadable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,47 +54,37 @@ class Format:
 class ImageStore(Protocol):
     """N images that can be cut into batches by index."""
 
-    def __len__(self) -> int:
-        """Number of images."""
-        ...
+    def __len__(self) -> int: ...
 
     def take(self, indices: NDArray[np.int64]) -> Tensor:
         """Return the images at ``indices``: uint8 [B, C, H, W] in channels_last layout."""
-        ...
 
 
 class MemoryImages:
-    """Decoded images in memory, an `ImageStore`."""
+    """An `ImageStore` of decoded images."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = torch.from_numpy(pixels)  # [N, H, W, C], which makes every batch channels_last without a copy
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.pixels)
 
     def take(self, indices: NDArray[np.int64]) -> Tensor:
-        """Return the images at ``indices``: uint8 [B, C, H, W] in channels_last layout."""
+        """Return the images at ``indices``; see `ImageStore`."""
         return self.pixels.index_select(0, torch.from_numpy(indices)).permute(0, 3, 1, 2)
 
 
 class EncodedImages:
-    """Images that stay encoded and are decoded to a format on every access, an `ImageStore`."""
+    """An `ImageStore` of images that stay encoded and are decoded to a format on every access."""
 
     def __init__(self, images: Images, fmt: Format) -> None:
-        self.images = images
-        self.format = fmt
+        self.images, self.format = images, fmt
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.images)
 
     def take(self, indices: NDArray[np.int64]) -> Tensor:
-        """Return the images at ``indices``: uint8 [B, C, H, W] in channels_last layout.
-
-        Raises:
-            UnreadableImage: An image cannot be decoded.
-        """
+        """Return the images at ``indices``; UnreadableImage if one cannot be decoded."""
         fmt = self.format
         pixels = np.empty((len(indices), fmt.height, fmt.width, fmt.channels), np.uint8)
         for out, index in zip(pixels, indices.tolist(), strict=True):
@@ -103,11 +95,8 @@ class EncodedImages:
 def choose_format(splits: Sequence[Images], image_size: int | None) -> Format:
     """Read the headers of all images and choose their common shape.
 
-    The format has one channel if all images are greyscale, else three. Its height and width are ``image_size``; without
-    it they are the images' own, or 64 x 64 (with one log line) if the images differ in size.
-
-    Raises:
-        DataError: Files are missing, are not images, or have unsupported pixels; the message names them.
+    The height and width are ``image_size``; without it they are the images' own, or 64 x 64 (with one log line) if they
+    differ in size. A DataError names the files that are missing, are not images, or have unsupported pixels.
     """
     grey, sizes = True, set[tuple[int, int]]()
     unreadable: list[UnreadableImage] = []
@@ -116,28 +105,19 @@ def choose_format(splits: Sequence[Images], image_size: int | None) -> Format:
             grey &= is_grey
             sizes.add(size)
     refuse_unreadable(unreadable)
-    if image_size is not None:
-        width = height = image_size
-    elif len(sizes) == 1:
+    width, height = (image_size or _DEFAULT_SIDE,) * 2
+    if image_size is None and len(sizes) == 1:
         ((width, height),) = sizes
-    else:
-        width = height = _DEFAULT_SIDE
+    elif image_size is None:
         log.info(
-            "Images have %d different sizes: each is resized (shorter side) and centre-cropped to %d x %d. "
-            "Give data.image_size for another size.",
-            len(sizes),
-            height,
-            width,
+            f"Images have {len(sizes)} different sizes: each is resized (shorter side) and centre-cropped to "
+            f"{height} x {width}. Give data.image_size for another size."
         )
     return Format(1 if grey else 3, height, width)
 
 
 def decode_all(splits: Mapping[str, Images], fmt: Format) -> dict[str, MemoryImages]:
-    """Decode every image of every split once, on all cores if that helps, with a progress bar for many images.
-
-    Raises:
-        DataError: Images cannot be decoded; the message names them.
-    """
+    """Decode every image of every split once, on all cores if that helps, with a progress bar for many images."""
     unreadable: list[UnreadableImage] = []
     decoded = {name: _decode_split(name, images, fmt, unreadable) for name, images in splits.items()}
     refuse_unreadable(unreadable)
@@ -153,10 +133,7 @@ def _decode_split(name: str, images: Images, fmt: Format, unreadable: list[Unrea
     def decode_one(index: int) -> None:
         pixels[index] = _decode(images, index, fmt)
 
-    def decode_chunk(chunk: range) -> list[UnreadableImage]:
-        return _each(chunk, decode_one)
-
-    chunks = in_threads(decode_chunk, len(images), threads=useful_threads(images))
+    chunks = in_threads(partial(_each, decode_one), len(images), threads=useful_threads(images))
     for found in _with_progress_bar(chunks, len(images), f"Decoding {name} images"):
         unreadable += found
         refuse_unreadable(unreadable, least=TOO_MANY)
@@ -172,21 +149,20 @@ def _headers(images: Images, unreadable: list[UnreadableImage]) -> Iterator[Head
 
     def read_chunk(chunk: range) -> tuple[set[Header], list[UnreadableImage]]:
         headers = set[Header]()
-        return headers, _each(chunk, lambda index: headers.add(_header(images, index)))
+        return headers, _each(lambda index: headers.add(_header(images, index)), chunk)
 
     try:
         are_files = isinstance(images.item(0), Path)
     except DataError:  # a table's row without an image, which is reported with all others
         are_files = False
     # Reading a header from memory is Python's work, which threads would not share; a file is waited for.
-    threads = cores() if are_files else 1
-    for headers, found in in_threads(read_chunk, len(images), threads=threads):
+    for headers, found in in_threads(read_chunk, len(images), threads=cores() if are_files else 1):
         unreadable += found
         refuse_unreadable(unreadable, least=TOO_MANY)
         yield from headers
 
 
-def _each(chunk: range, work: Callable[[int], None]) -> list[UnreadableImage]:
+def _each(work: Callable[[int], None], chunk: range) -> list[UnreadableImage]:
     """Do the work for each image of a chunk, and return the images that cannot be read."""
     found: list[UnreadableImage] = []
     for index in chunk:
@@ -199,34 +175,31 @@ def _each(chunk: range, work: Callable[[int], None]) -> list[UnreadableImage]:
 
 
 def _header(images: Images, index: int) -> Header:
-    try:
-        with _open(images.item(index)) as image:
-            return image.mode in _GREY_MODES, image.size
-    except _BROKEN as error:
-        raise _unreadable(images, index, error) from error
+    with _opened(images, index) as image:
+        return image.mode in _GREY_MODES, image.size
 
 
 def _decode(images: Images, index: int, fmt: Format) -> NDArray[np.uint8]:
     """Return one image as uint8 [H, W, C] in the given format."""
-    try:
-        with _open(images.item(index)) as image:
-            converted = _to_grey(image) if fmt.channels == 1 else _to_rgb(image)
-            pixels = np.asarray(_fit(converted, fmt))
-    except _BROKEN as error:
-        raise _unreadable(images, index, error) from error
+    with _opened(images, index) as image:
+        pixels = np.asarray(_fit(_to_grey(image) if fmt.channels == 1 else _to_rgb(image), fmt))
     return pixels.reshape(fmt.height, fmt.width, fmt.channels)
 
 
-def _open(item: Encoded | NDArray[np.uint8]) -> Image.Image:
-    if isinstance(item, np.ndarray):
-        return Image.fromarray(item[0] if item.shape[0] == 1 else item.transpose(1, 2, 0))
-    return Image.open(item if isinstance(item, Path) else BytesIO(item))
-
-
-def _unreadable(images: Images, index: int, error: BaseException) -> UnreadableImage:
-    # Pillow's text for an unidentified image is the memory address of a buffer, which helps nobody.
-    reason = "is not an image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
-    return UnreadableImage(images.describe(index), reason)
+@contextmanager
+def _opened(images: Images, index: int) -> Iterator[Image.Image]:
+    """Open an image, and raise what Pillow says about it in the block as `UnreadableImage`."""
+    try:
+        item = images.item(index)
+        if isinstance(item, np.ndarray):
+            yield Image.fromarray(item[0] if item.shape[0] == 1 else item.transpose(1, 2, 0))
+        else:
+            with Image.open(item if isinstance(item, Path) else BytesIO(item)) as image:
+                yield image
+    except _BROKEN as error:
+        # Pillow's text for an unidentified image is the memory address of a buffer, which helps nobody.
+        reason = "is not an image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
+        raise UnreadableImage(images.describe(index), reason) from error
 
 
 def _to_grey(image: Image.Image) -> Image.Image:

@@ -21,12 +21,7 @@ def require(condition: bool, message: str) -> None:
 
 
 class UnreadableImage(DataError):
-    """An image that cannot be decoded.
-
-    Attributes:
-        what: The image: its path, or its row and file.
-        reason: Why, such as ``"is not an image"``.
-    """
+    """An image that cannot be decoded: ``what`` is its path, or its row and file; ``reason`` says why."""
 
     def __init__(self, what: str, reason: str) -> None:
         super().__init__(f"data: {what} {reason}. Repair or remove it.")
@@ -38,14 +33,9 @@ class UnreadableImage(DataError):
 
 
 def refuse_unreadable(found: Sequence[UnreadableImage], *, least: int = 1) -> None:
-    """Raise one error for all unreadable images of a data set.
+    """Raise one error for all unreadable images of a data set, if there are ``least``.
 
-    Args:
-        found: The unreadable images, in the order of the data set.
-        least: Raise only if there are at least this many.
-
-    Raises:
-        DataError: There are several: the message has their number and the first ones. If there is one, it is raised.
+    The message has their number and the first ones. If there is one, it is raised.
     """
     if len(found) < least:
         return
@@ -79,13 +69,11 @@ class Images:
 
     def __post_init__(self) -> None:
         """Check that labels and pixels belong together."""
-        pixels = self._pixels()
+        found, wanted = len(self._pixels()), len(self.labels)
         if self.array is not None and (self.array.ndim != 4 or self.array.dtype != np.uint8):
             raise DataError(f"expected `array` to be uint8 [N, C, H, W], got {self.array.dtype} {self.array.shape}")
-        if len(pixels) != len(self.labels):
-            raise DataError(
-                f"expected one label for each image, got {len(pixels)} images and {len(self.labels)} labels"
-            )
+        if found != wanted:
+            raise DataError(f"expected one label for each image, got {found} images and {wanted} labels")
 
     def _pixels(self) -> NDArray[np.uint8] | Sequence[Encoded]:
         pixels = self.encoded if self.array is None else self.array
@@ -94,7 +82,6 @@ class Images:
         return pixels
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.labels)
 
     def item(self, index: int) -> Encoded | NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,16 +24,15 @@ _NAMES_SHOWN = 8
 class OptimizerFactory:
     """A recipe for an optimizer: call it with a module to build one over that module's parameters.
 
-    Each param group of the optimizer has its own `lr`, `weight_decay` and `name`; see `param_groups`.
+    Each param group has its own `lr`, `weight_decay` and `name`; see `param_groups`, also for `multipliers`.
 
     Args:
-        optimizer: Class or function called as `optimizer(groups, lr=..., weight_decay=..., **kwargs)`, such as torch's
-            SGD, Adam, AdamW, RMSprop and Adagrad.
+        optimizer: Class or function called as `optimizer(groups, lr=..., weight_decay=..., **kwargs)`.
         lr: Learning rate of a group without a multiplier, > 0.
         weight_decay: Weight decay of a decayed group without a multiplier, >= 0.
         kwargs: Further arguments for `optimizer`, such as `{"momentum": 0.9}`.
         decay_bias_and_norm: Whether biases and norm parameters are decayed too.
-        multipliers: See `param_groups`.
+        multipliers: Factors on both numbers, by regular expression.
 
     Raises:
         ArgumentError: `lr` or `weight_decay` is out of range.
@@ -57,17 +56,10 @@ class OptimizerFactory:
         _check_numbers(self.lr, self.weight_decay)
 
     def __call__(self, module: nn.Module) -> Optimizer:
-        """Build the optimizer.
-
-        Raises:
-            ArgumentError: See `param_groups`.
-        """
+        """Build the optimizer."""
+        decay_all, multipliers = self.decay_bias_and_norm, self.multipliers
         groups = param_groups(
-            module,
-            self.lr,
-            self.weight_decay,
-            decay_bias_and_norm=self.decay_bias_and_norm,
-            multipliers=self.multipliers,
+            module, self.lr, self.weight_decay, decay_bias_and_norm=decay_all, multipliers=multipliers
         )
         return self.optimizer(groups, lr=self.lr, weight_decay=self.weight_decay, **self.kwargs)
 
@@ -83,21 +75,13 @@ def param_groups(
     """Sort a module's trainable parameters into one group for each pair of learning rate and weight decay.
 
     Norm parameters, biases and all other parameters of at most one dimension are not decayed unless
-    `decay_bias_and_norm` is set. The groups, and the parameters within each, keep the order of `named_parameters()`.
+    `decay_bias_and_norm` is set. The groups, and the parameters within each, keep the order of `named_parameters()`. A
+    shared parameter counts once. A group's name is "decay" or "no_decay", followed by the factors other than 1, as in
+    "decay lr*2"; names are unique.
 
-    Args:
-        module: Where the parameters come from. Those without `requires_grad` are left out; a shared one counts once.
-        lr: Learning rate before multipliers, > 0.
-        weight_decay: Weight decay before multipliers, >= 0.
-        decay_bias_and_norm: Whether biases and norm parameters are decayed too.
-        multipliers: Regular expression to factors on "lr" and "weight_decay", each >= 0. An expression applies to
-            each parameter in whose name `re.search` finds it; anchor it with ^ and $ if necessary. The factors of
-            several matching expressions multiply, so their order does not matter. A factor on the weight decay of a
-            parameter that is not decayed changes nothing.
-
-    Returns:
-        Dicts with the keys "params", "name", "lr" and "weight_decay". The name is "decay" or "no_decay", followed by
-        the factors other than 1, as in "decay lr*2"; names are unique.
+    `multipliers` map a regular expression to factors on "lr" and "weight_decay", each >= 0. An expression applies to
+    each parameter in whose name `re.search` finds it; anchor it with ^ and $ if necessary. The factors of several
+    matching expressions multiply. A factor on the weight decay of a parameter that is not decayed changes nothing.
 
     Raises:
         ArgumentError: A number is out of range, an expression is invalid or matches no trainable parameter, or the
@@ -113,7 +97,16 @@ def param_groups(
     if not named:
         raise ArgumentError(f"{type(module).__name__} has no trainable parameter to optimize")
     patterns = _compile(multipliers or {}, [name for name, _ in named])
-    undecayed = set() if decay_bias_and_norm else {id(param) for param in _undecayed(module)}
+    undecayed = (
+        set()
+        if decay_bias_and_norm
+        else {
+            id(param)
+            for owner in module.modules()
+            for param in owner.parameters(recurse=False)
+            if param.ndim <= 1 or isinstance(owner, _NORMS)
+        }
+    )
     groups: dict[str, dict[str, Any]] = {}
     for name, param in named:
         lr_factor, decay_factor = _factors(name, patterns)
@@ -149,14 +142,6 @@ def _compile(multipliers: Multipliers, names: list[str]) -> list[tuple[re.Patter
             raise ArgumentError(f"matches no trainable parameter. There are: {shown}{more}", key_path)
         compiled.append((regex, factors))
     return compiled
-
-
-def _undecayed(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters that are not decayed by default; a shared one may come twice."""
-    for owner in module.modules():
-        for param in owner.parameters(recurse=False):
-            if param.ndim <= 1 or isinstance(owner, _NORMS):
-                yield param
 
 
 def _factors(name: str, patterns: list[tuple[re.Pattern[str], Mapping[str, float]]]) -> tuple[float, float]:

@@ -21,24 +21,18 @@ class RunProgress(ProgressBar):
     """One bar for the whole run, with epoch, losses, learning rate and remaining time; or one line per epoch.
 
     It never fetches a value from the device: the training loss is that of the last flush of :class:`StepRecorder`.
-
-    Args:
-        style: ``"auto"`` (a bar on a terminal, else lines), ``"bar"``, ``"lines"`` or ``"none"``.
-        console: Where to draw.
+    ``style`` is ``"auto"`` (a bar on a terminal, else lines), ``"bar"``, ``"lines"`` or ``"none"``.
     """
 
-    REFRESH = 0.1
-    """Seconds between two drawings."""
+    REFRESH = 0.1  # seconds between two drawings
 
     def __init__(self, style: str = "auto", console: Console | None = None) -> None:
         super().__init__()
         self.console = console or Console()
         self.style = ("bar" if self.console.is_terminal else "lines") if style == "auto" else style
         self._bar: Progress | None = None
-        self._drawn = 0.0
-        self._started = 0.0
-        self._first_step = 0
-        self._total = 0
+        self._drawn = self._started = 0.0
+        self._first_step = self._total = 0
         self._validated: dict[str, float] = {}
 
     def disable(self) -> None:
@@ -96,9 +90,8 @@ class RunProgress(ProgressBar):
     def _draw(self, trainer: Trainer) -> None:
         if self._bar is not None:
             self._drawn = time.monotonic()
-            task = self._bar.task_ids[0]
             epoch, metrics = _epoch(trainer), self._metrics(trainer)
-            self._bar.update(task, completed=trainer.global_step, epoch=epoch, metrics=metrics)
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, epoch=epoch, metrics=metrics)
 
     def _metrics(self, trainer: Trainer) -> str:
         parts = []
@@ -106,8 +99,7 @@ class RunProgress(ProgressBar):
         if recorder is not None and recorder.last_loss is not None:
             parts.append(f"train {recorder.last_loss:.4f}")
         parts += [f"{name} {self._validated[key]:.4f}" for key, name in _SHOWN.items() if key in self._validated]
-        lr = first_group_lr(trainer)
-        if lr is not None:
+        if (lr := first_group_lr(trainer)) is not None:
             parts.append(f"lr {lr:.3g}")
         return "  ".join(parts)
 

@@ -23,13 +23,13 @@ _LABEL_COLUMNS = ("label", "fine_label", "labels")
 _SPLIT_NAMES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
 _TEST_FRACTION, _TEST_SEED = 0.2, 0  # of the digits
 _NETWORK_SECONDS = 5.0
+_Labels = NDArray[np.int64] | list[str]
 
 
 def digits() -> RawSplits:
     """Return scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, 10 classes; no network.
 
-    The data set has no test split, so the same stratified fifth is always held out. There is one channel; the grey
-    values 0..16 are scaled to 0..255.
+    There is no test split, so the same stratified fifth is always held out. The grey values 0..16 are scaled to 0..255.
     """
     from sklearn.datasets import load_digits
 
@@ -37,25 +37,16 @@ def digits() -> RawSplits:
     pixels = np.rint(data.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
     labels = target.astype(np.int64)
     keep, held_out = stratified_split(labels, _TEST_FRACTION, _TEST_SEED)
-    return RawSplits(
-        train=Images(labels[keep], array=pixels[keep]),
-        val=None,
-        test=Images(labels[held_out], array=pixels[held_out]),
-        class_names=tuple(str(digit) for digit in range(10)),
-        name="digits",
-    )
+    train, test = (Images(labels[rows], array=pixels[rows]) for rows in (keep, held_out))
+    return RawSplits(train, None, test, class_names=tuple("0123456789"), name="digits")
 
 
 def image_folder(root: str | Path, *, name: str | None = None) -> RawSplits:
     """Read image files from one folder per class, or from ``train/ val/ test/`` with such folders.
 
     Classes are the folders' names, sorted. Files may lie deeper; hidden files and folders are left out. A relative path
-    starts at the working directory. Images are read when they are needed.
-
-    Args:
-        root: The folder. If it contains a ``train`` folder, ``val`` (or ``valid``, ``validation``) and ``test`` are
-            looked for beside it.
-        name: Name of the data set; by default the folder's.
+    starts at the working directory. Images are read when they are needed. If ``root`` contains a ``train`` folder,
+    ``val`` (or ``valid``, ``validation``) and ``test`` are looked for beside it.
 
     Raises:
         DataError: The folder does not exist or has no class folders, or a class folder is empty.
@@ -111,15 +102,8 @@ def parquet(
     """Read images from one parquet file per split. Relative paths start at the working directory.
 
     Class names come from the file's Hugging Face metadata if it has any, else they are the sorted labels. The images
-    stay encoded.
-
-    Args:
-        train: File with the training images.
-        test: File with the test images, if any.
-        val: File with validation images, if the data has its own.
-        image_column: Column with encoded images; by default ``image`` or ``img``.
-        label_column: Column with integers or strings; by default ``label``, ``fine_label`` or ``labels``.
-        name: Name of the data set; by default that of the training file's folder.
+    stay encoded. The image column is by default ``image`` or ``img``, the label column (integers or strings) ``label``,
+    ``fine_label`` or ``labels``.
 
     Raises:
         DataError: A file is missing or not a parquet file, or a column is missing or of the wrong type.
@@ -145,16 +129,9 @@ def hub(
 ) -> RawSplits:
     """Load an image data set from the Hugging Face hub, from its local cache, or from a local folder in its layout.
 
-    The splits are ``train``, ``validation`` and ``test`` as far as they exist; the images stay encoded. Without a
-    network the cache is used; if the data is not there either, the error comes within seconds.
-
-    Args:
-        path: Hub id, such as ``uoft-cs/cifar10``, or an existing local folder.
-        subset: Configuration of the data set, if it has several.
-        revision: Branch, tag or commit; by default the newest.
-        image_column: Column with the images; by default ``image`` or ``img``.
-        label_column: Column with the labels; by default ``label``, ``fine_label`` or ``labels``.
-        cache_dir: Where `datasets` keeps its files; by default its own choice.
+    ``path`` is a hub id, such as ``uoft-cs/cifar10``, or an existing folder. The splits are ``train``, ``validation``
+    and ``test`` as far as they exist; the images stay encoded. Without a network the cache is used; if the data is not
+    there either, the error comes within seconds. The columns' default names are those of `parquet`.
 
     Raises:
         DataError: The data cannot be reached or found, or has no such columns or no training split.
@@ -167,14 +144,10 @@ def hub(
     folder = Path(path).expanduser()
     is_local = folder.is_dir()
     offline = not is_local and not _reachable(datasets.config.HF_ENDPOINT)
+    place, cache = str(folder.absolute()) if is_local else path, None if cache_dir is None else str(cache_dir)
     try:
         with _offline() if offline else nullcontext():
-            loaded = datasets.load_dataset(
-                str(folder.absolute()) if is_local else path,
-                subset,
-                revision=revision,
-                cache_dir=None if cache_dir is None else str(cache_dir),
-            )
+            loaded = datasets.load_dataset(place, subset, revision=revision, cache_dir=cache)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if offline:
             raise DataError(
@@ -185,8 +158,7 @@ def hub(
         raise DataError(f"data.path: cannot load {path}: {error}") from error
     tables: dict[str, _ImageTable] = {}
     for split, aliases in _SPLIT_NAMES.items():
-        found = next((alias for alias in aliases if alias in loaded), None)
-        if found is not None:
+        if found := next((alias for alias in aliases if alias in loaded), None):
             tables[split] = _hub_table(loaded[found], f"the {found} split of {path}", image_column, label_column)
     if "train" not in tables:
         raise DataError(f"data.path: {path} has no train split, only {', '.join(map(repr, loaded))}.")
@@ -206,9 +178,9 @@ def _reachable(endpoint: str, timeout: float = _NETWORK_SECONDS) -> bool:
             answers.append(get_session().head(endpoint, timeout=timeout).status_code)
 
     # In a thread, since no timeout covers the look-up of a host name.
-    probe = Thread(target=ask, daemon=True)
-    probe.start()
-    probe.join(timeout)
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
     return bool(answers)
 
 
@@ -228,21 +200,13 @@ def _offline() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _ImageTable:
-    """One split as an Arrow table.
-
-    Attributes:
-        table: The rows.
-        image: Name of the image column: binary, or a struct of ``bytes`` and ``path``.
-        label: Name of the label column: integers or strings.
-        origin: Where the table comes from, for messages.
-        key: The config key that names it, for messages.
-    """
+    """One split as an Arrow table, with the names of its columns."""
 
     table: pa.Table
-    image: str
-    label: str
-    origin: str
-    key: str
+    image: str  # binary, or a struct of ``bytes`` and, for images stored beside the table, ``path``
+    label: str  # integers or strings
+    origin: str  # where the table comes from, for messages
+    key: str  # the config key that names it, for messages
 
 
 def _read_parquet(path: Path, key: str, image_column: str | None, label_column: str | None) -> _ImageTable:
@@ -274,15 +238,13 @@ def _find_columns(names: Sequence[str], image: str | None, label: str | None, wh
     """Return the names of the image and the label column: those asked for, or the first known names."""
 
     def find(kind: str, candidates: Sequence[str]) -> str:
-        found = next((candidate for candidate in candidates if candidate in names), None)
-        if found is None:
-            looked_for = " or ".join(map(repr, candidates))
-            present = ", ".join(map(repr, names)) or "none"
-            raise DataError(
-                f"{where} has no {kind} column {looked_for}; its columns are {present}. "
-                f"Name one with data.{kind}_column."
-            )
-        return found
+        for candidate in candidates:
+            if candidate in names:
+                return candidate
+        looked_for, present = " or ".join(map(repr, candidates)), ", ".join(map(repr, names)) or "none"
+        raise DataError(
+            f"{where} has no {kind} column {looked_for}; its columns are {present}. Name one with data.{kind}_column."
+        )
 
     return find("image", (image,) if image else _IMAGE_COLUMNS), find("label", (label,) if label else _LABEL_COLUMNS)
 
@@ -291,18 +253,13 @@ def _names_in_metadata(table: _ImageTable) -> list[str] | None:
     """Return the class names from the metadata that the `datasets` library writes into a schema."""
     try:
         metadata = json.loads((table.table.schema.metadata or {})[b"huggingface"])
-        names = metadata["info"]["features"][table.label]["names"]
+        return [str(name) for name in metadata["info"]["features"][table.label]["names"]]
     except (KeyError, TypeError, ValueError):
         return None
-    return [str(name) for name in names]
 
 
 def _splits_from_tables(tables: Mapping[str, _ImageTable], class_names: Sequence[str] | None, name: str) -> RawSplits:
-    """Make splits of tables; by default the class names are the sorted labels of all tables.
-
-    Raises:
-        DataError: A label is missing, of the wrong type or of no known class.
-    """
+    """Make splits of tables; by default the class names are the sorted labels of all tables."""
     raw = {split: _raw_labels(table) for split, table in tables.items()}
     as_text = {isinstance(labels, list) for labels in raw.values()}
     require(len(as_text) == 1, "data: labels are integers in one split and strings in another. Use the same in all.")
@@ -318,7 +275,7 @@ def _splits_from_tables(tables: Mapping[str, _ImageTable], class_names: Sequence
     return RawSplits(images["train"], images.get("val"), images.get("test"), tuple(class_names), name)
 
 
-def _raw_labels(table: _ImageTable) -> NDArray[np.int64] | list[str]:
+def _raw_labels(table: _ImageTable) -> _Labels:
     column = table.table.column(table.label)
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
@@ -334,13 +291,10 @@ def _raw_labels(table: _ImageTable) -> NDArray[np.int64] | list[str]:
     )
 
 
-def _class_indices(
-    labels: NDArray[np.int64] | list[str], index: Mapping[Any, int] | None, table: _ImageTable
-) -> NDArray[np.int64]:
+def _class_indices(labels: _Labels, index: Mapping[Any, int] | None, table: _ImageTable) -> NDArray[np.int64]:
     if index is None:
         return np.asarray(labels, np.int64)
-    unknown = sorted(set(labels) - index.keys())
-    if unknown:
+    if unknown := sorted(set(labels) - index.keys()):
         raise DataError(f"{table.key}: {table.origin} has the label {unknown[0]!r}, which is none of the classes.")
     return np.fromiter((index[label] for label in labels), np.int64, count=len(labels))
 
@@ -358,11 +312,7 @@ def _encoded(table: _ImageTable) -> "_EncodedColumn":
 
 
 class _EncodedColumn(Sequence[Encoded]):
-    """An Arrow column of encoded images, read row by row without a copy of the column.
-
-    Args:
-        column: binary, or a struct with the fields ``bytes`` and, for images stored beside the table, ``path``.
-    """
+    """An Arrow column of encoded images, read row by row without a copy of the column."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self.column = column
@@ -375,11 +325,7 @@ class _EncodedColumn(Sequence[Encoded]):
     @overload
     def __getitem__(self, index: slice) -> "_EncodedColumn": ...
     def __getitem__(self, index: int | slice) -> "Encoded | _EncodedColumn":
-        """Return one row's bytes or path; a slice is a view.
-
-        Raises:
-            DataError: The row is empty.
-        """
+        """Return one row's bytes or path (DataError if it is empty); a slice is a view."""
         if isinstance(index, slice):
             return _EncodedColumn(self.column[index])
         value = self.column[index].as_py()

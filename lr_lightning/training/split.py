@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.stratify import stratified_split, stratified_subset
-from lr_lightning.training.images import Images, RawSplits, require
+from lr_lightning.training.images import RawSplits, require
 
 _FINGERPRINT_IMAGES = 64
 _FLIP_STREAM = 1
@@ -17,14 +17,9 @@ _FLIP_STREAM = 1
 
 @dataclass(frozen=True)
 class SplitIndices:
-    """The images of one split, as indices into a raw split.
+    """The images of one split, as indices into a raw split."""
 
-    Attributes:
-        origin: ``train``, ``val`` or ``test`` of the raw splits.
-        indices: Which of its images, int64.
-    """
-
-    origin: str
+    origin: str  # train, val or test
     indices: NDArray[np.int64]
 
 
@@ -33,20 +28,14 @@ def choose_splits(
 ) -> dict[str, SplitIndices]:
     """Choose the images of ``train``, ``val``, ``probe`` and, if there is a test set, ``test``.
 
-    The probe is a stratified subset of the training split, as large as the validation split.
-
-    Args:
-        raw: The data.
-        val_fraction: Share of the training images to hold out, stratified, if the data has no validation split.
-        split_seed: Seed of the validation split, the probe and the reduced training split.
-        train_size: Images to keep in the training split, stratified; all by default.
-
-    Raises:
-        DataError: A split would be empty.
+    The probe is a stratified subset of the training split, as large as the validation split, which is a stratified
+    share of the training images (``val_fraction``) if the data has none. ``split_seed`` decides all three. A split that
+    would be empty raises DataError.
     """
     for name, images in raw.present().items():
         require(len(images) > 0, f"data: the {name} split has no images. Give one that has.")
-    train = np.arange(len(raw.train), dtype=np.int64)
+    every = {name: np.arange(len(images), dtype=np.int64) for name, images in raw.present().items()}
+    train = every["train"]
     if raw.val is None:
         require(
             0 < val_fraction < 1,
@@ -60,7 +49,7 @@ def choose_splits(
         )
         val = SplitIndices("train", held_out)
     else:
-        val = SplitIndices("val", np.arange(len(raw.val), dtype=np.int64))
+        val = SplitIndices("val", every["val"])
     if train_size is not None:
         require(
             train_size <= len(train),
@@ -69,17 +58,13 @@ def choose_splits(
         train = train[stratified_subset(raw.train.labels[train], train_size, split_seed)]
     probe = train[stratified_subset(raw.train.labels[train], len(val.indices), split_seed)]
     splits = {"train": SplitIndices("train", train), "val": val, "probe": SplitIndices("train", probe)}
-    if raw.test is not None:
-        splits["test"] = SplitIndices("test", np.arange(len(raw.test), dtype=np.int64))
+    if "test" in every:
+        splits["test"] = SplitIndices("test", every["test"])
     return splits
 
 
 def check_splits(raw: RawSplits, splits: Mapping[str, SplitIndices], batch_size: int) -> None:
-    """Check that the training split can be trained on.
-
-    Raises:
-        DataError: A label is out of range, the training split lacks a class, or a batch is larger than it.
-    """
+    """Check that the training split can be trained on: labels in range, no class missing, a batch not too large."""
     classes = len(raw.class_names)
     for name, images in raw.present().items():
         low, high = int(images.labels.min()), int(images.labels.max())
@@ -124,11 +109,7 @@ def _missing_classes(raw: RawSplits, split: SplitIndices) -> str:
 def flip_labels(raw: RawSplits, train: NDArray[np.int64], share: float, seed: int) -> RawSplits:
     """Replace a share of the training labels by another class, each of the others with the same probability.
 
-    Args:
-        raw: The data.
-        train: Indices of the training images, which exclude those of the validation split.
-        share: Share of the labels to replace, in [0, 1].
-        seed: Seed of the draw; nothing else influences it.
+    ``train`` are the indices of the training images, which exclude those of the validation split.
     """
     classes = len(raw.class_names)
     if share == 0 or classes < 2:
@@ -143,13 +124,7 @@ def flip_labels(raw: RawSplits, train: NDArray[np.int64], share: float, seed: in
 def data_fingerprint(raw: RawSplits, splits: Mapping[str, SplitIndices], shape: tuple[int, int, int]) -> str:
     """Hash the class names, the images' shape, all labels of train, val and test, and some of their images as stored.
 
-    Args:
-        raw: The data.
-        splits: The images of each split.
-        shape: Channels, height and width after decoding.
-
-    Returns:
-        16 hexadecimal digits.
+    ``shape`` is channels, height and width after decoding. The hash has 16 hexadecimal digits.
     """
     digest = hashlib.sha256(repr((raw.class_names, shape)).encode())
     present = raw.present()
@@ -160,13 +135,7 @@ def data_fingerprint(raw: RawSplits, splits: Mapping[str, SplitIndices], shape: 
         digest.update(f"{name} {len(indices)}".encode())
         digest.update(images.labels[indices].astype("<i8").tobytes())
         for index in indices[:: max(1, len(indices) // _FINGERPRINT_IMAGES)].tolist():
-            digest.update(_content(images, index))
+            # As stored: decoded pixels could differ between versions of a JPEG library.
+            item = images.item(index)
+            digest.update(item.read_bytes() if isinstance(item, Path) else bytes(item))
     return digest.hexdigest()[:16]
-
-
-def _content(images: Images, index: int) -> bytes:
-    """Return an image's bytes as stored: decoded pixels could differ between versions of a JPEG library."""
-    item = images.item(index)
-    if isinstance(item, Path):
-        return item.read_bytes()
-    return item.tobytes() if isinstance(item, np.ndarray) else item

@@ -25,22 +25,16 @@ _VALUES_AT_ONCE = 1_000_000
 
 
 class Draws(NamedTuple):
-    """The random numbers that augment one batch.
+    """The random numbers that augment one batch."""
 
-    Attributes:
-        offsets: int64 [B, 2], row and column of the crop's corner in the padded image, from 0 to 2·padding.
-        flips: bool [B], whether the crop is mirrored left to right.
-    """
-
-    offsets: Tensor
-    flips: Tensor
+    offsets: Tensor  # int64 [B, 2], row and column of the crop's corner in the padded image, from 0 to 2·padding
+    flips: Tensor  # bool [B], whether the crop is mirrored left to right
 
 
 def draw_augmentation(rng: np.random.Generator, batch_size: int, *, padding: int, flip: bool) -> Draws:
     """Draw the random numbers of one batch, on the CPU.
 
-    ``padding`` is in pixels on each side, 0 for no crop; ``flip`` mirrors half of the images. The flips do not depend
-    on ``padding``, nor the offsets on ``flip``.
+    ``padding`` is in pixels on each side; ``flip`` mirrors half of the images. Neither changes the other's numbers.
     """
     flips = rng.random(batch_size) < 0.5
     offsets = rng.integers(0, 2 * padding, (batch_size, 2), endpoint=True)
@@ -51,16 +45,9 @@ def crop_and_flip(images: Tensor, draws: Draws, *, padding: int, fill: Fill = "z
     """Pad each image, crop it to its original size, and mirror the crop if its draw says so.
 
     The result equals padding, cropping and flipping image by image, in the order of the usual recipe (He et al. 2016,
-    section 4.2).
-
-    Args:
-        images: [B, C, H, W], any dtype; fastest as uint8 and in channels_last layout.
-        draws: The batch's random numbers, on the same device.
-        padding: Pixels of padding on each side, the value that the offsets were drawn for.
-        fill: ``zero`` pads with 0, ``reflect`` mirrors about the border pixel without repeating it.
-
-    Returns:
-        [B, C, H, W], same dtype and device, channels_last.
+    section 4.2). Images are [B, C, H, W] of any dtype, fastest as uint8 and channels_last, which the result is.
+    ``draws`` are on their device and were drawn for this ``padding``. ``fill`` is ``zero`` or ``reflect``, which
+    mirrors about the border pixel without repeating it.
 
     Raises:
         ArgumentError: The images are too small to be padded by reflection.
@@ -96,15 +83,10 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Normalizer:
-    """The affine map (x - offset) · scale of pixel values 0..255.
+    """The affine map (x - offset) · scale of pixel values 0..255."""
 
-    Attributes:
-        offset: float32, [1, C, 1, 1] or [1, C, H, W], in units of 0..255.
-        scale: float32 [1, C, 1, 1].
-    """
-
-    offset: Tensor
-    scale: Tensor
+    offset: Tensor  # float32, [1, C, 1, 1] or [1, C, H, W], in units of 0..255
+    scale: Tensor  # float32 [1, C, 1, 1]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Map uint8 [B, C, H, W] to float32 of the same shape and memory layout."""
@@ -116,17 +98,11 @@ class Normalizer:
 
 
 def fit_normalizer(images: ImageStore, indices: NDArray[np.int64], kind: Normalization, *, decoded: bool) -> Normalizer:
-    """Compute the normalization from some of the images of a store.
+    """Compute the normalization from the images of the training split, ``indices``.
 
-    Args:
-        images: The store.
-        indices: The images to use (the training split).
-        kind: ``standard`` subtracts each channel's mean and divides by its standard deviation; ``mean_image``
-            subtracts the mean image and keeps the scale of 0..255; ``unit`` divides by 255.
-        decoded: Whether the images are in memory. Otherwise an evenly spaced sample stands for all.
-
-    Raises:
-        DataError: ``kind`` is none of the three.
+    ``standard`` subtracts each channel's mean and divides by its standard deviation; ``mean_image`` subtracts the mean
+    image and keeps the scale of 0..255; ``unit`` divides by 255. If the images are not ``decoded`` in memory, an evenly
+    spaced sample stands for all.
     """
     require(kind in NORMALIZATIONS, f"data.normalize must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}")
     one = torch.ones(1, images.take(indices[:1]).shape[1], 1, 1)

@@ -9,8 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lr_lightning.app.checks import validate
-from lr_lightning.app.composition import load_config, prepare
+from lr_lightning.app.composition import load_config, prepare, validate
 from lr_lightning.app.config import Config, register
 from lr_lightning.app.run.checkpoints import ConfigStamp
 from lr_lightning.app.run.train import train

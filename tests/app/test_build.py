@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from lr_lightning.app import build
 from lr_lightning.app.build import Schedules, build_schedules
-from lr_lightning.app.checks import validate
+from lr_lightning.app.composition import validate
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import explain
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule

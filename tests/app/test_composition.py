@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from lr_lightning.app.checks import validate
 from lr_lightning.app.commands.train import _usage
-from lr_lightning.app.composition import choices_help, prepare, wants_tracebacks
+from lr_lightning.app.composition import choices_help, prepare, validate, wants_tracebacks
 from lr_lightning.app.config import flatten
 
 Compose = Callable[..., DictConfig]

@@ -131,7 +131,7 @@ def test_a_folder_of_no_images_is_not_read_to_its_end(monkeypatch):
 
 
 def test_a_caught_image_is_not_kept():
-    kept = decode._each(range(3), lambda index: decode._decode(labelled(*[CUT] * 3), index, Format(3, 4, 4)))
+    kept = decode._each(lambda index: decode._decode(labelled(*[CUT] * 3), index, Format(3, 4, 4)), range(3))
     assert [(error.__traceback__, error.__cause__, error.__context__) for error in kept] == [(None,) * 3] * 3
 
 

@@ -1,13 +1,17 @@
 """Schemas of the data: where the images come from, and how they are cut into batches."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.problems import AT_LEAST_ONE, Rule, Schema, existing_file, must, one_of
+from lr_lightning.app.schemas.rules import AT_LEAST_ONE, AT_LEAST_ZERO, Schema, existing, must, one_of
+
+_PARQUET = existing("file", "Give the path of a parquet file.")
+_FOLDER = existing("folder", "Give a folder with one folder of images for each class.")
+_SHARE = must("lie between 0 and 1; the validation set chooses the checkpoint", lambda v: 0 < v < 1)
+_PIXELS = must("be 0 (no crops) or more pixels", lambda v: v >= 0)
+_FLIPPED = must("lie in [0, 1], a share of the training labels", lambda v: 0 <= v <= 1)
 
 
 @dataclass
@@ -17,35 +21,26 @@ class DataConfig(Schema):
     name: str = MISSING
     _target_: str = MISSING  # a callable that returns the raw splits; its arguments are the keys of the choice
     kwargs: dict[str, Any] = field(default_factory=dict)  # more arguments for a _target_ of your own
-    batch_size: int = 64  # training examples in a batch
-    batch_size_is: str = "per_process"  # per_process | global: batch_size is that of all processes together
-    eval_batch_size: int | None = None  # default: four times batch_size, at most 1000
-    val_fraction: float = 0.1  # share of the training data, stratified; unused if the data has a validation split
-    split_seed: int = 0  # of the validation split and the probe; independent of the training seed
-    crop_padding: int = 0  # pixels of padding before a random crop; 0: no crops
-    crop_fill: str = "zero"  # what the padding holds: zero | reflect
+    batch_size: Annotated[int, AT_LEAST_ONE] = 64  # training examples in a batch
+    # per_process | global: batch_size is that of all processes together
+    batch_size_is: Annotated[str, one_of("per_process", "global")] = "per_process"
+    eval_batch_size: Annotated[int | None, AT_LEAST_ONE] = None  # default: four times batch_size, at most 1000
+    # share of the training data, stratified; unused if the data has a validation split
+    val_fraction: Annotated[float, _SHARE] = 0.1
+    # of the validation split and the probe; independent of the training seed
+    split_seed: Annotated[int, AT_LEAST_ZERO] = 0
+    crop_padding: Annotated[int, _PIXELS] = 0  # pixels of padding before a random crop; 0: no crops
+    crop_fill: Annotated[str, one_of("zero", "reflect")] = "zero"  # what the padding holds: zero | reflect
     flip: bool = False  # random horizontal flips
-    image_size: int | None = None  # resize to this square; default: keep the size, or 64 if sizes differ
+    # resize to this square; default: keep the size, or 64 if sizes differ
+    image_size: Annotated[int | None, AT_LEAST_ONE] = None
     in_memory_limit: str = "2 GB"  # larger data sets are decoded by DataLoader workers
-    num_workers: int | None = None  # DataLoader workers; default: one less than the CPU cores
+    num_workers: Annotated[int | None, AT_LEAST_ZERO] = None  # DataLoader workers; default: one less than the CPU cores
     drop_last: bool = True  # leave out an epoch's last, smaller batch
-    train_size: int | None = None  # keep only this many training images, stratified; default: all
-    flip_labels: float = 0.0  # share of the training labels that are replaced by another class: noise to memorise
-
-    def _rules(self) -> Mapping[str, Rule]:
-        return {
-            "batch_size": AT_LEAST_ONE,
-            "batch_size_is": one_of("per_process", "global"),
-            "eval_batch_size": AT_LEAST_ONE,
-            "val_fraction": must("lie between 0 and 1; the validation set chooses the checkpoint", lambda v: 0 < v < 1),
-            "split_seed": must("be 0 or more", lambda v: v >= 0),
-            "crop_padding": must("be 0 (no crops) or more pixels", lambda v: v >= 0),
-            "crop_fill": one_of("zero", "reflect"),
-            "image_size": AT_LEAST_ONE,
-            "num_workers": must("be 0 or more", lambda v: v >= 0),
-            "train_size": AT_LEAST_ONE,
-            "flip_labels": must("lie in [0, 1], a share of the training labels", lambda v: 0 <= v <= 1),
-        }
+    # keep only this many training images, stratified; default: all
+    train_size: Annotated[int | None, AT_LEAST_ONE] = None
+    # share of the training labels that are replaced by another class: noise to memorise
+    flip_labels: Annotated[float, _FLIPPED] = 0.0
 
 
 @dataclass
@@ -76,15 +71,11 @@ class ParquetConfig(DataConfig):
 
     name: str = "parquet"
     _target_: str = "lr_lightning.training.sources.parquet"
-    train: str = MISSING
-    val: str | None = None  # default: a share of the training data, see val_fraction
-    test: str | None = None
+    train: Annotated[str, _PARQUET] = MISSING
+    val: Annotated[str | None, _PARQUET] = None  # default: a share of the training data, see val_fraction
+    test: Annotated[str | None, _PARQUET] = None
     image_column: str | None = None  # default: image or img
     label_column: str | None = None  # default: label
-
-    def _rules(self) -> Mapping[str, Rule]:
-        file = existing_file("Give the path of a parquet file.")
-        return {**super()._rules(), "train": file, "val": file, "test": file}
 
 
 @dataclass
@@ -93,14 +84,4 @@ class ImageFolderConfig(DataConfig):
 
     name: str = "image_folder"
     _target_: str = "lr_lightning.training.sources.image_folder"
-    root: str = MISSING
-
-    def _rules(self) -> Mapping[str, Rule]:
-        def folder(value: str) -> str | None:
-            if Path(value).expanduser().is_dir():
-                return None
-            return (
-                f"no such folder: '{value}' (in {Path.cwd()}). Give a folder with one folder of images for each class."
-            )
-
-        return {**super()._rules(), "root": folder}
+    root: Annotated[str, _FOLDER] = MISSING

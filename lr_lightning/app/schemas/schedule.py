@@ -1,12 +1,12 @@
 """Schemas of the schedules: shapes over the whole run, as factors of the peak learning rate."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.problems import AT_LEAST_ONE, Problem, Rule, Schema, below_one, one_of, positive
+from lr_lightning.app.schemas.rules import AT_LEAST_ONE, Problem, Schema, below_one, one_of, positive
 
 
 @dataclass
@@ -20,11 +20,9 @@ class ScheduleConfig(Schema):
     _target_: str = MISSING
     kwargs: dict[str, Any] = field(default_factory=dict)
     warmup: int | str = 0  # a duration: 500, "500 steps", "2 epochs", "5%"
-    warmup_shape: str = "linear"  # linear | cosine | exponential
-    total_steps: int | None = None  # needed only if Lightning cannot know it
-
-    def _rules(self) -> Mapping[str, Rule]:
-        return {"warmup_shape": one_of("linear", "cosine", "exponential"), "total_steps": AT_LEAST_ONE}
+    # linear | cosine | exponential
+    warmup_shape: Annotated[str, one_of("linear", "cosine", "exponential")] = "linear"
+    total_steps: Annotated[int | None, AT_LEAST_ONE] = None  # needed only if Lightning cannot know it
 
 
 @dataclass
@@ -140,15 +138,10 @@ class WSDConfig(ScheduleConfig):
 class CyclicalConfig(ScheduleConfig):
     """A schedule between two learning rates."""
 
-    max_lr: float | None = None  # another name of optimizer.lr, the peak learning rate: give one of them
-    base_lr: float | None = None  # the lowest learning rate, absolute; default: a share of the peak, by the choice
-
-    def _rules(self) -> Mapping[str, Rule]:
-        return {
-            **super()._rules(),
-            "max_lr": positive("or null for optimizer.lr"),
-            "base_lr": positive("or null for the choice's share of the peak"),
-        }
+    # another name of optimizer.lr, the peak learning rate: give one of them
+    max_lr: Annotated[float | None, positive("or null for optimizer.lr")] = None
+    # the lowest learning rate, absolute; default: a share of the peak, by the choice
+    base_lr: Annotated[float | None, positive("or null for the choice's share of the peak")] = None
 
 
 @dataclass
@@ -207,15 +200,10 @@ class OneCycleConfig(CyclicalConfig):
     start: float = 0.04  # base_lr / max_lr, if no base_lr is given
     end: float = 4e-6
     shape: str = "cosine"  # cosine | linear
-    base_momentum: float | None = None  # momentum at the peak learning rate, such as 0.85; requires max_momentum
-    max_momentum: float | None = None  # momentum at both ends, such as 0.95; default: it does not move
-
-    def _rules(self) -> Mapping[str, Rule]:
-        return {
-            **super()._rules(),
-            "base_momentum": below_one("for instance 0.85"),
-            "max_momentum": below_one("for instance 0.95"),
-        }
+    # momentum at the peak learning rate, such as 0.85; requires max_momentum
+    base_momentum: Annotated[float | None, below_one("for instance 0.85")] = None
+    # momentum at both ends, such as 0.95; default: it does not move
+    max_momentum: Annotated[float | None, below_one("for instance 0.95")] = None
 
     def _conflicts(self) -> Iterator[Problem]:
         low, high = self.base_momentum, self.max_momentum

@@ -1,13 +1,24 @@
 """Schemas of the searches: for a learning rate before training, over config keys, and a study of the learning rate."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.problems import AT_LEAST_ONE, SEED, Problem, Rule, Schema, must, one_of, positive
+from lr_lightning.app.schemas.rules import AT_LEAST_ONE, SEED, Problem, Schema, must, one_of, positive
+
+_MinLR = Annotated[float, positive("for instance 1e-6")]
+_MaxLR = Annotated[float, positive("for instance 10")]
+_Updates = Annotated[int, must("be 10 or more optimizer updates, for instance 100", lambda v: v >= 10)]
+_GridSize = Annotated[int, must("be 3 or more learning rates, for instance 13", lambda v: v >= 3)]
+_Metric = Annotated[str, one_of("loss", "val_loss", "accuracy")]
+_Count = Annotated[int, AT_LEAST_ONE]
+_SEEDS = must(
+    "be one or more different numbers in 0..4294967295", lambda v: v and len(set(v)) == len(v) and not any(map(SEED, v))
+)
+_LEVEL = must("lie between 0 and 1, for instance 0.95", lambda v: 0 < v < 1)
 
 
 @dataclass
@@ -17,18 +28,6 @@ class FinderConfig(Schema):
     name: str = "none"
     _target_: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def _rules(self) -> Mapping[str, Rule]:
-        return {
-            "min_lr": positive("for instance 1e-6"),
-            "max_lr": positive("for instance 10"),
-            "num_steps": must("be 10 or more optimizer updates, for instance 100", lambda v: v >= 10),
-            "num_lrs": must("be 3 or more learning rates, for instance 13", lambda v: v >= 3),
-            "mode": one_of("exponential", "linear"),
-            "metric": one_of("loss", "val_loss", "accuracy"),
-            "repeats": AT_LEAST_ONE,
-            "val_batches": AT_LEAST_ONE,
-        }
 
     def _conflicts(self) -> Iterator[Problem]:
         low, high = getattr(self, "min_lr", None), getattr(self, "max_lr", None)
@@ -42,15 +41,16 @@ class RangeTestConfig(FinderConfig):
 
     name: str = "range_test"
     _target_: str | None = "lr_lightning.callbacks.lr_finder.LRFinder"
-    min_lr: float = 1e-6  # the first learning rate
-    max_lr: float = 10.0  # the last learning rate
-    num_steps: int = 100  # optimizer updates
-    mode: str = "exponential"  # exponential: a geometric grid | linear
-    metric: str = "loss"  # loss: of the training batches | val_loss | accuracy: of some validation batches
-    repeats: int = 1  # number of tests, each on other batches; their curves are averaged
+    min_lr: _MinLR = 1e-6  # the first learning rate
+    max_lr: _MaxLR = 10.0  # the last learning rate
+    num_steps: _Updates = 100  # optimizer updates
+    # exponential: a geometric grid | linear
+    mode: Annotated[str, one_of("exponential", "linear")] = "exponential"
+    metric: _Metric = "loss"  # loss: of the training batches | val_loss | accuracy: of some validation batches
+    repeats: _Count = 1  # number of tests, each on other batches; their curves are averaged
     retry: bool = True  # if the curve asks for it, test once more, over a range that reaches ten times further
     apply: bool = True  # train with the learning rate that is found
-    val_batches: int = 4  # validation batches for each point, if the metric needs them
+    val_batches: _Count = 4  # validation batches for each point, if the metric needs them
 
 
 @dataclass
@@ -59,14 +59,15 @@ class LRGridConfig(FinderConfig):
 
     name: str = "lr_grid"
     _target_: str | None = "lr_lightning.callbacks.lr_finder.LRGrid"
-    min_lr: float = 1e-5  # the lowest learning rate
-    max_lr: float = 10.0  # the highest learning rate
-    num_lrs: int = 13  # learning rates in the geometric grid, at least 3
-    num_steps: int = 100  # optimizer updates for each learning rate
-    metric: str = "loss"  # at the end: loss: of the training batches | val_loss | accuracy: of some validation batches
-    repeats: int = 1  # trainings for each learning rate, each on other batches
+    min_lr: _MinLR = 1e-5  # the lowest learning rate
+    max_lr: _MaxLR = 10.0  # the highest learning rate
+    num_lrs: _GridSize = 13  # learning rates in the geometric grid, at least 3
+    num_steps: _Updates = 100  # optimizer updates for each learning rate
+    # at the end: loss: of the training batches | val_loss | accuracy: of some validation batches
+    metric: _Metric = "loss"
+    repeats: _Count = 1  # trainings for each learning rate, each on other batches
     apply: bool = True  # train with the learning rate that is found
-    val_batches: int = 4  # validation batches for each training, if the metric needs them
+    val_batches: _Count = 4  # validation batches for each training, if the metric needs them
 
 
 @dataclass
@@ -102,11 +103,11 @@ class StudyConfig(Schema):
     points: int = 11  # number of learning rates in the log grid
     lrs: list[float] | None = None  # the learning rates themselves, in place of the grid
     reference: float | None = None  # the learning rate that the others are compared with; null: the middle one
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    level: float = 0.95  # of the confidence intervals
+    seeds: Annotated[list[int], _SEEDS] = field(default_factory=lambda: [0, 1, 2])
+    level: Annotated[float, _LEVEL] = 0.95  # of the confidence intervals
 
     def all_lrs(self) -> list[float]:
-        """Return the learning rates of the study, the lowest first; those of a grid are rounded to three digits."""
+        """Return the learning rates, the lowest first; those of a grid are rounded to three digits."""
         if self.lrs is not None:
             return sorted(set(self.lrs))
         ratio = self.high / self.low
@@ -117,28 +118,16 @@ class StudyConfig(Schema):
         lrs = self.all_lrs()
         return lrs[len(lrs) // 2] if self.reference is None else self.reference
 
-    def _rules(self) -> Mapping[str, Rule]:
-        return {
-            "seeds": must(
-                "be one or more different numbers in 0..4294967295",
-                lambda v: v and len(set(v)) == len(v) and not any(map(SEED, v)),
-            ),
-            "level": must("lie between 0 and 1, for instance 0.95", lambda v: 0 < v < 1),
-        }
-
     def _conflicts(self) -> Iterator[Problem]:
-        listed = self.lrs is not None
         given = [self.low, self.high] if self.lrs is None else self.lrs
         if not all(math.isfinite(lr) and lr > 0 for lr in given) or len(set(given)) < 2:
-            key = "lrs" if listed else "low and study.high"
+            key = "low and study.high" if self.lrs is None else "lrs"
             yield Problem(key, f"must be two or more different finite numbers above 0, got {given}.")
-        elif not listed and self.low >= self.high:
+        elif self.lrs is None and self.low >= self.high:
             yield Problem("low", f"must be below study.high, {self.high:g}, got {self.low:g}.")
         elif self.points < 2:
             yield Problem("points", f"must be 2 or more, got {self.points}.")
         elif self.reference is not None and self.reference not in self.all_lrs():
             choices = ", ".join(f"{lr:g}" for lr in self.all_lrs())
-            yield Problem(
-                "reference",
-                f"must be one of the learning rates, {choices}, or null for the middle one, got {self.reference}.",
-            )
+            text = f"must be one of the learning rates, {choices}, or null for the middle one, got {self.reference}."
+            yield Problem("reference", text)

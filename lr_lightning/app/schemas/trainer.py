@@ -1,122 +1,33 @@
 """Schemas of the trainer, of the callbacks that watch a run, and of where the run is recorded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
 from lr_lightning.app.error_messages import did_you_mean
-from lr_lightning.app.schemas.problems import AT_LEAST_ONE, NOT_NEGATIVE, Problem, Rule, Schema, must, one_of, positive
+from lr_lightning.app.schemas.rules import AT_LEAST_ONE, NOT_NEGATIVE, Problem, Schema, must, one_of, positive
 from lr_lightning.errors import ArgumentError
 
-OVERFITTING_METRICS = (
-    "probe/loss",
-    "probe/acc",
-    "overfit/gap_loss",
-    "overfit/gap_acc",
-    "overfit/gl",
-    "overfit/pq",
-    "overfit/up",
-    "overfit/ece",
-    "overfit/temperature",
-    "overfit/gap_loss_scaled",
-    "overfit/overconfident",
-)
+_GAPS = ("gap_loss", "gap_acc", "gl", "pq", "up", "ece", "temperature", "gap_loss_scaled", "overconfident")
+OVERFITTING_METRICS = ("probe/loss", "probe/acc", *(f"overfit/{name}" for name in _GAPS))
 """What callbacks.overfitting logs."""
 
 COST_METRICS = ("cost/seconds", "cost/examples_per_second")
 """What callbacks.cost logs."""
 
-
-@dataclass
-class TrainerConfig(Schema):
-    """The arguments of Lightning's Trainer that runs here need; kwargs takes the others."""
-
-    name: str = "auto"
-    max_epochs: int = 15  # -1: no limit
-    max_steps: int = -1  # -1: no limit
-    accelerator: str = "auto"
-    devices: int | str = "auto"
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    sync_batchnorm: bool = False
-    channels_last: bool = True  # halves the time of a CNN's step on a CPU
-    compile: bool = False
-    deterministic: bool = True  # the same seed gives the same weights, bit for bit, on the same machine
-    gradient_clip_val: float | None = None
-    gradient_clip_algorithm: str = "norm"  # norm | value
-    accumulate_grad_batches: int = 1
-    check_val_every_n_epoch: int = 1
-    limit_train_batches: int | float = 1.0
-    limit_val_batches: int | float = 1.0
-    limit_test_batches: int | float = 1.0
-    progress: str = "auto"  # auto: a bar on a terminal, else a line for each epoch | bar | lines | none
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def _rules(self) -> Mapping[str, Rule]:
-        limit = must("be 1 or more, or -1 for no limit", lambda v: v >= 1 or v == -1)
-        batches = must(
-            "be a number of batches (an integer) or a fraction in (0, 1]",
-            lambda v: v > 0 and (isinstance(v, int) or v <= 1),
-        )
-        return {
-            "max_epochs": limit,
-            "max_steps": limit,
-            "num_nodes": AT_LEAST_ONE,
-            "gradient_clip_val": positive("or null for no clipping"),
-            "gradient_clip_algorithm": one_of("norm", "value"),
-            "accumulate_grad_batches": AT_LEAST_ONE,
-            "check_val_every_n_epoch": AT_LEAST_ONE,
-            "limit_train_batches": batches,
-            "limit_val_batches": batches,
-            "limit_test_batches": batches,
-            "progress": one_of("auto", "bar", "lines", "none"),
-        }
-
-    def _conflicts(self) -> Iterator[Problem]:
-        if self.max_epochs == -1 and self.max_steps == -1:
-            yield Problem(
-                "max_epochs", "-1, and trainer.max_steps: -1: the run would never end. Give one of the two a limit."
-            )
+_Count = Annotated[int, AT_LEAST_ONE]
+_Limit = Annotated[int, must("be 1 or more, or -1 for no limit", lambda v: v >= 1 or v == -1)]
+_BATCHES = must(
+    "be a number of batches (an integer) or a fraction in (0, 1]", lambda v: v > 0 and (isinstance(v, int) or v <= 1)
+)
+_Batches = Annotated[int | float, _BATCHES]
+_Mode = Annotated[str, one_of("min", "max")]
+_CRITERION = one_of("patience", "gl", "pq", "up")
 
 
-@dataclass
-class CheckpointConfig(Schema):
-    """`last` after every validation, `best` by the monitored metric; both in the run's output folder."""
-
-    monitor: str = "val/acc"
-    mode: str = "max"  # max: higher is better | min
-    every_n_steps: int | None = None  # also save `last` every this many optimizer steps
-
-    def _rules(self) -> Mapping[str, Rule]:
-        return {"mode": one_of("min", "max"), "every_n_steps": AT_LEAST_ONE}
-
-
-@dataclass
-class OverfittingConfig(Schema):
-    """The probe (a frozen training subset), and the gap between its metrics and those of the validation set."""
-
-    every_n_validations: int = 1
-
-    def _rules(self) -> Mapping[str, Rule]:
-        return {"every_n_validations": AT_LEAST_ONE}
-
-
-@dataclass
-class CostConfig(Schema):
-    """What the run costs, and when it reaches a target."""
-
-    target: str | None = None  # such as val/acc>=0.97; in quotes on a command line: 'callbacks.cost.target="..."'
-    price_per_gpu_hour: float | None = None  # in any currency; the price of a CPU hour if there is no GPU
-    gradient_norms: bool = True  # measure the gradient norm of every step, for percentiles
-
-    def _rules(self) -> Mapping[str, Rule]:
-        return {"target": _check_target, "price_per_gpu_hour": NOT_NEGATIVE}
-
-
-def _check_target(text: str) -> str | None:
+def _target_rule(text: str) -> str | None:
     from lr_lightning.diagnosis.cost import parse_target  # imports scipy
 
     try:
@@ -127,26 +38,80 @@ def _check_target(text: str) -> str | None:
 
 
 @dataclass
+class TrainerConfig(Schema):
+    """The arguments of Lightning's Trainer that runs here need; kwargs takes the others."""
+
+    name: str = "auto"
+    max_epochs: _Limit = 15  # -1: no limit
+    max_steps: _Limit = -1  # -1: no limit
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: _Count = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    sync_batchnorm: bool = False
+    channels_last: bool = True  # halves the time of a CNN's step on a CPU
+    compile: bool = False
+    deterministic: bool = True  # the same seed gives the same weights, bit for bit, on the same machine
+    gradient_clip_val: Annotated[float | None, positive("or null for no clipping")] = None
+    gradient_clip_algorithm: Annotated[str, one_of("norm", "value")] = "norm"  # norm | value
+    accumulate_grad_batches: _Count = 1
+    check_val_every_n_epoch: _Count = 1
+    limit_train_batches: _Batches = 1.0
+    limit_val_batches: _Batches = 1.0
+    limit_test_batches: _Batches = 1.0
+    # auto: a bar on a terminal, else a line for each epoch | bar | lines | none
+    progress: Annotated[str, one_of("auto", "bar", "lines", "none")] = "auto"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def _conflicts(self) -> Iterator[Problem]:
+        if self.max_epochs == -1 and self.max_steps == -1:
+            text = "-1, and trainer.max_steps: -1: the run would never end. Give one of the two a limit."
+            yield Problem("max_epochs", text)
+
+
+@dataclass
+class CheckpointConfig(Schema):
+    """`last` after every validation, `best` by the monitored metric; both in the run's output folder."""
+
+    monitor: str = "val/acc"
+    mode: _Mode = "max"  # max: higher is better | min
+    # also save `last` every this many optimizer steps
+    every_n_steps: Annotated[int | None, AT_LEAST_ONE] = None
+
+
+@dataclass
+class OverfittingConfig(Schema):
+    """The probe (a frozen training subset), and the gap between its metrics and those of the validation set."""
+
+    every_n_validations: _Count = 1
+
+
+@dataclass
+class CostConfig(Schema):
+    """What the run costs, and when it reaches a target."""
+
+    # such as val/acc>=0.97; in quotes on a command line: 'callbacks.cost.target="..."'
+    target: Annotated[str | None, _target_rule] = None
+    # in any currency; the price of a CPU hour if there is no GPU
+    price_per_gpu_hour: Annotated[float | None, NOT_NEGATIVE] = None
+    gradient_norms: bool = True  # measure the gradient norm of every step, for percentiles
+
+
+@dataclass
 class EarlyStoppingConfig(Schema):
     """When to stop before the end; never on the rising half of a cycle, nor before a cooldown."""
 
     monitor: str = "val/loss"
-    criterion: str | None = None  # patience: Lightning's | gl | pq | up: Prechelt's; null: never stop
-    patience: int = 5  # validations without improvement after which the run stops
-    threshold: float | None = None  # of gl (default 5 percent), pq (0.75) and up (3 strips)
-    strip: int = 5  # validations in a strip, for pq and up
-    min_delta: float = 0.0  # least change that counts as improvement, for patience
-    mode: str = "min"  # min: lower is better | max
-
-    def _rules(self) -> Mapping[str, Rule]:
-        return {
-            "criterion": one_of("patience", "gl", "pq", "up"),
-            "patience": AT_LEAST_ONE,
-            "threshold": positive("or null for the usual one"),
-            "strip": AT_LEAST_ONE,
-            "min_delta": NOT_NEGATIVE,
-            "mode": one_of("min", "max"),
-        }
+    # patience: Lightning's | gl | pq | up: Prechelt's; null: never stop
+    criterion: Annotated[str | None, _CRITERION] = None
+    patience: _Count = 5  # validations without improvement after which the run stops
+    # of gl (default 5 percent), pq (0.75) and up (3 strips)
+    threshold: Annotated[float | None, positive("or null for the usual one")] = None
+    strip: _Count = 5  # validations in a strip, for pq and up
+    # least change that counts as improvement, for patience
+    min_delta: Annotated[float, NOT_NEGATIVE] = 0.0
+    mode: _Mode = "min"  # min: lower is better | max
 
     def _conflicts(self) -> Iterator[Problem]:
         if self.criterion in ("gl", "pq", "up") and (self.mode == "max" or self.monitor.endswith("acc")):
@@ -181,31 +146,22 @@ class CallbacksConfig(Schema):
         if self.stopping is not None:
             yield from self.bad_monitor("early_stopping.monitor", self.stopping.monitor)
             if self.stopping.criterion == "pq" and self.overfitting is None:
-                yield Problem(
-                    "early_stopping.criterion",
-                    "'pq' needs the probe's loss, and callbacks.overfitting is off. Use gl or up.",
-                )
-        if self.cost is not None and self.cost.target is not None and _check_target(self.cost.target) is None:
+                text = "'pq' needs the probe's loss, and callbacks.overfitting is off. Use gl or up."
+                yield Problem("early_stopping.criterion", text)
+        if self.cost is not None and self.cost.target is not None and _target_rule(self.cost.target) is None:
             from lr_lightning.diagnosis.cost import parse_target
 
             yield from self.bad_monitor("cost.target", parse_target(self.cost.target).metric)
 
     def bad_monitor(self, key: str, monitor: str) -> Iterator[Problem]:
-        """Find a monitored metric that no callback logs.
-
-        Args:
-            key: The key that names the metric.
-            monitor: The metric.
-        """
+        """Find a metric that no callback logs, though the key monitors it."""
         for prefixes, names, group, node in (
             (("overfit/", "probe/"), OVERFITTING_METRICS, "callbacks.overfitting", self.overfitting),
             (("cost/",), COST_METRICS, "callbacks.cost", self.cost),
         ):
-            if not monitor.startswith(prefixes):
-                continue
-            if node is None:
+            if monitor.startswith(prefixes) and node is None:
                 yield Problem(key, f"'{monitor}' needs {group}, which is off.")
-            elif monitor not in names:
+            elif monitor.startswith(prefixes) and monitor not in names:
                 close = did_you_mean(monitor, names)
                 yield Problem(key, f"'{monitor}' is not logged. Choices: val/..., {', '.join(names)}.{close}")
 
@@ -214,12 +170,9 @@ class CallbacksConfig(Schema):
 class TrackingConfig(Schema):
     """Where the run is recorded."""
 
-    name: str = MISSING  # mlflow | csv | none
+    name: Annotated[str, one_of("mlflow", "csv", "none")] = MISSING
     uri: str | None = None  # default: sqlite in mlruns/; or http://..., postgresql://...
     root: str = "${checkout:}/mlruns"  # the default store, and the locks of live runs
     experiment: str = "lr_lightning"
     run_name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
-
-    def _rules(self) -> Mapping[str, Rule]:
-        return {"name": one_of("mlflow", "csv", "none")}

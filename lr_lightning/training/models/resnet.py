@@ -1,10 +1,12 @@
 """Residual networks for CIFAR: ResNet-20 and -56 (He et al.), ResNet-9 (Page), WRN-16-4 (Zagoruyko and Komodakis)."""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lr_lightning._checks import check_count, check_number
-from lr_lightning.training.models.blocks import check_dropout, check_shape, kaiming_init
+from lr_lightning.training.models.small_cnn import Size, check_dropout, check_shape, conv_bn_relu, kaiming_init
 
 
 class BasicBlock(nn.Module):
@@ -37,30 +39,20 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A ResNet for CIFAR: a 3 x 3 convolution, three stages of `BasicBlock`s, a global average pool, a linear layer.
 
-    The stages have 16, 32 and 64 channels. The network has 6 * `blocks_per_stage` + 2 layers with weights. The
-    second and third stage start with stride 2.
-
-    Args:
-        blocks_per_stage: Blocks in each of the three stages, >= 1.
-
-    Source:
-        He et al., "Deep residual learning for image recognition", 2016, section 4.2.
+    The stages have 16, 32 and 64 channels; the second and third start with stride 2. The network has
+    6 * `blocks_per_stage` + 2 layers with weights. Source: He et al., "Deep residual learning for image recognition",
+    2016, section 4.2.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, image_size: tuple[int, int], blocks_per_stage: int) -> None:
+    def __init__(self, in_channels: int, num_classes: int, image_size: Size, blocks_per_stage: int) -> None:
         super().__init__()
         check_shape(in_channels, num_classes, image_size)
         check_count("blocks_per_stage", blocks_per_stage, 1)
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(16)
-        blocks: list[nn.Module] = []
-        channels = 16
-        for out in (16, 32, 64):
-            for index in range(blocks_per_stage):
-                blocks.append(BasicBlock(channels, out, stride=2 if index == 0 and out != 16 else 1))
-                channels = out
-        self.blocks = nn.Sequential(*blocks)
-        self.fc = nn.Linear(channels, num_classes)
+        widths = [16, *(width for width in (16, 32, 64) for _ in range(blocks_per_stage))]
+        self.blocks = nn.Sequential(*(BasicBlock(n, out, 1 if n == out else 2) for n, out in pairwise(widths)))
+        self.fc = nn.Linear(64, num_classes)
         kaiming_init(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,19 +62,14 @@ class CifarResNet(nn.Module):
         return logits
 
 
-def resnet20(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> CifarResNet:
+def resnet20(in_channels: int, num_classes: int, image_size: Size) -> CifarResNet:
     """Build the 20-layer `CifarResNet`: 269,722 parameters at 3 channels and 10 classes."""
     return CifarResNet(in_channels, num_classes, image_size, blocks_per_stage=3)
 
 
-def resnet56(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> CifarResNet:
+def resnet56(in_channels: int, num_classes: int, image_size: Size) -> CifarResNet:
     """Build the 56-layer `CifarResNet`: 853,018 parameters at 3 channels and 10 classes."""
     return CifarResNet(in_channels, num_classes, image_size, blocks_per_stage=9)
-
-
-def _conv_bn_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
 
 
 class Residual(nn.Module):
@@ -90,7 +77,7 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_conv_bn_relu(channels, channels), *_conv_bn_relu(channels, channels))
+        self.body = nn.Sequential(*conv_bn_relu(channels, channels), *conv_bn_relu(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x + body(x), of the shape of `x`."""
@@ -103,27 +90,22 @@ class ResNet9(nn.Module):
 
     The convolutions have 64, 128, 256 and 512 channels; a `Residual` follows those with 128 and 512. Each of the last
     three ends in a 2 x 2 max pool while the shorter side is at least 4 pixels. With 3 channels and 10 classes there are
-    6,573,120 parameters.
-
-    Args:
-        head_scale: Factor on the logits, > 0; it keeps the softmax of the first steps soft.
+    6,573,120 parameters. `head_scale`, > 0, is a factor on the logits that keeps the softmax of the first steps soft.
 
     Source:
         Page, "How to train your ResNet", 2018 (parts 4 and 5), which won DAWNBench's CIFAR-10 race; the scale 0.125 is
         his.
     """
 
-    def __init__(
-        self, in_channels: int, num_classes: int, image_size: tuple[int, int], head_scale: float = 0.125
-    ) -> None:
+    def __init__(self, in_channels: int, num_classes: int, image_size: Size, head_scale: float = 0.125) -> None:
         super().__init__()
         check_shape(in_channels, num_classes, image_size)
         check_number("head_scale", head_scale, above=True)
         self.head_scale = head_scale
-        layers = _conv_bn_relu(in_channels, 64)
+        layers = conv_bn_relu(in_channels, 64)
         side, channels = min(image_size), 64
         for out, residual in ((128, True), (256, False), (512, True)):
-            layers += _conv_bn_relu(channels, out)
+            layers += conv_bn_relu(channels, out)
             if side >= 4:
                 layers.append(nn.MaxPool2d(2))
                 side //= 2
@@ -140,16 +122,16 @@ class ResNet9(nn.Module):
         return logits * self.head_scale
 
 
-def resnet9(in_channels: int, num_classes: int, image_size: tuple[int, int], head_scale: float = 0.125) -> ResNet9:
+def resnet9(in_channels: int, num_classes: int, image_size: Size, head_scale: float = 0.125) -> ResNet9:
     """Build a `ResNet9`."""
     return ResNet9(in_channels, num_classes, image_size, head_scale)
 
 
 class PreactBlock(nn.Module):
-    """Batch norm and ReLU before each of two 3 x 3 convolutions, beside a shortcut.
+    """Batch norm and ReLU before each of two 3 x 3 convolutions, beside a shortcut; `dropout` acts between them.
 
     If the shape changes, the shortcut is a 1 x 1 convolution of the activated input; otherwise it is the input.
-    `stride` is that of the first convolution and of the shortcut; `dropout` acts between the convolutions.
+    `stride` is that of the first convolution and of the shortcut.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
@@ -174,25 +156,13 @@ class PreactBlock(nn.Module):
 class WideResNet(nn.Module):
     """A 3 x 3 convolution, three stages of `PreactBlock`s, batch norm and ReLU, a global average pool, a linear layer.
 
-    The stages have 16, 32 and 64 times `widen` channels; the second and third start with stride 2.
-
-    Args:
-        blocks_per_stage: Blocks in each stage, >= 1. The paper's names give the depth, 6 * blocks_per_stage + 4.
-        widen: The paper's widening factor k, >= 1.
-        dropout: Probability of dropping an activation inside a block, in [0, 1).
-
-    Source:
-        Zagoruyko and Komodakis, "Wide residual networks", 2016, table 1.
+    The stages have 16, 32 and 64 times `widen` channels, `widen` being the paper's k; the second and third start with
+    stride 2. The paper's names give the depth, 6 * `blocks_per_stage` + 4. `dropout`, in [0, 1), is the probability of
+    dropping an activation inside a block. Source: Zagoruyko and Komodakis, "Wide residual networks", 2016, table 1.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        image_size: tuple[int, int],
-        blocks_per_stage: int,
-        widen: int,
-        dropout: float = 0.0,
+        self, in_channels: int, num_classes: int, image_size: Size, blocks_per_stage: int, widen: int, dropout: float
     ) -> None:
         super().__init__()
         check_shape(in_channels, num_classes, image_size)
@@ -219,6 +189,6 @@ class WideResNet(nn.Module):
         return logits
 
 
-def wrn16_4(in_channels: int, num_classes: int, image_size: tuple[int, int], dropout: float = 0.0) -> WideResNet:
+def wrn16_4(in_channels: int, num_classes: int, image_size: Size, dropout: float = 0.0) -> WideResNet:
     """Build WRN-16-4: 16 layers, 4 times as wide; 2,748,890 parameters at 3 channels and 10 classes."""
     return WideResNet(in_channels, num_classes, image_size, blocks_per_stage=2, widen=4, dropout=dropout)

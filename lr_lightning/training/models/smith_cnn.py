@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lr_lightning._checks import check_number
 from lr_lightning.errors import ArgumentError
-from lr_lightning.training.models.blocks import check_shape
+from lr_lightning.training.models.small_cnn import Size, check_shape
 
 
 class _WithinChannelLRN(torch.autograd.Function):
@@ -47,16 +47,9 @@ def _negative_power(scale: Tensor, beta: float) -> Tensor:
 class WithinChannelLRN(nn.Module):
     """Divide each activation by a power of the mean square around it, channel by channel.
 
-    y = x / (1 + alpha / n^2 * sum of x^2 over the n x n window around it) ^ beta. Outside the image x is 0, and
-    the divisor stays n^2. The arithmetic is done in float32 at least: 1 + alpha * x^2 rounds to 1 in half precision.
-
-    Args:
-        size: The window's side n in pixels, odd.
-        alpha: Weight of the mean square, >= 0.
-        beta: The power, >= 0.
-
-    Shapes:
-        Input and output are (batch, channels, height, width), of one dtype and memory format.
+    y = x / (1 + alpha / n^2 * sum of x^2 over the n x n window around it) ^ beta; `size` is n, odd. Outside the image x
+    is 0, and the divisor stays n^2. The arithmetic is done in float32 at least: 1 + alpha * x^2 rounds to 1 in half
+    precision. Input and output are (batch, channels, height, width), of one dtype and memory format.
 
     Source:
         Caffe, `lrn_layer.cpp`, `norm_region: WITHIN_CHANNEL`; Krizhevsky's cuda-convnet calls it `rnorm`.
@@ -92,12 +85,9 @@ class SmithCNN(nn.Module):
     covers, as in Caffe. Images must have at least 8 x 8 pixels; at 3 x 32 x 32 and 10 classes there are 89,578
     parameters.
 
-    Weights are drawn from a normal distribution of standard deviation 1e-4 (conv1) and 0.01 (the others); biases
-    start at 0. Smith's learning rates (0.001 to 0.006) belong to pixel values from 0 to 255 minus their mean: on inputs
-    of unit variance set `input_scale=64` to use them, or leave it at 1 and use learning rates of 0.03 to 0.1.
-
-    Args:
-        input_scale: Factor on the input, > 0.
+    Weights are drawn from a normal distribution of standard deviation 1e-4 (conv1) and 0.01 (the others); biases start
+    at 0. Smith's learning rates (0.001 to 0.006) belong to pixel values from 0 to 255 minus their mean: on inputs of
+    unit variance set the factor `input_scale=64` to use them, or leave it at 1 and use learning rates of 0.03 to 0.1.
 
     Source:
         Caffe, `examples/cifar10/cifar10_full_train_test.prototxt`; Smith, "Cyclical learning rates for training
@@ -105,9 +95,7 @@ class SmithCNN(nn.Module):
         decays all weights and biases but fc's bias, and decays fc's weights 250 times as much.
     """
 
-    def __init__(
-        self, in_channels: int, num_classes: int, image_size: tuple[int, int], input_scale: float = 1.0
-    ) -> None:
+    def __init__(self, in_channels: int, num_classes: int, image_size: Size, input_scale: float = 1.0) -> None:
         super().__init__()
         check_shape(in_channels, num_classes, image_size, min_side=_MIN_SIDE)
         check_number("input_scale", input_scale, above=True)
@@ -144,6 +132,6 @@ def _pooled(side: int) -> int:
     return -((3 - side) // 2) + 1
 
 
-def smith_cnn(in_channels: int, num_classes: int, image_size: tuple[int, int], input_scale: float = 1.0) -> SmithCNN:
+def smith_cnn(in_channels: int, num_classes: int, image_size: Size, input_scale: float = 1.0) -> SmithCNN:
     """Build a `SmithCNN`."""
     return SmithCNN(in_channels, num_classes, image_size, input_scale)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from lr_lightning.app.checks import validate
+from lr_lightning.app.composition import validate
 from lr_lightning.app.config import Config
 from lr_lightning.app.run import record
 from lr_lightning.app.run.graceful_stop import GracefulStop

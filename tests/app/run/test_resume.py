@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from lr_lightning.app.checks import validate
+from lr_lightning.app.composition import validate
 from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.run.checkpoints import AtomicCheckpointIO
 from lr_lightning.app.run.output import BEFORE_LAST, LAST, new_output_dir, write_config

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig
 
 from lr_lightning.app import build
-from lr_lightning.app.checks import validate
+from lr_lightning.app.composition import validate
 from lr_lightning.app.run.resume import stored_config
 from lr_lightning.app.run.train import train
 from lr_lightning.errors import ConfigError

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from omegaconf import DictConfig
 
-from lr_lightning.app.checks import validate
+from lr_lightning.app.composition import validate
 from lr_lightning.app.run.train import train
 from tests.leftovers import metrics
 

@@ -1,8 +1,12 @@
-"""Rules for the values of config keys, and the problems that they find."""
+"""Rules for the values of config keys, and the problems that they find.
+
+A key's rule stands in its annotation: ``batch_size: Annotated[int, AT_LEAST_ONE] = 64``.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,19 +18,10 @@ Rule = Callable[[Any], str | None]
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of a config.
-
-    Attributes:
-        key: The key, dotted, below the schema that reports it.
-        text: What is wrong with its value, and the remedy.
-    """
+    """What is wrong with the value of a key, and the remedy; the key is dotted, below the schema that reports it."""
 
     key: str
     text: str
-
-    def under(self, prefix: str) -> "Problem":
-        """Return the same problem as the schema above sees it."""
-        return Problem(f"{prefix}.{self.key}", self.text)
 
     def __str__(self) -> str:
         return f"{self.key}: {self.text}"
@@ -35,24 +30,25 @@ class Problem:
 class Schema:
     """A schema that checks its own values. OmegaConf has checked their types before."""
 
-    def _rules(self) -> Mapping[str, Rule]:
-        """Return the rules of keys. A key that a choice lacks, or that is null, is not checked."""
-        return {}
-
     def _conflicts(self) -> Iterator[Problem]:
         """Find keys of this schema that do not fit each other."""
         yield from ()
 
     def problems(self) -> Iterator[Problem]:
-        """Find every problem of this schema and of those nested in it."""
-        for key, rule in self._rules().items():
-            value = getattr(self, key, None)
-            if value is not None and (text := rule(value)) is not None:
+        """Find every problem of this schema and of those nested in it. A key that is null fits its rule."""
+        for key, rule in rules_of(type(self)).items():
+            if (value := getattr(self, key)) is not None and (text := rule(value)) is not None:
                 yield Problem(key, text)
-        yield from self._conflicts()
         for f in fields(cast(Any, self)):
             if isinstance(nested := getattr(self, f.name), Schema):
-                yield from (problem.under(f.name) for problem in nested.problems())
+                yield from (Problem(f"{f.name}.{problem.key}", problem.text) for problem in nested.problems())
+        yield from self._conflicts()
+
+
+def rules_of(schema: type) -> dict[str, Rule]:
+    """Return the rules of a schema's keys. A rule holds in subclasses, which may annotate the key again without it."""
+    hints = (hint for base in reversed(schema.__mro__) for hint in get_annotations(base).items())
+    return {name: hint.__metadata__[0] for name, hint in hints if hasattr(hint, "__metadata__")}
 
 
 def must(requirement: str, good: Callable[[Any], bool]) -> Rule:
@@ -72,25 +68,21 @@ def below_one(hint: str) -> Rule:
 
 def one_of(*choices: str) -> Rule:
     """Require one of the choices."""
-
-    def rule(value: str) -> str | None:
-        if value in choices:
-            return None
-        return f"unknown choice '{value}'. Choices: {', '.join(choices)}.{did_you_mean(value, choices)}"
-
-    return rule
+    listed = ", ".join(choices)
+    return lambda value: (
+        None if value in choices else f"unknown choice '{value}'. Choices: {listed}.{did_you_mean(value, choices)}"
+    )
 
 
-def existing_file(remedy: str) -> Rule:
-    """Require the path of a file."""
-
-    def rule(value: str) -> str | None:
-        found = Path(value).expanduser().is_file()
-        return None if found else f"no such file: '{value}' (in {Path.cwd()}). {remedy}"
-
-    return rule
+def existing(kind: str, remedy: str) -> Rule:
+    """Require the path of a ``file`` or a ``folder``."""
+    exists = Path.is_file if kind == "file" else Path.is_dir
+    return lambda value: (
+        None if exists(Path(value).expanduser()) else f"no such {kind}: '{value}' (in {Path.cwd()}). {remedy}"
+    )
 
 
 AT_LEAST_ONE = must("be 1 or more", lambda v: v >= 1)
+AT_LEAST_ZERO = must("be 0 or more", lambda v: v >= 0)
 NOT_NEGATIVE = must("be a finite number, 0 or more", lambda v: math.isfinite(v) and v >= 0)
 SEED = must("lie in 0..4294967295", lambda v: 0 <= v < 2**32)
