@@ -1,4 +1,4 @@
-"""Check arguments: numbers, counts and choices."""
+"""Check arguments: numbers, counts and choices. A wrong one is an ArgumentError."""
 
 import math
 from collections.abc import Sequence
@@ -7,18 +7,7 @@ from lr_lightning.errors import ArgumentError
 
 
 def check_number(name: str, value: float, *, low: float = 0.0, high: float = math.inf, above: bool = False) -> None:
-    """Check that a number is finite and in range.
-
-    Args:
-        name: The argument's name.
-        value: The argument's value.
-        low: The lowest value.
-        high: The highest value.
-        above: Whether the value must be above ``low``, so that ``low`` itself is refused.
-
-    Raises:
-        ArgumentError: ``value`` is no number, not finite or out of range.
-    """
+    """Check that a number is finite and in range; ``above`` refuses ``low`` itself."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value < low or value > high or (above and value == low):
         limits = f"{'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
@@ -26,20 +15,12 @@ def check_number(name: str, value: float, *, low: float = 0.0, high: float = mat
 
 
 def check_count(name: str, value: int, least: int) -> None:
-    """Check that a value is a whole number >= ``least``.
-
-    Raises:
-        ArgumentError: ``value`` is no whole number, or too small.
-    """
+    """Check that a value is a whole number >= ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ArgumentError(f"must be a whole number >= {least}, got {value!r}", name)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Check that a value is one of the choices.
-
-    Raises:
-        ArgumentError: ``value`` is not in ``choices``.
-    """
+    """Check that a value is one of the choices."""
     if value not in choices:
         raise ArgumentError(f"must be one of {', '.join(map(repr, choices))}, got {value!r}", name)

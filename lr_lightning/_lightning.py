@@ -1,12 +1,9 @@
-"""What callbacks share, and everything about Lightning that is private or differs between its versions.
-
-Only this file touches private attributes of Lightning, so it is the only one to change when Lightning moves them.
-"""
+"""What callbacks share, and the only file that touches what is private in Lightning or differs between its versions."""
 
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
@@ -24,11 +21,10 @@ from torch import Tensor
 from lr_lightning.errors import UsageError
 
 DataFetcher = _DataFetcher
+set_sampler_epoch = _set_sampler_epoch  # Lightning calls this before it iterates a loader
+call_module_hook = call._call_lightning_module_hook  # calls it so that self.log knows which hook it is in
 
 _T = TypeVar("_T", bound=Callback)
-
-
-# -- sibling callbacks -------------------------------------------------------------------------------------------------
 
 
 def callbacks_of(trainer: Trainer, kind: type[_T]) -> list[_T]:
@@ -45,8 +41,7 @@ def gather_numbers(trainer: Trainer, values: Sequence[float]) -> list[list[float
     if trainer.world_size == 1:
         return [list(map(float, values))]
     mine = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
-    every: list[list[float]] = trainer.strategy.all_gather(mine).cpu().tolist()
-    return every
+    return cast(list[list[float]], trainer.strategy.all_gather(mine).cpu().tolist())
 
 
 def mean_over_ranks(trainer: Trainer, value: float | Tensor | None) -> float | None:
@@ -65,34 +60,23 @@ def gather_rows(trainer: Trainer, rows: Tensor) -> Tensor:
         return rows
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
-    every = trainer.strategy.all_gather(padded)
-    return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])
-
-
-# -- the loss of a training batch, as callbacks keep it ----------------------------------------------------------------
+    every = zip(trainer.strategy.all_gather(padded), counts, strict=True)
+    return torch.cat([part[:count] for part, count in every])
 
 
 def batch_loss(outputs: STEP_OUTPUT, trainer: Trainer, module: LightningModule) -> Tensor | None:
-    """Return the loss that ``training_step`` returned, without a transfer and with as few operations as possible.
+    """Return the loss that ``training_step`` returned, from the ``outputs`` that ``on_train_batch_end`` receives.
 
-    Args:
-        outputs: What ``on_train_batch_end`` receives.
-        trainer: The Trainer, during a fit.
-        module: The module that is trained.
-
-    Returns:
-        A detached float32 (or float64) scalar on the loss's device, before Lightning divides it by the number of
-        accumulated batches; None if the step returned no loss.
+    It is a detached float32 (or float64) scalar on the loss's device, before Lightning divides it by the number of
+    accumulated batches; None if the step returned no loss. Few operations are used, and nothing is transferred.
     """
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     if not isinstance(loss, Tensor):
         return None
     # under manual optimization the module may return a buffer that it overwrites in its next step
     loss = loss.detach() if module.automatic_optimization else loss.detach().clone()
-    if loss.dtype not in (torch.float32, torch.float64):
-        loss = loss.float()
-    if loss.ndim:
-        loss = loss.mean()
+    loss = loss if loss.dtype in (torch.float32, torch.float64) else loss.float()
+    loss = loss.mean() if loss.ndim else loss
     if trainer.accumulate_grad_batches > 1 and module.automatic_optimization:
         loss = loss * trainer.accumulate_grad_batches
     return loss
@@ -105,15 +89,14 @@ def mean_loss(losses: Sequence[Tensor]) -> Tensor | None:
     return losses[0] if losses else None
 
 
-# -- private: metrics and logging --------------------------------------------------------------------------------------
+# -- private: logging and the training loop ---------------------------------------------------------------------------
 
 
 class FreshMetric:
     """Tells whether a metric was logged since the last call, or is left over from an earlier validation.
 
-    Lightning keeps the last value of every metric, so the metrics of a monitor that measures at every second validation
-    are still there at the validations between. The results of the running validation say what it has logged; of every
-    other metric, Lightning makes a new tensor each time it is logged.
+    Lightning keeps the last value of every metric, even if a monitor measures at every second validation only. The
+    results of the running validation say what it has logged; of other metrics, each logging makes a new tensor.
     """
 
     def __init__(self) -> None:
@@ -149,9 +132,6 @@ def hyperparameter_dicts(module: LightningModule) -> list[Any]:
     return [getattr(module, "_hparams", None), getattr(module, "_hparams_initial", None)]
 
 
-# -- private: the training loop ----------------------------------------------------------------------------------------
-
-
 def is_dev_run(trainer: Trainer) -> bool:
     """Return whether this is a development run (``fast_dev_run``)."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside the class
@@ -178,25 +158,13 @@ def control_accumulation(trainer: Trainer, accumulating: Callable[[], bool]) -> 
     trainer.fit_loop.epoch_loop._should_accumulate = accumulating  # type: ignore[method-assign]
 
 
-def call_module_hook(trainer: Trainer, hook: str, *arguments: Any) -> Any:
-    """Call a hook of the module as Lightning's loops do, so that ``self.log`` knows which hook it is in."""
-    return call._call_lightning_module_hook(trainer, hook, *arguments)
-
-
 def training_step_arguments(trainer: Trainer, batch: Any, index: int) -> OrderedDict[str, Any]:
     """Return the keyword arguments with which Lightning calls ``training_step``, whose signature varies."""
     return trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, index)
 
 
 def call_validation_step(trainer: Trainer, batch: Any, index: int, loader: int | None) -> Any:
-    """Call ``validation_step`` and the module's hooks around it, as Lightning's validation does.
-
-    Args:
-        trainer: The Trainer, during a fit.
-        batch: The batch, on its device.
-        index: The batch's number.
-        loader: The loader's number; None if there is only one.
-    """
+    """Call ``validation_step`` and the module's hooks around it, as Lightning does; ``loader`` is None for only one."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     kwargs = loop._build_kwargs(batch, index, loader)
     call_module_hook(trainer, "on_validation_batch_start", *kwargs.values())
@@ -254,12 +222,7 @@ def prepared_loaders(
     """Return the loaders of the fit's training or validation, prepared by Lightning; do not iterate them.
 
     If the fit has not built them yet, they are requested as Lightning will request them, and the caller must undo what
-    that changes.
-
-    Args:
-        trainer: The Trainer, during a fit.
-        stage: ``RunningStage.TRAINING`` or ``RunningStage.VALIDATING``.
-        check: Raises an error for a requested loader that cannot be used; gets the loader and its hook's name.
+    that changes. ``check`` gets each requested loader and its hook's name; it raises an error if it cannot be used.
     """
     training = stage == RunningStage.TRAINING
     loop = trainer.fit_loop if training else trainer.fit_loop.epoch_loop.val_loop
@@ -293,24 +256,13 @@ def use_train_loaders(trainer: Trainer, combined: CombinedLoader) -> None:
 
 
 def replace_train_loader(trainer: Trainer, loader: Any, batches: int) -> None:
-    """Replace the training loader, and its length in every place where the fit loop keeps it.
-
-    Args:
-        trainer: The Trainer, before the epoch's first batch.
-        loader: The new loader.
-        batches: The number of batches it gives in an epoch.
-
-    Raises:
-        UsageError: The fit loop has no training loader yet.
-    """
+    """Replace the training loader before an epoch's first batch, and its length wherever the fit loop keeps it."""
     loop = trainer.fit_loop
     combined, fetcher = loop._combined_loader, loop._data_fetcher
     if combined is None or fetcher is None:
         raise UsageError("the Trainer has no training loader yet: it is built before on_train_start")
     combined.reset()  # ends the workers of the old one
-    combined.flattened = [loader]
-    combined.limits = [batches]
-    loop.max_batches = batches
+    combined.flattened, combined.limits, loop.max_batches = [loader], [batches], batches
     interval = trainer.val_check_interval
     if trainer.val_check_batch is not None:
         if not isinstance(interval, int):
@@ -330,11 +282,5 @@ def restart_train_iterator(trainer: Trainer) -> None:
 def copy_without_iterator(combined: CombinedLoader, loaders: Sequence[Any]) -> CombinedLoader:
     """Return a copy that iterates ``loaders``, independently of the original's position."""
     other = copy.copy(combined)
-    other._iterator = None
-    other.flattened = list(loaders)
+    other._iterator, other.flattened = None, list(loaders)
     return other
-
-
-def set_sampler_epoch(loader: object, epoch: int) -> None:
-    """Tell a loader's samplers the epoch, as Lightning does before it iterates the loader."""
-    _set_sampler_epoch(loader, epoch)

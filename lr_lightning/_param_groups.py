@@ -10,12 +10,7 @@ __all__ = ["effective_lr", "first_group_lr", "initial_value", "peak_lr", "set_va
 
 
 def initial_value(group: dict[str, Any], name: str) -> float:
-    """Return a group's configured value and remember it as ``initial_<name>`` when the group is first seen.
-
-    Args:
-        group: One of ``optimizer.param_groups``.
-        name: ``"lr"``, which gives the group's peak, or ``"weight_decay"``.
-    """
+    """Return a group's configured value (of ``"lr"``: the peak); remember it as ``initial_<name>`` when first seen."""
     value = group.get(f"initial_{name}")
     if value is None or isinstance(value, Tensor):
         # Reading a tensor waits for its device, so read it once and not at every step.
@@ -43,13 +38,8 @@ def effective_lr(group: Mapping[str, Any]) -> float | Tensor:
 
     Most optimizers use ``group["lr"]`` unchanged. Prodigy and D-Adaptation multiply it by their estimate ``d`` of the
     distance to the solution (Defazio & Mishchenko 2023, Mishchenko & Defazio 2023). Schedule-free optimizers multiply
-    it by their own warm-up, ``min(1, (k + 1) / warmup_steps)`` at step k.
-
-    Args:
-        group: One of ``optimizer.param_groups``.
-
-    Returns:
-        A float. If the lr or ``d`` is a tensor: a new tensor, so that nothing waits for the device.
+    it by their own warm-up, ``min(1, (k + 1) / warmup_steps)`` at step k. If the lr or ``d`` is a tensor, the result is
+    a new tensor, so that nothing waits for the device.
     """
     lr: float | Tensor = group["lr"]
     if isinstance(lr, Tensor):

@@ -58,18 +58,8 @@ _DARK = ("#004A75", "#8F3F00", "#00664B", "#8E4A70", "#996A00", "#2F7FAE", "#4D4
 _LIGHT = ("#5BA7D6", "#F08D4A", "#4CC4A2", "#E3AECB", "#F2C45F", "#93D2F5", "#B0B0B0")
 _DASHES = ("solid", "dash", "dot")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
-_MATPLOTLIB = {
-    "solid": "-",
-    "dash": "--",
-    "dot": ":",
-    "circle": "o",
-    "square": "s",
-    "diamond": "D",
-    "cross": "P",
-    "x": "X",
-    "triangle-up": "^",
-    "star": "*",
-}
+_LINES = dict(zip(_DASHES, ("-", "--", ":"), strict=True))  # as matplotlib names them
+_MARKERS = dict(zip(_SYMBOLS, "osDPX^*", strict=True))
 # Schedules that are often compared differ in hue.
 _KNOWN = (
     *("cosine", "constant", "wsd", "one_cycle", "linear", "triangular2", "step"),
@@ -81,27 +71,21 @@ _SLOTS = len(_HUES) * 3
 
 @dataclass(frozen=True)
 class Style:
-    """How the curves of a group are drawn.
+    """How the curves of a group are drawn."""
 
-    Attributes:
-        colour: As #RRGGBB.
-        dash: solid, dash or dot.
-        symbol: Plotly's name of a marker.
-    """
-
-    colour: str
-    dash: str
-    symbol: str
+    colour: str  # as #RRGGBB
+    dash: str  # solid, dash or dot
+    symbol: str  # Plotly's name of a marker
 
     @property
     def linestyle(self) -> str:
         """The dash, as matplotlib names it."""
-        return _MATPLOTLIB[self.dash]
+        return _LINES[self.dash]
 
     @property
     def marker(self) -> str:
         """The symbol, as matplotlib names it."""
-        return _MATPLOTLIB[self.symbol]
+        return _MARKERS[self.symbol]
 
 
 def _slot(name: str) -> int:
@@ -121,11 +105,7 @@ def style(name: str) -> Style:
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Return a style for each name: the name's own if it is free, so that up to 21 names all differ.
-
-    Args:
-        names: Schedules, or the values of another key that runs are grouped by.
-    """
+    """Return a style for each name: the name's own if it is free, so that up to 21 names all differ."""
     wanted = sorted(set(names), key=lambda name: (name not in _KNOWN, name))
     taken: set[int] = set()
     found: dict[str, Style] = {}
@@ -139,16 +119,7 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def new_figure(width: float, height: float, dpi: int = 100) -> "Figure":
-    """Return an empty figure that belongs to no window and no global state of pyplot.
-
-    Args:
-        width: In inches.
-        height: In inches.
-        dpi: Pixels per inch of a saved PNG.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Return an empty figure, in inches, that belongs to no window and no global state of pyplot."""
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
@@ -159,11 +130,7 @@ def new_figure(width: float, height: float, dpi: int = 100) -> "Figure":
 
 
 def axes_of(ax: "Axes | None", width: float = 8, height: float = 4.8, dpi: int = 120) -> tuple[Any, Any]:
-    """Return the axes to draw on and their figure; without ``ax``, both are new.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Return the axes to draw on and their figure; without ``ax``, both are new."""
     if ax is not None:
         return ax.figure, ax
     figure = new_figure(width, height, dpi)
@@ -171,14 +138,7 @@ def axes_of(ax: "Axes | None", width: float = 8, height: float = 4.8, dpi: int =
 
 
 def style_axes(axes: Any, *, x: str | None = None, y: str | None = None, grid: bool = False) -> None:
-    """Give axes the common look: two spines, a grey frame, and labels if given.
-
-    Args:
-        axes: matplotlib's Axes.
-        x: Label of the x axis.
-        y: Label of the y axis.
-        grid: Whether to draw a light grid.
-    """
+    """Give axes the common look: two spines, a grey frame, the labels ``x`` and ``y``, and a light grid if asked."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FRAME)
     axes.tick_params(colors=FRAME)

@@ -7,7 +7,7 @@ Each is also a ValueError (bad input) or a RuntimeError (a failure during the ru
     ├── Diverged
     ├── DataError
     ├── TrackingError (NotInStore, RunInUse), StoreUnavailable, Rejected
-    └── of the app: ConfigError, RunFailed, CompareError, SpaceError
+    └── of the app: ConfigError (SpaceError), RunFailed, CompareError
 """
 
 from typing import Any
@@ -36,11 +36,7 @@ class ArgumentError(LRLightningError, ValueError):
 
 
 class TotalStepsUnknown(LRLightningError, ValueError):
-    """A schedule needs the number of steps in the run, and neither Lightning nor an argument gives it.
-
-    Attributes:
-        schedule: The schedule.
-    """
+    """A ``schedule`` needs the number of steps in the run, and neither Lightning nor an argument gives it."""
 
     def __init__(self, schedule: object) -> None:
         super().__init__(
@@ -136,5 +132,5 @@ class RunFailed(LRLightningError, RuntimeError):
     """A run failed after its start although its input was good. The text gives the reason and the remedy."""
 
 
-class SpaceError(LRLightningError, ValueError):
+class SpaceError(ConfigError):
     """A space cannot be searched. The text names the key, the value and the remedy."""

@@ -3,8 +3,9 @@
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, Generic, Literal, Self, TypeVar, get_args
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -12,24 +13,20 @@ from tqdm.auto import tqdm
 
 from lr_lightning._checks import check_choice, check_count, check_number
 from lr_lightning._lightning import is_dev_run
+from lr_lightning.callbacks import set_lr
 from lr_lightning.callbacks.loggers import for_each_logger, log_figure, log_text
-from lr_lightning.callbacks.set_lr import (
-    is_cyclical,
-    lr_ratios,
-    reference_lr,
-    set_default_lr,
-    set_module_lr,
-    set_peak,
-)
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.lr_finder.validation import Validation
 
-__all__ = ["BaseLRFinder", "FinderProgressBar", "Metric", "NoSuggestionWarning"]
+__all__ = ["BaseLRFinder", "FinderProgressBar", "Instruments", "Metric", "NoSuggestionWarning"]
 
 log = logging.getLogger(__name__)
+
+_SHARE = 0.1  # the least share of the whole between two lines
+_SECONDS = 30.0  # the least time between two lines
 
 Metric = Literal["loss", "val_loss", "accuracy"]
 
@@ -40,195 +37,8 @@ class NoSuggestionWarning(UserWarning):
     """A finder has no suggestion, so the configured learning rate stays."""
 
 
-class BaseLRFinder(Callback, Generic[_Result]):
-    """Find a peak learning rate before a fit, and train with it.
-
-    The arguments are those that :class:`~lr_lightning.callbacks.lr_finder.LRFinder` and ``LRGrid`` share.
-
-    Attributes:
-        results: All results of this fit, by epoch.
-        applied: The peak lr that was found and that the run trains with; None if it trains with the configured one.
-        applied_base: The lower bound that was found for the run's cyclical schedule; None without one.
-        seconds: Wall time of the measurements of this fit.
-        say: Receives a line of progress now and then if no bar is drawn; None for no lines.
-    """
-
-    kind: type[Any]
-    """The class of the results."""
-    artifact: str
-    """Name of figure and points among a run's artifacts, without suffix."""
-
-    def __init__(
-        self,
-        min_lr: float,
-        max_lr: float,
-        metric: Metric,
-        repeats: int,
-        apply: bool,
-        val_batches: int,
-        monitor: str | None,
-        attribute: str | None,
-        progress: bool,
-    ) -> None:
-        super().__init__()
-        check_number("min_lr", min_lr, above=True)
-        check_number("max_lr", max_lr, above=True)
-        if min_lr >= max_lr:
-            raise ArgumentError(f"must be > min_lr, got min_lr={min_lr!r} and max_lr={max_lr!r}", "max_lr")
-        check_choice("metric", metric, get_args(Metric))
-        check_count("repeats", repeats, 1)
-        check_count("val_batches", val_batches, 1)
-        if not isinstance(apply, bool):
-            raise ArgumentError(f"must be True or False, got {apply!r}", "apply")
-        self.min_lr, self.max_lr, self.metric, self.repeats = float(min_lr), float(max_lr), metric, repeats
-        self.val_batches, self.monitor = val_batches, monitor
-        self.apply, self.attribute, self.progress = apply, attribute, progress
-        self.say: Callable[[str], None] | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self.results: dict[int, _Result] = {}
-        self.seconds = 0.0
-        self.applied: float | None = None
-        self.applied_base: float | None = None
-        self._reference = 1.0
-
-    @property
-    def result(self) -> _Result | None:
-        """The last result of this fit; None before there is one."""
-        return next(reversed(self.results.values()), None)
-
-    @abstractmethod
-    def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> _Result:
-        """Measure, and leave no trace.
-
-        Args:
-            trainer: The Trainer, during a fit.
-            module: The module that is trained.
-            reference: The configured lr; the ratios of the param groups refer to it.
-        """
-
-    # -- hooks -------------------------------------------------------------------------------------------------------
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit; a checkpoint's state is loaded after this."""
-        if stage == "fit":
-            self._reset()
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure and apply before anything has run; a resumed run already has its lr."""
-        name = type(self).__name__
-        check_optimization(trainer, pl_module, name)
-        self._reference = reference = reference_lr(trainer, pl_module, self.attribute)
-        if not self._is_due(trainer):
-            return
-        found = self._measure(trainer, pl_module, reference)
-        if not self.apply or found.suggestion is None:
-            return
-        lr, base_lr = found.suggestion, None
-        if is_cyclical(trainer) and found.base_lr is not None and found.max_lr is not None:
-            lr, base_lr = found.max_lr, found.base_lr
-        set_peak(trainer, pl_module, lr, base_lr, self.attribute)
-        self.applied, self.applied_base = lr, base_lr
-        bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
-        rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference:.3g}.")
-        values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
-        for_each_logger(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(values))
-
-    def _is_due(self, trainer: Trainer) -> bool:
-        """Return whether to measure before this fit."""
-        name = type(self).__name__
-        if trainer.ckpt_path is not None or trainer.limit_train_batches == 0:
-            return False
-        if is_dev_run(trainer):
-            rank_zero_warn(f"{name} does not measure in a development run (fast_dev_run).")
-            return False
-        if trainer.global_step > 0:
-            rank_zero_warn(
-                f"{name} does not measure, since this Trainer continues an earlier fit. Test in the middle of training "
-                "with LRFinder(at_epochs=[...])."
-            )
-            return False
-        return True
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the found lr in a resumed run's module and in the default for later param groups.
-
-        All other places have it from the checkpoint.
-        """
-        if trainer.ckpt_path is not None and self.applied is not None:
-            set_default_lr(trainer.optimizers[0], self._reference, self.applied)
-            set_module_lr(pl_module, self.applied, self.attribute)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the points of every measurement as plain values, and the lr that was applied."""
-        results = [found.state() for found in self.results.values()]
-        return {"results": results, "applied": self.applied, "applied_base": self.applied_base}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        every = [self.kind.from_state(state) for state in state_dict["results"]]
-        self.results = {found.epoch: found for found in every}
-        self.applied, self.applied_base = state_dict["applied"], state_dict["applied_base"]
-
-    # -- for the finders ---------------------------------------------------------------------------------------------
-
-    def _measure(self, trainer: Trainer, module: LightningModule, reference: float) -> _Result:
-        """Measure, report the result in one line, and give figure and points to every logger that takes them."""
-        began = time.monotonic()
-        found = self._find(trainer, module, reference)
-        self.seconds += time.monotonic() - began
-        self.results[found.epoch] = found
-        if found.suggestion is None:
-            text = f"{type(self).__name__}: {found.describe()} The configured lr stays as it is."
-            rank_zero_warn(text, category=NoSuggestionWarning)
-        else:
-            rank_zero_info(f"{type(self).__name__}: {found.describe()}.")
-        if trainer.loggers and trainer.is_global_zero:
-            name = self._artifact_name(found)
-            log_text(trainer, found.to_csv(), f"{name}.csv")
-            try:
-                figure = found.plot()
-            except ImportError as e:
-                log.info("no figure: %s", e)
-            else:
-                log_figure(trainer, figure, f"{name}.png")
-        return found
-
-    def _artifact_name(self, found: _Result) -> str:
-        return self.artifact
-
-    def _dry_run(self, trainer: Trainer, module: LightningModule, reference: float, started: bool = False) -> DryRun:
-        accumulate = accumulation(trainer)[0](trainer.current_epoch)
-        return DryRun(trainer, module, lr_ratios(trainer, reference), accumulate, started=started)
-
-    def _validation(self, dry_run: DryRun) -> Validation | None:
-        """Return what measures the metric; None if that is the training loss."""
-        if self.metric == "loss":
-            return None
-        return Validation(dry_run, self.metric, batches=self.val_batches, monitor=self.monitor)
-
-    def _progress_bar(self, trainer: Trainer, what: str, total: int, unit: str) -> "FinderProgressBar":
-        drawn = self.progress and trainer.is_global_zero and trainer.progress_bar_callback is not None
-        return FinderProgressBar(what, total, unit, drawn=drawn, say=self.say if trainer.is_global_zero else None)
-
-
-# -- progress ----------------------------------------------------------------------------------------------------------
-
-_SHARE = 0.1  # the least share of the whole between two lines
-_SECONDS = 30.0  # the least time between two lines
-
-
 class FinderProgressBar:
-    """tqdm's bar on a terminal; without a bar, a line now and then.
-
-    Args:
-        what: The work that is done.
-        total: The number of units of work.
-        unit: The name of a unit.
-        drawn: Whether to draw the bar if there is a terminal.
-        say: Receives the lines; None for no lines.
-    """
+    """tqdm's bar if ``drawn`` and on a terminal; without a bar, a line to ``say`` now and then."""
 
     def __init__(self, what: str, total: int, unit: str, *, drawn: bool, say: Callable[[str], None] | None) -> None:
         self.what, self.total, self.unit, self.say = what, total, unit, say
@@ -257,6 +67,155 @@ class FinderProgressBar:
         now = time.monotonic()
         if self.n - self._said >= _SHARE * self.total and now - self._said_at >= _SECONDS:
             self._said, self._said_at = self.n, now
-            seconds = now - self._began
-            left = seconds / self.n * (self.total - self.n)
+            seconds, left = now - self._began, (now - self._began) / self.n * (self.total - self.n)
             self.say(f"{self.what}: {self.n}/{self.total} {self.unit}s  {seconds:.0f} s, {left:.0f} s left")
+
+
+class Instruments(NamedTuple):
+    """What a finder measures with."""
+
+    dry_run: DryRun
+    validation: Validation | None  # None if the metric is the training loss
+    bar: FinderProgressBar
+
+
+class BaseLRFinder(Callback, Generic[_Result]):
+    """Find a peak learning rate before a fit, and train with it: what LRFinder and LRGrid share."""
+
+    kind: type[Any]  # the class of the results
+    artifact: str  # name of figure and points among a run's artifacts, without suffix
+    _started = False  # whether the module's on_train_start has been called when a measurement begins
+
+    def __init__(
+        self,
+        min_lr: float,
+        max_lr: float,
+        metric: Metric,
+        repeats: int,
+        apply: bool,
+        val_batches: int,
+        monitor: str | None,
+        attribute: str | None,
+        progress: bool,
+    ) -> None:
+        super().__init__()
+        check_number("min_lr", min_lr, above=True)
+        check_number("max_lr", max_lr, above=True)
+        if min_lr >= max_lr:
+            raise ArgumentError(f"must be > min_lr, got min_lr={min_lr!r} and max_lr={max_lr!r}", "max_lr")
+        check_choice("metric", metric, get_args(Metric))
+        check_count("repeats", repeats, 1)
+        check_count("val_batches", val_batches, 1)
+        if not isinstance(apply, bool):
+            raise ArgumentError(f"must be True or False, got {apply!r}", "apply")
+        self.min_lr, self.max_lr, self.metric, self.repeats = float(min_lr), float(max_lr), metric, repeats
+        self.val_batches, self.monitor = val_batches, monitor
+        self.apply, self.attribute, self.progress = apply, attribute, progress
+        self.say: Callable[[str], None] | None = None  # receives a line now and then if no bar is drawn
+        self._reset()
+
+    def _reset(self) -> None:
+        self.results: dict[int, _Result] = {}  # of this fit, by epoch
+        self.seconds = 0.0  # wall time of this fit's measurements
+        self.applied: float | None = None  # the peak lr that was found; None if the run trains with the configured one
+        self.applied_base: float | None = None  # the lower bound that was found for the run's cyclical schedule
+        self._reference = 1.0
+
+    @property
+    def result(self) -> _Result | None:
+        """The last result of this fit; None before there is one."""
+        return next(reversed(self.results.values()), None)
+
+    @abstractmethod
+    def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> _Result:
+        """Measure, and leave no trace; the ratios of the param groups refer to ``reference``, the configured lr."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit; a checkpoint's state is loaded after this."""
+        if stage == "fit":
+            self._reset()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure and apply before anything has run; a resumed run already has its lr."""
+        name = type(self).__name__
+        check_optimization(trainer, pl_module, name)
+        self._reference = reference = set_lr.reference_lr(trainer, pl_module, self.attribute)
+        if not self._is_due(trainer):
+            return
+        found = self._measure(trainer, pl_module, reference, self.artifact)
+        if not self.apply or found.suggestion is None:
+            return
+        lr, base_lr = found.suggestion, None
+        if set_lr.is_cyclical(trainer) and found.base_lr is not None and found.max_lr is not None:
+            lr, base_lr = found.max_lr, found.base_lr
+        set_lr.set_peak(trainer, pl_module, lr, base_lr, self.attribute)
+        self.applied, self.applied_base = lr, base_lr
+        bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
+        rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference:.3g}.")
+        values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
+        for_each_logger(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(values))
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Return whether to measure before this fit."""
+        if trainer.ckpt_path is not None or trainer.limit_train_batches == 0:
+            return False
+        why = ""
+        if is_dev_run(trainer):
+            why = " in a development run (fast_dev_run)."
+        elif trainer.global_step > 0:
+            why = ", since this Trainer continues an earlier fit; LRFinder(at_epochs=[...]) tests during training."
+        if why:
+            rank_zero_warn(f"{type(self).__name__} does not measure{why}")
+        return not why
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the found lr where no checkpoint holds it: in the module and the default for later param groups."""
+        if trainer.ckpt_path is not None and self.applied is not None:
+            set_lr.set_default_lr(trainer.optimizers[0], self._reference, self.applied)
+            set_lr.set_module_lr(pl_module, self.applied, self.attribute)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the points of every measurement as plain values, and the lr that was applied."""
+        results = [found.state() for found in self.results.values()]
+        return {"results": results, "applied": self.applied, "applied_base": self.applied_base}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.results = {found.epoch: found for found in map(self.kind.from_state, state_dict["results"])}
+        self.applied, self.applied_base = state_dict["applied"], state_dict["applied_base"]
+
+    def _measure(self, trainer: Trainer, module: LightningModule, reference: float, name: str) -> _Result:
+        """Measure, report the result in one line, and give every logger its figure and points under a name."""
+        began = time.monotonic()
+        found = self._find(trainer, module, reference)
+        self.seconds += time.monotonic() - began
+        self.results[found.epoch] = found
+        text = f"{type(self).__name__}: {found.describe()}"
+        if found.suggestion is None:
+            rank_zero_warn(f"{text} The configured lr stays as it is.", category=NoSuggestionWarning)
+        else:
+            rank_zero_info(f"{text}.")
+        if trainer.loggers and trainer.is_global_zero:
+            log_text(trainer, found.to_csv(), f"{name}.csv")
+            try:
+                log_figure(trainer, found.plot(), f"{name}.png")
+            except ImportError as e:
+                log.info("no figure: %s", e)
+        return found
+
+    @contextmanager
+    def _instruments(
+        self, trainer: Trainer, module: LightningModule, reference: float, work: str, total: int, unit: str
+    ) -> Iterator[Instruments]:
+        """Prepare a measurement, and undo everything at its end."""
+        ratios, accumulate = set_lr.lr_ratios(trainer, reference), accumulation(trainer)[0](trainer.current_epoch)
+        drawn = self.progress and trainer.is_global_zero and trainer.progress_bar_callback is not None
+        say = self.say if trainer.is_global_zero else None
+        with (
+            FinderProgressBar(work, total, unit, drawn=drawn, say=say) as bar,
+            DryRun(trainer, module, ratios, accumulate, started=self._started) as dry_run,
+        ):
+            validation = None
+            if self.metric != "loss":
+                validation = Validation(dry_run, self.metric, batches=self.val_batches, monitor=self.monitor)
+            yield Instruments(dry_run, validation, bar)

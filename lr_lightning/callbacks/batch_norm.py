@@ -1,7 +1,7 @@
 """Running statistics of BatchNorm layers: save, estimate and restore them."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,15 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import (
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-)
+from torch.utils import data
 
 Norms = dict[str, _BatchNorm]
 Statistics = dict[str, list[Tensor]]
@@ -34,16 +26,15 @@ def tracking_norms(module: nn.Module) -> Norms:
 
 
 def statistics(norms: Norms) -> Statistics:
-    """Return copies of the layers' running mean, running variance and count of batches."""
-    return {name: [buffer.clone() for buffer in _buffers(layer)] for name, layer in norms.items()}
+    """Copy the layers' running mean, running variance and count of batches."""
+    return {name: [buffer.clone() for buffer in layer.buffers()] for name, layer in norms.items()}
 
 
 def set_statistics(norms: Norms, kept: Statistics) -> None:
     """Restore what :func:`statistics` returned; layers that it does not name stay unchanged."""
-    for name, layer in norms.items():
-        if name in kept:
-            for buffer, value in zip(_buffers(layer), kept[name], strict=True):
-                buffer.copy_(value)
+    for name in norms.keys() & kept.keys():
+        for buffer, value in zip(norms[name].buffers(), kept[name], strict=True):
+            buffer.copy_(value)
 
 
 @contextmanager
@@ -53,70 +44,52 @@ def estimating(module: nn.Module, norms: Norms) -> Iterator[None]:
     All other layers, dropout included, are in eval mode, as when the statistics are used. On exit every layer gets its
     former mode and momentum back.
     """
-    modes = [(layer, layer.training) for layer in module.modules()]
-    momenta = [(layer, layer.momentum) for layer in norms.values()]
+    modes = {layer: layer.training for layer in module.modules()}
+    momenta = {norm: norm.momentum for norm in norms.values()}
     try:
         module.eval()
-        for layer in norms.values():
-            layer.reset_running_stats()
-            layer.momentum = None  # a cumulative average
-            layer.training = True
+        for norm in momenta:
+            norm.reset_running_stats()
+            norm.momentum, norm.training = None, True  # None: a cumulative average
         yield
     finally:
-        for norm, momentum in momenta:
+        for norm, momentum in momenta.items():
             norm.momentum = momentum
-        for layer_, mode in modes:
-            layer_.training = mode
+        for layer, mode in modes.items():
+            layer.training = mode
 
 
 def average_over_ranks(trainer: Trainer, norms: Norms) -> None:
     """Set the statistics of all ranks to their mean, so that the ranks evaluate alike."""
     if trainer.world_size == 1 or not norms:
         return
-    floats = [buffer for layer in norms.values() for buffer in _buffers(layer) if buffer.is_floating_point()]
+    floats = [buffer for layer in norms.values() for buffer in layer.buffers() if buffer.is_floating_point()]
     flat = trainer.strategy.reduce(torch.cat([buffer.flatten() for buffer in floats]), reduce_op="mean")
     for buffer, value in zip(floats, flat.split([buffer.numel() for buffer in floats]), strict=True):
         buffer.copy_(value.view_as(buffer))
 
 
 def calibration_batches(trainer: Trainer, count: int, seed: int) -> Iterable[Any] | None:
-    """Return training batches for the statistics, without moving the training loader.
+    """Return training batches of this process, or None if they cannot be read without disturbing the training loader.
 
     For a torch DataLoader these are batches of the loader's size from random examples of its data set, the same each
     time. Any other loader is iterated through a shallow copy.
-
-    Args:
-        trainer: The Trainer, during a fit.
-        count: Number of batches of this process.
-        seed: Seed of the draw.
-
-    Returns:
-        The batches; None if they cannot be read without disturbing the loader.
     """
     loader: Any = trainer.train_dataloader
-    if not isinstance(loader, DataLoader):
+    if not isinstance(loader, data.DataLoader):
         several_or_spent = isinstance(loader, Mapping | Sequence | CombinedLoader | Iterator)
         return None if loader is None or several_or_spent else copy.copy(loader)
-    indices = _indices(loader)
-    if indices is None or loader.batch_size is None:
+    every, size = loader.dataset, loader.batch_size
+    if size is None or isinstance(every, data.IterableDataset) or not isinstance(every, Sized):
         return None
-    wanted = count * loader.batch_size * trainer.world_size
+    indices: Sequence[int]
+    if type(loader.sampler) is data.SubsetRandomSampler:
+        indices = list(loader.sampler.indices)
+    elif type(loader.sampler) in (data.RandomSampler, data.SequentialSampler, data.DistributedSampler):
+        indices = range(len(every))
+    else:
+        return None  # the sampler does not say which examples it draws from
+    wanted = count * size * trainer.world_size
     drawn = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))[:wanted]
     mine = [indices[i] for i in drawn.tolist()][trainer.global_rank :: trainer.world_size]
-    return DataLoader(Subset(loader.dataset, mine), batch_size=loader.batch_size, collate_fn=loader.collate_fn)
-
-
-def _indices(loader: DataLoader[Any]) -> Sequence[int] | None:
-    """Return the examples that a map-style loader draws from; None if its sampler does not say."""
-    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
-        return None
-    if type(loader.sampler) is SubsetRandomSampler:
-        return list(loader.sampler.indices)
-    if type(loader.sampler) in (RandomSampler, SequentialSampler, DistributedSampler):
-        return range(len(loader.dataset))
-    return None
-
-
-def _buffers(layer: _BatchNorm) -> list[Tensor]:
-    every = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
-    return [buffer for buffer in every if buffer is not None]
+    return data.DataLoader(data.Subset(every, mine), batch_size=size, collate_fn=loader.collate_fn)

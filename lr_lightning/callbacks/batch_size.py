@@ -16,15 +16,9 @@ from lr_lightning._checks import check_count, check_number
 from lr_lightning._lightning import callbacks_of, replace_train_loader, sole_train_loader
 from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules import DurationLike
+from lr_lightning.schedules import batch_size as arithmetic
 from lr_lightning.schedules.base import ScheduleLike, as_schedule
-from lr_lightning.schedules.batch_size import (
-    BatchSize,
-    grown,
-    ideal_updates,
-    milestone_multiples,
-    mirror_multiples,
-    parse_milestones,
-)
+from lr_lightning.schedules.batch_size import BatchSize
 from lr_lightning.schedules.clock import updates_per_epoch
 
 __all__ = ["BatchSizeSchedule", "Resizable", "batch_size_of", "can_resize", "resized"]
@@ -32,10 +26,10 @@ __all__ = ["BatchSizeSchedule", "Resizable", "batch_size_of", "can_resize", "res
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One epoch of the plan: the batch of each update, and the number of batches if that is known."""
+    """One epoch of the plan."""
 
-    batch: BatchSize
-    batches: int | None
+    batch: BatchSize  # of each update
+    batches: int | None  # None if the loader has no length
 
     @property
     def updates(self) -> int | None:
@@ -52,11 +46,9 @@ class BatchSizeSchedule(Callback):
     The training loader is rebuilt with a larger batch, up to ``max_batch_size``. Beyond that, or if the loader cannot
     be rebuilt, gradients are accumulated over more batches. A loader can be rebuilt if it is a map-style torch
     DataLoader that batches by itself, or offers ``with_batch_size(n)``; sampler and generator stay the same. An update
-    never takes more than an epoch. Logged at the end of every epoch: ``batch/size``, the examples of an update over all
-    processes, and ``batch/updates``, the updates so far.
-
-    A whole number as ``limit_train_batches`` counts batches of the first size. A whole number as
-    ``val_check_interval`` counts batches of the present size, at most an epoch of them.
+    never takes more than an epoch. A whole number as ``limit_train_batches`` counts batches of the first size; as
+    ``val_check_interval`` it counts batches of the present size, at most an epoch of them. Logged at the end of every
+    epoch: ``batch/size``, the examples of an update over all processes, and ``batch/updates``, the updates so far.
 
     Args:
         milestones: When the batch grows: ``"60 epochs"`` or ``"30%"`` of the run's epochs, rounded to whole epochs.
@@ -88,7 +80,7 @@ class BatchSizeSchedule(Callback):
         check_number("factor", factor, low=1.0, above=True)
         if max_batch_size is not None:
             check_count("max_batch_size", max_batch_size, 1)
-        self.milestones = None if milestones is None else parse_milestones(milestones)
+        self.milestones = None if milestones is None else arithmetic.parse_milestones(milestones)
         self.factor, self.max_batch_size = float(factor), max_batch_size
         self._plan: list[_Epoch] | None = None  # of this fit, including the epochs before a resume
         self._started = 0  # epochs of the plan that have begun
@@ -100,32 +92,28 @@ class BatchSizeSchedule(Callback):
     # -- for other callbacks -----------------------------------------------------------------------------------------
 
     def updates(self, trainer: Trainer) -> list[int] | None:
-        """Return the updates in each epoch of this fit, for the clock of a schedule. Not before ``on_train_start``.
+        """Return the updates in each epoch of this fit, up to ``max_epochs`` or until the count stays the same.
 
-        Returns:
-            One count for each epoch, from the first one on, up to ``max_epochs`` or until the count stays the same;
-            None if the training loader has no length.
+        Do not call this before ``on_train_start``. It returns None if the training loader has no length.
         """
         counts = [epoch.updates for epoch in self._planned(trainer)]
-        known = [count for count in counts if count is not None]
-        return known if len(known) == len(counts) else None
+        return None if None in counts else [count for count in counts if count is not None]
 
     def describe(self, trainer: Trainer) -> str:
         """Describe in one line how the batch grows in this fit. Not before ``on_train_start``."""
         plan, world = self._planned(trainer), trainer.world_size
         parts = []
         for batch, group in groupby(enumerate(plan), key=lambda pair: pair[1].batch):
-            how = "" if world * batch.accumulate == 1 else f" ({_product(batch, world)})"
+            counted = [f"{n} {what}" for n, what in ((batch.accumulate, "batches"), (world, "processes")) if n > 1]
+            how = f" ({' × '.join([str(batch.size), *counted])})" if counted else ""
             parts.append(f"{batch.examples * world:,}{how} from epoch {next(group)[0]}")
         line = f"{'examples' if self._known_size else 'batches'} in an update: {', '.join(parts)}"
-        updates = self.updates(trainer)
-        if updates is None:
-            return line
-        line += f"; {sum(updates):,} updates in {len(plan)} epochs"
-        if self._examples is None:
-            return line
-        ideal = ideal_updates(self._examples, [epoch.batch.examples for epoch in plan])
-        return f"{line} (examples × epochs / batch: {float(ideal):,.1f})"
+        if (updates := self.updates(trainer)) is not None:
+            line += f"; {sum(updates):,} updates in {len(plan)} epochs"
+            if self._examples is not None:
+                ideal = arithmetic.ideal_updates(self._examples, [epoch.batch.examples for epoch in plan])
+                line += f" (examples × epochs / batch: {float(ideal):,.1f})"
+        return line
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
@@ -139,13 +127,12 @@ class BatchSizeSchedule(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the fit, and set the batch of the epoch at which a resumed run continues."""
-        plan = self._planned(trainer)
         rank_zero_info(f"BatchSizeSchedule: {self.describe(trainer)}.")
-        self._apply(trainer, plan)
+        self._apply(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Grow the batch; Lightning makes the epoch's iterator after this."""
-        self._apply(trainer, self._planned(trainer))
+        self._apply(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the batch of this epoch and the updates so far."""
@@ -156,13 +143,13 @@ class BatchSizeSchedule(Callback):
             metrics["batch/size"] = float(batch.examples * trainer.world_size)
         pl_module.log_dict(metrics)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Restore the Trainer's own accumulation."""
-        self._restore_accumulation(trainer)
+        if self._accumulate is not None:
+            trainer.accumulate_grad_batches, self._accumulate = self._accumulate, None
+        self.load_state_dict(self.state_dict())  # a further fit of the same Trainer continues from here
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the Trainer's own accumulation."""
-        self._restore_accumulation(trainer)
+    on_exception = on_train_end
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values: size, accumulation and number of batches of every epoch begun so far."""
@@ -178,59 +165,49 @@ class BatchSizeSchedule(Callback):
     # -- the plan ----------------------------------------------------------------------------------------------------
 
     def _planned(self, trainer: Trainer) -> list[_Epoch]:
-        if self._plan is None:
-            self._plan = self._make_plan(trainer)
-        return self._plan
-
-    def _make_plan(self, trainer: Trainer) -> list[_Epoch]:
+        if self._plan is not None:
+            return self._plan
         loader = sole_train_loader(trainer)
         if self._accumulate is None:
             self._accumulate = int(trainer.accumulate_grad_batches)
-        size = None if loader is None else batch_size_of(loader)
+        size = batch_size_of(loader)
         self._known_size = size is not None
         base = BatchSize(size or 1, self._accumulate)
         if self.max_batch_size is not None and self.max_batch_size < base.size:
             raise ArgumentError(
                 f"must be at least the loader's batch size, {base.size}, got {self.max_batch_size}.", "max_batch_size"
             )
-        rebuild = can_resize(loader)
-        if not rebuild:
+        batches = trainer.num_training_batches
+        first = _Epoch(base, None if math.isinf(batches) else int(batches))
+        if can_resize(loader):
+            self._examples = _batches(trainer, loader, base.size, 1)
+        else:
+            loader, self._examples = None, None if first.batches is None else first.batches * base.size
             rank_zero_warn(
                 "BatchSizeSchedule: the training loader cannot be rebuilt with another batch size (only one map-style"
                 " DataLoader that batches by itself, or a loader with with_batch_size(n), can be), so the batch grows"
                 " by gradient accumulation alone."
             )
-        batches = trainer.num_training_batches
-        first = _Epoch(base, None if math.isinf(batches) else int(batches))
-        if rebuild:
-            self._examples = self._batches(trainer, loader, base.size, 1)
-        else:
-            self._examples = None if first.batches is None else first.batches * base.size
-        plan, multiples = self._past(trainer, first), self._multiples(trainer, first)
-        while len(plan) < len(multiples) or not plan:
-            multiple = multiples[len(plan)]
-            plan.append(self._grow(trainer, loader if rebuild else None, first, plan[-1] if plan else first, multiple))
-        _check_accumulation(trainer, base.accumulate, plan)
+        # updates before a resume count as they were made; without this callback in the checkpoint, no epoch was grown
+        begun = int(_epochs(trainer).started)
+        plan = [*self._restored, *[first] * (begun - len(self._restored))] if trainer.global_step > 0 else []
+        for multiple in self._multiples(trainer, first)[len(plan) :]:
+            plan.append(self._grow(trainer, loader, first, plan[-1] if plan else first, multiple))
+        if any(epoch.batch.accumulate != base.accumulate for epoch in plan):
+            _check_accumulation(trainer)
+        self._plan = plan
         return plan
 
     def _multiples(self, trainer: Trainer, first: _Epoch) -> tuple[float, ...]:
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
         if self.milestones is not None:
-            return milestone_multiples(self.milestones, self.factor, epochs)
+            return arithmetic.milestone_multiples(self.milestones, self.factor, epochs)
         if self.mirror is None or epochs is None or first.updates is None:
             raise ArgumentError(
                 "BatchSizeSchedule(mirror=...) needs a training loader with a length and Trainer(max_epochs=...)."
                 " Give them, or use milestones in epochs instead."
             )
-        return mirror_multiples(self.mirror, epochs, first.updates)
-
-    def _past(self, trainer: Trainer, first: _Epoch) -> list[_Epoch]:
-        """Return the epochs that began before a resume; their updates count as they were made."""
-        if trainer.global_step == 0:
-            return []
-        # in a checkpoint without this callback, the epochs that had begun were not grown
-        begun = int(_epochs(trainer).started)
-        return [*self._restored, *[first] * (begun - len(self._restored))]
+        return arithmetic.mirror_multiples(self.mirror, epochs, first.updates)
 
     def _grow(self, trainer: Trainer, loader: Any, first: _Epoch, before: _Epoch, multiple: float) -> _Epoch:
         """Return the epoch after ``before``; the batch never shrinks, so a position in the epoch stays valid."""
@@ -246,22 +223,15 @@ class BatchSizeSchedule(Callback):
                 "not known. Give a training loader with a length, or a mirror that stays above 0."
             )
         limits = [limit for limit in (self.max_batch_size, self._examples) if limit is not None]
-        batch = grown(
-            examples, base, largest=min(limits, default=None), at_least=before.batch.size, fixed=loader is None
-        )
-        batches = first.batches if loader is None else self._batches(trainer, loader, base.size, batch.size)
+        largest, reached = min(limits, default=None), before.batch.size
+        batch = arithmetic.grown(examples, base, largest=largest, at_least=reached, fixed=loader is None)
+        batches = first.batches if loader is None else _batches(trainer, loader, base.size, batch.size)
         # Lightning divides each loss by the accumulation, even if the epoch has fewer batches left
         accumulate = batch.accumulate if batches is None else max(base.accumulate, min(batch.accumulate, batches))
         return _Epoch(BatchSize(batch.size, accumulate), batches)
 
-    def _batches(self, trainer: Trainer, loader: Any, base: int, size: int) -> int:
-        """Return the number of batches of this size in an epoch, at least one."""
-        count, limit = len(resized(loader, size)), trainer.limit_train_batches
-        count = min(count, limit * base // size) if isinstance(limit, int) else int(count * limit)
-        return max(1, count)
-
-    def _apply(self, trainer: Trainer, plan: list[_Epoch]) -> None:
-        index = int(_epochs(trainer).processed)
+    def _apply(self, trainer: Trainer) -> None:
+        plan, index = self._planned(trainer), int(_epochs(trainer).processed)
         self._started = index + 1
         epoch = plan[min(index, len(plan) - 1)]
         trainer.accumulate_grad_batches = epoch.batch.accumulate
@@ -269,33 +239,26 @@ class BatchSizeSchedule(Callback):
         if can_resize(loader) and epoch.batches is not None and batch_size_of(loader) != epoch.batch.size:
             replace_train_loader(trainer, resized(loader, epoch.batch.size), epoch.batches)
 
-    def _restore_accumulation(self, trainer: Trainer) -> None:
-        if self._accumulate is not None:
-            trainer.accumulate_grad_batches = self._accumulate
-            self._accumulate = None
-        # a further fit of the same Trainer continues from here
-        self._restored = [_Epoch(BatchSize(*row[:2]), row[2]) for row in self.state_dict()["epochs"]]
-
 
 def _epochs(trainer: Trainer) -> Any:
     """Return Lightning's counts of epochs; ``processed`` is the epoch number that it gives to the samplers."""
     return trainer.fit_loop.epoch_progress.current
 
 
-def _check_accumulation(trainer: Trainer, own: int, plan: list[_Epoch]) -> None:
-    if all(epoch.batch.accumulate == own for epoch in plan):
-        return
+def _batches(trainer: Trainer, loader: Any, base: int, size: int) -> int:
+    """Return the number of batches of this size in an epoch, at least one."""
+    count, limit = len(resized(loader, size)), trainer.limit_train_batches
+    return max(1, min(count, limit * base // size) if isinstance(limit, int) else int(count * limit))
+
+
+def _check_accumulation(trainer: Trainer) -> None:
+    """Refuse a fit whose accumulation cannot change."""
     how = "Let the batch itself grow: use a loader that can be rebuilt, and a larger max_batch_size."
     if not trainer.lightning_module.automatic_optimization:
         raise ArgumentError(f"BatchSizeSchedule cannot accumulate gradients under manual optimization. {how}")
     if trainer.strategy.handles_gradient_accumulation:
         name = type(trainer.strategy).__name__
         raise ArgumentError(f"BatchSizeSchedule cannot change the accumulation of {name} during a fit. {how}")
-
-
-def _product(batch: BatchSize, world: int) -> str:
-    parts = [f"{batch.accumulate} batches" if batch.accumulate > 1 else "", f"{world} processes" if world > 1 else ""]
-    return " × ".join([str(batch.size), *filter(None, parts)])
 
 
 # -- the same training loader with another batch size ------------------------------------------------------------------
@@ -307,8 +270,7 @@ class Resizable(Protocol):
 
     batch_size: int
 
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
+    def __len__(self) -> int: ...  # the number of batches in an epoch
 
     def with_batch_size(self, batch_size: int) -> Self:
         """Return the same loader, at the same position of the same order, with this many examples in a batch."""
@@ -316,18 +278,13 @@ class Resizable(Protocol):
 
 def batch_size_of(loader: object) -> int | None:
     """Return the examples in a full batch of one process; None if the loader does not tell."""
-    for place in (loader, getattr(loader, "batch_sampler", None)):
-        size = getattr(place, "batch_size", None)
-        if isinstance(size, int) and size > 0:
-            return size
-    return None
+    sizes = (getattr(place, "batch_size", None) for place in (loader, getattr(loader, "batch_sampler", None)))
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
 def can_resize(loader: object) -> bool:
     """Return whether :func:`resized` takes this loader: ``Resizable``, or map-style torch with torch's batching."""
-    if isinstance(loader, Resizable):
-        return True
-    return (
+    return isinstance(loader, Resizable) or (
         isinstance(loader, DataLoader)
         and not isinstance(loader.dataset, IterableDataset)
         and isinstance(loader.sampler, Sized)
@@ -340,14 +297,7 @@ def can_resize(loader: object) -> bool:
 
 
 def resized(loader: Any, size: int) -> Any:
-    """Return a loader like this one with another batch size; the given loader stays unchanged.
-
-    Data set, sampler, generator, workers and collation of a DataLoader are the same objects.
-
-    Args:
-        loader: One that :func:`can_resize` accepts.
-        size: Examples in a batch of one process, >= 1.
-    """
+    """Return a copy of a loader with ``size`` examples in a process's batch; sampler and data set are shared."""
     if isinstance(loader, Resizable):
         return loader.with_batch_size(size)
     other = copy.copy(loader)

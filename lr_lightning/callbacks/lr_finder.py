@@ -9,14 +9,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning._checks import check_choice, check_count
-from lr_lightning.callbacks.base_finder import BaseLRFinder, FinderProgressBar, Metric
+from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
 from lr_lightning.callbacks.loggers import for_each_logger
 from lr_lightning.callbacks.set_lr import reference_lr
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.curve import DivergenceStop
-from lr_lightning.lr_finder.dry_run import DryRun
 from lr_lightning.lr_finder.results import GridTest, RangeTest
-from lr_lightning.lr_finder.validation import Validation
 
 __all__ = ["LRFinder", "LRGrid"]
 
@@ -28,7 +26,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
     """Find a good peak learning rate before training, and train with it.
 
     This is Smith's range test (Smith 2017, "Cyclical learning rates for training neural networks", 1506.01186, section
-    3.3): the learning rate rises from update to update while the loss is recorded; then everything is restored.
+    3.3): the learning rate rises from update to update while the loss is recorded.
     :func:`~lr_lightning.lr_finder.curve.read_curve` says what the curve means, and when it means nothing.
 
     Apart from the learning rate that is set, the run equals one without a test, bit for bit: weights, optimizer state,
@@ -38,13 +36,11 @@ class LRFinder(BaseLRFinder[RangeTest]):
 
     Param groups keep the ratios of their learning rates. The one that was found becomes the peak of each group
     (``initial_lr``), of ``LRSchedule`` and of schedulers that ``configure_optimizers`` made, and the module's ``lr`` or
-    ``learning_rate`` (of its hparams too); triangular schedules and CyclicLR get ``base_lr`` and ``max_lr``. If the
-    curve supports no suggestion because the range ends too early or begins too late, a range that reaches ten times
-    further is tested once, from the same start and over the same batches. If there is still no suggestion, training
-    continues with the configured learning rate, and a warning says why and what to try.
+    ``learning_rate`` (of its hparams too); triangular schedules and CyclicLR get ``base_lr`` and ``max_lr``. Without a
+    suggestion, training continues with the configured learning rate, and a warning says why and what to try.
 
-    The test can mislead. When a pretrained transformer is fine-tuned, it suggests 1e-3 where 1e-5 is right. A run that
-    is much longer than the test usually needs a lower learning rate.
+    The test can mislead: when a pretrained transformer is fine-tuned, it suggests 1e-3 where 1e-5 is right, and a run
+    that is much longer than the test usually needs a lower learning rate.
 
     Args:
         min_lr: The first lr, > 0. It is that of the param group that has the module's own lr, else of the first group.
@@ -55,8 +51,8 @@ class LRFinder(BaseLRFinder[RangeTest]):
             batches, measured before each update.
         repeats: Number of tests with other batches and random numbers, from the same start; the curve is their mean.
         apply: Whether to train with the lr that was found.
-        retry: Whether to test a range that reaches ten times further once, up or down, if the curve asks for one. The
-            second test costs as much again, and its result replaces the first.
+        retry: Whether to test a second range, which reaches ten times further, from the same start and over the same
+            batches, if the first one ends too early or begins too late. It costs as much again, and replaces the first.
         at_epochs: Test at the start of these epochs instead, counted from 0, and apply nothing.
         early_stop: Whether to end a test when the loss has clearly diverged.
         val_batches: Number of validation batches, if ``metric`` needs them, >= 1.
@@ -65,8 +61,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         progress: Whether to show a progress bar on a terminal.
 
     Attributes:
-        result: The last test of this fit, None before it.
-        results: All tests of this fit, by epoch.
+        result: The last test of this fit, None before it; ``results`` holds all tests by epoch.
 
     Raises:
         ArgumentError: An argument is out of range. At the start of a fit, before anything runs: manual optimization,
@@ -107,7 +102,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         for epoch in at_epochs or ():
             check_count("each of at_epochs", epoch, 0)
         self.num_steps, self.mode, self.retry, self.early_stop = num_steps, mode, retry, early_stop
-        self.at_epochs = None if at_epochs is None else frozenset(at_epochs)
+        self.at_epochs, self._started = None if at_epochs is None else frozenset(at_epochs), at_epochs is not None
 
     @property
     def state_key(self) -> str:
@@ -129,53 +124,45 @@ class LRFinder(BaseLRFinder[RangeTest]):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test, if this is one of ``at_epochs``."""
         if self.at_epochs is not None and trainer.current_epoch in self.at_epochs:
-            result = self._measure(trainer, pl_module, reference_lr(trainer, pl_module, self.attribute))
+            reference, step = reference_lr(trainer, pl_module, self.attribute), trainer.global_step
+            result = self._measure(trainer, pl_module, reference, f"range_test/epoch_{trainer.current_epoch}")
             values = {"lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
             found = {f"lr_finder/{name}": value for name, value in values.items() if value is not None}
             if found:
-                for_each_logger(
-                    trainer, "what LRFinder found", lambda logger: logger.log_metrics(found, step=trainer.global_step)
-                )
+                for_each_logger(trainer, "what LRFinder found", lambda logger: logger.log_metrics(found, step=step))
 
     def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> RangeTest:
         total = self.repeats * self.num_steps
-        with (
-            self._progress_bar(trainer, "LR range test", total, "step") as bar,
-            self._dry_run(trainer, module, reference, started=self.at_epochs is not None) as dry_run,
-        ):
-            validation = self._validation(dry_run)
-            found = self._test(dry_run, self.grid, validation, bar)
-            wider = found.wider() if self.retry else None
-            if wider is None:
+        with self._instruments(trainer, module, reference, "LR range test", total, "step") as instruments:
+            found = self._test(instruments, self.grid)
+            if not self.retry or (wider := found.wider()) is None:
                 return found
             rank_zero_info(
                 f"LRFinder: {found.reason}. It tests a wider range once, {wider[0]:.3g} to {wider[1]:.3g}; "
                 "LRFinder(retry=False) does not."
             )
-            bar.extend(total)
-            return self._test(dry_run, self._grid(*wider), validation, bar)
+            instruments.bar.extend(total)
+            return self._test(instruments, self._grid(*wider))
 
-    def _test(
-        self, dry_run: DryRun, grid: tuple[float, ...], validation: Validation | None, bar: FinderProgressBar
-    ) -> RangeTest:
+    def _test(self, instruments: Instruments, grid: tuple[float, ...]) -> RangeTest:
         """Test one range, ``repeats`` times."""
+        dry_run, _, bar = instruments
         runs, begun = [], bar.n
         for number in range(self.repeats):
             with dry_run.run(number):
-                runs.append(self._sweep(dry_run, grid, validation, bar))
+                runs.append(self._sweep(instruments, grid))
             bar.update(begun + (number + 1) * len(grid) - bar.n)  # the steps that an early stop has left out
         return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=dry_run.trainer.current_epoch)
 
-    def _sweep(
-        self, dry_run: DryRun, grid: tuple[float, ...], validation: Validation | None, bar: FinderProgressBar
-    ) -> tuple[float, ...]:
+    def _sweep(self, instruments: Instruments, grid: tuple[float, ...]) -> tuple[float, ...]:
         """Return the value before each update, until it diverges or is not finite."""
+        dry_run, validation, bar = instruments
         diverged = DivergenceStop(higher_is_better=self.metric == "accuracy")
         values: list[float] = []
         for lr in grid:
-            value = validation() if validation is not None else None
+            measured = None if validation is None else validation()  # before the update
             loss = dry_run.step(lr)
-            value = loss if value is None else value
+            value = loss if measured is None else measured
             bar.update()
             if not np.isfinite(value):
                 break
@@ -184,16 +171,15 @@ class LRFinder(BaseLRFinder[RangeTest]):
                 break
         return tuple(values)
 
-    def _artifact_name(self, found: RangeTest) -> str:
-        return self.artifact if self.at_epochs is None else f"range_test/epoch_{found.epoch}"
-
 
 class LRGrid(BaseLRFinder[GridTest]):
     """Train for some steps with each lr of a log grid, from the same start and over the same batches; take the best.
 
-    It costs ``num_lrs`` times as much as :class:`LRFinder` with as many steps, and it needs no rule to read a curve: it
-    is the ground truth for short trainings. Like LRFinder it leaves no other trace, and it sets the lr that it found in
-    the same places. If the best lr is at an edge of the grid, or all of them diverge, there is no suggestion.
+    It costs ``num_lrs`` times as much as :class:`LRFinder` with as many steps, and it is the ground truth for short
+    trainings. Like LRFinder it leaves no other trace, and it sets the lr that it found in the same places. If the best
+    lr is at an edge of the grid, or all of them diverge, there is no suggestion.
+
+    ``apply``, ``val_batches``, ``monitor``, ``attribute``, ``progress`` and the errors are those of LRFinder.
 
     Args:
         min_lr: The lowest lr, > 0.
@@ -203,14 +189,6 @@ class LRGrid(BaseLRFinder[GridTest]):
         metric: What decides: ``"loss"`` (the training loss, mean of the last fifth of the steps), or ``"val_loss"`` or
             ``"accuracy"`` of the first validation batches at the end.
         repeats: Number of trainings with each lr, each time with other batches and random numbers.
-        apply: Whether to train with the lr that was found.
-        val_batches: Number of validation batches, if ``metric`` needs them, >= 1.
-        monitor: The name under which the module logs that metric, if it is not a usual one.
-        attribute: The name of the module's own lr, if it is not ``lr`` or ``learning_rate``.
-        progress: Whether to show a progress bar on a terminal.
-
-    Raises:
-        ArgumentError: An argument is out of range; at the start of a fit: as LRFinder.
 
     Example:
         >>> grid = LRGrid(min_lr=1e-4, max_lr=1.0, num_lrs=9, num_steps=50)
@@ -245,24 +223,16 @@ class LRGrid(BaseLRFinder[GridTest]):
         return tuple(map(float, np.geomspace(self.min_lr, self.max_lr, self.num_lrs)))
 
     def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> GridTest:
-        grid, number_of_runs = self.grid, self.num_lrs * self.repeats
-        curves, finals = [], []
-        with (
-            self._progress_bar(trainer, "LR grid", number_of_runs, "run") as bar,
-            self._dry_run(trainer, module, reference) as dry_run,
-        ):
-            validation = self._validation(dry_run)
-            for lr in grid:
-                runs = [self._train(dry_run, lr, number, validation, bar) for number in range(self.repeats)]
-                curves.append(tuple(losses for losses, _ in runs))
-                finals.append(tuple(final for _, final in runs))
-        known = None if validation is None else tuple(finals)
-        return GridTest(grid, tuple(curves), self.num_steps, known, metric=self.metric, epoch=trainer.current_epoch)
+        total, numbers = self.num_lrs * self.repeats, range(self.repeats)
+        with self._instruments(trainer, module, reference, "LR grid", total, "run") as instruments:
+            runs = [[self._train(instruments, lr, number) for number in numbers] for lr in self.grid]
+        curves = tuple(tuple(losses for losses, _ in same_lr) for same_lr in runs)
+        finals = None if self.metric == "loss" else tuple(tuple(final for _, final in same_lr) for same_lr in runs)
+        return GridTest(self.grid, curves, self.num_steps, finals, metric=self.metric, epoch=trainer.current_epoch)
 
-    def _train(
-        self, dry_run: DryRun, lr: float, number: int, validation: Validation | None, bar: FinderProgressBar
-    ) -> tuple[tuple[float, ...], float]:
+    def _train(self, instruments: Instruments, lr: float, number: int) -> tuple[tuple[float, ...], float]:
         """Return the losses of one training, until one is not finite, and the metric at its end."""
+        dry_run, validation, bar = instruments
         losses: list[float] = []
         final = math.nan
         with dry_run.run(number):

@@ -1,6 +1,9 @@
 """The callback that applies schedules to a LightningModule's optimizers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, Literal, TypeVar, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,11 +31,9 @@ _LONGEST_DEV_RUN = 2**40
 class LRSchedule(Callback):
     """Set the lr of every param group to its own peak times a schedule's factor, before each update.
 
-    A step is one update of that optimizer. Under automatic optimization it is ``trainer.global_step``; under manual
-    optimization the callback counts each optimizer's updates. The lr that was used stays in ``group["lr"]`` until the
-    next batch. The number of steps is read in ``on_train_start``.
-
-    Wherever a schedule is accepted, a plain function ``(step, clock) -> factor`` is accepted too.
+    A step is one update of that optimizer: ``trainer.global_step`` under automatic optimization; under manual
+    optimization the callback counts. The lr that was used stays in ``group["lr"]`` until the next batch. The number of
+    steps is read in ``on_train_start``. A plain function ``(step, clock) -> factor`` may replace any schedule.
 
     Args:
         schedule: Factor of the peak; a list gives one for each optimizer.
@@ -66,14 +67,18 @@ class LRSchedule(Callback):
         on_resume: _OnResume = "rebase",
     ) -> None:
         super().__init__()
-        self.schedule = _schedules(schedule)
+        self.schedule = _per_optimizer("schedule", schedule, as_schedule)
         self.momentum = None if momentum is None else as_schedule("momentum", momentum)
         self.weight_decay = None if weight_decay is None else as_schedule("weight_decay", weight_decay)
         if plateau is not None and not isinstance(plateau, Plateau):
             raise ArgumentError(f"must be a Plateau, got {plateau!r}", "plateau")
         self.plateau = plateau
-        self.groups = _group_schedules(groups)
-        self.total_steps = _totals(total_steps)
+        for key in groups or {}:
+            if not isinstance(key, int | str):
+                problem = f"must map indices or names of param groups to schedules, got key {key!r}"
+                raise ArgumentError(problem, "groups")
+        self.groups = {key: as_schedule(f"groups[{key!r}]", own) for key, own in (groups or {}).items()}
+        self.total_steps = None if total_steps is None else _per_optimizer("total_steps", total_steps, _counted)
         check_choice("on_resume", on_resume, get_args(_OnResume))
         self.on_resume = on_resume
         self._drivers: list[OptimizerDriver] = []
@@ -96,10 +101,7 @@ class LRSchedule(Callback):
         return any(schedule.has_base for schedule in (*schedules, *self.groups.values()))
 
     def set_base(self, ratio: float) -> None:
-        """Give cyclical schedules this lower bound, in this fit and when it is resumed. Call it by ``on_fit_start``.
-
-        Args:
-            ratio: base_lr / max_lr, in [0, 1].
+        """Give cyclical schedules a lower bound, base_lr / max_lr, in this fit and its resumes; by ``on_fit_start``.
 
         Raises:
             ArgumentError: ``ratio`` is outside [0, 1].
@@ -115,14 +117,9 @@ class LRSchedule(Callback):
         self._base = ratio
 
     def last_lr(self, optimizer_index: int = 0) -> list[float]:
-        """Return the lr of each param group as last set, without asking the device.
+        """Return the lr of each param group, in their order, as last set, without asking the device.
 
-        Args:
-            optimizer_index: Which optimizer.
-
-        Returns:
-            One float for each group, in the order of ``optimizer.param_groups``. From ``on_train_batch_start`` to the
-            next one these are the learning rates that the batch's update uses.
+        From ``on_train_batch_start`` to the next one these are the learning rates that the batch's update uses.
 
         Raises:
             IndexError: There is no such optimizer, or no fit has started.
@@ -149,13 +146,11 @@ class LRSchedule(Callback):
     def observe(self, trainer: Trainer) -> None:
         """Read the plateau's metric of a validation that has ended; only the first call in a validation has an effect.
 
-        A callback that acts on the plateau in its own ``on_validation_end`` calls this first, so that the order of the
-        two callbacks does not matter.
+        A callback that acts on the plateau in ``on_validation_end`` calls this first, so their order does not matter.
         """
-        if self.plateau is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self._observed:
-            return
-        self._observed = True
-        self._update_plateau(trainer, self.plateau)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not self._observed:
+            self._observed = True
+            self._update_plateau(trainer)
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
@@ -173,11 +168,9 @@ class LRSchedule(Callback):
                 " Remove it there (return the optimizer alone), or remove LRSchedule from the Trainer's callbacks."
             )
         count = len(trainer.optimizers)
-        for argument, values in (("schedule", self.schedule), ("total_steps", self.total_steps)):
-            if isinstance(values, tuple) and len(values) != count:
-                raise ArgumentError(
-                    f"LRSchedule: {argument} has {len(values)} entries for {count} optimizers; give {count}."
-                )
+        for name, values in (("schedule", self.schedule), ("total_steps", self.total_steps)):
+            if isinstance(values, tuple) and (given := len(values)) != count:
+                raise ArgumentError(f"LRSchedule: {name} has {given} entries for {count} optimizers; give {count}.")
         self._drivers = self._make_drivers(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -187,7 +180,7 @@ class LRSchedule(Callback):
         self._drivers = self._make_drivers(trainer)
         self._clocks = self._make_clocks(trainer, pl_module)
         for driver, clock in zip(self._drivers, self._clocks, strict=True):
-            _check_plan(driver, clock)
+            driver.check(clock)
         self._scale = 1.0 if self.plateau is None else self.plateau(self._history)
         if pl_module.automatic_optimization:
             self._steps = []
@@ -210,23 +203,20 @@ class LRSchedule(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the plateau's metric if there is no validation."""
-        if self.plateau is not None and not trainer.enable_validation:
-            self._update_plateau(trainer, self.plateau)
+        if not trainer.enable_validation:
+            self._update_plateau(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         """Remove the hooks from the optimizers."""
-        self._detach()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the hooks from the optimizers."""
-        self._detach()
+    on_exception = on_train_end
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values: the updates counted, the length followed, the plateau's history, a found lower bound."""
-        clocks = [
-            [clock.total, clock.steps_per_epoch, None if clock.epoch_starts is None else list(clock.epoch_starts)]
-            for clock in self._clocks
-        ]
+        clocks = [[c.total, c.steps_per_epoch, c.epoch_starts and list(c.epoch_starts)] for c in self._clocks]
         return {"steps": list(self._steps), "clocks": clocks, "plateau": list(self._history), "base": self._base}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -237,17 +227,11 @@ class LRSchedule(Callback):
         if state_dict.get("base") is not None:
             self.set_base(state_dict["base"])
 
-    # -- the plan of a fit -------------------------------------------------------------------------------------------
+    # -- the plan of a fit, and what happens at each step ------------------------------------------------------------
 
     def _make_drivers(self, trainer: Trainer) -> "list[OptimizerDriver]":
         return [
-            OptimizerDriver(
-                optimizer,
-                self.schedule_of(index),
-                momentum=self.momentum,
-                weight_decay=self.weight_decay,
-                groups=self.groups,
-            )
+            OptimizerDriver(optimizer, self.schedule_of(index), self.momentum, self.weight_decay, self.groups)
             for index, optimizer in enumerate(trainer.optimizers)
         ]
 
@@ -260,7 +244,7 @@ class LRSchedule(Callback):
                 "LRSchedule(on_resume='keep'): the checkpoint holds no length, so the run's present length is followed."
             )
         sharing = 1 if pl_module.automatic_optimization else max(1, count)
-        totals = [_entry(self.total_steps, index) for index in range(count)]
+        totals = (_entry(self.total_steps, index) for index in range(count))
         clocks = [trainer_clock(trainer, optimizers=sharing, total_steps=total) for total in totals]
         if is_dev_run(trainer):
             return [_stretched(driver, clock) for driver, clock in zip(self._drivers, clocks, strict=True)]
@@ -268,18 +252,14 @@ class LRSchedule(Callback):
 
     def _restored_steps(self, trainer: Trainer) -> list[int]:
         count = len(self._drivers)
-        if trainer.global_step == 0:
-            return [0] * count
         if len(self._steps) == count:
             return self._steps
-        if count == 1:
-            return [trainer.global_step]
+        if trainer.global_step == 0 or count == 1:
+            return [trainer.global_step] * count
         raise ArgumentError(
             f"LRSchedule cannot know how many updates each of the {count} optimizers has made: the checkpoint was saved"
             " without LRSchedule. Start a new run from its weights instead of resuming it."
         )
-
-    # -- what happens at each step -----------------------------------------------------------------------------------
 
     def _drive(self, trainer: Trainer) -> None:
         step = trainer.global_step
@@ -288,25 +268,22 @@ class LRSchedule(Callback):
 
     def _attach(self) -> None:
         """Count each optimizer's updates: under manual optimization a batch may make none or several."""
-        self._detach()
+        self.on_train_end()  # a fit before this one may have ended early
         for index, driver in enumerate(self._drivers):
 
-            def before(optimizer: Optimizer, args: Any, kwargs: Any, index: int = index) -> None:
+            def before(*_: Any, index: int = index) -> None:
                 self._drivers[index].drive(self._steps[index], self._clocks[index], self._scale)
 
-            def after(optimizer: Optimizer, args: Any, kwargs: Any, index: int = index) -> None:
+            def after(*_: Any, index: int = index) -> None:
                 self._steps[index] += 1
 
-            self._hooks.append(driver.optimizer.register_step_pre_hook(before))
-            self._hooks.append(driver.optimizer.register_step_post_hook(after))
+            optimizer = driver.optimizer
+            self._hooks += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
-    def _detach(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def _update_plateau(self, trainer: Trainer, plateau: Plateau) -> None:
-        metrics = trainer.callback_metrics
+    def _update_plateau(self, trainer: Trainer) -> None:
+        metrics, plateau = trainer.callback_metrics, self.plateau
+        if plateau is None:
+            return
         is_fresh = self._is_fresh(trainer, plateau.monitor)
         # all ranks must take the same decision
         value = mean_over_ranks(trainer, metrics[plateau.monitor] if is_fresh else None)
@@ -318,64 +295,52 @@ class LRSchedule(Callback):
             raise ArgumentError(f"plateau.monitor: no metric {plateau.monitor!r} was logged. There are: {known}.")
 
 
+@dataclass(eq=False)
 class OptimizerDriver:
     """Sets the lr, and on request the momentum and weight decay, of all param groups of one optimizer.
 
-    The schedules are those of :class:`LRSchedule`. A group's own peak is ``group["initial_lr"]``, set from its lr when
-    the group is first seen; its own weight decay is ``group["initial_weight_decay"]``. Both are part of the optimizer's
-    state, so they survive a resume.
-
-    Attributes:
-        lrs: The lr of each group as last set, as plain floats.
-
-    Raises:
-        ArgumentError: The optimizer has no momentum or weight decay to set.
+    A group's own peak is ``group["initial_lr"]``, set from its lr when the group is first seen; its own weight decay is
+    ``group["initial_weight_decay"]``. Both are part of the optimizer's state, so they survive a resume.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        schedule: Schedule,
-        *,
-        momentum: Schedule | None = None,
-        weight_decay: Schedule | None = None,
-        groups: Mapping[int | str, Schedule] | None = None,
-    ) -> None:
-        self.optimizer, self.schedule, self.groups = optimizer, schedule, dict(groups or {})
-        self.momentum, self.weight_decay = momentum, weight_decay
-        self.lrs: list[float] = []
-        name = type(optimizer).__name__
-        for group in optimizer.param_groups:
-            if momentum is not None and "momentum" not in group and "betas" not in group:
-                raise ArgumentError(
-                    f"LRSchedule(momentum=...): {name} has neither momentum nor betas. Remove momentum=."
-                )
-            if weight_decay is not None and "weight_decay" not in group:
-                raise ArgumentError(f"LRSchedule(weight_decay=...): {name} has no weight_decay. Remove weight_decay=.")
+    optimizer: Optimizer
+    schedule: Schedule
+    momentum: Schedule | None = None
+    weight_decay: Schedule | None = None
+    groups: Mapping[int | str, Schedule] = field(default_factory=dict)
+    lrs: list[float] = field(default_factory=list, init=False)  # of each group, as last set
+
+    def __post_init__(self) -> None:
+        needs = (
+            ("momentum", self.momentum, {"momentum", "betas"}, "neither momentum nor betas"),
+            ("weight_decay", self.weight_decay, {"weight_decay"}, "no weight_decay"),
+        )
+        for group, (argument, schedule, keys, has) in product(self.optimizer.param_groups, needs):
+            if schedule is not None and not keys & group.keys():
+                name = type(self.optimizer).__name__
+                raise ArgumentError(f"LRSchedule({argument}=...): {name} has {has}. Remove {argument}=.")
 
     @property
-    def schedules(self) -> tuple[Schedule, ...]:
+    def schedules(self) -> list[Schedule]:
         """All schedules in use."""
-        optional = (self.momentum, self.weight_decay)
-        return (self.schedule, *self.groups.values(), *(schedule for schedule in optional if schedule is not None))
+        every = (self.schedule, *self.groups.values(), self.momentum, self.weight_decay)
+        return [schedule for schedule in every if schedule is not None]
 
-    def absent_groups(self) -> list[int | str]:
-        """Return the keys of ``groups`` that no param group has now."""
-        present: set[int | str] = set()
-        for index, group in enumerate(self.optimizer.param_groups):
-            present |= {index, group.get("name", index)}
-        return [key for key in self.groups if key not in present]
+    def check(self, clock: Clock) -> None:
+        """Raise the errors now that would be raised in the middle of the run."""
+        for schedule in self.schedules:
+            if clock.total is None and schedule.needs_total:
+                raise TotalStepsUnknown(schedule)
+            schedule.check(clock)
+        groups = self.optimizer.param_groups
+        present = {*range(len(groups)), *(group["name"] for group in groups if "name" in group)}
+        if absent := [key for key in self.groups if key not in present]:
+            rank_zero_warn(f"LRSchedule(groups=...): no param group is called {absent} now; one added later may be.")
 
     def drive(self, step: int, clock: Clock, scale: float = 1.0) -> None:
         """Set the values that the next update uses.
 
-        Args:
-            step: Number of updates this optimizer has made.
-            clock: The optimizer's total and epochs.
-            scale: One more factor for the lr of every group.
-
-        Raises:
-            ArgumentError: A schedule cannot be evaluated, or the momentum is outside [0, 1).
+        ``step`` is the number of updates this optimizer has made; ``scale`` is one more factor for the lr.
         """
         factor = self.schedule(step, clock) * scale
         momentum = None if self.momentum is None else self.momentum(step, clock)
@@ -401,65 +366,37 @@ class OptimizerDriver:
 def _set_momentum(group: dict[str, Any], value: float) -> None:
     if "momentum" in group:
         set_value(group, "momentum", value)
-        return
-    first, *rest = group["betas"]
-    if isinstance(first, Tensor):
+    elif isinstance(first := group["betas"][0], Tensor):
         first.fill_(value)
     else:
-        group["betas"] = (value, *rest)
+        group["betas"] = (value, *group["betas"][1:])
 
 
-# -- the arguments: checked when the callback is made, and when the run's length is known ------------------------------
-
-
-def _entry(shared: _Entry | tuple[_Entry, ...], index: int) -> _Entry:
-    """Return an optimizer's entry of an argument that is shared by all optimizers or has one entry for each."""
-    return shared[index] if isinstance(shared, tuple) else shared
-
-
-def _schedules(value: ScheduleLike | Sequence[ScheduleLike]) -> Schedule | tuple[Schedule, ...]:
+def _per_optimizer(name: str, value: Any, convert: Callable[[str, Any], _Entry]) -> _Entry | tuple[_Entry, ...]:
+    """Convert an argument that all optimizers share, or each entry of one that has an entry for each of them."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(as_schedule("each entry of schedule", each) for each in value)
-    return as_schedule("schedule", value)
+        return tuple(convert(f"each entry of {name}", each) for each in value)
+    return convert(name, value)
 
 
-def _group_schedules(value: Mapping[int | str, ScheduleLike] | None) -> dict[int | str, Schedule]:
-    for key in value or {}:
-        if not isinstance(key, int | str):
-            raise ArgumentError(f"must map indices or names of param groups to schedules, got key {key!r}", "groups")
-    return {key: as_schedule(f"groups[{key!r}]", schedule) for key, schedule in (value or {}).items()}
-
-
-def _totals(value: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        for total in value:
-            check_count("each entry of total_steps", total, 1)
-        return tuple(value)
-    if value is not None:
-        check_count("total_steps", value, 1)
+def _counted(name: str, value: int) -> int:
+    check_count(name, value, 1)
     return value
 
 
-def _check_plan(driver: OptimizerDriver, clock: Clock) -> None:
-    """Raise the errors now that would be raised in the middle of the run."""
-    for schedule in driver.schedules:
-        if clock.total is None and schedule.needs_total:
-            raise TotalStepsUnknown(schedule)
-        schedule.check(clock)
-    if absent := driver.absent_groups():
-        rank_zero_warn(f"LRSchedule(groups=...): no param group is called {absent} now; one added later may be.")
+def _entry(shared: _Entry | tuple[_Entry, ...], index: int) -> _Entry:
+    """Return an optimizer's entry of what :func:`_per_optimizer` returned."""
+    return shared[index] if isinstance(shared, tuple) else shared
 
 
 def _stretched(driver: OptimizerDriver, clock: Clock) -> Clock:
     """Return a clock that is long enough for the durations: a development run is the first steps of such a run."""
     total = clock.total
     while total is not None and total < _LONGEST_DEV_RUN:
-        longer = Clock(total, clock.steps_per_epoch, clock.epoch_starts)
-        try:
+        longer = replace(clock, total=total)
+        with suppress(DurationError):
             for schedule in driver.schedules:
                 schedule.check(longer)
-        except DurationError:
-            total = max(1, 2 * total)
-        else:
             return longer
+        total = max(1, 2 * total)
     return clock

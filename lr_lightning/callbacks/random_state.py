@@ -1,8 +1,9 @@
 """The state of every random generator, in the checkpoint."""
 
 import random
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -48,27 +49,16 @@ class RandomState(Callback):
 
 
 def global_random_state() -> dict[str, Any]:
-    """Return the states of this process's global generators.
-
-    Returns:
-        ``torch`` (uint8 tensor), ``cuda`` (the same of the current device, or None), ``python`` (list), and ``numpy``
-        (list) if numpy is installed.
-    """
+    """Return the states of this process's global generators, as tensors and plain values; CUDA's current device."""
     version, internal, gauss = random.getstate()
-    state: dict[str, Any] = {
+    kind, keys, position, has_gauss, cached = cast(Any, np.random.get_state(legacy=True))
+    words = torch.tensor(keys.tolist(), dtype=torch.int64)
+    return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,  # type: ignore[no-untyped-call]
         "python": [version, torch.tensor(internal, dtype=torch.int64), gauss],
+        "numpy": [str(kind), words, int(position), int(has_gauss), float(cached)],
     }
-    try:
-        import numpy as np
-    except ImportError:
-        return state
-    numpy: Any = np.random.get_state(legacy=True)
-    kind, keys, position, has_gauss, cached = numpy
-    words = torch.tensor(keys.tolist(), dtype=torch.int64)
-    state["numpy"] = [str(kind), words, int(position), int(has_gauss), float(cached)]
-    return state
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
@@ -78,8 +68,5 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu())
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal.tolist()), gauss))
-    if "numpy" in state:
-        import numpy as np
-
-        kind, keys, position, has_gauss, cached = state["numpy"]
-        np.random.set_state((kind, np.array(keys.tolist(), dtype=np.uint32), position, has_gauss, cached))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys.tolist(), dtype=np.uint32), position, has_gauss, cached))

@@ -1,6 +1,7 @@
 """The callback that switches schedule-free optimizers between training and averaged weights."""
 
 from collections.abc import Callable, Iterable
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lr_lightning._checks import check_count
 from lr_lightning._lightning import callbacks_of, to_device
@@ -23,29 +23,21 @@ __all__ = ["ScheduleFreeMode"]
 Forward = Callable[[LightningModule, Any], Any]
 
 
-def _forward_inputs(module: LightningModule, batch: Any) -> Any:
-    """Call a module with a batch ``(x, ...)`` or ``x``."""
-    return module(batch[0] if isinstance(batch, tuple | list) else batch)
-
-
 class ScheduleFreeMode(Callback):
     """Train, validate and save with the right weights of a schedule-free optimizer (Defazio et al. 2024).
 
     Such an optimizer takes gradients at one set of weights, and the average of another set is the result. The
     parameters hold the first set during training batches. They hold the averages from the start of each validation
-    until the next training batch, and after the fit. So validation, the monitors beside it and the checkpoint's
-    ``state_dict`` see the averages. Optimizers without ``train()`` and ``eval()`` stay unchanged.
-
-    Running statistics of BatchNorm layers belong to the weights with which they were gathered. So they are estimated
-    for the averages over some training batches, with all other layers in eval mode. Frozen layers (in eval mode while
-    training) keep theirs.
+    until the next training batch, and after the fit: validation, the monitors beside it and the checkpoint's
+    ``state_dict`` see the averages. Optimizers without ``train()`` and ``eval()`` stay unchanged. Running statistics of
+    BatchNorm layers belong to the weights with which they were gathered, so they are estimated for the averages over
+    some training batches, with all other layers in eval mode; frozen ones (in eval mode while training) keep theirs.
 
     Neither validating nor saving changes the training: its weights and statistics are restored bit for bit, and no
     random number or training batch is consumed. A checkpoint holds them too, in this callback's state, so a run resumes
     exactly from any checkpoint; that costs one more copy of the parameters. A checkpoint that is saved with
-    ``save_weights_only`` within an epoch lacks the averages, since Lightning asks no callback then.
-
-    Sharded parameters (FSDP, DeepSpeed) are not tested.
+    ``save_weights_only`` within an epoch lacks the averages, since Lightning asks no callback then. Sharded parameters
+    (FSDP, DeepSpeed) are not tested.
 
     Args:
         num_batches: Training batches of each process for the statistics; 0 keeps the statistics of the training.
@@ -63,15 +55,11 @@ class ScheduleFreeMode(Callback):
     """
 
     def __init__(
-        self,
-        num_batches: int = 50,
-        batches: Iterable[Any] | None = None,
-        forward: Forward | None = None,
-        seed: int = 0,
+        self, num_batches: int = 50, batches: Iterable[Any] | None = None, forward: Forward | None = None, seed: int = 0
     ) -> None:
         check_count("num_batches", num_batches, 0)
         self.num_batches, self.batches, self.seed = num_batches, batches, seed
-        self.forward: Forward = forward or _forward_inputs
+        self.forward = forward
         self._reset()
 
     def _reset(self) -> None:
@@ -82,8 +70,6 @@ class ScheduleFreeMode(Callback):
         self._active: batch_norm.Norms = {}
         self._loaded: dict[str, Any] = {}
 
-    # -- switching ---------------------------------------------------------------------------------------------------
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":
@@ -91,8 +77,7 @@ class ScheduleFreeMode(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch to the weights of training; after a resume these are the checkpoint's."""
-        optimizers = _switching(trainer)
-        if not optimizers:
+        if not (optimizers := _switching(trainer)):
             return
         _check_schedule(trainer)
         self._norms = batch_norm.tracking_norms(pl_module)
@@ -109,10 +94,9 @@ class ScheduleFreeMode(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Switch back to the weights of training after a validation."""
-        optimizers = _switching(trainer)
-        if optimizers and not self._training:
-            self._train(optimizers)
-        if optimizers:
+        if optimizers := _switching(trainer):
+            if not self._training:
+                self._train(optimizers)
             self._active = {name: layer for name, layer in self._norms.items() if layer.training}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,37 +132,33 @@ class ScheduleFreeMode(Callback):
             if self._active and self.num_batches:
                 self._estimate(trainer, pl_module)
 
+    @isolate_rng()
     def _estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimate the statistics of the BatchNorm layers for the averages."""
-        batches = self.batches
-        with isolate_rng():
-            if batches is None:
-                batches = batch_norm.calibration_batches(trainer, self.num_batches, self.seed)
-            if batches is None:
-                rank_zero_warn(
-                    "ScheduleFreeMode cannot read batches from this training loader without disturbing it, so "
-                    "BatchNorm layers are evaluated with statistics of other weights. Give it training batches with "
-                    "ScheduleFreeMode(batches=...)."
-                )
-                return
-            with batch_norm.estimating(pl_module, self._active):
-                self._run(trainer, pl_module, batches)
+        batches, full = self.batches, None
+        if batches is None:
+            batches = batch_norm.calibration_batches(trainer, self.num_batches, self.seed)
+        if batches is None:
+            rank_zero_warn(
+                "ScheduleFreeMode cannot read batches from this training loader without disturbing it, so BatchNorm "
+                "layers are evaluated with statistics of other weights. Give it training batches with "
+                "ScheduleFreeMode(batches=...)."
+            )
+            return
+        with batch_norm.estimating(pl_module, self._active):
+            for batch in islice(batches, self.num_batches):
+                batch = to_device(trainer, batch)
+                inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+                size = len(inputs) if isinstance(inputs, Tensor) and inputs.ndim else None  # None: not known
+                full = size if full is None else full
+                if size != full:
+                    break  # a small last batch would count as much as a full one, and one example has no variance
+                with trainer.precision_plugin.forward_context():
+                    if self.forward is None:
+                        pl_module(inputs)
+                    else:
+                        self.forward(pl_module, batch)
         batch_norm.average_over_ranks(trainer, self._active)
-
-    def _run(self, trainer: Trainer, pl_module: LightningModule, batches: Iterable[Any]) -> None:
-        full = None
-        for number, batch in enumerate(batches):
-            if number == self.num_batches:
-                break
-            batch = to_device(trainer, batch)
-            size = _size(batch)
-            full = size if full is None else full
-            if size != full:
-                break  # a small last batch would count as much as a full one, and one example has no variance
-            with trainer.precision_plugin.forward_context():
-                self.forward(pl_module, batch)
-
-    # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the averages in the checkpoint's ``state_dict``, and the training's weights in this callback's state."""
@@ -186,17 +166,15 @@ class ScheduleFreeMode(Callback):
         training = self._training
         if training:
             self._eval(trainer, pl_module)
-            live = trainer.strategy.lightning_module_state_dict()
-            checkpoint["state_dict"] = {
-                key: value.clone() if isinstance(value, Tensor) else value for key, value in live.items()
-            }
+            live = trainer.strategy.lightning_module_state_dict().items()
+            checkpoint["state_dict"] = {key: each.clone() if isinstance(each, Tensor) else each for key, each in live}
             # All optimizers, in their order; their state does not contain the averages, so nothing must be copied.
             checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
         if self._weights:
             # A parameter that was unfrozen in between is not in _weights: it holds the weights of training.
             weights = [self._weights.get(p, p.detach()).clone() for p in _parameters(optimizers)]
-            state = {"weights": weights, "statistics": dict(self._statistics)}
-            checkpoint.setdefault("callbacks", {})[self.state_key] = state
+            own = {"weights": weights, "statistics": dict(self._statistics)}
+            checkpoint.setdefault("callbacks", {})[self.state_key] = own
         if training:
             self._train(optimizers)
 
@@ -207,45 +185,33 @@ class ScheduleFreeMode(Callback):
 
 def _switching(trainer: Trainer) -> list[Any]:
     """Return the optimizers that must be told by ``train()`` and ``eval()`` how their parameters are used."""
-    return [optimizer for optimizer in trainer.optimizers if _has_two_modes(optimizer)]
-
-
-def _has_two_modes(optimizer: Optimizer) -> bool:
     # asked at every batch: a runtime-checkable protocol would take twenty times as long
-    return hasattr(optimizer, "train") and hasattr(optimizer, "eval")
+    return [optimizer for optimizer in trainer.optimizers if hasattr(optimizer, "train") and hasattr(optimizer, "eval")]
 
 
 def _parameters(optimizers: list[Any]) -> Iterable[Tensor]:
     return (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
 
 
-def _size(batch: Any) -> int | None:
-    """Return the number of examples in a batch; None if the batch's form does not show it."""
-    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    return len(first) if isinstance(first, Tensor) and first.ndim else None
-
-
 def _check_schedule(trainer: Trainer) -> None:
     """Refuse a scheduled momentum, from which the averages are computed; warn of a falling learning rate."""
-    for callback in callbacks_of(trainer, LRSchedule):
-        clock = trainer_clock(trainer)
-        for index, optimizer in enumerate(trainer.optimizers):
-            if not _has_two_modes(optimizer):
-                continue
-            if callback.momentum is not None:
-                raise ArgumentError(
-                    f"LRSchedule(momentum=...): {type(optimizer).__name__} averages its weights by its momentum, which "
-                    "must stay constant. Remove momentum=."
-                )
-            if clock.total is None:
-                continue
-            schedule = callback.schedule_of(index)
-            try:
-                falls = schedule(clock.total - 1, clock) < 0.5 * schedule(clock.total // 2, clock)
-            except DurationError:
-                return  # LRSchedule itself raises an error that says what is wrong
-            if falls:
-                rank_zero_warn(
-                    f"{type(optimizer).__name__} averages its weights instead of lowering the learning rate, but the "
-                    "schedule lowers it. Use a constant schedule after a warmup, such as Warmup('5%', then=Constant())."
-                )
+    clock, switching = trainer_clock(trainer), _switching(trainer)
+    for callback, (index, optimizer) in product(callbacks_of(trainer, LRSchedule), enumerate(trainer.optimizers)):
+        if optimizer not in switching:
+            continue
+        name = type(optimizer).__name__
+        if callback.momentum is not None:
+            raise ArgumentError(
+                f"LRSchedule(momentum=...): {name} averages its weights by its momentum, which must stay constant. "
+                "Remove momentum=."
+            )
+        schedule, end = callback.schedule_of(index), clock.total
+        try:
+            falls = end is not None and schedule(end - 1, clock) < 0.5 * schedule(end // 2, clock)
+        except DurationError:
+            return  # LRSchedule itself raises an error that says what is wrong
+        if falls:
+            rank_zero_warn(
+                f"{name} averages its weights instead of lowering the learning rate, but the schedule lowers it. Use a "
+                "constant schedule after a warmup, such as Warmup('5%', then=Constant())."
+            )

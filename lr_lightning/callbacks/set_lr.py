@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
+from functools import reduce
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -16,12 +17,8 @@ from lr_lightning.errors import ArgumentError
 
 __all__ = ["is_cyclical", "lr_ratios", "reference_lr", "set_default_lr", "set_module_lr", "set_peak"]
 
-_MODULE_NAMES = ("lr", "learning_rate")
 _GROUP_KEYS = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCycleLR's
-_SCHEDULER_LISTS = ("base_lrs", "_last_lr", "base_values")  # the last one is timm's
-
-
-# -- the configured learning rate --------------------------------------------------------------------------------------
+_SCHEDULER_LISTS = ("base_lrs", "_last_lr", "base_values", "max_lrs")  # base_values is timm's
 
 
 def reference_lr(trainer: Trainer, module: LightningModule, attribute: str | None = None) -> float:
@@ -29,9 +26,6 @@ def reference_lr(trainer: Trainer, module: LightningModule, attribute: str | Non
 
     This is the module's own (``lr``, ``learning_rate`` or ``attribute``, of the module or its hparams) if one of the
     param groups has that peak, else the peak of the first group whose peak is not 0.
-
-    Raises:
-        ArgumentError: ``attribute`` does not exist, or no group has a learning rate above 0.
     """
     peaks = _peaks(trainer)
     named = [float(_get(place, key)) for place, key in _places(module, attribute)]
@@ -39,16 +33,13 @@ def reference_lr(trainer: Trainer, module: LightningModule, attribute: str | Non
         raise ArgumentError(
             f"attribute={attribute!r}: there is no such number in {type(module).__name__}, nor in its hparams."
         )
-    for value in named:
-        if value > 0 and any(math.isclose(value, own) for own in peaks):
-            return value
     above = [own for own in peaks if own > 0]
     if not above:
         raise ArgumentError(
             f"every param group of {type(trainer.optimizers[0]).__name__} has lr = 0, so the ratios of their learning "
             "rates are not known. Give the optimizer an lr above 0."
         )
-    return above[0]
+    return next((value for value in named if any(math.isclose(value, own) for own in above)), above[0])
 
 
 def lr_ratios(trainer: Trainer, reference: float) -> list[float]:
@@ -57,43 +48,37 @@ def lr_ratios(trainer: Trainer, reference: float) -> list[float]:
 
 
 def _peaks(trainer: Trainer) -> list[float]:
-    cyclic = next((scheduler for scheduler in _schedulers(trainer) if _is_cyclic(scheduler)), None)
-    if cyclic is not None:
-        return list(map(float, cyclic.max_lrs))
+    for scheduler in _cyclic_schedulers(trainer):
+        return list(map(float, scheduler.max_lrs))
     return [peak_lr(group) for group in trainer.optimizers[0].param_groups]
 
 
 def is_cyclical(trainer: Trainer) -> bool:
     """Return whether the run's lr goes up and down between a base_lr and a max_lr."""
     ours = any(callback.has_base for callback in callbacks_of(trainer, LRSchedule))
-    return ours or any(_is_cyclic(scheduler) for scheduler in _schedulers(trainer))
+    return ours or bool(_cyclic_schedulers(trainer))
 
 
-# -- the found learning rate -------------------------------------------------------------------------------------------
+def _cyclic_schedulers(trainer: Trainer) -> list[Any]:
+    schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
+    return [scheduler for scheduler in schedulers if hasattr(scheduler, "max_lrs")]  # torch's CyclicLR
 
 
 def set_peak(
     trainer: Trainer, module: LightningModule, lr: float, base_lr: float | None = None, attribute: str | None = None
 ) -> None:
-    """Train with this peak lr; param groups keep their ratios.
+    """Train with this peak lr (a cyclical schedule's max_lr); param groups keep their ratios. Call in ``on_fit_start``.
 
     It is written into the groups' learning rates and peaks, the optimizer's default for groups that are added later,
-    schedulers made by ``configure_optimizers``, the lower bound of cyclical schedules, and the module's own lr (see
-    :func:`set_module_lr`).
-
-    Args:
-        trainer: The Trainer, in ``on_fit_start``.
-        module: The module that is trained.
-        lr: The new peak; a cyclical schedule's max_lr.
-        base_lr: The lower bound of a cyclical schedule; other schedules ignore it.
-        attribute: The name of the module's own lr, if it is not ``lr`` or ``learning_rate``.
+    schedulers made by ``configure_optimizers``, the lower bound of cyclical schedules, and the module's own lr.
     """
     old = reference_lr(trainer, module, attribute)
     optimizer = trainer.optimizers[0]
-    for scheduler in _schedulers(trainer):
-        if not _scale_scheduler(scheduler, old, lr):
+    for config in trainer.lr_scheduler_configs:
+        if not _scale_scheduler(config.scheduler, old, lr):
+            name = type(config.scheduler).__name__
             rank_zero_warn(
-                f"It is not known where {type(scheduler).__name__} keeps its learning rates, so it may still follow "
+                f"It is not known where {name} keeps its learning rates, so it may still follow "
                 f"the configured lr, {old:g}, and not the one that was found, {lr:g}. Use LRSchedule instead."
             )
     for group in optimizer.param_groups:
@@ -104,7 +89,14 @@ def set_peak(
         for name, value in values.items():
             set_value(group, name, _scaled(value, old, lr))
     if base_lr is not None:
-        _set_base(trainer, lr, base_lr)
+        for cyclic in _cyclic_schedulers(trainer):
+            cyclic.base_lrs = [base_lr * (top / lr) for top in cyclic.max_lrs]
+            for group, low in zip(optimizer.param_groups, cyclic.base_lrs, strict=True):  # it starts from there
+                set_value(group, "lr", low)
+                set_value(group, "initial_lr", low)
+        for callback in callbacks_of(trainer, LRSchedule):
+            if callback.has_base:
+                callback.set_base(base_lr / lr)
     set_default_lr(optimizer, old, lr)
     set_module_lr(module, lr, attribute)
 
@@ -135,7 +127,7 @@ def _scale_scheduler(scheduler: Any, old: float, lr: float) -> bool:
     known = False
     for inner in getattr(scheduler, "_schedulers", ()):  # SequentialLR, ChainedScheduler
         known |= _scale_scheduler(inner, old, lr)
-    for name in (*_SCHEDULER_LISTS, "max_lrs"):
+    for name in _SCHEDULER_LISTS:
         lrs = getattr(scheduler, name, None)
         if isinstance(lrs, list | tuple):
             known = True
@@ -143,34 +135,12 @@ def _scale_scheduler(scheduler: Any, old: float, lr: float) -> bool:
     return known or hasattr(scheduler, "min_lrs")  # ReduceLROnPlateau multiplies the groups' present lr
 
 
-def _set_base(trainer: Trainer, lr: float, base_lr: float) -> None:
-    """Give cyclical schedules their lower bound; torch's CyclicLR starts from there."""
-    for scheduler in filter(_is_cyclic, _schedulers(trainer)):
-        scheduler.base_lrs = [base_lr * (top / lr) for top in scheduler.max_lrs]
-        for group, low in zip(trainer.optimizers[0].param_groups, scheduler.base_lrs, strict=True):
-            set_value(group, "lr", low)
-            set_value(group, "initial_lr", low)
-    for callback in callbacks_of(trainer, LRSchedule):
-        if callback.has_base:
-            callback.set_base(base_lr / lr)
-
-
-def _schedulers(trainer: Trainer) -> list[Any]:
-    return [config.scheduler for config in trainer.lr_scheduler_configs]
-
-
-def _is_cyclic(scheduler: Any) -> bool:
-    return hasattr(scheduler, "max_lrs")  # torch's CyclicLR
-
-
 def _places(module: LightningModule, attribute: str | None) -> Iterator[tuple[Any, str]]:
     """Yield the objects and mappings in which a module keeps its lr, each with the name of the lr in it."""
-    for name in _MODULE_NAMES if attribute is None else (attribute,):
+    for name in ("lr", "learning_rate") if attribute is None else (attribute,):
         *path, key = name.split(".")
         for root in (module, *hyperparameter_dicts(module)):
-            place = root
-            for part in path:
-                place = _get(place, part)
+            place = reduce(_get, path, root)
             value = _get(place, key)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 yield place, key

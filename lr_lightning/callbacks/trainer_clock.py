@@ -17,17 +17,9 @@ __all__ = ["accumulation", "trainer_clock", "updates_made"]
 def trainer_clock(trainer: Trainer, *, optimizers: int = 1, total_steps: int | None = None) -> Clock:
     """Return the clock of one optimizer in this fit. Call this in ``on_train_start``, never earlier.
 
-    Lightning's ``estimated_stepping_batches`` is not used: it is wrong under ``GradientAccumulationScheduler``.
-
-    Args:
-        trainer: The Trainer, in a fit whose train loader is built.
-        optimizers: The number of optimizers that share the Trainer's steps (manual optimization); each is assumed to
-            step once a batch.
-        total_steps: The number of updates, if the user knows better.
-
-    Returns:
-        A clock. Its total is None if nothing known in advance ends the fit; it knows no epochs if the loader has no
-        length.
+    Under manual optimization, ``optimizers`` share the Trainer's steps; each is assumed to step once a batch. The total
+    is None if nothing known in advance ends the fit; the epochs are unknown if the loader has no length. Lightning's
+    ``estimated_stepping_batches`` is not used: it is wrong under ``GradientAccumulationScheduler``.
     """
     limits = [] if trainer.max_steps == -1 else [-(-trainer.max_steps // optimizers)]
     max_epochs = trainer.max_epochs if trainer.max_epochs is not None else -1

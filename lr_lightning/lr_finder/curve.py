@@ -14,10 +14,8 @@ problems, written before any of them was run and read once after the rule was fi
 answers (minimum/10: 0.033, a difference that only just stands out from chance; valley 0.083; ignite, torch-lr-finder
 and Lightning 0.18 to 0.54). But it leaves 29 % of those sweeps unanswered. If 1e-3 is used for them, it is worse than
 two other rules: 0.152 on all sweeps against 0.085 of minimum/10 and 0.074 of valley. If its advice is followed once,
-which costs more sweeps, it is 0.067.
-
-Its advantage is that it says when it cannot tell, and that neither a shift nor the sign of the loss nor an outlier
-matters.
+which costs more sweeps, it is 0.067. Its advantage is that it says when it cannot tell, and that neither a shift nor
+the sign of the loss nor an outlier matters.
 """
 
 import math
@@ -36,8 +34,7 @@ __all__ = ["RULES", "DivergenceStop", "Reading", "read_curve"]
 
 Floats = NDArray[np.float64]
 
-RULES = ("steepest", "valley", "minimum/10", "smith")
-"""Names of the other rules that a reading lists for comparison."""
+RULES = ("steepest", "valley", "minimum/10", "smith")  # the other rules that a reading lists for comparison
 _MIN_POINTS = 10
 _HEAD = 10  # values at the start, where the learning rate is still too small to matter: their median is the start level
 _BACK = 0.2  # the edge is where the loss has come back up by a fifth of its fall
@@ -64,11 +61,10 @@ class Reading:
             ten cases. It says nothing about how good the suggestion is.
         base_lr: Lower bound of a cyclical schedule: where the loss starts to fall, at most a third of ``max_lr``.
         max_lr: Upper bound of a cyclical schedule: half the learning rate at the edge.
-        smoothed: The mean curve, capped and smoothed, in the units of the input, shape [n], where n is the length of
-            the shortest run.
-        rules: What other rules say about the same sweep: ``steepest`` (the steepest fall of ``smoothed`` on a
+        smoothed: The mean curve, capped and smoothed, in the units of the input, as long as the shortest run.
+        rules: What other rules say about the same sweep, or None: ``steepest`` (the steepest fall of ``smoothed`` on a
             logarithmic axis), ``valley`` and ``minimum/10`` (fastai's, of the first run; for losses only) and ``smith``
-            (Smith's upper bound, of the first run). None for a rule that gives no answer.
+            (Smith's upper bound, of the first run).
     """
 
     suggestion: float | None
@@ -80,32 +76,23 @@ class Reading:
     rules: dict[str, float | None]
 
 
-# -- evidence: is there a fall, is there a rise? ---------------------------------------------------------------------
-
-
 def _falling(values: Iterable[float]) -> Floats:
     """Return the squared error of the best falling curve through the first k values, k = 0..n, shape [n + 1].
 
-    Pool adjacent violators, and keep the error of every prefix.
-
-    Source: Barlow et al., *Statistical Inference under Order Restrictions*, 1972, chapter 1; Stout, "Unimodal
-    regression via prefix isotonic regression", 2008, for the prefixes.
+    Pool adjacent violators, and keep the error of every prefix. Source: Barlow et al., *Statistical Inference under
+    Order Restrictions*, 1972, chapter 1; Stout, "Unimodal regression via prefix isotonic regression", 2008.
     """
-    means: list[float] = []
-    sizes: list[int] = []
-    errors: list[float] = []
+    blocks: list[tuple[float, int, float]] = []  # mean, size, error
     total, prefixes = 0.0, [0.0]
     for value in values:
         mean, size, error = value, 1, 0.0
-        while means and means[-1] <= mean:
-            mean2, size2, error2 = means.pop(), sizes.pop(), errors.pop()
+        while blocks and blocks[-1][0] <= mean:
+            mean2, size2, error2 = blocks.pop()
             total -= error2
             error += error2 + size * size2 / (size + size2) * (mean - mean2) ** 2
             mean = (size * mean + size2 * mean2) / (size + size2)
             size += size2
-        means.append(mean)
-        sizes.append(size)
-        errors.append(error)
+        blocks.append((mean, size, error))
         total += error
         prefixes.append(max(total, 0.0))  # a difference of large sums may round below 0
     return np.asarray(prefixes)
@@ -122,12 +109,9 @@ def fit_errors(values: Floats) -> Floats:
 def evidence(values: Floats) -> tuple[float, float]:
     """Measure how much better a curve that falls and rises explains the values than one that only rises or only falls.
 
-    Both measures are differences of squared errors over the variance, of ranks: so neither the distribution of the
-    noise nor a few wild values matter.
-
-    Returns:
-        Evidence for the fall (against a curve that only rises) and for the rise (against one that only falls), >= 0;
-        both are 0 if all values are equal.
+    Return evidence for the fall (against a curve that only rises) and for the rise (against one that only falls), >= 0;
+    both are 0 if all values are equal. Both are differences of squared errors over the variance, of ranks: so neither
+    the distribution of the noise nor a few wild values matter.
     """
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts + 1) / 2)[inverse]  # ties share their mean rank
@@ -137,9 +121,6 @@ def evidence(values: Floats) -> tuple[float, float]:
     errors = fit_errors(ranks - ranks.mean()) / variance
     lowest = float(errors.min())
     return float(errors[0]) - lowest, float(errors[-1]) - lowest
-
-
-# -- shape: cap, relapse, edge ---------------------------------------------------------------------------------------
 
 
 def _noise(values: Floats) -> float:
@@ -176,12 +157,8 @@ def _shape(values: Floats) -> _Shape:
     ahead = np.concatenate([values, [-math.inf, -math.inf]])
     over = sliding_window_view(ahead, 3) > limit[:, None]
     # A single outlier is no relapse: one of the next two values must be over as well. Before most of the fall, none is.
-    hits: NDArray[np.int64] = (
-        np.flatnonzero((before <= start - _MOST * fall) & over[:, 0] & (over.sum(1) >= 2))
-        if fall > 0
-        else np.empty(0, np.int64)
-    )
-    relapse = int(hits[0]) if len(hits) else n
+    lasting = (before <= start - _MOST * fall) & over[:, 0] & (over.sum(1) >= 2)
+    relapse = int(np.argmax(lasting)) if fall > 0 and lasting.any() else n
     cap = start + (start - best[relapse - 1])
     capped = np.minimum(values, cap)
     capped[relapse:] = cap
@@ -266,10 +243,8 @@ def _interval(log_lrs: Floats, samples: Floats, single: Sequence[Floats]) -> tup
     """Return the half width of the interval and the spread of the resamples, both in log(lr)."""
     spread, runs = _SWEEP_SPREAD**2, len(single)
     if runs >= 3:
-        own = []
-        for values in single:
-            shape = _shape(values)
-            own.append(_log_lrs(_smoother(len(values)) @ shape.values, shape.relapse, log_lrs)[0])
+        shapes = map(_shape, single)
+        own = [_log_lrs(_smoother(len(each.values)) @ each.values, each.relapse, log_lrs)[0] for each in shapes]
         # A few runs say little about their own spread, so the usual spread counts as four more runs.
         spread = (4 * spread + (runs - 1) * float(np.var(own, ddof=1))) / (4 + runs - 1)
     # Some resamples may lose the fall and land anywhere, so take the spread from the middle half.
@@ -286,15 +261,12 @@ def read_curve(
     The reading does not change if a constant is added to all values or if all are multiplied by a positive number.
 
     Args:
-        lrs: The planned learning rates, strictly rising, on a geometric or linear grid, shape [N].
+        lrs: The planned learning rates, strictly rising from above 0, on a geometric or linear grid, shape [N].
         runs: One or more sweeps from the same start. Value k of a sweep was measured *before* the update with
             ``lrs[k]``; at most N values. A sweep ends at its first non-finite value, and one that is shorter than
             ``lrs`` counts as diverged there.
         higher_is_better: True for accuracies, say.
         seed: Seed of the resampling, >= 0; nothing else is random.
-
-    Raises:
-        ArgumentError: ``lrs`` do not rise from above 0, there is no sweep, or a sweep has more values than ``lrs``.
     """
     grid, sign = np.asarray(lrs, dtype=np.float64), -1.0 if higher_is_better else 1.0
     clean, ended_early = _clean(grid, runs, sign)
@@ -341,14 +313,10 @@ class DivergenceStop:
 
     Far means twice as high above the start as the best so far is below it, and at least twenty times the noise. As
     noise may grow with the learning rate, it also means three times the noise of the last twenty values, and the rise
-    must stand out by its length. Four outliers cannot move a median of ten. Only values so far count. Adding a constant
-    to them, or multiplying them by a positive number, changes nothing.
+    must stand out by its length. Four outliers cannot move a median of ten. Adding a constant to the values, or
+    multiplying them by a positive number, changes nothing.
 
-    The rule is careful rather than cheap: a sweep that is cut before its edge shows misleads more than a long one
-    costs.
-
-    Args:
-        higher_is_better: True for accuracies, say.
+    The rule is careful rather than cheap: a sweep that is cut before its edge misleads more than a long one costs.
     """
 
     def __init__(self, *, higher_is_better: bool = False) -> None:

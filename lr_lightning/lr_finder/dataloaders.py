@@ -17,16 +17,12 @@ __all__ = ["Batches", "training_loaders", "validation_loaders"]
 
 
 def training_loaders(trainer: Trainer) -> CombinedLoader:
-    """Return the training loaders, as Lightning prepares them for this fit; do not iterate them.
-
-    If the fit has not built them yet, they are requested as Lightning will request them, and the caller must undo what
-    that changes.
-    """
+    """Return the training loaders as Lightning prepares them: do not iterate them, and undo what this call changes."""
     return prepared_loaders(trainer, RunningStage.TRAINING, _refuse_iterator)
 
 
 def validation_loaders(trainer: Trainer) -> CombinedLoader:
-    """Return the validation loaders, in the same way as :func:`training_loaders`."""
+    """Return the validation loaders, in the same way."""
     return prepared_loaders(trainer, RunningStage.VALIDATING, _refuse_iterator)
 
 
@@ -41,19 +37,12 @@ def _refuse_iterator(loader: Any, hook: str) -> None:
 class Batches:
     """An endless stream of batches from copies of loaders, epoch after epoch.
 
-    Args:
-        combined: The loaders. The copies share samplers, generators and data sets with them, so the caller must restore
-            those.
-        first_epoch: The epoch that samplers are set to in the first pass; each later pass adds one.
-
-    Raises:
-        ArgumentError: On the first batch, if the loaders give none.
+    The copies share samplers, generators and data sets with the loaders, so the caller must restore those.
     """
 
     def __init__(self, combined: CombinedLoader, first_epoch: int = 0) -> None:
         self.copy = copy_without_iterator(combined, [_restarted(loader) for loader in combined.flattened])
-        self.epoch = first_epoch
-        self.index = 0
+        self.epoch, self.index = first_epoch, 0
         self._iterator: Iterator[Any] | None = None
 
     def __next__(self) -> tuple[Any, int]:

@@ -25,16 +25,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_lightning._lightning import (
-    DataFetcher,
-    call_module_hook,
-    control_accumulation,
-    logger_connector,
-    set_callback_metric,
-    to_device,
-    training_step_arguments,
-    use_train_loaders,
-)
+from lr_lightning import _lightning
 from lr_lightning._param_groups import peak_lr, set_value
 from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.lr_finder.dataloaders import Batches, training_loaders
@@ -44,51 +35,36 @@ __all__ = ["DryRun", "check_optimization"]
 
 # Objects that a step cannot change, or that are kept out of a step; a snapshot ignores them.
 _OPAQUE = (
-    Trainer,
-    Strategy,
-    Accelerator,
-    Callback,
-    Logger,
-    Profiler,
-    CombinedLoader,
-    DataFetcher,
-    logging.Logger,
-    threading.Thread,
-    multiprocessing.process.BaseProcess,
+    *(Trainer, Strategy, Accelerator, Callback, Logger, Profiler, CombinedLoader, _lightning.DataFetcher),
+    *(logging.Logger, threading.Thread, multiprocessing.process.BaseProcess),
 )
 _EPOCHS_APART = 1000  # two runs set epochs this far apart in their samplers
 _MOST_SKIPPED = 100  # updates, or batches, in a row without a loss
 
 
 def check_optimization(trainer: Trainer, module: LightningModule, who: str) -> None:
-    """Check that a finder can control this module's learning rate.
-
-    Raises:
-        ArgumentError: Manual optimization, several optimizers, an optimizer without lr, or a ``training_step`` that
-            takes the loader's iterator.
-    """
-    name = type(module).__name__
+    """Check that a finder can control this module's learning rate; ``who`` is the finder's name."""
+    name, optimizers, problem = type(module).__name__, trainer.optimizers, ""
     if not module.automatic_optimization:
-        raise ArgumentError(
-            f"{who} works with automatic optimization, and {name} has automatic_optimization=False: its own "
-            f"training_step controls the learning rate. Remove {who}, and compare a few learning rates in whole runs."
+        problem = (
+            f"works with automatic optimization, and {name} has automatic_optimization=False: its own training_step "
+            f"controls the learning rate. Remove {who}, and compare a few learning rates in whole runs."
         )
-    if len(trainer.optimizers) != 1:
-        raise ArgumentError(
-            f"{who} works with one optimizer, and {name}.configure_optimizers gives {len(trainer.optimizers)}. "
-            f"Remove {who}, or return one optimizer with several param groups, whose ratios are kept."
+    elif len(optimizers) != 1:
+        problem = (
+            f"works with one optimizer, and {name}.configure_optimizers gives {len(optimizers)}. Remove {who}, or "
+            "return one optimizer with several param groups, whose ratios are kept."
         )
-    groups = trainer.optimizers[0].param_groups
-    if not groups or any("lr" not in group for group in groups):
-        raise ArgumentError(
-            f"{who} works with an optimizer that has lr, and {type(trainer.optimizers[0]).__name__} has none."
-        )
-    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
-        raise ArgumentError(f"{who} does not support {name}.training_step(dataloader_iter). Take a batch instead.")
+    elif not (groups := optimizers[0].param_groups) or any("lr" not in group for group in groups):
+        problem = f"works with an optimizer that has lr, and {type(optimizers[0]).__name__} has none."
+    elif is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        problem = f"does not support {name}.training_step(dataloader_iter). Take a batch instead."
+    if problem:
+        raise ArgumentError(f"{who} {problem}")
 
 
 class DryRun:
-    """Training steps of a Trainer that are undone at the end.
+    """Training steps of a Trainer in a fit, undone at the end.
 
     A context manager. On entry it saves everything that a step may change
     (:class:`~lr_lightning.lr_finder.snapshot.Snapshot`) and restores it on exit, also after an exception. Inside, every
@@ -96,39 +72,23 @@ class DryRun:
 
     A step is Lightning's own: transfer hooks, ``training_step``, precision, accumulation, clipping and the optimizer's
     update, with the module's ``on_train_batch_start`` and ``_end``. Values that ``training_step`` logs are not stored.
-
-    Args:
-        trainer: The Trainer, in a fit, with its optimizer.
-        module: The Trainer's module.
-        ratios: The lr of each param group divided by the lr that a step is given.
-        accumulate: Batches per update.
-        started: Whether the module's ``on_fit_start`` and ``on_train_start`` have been called.
-
-    Raises:
-        ArgumentError: In the first step, if the module sets the lr itself.
+    ``ratios`` are the lr of each param group divided by the lr that a step is given; ``accumulate`` is the number of
+    batches per update; ``started`` says whether the module's ``on_fit_start`` and ``on_train_start`` have been called.
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        ratios: list[float],
-        accumulate: int = 1,
-        *,
-        started: bool = False,
+        self, trainer: Trainer, module: LightningModule, ratios: list[float], accumulate: int = 1, started: bool = False
     ) -> None:
         self.trainer, self.module, self.started = trainer, module, started
         self.optimizer: Optimizer = trainer.optimizers[0]
         self.ratios, self.accumulate = ratios, accumulate
         own = zip(self.optimizer.param_groups, ratios, strict=True)
         self._reference = next((peak_lr(group) / ratio for group, ratio in own if ratio > 0), 1.0)
-        self.log: Callable[[str, Any], None] | None = None
-        """Receives what the module logs; None to discard it."""
+        self.log: Callable[[str, Any], None] | None = None  # receives what the module logs; None discards it
         self._stack = ExitStack()
         self._snapshots: list[Snapshot] = []
         self._batches: Batches | None = None
-        self._accumulating = False
-        self._micro_batches = 0  # batches that have contributed to gradients
+        self._accumulating, self._micro_batches = False, 0  # micro-batches that have contributed to gradients
         self._loss: Tensor | None = None  # of the last batch
         self._set_lrs: list[float] = []
 
@@ -144,7 +104,7 @@ class DryRun:
             "lr_schedulers": [config.scheduler for config in trainer.lr_scheduler_configs],
             "precision": trainer.precision_plugin,
             "fit_loop": loop,
-            "logger_connector": logger_connector(trainer),
+            "logger_connector": _lightning.logger_connector(trainer),
             "trainer.state": trainer.state,
         }
         try:
@@ -180,8 +140,7 @@ class DryRun:
     def run(self, number: int = 0) -> Iterator[None]:
         """Start a run of steps from the saved state, and undo all of them on exit.
 
-        Args:
-            number: Run 0 sees the batches and random numbers that training is about to see; others draw their own.
+        Run 0 sees the batches and random numbers that training is about to see; others draw their own.
         """
         with self.undo():
             try:
@@ -208,8 +167,8 @@ class DryRun:
         trainer.loggers = [DummyLogger() for _ in trainer.loggers]
         trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
         trainer.accumulate_grad_batches = self.accumulate
-        use_train_loaders(trainer, self._loaders)
-        control_accumulation(trainer, lambda: self._accumulating)
+        _lightning.use_train_loaders(trainer, self._loaders)
+        _lightning.control_accumulation(trainer, lambda: self._accumulating)
         loop.epoch_loop.automatic_optimization.output_result_cls = SimpleNamespace(  # type: ignore[assignment]
             from_training_step_output=self._record_loss
         )
@@ -221,7 +180,7 @@ class DryRun:
         self._batches = Batches(self._loaders, epoch + number * _EPOCHS_APART)
         self._micro_batches, self._set_lrs = 0, []
         for hook in ([] if self.started else ["on_fit_start", "on_train_start"]) + ["on_train_epoch_start"]:
-            call_module_hook(trainer, hook)
+            _lightning.call_module_hook(trainer, hook)
         if hasattr(self.optimizer, "train"):
             self.optimizer.train()  # schedule-free optimizers: use the weights at which gradients are taken
         self.optimizer.register_step_pre_hook(self._check_lrs)
@@ -238,16 +197,9 @@ class DryRun:
                 generator.manual_seed((generator.initial_seed() + number) % 2**32)
 
     def step(self, lr: float) -> float:
-        """Make one update of the optimizer.
+        """Make one update, with ``lr`` times its ratio for each param group; return the training loss before it.
 
-        Args:
-            lr: The learning rate; each param group uses this times its ratio.
-
-        Returns:
-            The training loss before the update: the mean over its batches and over all processes.
-
-        Raises:
-            ArgumentError: The module sets the lr itself, the loader gives no batch, or ``training_step`` no loss.
+        The loss is the mean over the update's batches and over all processes.
         """
         groups = self.optimizer.param_groups
         # the module may have added groups in its hooks
@@ -279,11 +231,11 @@ class DryRun:
         trainer, loop = self.trainer, self.trainer.fit_loop.epoch_loop
         batch, index = self._next_batch()
         self._loss = None
-        kwargs = training_step_arguments(trainer, batch, index)
+        kwargs = _lightning.training_step_arguments(trainer, batch, index)
         # Lightning zeroes gradients by the count of micro-batches.
         outputs = loop.automatic_optimization.run(self.optimizer, self._micro_batches, kwargs)
         self._micro_batches += 1
-        call_module_hook(trainer, "on_train_batch_end", outputs, batch, index)
+        _lightning.call_module_hook(trainer, "on_train_batch_end", outputs, batch, index)
 
     def _next_batch(self) -> tuple[Any, int]:
         """Return the next batch to train on, and its index in its epoch."""
@@ -294,9 +246,9 @@ class DryRun:
             host, index = next(batches)
             if host is None:  # Lightning skips it as well
                 continue
-            batch = to_device(trainer, host)
+            batch = _lightning.to_device(trainer, host)
             trainer.fit_loop.epoch_loop.batch_progress.increment_ready()
-            if call_module_hook(trainer, "on_train_batch_start", batch, index) != -1:
+            if _lightning.call_module_hook(trainer, "on_train_batch_start", batch, index) != -1:
                 return batch, index
             batches.skip_rest()
         raise ArgumentError(f"The learning rate search found no batch: the module skipped {_MOST_SKIPPED} in a row.")
@@ -322,7 +274,7 @@ class DryRun:
         if self.log is not None:
             self.log(name, value)
         elif isinstance(value, Tensor | int | float):  # a later hook may read it from the Trainer
-            set_callback_metric(self.trainer, name, value)
+            _lightning.set_callback_metric(self.trainer, name, value)
 
     def _receive_all(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
         for name, value in dictionary.items():

@@ -45,12 +45,12 @@ class _Result(ABC):
 
     def state(self) -> dict[str, Any]:
         """Return lists and plain values, for :meth:`from_state`."""
-        return {each.name: _lists(getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
+        return {each.name: _nested(getattr(self, each.name), list) for each in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """Make the result whose :meth:`state` this is."""
-        return cls(**{name: _tuples(value) for name, value in state.items()})
+        return cls(**{name: _nested(value, tuple) for name, value in state.items()})
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,15 @@ class RangeTest(_Result):
     def wider(self, factor: float = 10.0) -> tuple[float, float] | None:
         """Return the first and last learning rate of a second test, or None if another range would not help.
 
-        Args:
-            factor: How far to move the end of the range that hides the answer.
+        The end of the range that hides the answer is moved by ``factor``.
 
         Example:
             >>> RangeTest((1e-3, 1e-2, 1e-1), ((1.0, 1.0, 1.0),)).wider()
             (0.0001, 0.1)
         """
         low, high = self.grid[0], self.grid[-1]
-        if self.abstention is None or self.abstention.cause.widen is None:
-            return None
-        return (low, high * factor) if self.abstention.cause.widen == "max_lr" else (low / factor, high)
+        widen = self.abstention and self.abstention.cause.widen
+        return {"min_lr": (low / factor, high), "max_lr": (low, high * factor)}.get(widen or "")
 
     def describe(self) -> str:
         """Say the result in one line."""
@@ -151,28 +149,20 @@ class RangeTest(_Result):
 
     def to_csv(self) -> str:
         """Return the points as CSV: ``lr``, the mean, the smoothed mean, and every repeat."""
-        smoothed = self.smoothed
-        rows = []
-        for k, (lr, value) in enumerate(zip(self.lrs, self.losses, strict=True)):
-            each = [repr(run[k]) if k < len(run) else "" for run in self.runs]
-            rows.append([repr(lr), repr(value), repr(smoothed[k]) if k < len(smoothed) else "", *each])
+        columns = (self.grid, self.losses, self.smoothed, *self.runs)
+        rows = [[repr(column[k]) if k < len(column) else "" for column in columns] for k in range(len(self.losses))]
         repeats = [f"{self.metric}_{i}" for i in range(len(self.runs))]
         return _csv(["lr", self.metric, "smoothed", *repeats], rows)
 
     def plot(self, ax: "Axes | None" = None) -> "Figure":
         """Draw the points, the smoothed curve, the suggestion with its interval, and the bounds of a cyclical schedule.
 
-        Args:
-            ax: Where to draw; a new figure by default.
-
-        Raises:
-            ImportError: matplotlib is not installed.
+        The default is a new figure. Without matplotlib, this is an ImportError.
         """
         figure, axes = axes_of(ax)
         for i, run in enumerate(self.runs):
-            label = "recorded" if len(self.runs) == 1 else "each repeat"
-            points = {"color": GREY, "markersize": 4, "alpha": 0.8, "label": None if i else label}
-            axes.plot(self.grid[: len(run)], run, ".", **points)
+            label = None if i else "recorded" if len(self.runs) == 1 else "each repeat"
+            axes.plot(self.grid[: len(run)], run, ".", color=GREY, markersize=4, alpha=0.8, label=label)
         if len(self.smoothed):
             axes.plot(self.lrs[: len(self.smoothed)], self.smoothed, color=BLUE, linewidth=2, label="smoothed")
         if self.mode == "exponential":
@@ -230,10 +220,7 @@ class GridTest(_Result):
 
     @cached_property
     def scores(self) -> list[list[float]]:
-        """For each learning rate and repeat, the metric at the end; nan if it diverged.
-
-        The score of a training loss is the mean of the last fifth of the steps.
-        """
+        """For each learning rate and repeat, the metric at the end (a loss: of the last fifth); nan if it diverged."""
         if self.finals is not None:
             return [list(each) for each in self.finals]
         return [
@@ -315,9 +302,9 @@ class GridTest(_Result):
 
     def describe(self) -> str:
         """Say the result in one line."""
-        if self.suggestion is None:
+        if self.suggestion is None or self.interval is None:
             return f"no suggestion: {self.abstention}"
-        low, high = self.interval or (self.suggestion, self.suggestion)
+        low, high = self.interval
         line = f"lr = {self.suggestion:.3g} is the best of {len(self.lrs)} after {self.num_steps} steps"
         return line if low == high else f"{line} ({low:.2g} to {high:.2g} are as good within the noise)"
 
@@ -331,20 +318,16 @@ class GridTest(_Result):
         return _csv(["lr", self.metric, "standard_error", *repeats], rows)
 
     def plot(self, ax: "Axes | None" = None) -> "Figure":
-        """Draw the final value against the learning rate; in a new figure also the training loss at every one.
+        """Draw the final value against the learning rate; without ``ax``, in a new figure, also the training losses.
 
-        Args:
-            ax: Where to draw the final values alone; a new figure with both panels by default.
-
-        Raises:
-            ImportError: matplotlib is not installed.
+        Without matplotlib, this is an ImportError.
         """
         figure: Any = new_figure(8, 4.8, dpi=120) if ax is None else ax.figure
-        finals: Any
-        finals, curves = figure.subplots(1, 2) if ax is None else (ax, None)
+        panels: Any = figure.subplots(1, 2) if ax is None else (ax, None)
+        finals, curves = panels
         means, errors = self.losses, [2 * error for error in self.errors]
-        dots = {"color": BLUE, "markersize": 4, "capsize": 2}
-        finals.errorbar(self.lrs, means, errors, fmt="o-", label="± 2 standard errors", **dots)
+        label = "± 2 standard errors"
+        finals.errorbar(self.lrs, means, errors, fmt="o-", label=label, color=BLUE, markersize=4, capsize=2)
         gone = [lr for lr, mean in zip(self.lrs, means, strict=True) if math.isnan(mean)]
         finals.plot(gone, [1.0] * len(gone), "x", color=BLACK, transform=finals.get_xaxis_transform(), clip_on=False)
         _mark(finals, self.suggestion, self.interval, "best")
@@ -390,9 +373,5 @@ def _mark(axes: Any, lr: float | None, interval: tuple[float, float] | None, nam
     axes.axvline(lr, color=ORANGE, linewidth=2, label=f"{name} {lr:.2g}")
 
 
-def _lists(value: Any) -> Any:
-    return [_lists(entry) for entry in value] if isinstance(value, tuple) else value
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value
+def _nested(value: Any, kind: type[list[Any]] | type[tuple[Any, ...]]) -> Any:
+    return kind(_nested(entry, kind) for entry in value) if isinstance(value, list | tuple) else value

@@ -1,7 +1,8 @@
 """Other rules for reading a range test, for comparison: fastai's two and Smith's, each a function of one raw sweep.
 
-Each rule takes the learning rates and the raw losses of a sweep in which loss k was measured before the update with
-learning rate k. fastai's rules repeat what fastai does: its smoothing, its early stop, its margins at both ends.
+Each rule takes the learning rates of the whole planned sweep, shape [N], and the raw losses, shape [n], n <= N; loss k
+was measured before the update with learning rate k. fastai's rules repeat what fastai does: its smoothing, its early
+stop, its margins at both ends (the first tenth of the learning rates is left out). They are None if no point is left.
 """
 
 from collections.abc import Sequence
@@ -38,13 +39,6 @@ def fastai_minimum(lrs: Sequence[float], losses: Sequence[float]) -> float | Non
 
     Source: fastai 2.8.12, ``fastai/callback/schedule.py``, ``LRFinder``, ``lr_find`` and ``minimum``; the average is
     ``fastai/learner.py``, ``AvgSmoothLoss``.
-
-    Args:
-        lrs: Learning rates of the whole planned sweep, shape [N]; the first tenth of them is left out.
-        losses: Raw losses, shape [n], n <= N.
-
-    Returns:
-        A learning rate, or None if no point is left.
     """
     x, y = _fastai(lrs, losses)
     return float(x[np.argmin(y)]) / 10 if len(y) else None
@@ -54,13 +48,6 @@ def fastai_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | None
     """Fastai's ``valley``, its default: about halfway down the longest decreasing subsequence of the averaged loss.
 
     Source: fastai 2.8.12, ``fastai/callback/schedule.py``, ``valley``.
-
-    Args:
-        lrs: Learning rates of the whole planned sweep, shape [N]; the first tenth of them is left out.
-        losses: Raw losses, shape [n], n <= N.
-
-    Returns:
-        A learning rate, or None if no point is left.
     """
     x, y = _fastai(lrs, losses)
     if not len(y):
@@ -79,16 +66,10 @@ def smith(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, float] 
 
     Smith takes the lower learning rate where the accuracy starts to rise, and the upper one where it slows, turns
     ragged or falls. Here the loss is averaged over five steps. The lower learning rate is where the loss has made a
-    tenth of its fall from the start (the median of ten values), and the upper one is where the loss is lowest.
+    tenth of its fall from the start (the median of ten values), and the upper one is where the loss is lowest. It is
+    None if the loss does not fall or is lowest at the last one; losses from the first that is not finite do not count.
 
     Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3, which gives no code.
-
-    Args:
-        lrs: Learning rates, shape [N].
-        losses: Raw losses, shape [n], n <= N; only those before the first that is not finite count.
-
-    Returns:
-        Lower and upper learning rate, or None if the loss does not fall from its start or is lowest at the last one.
     """
     values = np.asarray(losses, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))

@@ -7,6 +7,7 @@ to (``_save``), which for most objects means their attributes, and remembers the
 import argparse
 import array
 import collections
+import contextlib
 import ctypes
 import enum
 import functools
@@ -18,6 +19,7 @@ import types
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from multiprocessing.sharedctypes import SynchronizedBase
 from typing import Any, TypeVar
 
@@ -33,8 +35,7 @@ __all__ = ["Snapshot", "has_state"]
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_Restore = Callable[[], object]
-"""Restores one object; returns False if the object has changed and cannot be restored."""
+_Restore = Callable[[], object]  # returns False if the object has changed and cannot be restored
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device, torch.Size)
 _DATA_HOLDERS = (DataLoader, Dataset, LightningDataModule, Sampler)  # what they hold is data, not state
@@ -42,11 +43,7 @@ _LONG = 10_000  # entries of a container that is data; the entries of a longer o
 _LARGE = 2**20  # bytes of an array that is data; a larger one is watched and not copied
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _STDLIB_STATE = (
-    types.SimpleNamespace,
-    argparse.Namespace,
-    collections.ChainMap,
-    collections.UserDict,
-    collections.UserList,
+    *(types.SimpleNamespace, argparse.Namespace, collections.ChainMap, collections.UserDict, collections.UserList),
     SynchronizedBase,  # multiprocessing.Value and Array
 )
 _LIBRARIES = sys.stdlib_module_names | {"lightning", "lightning_fabric", "numpy", "torch", "torchmetrics"}
@@ -64,12 +61,10 @@ class Snapshot:
     states of random generators (torch, numpy, Python). It only watches large arrays of data sets. Iterators, running
     generator functions and open files cannot be restored: :meth:`restore` names those that have moved.
 
-    Args:
-        roots: The objects to start from, by their names in messages.
-        shallow: Objects whose attributes are saved as references, without following them.
-        opaque: Types whose instances are ignored.
-        before: Snapshots that will be restored after this one. Objects that they reached as data count as data here
-            too: if this snapshot wrote to such an object, it would look changed to them.
+    It starts from ``roots``, by their names in messages. It saves the attributes of ``shallow`` objects as references,
+    without following them, and ignores instances of ``opaque`` types. The snapshots in ``before`` will be restored
+    after this one. An object that they reached as data counts as data here too: if this snapshot wrote to the object,
+    it would look changed to them.
     """
 
     def __init__(
@@ -91,11 +86,7 @@ class Snapshot:
         self._walk([(name, root, False) for name, root in reversed(list(roots.items()))])
 
     def restore(self) -> list[str]:
-        """Restore everything; may be called again.
-
-        Returns:
-            Names of objects that have changed and could not be restored.
-        """
+        """Restore everything; return names of objects that could not be restored. It may be called again."""
         with torch.no_grad():
             return [name for name, restore in self._saved if not _succeeds(name, restore)]
 
@@ -158,31 +149,23 @@ def _children(obj: Any) -> Iterator[tuple[str, object]]:
         yield from (("", kind) for kind in type(obj).__mro__ if _class_attributes(kind))
 
 
-# -- saving one object -------------------------------------------------------------------------------------------------
-
-
 def _save(obj: Any, data: bool) -> _Restore | None:
-    """Save one object without what it refers to; return None if it has no state.
-
-    Args:
-        obj: The object.
-        data: Whether it is part of a data set, whose large arrays are not copied.
-    """
+    """Save one object without what it refers to; None if it has no state. Large arrays of ``data`` are not copied."""
     if isinstance(obj, Tensor):
         return None if obj.is_meta else _save_lazy(obj) if is_lazy(obj) else _save_tensor(obj, data)
     if isinstance(obj, torch.Generator):
         state = obj.get_state()
         return lambda: obj.set_state(state)
     if isinstance(obj, random.Random):
-        return _save_random(obj)
+        try:
+            words = obj.getstate()
+        except NotImplementedError:  # SystemRandom
+            return None
+        return lambda: obj.setstate(words)
     if _is_numpy(type(obj)):  # type: ignore[arg-type]  # mypy takes a type for its instance
         return _save_numpy(obj, data)
-    if isinstance(obj, dict):
-        return _save_dict(obj)
-    if isinstance(obj, list | collections.deque):
-        return _save_sequence(obj)
-    if isinstance(obj, set):
-        return _save_set(obj)
+    if isinstance(obj, dict | list | collections.deque | set):
+        return _save_container(obj)
     if isinstance(obj, array.array | bytearray):
         copied: Any = obj[:]
         return lambda: obj.__setitem__(slice(None), copied)
@@ -190,7 +173,7 @@ def _save(obj: Any, data: bool) -> _Restore | None:
         raw = bytes(obj)
         return lambda: ctypes.memmove(ctypes.addressof(obj), raw, len(raw))
     if isinstance(obj, type):
-        return _save_class(obj)
+        return _save_values(obj, _class_attributes, type)
     if has_state(obj):
         return _save_attributes(obj)
     if _has_position(obj) and obj not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
@@ -199,43 +182,27 @@ def _save(obj: Any, data: bool) -> _Restore | None:
     return None
 
 
-def _save_dict(obj: dict[Any, Any]) -> _Restore:
-    saved = dict(obj)
+def _save_container(obj: Any) -> _Restore:
+    """Save the entries of a dict, list, deque or set, and the attributes of a subclass."""
+    saved: Any = (dict if isinstance(obj, dict) else frozenset if isinstance(obj, set) else list)(obj)
     restore_attributes = _save_attributes(obj) if has_state(obj) else None
-    # The base class's methods, as a subclass may do more than store.
+    # The base class's methods, as a subclass of dict may do more than store.
     kind: Any = collections.OrderedDict if isinstance(obj, collections.OrderedDict) else dict
 
     def restore() -> None:
-        if not _same_entries(obj, saved):
-            kind.clear(obj)
-            kind.update(obj, saved)
-        if restore_attributes is not None:
-            restore_attributes()
-
-    return restore
-
-
-def _save_sequence(obj: Any) -> _Restore:
-    saved = list(obj)
-    restore_attributes = _save_attributes(obj) if has_state(obj) else None
-
-    def restore() -> None:
-        if len(obj) != len(saved) or any(a is not b for a, b in zip(obj, saved, strict=True)):
+        if isinstance(obj, dict):
+            if not _same_entries(obj, saved):
+                kind.clear(obj)
+                kind.update(obj, saved)
+        elif isinstance(obj, set):
+            if obj != saved:
+                obj.clear()
+                obj.update(saved)
+        elif len(obj) != len(saved) or any(a is not b for a, b in zip(obj, saved, strict=True)):
             obj.clear()
             obj.extend(saved)
         if restore_attributes is not None:
             restore_attributes()
-
-    return restore
-
-
-def _save_set(obj: set[Any]) -> _Restore:
-    saved = frozenset(obj)
-
-    def restore() -> None:
-        if obj != saved:
-            obj.clear()
-            obj.update(saved)
 
     return restore
 
@@ -314,14 +281,6 @@ def _save_lazy(tensor: Any) -> _Restore:
     return restore
 
 
-def _save_random(generator: random.Random) -> _Restore | None:
-    try:
-        state = generator.getstate()
-    except NotImplementedError:  # SystemRandom
-        return None
-    return lambda: generator.setstate(state)
-
-
 @functools.cache
 def _is_numpy(kind: Any) -> bool:
     """Check whether a class is one of numpy's without importing numpy, which need not be installed."""
@@ -347,9 +306,6 @@ def _save_numpy(obj: Any, data: bool) -> _Restore | None:
         return lambda: zlib.adler32(obj) == before
     saved = obj.copy()
     return lambda: obj.__setitem__(..., saved)
-
-
-# -- attributes --------------------------------------------------------------------------------------------------------
 
 
 def has_state(obj: object) -> bool:
@@ -382,10 +338,8 @@ def _slots(kind: type) -> Iterator[str]:
 def _slot_values(obj: object) -> dict[str, Any]:
     found = {}
     for slot in _slots(type(obj)):
-        try:
+        with contextlib.suppress(AttributeError):  # not set
             found[slot] = object.__getattribute__(obj, slot)
-        except AttributeError:
-            continue  # not set
     return found
 
 
@@ -396,8 +350,7 @@ def _instance_dict(obj: object) -> dict[str, Any] | None:
 
 def _save_attributes(obj: object) -> _Restore:
     """Save an object's attributes and class."""
-    kind, slots = type(obj), _slot_values(obj)
-    own = _instance_dict(obj)
+    kind, own, restore_slots = type(obj), _instance_dict(obj), _save_values(obj, _slot_values, object)
     saved = dict(own or {})
 
     def restore() -> None:
@@ -406,12 +359,22 @@ def _save_attributes(obj: object) -> _Restore:
         if own is not None and not _same_entries(own, saved):
             own.clear()
             own.update(saved)
-        now = _slot_values(obj)
-        for slot in now.keys() - slots.keys():
-            object.__delattr__(obj, slot)
-        for slot, value in slots.items():
-            if slot not in now or now[slot] is not value:
-                object.__setattr__(obj, slot, value)
+        restore_slots()
+
+    return restore
+
+
+def _save_values(obj: Any, read: Callable[[Any], dict[str, Any]], owner: Any) -> _Restore:
+    """Save the values that ``read`` finds; ``owner``, object or type, has the methods that set and delete them."""
+    saved = read(obj)
+
+    def restore() -> None:
+        now = read(obj)
+        for name in now.keys() - saved.keys():
+            owner.__delattr__(obj, name)
+        for name, value in saved.items():
+            if name not in now or now[name] is not value:
+                owner.__setattr__(obj, name, value)
 
     return restore
 
@@ -427,34 +390,14 @@ def _class_attributes(kind: type) -> dict[str, Any]:
     }
 
 
-def _save_class(kind: type) -> _Restore:
-    """Save the values that a user's class holds for all its instances."""
-    saved = _class_attributes(kind)
-
-    def restore() -> None:
-        now = _class_attributes(kind)
-        for name in now.keys() - saved.keys():
-            type.__delattr__(kind, name)
-        for name, value in saved.items():
-            if name not in now or now[name] is not value:
-                type.__setattr__(kind, name, value)
-
-    return restore
-
-
-# -- positions of iterators and files, which can be compared but not restored ------------------------------------------
-
-
+@dataclass(eq=False)
 class _Identity:
     """Equal to another of the very same object. It keeps the object alive, so that its id is not used again."""
 
-    def __init__(self, obj: object) -> None:
-        self.obj = obj
+    obj: object
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Identity) and self.obj is other.obj
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def _has_position(obj: object) -> bool:
@@ -475,8 +418,7 @@ def _position(obj: Any) -> Any:
                 return None
             names = {name: _comparable(value) for name, value in frame.f_locals.items()}
             return frame.f_lasti, _comparable(obj.gi_yieldfrom), names
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
             reduced = obj.__reduce__()
         return None if isinstance(reduced, str) else _comparable(reduced[1:])
     except (TypeError, OSError, ValueError, NotImplementedError):

@@ -13,13 +13,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 
-from lr_lightning._lightning import (
-    call_module_hook,
-    call_validation_step,
-    has_validation_loader,
-    is_sequential,
-    to_device,
-)
+from lr_lightning import _lightning
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dataloaders import Batches, validation_loaders
 from lr_lightning.lr_finder.dry_run import DryRun
@@ -40,22 +34,13 @@ class Validation:
     The value is what the module's own ``validation_step`` logs under ``monitor`` or, without ``monitor``, under one of
     the usual names; or, for a loss, what it returns. Batches are weighted by their size; a torchmetrics metric computes
     over all of them. BatchNorm layers in training use the statistics of the batch, since their running statistics
-    belong to other weights, or to none in a fresh network.
-
-    Args:
-        dry_run: The dry run that makes the training steps, entered.
-        metric: ``"val_loss"`` or ``"accuracy"``.
-        batches: Number of batches in each process.
-        monitor: The name under which the module logs the value, if it is not a usual one.
-
-    Raises:
-        ArgumentError: The Trainer has no validation; on the first call, if the validation does not give the value.
+    belong to other weights, or to none in a fresh network. The dry run must have been entered.
     """
 
     def __init__(self, dry_run: DryRun, metric: ValidationMetric, *, batches: int, monitor: str | None = None) -> None:
         self.dry_run, self.metric, self.monitor = dry_run, metric, monitor
         trainer, module = dry_run.trainer, dry_run.module
-        available = has_validation_loader(trainer) and is_overridden("validation_step", module)
+        available = _lightning.has_validation_loader(trainer) and is_overridden("validation_step", module)
         if not available or trainer.limit_val_batches == 0:
             raise ArgumentError(
                 f"metric={metric!r} needs a validation loader and a validation_step, and there is none. "
@@ -64,7 +49,7 @@ class Validation:
         with isolate_rng():
             combined = validation_loaders(trainer)
         dry_run.save({"val_dataloader": combined.flattened})
-        self._several = is_sequential(combined)
+        self._several = _lightning.is_sequential(combined)
         loaders = Batches(combined)
         with dry_run.undo():
             try:
@@ -75,11 +60,7 @@ class Validation:
         self._single = any(extract_batch_size(batch) < 2 for batch in self._batches)
 
     def __call__(self) -> float:
-        """Return the value for the present weights, as a mean over all processes, without a trace in the training.
-
-        Raises:
-            ArgumentError: The module's validation does not give the value.
-        """
+        """Return the value for the present weights, as a mean over all processes, without a trace in the training."""
         dry_run, trainer, module = self.dry_run, self.dry_run.trainer, self.dry_run.module
         logged: dict[str, list[tuple[Any, float]]] = {}
         returned: list[tuple[Any, float]] = []
@@ -90,28 +71,27 @@ class Validation:
 
         with isolate_rng(), _evaluating(dry_run, take, self._single), torch.no_grad():
             for hook in ("on_validation_start", "on_validation_epoch_start"):
-                call_module_hook(trainer, hook)
+                _lightning.call_module_hook(trainer, hook)
             for index, host in enumerate(self._batches):
-                batch = to_device(trainer, host)
+                batch = _lightning.to_device(trainer, host)
                 weight = float(extract_batch_size(batch))
-                output = call_validation_step(trainer, batch, index, 0 if self._several else None)
+                output = _lightning.call_validation_step(trainer, batch, index, 0 if self._several else None)
                 loss = output.get("loss") if isinstance(output, Mapping) else output
                 if isinstance(loss, Tensor):
                     returned.append((loss, weight))
             weight = 1.0
-            call_module_hook(trainer, "on_validation_epoch_end")
+            _lightning.call_module_hook(trainer, "on_validation_epoch_end")
             names = (self.monitor,) if self.monitor else _LOGGED[self.metric]
-            found = next((logged[name] for name in names if name in logged), None)
-            if found is None and self.metric == "val_loss" and self.monitor is None:
-                found = returned or None
-            if found is None:
+            fallback = returned if self.metric == "val_loss" and self.monitor is None else []
+            found = next((logged[name] for name in names if name in logged), fallback)
+            if not found:
                 raise ArgumentError(
                     f"metric={self.metric!r}: the validation of {type(module).__name__} logs "
                     f"{', '.join(map(repr, sorted(logged))) or 'nothing'}, none of which is {' or '.join(names[:4])}. "
                     "Name it with monitor=..., or take metric='loss'."
                 )
             value = _mean(found)
-            call_module_hook(trainer, "on_validation_end")
+            _lightning.call_module_hook(trainer, "on_validation_end")
         if trainer.world_size > 1:
             value = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="mean")
         return float(value)

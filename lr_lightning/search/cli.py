@@ -15,10 +15,6 @@ from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.space import Value
 
-__all__ = ["main"]
-
-_AGAIN = "Nothing is lost: mend it, and start the same search again."
-
 HELP = """Search for the learning rate and what interacts with it; every trial is a training run, tracked in MLflow.
 
   python scripts/search.py search=grid                    seven learning rates on a log grid, and nothing else
@@ -39,31 +35,23 @@ Keys of the search:
 
 
 def main(root: Path) -> int:
-    """Run the command line.
-
-    Args:
-        root: The checkout.
-
-    Returns:
-        The exit status: 0; 1 if no trial is complete; 2 for bad input; 143 and 130 after SIGTERM and Ctrl-C.
-    """
+    """Return the exit status: 0; 1 if no trial is complete; 2 for bad input; 143 and 130 after SIGTERM and Ctrl-C."""
     words = sys.argv[1:]
     if any(word in ("-h", "--help") for word in words):
         print(HELP.format(choices=choices_help(root), keys=keys_help("search", SearchConfig)))
         return 0
     prepare(root)
-    from lr_lightning.search.storage import StorageGone
+    from lr_lightning.search.study import StorageGone
 
     try:
         return _search(root, words)
-    except StorageGone as e:
-        print_error(f"{e}. {_AGAIN}")
-        return FAILED
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        where = f"{e.filename} " if e.filename else ""
-        print_error(f"output_root: {where}cannot be written ({e.strerror}). {_AGAIN}")
+    except (StorageGone, OSError) as e:
+        text = f"{e}."
+        if isinstance(e, OSError):
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            text = f"output_root: {f'{e.filename} ' if e.filename else ''}cannot be written ({e.strerror})."
+        print_error(f"{text} Nothing is lost: mend it, and start the same search again.")
         return FAILED
     except ConfigError as e:
         if wants_tracebacks():
@@ -88,10 +76,8 @@ def _search(root: Path, words: list[str]) -> int:
 
         def prepared() -> list[Mapping[str, Value]]:
             if any(search.folder.glob("trial-*")):
-                raise ConfigError(
-                    f"sweep: {search.folder} holds trials of another search with that name. Give another sweep=NAME, "
-                    "or another output_root."
-                )
+                other = f"{search.folder} holds trials of another search"
+                raise ConfigError(f"sweep: {other}. Give another sweep=NAME, or another output_root.")
             smoke_test(search, workers.call)
             return start_points(search, workers.call)
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import send_handle
 from pathlib import Path
@@ -25,51 +26,33 @@ from lr_lightning.app.config import Config
 from lr_lightning.app.run.signals import Interrupted, Signals
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
-from lr_lightning.search.pruning import Judge, Report
+from lr_lightning.search.pruning import Ask, Judge
 from lr_lightning.search.report import Progress
 from lr_lightning.search.settings import Search
-from lr_lightning.search.storage import StorageGone
-from lr_lightning.search.study import Lost, Study, result_of
+from lr_lightning.search.study import Lost, StorageGone, Study, result_of
 from lr_lightning.search.task import LOG, Answer, Status, Task, TaskResult, TrialRuns
-
-__all__ = ["Engine", "TooManyFailures", "Workers", "share_of_threads"]
 
 _TICK_SECONDS = 0.25
 _LOOK_SECONDS = 2.0
 _STOP_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
 R = TypeVar("R")
-Ask = Callable[[Report], str | None]
-
-
-class TooManyFailures(ConfigError):
-    """So many trials in a row have failed that the next ones would fail as well."""
 
 
 class InProcessWorker:
     """A worker that is this process: a job is done when `start` returns."""
 
-    gpu: str | None = None
-    identity: tuple[int, float] | None = None
-    connection: Connection | None = None
+    gpu = identity = None
     is_single_use = False
 
-    def __init__(self) -> None:
-        self._answer: Answer | None = None
-
     def start(self, job: Any, ask: Ask | None = None, log: Path | None = None) -> None:
-        """Do a job.
-
-        Raises:
-            Interrupted: On SIGTERM or Ctrl-C.
-        """
+        """Do a job."""
         if isinstance(job, Task):
             from lr_lightning.search.worker import run_task
 
-            self._answer = Answer(run_task(job, ask, quiet=True))
-        else:
-            function, *arguments = job
-            self._answer = Answer(function(*arguments))
+            job = (partial(run_task, quiet=True), job, ask)
+        function, *arguments = job
+        self._answer = Answer(function(*arguments))
 
     def poll(self) -> Answer | None:
         """Return the answer to the job."""
@@ -81,42 +64,27 @@ class InProcessWorker:
     close = kill = stop
 
 
+@dataclass
 class Worker:
-    """A process that does one job after another, the leader of a process group.
+    """A process that does one job after another, the leader of a process group; `status` tells how it ended."""
 
-    Args:
-        connection: Leads to the process.
-        pid: Its id.
-        exit_status: Returns its exit status, or None while it lives.
-        gpu: The GPU that it was given.
-        is_single_use: Whether it can do one job only.
-    """
+    connection: Connection
+    pid: int
+    status: Callable[[], int | None]
+    gpu: str | None = None
+    is_single_use: bool = False
+    identity: tuple[int, float] | None = None
+    _ask: Ask | None = None
+    _log: Path | None = None
 
-    def __init__(
-        self,
-        connection: Connection,
-        pid: int,
-        exit_status: Callable[[], int | None],
-        *,
-        gpu: str | None = None,
-        is_single_use: bool = False,
-    ) -> None:
-        self.connection, self.pid, self.gpu, self.is_single_use = connection, pid, gpu, is_single_use
-        self._exit_status = exit_status
-        self._ask: Ask | None = None
-        self._log: Path | None = None
-        try:
-            self.identity: tuple[int, float] | None = (pid, psutil.Process(pid).create_time())
-        except psutil.Error:
-            self.identity = None
+    def __post_init__(self) -> None:
+        with contextlib.suppress(psutil.Error):
+            self.identity = (self.pid, psutil.Process(self.pid).create_time())
 
     def start(self, job: Any, ask: Ask | None = None, log: Path | None = None) -> None:
-        """Start a job.
+        """Start a `Task`, whose reports `ask` answers, or a function of a module and its arguments.
 
-        Args:
-            job: A `Task`, or a function of a module and its arguments.
-            ask: Answers the reports of a task.
-            log: The file for what the job prints; None for this process's own output.
+        What the job prints goes to the file `log`; None stands for this process's own output.
         """
         self._ask, self._log = ask, log
         with contextlib.suppress(OSError):  # `poll` finds out that the process is gone
@@ -124,7 +92,7 @@ class Worker:
 
     def poll(self) -> Answer | None:
         """Answer reports; return the answer to the job, or None while it is under way."""
-        status = self._exit_status()  # before what it has sent, which is then all
+        status = self.status()  # before what it has sent, which is then all
         with contextlib.suppress(EOFError, OSError):
             while self.connection.poll():
                 message = self.connection.recv()
@@ -134,16 +102,15 @@ class Worker:
         if status is None:
             return None
         self.kill()  # what it had started may live on
-        if status in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT):
+        if {-status, status - 128} & {signal.SIGTERM, signal.SIGINT}:
             return Answer(TaskResult(Status.INTERRUPTED, "stopped by a signal"))
         return Answer(TaskResult(Status.CRASHED, self._crash(status)))
 
     def _crash(self, status: int) -> str:
         where = f" (see {self._log})" if self._log else ""
-        if status == -signal.SIGKILL:
-            return f"killed by SIGKILL, perhaps because memory ran out{where}"
         if status < 0:
-            return f"killed by {signal.Signals(-status).name}{where}"
+            memory = ", perhaps because memory ran out" if status == -signal.SIGKILL else ""
+            return f"killed by {signal.Signals(-status).name}{memory}{where}"
         text = self._log.read_text(encoding="utf-8", errors="replace") if self._log and self._log.is_file() else ""
         lines = [line for line in text.splitlines() if line.strip()]
         return f"exit {status}: {lines[-1] if lines else 'no output'}{where}"
@@ -158,7 +125,7 @@ class Worker:
         self.connection.close()
         if self.is_single_use:  # the other ranks of its run end with it
             until = time.monotonic() + _CLOSE_SECONDS
-            while self._exit_status() is None and time.monotonic() < until:
+            while self.status() is None and time.monotonic() < until:
                 time.sleep(0.05)
             self.kill()
 
@@ -169,23 +136,16 @@ class Worker:
 
 
 class Workers:
-    """Starts workers, and keeps those that wait for a job; a context manager that ends them.
-
-    Args:
-        in_process: Whether this process is the only worker.
-
-    Attributes:
-        threads: How many threads torch uses in each of them; None for its own choice.
-    """
+    """Starts workers, each with `threads` threads of torch, and keeps those that wait for a job; ends them on exit."""
 
     def __init__(self, *, in_process: bool = False) -> None:
         self.threads: int | None = None
         self._in_process = in_process
         self._idle: list[Any] = []
-        self._nursery: subprocess.Popen[bytes] | None = None
-        self._control: Connection | None = None
         self._statuses: dict[int, int] = {}
         self._has_forked = False
+        self._nursery: subprocess.Popen[bytes] | None = None
+        self._control: Connection | None = None
         if not in_process:
             self._nursery, self._control = _launch("nursery")
 
@@ -242,11 +202,11 @@ class Workers:
         pid: int = message[0]
         self._statuses.pop(pid, None)  # of an earlier process with that id
 
-        def exit_status() -> int | None:
+        def status() -> int | None:
             self._read_statuses()
             return self._statuses.get(pid, None if nursery.poll() is None else -signal.SIGTERM)
 
-        return Worker(Connection(ours.detach()), pid, exit_status, gpu=gpu)
+        return Worker(Connection(ours.detach()), pid, status, gpu)
 
     def _read_statuses(self) -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -262,13 +222,7 @@ class Workers:
             time.sleep(seconds)
 
     def call(self, function: Callable[..., R], *arguments: object) -> R:
-        """Call a function of a module in a worker.
-
-        Raises:
-            Interrupted: The worker was stopped, or this process.
-            ConfigError: The worker crashed.
-            Exception: What the function raised.
-        """
+        """Return what a function of a module returns in a worker, or raise what it raises."""
         worker = self.get()
         try:
             worker.start((function, *arguments))
@@ -277,11 +231,11 @@ class Workers:
         except BaseException:
             worker.stop()
             raise
-        lost = answer.value
-        if isinstance(lost, TaskResult) and lost.status == Status.INTERRUPTED:
+        value = answer.value
+        if isinstance(value, TaskResult) and value.status == Status.INTERRUPTED:
             raise Interrupted(signal.SIGTERM)
-        if isinstance(lost, TaskResult) and lost.status == Status.CRASHED:
-            raise ConfigError(f"a worker could not prepare the search: {lost.reason}")
+        if isinstance(value, TaskResult) and value.status == Status.CRASHED:
+            raise ConfigError(f"a worker could not prepare the search: {value.reason}")
         self.give_back(worker)
         return cast(R, answer.get())
 
@@ -318,59 +272,37 @@ def _gpus() -> list[str]:
 
 
 @dataclass
-class _Running:
-    runs: TrialRuns
-    worker: Any = None
-
-
-@dataclass
 class Engine:
-    """Runs the trials of a study, as many at a time as were asked for.
-
-    Attributes:
-        search: The search.
-        study: Its study.
-        workers: Train the trials.
-        progress: Is told about each trial.
-        trial_seconds: What the trials of this search took so far, added up.
-        limited: Whether a limit of time or epochs has ended the search.
-        ended_last: Whether this search ended the last trial of all.
-    """
+    """Runs the trials of a study, as many at a time as were asked for."""
 
     search: Search
     study: Study
     workers: Workers
     progress: Progress
-    trial_seconds: float = 0.0
-    limited: bool = False
-    ended_last: bool = False
-    _running: list[_Running] = field(default_factory=list)
+    trial_seconds: float = 0.0  # of the trials of this search, added up
+    limited: bool = False  # a limit of time or epochs has ended the search
+    ended_last: bool = False  # this search ended the last trial of all
+    _running: list[TrialRuns] = field(default_factory=list)
     _failed_in_a_row: int = 0
     _started: float = field(default_factory=time.monotonic)
     _next_look: float = 0.0
-    _world_sizes: dict[str, int] = field(default_factory=dict)
-    _gpus: list[str] | None = None
+    _answers: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Run trials until none is left or a limit is reached.
-
-        Raises:
-            Interrupted: On SIGTERM or Ctrl-C; the trials that ran are put back.
-            TooManyFailures: All of the last trials have failed.
-        """
-        with self.progress, Signals() as signals:
+        """Run trials until none is left or a limit is reached; an interrupt puts those that ran back."""
+        with self.progress.bar, Signals() as signals:
             try:
                 self._loop(signals)
                 if signals.signum is not None:
                     self._stop_in_order()
                     raise Interrupted(signals.signum)
             finally:
-                for running in self._running:  # after an error or a second signal
-                    if running.worker is not None:
-                        running.worker.kill()
+                for runs in self._running:  # after an error or a second signal
+                    if runs.worker is not None:
+                        runs.worker.kill()
                 if not isinstance(sys.exception(), StorageGone):
-                    for running in self._running:
-                        self.study.put_back(running.runs.trial, Lost.INTERRUPTED)
+                    for runs in self._running:
+                        self.study.put_back(runs.trial, Lost.INTERRUPTED)
 
     def _loop(self, signals: Signals) -> None:
         may_have_more = True
@@ -390,7 +322,7 @@ class Engine:
                 self._wait()
 
     def _wait(self) -> None:
-        self.workers.wait([running.worker for running in self._running], _TICK_SECONDS)
+        self.workers.wait([runs.worker for runs in self._running], _TICK_SECONDS)
 
     def _has_room(self) -> bool:
         return len(self._running) < max(1, self.search.node.workers)
@@ -417,120 +349,108 @@ class Engine:
         trial = self.study.take()
         if trial is None:
             return False
-        running = _Running(TrialRuns(self.search, trial))
-        self._running.append(running)
-        self._start_next(running)
+        runs = TrialRuns(self.search, trial)
+        self._running.append(runs)
+        self._start_next(runs)
         return True
 
-    def _start_next(self, running: _Running) -> None:
+    def _start_next(self, runs: TrialRuns) -> None:
         """Start the next run of a trial, or end the trial."""
-        runs, trial = running.runs, running.runs.trial
-        task = runs.next_task()
+        trial, task = runs.trial, runs.next_task()
         if task is None:
-            self._end(running)
+            self._end(runs)
             return
-        if running.worker is None:
-            running.worker = self._worker_for(task.config)
-            self.study.note(trial, phase=runs.phase, folder=runs.folder, worker=running.worker.identity)
+        if runs.worker is None:
+            runs.worker = self._worker_for(task.config)
+            self.study.note(trial, phase=runs.phase, folder=runs.folder, worker=runs.worker.identity)
         judge = None
         if task.judged:
             node = self.search.node
             judge = Judge(trial.handle, node.pruners, higher=task.higher, patience=node.patience, reports=trial.reports)
         task.folder.mkdir(parents=True, exist_ok=True)
-        running.worker.start(task, judge, task.folder / LOG)
+        runs.worker.start(task, judge, task.folder / LOG)
 
     def _worker_for(self, config: Config) -> Any:
         """Return a worker with a GPU to itself and its share of the processors."""
         count, trainer = self.search.node.workers, config.trainer
         gpu = None
         if count > 1 and str(trainer.devices) in ("auto", "1") and trainer.accelerator != "cpu":
-            if self._gpus is None:
-                self._gpus = self.workers.call(_gpus)
-            used = [running.worker.gpu for running in self._running if running.worker is not None]
-            gpu = min(self._gpus, key=lambda gpu: (used.count(gpu), not self.workers.has_idle(gpu)), default=None)
-        if count > 0 and gpu is None and self._world_size(config) > 1:
+            used = [runs.worker.gpu for runs in self._running if runs.worker is not None]
+            gpu = min(self._ask(_gpus), key=lambda gpu: (used.count(gpu), not self.workers.has_idle(gpu)), default=None)
+        alone = str(trainer.devices) == "1" and trainer.num_nodes == 1
+        if count > 0 and gpu is None and not alone and self._ask(world_size, trainer) > 1:
             return self.workers.launch()
         return self.workers.get(gpu)
 
-    def _world_size(self, config: Config) -> int:
-        trainer = config.trainer
-        if str(trainer.devices) == "1" and trainer.num_nodes == 1:
-            return 1
-        key = f"{trainer.accelerator} {trainer.devices} {trainer.num_nodes}"
-        if key not in self._world_sizes:
-            self._world_sizes[key] = self.workers.call(world_size, trainer)  # it may have to ask torch for the GPUs
-        return self._world_sizes[key]
+    def _ask(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Call a function in a worker, since it may have to ask torch for the GPUs, but only once."""
+        key = f"{function.__name__} {arguments}"
+        if key not in self._answers:
+            self._answers[key] = self.workers.call(function, *arguments)
+        return cast(R, self._answers[key])
 
     def _collect(self, *, stopping: bool = False) -> None:
         """Take the results of runs that have ended; while the search stops, no further run of a trial is started."""
-        for running in list(self._running):
-            answer = running.worker.poll()
+        for runs in list(self._running):
+            answer = runs.worker.poll()
             if answer is None:
                 continue
-            runs = running.runs
             result: TaskResult = answer.get()
             runs.results.append(result)
             if result.status in (Status.CRASHED, Status.INTERRUPTED):
-                self._lose(running, stopping=stopping)
+                self._lose(runs, stopping=stopping)
                 continue
-            if running.worker.is_single_use:
-                self.workers.give_back(running.worker)
-                running.worker = None
+            if runs.worker.is_single_use:
+                self.workers.give_back(runs.worker)
+                runs.worker = None
             if stopping and result.status == Status.FINISHED and not runs.is_complete:
                 runs.results.append(TaskResult(Status.INTERRUPTED, "stopped between two of its runs"))
-                self._lose(running, stopping=True)
+                self._lose(runs, stopping=True)
             else:
-                self._start_next(running)
+                self._start_next(runs)
 
-    def _lose(self, running: _Running, *, stopping: bool) -> None:
+    def _lose(self, runs: TrialRuns, *, stopping: bool) -> None:
         """Put back a trial whose run was stopped from outside or crashed; after too many attempts it has failed."""
-        runs, result = running.runs, running.runs.results[-1]
-        crashed = result.status == Status.CRASHED
+        self._running.remove(runs)
+        outcome, crashed = runs.outcome(), runs.results[-1].status == Status.CRASHED
         why = Lost.CRASHED if crashed else Lost.INTERRUPTED
-        self._running.remove(running)
-        outcome = runs.outcome()
-        reason = result.reason if crashed else str(why)
-        what = result.reason if crashed else "stopped by a signal"
-        if self.study.put_back(
-            runs.trial, why, counted=crashed or not stopping, result={**outcome.attributes, "reason": reason}
-        ):
-            self.progress.say(f"trial {runs.trial.number}: {what}; it is resumed")
+        result = outcome.attributes if crashed else {**outcome.attributes, "reason": str(why)}
+        if self.study.put_back(runs.trial, why, counted=crashed or not stopping, result=result):
+            self.progress.say(f"trial {runs.trial.number}: {outcome.reason}; it is resumed")
         else:
-            self._told(runs, outcome.reason)
+            self._tell(runs)
 
-    def _end(self, running: _Running) -> None:
+    def _end(self, runs: TrialRuns) -> None:
         """Record the outcome of a trial, and free its worker."""
-        runs = running.runs
-        self._running.remove(running)
-        if running.worker is not None:
-            self.workers.give_back(running.worker)
+        self._running.remove(runs)
+        if runs.worker is not None:
+            self.workers.give_back(runs.worker)
         outcome = runs.outcome()
         self.trial_seconds += sum(result.seconds for result in runs.results)
-        if not self.study.finish(runs.trial, outcome.state, outcome.value, outcome.attributes):
+        if self.study.finish(runs.trial, outcome.state, outcome.value, outcome.attributes):
+            self._tell(runs)
+        else:
             number = runs.trial.number
             self.progress.say(f"trial {number}: was given to another worker meanwhile; this result is left out")
-            return
-        self._told(runs, outcome.reason)
 
-    def _told(self, runs: TrialRuns, reason: str | None) -> None:
+    def _tell(self, runs: TrialRuns) -> None:
         """Say what a trial came to; too many failures in a row end the search."""
-        outcome = runs.outcome()
+        outcome, summary = runs.outcome(), self.study.summary()
         self._failed_in_a_row = self._failed_in_a_row + 1 if outcome.state == TrialState.FAIL else 0
-        summary = self.study.summary()
         self.progress.tell(runs.trial, outcome, summary)
         self.ended_last = summary.left == 0
         limit = self.search.node.failures
         if self._failed_in_a_row >= limit and summary.best is None:
-            raise TooManyFailures(
-                f"the first {limit} trials have failed, the last one with: {reason}\n"
+            raise ConfigError(
+                f"the first {limit} trials have failed, the last one with: {outcome.reason}\n"
                 f"search.failures={limit} ends the search there. Mend it, and start it under another sweep=NAME."
             )
 
     def _stop_in_order(self) -> None:
         """Have the runs save a checkpoint, and put their trials back."""
         self.progress.say(f"stopping {len(self._running)} trials, each with a checkpoint (again: at once)")
-        for running in self._running:
-            running.worker.stop()
+        for runs in self._running:
+            runs.worker.stop()
         until = time.monotonic() + _STOP_SECONDS
         while self._running and time.monotonic() < until:
             self._collect(stopping=True)

@@ -1,7 +1,7 @@
 """Pruning: a trial's worker reports each validation, and the search compares it with the other trials."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -9,19 +9,11 @@ from optuna.trial import TrialState
 
 from lr_lightning.diagnosis.early_stopping import dominated
 
-__all__ = ["Judge", "Report", "pruner_of"]
-
 log = logging.getLogger(__name__)
 
 
 def pruner_of(names: Sequence[str], validations: int | None, patience: float) -> optuna.pruners.BasePruner:
-    """Return the one of Optuna's pruners that is among the names, or one that prunes nothing.
-
-    Args:
-        names: Of ``median``, ``hyperband`` and ``verdict``; the last one is not Optuna's.
-        validations: How many a whole run has, where that is known.
-        patience: Share of a run before which ``median`` prunes nothing.
-    """
+    """Return the one of Optuna's pruners that is named, or one that prunes nothing; a whole run has `validations`."""
     if "hyperband" in names:
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=validations or "auto")
     if "median" in names:
@@ -31,13 +23,9 @@ def pruner_of(names: Sequence[str], validations: int | None, patience: float) ->
 
 @dataclass(frozen=True)
 class Report:
-    """One validation of a trial that runs.
+    """One validation of a trial that runs: the monitored metric, which validation, and which share of the run is done.
 
-    Attributes:
-        value: The monitored metric.
-        validation: Number of the validation, from 1.
-        progress: Share of the run that is done.
-        comparable: Whether this phase of the schedule can be compared with other runs.
+    It is comparable if this phase of the schedule can be compared with other runs.
     """
 
     value: float
@@ -46,16 +34,12 @@ class Report:
     comparable: bool
 
 
-class Judge:
-    """Decides after each validation whether a trial is pruned.
+Ask = Callable[[Report], str | None]
+"""Asks the search, after a validation, why the trial is pruned; None if it continues."""
 
-    Args:
-        trial: Optuna's trial; its study has the pruner.
-        pruners: Names of those that may prune it.
-        higher: Whether a higher reported value is better.
-        patience: Share of the run before which only ``hyperband`` may prune it.
-        reports: What earlier attempts at this trial reported, in the direction of the objective.
-    """
+
+class Judge:
+    """Decides after each validation whether a trial is pruned; `reports` are those of earlier attempts at it."""
 
     def __init__(
         self,

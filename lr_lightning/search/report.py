@@ -9,8 +9,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -22,27 +20,14 @@ from rich.table import Table
 from lr_lightning.app.config import Config
 from lr_lightning.search.settings import Search
 from lr_lightning.search.space import Value, override
-from lr_lightning.search.storage import patient
-from lr_lightning.search.study import Study, StudySummary, Trial, number_of, rank_key, result_of
-from lr_lightning.search.task import TrialOutcome
+from lr_lightning.search.study import Study, StudySummary, Trial, number_of, patient, rank_key, result_of
+from lr_lightning.search.task import Call, TrialOutcome
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import hide_password
-
-__all__ = [
-    "Progress",
-    "best_command",
-    "conclude",
-    "format_seconds",
-    "importances",
-    "resume_command",
-    "say",
-    "write_table",
-]
 
 _SHOWN = 10
 _FEW = 10
 """Complete trials below which an importance is a guess."""
-_STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
 
 
 def say(console: Console, text: str) -> None:
@@ -68,16 +53,12 @@ def _format_value(value: float, error: float | None) -> str:
 
 
 class Progress:
-    """Shows a line for each trial, and on a terminal a bar with the best value and the time left; a context manager.
-
-    Args:
-        console: Where it is shown.
-    """
+    """Shows a line for each trial, and on a terminal a bar with the best value and the time left."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._started, self._told = time.monotonic(), 0
-        self._bar = Bar(
+        self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -87,15 +68,8 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("trials", total=None, note="")
+        self._task = self.bar.add_task("trials", total=None, note="")
         self._said: str | None = None
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._bar.stop()
 
     def say(self, text: str) -> None:
         """Print a line, unless it is the one before."""
@@ -115,7 +89,7 @@ class Progress:
             top = f"; best {best.value:.4g} (trial {number_of(best)})"
         values, result = _format_point(trial.point), _format_outcome(outcome)
         self.say(f"[{done}/{total}] trial {trial.number}: {values}: {result}{top}{rest}")
-        self._bar.update(self._task, completed=done, total=total, note=f"{top.lstrip('; ')}{rest}")
+        self.bar.update(self._task, completed=done, total=total, note=f"{top.lstrip('; ')}{rest}")
 
 
 def _format_outcome(outcome: TrialOutcome) -> str:
@@ -127,23 +101,8 @@ def _format_outcome(outcome: TrialOutcome) -> str:
     return f"{word} after {seconds} ({reason[0] if reason else 'no reason is known'})"
 
 
-class Call(Protocol):
-    """Calls a function in a process that has imported what training needs."""
-
-    def __call__(self, function: Any, *arguments: object) -> Any:
-        """Call the function, and return its value."""
-
-
 def conclude(search: Search, study: Study, console: Console, call: Call, *, compare: bool) -> None:
-    """Print and write what came out; compare the trials; record the search as a run.
-
-    Args:
-        search: The search.
-        study: Its study.
-        console: Where it is printed.
-        call: Calls the function that compares.
-        compare: Whether the trials are compared and recorded, which one of several machines does, and once.
-    """
+    """Print and write what came out; `compare` and record the trials, once, by one machine of all."""
     summary = study.summary()
     ended, best = summary.ended, summary.best
     table = write_table(search, summary)
@@ -189,21 +148,11 @@ def compare_and_record(
     note: str,
     numbers: Mapping[str, float],
 ) -> None:
-    """Compare the trials, and record the search as a run in MLflow. Neither failing is an error.
-
-    Args:
-        config: The config of a trial.
-        name: Of the search.
-        by: The keys that make the groups.
-        folder: Of the record.
-        table: The table of the trials.
-        note: The record's description.
-        numbers: Its summary.
-    """
+    """Compare the trials, and record the search as a run in MLflow. Neither failing is an error."""
     from lr_lightning.app.commands.multirun import compare_sweep
     from lr_lightning.app.run.record import sweep_record
 
-    compare_sweep(config.tracking, config.output_root, name, by, [config.tracking.experiment], brief=True)
+    compare_sweep(config, name, by, [config.tracking.experiment], brief=True)
     try:
         with sweep_record(config, folder, name, "search") as logger:
             logger.log_artifact(table)
@@ -271,7 +220,7 @@ def importances(study: Study, search: Search) -> dict[str, float]:
 
 
 def _state(trial: FrozenTrial) -> str:
-    return _STATES.get(trial.state, "failed")
+    return {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
 
 
 def _point_of(search: Search, trial: FrozenTrial) -> dict[str, Value]:

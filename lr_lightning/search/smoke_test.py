@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,7 @@ from lr_lightning.app.lr_scaling import process_batch_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.settings import FINDER, Search, direction_of
 from lr_lightning.search.space import Range, Value
-from lr_lightning.search.task import Status, Task, TaskResult, objective_of
-
-__all__ = ["smoke_test", "start_points"]
-
-Call = Callable[..., Any]
-"""Calls a function in a process that has imported what training needs."""
+from lr_lightning.search.task import Call, Status, Task, TaskResult, objective_of
 
 _OF_LONG_RUNS = ("num_sanity_val_steps", "val_check_interval", "min_epochs", "min_steps")
 _ONE_BATCH: dict[str, Any] = {
@@ -36,16 +31,8 @@ _ONE_PROCESS: dict[str, Any] = {"devices": 1, "num_nodes": 1, "strategy": "auto"
 
 
 def smoke_test(search: Search, call: Call) -> None:
-    """Train one batch without a record: a fault of data, model or objective is found once, not in every trial.
-
-    Args:
-        search: The search.
-        call: Calls the function that trains.
-
-    Raises:
-        ConfigError: The batch cannot be trained, or the objective cannot be had from a run.
-    """
-    config = search.composer.config(_middle(search))
+    """Train one batch without a record: a fault of data, model or objective is found once, not in every trial."""
+    config = search.composer.config(search.space.middle(search.base))
     config.trainer = replace(config.trainer, **_ONE_BATCH)
     config.trainer.kwargs = {k: v for k, v in config.trainer.kwargs.items() if k not in _OF_LONG_RUNS}
     config.tracking = replace(config.tracking, name="none")
@@ -78,13 +65,10 @@ def _check_objective(search: Search, result: TaskResult) -> None:
     name = search.node.objective
     logged = sorted([*(f"summary/{key}" for key in result.summary), *result.logged])
     if objective_of(name, result) is None and name not in logged:
-        raise ConfigError(
-            f"search.objective: no run logs '{name}'. They log: {', '.join(logged)}.{did_you_mean(name, logged)}"
-        )
+        close = did_you_mean(name, logged)
+        raise ConfigError(f"search.objective: no run logs '{name}'. They log: {', '.join(logged)}.{close}")
     if search.node.direction is None and direction_of(name) is None:
-        raise ConfigError(
-            f"search.direction: the name {name} does not tell whether more of it is better. Give maximize or minimize."
-        )
+        raise ConfigError(f"search.direction: the name {name} does not tell what is better. Give maximize or minimize.")
     if search.node.pruners and search.monitor not in result.logged:
         raise ConfigError(
             f"search.pruners: need '{search.monitor}' at each validation, but no run logs it. "
@@ -93,24 +77,17 @@ def _check_objective(search: Search, result: TaskResult) -> None:
 
 
 def start_points(search: Search, call: Call) -> list[Mapping[str, Value]]:
-    """Return the points of search.start; one of the LR finder's is left out if the finder abstains.
-
-    Args:
-        search: The search.
-        call: Calls the finder.
-    """
+    """Return the points of search.start; one of the LR finder's is left out if the finder abstains."""
     lr = suggested_lr(search, call)
     points: list[Mapping[str, Value]] = []
     for given in search.node.start:
-        point: dict[str, Value] = {}
-        for key, value in given.items():
-            domain = search.space.keys[str(key)]
-            if value != FINDER:
-                point[str(key)] = value
-            elif lr is not None and math.isfinite(lr):
-                inside = min(domain.high, max(domain.low, lr)) if isinstance(domain, Range) else lr
+        point: dict[str, Value] = {key: value for key, value in given.items() if value != FINDER}
+        for key in given.keys() - point.keys():
+            domain = search.space.keys[key]
+            if lr is not None and math.isfinite(lr):
+                inside = domain.clip(lr) if isinstance(domain, Range) else lr
                 if domain.holds(inside):
-                    point[str(key)] = inside
+                    point[key] = inside
         if point:
             points.append(point)
     return points
@@ -120,7 +97,9 @@ def suggested_lr(search: Search, call: Call) -> float | None:
     """Return the LR finder's suggestion if search.start asks for it; None if it does not, or the finder abstains."""
     if not any(FINDER in point.values() for point in search.node.start):
         return None
-    words = search.composer.overrides({k: v for k, v in _middle(search).items() if not k.endswith("_lr")})
+    words = search.composer.overrides(
+        {k: v for k, v in search.space.middle(search.base).items() if not k.endswith("_lr")}
+    )
     config = load_config(search.root, [*words, "finder=range_test"])
     config.output_root = str(search.folder)
     config.trainer = replace(config.trainer, progress="none", **_ONE_PROCESS)
@@ -134,13 +113,3 @@ def _find(root: Path, config: Config, words: list[str]) -> float | None:
 
     prepare(root)
     return find_lr(config, words).summary.get("suggested_lr")
-
-
-def _middle(search: Search) -> dict[str, Value]:
-    """Return the point in the middle of the space."""
-    point: dict[str, Value] = {}
-    for key, domain in search.space.keys.items():
-        if search.space.active(key, point, search.base):
-            values = domain.grid()
-            point[key] = values[len(values) // 2]
-    return point

@@ -1,55 +1,32 @@
 """What is searched: config keys, their values and conditions, and how a command line gives them. Pure of Optuna."""
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException
 
 from lr_lightning.app.error_messages import did_you_mean
 from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.errors import ConfigError, SpaceError
 
-__all__ = [
-    "EXTRAS",
-    "KINDS",
-    "Arguments",
-    "Choice",
-    "Range",
-    "Space",
-    "SpaceError",
-    "Value",
-    "domain_of",
-    "override",
-    "parse_arguments",
-]
-
 Value = float | int | str | bool | None
 _RANGES = ("log", "linear", "int", "log_int")
-KINDS = frozenset({*_RANGES, "choice"})
+KINDS = (*_RANGES, "choice")
 """How the values of a key can be given, besides as a list."""
-EXTRAS = ("points", "step", "when")
-"""What else an entry can have beside its kind."""
+_ENTRY = (*KINDS, "points", "step", "when")
 _POINTS = 7  # values of a range on a grid
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included.
-
-    Attributes:
-        low: Lowest value.
-        high: Highest value.
-        log: Whether values are spread evenly in their logarithm.
-        integer: Whether only integers count.
-        step: Distance of neighbouring values, or None.
-        points: Number of values on a grid; None for 7.
-    """
+    """Numbers from ``low`` to ``high``, both included; ``points`` is their number on a grid, None for 7."""
 
     low: float
     high: float
@@ -65,18 +42,18 @@ class Range:
             values = [self.low + i * self.step for i in range(count)]
         else:
             count = self.points or _POINTS
-            shares = [i / (count - 1) for i in range(count)] if count > 1 else [0.5]
-            values = [self._at(share) for share in shares]
+            values = [self._at(i / (count - 1)) for i in range(count)] if count > 1 else [self._at(0.5)]
         if self.integer:
-            return list(dict.fromkeys(round(value) for value in values))
-        values = [self._inside(value) for value in values]
-        short = dict.fromkeys(self._inside(float(f"{value:.3g}")) for value in values)
+            return list(dict.fromkeys(map(round, values)))
+        values = [self.clip(value) for value in values]
+        short = dict.fromkeys(self.clip(float(f"{value:.3g}")) for value in values)
         return list(short if len(short) == len(values) else dict.fromkeys(values))
 
     def __str__(self) -> str:
         return f"a number in {self.low:g}..{self.high:g}"
 
-    def _inside(self, value: float) -> float:
+    def clip(self, value: float) -> float:
+        """Return the nearest number between the ends."""
         return min(self.high, max(self.low, value))
 
     def _at(self, share: float) -> float:
@@ -91,8 +68,7 @@ class Range:
 
     def holds(self, value: Any) -> bool:
         """Tell whether the range contains a value."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and self.low <= value <= self.high and (not self.integer or float(value).is_integer())
+        return _is_number(value) and self.low <= value <= self.high and (not self.integer or float(value).is_integer())
 
 
 @dataclass(frozen=True)
@@ -108,45 +84,38 @@ class Choice:
         """Return all values."""
         return list(self.values)
 
-    @property
-    def examples(self) -> list[Value]:
-        """Return all values."""
-        return list(self.values)
+    examples = property(grid)
 
     def holds(self, value: Any) -> bool:
         """Tell whether a value is one of them, with its type."""
         return any(value == own and type(value) is type(own) for own in self.values)
 
 
-def domain_of(key: str, entry: Any) -> Range | Choice:
-    """Parse the values of a key as conf/search/*.yaml gives them.
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
-    Raises:
-        SpaceError: They are bad; the message names the key, the value and the remedy.
-    """
-    where = f"search.space.{key}"
-    if isinstance(entry, str | int | float):
-        entry = [entry]
-    if isinstance(entry, Sequence):
-        return _choice(where, entry)
-    known = (*_RANGES, "choice", *EXTRAS)
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _domain(where: str, entry: Any) -> Range | Choice:
+    """Parse the values of a key as conf/search/*.yaml gives them."""
+    if not isinstance(entry, Mapping):
+        return _choice(where, entry if _is_list(entry) else [entry])
     for name in entry:
-        if name not in known:
-            raise SpaceError(
-                f"{where}: there is no '{name}'.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
-            )
-    kinds = [name for name in (*_RANGES, "choice") if name in entry]
+        if name not in _ENTRY:
+            close = did_you_mean(str(name), _ENTRY)
+            raise SpaceError(f"{where}: there is no '{name}'.{close} Known: {', '.join(_ENTRY)}.")
+    kinds = [name for name in KINDS if name in entry]
     if len(kinds) != 1:
-        raise SpaceError(
-            f"{where}: needs one of {', '.join((*_RANGES, 'choice'))}, got {', '.join(kinds) or 'none'}. "
-            "Write a list of values, or {log: [1e-4, 1]}."
-        )
-    kind = kinds[0]
-    return _choice(where, entry["choice"]) if kind == "choice" else _range(where, kind, entry)
+        got = ", ".join(kinds) or "none"
+        raise SpaceError(f"{where}: needs one of {', '.join(KINDS)}, got {got}. Write for instance {{log: [1e-4, 1]}}.")
+    return _choice(where, entry["choice"]) if kinds == ["choice"] else _range(where, kinds[0], entry)
 
 
 def _choice(where: str, values: Any) -> Choice:
-    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+    if not _is_list(values) or not values:
         raise SpaceError(f"{where}: needs a list of one or more values, got {values!r}.")
     for value in values:
         if not isinstance(value, str | int | float | bool | None):
@@ -157,60 +126,45 @@ def _choice(where: str, values: Any) -> Choice:
 
 
 def _range(where: str, kind: str, entry: Mapping[str, Any]) -> Range:
-    ends = entry[kind]
-    numbers = (
-        isinstance(ends, Sequence)
-        and len(ends) == 2
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in ends)
-    )
-    if not numbers:
-        raise SpaceError(f"{where}.{kind}: needs two finite numbers, such as [1e-4, 1], got {ends!r}.")
-    low, high = ends
-    log, integer = kind in ("log", "log_int"), kind in ("int", "log_int")
+    ends, step, points = entry[kind], entry.get("step"), entry.get("points")
+    log, integer = kind.startswith("log"), kind.endswith("int")
+    at = f"{where}.{kind}"
+    if not _is_list(ends) or len(ends) != 2 or not all(_is_number(v) and math.isfinite(v) for v in ends):
+        raise SpaceError(f"{at}: needs two finite numbers, such as [1e-4, 1], got {ends!r}.")
+    low, high = map(float, ends)
     if low >= high:
-        raise SpaceError(f"{where}.{kind}: the first must be below the second, got {list(ends)}.")
+        raise SpaceError(f"{at}: the first must be below the second, got {list(ends)}.")
     if log and low <= 0:
-        raise SpaceError(
-            f"{where}.{kind}: a logarithm needs numbers above 0, got {list(ends)}. Give for instance "
-            f"[{high / 1e4:g}, {high:g}], or use {'int' if integer else 'linear'}."
-        )
-    if integer and not all(float(v).is_integer() for v in ends):
-        raise SpaceError(f"{where}.{kind}: needs integers, got {list(ends)}.")
-    step, points = entry.get("step"), entry.get("points")
-    good = isinstance(step, int | float) and not isinstance(step, bool) and step > 0
-    if step is not None and (log or not good or (integer and not float(step).is_integer())):
+        hint = f"Give [{high / 1e4:g}, {high:g}] for instance, or use {'int' if integer else 'linear'}."
+        raise SpaceError(f"{at}: a logarithm needs numbers above 0, got {list(ends)}. {hint}")
+    if integer and not (low.is_integer() and high.is_integer()):
+        raise SpaceError(f"{at}: needs integers, got {list(ends)}.")
+    good = _is_number(step) and step > 0 and not log and (not integer or float(step).is_integer())
+    if step is not None and not good:
         what = "an integer of 1 or more" if integer else "a number above 0"
         raise SpaceError(f"{where}.step: must be {what}, of linear or int, got {step!r}.")
     if points is not None and (not isinstance(points, int) or isinstance(points, bool) or points < 1):
         raise SpaceError(f"{where}.points: must be 1 or more, got {points!r}.")
-    return Range(float(low), float(high), log, integer, step, points)
-
-
-def override(key: str, value: Value) -> str:
-    """Format a value as an override for the command line: ``optimizer.lr=0.1``."""
-    if value is None:
-        return f"{key}=null"
-    if isinstance(value, bool):
-        return f"{key}={str(value).lower()}"
-    if isinstance(value, float):
-        return f"{key}={value!r}"  # every digit, since it is the trial's command line
-    if isinstance(value, str) and (not _BARE.fullmatch(value) or _MEANS_ELSE.fullmatch(value)):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{key}='{escaped}'"
-    return f"{key}={value}"
+    return Range(low, high, log, integer, step, points)
 
 
 _BARE = re.compile(r"[\w./:%+@-]+")
 _MEANS_ELSE = re.compile(r"(?i)null|true|false|nan|[+-]?(inf|[\d.]+(e[+-]?\d+)?)")
 
 
+def override(key: str, value: Value) -> str:
+    """Format a value as an override for the command line, with every digit: ``optimizer.lr=0.1``."""
+    if value is None or isinstance(value, bool):
+        return f"{key}={json.dumps(value)}"
+    if isinstance(value, str) and (not _BARE.fullmatch(value) or _MEANS_ELSE.fullmatch(value)):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"{key}='{escaped}'"
+    return f"{key}={value}"
+
+
 @dataclass(frozen=True)
 class Space:
-    """The searched config keys with their values and conditions.
-
-    Attributes:
-        keys: The values of each key. A key comes after those that its condition names.
-        conditions: The values that other keys must have for a key to be searched.
+    """The searched config keys with their values and conditions. A key comes after those that its condition names.
 
     Example:
         >>> space = Space.of({
@@ -227,55 +181,49 @@ class Space:
 
     @staticmethod
     def of(node: Mapping[str, Any]) -> "Space":
-        """Parse a space as conf/search/*.yaml gives it.
-
-        Args:
-            node: For each key (dotted or nested) a list of values, or a mapping with one of ``log``, ``linear``,
-                ``int``, ``log_int`` (two numbers) or ``choice`` (a list), and optionally ``step``, ``points`` (on a
-                grid) and ``when`` (a key and the value or values that it must have).
-
-        Raises:
-            SpaceError: The space is empty, or an entry is bad.
-        """
+        """Parse a space as conf/search/*.yaml gives it, with dotted or nested keys."""
         entries = _flat(node)
         if not entries:
             raise SpaceError(
-                "search.space: is empty, so there is nothing to search. Give a key, such as "
-                "'search.space.optimizer.lr={log: [1e-4, 1]}'."
+                "search.space: is empty. Give a key, such as 'search.space.optimizer.lr={log: [1e-4, 1]}'."
             )
-        keys: dict[str, Range | Choice] = {}
-        conditions: dict[str, dict[str, tuple[Value, ...]]] = {}
-        for key, entry in entries.items():
-            keys[key] = domain_of(key, entry)
-            if isinstance(entry, Mapping) and entry.get("when"):
-                conditions[key] = _conditions(key, entry["when"])
+        keys = {key: _domain(f"search.space.{key}", entry) for key, entry in entries.items()}
+        conditions = {
+            key: _conditions(key, entry["when"])
+            for key, entry in entries.items()
+            if isinstance(entry, Mapping) and entry.get("when")
+        }
         return Space({key: keys[key] for key in _ordered(keys, conditions)}, conditions)
 
     def active(self, key: str, chosen: Mapping[str, Value], base: Mapping[str, Value]) -> bool:
-        """Tell whether the condition of a key is met.
-
-        Args:
-            key: The key.
-            chosen: The values of this trial so far.
-            base: The values of keys that are not searched.
-        """
+        """Tell whether the condition of a key is met by the values chosen so far and those of keys not searched."""
         found = {**base, **chosen}
         return all(
             any(_same(found.get(other), value) for value in values)
             for other, values in self.conditions.get(key, {}).items()
         )
 
+    def point(self, values: Mapping[str, Value], base: Mapping[str, Value]) -> dict[str, Value]:
+        """Return those of the values whose condition is met, in the order of the space."""
+        point: dict[str, Value] = {}
+        for key in self.keys:
+            if key in values and self.active(key, point, base):
+                point[key] = values[key]
+        return point
+
     def grid(self, base: Mapping[str, Value]) -> Iterator[dict[str, Value]]:
         """Yield each point of the grid once; a point leaves out the keys whose condition is not met."""
         seen: set[tuple[tuple[str, Value], ...]] = set()
         for values in itertools.product(*(domain.grid() for domain in self.keys.values())):
-            point: dict[str, Value] = {}
-            for key, value in zip(self.keys, values, strict=True):
-                if self.active(key, point, base):
-                    point[key] = value
+            point = self.point(dict(zip(self.keys, values, strict=True)), base)
             if (mark := tuple(point.items())) not in seen:
                 seen.add(mark)
                 yield point
+
+    def middle(self, base: Mapping[str, Value]) -> dict[str, Value]:
+        """Return the point in the middle of the space."""
+        grids = {key: domain.grid() for key, domain in self.keys.items()}
+        return self.point({key: values[len(values) // 2] for key, values in grids.items()}, base)
 
     def size(self) -> int:
         """Return an upper bound of the number of grid points."""
@@ -284,8 +232,7 @@ class Space:
     @property
     def condition_keys(self) -> list[str]:
         """Return the keys that conditions name but that are not searched."""
-        named = {other for conditions in self.conditions.values() for other in conditions}
-        return sorted(named - self.keys.keys())
+        return sorted({other for named in self.conditions.values() for other in named} - self.keys.keys())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the space as plain values, equal for equal spaces."""
@@ -297,20 +244,13 @@ class Space:
             for key, d in sorted(self.keys.items())
         }
 
-    def check_point(self, point: Mapping[str, Any], where: str) -> None:
-        """Check that a given point lies in the space.
-
-        Raises:
-            SpaceError: It does not; the message names the key, the value and what it can be.
-        """
-        for key, value in point.items():
-            if key not in self.keys:
-                raise SpaceError(
-                    f"{where}: '{key}' is not searched.{did_you_mean(key, self.keys)} Keys: {', '.join(self.keys)}."
-                )
-            domain = self.keys[key]
-            if not domain.holds(value):
-                raise SpaceError(f"{where}.{key}: {value!r} is not in search.space, which has: {domain}.")
+    def check_value(self, key: str, value: Any, where: str) -> None:
+        """Refuse a given value that is not in the space."""
+        if key not in self.keys:
+            close = did_you_mean(key, self.keys)
+            raise SpaceError(f"{where}: '{key}' is not searched.{close} Keys: {', '.join(self.keys)}.")
+        if not self.keys[key].holds(value):
+            raise SpaceError(f"{where}.{key}: {value!r} is not in search.space, which has: {self.keys[key]}.")
 
 
 def _same(a: Value, b: Value) -> bool:
@@ -322,26 +262,18 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, entry in sorted(node.items(), key=lambda item: "." not in str(item[0])):
         name = f"{prefix}{key}"
-        if entry is None:
-            found.pop(name, None)  # search.space.optimizer.lr=null removes a key
-        elif isinstance(entry, Mapping) and not entry.keys() & {*KINDS, *EXTRAS}:
-            for inner, value in _flat(entry, f"{name}.").items():
-                found[inner] = value
+        if isinstance(entry, Mapping) and not entry.keys() & set(_ENTRY):
+            found |= _flat(entry, f"{name}.")
         else:
             found[name] = entry
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: entry for key, entry in found.items() if entry is not None}  # ...lr=null removes a key
 
 
 def _conditions(key: str, when: Any) -> dict[str, tuple[Value, ...]]:
     flat = _flat(when) if isinstance(when, Mapping) else {}
     if not flat:
-        raise SpaceError(
-            f"search.space.{key}.when: needs a key and its value, such as {{optimizer: sgd}}, got {when!r}."
-        )
-    return {
-        other: tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)
-        for other, values in flat.items()
-    }
+        raise SpaceError(f"search.space.{key}.when: needs a key and its value, {{optimizer: sgd}} say, got {when!r}.")
+    return {other: tuple(values) if _is_list(values) else (values,) for other, values in flat.items()}
 
 
 def _ordered(keys: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -349,7 +281,7 @@ def _ordered(keys: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]
     done: list[str] = []
     waiting = list(keys)
     while waiting:
-        ready = [key for key in waiting if all(o in done or o not in keys for o in conditions.get(key, {}))]
+        ready = [key for key in waiting if not conditions.get(key, {}).keys() & set(waiting)]
         if not ready:
             raise SpaceError(f"search.space: the conditions of {', '.join(waiting)} depend on each other in a circle.")
         done.append(ready[0])
@@ -357,112 +289,75 @@ def _ordered(keys: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]
     return done
 
 
-SHORT_KEYS = tuple(f.name for f in fields(SearchConfig) if f.name not in ("name", "space", "seed"))
+_SHORT_KEYS = {f.name for f in fields(SearchConfig)} - {"name", "space", "seed"}
 """Keys of `search` that can be given without that prefix, such as n_trials=20. `seed` is the training's."""
-
 _SPACE = "search.space."
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of a search.
+    """A search's arguments: overrides of `search`, entries of the space (None removes one), overrides of trials."""
 
-    Attributes:
-        search: Overrides of the search itself.
-        space: Entries of the space by key; None removes one.
-        training: Overrides for every trial.
-        fixed: Keys with one value, which are not searched.
-    """
+    search: list[str] = field(default_factory=list)
+    space: dict[str, Any] = field(default_factory=dict)
+    training: list[Override] = field(default_factory=list)
 
-    search: list[str]
-    space: dict[str, Any]
-    training: list[str]
-    fixed: set[str]
+    def add(self, given: Override) -> None:
+        """Add an argument; the last one for a key counts."""
+        name, entry = given.key_or_group, _entry(given)
+        if name.startswith(_SPACE):
+            self.space[name.removeprefix(_SPACE)] = entry
+        elif name == "search" or name.startswith("search."):
+            if given.is_sweep_override():
+                raise ConfigError(f"{name}: takes one value here; a list is written {name}=[a,b].")
+            self.search.append(str(given.input_line))
+        elif name == "hydra" or given.is_hydra_override():
+            raise ConfigError(f"{name}: a search is not run by Hydra. Leave it out.")
+        elif name == "seed" and given.is_sweep_override():
+            if not isinstance(entry, list):
+                raise ConfigError("seed: give the seeds of a trial as a list, such as search.seeds=[0,1,2].")
+            self.search.append(f"search.seeds=[{','.join(map(str, entry))}]")
+        elif given.is_sweep_override() or (isinstance(entry, dict) and entry.keys() & set(KINDS)):
+            self.space[name] = entry
+            self.training[:] = [other for other in self.training if other.key_or_group != name]
+        else:
+            self.training.append(given)
+            if not given.is_delete():
+                self.space.pop(name, None)
 
 
 def parse_arguments(words: Sequence[str]) -> Arguments:
-    """Parse the command line of a search.
-
-    A key with several values is searched, as in `schedule=cosine,wsd`, `optimizer.lr=tag(log,interval(1e-4,1))`
-    or `search.space.optimizer.lr={log: [1e-4, 1]}`; `seed=0,1,2` asks for a run with each seed in every trial.
-
-    Raises:
-        ConfigError: An argument cannot be read.
-    """
-    found = Arguments([], {}, [], set())
-    parser = OverridesParser.create()
+    """Parse the command line of a search; a key with several values is searched, except for `seed=0,1,2`."""
+    found, parser = Arguments(), OverridesParser.create()
     for word in words:
         if word.startswith("-"):
             raise ConfigError(f"{word}: no such option. Several values of a key are searched: schedule=cosine,wsd.")
-        name = word.split("=", 1)[0].lstrip("+")
-        if name in SHORT_KEYS:
-            word = f"search.{word.lstrip('+')}"
-            name = f"search.{name}"
+        bare = word.lstrip("+")
         try:
-            override = parser.parse_override(word)
+            given = parser.parse_override(f"search.{bare}" if bare.split("=", 1)[0] in _SHORT_KEYS else word)
         except HydraException as e:
-            raise ConfigError(
-                f"cannot read '{word}'. Write key=value, in quotes if it has spaces or brackets: "
-                "'search.space.optimizer.lr={log: [1e-4, 1]}'."
-            ) from e
-        if name.startswith(_SPACE):
-            found.space[name.removeprefix(_SPACE)] = None if override.is_delete() else _plain(override.value())
-        elif name == "search" or name.startswith("search."):
-            if override.is_sweep_override():
-                raise ConfigError(f"{name}: takes one value here; a list is written {name}=[a,b].")
-            found.search.append(word)
-        elif name == "hydra" or name.startswith("hydra."):
-            raise ConfigError(f"{name}: a search is not run by Hydra. Leave it out.")
-        elif override.is_sweep_override():
-            _add_sweep(found, name, override)
-        elif isinstance(value := _plain(override.value()), dict) and value.keys() & KINDS:
-            found.space[name] = value
-            found.fixed.discard(name)
-        else:
-            found.training.append(word)
-            if not override.is_delete():
-                found.fixed.add(name)
-                found.space.pop(name, None)  # the last argument for a key counts
+            raise ConfigError(f"cannot read '{word}'. Write key=value, in quotes if it has spaces or brackets.") from e
+        found.add(given)
     return found
 
 
-def _add_sweep(found: Arguments, name: str, override: Override) -> None:
-    entry = _entry(name, override.value())
-    if name != "seed":
-        found.space[name] = entry
-        found.fixed.discard(name)
-        found.training[:] = [word for word in found.training if word.split("=", 1)[0].lstrip("+") != name]
-        return
-    if not isinstance(entry, list):
-        raise ConfigError("seed: give the seeds of a trial as a list, such as search.seeds=[0,1,2].")
-    found.search.append(f"search.seeds=[{','.join(map(str, entry))}]")
-
-
-def _entry(name: str, sweep: Any) -> Any:
-    if isinstance(sweep, ChoiceSweep):
-        return [_plain(value) for value in sweep.list]
-    if isinstance(sweep, IntervalSweep):
-        ends = [sweep.start, sweep.end]
-        integer = all(isinstance(v, int) for v in ends)
-        kind = ("log_int" if integer else "log") if "log" in sweep.tags else ("int" if integer else "linear")
-        return {kind: ends}
-    if isinstance(sweep, RangeSweep):
-        start, stop, step = (float(cast(float, v)) for v in (sweep.start, sweep.stop, sweep.step))
-        if step == 0 or (stop - start) / step <= 0:
-            raise ConfigError(f"{name}: range({start:g},{stop:g},{step:g}) is empty. Give range(first,beyond,step).")
-        values = [start + i * step for i in range(math.ceil((stop - start) / step))]
-        return [int(v) if float(v).is_integer() else v for v in values]
-    raise ConfigError(f"{name}: a search cannot use {type(sweep).__name__}. Give a list of values or an interval.")
-
-
-def _plain(value: Any) -> Any:
-    """Return Hydra's value as YAML would give it; text such as 1e-4 becomes a number."""
-    if isinstance(value, QuotedString):
-        return value.text
-    if isinstance(value, dict):
-        return {str(_plain(k)): _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
-    return value
+def _entry(given: Override) -> Any:
+    """Return what conf/search/*.yaml would have in place of an argument."""
+    if not given.is_sweep_override():
+        return given.value()
+    if given.is_interval_sweep():
+        sweep = cast(IntervalSweep, given.value())
+        ends, log = [sweep.start, sweep.end], "log" in sweep.tags
+        if all(isinstance(end, int) for end in ends):
+            return {"log_int" if log else "int": ends}
+        return {"log" if log else "linear": ends}
+    try:
+        values = list(given.sweep_iterator(lambda value: value.text if isinstance(value, QuotedString) else value))
+    except (HydraException, ValueError):  # a glob, or a range with a step of 0
+        values = []
+    if not values:
+        raise ConfigError(
+            f"{given.key_or_group}: {str(given.input_line).partition('=')[2]} is empty, or no values for a search. "
+            "Give a list of values, interval(low,high) or range(first,beyond,step)."
+        )
+    return values

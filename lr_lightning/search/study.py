@@ -7,23 +7,29 @@ machine is gone is failed, and replaced by one with the same number, values and 
 
 import contextlib
 import copy
+import functools
+import hashlib
 import json
+import logging
 import math
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import optuna
 import psutil
+from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,22 +37,105 @@ from lr_lightning.errors import ConfigError
 from lr_lightning.search.pruning import pruner_of
 from lr_lightning.search.settings import Search
 from lr_lightning.search.space import Choice, Space, Value
-from lr_lightning.search.storage import HEARTBEAT, SILENCE, connect, lock_of, patient
 from lr_lightning.tracking.keys import hide_password
 
-__all__ = [
-    "Lost",
-    "Study",
-    "StudySummary",
-    "Trial",
-    "number_of",
-    "rank_key",
-    "result_of",
-    "this_process",
-]
-
+HEARTBEAT = 15
+"""Seconds between two heartbeats of a running trial."""
+SILENCE = 60
+"""Seconds without a heartbeat after which a trial's machine is taken for dead."""
+_LOCK_SECONDS = 120.0
+_OUTAGE_SECONDS = 300.0
 _FILL_SECONDS = 60.0
 _STOP_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", message=".*Heartbeat of storage is supposed to be used with Study.optimize.*")
+for _name in ("alembic", "sqlalchemy.pool"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+class StorageGone(RuntimeError):
+    """The storage has not answered for minutes."""
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return hide_password((str(cause).strip() or type(cause).__name__).splitlines()[0])
+
+
+def patient(call: Callable[P, R]) -> Callable[P, R]:
+    """Try a call again for some minutes while the storage does not answer; then raise `StorageGone`."""
+
+    @functools.wraps(call)
+    def trying(*args: P.args, **kwargs: P.kwargs) -> R:
+        until, wait = time.monotonic() + _OUTAGE_SECONDS, 0.5
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as e:
+                if time.monotonic() > until:
+                    raise StorageGone(f"storage: does not answer any more ({_reason(e)})") from e
+                log.warning("the storage does not answer (%s); trying again", _reason(e))
+                time.sleep(wait)
+                wait = min(10.0, 2 * wait)
+
+    return trying
+
+
+def _connect(
+    url: str, lock: FileLock, on_stale: Callable[[optuna.Study, FrozenTrial], None]
+) -> optuna.storages.RDBStorage:
+    """Open a storage, and make its tables if it has none; `on_stale` is told of trials without heartbeats."""
+    where = hide_password(url)
+    engine: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        engine = {"connect_args": {"timeout": 60}}
+    elif url.startswith("postgresql"):
+        engine["connect_args"] = {"connect_timeout": 10}
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            with lock:
+                return optuna.storages.RDBStorage(
+                    url,
+                    engine_kwargs=engine,
+                    heartbeat_interval=HEARTBEAT,
+                    grace_period=SILENCE,
+                    heartbeat_stale_trial_callback=on_stale,
+                )
+        except ImportError as e:
+            remedy = " (pip install 'lr-lightning[postgres]')" if url.startswith("postgres") else ""
+            raise ConfigError(f"storage: {where} needs a package that is not installed{remedy}: {e}.") from e
+        except (SQLAlchemyError, optuna.exceptions.OptunaError, OSError, ValueError, RuntimeError) as e:
+            # When several machines make the tables at once, all but one fail, and find them the next time.
+            if attempt == 5 or not any(text in str(e) for text in ("already exists", "duplicate key")):
+                raise ConfigError(
+                    f"storage: {where} cannot be opened ({_reason(e)}). Is the server up, and the database made? "
+                    "Leave storage out to use a file on this machine."
+                ) from e
+            time.sleep(0.2 * attempt)
+
+
+def _lock_of(url: str) -> FileLock:
+    """Return a lock among the processes of this machine: SQLite would let two of them claim the same trial."""
+    if url.startswith("sqlite:///"):
+        path = Path(url.removeprefix("sqlite:///")).absolute()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as e:
+            raise ConfigError(f"storage: cannot write in {path.parent} ({e.strerror}). Give another place.") from e
+        return FileLock(f"{path}.lock", timeout=_LOCK_SECONDS)
+    mark = hashlib.sha256(hide_password(url).encode()).hexdigest()[:12]
+    path = Path(tempfile.gettempdir()) / f"lr_lightning-search-{os.getuid()}-{mark}.lock"
+    return FileLock(path, timeout=_LOCK_SECONDS)
 
 
 class Lost(StrEnum):
@@ -59,23 +148,14 @@ class Lost(StrEnum):
 
 @dataclass
 class Trial:
-    """A trial that this search runs.
-
-    Attributes:
-        number: Its number in the search, from 0.
-        point: The values of the searched keys.
-        handle: Optuna's trial.
-        attempt: How many attempts at it were lost before.
-        resumes: Whether an earlier attempt may have left a checkpoint or results.
-        reports: What earlier attempts reported: the value at each validation, in the direction of the objective.
-    """
+    """A trial that this search runs."""
 
     number: int
     point: dict[str, Value]
     handle: optuna.Trial = field(repr=False)
-    attempt: int = 0
-    resumes: bool = False
-    reports: dict[int, float] = field(default_factory=dict)
+    attempt: int = 0  # how many attempts were lost before
+    resumes: bool = False  # an earlier attempt may have left a checkpoint or results
+    reports: dict[int, float] = field(default_factory=dict)  # of earlier attempts, in the direction of the objective
 
 
 def number_of(trial: FrozenTrial) -> int:
@@ -94,12 +174,7 @@ def _attempt_of(trial: FrozenTrial) -> int:
 
 
 def rank_key(trial: FrozenTrial, *, higher: bool) -> tuple[bool, float, float]:
-    """Return a key that sorts the best trial first, by validation loss among equals, and those without a value last.
-
-    Args:
-        trial: The trial.
-        higher: Whether a higher value is better.
-    """
+    """Return a key that sorts the best trial first, by validation loss among equals, and those without a value last."""
     if trial.state != TrialState.COMPLETE or trial.value is None:
         return True, 0.0, 0.0
     loss = result_of(trial).get("val_loss")
@@ -108,14 +183,7 @@ def rank_key(trial: FrozenTrial, *, higher: bool) -> tuple[bool, float, float]:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """How far a search has come.
-
-    Attributes:
-        ended: The trials that have ended, by number.
-        left: How many trials wait or run.
-        best: The best complete trial; among equals the one with the lowest validation loss.
-        equal: How many trials have the value of the best one.
-    """
+    """How far a search has come: the `ended` trials by number, how many are `left`, how many `equal` the best one."""
 
     ended: dict[int, FrozenTrial]
     left: int
@@ -124,13 +192,7 @@ class StudySummary:
 
     @staticmethod
     def of(trials: Sequence[FrozenTrial], limit: float, *, higher: bool) -> "StudySummary":
-        """Summarize the trials of a study.
-
-        Args:
-            trials: All of them.
-            limit: Trials from this number on are not asked for.
-            higher: Whether a higher value is better.
-        """
+        """Summarize the trials of a study; those from `limit` on are not asked for."""
         last = {number_of(t): t for t in sorted(trials, key=lambda t: t.number)}
         ended = {number: t for number, t in sorted(last.items()) if t.state.is_finished()}
         left = sum(number < limit for number in last.keys() - ended.keys())
@@ -140,7 +202,7 @@ class StudySummary:
         return StudySummary(ended, left, best, equal)
 
 
-def this_process() -> dict[str, Any]:
+def _this_process() -> dict[str, Any]:
     """Identify this process, so that others on this machine can tell whether it lives."""
     parts = [socket.gethostname()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):  # containers may share a hostname
@@ -153,7 +215,7 @@ def _lives(pid: Any, born: Any) -> bool:
     """Tell whether the very process lives that was born at this time: its id may belong to another one by now."""
     try:
         process = psutil.Process(int(pid))
-        return bool(abs(process.create_time() - float(born)) < 1.0) and bool(process.status() != psutil.STATUS_ZOMBIE)
+        return bool(abs(process.create_time() - float(born)) < 1.0 and process.status() != psutil.STATUS_ZOMBIE)
     except (psutil.Error, TypeError, ValueError):
         return False
 
@@ -175,26 +237,16 @@ Prepare = Callable[[], Sequence[Mapping[str, Value]]]
 
 
 class Study:
-    """An open study.
-
-    Args:
-        search: What is searched.
-        prepare: Called before a new study is made; returns the points of its first trials. If it raises, no study is
-            made.
-
-    Raises:
-        ConfigError: The storage cannot be used, or another search has that name.
-    """
+    """An open study. If it is new, `prepare` returns the points of its first trials; if that raises, none is made."""
 
     def __init__(self, search: Search, prepare: Prepare = lambda: ()) -> None:
         self.search = search
-        self._lock = lock_of(search.storage)
-        self._owner = this_process()
+        self._lock = _lock_of(search.storage)
+        self._owner = _this_process()
         self._checked = 0.0
-        self._mine: dict[int, int] = {}
-        """The running trials of this process: Optuna's number and id of each."""
+        self._mine: dict[int, int] = {}  # running here: Optuna's number and id of each
         self._beating: threading.Thread | None = None
-        self.storage = connect(search.storage, self._lock, self._replace_stale)
+        self.storage = _connect(search.storage, self._lock, self._replace_stale)
         self.optuna, self.is_new = self._open(prepare)
         self._id = self.storage.get_study_id_from_name(search.name)
 
@@ -204,11 +256,8 @@ class Study:
         if name not in optuna.get_all_study_names(self.storage):
             start = [dict(point) for point in prepare()]
             direction = cast(Any, self.search.direction)
-            try:
+            with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):  # another machine was faster
                 study = optuna.create_study(storage=self.storage, study_name=name, direction=direction, pruner=pruner)
-            except optuna.exceptions.DuplicatedStudyError:
-                pass  # another machine was faster
-            else:
                 study.set_user_attr("start", start)
                 study.set_user_attr("search", json.dumps(self.search.identity, sort_keys=True))
                 return study, True
@@ -233,13 +282,10 @@ class Study:
 
     def _points(self, start: Sequence[Mapping[str, Value]]) -> list[Mapping[str, Value]]:
         """Return the fixed values of each trial, in a stable order; an empty point leaves all to the sampler."""
-        limit = self.search.node.n_trials
+        limit, rest = self.search.node.n_trials, self.search.space.grid(self.search.base)
         if self.search.node.sampler == "grid":
-            rest = [point for point in self.search.space.grid(self.search.base) if point not in start]
-            points: list[Mapping[str, Value]] = [*start, *rest]
-            return points[:limit] if limit else points
-        count = limit if limit is not None else len(start)
-        return [*start, *({} for _ in range(count - len(start)))][:count]
+            return [*start, *(point for point in rest if point not in start)][:limit]
+        return [*start, *({} for _ in range((limit or 0) - len(start)))][:limit]
 
     def _wait_until_filled(self) -> None:
         """Wait for the machine that made the study to fill it; if that was killed, this one does."""
@@ -308,13 +354,9 @@ class Study:
 
     @patient
     def note(self, trial: Trial, *, phase: str, folder: Path, worker: Sequence[Any] | None) -> None:
-        """Record what is known of a trial before it runs.
+        """Record what is known of a trial before it runs: what its peers share with it, and who trains it.
 
-        Args:
-            trial: The trial.
-            phase: What its peers have in common with it.
-            folder: Where its runs go.
-            worker: Id and time of birth of the process that trains, so that a later search can wait for its end.
+        `worker` is the id and time of birth of the process that trains, so that a later search can wait for its end.
         """
         trial.handle.set_user_attr("run", {"phase": phase, "folder": str(folder), "worker": worker})
 
@@ -322,17 +364,7 @@ class Study:
     def finish(
         self, trial: Trial, state: TrialState, value: float | None, result: Mapping[str, Any] | None = None
     ) -> bool:
-        """Record the result of a trial.
-
-        Args:
-            trial: The trial.
-            state: How it ended.
-            value: The objective of a complete trial.
-            result: What else is known of it, as plain values.
-
-        Returns:
-            False if this machine had been taken for dead, and the trial was given to another one.
-        """
+        """Record the result of a trial; False if this machine was taken for dead and another one has the trial."""
         try:
             trial.handle.set_user_attr("result", dict(result or {}))
             trial.handle.study.tell(trial.handle, value, state=state)
@@ -346,16 +378,9 @@ class Study:
     def put_back(
         self, trial: Trial, why: Lost, *, counted: bool = False, result: Mapping[str, Any] | None = None
     ) -> bool:
-        """Put back a trial that has no result, so that the next free worker resumes it.
+        """Put back a trial without a result, so that a free worker resumes it; False after too many attempts.
 
-        Args:
-            trial: The trial.
-            why: Why it has no result.
-            counted: Whether it counts as an attempt; not if the search itself is stopped.
-            result: What is known of it.
-
-        Returns:
-            Whether it is put back; False after too many attempts.
+        It is `counted` as an attempt, unless the search itself is stopped.
         """
         frozen = self.storage.get_trial(self._id_of(trial.handle.number))
         self._mine.pop(frozen.number, None)
@@ -363,11 +388,7 @@ class Study:
 
     @patient
     def recover(self) -> list[int]:
-        """Put back trials whose search is gone: at once on this machine, after a silence on others.
-
-        Returns:
-            The numbers of the trials.
-        """
+        """Put back trials whose search is gone, at once on this machine, after a silence on others; return them."""
         if self._checked and time.monotonic() - self._checked < HEARTBEAT:
             return []
         self._checked = time.monotonic()
@@ -392,14 +413,11 @@ class Study:
 
     def _fail(self, trial: FrozenTrial, why: Lost, attempt: int, result: Mapping[str, Any] | None = None) -> bool:
         trial_id = self._id_of(trial.number)
-        try:
-            self.storage.set_trial_user_attr(
-                trial_id, "result", {"reason": str(why), **(result or {}), "lost": why.name}
-            )
+        attributes = {"reason": str(why), **(result or {}), "lost": why.name}
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another machine was first
+            self.storage.set_trial_user_attr(trial_id, "result", attributes)
             if self.storage.set_trial_state_values(trial_id, state=TrialState.FAIL):
                 return self._replace(trial, attempt)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            pass  # another machine was first
         return True
 
     def _replace(self, trial: FrozenTrial, attempt: int) -> bool:
@@ -453,10 +471,8 @@ def _check_identity(study: optuna.Study, search: Search) -> None:
     until = time.monotonic() + 10
     while "search" not in (attrs := study.user_attrs):
         if time.monotonic() > until:
-            raise ConfigError(
-                f"sweep: {hide_password(search.storage)} has a study '{study.study_name}' that this program did not "
-                "make, or whose maker was killed while it did. Give another sweep=NAME."
-            )
+            where = f"{hide_password(search.storage)} has a study '{study.study_name}'"
+            raise ConfigError(f"sweep: {where} that no search has finished making. Give another sweep=NAME.")
         time.sleep(0.2)
     theirs, ours = json.loads(attrs["search"]), json.loads(json.dumps(search.identity))
     differences = [

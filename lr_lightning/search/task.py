@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -16,18 +16,8 @@ from lr_lightning.search.settings import Search
 from lr_lightning.search.study import Trial
 from lr_lightning.tracking.files import write_atomically
 
-__all__ = [
-    "LOG",
-    "Answer",
-    "Status",
-    "Task",
-    "TaskResult",
-    "TrialOutcome",
-    "TrialRuns",
-    "objective_of",
-    "stored_result",
-]
-
+Call = Callable[..., Any]
+"""Calls a function with arguments in a process that has imported what training needs; returns what that returns."""
 LOG = "log.txt"
 """In the folder of a run: what it printed."""
 _RESULT = "result.json"
@@ -49,49 +39,23 @@ _FINAL = (Status.FINISHED, Status.PRUNED, Status.DIVERGED)
 
 @dataclass(frozen=True)
 class Task:
-    """A training run to do.
-
-    Attributes:
-        root: The checkout.
-        config: The checked config.
-        folder: Where the output folder and the result go.
-        monitor: The metric that is reported.
-        higher: Whether a higher value of it is better.
-        tags: Tags in MLflow besides the config's own.
-        judged: Whether the search is asked after each validation.
-        ends_hopeless: Whether the run is ended when it diverges or collapses by its own diagnosis.
-        patience: Share of the run before which nothing ends it.
-        resume: Overrides to resume an interrupted attempt with, if there is one; None for a new run.
-    """
+    """A training run to do."""
 
     root: Path
     config: Config
-    folder: Path
+    folder: Path  # of the output folder and the result
     monitor: str
     higher: bool
     tags: dict[str, str] = field(default_factory=dict)
-    judged: bool = False
-    ends_hopeless: bool = False
-    patience: float = 1.0
-    resume: tuple[str, ...] | None = None
+    judged: bool = False  # the search is asked after each validation
+    ends_hopeless: bool = False  # the run ends if it diverges or collapses by its own diagnosis
+    patience: float = 1.0  # share of the run before which nothing ends it
+    resume: tuple[str, ...] | None = None  # overrides to resume an interrupted attempt with; None for a new run
 
 
 @dataclass
 class TaskResult:
-    """What a training run came to.
-
-    Attributes:
-        status: How it ended.
-        reason: Why it is not finished.
-        summary: Its ``summary/*``, without the prefix.
-        logged: Its metrics at the last validation.
-        best: The best value of the monitored metric.
-        epochs: Epochs trained.
-        seconds: Wall time.
-        run_id: Its MLflow run id.
-        output_dir: Its output folder.
-        verdict: The label of its verdict.
-    """
+    """What a training run came to: `summary` without the prefix, `logged` at the last validation, `best` monitored."""
 
     status: Status
     reason: str | None = None
@@ -142,13 +106,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What a trial came to.
-
-    Attributes:
-        state: Optuna's state.
-        value: The objective, the mean over the trial's runs; None if it has none.
-        attributes: What else is recorded with the trial.
-    """
+    """What a trial came to: its state, its objective (the mean over its runs), and what else is recorded with it."""
 
     state: TrialState
     value: float | None = None
@@ -161,20 +119,14 @@ class TrialOutcome:
 
 
 class TrialRuns:
-    """The training runs of a trial, one after another, and their results.
-
-    Args:
-        search: The search.
-        trial: The trial.
-    """
+    """The training runs of a trial, one after another, their results, and the worker that trains."""
 
     def __init__(self, search: Search, trial: Trial) -> None:
         self.search, self.trial = search, trial
         self.folder = search.folder / f"trial-{trial.number:04d}"
         self.config = search.composer.config(trial.point)
         self.results: list[TaskResult] = []
-        self.task: Task | None = None
-        """The run that is under way."""
+        self.worker: Any = None
         self._tasks = self._planned()
 
     def _planned(self) -> Iterator[Task]:
@@ -203,14 +155,12 @@ class TrialRuns:
 
     def next_task(self) -> Task | None:
         """Return the next run to do, or None at the end of the trial; the results of earlier attempts count."""
-        self.task = None
         if self.results and self.results[-1].status != Status.FINISHED:
             return None
         for task in self._tasks:
             result = stored_result(task.folder) if self.trial.resumes else None
             if result is None or result.status not in _FINAL:
                 (task.folder / _RESULT).unlink(missing_ok=True)
-                self.task = task
                 return task
             self.results.append(result)
             if result.status != Status.FINISHED:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -42,34 +42,17 @@ from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.early_stopping import Phases
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
-from lr_lightning.search.pruning import Report
+from lr_lightning.search.pruning import Ask, Report
 from lr_lightning.search.task import Answer, Status, Task, TaskResult, stored_result
-
-__all__ = ["TrialWatch", "run_task", "serve"]
-
-Ask = Callable[[Report], str | None]
-"""Asks the search, after a validation, why the trial is pruned; None if it continues."""
 
 _RANK_TASK = "LR_LIGHTNING_RANK_TASK"
 """Environment variable for the other ranks of a run: the file with the task."""
-_HOPELESS = ("diverged", "collapsed")
 
 
 def run_task(task: Task, ask: Ask | None = None, *, quiet: bool = False) -> TaskResult:
-    """Train, and store the result; a failure is a result as well.
-
-    Args:
-        task: What to train.
-        ask: Asked after each validation, on the first rank.
-        quiet: Whether the run shows no progress bar, since the search shows one.
-
-    Raises:
-        Interrupted: On SIGTERM or Ctrl-C, after a checkpoint.
-    """
+    """Train, and store the result; a failure is a result as well. Only the first rank asks; `quiet` hides the bar."""
     began = time.monotonic()
-    watch = TrialWatch(
-        task.monitor, task.higher, ask if task.judged else None, verdict=task.ends_hopeless, patience=task.patience
-    )
+    watch = TrialWatch(task, ask)
     try:
         config, previous = _resumed(task) or (task.config, None)
         config.tracking.tags = {**task.tags, **config.tracking.tags}
@@ -122,22 +105,10 @@ def _headline(error: Exception) -> str:
 
 
 class TrialWatch(Callback):
-    """Report each validation of a run to its search; end the run on all ranks if it is pruned or hopeless.
+    """Report each validation of a run to its search; end the run on all ranks if it is pruned or hopeless."""
 
-    Args:
-        monitor: The metric that is reported.
-        higher: Whether a higher value of it is better.
-        ask: Asked on the first rank after each validation; None for a run that is only watched.
-        verdict: Whether a run that has diverged or collapsed by its own diagnosis is ended.
-        patience: Share of the run before which nothing ends it.
-    """
-
-    def __init__(
-        self, monitor: str, higher: bool, ask: Ask | None = None, *, verdict: bool = False, patience: float = 0.25
-    ) -> None:
-        self.monitor, self.higher = monitor, higher
-        self._ask = ask
-        self._verdict, self._patience = verdict, patience
+    def __init__(self, task: Task, ask: Ask | None) -> None:
+        self.task, self._ask = task, ask if task.judged else None
         self.reason: str | None = None
         self.best: float | None = None
         self.validations = 0
@@ -162,10 +133,10 @@ class TrialWatch(Callback):
         self.validations += 1
         self.epochs = max(self.epochs, float(trainer.current_epoch + 1))
         self.logged = {str(key): float(value) for key, value in trainer.callback_metrics.items()}
-        value = self.logged.get(self.monitor)
+        value = self.logged.get(self.task.monitor)
         if value is not None and math.isfinite(value):
-            better = self.best is None or (value > self.best if self.higher else value < self.best)
-            self.best = value if better else self.best
+            best = value if self.best is None else self.best
+            self.best = max(best, value) if self.task.higher else min(best, value)
         progress, comparable = self._place(trainer)
         reason = self._judged(trainer, value, progress, comparable) if trainer.is_global_zero else None
         reason = trainer.strategy.broadcast(reason)
@@ -177,9 +148,9 @@ class TrialWatch(Callback):
     def _judged(self, trainer: Trainer, value: float | None, progress: float, comparable: bool) -> str | None:
         if progress >= 1.0:
             return None  # nothing would be saved
-        if self._verdict and progress >= self._patience and comparable:
+        if self.task.ends_hopeless and progress >= self.task.patience and comparable:
             for verdict in (monitor.verdict for monitor in callbacks_of(trainer, OverfittingMonitor)):
-                if verdict.label in _HOPELESS:
+                if verdict.label in ("diverged", "collapsed"):
                     return f"{verdict.label}: {verdict.detail}".rstrip(": ")
         if self._ask is None or value is None:
             return None

@@ -74,6 +74,12 @@ class Counting(dict):  # type: ignore[type-arg]
         super().__setitem__(key, value)
 
 
+class Tagged(set):  # type: ignore[type-arg]
+    """A set with an attribute."""
+
+    tag = 1
+
+
 class Shared:
     """State that belongs to the class."""
 
@@ -117,7 +123,7 @@ def frozen(obj: Any, depth: int = 0) -> Any:
     if isinstance(obj, list | tuple | collections.deque | array.array | bytearray):
         return (type(obj), [frozen(v) for v in obj])
     if isinstance(obj, set | frozenset):
-        return (type(obj), sorted(obj))
+        return (type(obj), sorted(obj), frozen(getattr(obj, "__dict__", None)))
     if isinstance(obj, Box | nn.Module | types.SimpleNamespace | Data):
         return (type(obj), frozen(vars(obj)))
     return obj
@@ -150,6 +156,7 @@ CONTAINERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "Counter": (lambda: collections.Counter("aab"), lambda x: x.update("abc")),
     "dict subclass": (Counting, lambda x: x.__setitem__("b", 2)),
     "set": (lambda: {1, 2}, lambda x: x.add(3)),
+    "set subclass": (lambda: Tagged({1, 2}), both(lambda x: x.add(3), lambda x: setattr(x, "tag", 2))),
     "deque": (lambda: collections.deque([1, 2], maxlen=2), append()),
     "bytearray": (lambda: bytearray(b"ab"), append()),
     "array": (lambda: array.array("d", [1.0, 2.0]), append()),

@@ -211,6 +211,6 @@ def test_an_outage_of_the_storage_is_waited_out(
         return original(self)
 
     monkeypatch.setattr(Study, "_claim", claim)
-    monkeypatch.setattr("lr_lightning.search.storage.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("lr_lightning.search.study.time.sleep", lambda seconds: None)
     assert run("search=random", "n_trials=2", *UNTRACKED) == 0
     assert len(trainings.configs) == 2

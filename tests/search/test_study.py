@@ -98,8 +98,8 @@ def test_a_search_that_was_killed_between_failing_and_putting_back_is_repaired(
 def test_a_worker_that_is_gone_or_silent_gives_its_trial_back(
     searched: Searched, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lr_lightning.search.storage.SILENCE", 1)
-    monkeypatch.setattr("lr_lightning.search.storage.HEARTBEAT", 1)
+    monkeypatch.setattr("lr_lightning.search.study.SILENCE", 1)
+    monkeypatch.setattr("lr_lightning.search.study.HEARTBEAT", 1)
     search = searched("search=random", "n_trials=2", *UNTRACKED)
     gone, silent, living = Study(search), Study(search), Study(search)
     gone.fill()

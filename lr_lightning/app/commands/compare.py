@@ -14,36 +14,27 @@ from lr_lightning.tracking import open_store
 
 
 def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, brief: bool = False, **asked: Any) -> int:
-    """Compare runs and print the result; every input error is one message.
+    """Compare runs, print the result, and return the exit status; every input error is one message.
 
-    Args:
-        root: Folder of the default store.
-        uri: Another store, or None.
-        out: Where the comparison's folder is made, below ``compare/``.
-        after_sweep: Whether the comparison ends a multirun. The user gave no options then, so no message names one.
-        brief: Whether to print only the findings and the files, not the tables.
-        asked: The other fields of :class:`~lr_lightning.reports.comparison.ReportRequest`.
-
-    Returns:
-        The exit status: 0; 1 if the store does not answer; 2 for bad input or nothing to compare.
+    A comparison ``after_sweep`` ends a multirun, whose user gave no options, so no message names one. A ``brief`` one
+    prints only the findings and the files. ``asked`` are the other fields of ``ReportRequest``.
     """
+    status = BAD_INPUT
     try:
         if asked.get("by") == []:
             raise CompareError("name at least one tag or param, such as schedule.", "by")
         done = compare(ReportRequest(open_store(root, uri), out.expanduser().absolute(), **asked))
     except CompareError as e:
-        return _refused(str(e) if after_sweep else e.on_the_command_line, BAD_INPUT, after_sweep)
+        text = str(e) if after_sweep else e.on_the_command_line
     except TrackingError as e:
-        return _refused(str(e), BAD_INPUT, after_sweep)
+        text = str(e)
     except StoreUnavailable as e:
-        return _refused(f"the store does not answer: {e}", FAILED, after_sweep)
+        status, text = FAILED, f"the store does not answer: {e}"
     except OSError as e:
-        return _refused(str(e) if after_sweep else f"--out: {e}", BAD_INPUT, after_sweep)
-    report(done, brief=brief)
-    return 0
-
-
-def _refused(text: str, status: int, after_sweep: bool) -> int:
+        text = str(e) if after_sweep else f"--out: {e}"
+    else:
+        report(done, brief=brief)
+        return 0
     print(f"{'the runs are not compared' if after_sweep else 'error'}: {text}", file=sys.stderr)
     return status
 

@@ -6,16 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.graceful_stop import GracefulStop
-from lr_lightning.app.run.messages import print_start, python_command
-from lr_lightning.app.run.output import new_output_dir
-from lr_lightning.app.run.record import RunOutcome, Summary, open_logger, record_run
-from lr_lightning.app.run.train import as_bad_input, build_run, make_trainer, prepare_process
-from lr_lightning.app.world import is_rank_zero
+from lr_lightning.app.run.messages import python_command
+from lr_lightning.app.run.train import RunOutcome, build_run, open_run, prepare_process
 from lr_lightning.errors import ConfigError
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 
@@ -27,16 +23,8 @@ _LR_KEYS = ("finder", "optimizer.lr=", "schedule.max_lr=", "schedule.base_lr=")
 def find_lr(config: Config, overrides: list[str]) -> RunOutcome:
     """Build everything as for training, search for a learning rate, record the search as a run, and print the result.
 
-    Args:
-        config: The checked config, with a finder.
-        overrides: The command line's overrides, for the next command.
-
-    Returns:
-        Its summary has ``suggested_lr``, ``base_lr`` and ``max_lr``, as far as they were found.
-
-    Raises:
-        ConfigError: If the input is bad.
-        Interrupted: On SIGTERM, Ctrl-C or SIGHUP; the run is KILLED.
+    The outcome's summary has ``suggested_lr``, ``base_lr`` and ``max_lr``, as far as they were found. The overrides of
+    the command line are for the next command.
     """
     prepare_process(config.trainer, config.output_root)
     build.build_schedules(config.schedule, config.optimizer.lr)
@@ -47,48 +35,33 @@ def find_lr(config: Config, overrides: list[str]) -> RunOutcome:
     finder.apply = False
     # The record says so too: nothing trains with the found lr, so it does not replace the configured one.
     config = replace(config, finder=replace(config.finder, apply=False))  # type: ignore[call-arg]
-
-    folder = None
-    if is_rank_zero():
-        names = config.data.name, config.model.name, f"find_lr-{config.finder.name}", f"s{config.seed}"
-        folder = new_output_dir(config.output_root, *names)
-    stop = GracefulStop()
-    with as_bad_input(remove=folder):
-        untrained = replace(config.trainer, max_steps=0)  # Lightning then ends the fit before its first step
-        callbacks = [stop, finder, Summary()]
-        trainer = make_trainer(untrained, folder, callbacks, enable_checkpointing=False, num_sanity_val_steps=0)
-        logger = open_logger(config, folder, data, module, job="find_lr") if folder else None
-    if logger:
-        trainer.loggers = [logger]
-    if folder:
-        print_start(config, folder, data, module)
+    run = open_run(config, data, module, [finder], job="find_lr")
 
     def work() -> RunOutcome:
-        trainer.fit(module, datamodule=data)
+        run.trainer.fit(module, datamodule=data)
         if not finder.results:
             raise ConfigError("trainer.kwargs.fast_dev_run: a development run does not search. Leave it out.")
         found = finder.results[0]
         lrs = {"suggested_lr": found.suggestion, "base_lr": found.base_lr, "max_lr": found.max_lr}
         return RunOutcome({name: lr for name, lr in lrs.items() if lr is not None})
 
-    outcome = record_run(config, trainer, logger, stop, work)
-    if folder:
-        what = f"{config.finder.name}: {config.model.name} on {config.data.name}, {config.optimizer.name}"
-        print_found(finder.results[0], what)
+    outcome = run.do(work)
+    if run.folder:
+        found = finder.results[0]
+        _print_found(found, f"{config.finder.name}: {config.model.name} on {config.data.name}, {config.optimizer.name}")
         console = Console(highlight=False, markup=False, soft_wrap=True)
-        for path in sorted((folder / "artifacts").rglob("*.[pc][ns][gv]")):
+        for path in sorted((run.folder / "artifacts").rglob("*.[pc][ns][gv]")):
             console.print(path)
-        for name, command in _next_commands(finder.results[0], overrides):
+        for name, command in _next_commands(found, overrides):
             console.print(f"{name}:  {command}")
-    return replace(outcome, output_dir=folder, run_id=logger.run_id if logger else None)
+    return outcome
 
 
 def _next_commands(found: RangeTest | GridTest, overrides: list[str]) -> list[tuple[str, str]]:
     """Return the commands that train with the found learning rate, or that search for one without a rule."""
     own = [word for word in overrides if not word.lstrip("+").startswith(_LR_KEYS)]
-    script = Path(sys.argv[0])
+    script, commands = Path(sys.argv[0]), []
     train = script.with_name("train.py")
-    commands = []
     if found.suggestion is not None:
         commands.append(("train with it", python_command(train, *own, f"optimizer.lr={found.suggestion:.3g}")))
     elif isinstance(found, RangeTest):  # a grid needs no rule to read a curve
@@ -100,37 +73,28 @@ def _next_commands(found: RangeTest | GridTest, overrides: list[str]) -> list[tu
     return commands
 
 
-def print_found(found: RangeTest | GridTest, title: str) -> None:
+def _print_found(found: RangeTest | GridTest, title: str) -> None:
     """Print the table of a search: its suggestion and other rules', or the score of each learning rate."""
-    console = Console(highlight=False, markup=False)
-    table = Table(title=title, title_justify="left")
     if isinstance(found, RangeTest):
-        _fill_with_rules(table, found)
+        table = Table("rule", Column("lr", justify="right"), Column("plausible", justify="right"))
+        lrs = {
+            "suggestion": found.suggestion,
+            "base_lr, for a cyclical schedule": found.base_lr,
+            "max_lr, for a cyclical schedule": found.max_lr,
+            **{f"for comparison: {name}": lr for name, lr in found.rules.items()},
+        }
+        plausible = "" if found.interval is None else f"{found.interval[0]:.2g} to {found.interval[1]:.2g}"
+        for name, lr in lrs.items():
+            own = plausible if name == "suggestion" else ""
+            table.add_row(name, "none" if lr is None else f"{lr:.3g}", own)
     else:
-        _fill_with_scores(table, found)
+        names = "lr", f"{found.metric} after {found.num_steps} steps", "± s.e."
+        table = Table(*(Column(name, justify="right") for name in names))
+        for lr, mean, error in zip(found.lrs, found.losses, found.errors, strict=True):
+            best = "  ← best" if lr == found.suggestion else ""
+            score = "diverged" if math.isnan(mean) else f"{mean:.4g}{best}"
+            table.add_row(f"{lr:.3g}", score, f"{error:.2g}" if error else "")
+    table.title, table.title_justify = title, "left"
+    console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(found.describe().removesuffix(".") + ".", soft_wrap=True)
-
-
-def _fill_with_rules(table: Table, found: RangeTest) -> None:
-    def shown(lr: float | None) -> str:
-        return "none" if lr is None else f"{lr:.3g}"
-
-    table.add_column("rule")
-    table.add_column("lr", justify="right")
-    table.add_column("plausible", justify="right")
-    interval = "" if found.interval is None else f"{found.interval[0]:.2g} to {found.interval[1]:.2g}"
-    table.add_row("suggestion", shown(found.suggestion), interval)
-    table.add_row("base_lr, for a cyclical schedule", shown(found.base_lr))
-    table.add_row("max_lr, for a cyclical schedule", shown(found.max_lr))
-    for name, lr in found.rules.items():
-        table.add_row(f"for comparison: {name}", shown(lr))
-
-
-def _fill_with_scores(table: Table, found: GridTest) -> None:
-    for name in ("lr", f"{found.metric} after {found.num_steps} steps", "± s.e."):
-        table.add_column(name, justify="right")
-    for lr, mean, error in zip(found.lrs, found.losses, found.errors, strict=True):
-        best = "  ← best" if lr == found.suggestion else ""
-        score = "diverged" if math.isnan(mean) else f"{mean:.4g}{best}"
-        table.add_row(f"{lr:.3g}", score, f"{error:.2g}" if error else "")

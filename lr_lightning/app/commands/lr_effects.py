@@ -5,13 +5,14 @@ import io
 import math
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from lr_lightning._plotting import GREY, PROBE, VALIDATION, VERDICT_COLOURS, YELLOW, new_figure, style_axes
@@ -25,12 +26,9 @@ from lr_lightning.diagnosis.lr_effects import Claim, Finding, Row, Trial, claims
 from lr_lightning.errors import Diverged
 from lr_lightning.tracking.files import write_atomically
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = ["as_text", "run_study"]
 
-__all__ = ["as_text", "csv_rows", "draw", "run_study"]
-
-_MEASURES = {
+_MEASURES = {  # the fields of a row that are a mean and half the width of its confidence interval, and their headings
     "steps_to_target": "steps to target",
     "device_seconds_to_target": "seconds to target",
     "spikes": "spikes/1000",
@@ -40,7 +38,6 @@ _MEASURES = {
     "gap": "gap",
     "gap_matched": "gap, matched",
 }
-"""The fields of a row that are a mean and half the width of its confidence interval, and their headings."""
 _WITH_DETAIL = (Label.UNDERFITTING, Label.OVERFITTING)  # the details of other verdicts hold numbers, not kinds
 
 
@@ -50,23 +47,17 @@ def run_study(config: Config) -> list[Trial]:
     Each seed trains all learning rates before the next seed does. A busy minute of the machine then slows several
     learning rates, and not all runs of one, where it would look like an effect of that learning rate.
 
-    The files go to a new folder below ``config.output_root``; ``trials.csv`` grows with every run. In MLflow each run
-    has the tags ``sweep`` and ``trial``, and the table is another run with the same ``sweep``.
-
-    Returns:
-        The runs, in the order in which they were trained.
-
-    Raises:
-        ConfigError: If the input is bad; the first run finds it before it starts.
-        Interrupted: On SIGTERM, Ctrl-C or SIGHUP; ``trials.csv`` holds the runs so far.
+    The first run finds bad input before it starts. The files go to a new folder below ``config.output_root``;
+    ``trials.csv`` grows with every run. In MLflow the runs and the record of their table share the tag ``sweep``.
     """
     node = config.study or StudyConfig()
-    grid = [(lr, seed) for seed in node.seeds for lr in node.all_lrs()]
+    lrs, reference = node.all_lrs(), node.reference_lr()
+    grid = [(lr, seed) for seed in node.seeds for lr in lrs]
     name = f"{datetime.now():%Y%m%d-%H%M%S}-lr_effects-{config.data.name}-{secrets.token_hex(2)}"
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
-        f"lr_effects: {len(node.all_lrs())} learning rates × {len(node.seeds)} seeds on {config.data.name}, the others "
-        f"against {node.reference_lr():g}, {name}"
+        f"lr_effects: {len(lrs)} learning rates × {len(node.seeds)} seeds on {config.data.name}, the others against "
+        f"{reference:g}, {name}"
     )
     trials: list[Trial] = []
     began = time.monotonic()
@@ -74,10 +65,17 @@ def run_study(config: Config) -> list[Trial]:
     for number, (lr, seed) in enumerate(grid, 1):
         outcome = _train(config, lr, seed, {"study": "lr_effects", "sweep": name, "trial": str(number - 1)})
         folder.mkdir(exist_ok=True)  # only after a first run: bad input leaves no folder
-        trials.append(_trial(lr, seed, outcome))
-        write_atomically(folder / "trials.csv", _trials_csv(trials))
+        trial = _trial(lr, seed, outcome)
+        trials.append(trial)
+        kept = [f.name for f in fields(Trial) if f.name not in ("label", "curve")]
+        write_atomically(folder / "trials.csv", _csv([{k: getattr(trial, k) for k in kept} for trial in trials]))
         left = (time.monotonic() - began) / number * (len(grid) - number)
-        console.print(f"[{number}/{len(grid)}] {_line(trials[-1])}, about {left:.0f} s left")
+        steps = trial.steps_to_target
+        reached = f"target at step {steps:.0f}" if steps < math.inf else "target not reached"
+        console.print(
+            f"[{number}/{len(grid)}] lr {lr:g} seed {seed}: validation loss {trial.val_loss:.4g}, {trial.verdict}, "
+            f"{reached}, {trial.device_seconds:.1f} s, about {left:.0f} s left"
+        )
     if trials:
         _conclude(config, node, folder, trials, console)
     return trials
@@ -120,26 +118,17 @@ def _trial(lr: float, seed: int, outcome: RunOutcome) -> Trial:
     )
 
 
-def _line(trial: Trial) -> str:
-    steps = trial.steps_to_target
-    reached = f"target at step {steps:.0f}" if steps < math.inf else "target not reached"
-    return (
-        f"lr {trial.lr:g} seed {trial.seed}: validation loss {trial.val_loss:.4g}, {trial.verdict}, {reached}, "
-        f"{trial.device_seconds:.1f} s"
-    )
-
-
 def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Trial], console: Console) -> None:
     """Write the table, the claims and the figure, print them, and log them as a run."""
     target = config.callbacks.cost.target if config.callbacks.cost is not None else None
     rows, tested = table(trials, node.level), claims(trials, node.reference_lr())
     origin = "the middle of the grid" if node.reference is None else "study.reference"
     text = as_text(rows, tested, trials, node.level, str(target), (node.reference_lr(), origin))
-    write_atomically(folder / "table.csv", csv_rows(rows))
+    write_atomically(folder / "table.csv", _csv([_cells(row) for row in rows]))
     write_atomically(folder / "table.txt", text)
     files = ["trials.csv", "table.csv", "table.txt"]
     try:
-        draw(trials, rows).savefig(folder / "lr_effects.png")
+        _draw(trials, rows).savefig(folder / "lr_effects.png")
         files.append("lr_effects.png")
     except ImportError:
         console.print("no figure: it needs matplotlib, pip install 'lr-lightning[plot]'")
@@ -161,17 +150,7 @@ def as_text(
     target: str,
     reference: tuple[float, str],
 ) -> str:
-    """Return the table and the claims as text.
-
-    Args:
-        rows: One for each learning rate.
-        claims: The tested claims.
-        trials: All runs.
-        level: The level of the confidence intervals.
-        target: The target that measures the speed.
-        reference: The learning rate that the others were compared with, and its origin.
-    """
-    seeds = max(row.runs for row in rows)
+    """Return the table and the claims as text; ``reference`` is the learning rate of comparison and its origin."""
     head = ["lr", "runs", "diverged", f"reached {target}", *_MEASURES.values(), "verdicts"]
     body = [
         [
@@ -185,80 +164,88 @@ def as_text(
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (head, *body)
-    ]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body)]
     notes = [
-        f"Mean ± {level:.0%} confidence interval (Student's t) over up to {seeds} seeds; a dash: unknown. "
-        "No mean contains diverged runs, and no mean of steps or seconds contains runs that missed the target.",
+        f"Mean ± {level:.0%} confidence interval (Student's t) over up to {max(row.runs for row in rows)} seeds; a "
+        "dash: unknown. No mean contains diverged runs, and none of steps or seconds contains runs that missed the "
+        "target.",
         f"'matched': at a probe loss of {matched_level(trials):.4g}, which every run that reached the target reached.",
     ]
-    return "\n".join([*lines, "", *notes, "", *_claim_lines(claims, trials, *reference), ""])
-
-
-def _claim_lines(claims: Sequence[Claim], trials: Sequence[Trial], reference: float, origin: str) -> list[str]:
-    ours = [t for t in trials if t.lr == reference]
+    lr, origin = reference
+    ours = [t for t in trials if t.lr == lr]
     lost = sum(t.diverged for t in ours)
-    lines = [
-        f"Which claims hold for this model: the learning rates above and below {reference:g} against it ({origin}: "
+    found = [
+        f"Which claims hold for this model: the learning rates above and below {lr:g} against it ({origin}: "
         "fixed before any of these runs, because the best one among them would owe some of its lead to luck). Each "
         "line gives the share of the pairs of runs for which the claim is true, the p of a two-sided permutation test "
         f"of the ranks, and p with Holm's correction over all {len(claims)} claims, which decides.",
-        *([f"{lost} of the {len(ours)} runs at {reference:g} diverged: give a lower study.reference."] if lost else []),
+        *([f"{lost} of the {len(ours)} runs at {lr:g} diverged: give a lower study.reference."] if lost else []),
     ]
     for claim in claims:
-        numbers = (
-            f"{claim.share:.0%} of pairs, p = {claim.p:.2g}, adjusted {claim.adjusted:.2g}"
-            if math.isfinite(claim.share)
-            else "no runs to compare"
-        )
+        numbers = "no runs to compare"
+        if math.isfinite(claim.share):
+            numbers = f"{claim.share:.0%} of pairs, p = {claim.p:.2g}, adjusted {claim.adjusted:.2g}"
         compared = f"{claim.runs[0]} against {claim.runs[1]} runs"
-        lines.append(f"- {claim.text}: {claim.outcome} ({claim.measure}; {numbers}, {compared})")
-    return lines
+        found.append(f"- {claim.text}: {claim.outcome} ({claim.measure}; {numbers}, {compared})")
+    return "\n".join([*lines, "", *notes, "", *found, ""])
 
 
 def _mean_and_half(mean: float, half: float) -> str:
-    if not math.isfinite(mean):
-        return "–"
-    return f"{mean:.3g} ± {half:.2g}" if math.isfinite(half) else f"{mean:.3g}"
+    text = f"{mean:.3g} ± {half:.2g}" if math.isfinite(half) else f"{mean:.3g}"
+    return text if math.isfinite(mean) else "–"
 
 
-def csv_rows(rows: Sequence[Row]) -> str:
-    """Return the table as CSV, with a column for each number: ``gap`` and ``gap_ci``, and so on."""
-    names = [f.name for f in fields(Row)]
-    head = [column for name in names for column in ([name, f"{name}_ci"] if name in _MEASURES else [name])]
-    body = []
-    for row in rows:
-        verdicts = "; ".join(f"{label}: {count}" for label, count in row.verdicts)
-        values = {name: verdicts if name == "verdicts" else getattr(row, name) for name in names}
-        body.append([cell for name in names for cell in (values[name] if name in _MEASURES else [values[name]])])
-    return _csv(head, body)
+def _cells(row: Row) -> dict[str, object]:
+    """Return a row with a cell for each number: ``gap`` and ``gap_ci``, and so on."""
+    cells: dict[str, object] = {}
+    for name in (f.name for f in fields(Row)):
+        value = getattr(row, name)
+        cells |= {name: value[0], f"{name}_ci": value[1]} if name in _MEASURES else {name: value}
+    return cells | {"verdicts": "; ".join(f"{label}: {count}" for label, count in row.verdicts)}
 
 
-def _trials_csv(trials: list[Trial]) -> str:
-    names = [f.name for f in fields(Trial) if f.name not in ("label", "curve")]
-    return _csv(names, ([getattr(trial, name) for name in names] for trial in trials))
-
-
-def _csv(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+def _csv(rows: Sequence[Mapping[str, object]]) -> str:
     out = io.StringIO(newline="")
-    csv.writer(out, lineterminator="\n").writerows([head, *body])
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()
 
 
-def draw(trials: Sequence[Trial], rows: Sequence[Row]) -> "Figure":
-    """Draw four panels over the learning rate: speed, stability, losses, and the gap at the end and matched.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+def _draw(trials: Sequence[Trial], rows: Sequence[Row]) -> Any:
+    """Draw four panels over the learning rate: speed, stability, losses, and the gap at the end and matched."""
     figure = new_figure(11, 7.5, dpi=120)
     (speed, stability), (losses, gaps) = figure.subplots(2, 2, sharex=True)
-    _draw_speed(speed, trials)
-    _draw_stability(stability, trials)
-    _draw_losses(losses, trials, rows)
-    _draw_gaps(gaps, trials, rows)
+    lrs, level = [t.lr for t in trials], matched_level(trials)
+    coloured: dict[str, Any] = {"c": [VERDICT_COLOURS[t.label] for t in trials], "s": 22}
+
+    speed.set_title("steps to the target (triangles: not reached)", loc="left", fontsize=10)
+    budget = max(t.steps for t in trials)
+    speed.scatter(lrs, [min(t.steps_to_target, budget) for t in trials], **coloured)
+    late = [t.lr for t in trials if not math.isfinite(t.steps_to_target)]
+    speed.scatter(late, [budget] * len(late), marker="^", s=60, facecolors="none", edgecolors=GREY)
+    for label in [label for label in VERDICT_COLOURS if any(t.label == label for t in trials)]:
+        speed.scatter([], [], color=VERDICT_COLOURS[label], s=22, label=label)
+    speed.legend(frameon=False, fontsize=8)
+
+    stability.set_title("spikes in 1000 steps (top: diverged)", loc="left", fontsize=10)
+    worst = max([t.instability for t in trials if not t.diverged], default=0.0) + 1
+    stability.scatter(lrs, [min(t.instability, worst) for t in trials], **coloured)
+
+    losses.set_title("loss at the end of the budget", loc="left", fontsize=10)
+    losses.set_yscale("log")
+    for name, colour, label in (("val_loss", VALIDATION, "validation"), ("probe_loss", PROBE, "probe")):
+        _draw_means(losses, [(r.lr, getattr(r, name)[0], 0.0) for r in rows], colour, label)
+        values = [math.nan if t.diverged else getattr(t, name) for t in trials]
+        losses.scatter(lrs, values, s=6, color=colour, alpha=0.5)
+
+    gaps.set_title("gap: validation − probe loss", loc="left", fontsize=10)
+    _draw_means(gaps, [(r.lr, *r.gap) for r in rows], VALIDATION, "at the end")
+    _draw_means(gaps, [(r.lr, *r.gap_matched) for r in rows], YELLOW, f"at probe loss {level:.3g}")
+    gaps.scatter(lrs, [math.nan if t.diverged else t.gap for t in trials], s=6, color=VALIDATION, alpha=0.5)
+    gaps.scatter(lrs, [matched_gap(t, level) for t in trials], s=6, color=YELLOW, alpha=0.5)
+    gaps.axhline(0, color=GREY, lw=0.8)
+
     for axes in (speed, stability, losses, gaps):
         axes.set_xscale("log")
         style_axes(axes, grid=True)
@@ -268,53 +255,9 @@ def draw(trials: Sequence[Trial], rows: Sequence[Row]) -> "Figure":
     return figure
 
 
-def _colours(trials: Sequence[Trial]) -> list[str]:
-    return [VERDICT_COLOURS[t.label] for t in trials]
-
-
-def _draw_speed(axes: Any, trials: Sequence[Trial]) -> None:
-    budget = max(t.steps for t in trials)
-    axes.scatter([t.lr for t in trials], [min(t.steps_to_target, budget) for t in trials], c=_colours(trials), s=22)
-    late = [t.lr for t in trials if not math.isfinite(t.steps_to_target)]
-    if late:
-        axes.scatter(late, [budget] * len(late), marker="^", s=60, facecolors="none", edgecolors=GREY)
-    axes.set_title("steps to the target (triangles: not reached)", loc="left", fontsize=10)
-    used = {t.label for t in trials}
-    for label in (label for label in VERDICT_COLOURS if label in used):
-        axes.scatter([], [], color=VERDICT_COLOURS[label], s=22, label=label)
-    axes.legend(frameon=False, fontsize=8)
-
-
-def _draw_stability(axes: Any, trials: Sequence[Trial]) -> None:
-    worst = max([t.instability for t in trials if not t.diverged], default=0.0) + 1
-    spikes = [worst if t.diverged else t.instability for t in trials]
-    axes.scatter([t.lr for t in trials], spikes, c=_colours(trials), s=22)
-    axes.set_title("spikes in 1000 steps (top: diverged)", loc="left", fontsize=10)
-
-
-def _draw_losses(axes: Any, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
-    lrs = [t.lr for t in trials]
-    for name, colour, label in (("val_loss", VALIDATION, "validation"), ("probe_loss", PROBE, "probe")):
-        _band(axes, [(r.lr, getattr(r, name)[0], math.nan) for r in rows], colour, label)
-        axes.scatter(lrs, [math.nan if t.diverged else getattr(t, name) for t in trials], s=6, color=colour, alpha=0.5)
-    axes.set_yscale("log")
-    axes.set_title("loss at the end of the budget", loc="left", fontsize=10)
-
-
-def _draw_gaps(axes: Any, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
-    lrs, level = [t.lr for t in trials], matched_level(trials)
-    _band(axes, [(r.lr, *r.gap) for r in rows], VALIDATION, "at the end")
-    _band(axes, [(r.lr, *r.gap_matched) for r in rows], YELLOW, f"at probe loss {level:.3g}")
-    axes.scatter(lrs, [math.nan if t.diverged else t.gap for t in trials], s=6, color=VALIDATION, alpha=0.5)
-    axes.scatter(lrs, [matched_gap(t, level) for t in trials], s=6, color=YELLOW, alpha=0.5)
-    axes.axhline(0, color=GREY, lw=0.8)
-    axes.set_title("gap: validation − probe loss", loc="left", fontsize=10)
-
-
-def _band(axes: Any, points: Sequence[tuple[float, float, float]], colour: str, label: str) -> None:
+def _draw_means(axes: Any, points: Sequence[tuple[float, float, float]], colour: str, label: str) -> None:
     """Draw the known means over the learning rate, with half an interval's width below and above them."""
-    known = [(lr, mean, half if math.isfinite(half) else 0.0) for lr, mean, half in points if math.isfinite(mean)]
-    lrs = [lr for lr, _, _ in known]
-    axes.plot(lrs, [mean for _, mean, _ in known], color=colour, marker="o", ms=4, label=label)
-    low, high = [mean - half for _, mean, half in known], [mean + half for _, mean, half in known]
-    axes.fill_between(lrs, low, high, color=colour, alpha=0.15, lw=0)
+    lrs, means, halves = np.array([p for p in points if math.isfinite(p[1])]).reshape(-1, 3).T
+    halves = np.nan_to_num(halves, posinf=0.0)  # of one run nothing is known
+    axes.plot(lrs, means, color=colour, marker="o", ms=4, label=label)
+    axes.fill_between(lrs, means - halves, means + halves, color=colour, alpha=0.15, lw=0)

@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.schemas.trainer import TrackingConfig
 
 _MOST_KEYS = 3
 
@@ -19,14 +18,7 @@ class Multirun:
         self._name = ""
 
     def add(self, config: Config, overrides: Sequence[str], name: str, number: int) -> None:
-        """Add a run that is about to start, and give it the tags `sweep` and `trial`.
-
-        Args:
-            config: Its config. The tags are added to it; the user's own tags stay.
-            overrides: Its overrides.
-            name: The multirun's name.
-            number: The run's number in the multirun, from 0.
-        """
+        """Add a run that is about to start to the multirun ``name``, and give it the tags `sweep` and `trial`."""
         config.tracking.tags = {"sweep": name, "trial": str(number), **config.tracking.tags}
         self._runs[number] = (config, list(overrides))
         self._name = name
@@ -40,12 +32,10 @@ class Multirun:
         tracked = [config for config, _ in self._runs.values() if config.tracking.name == "mlflow"]
         if len(tracked) < 2:
             return
-        last = tracked[-1]
         with suppress(OSError):  # the terminal may be closed
             print(f"\nsweep {self._name}: {len(self._runs)} runs", flush=True)
         experiments = sorted({config.tracking.experiment for config in tracked})
-        sweep = last.tracking.tags["sweep"]
-        compare_sweep(last.tracking, last.output_root, sweep, self._varied_keys(), experiments)
+        compare_sweep(tracked[-1], tracked[-1].tracking.tags["sweep"], self._varied_keys(), experiments)
 
     def _varied_keys(self) -> list[str]:
         """Return the keys that vary, except the seed and the keys of a learning rate that a finder replaces."""
@@ -61,31 +51,13 @@ class Multirun:
         return varied[:_MOST_KEYS] or ["schedule"]
 
 
-def compare_sweep(
-    tracking: TrackingConfig,
-    output_root: str,
-    sweep: str,
-    by: Sequence[str],
-    experiments: Sequence[str],
-    *,
-    brief: bool = False,
-) -> None:
-    """Compare the runs that share the tag ``sweep``; ``brief`` prints only the findings.
-
-    Never raises: the runs are done, and their command must not fail now.
-    """
+def compare_sweep(config: Config, sweep: str, by: Sequence[str], experiments: list[str], brief: bool = False) -> None:
+    """Compare the runs that share the tag ``sweep``. Never raises: the runs are done, and their command succeeded."""
     try:
         from lr_lightning.app.commands.compare import run
 
-        run(
-            Path(tracking.root),
-            tracking.uri,
-            Path(output_root),
-            experiments=experiments,
-            by_varied=by,
-            filter_string=f"tags.sweep = '{sweep}'",
-            after_sweep=True,
-            brief=brief,
-        )
+        places = Path(config.tracking.root), config.tracking.uri, Path(config.output_root)
+        runs = f"tags.sweep = '{sweep}'"
+        run(*places, experiments=experiments, by_varied=by, filter_string=runs, after_sweep=True, brief=brief)
     except Exception as e:
         print(f"the runs are not compared: {type(e).__name__}: {e}", file=sys.stderr)

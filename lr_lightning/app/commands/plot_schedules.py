@@ -1,15 +1,14 @@
 """`scripts/plot_schedules.py`: draw schedules without training, as a picture or as text for a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill, wrap
 from typing import Any
 
 from lr_lightning._plotting import BLUE, LINE_STYLES, ORANGE, SERIES, new_figure, style_axes
-from lr_lightning.app.build import Schedules, build_schedules
+from lr_lightning.app.build import build_schedules
 from lr_lightning.app.composition import choices_of, load_config, prepare
-from lr_lightning.app.schemas.schedule import ScheduleConfig
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Clock
 
@@ -23,71 +22,26 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class SchedulePreview:
-    """The values of one schedule over a run.
+    """The values of one schedule at each step of a run."""
 
-    Attributes:
-        label: Its choice, with the overrides for it alone.
-        caption: What it does, in one line.
-        lr: The learning rate of each step, absolute or as a share of the peak.
-        momentum: The momentum of each step, or None if it is constant.
-        note: What the values cannot show; may be empty.
-    """
-
-    label: str
+    label: str  # its choice, with the overrides for it alone
     caption: str
-    lr: list[float]
-    momentum: list[float] | None = None
-    note: str = ""
+    lr: list[float]  # absolute, or as a share of the peak
+    momentum: list[float] | None = None  # None: constant
+    note: str = ""  # what the values cannot show
 
 
 def preview(
     words: Sequence[str], root: Path, *, steps: int, epochs: float, peak: float | None = None
 ) -> list[SchedulePreview]:
-    """Compose, build and evaluate schedules.
+    """Compose, build and evaluate schedules: absolute learning rates for a ``peak``, else shares of the peak.
 
-    Args:
-        words: Choices of the group `schedule`, and overrides. An override after a choice is for that choice, one
-            before the first choice is for all. Without a choice, all choices are taken.
-        root: The checkout, whose `conf/` is read.
-        steps: Optimizer steps of the run.
-        epochs: Epochs of the run.
-        peak: The peak learning rate, for absolute values; None for shares of the peak.
-
-    Raises:
-        ConfigError: If a choice or an override is bad, or a schedule does not fit into the steps.
+    ``words`` are choices of the group `schedule`, and overrides. An override after a choice is for that choice, one
+    before the first choice is for all. Without a choice, all choices are taken.
     """
     prepare(root)
     lr = [] if peak is None else [f"optimizer.lr={peak!r}"]
     clock = Clock(steps, steps_per_epoch=steps / epochs)
-    found = []
-    for name, common, own in _requests(words, choices_of(root)["schedule"]):
-        config = load_config(root, [f"schedule={name}", *lr, *common, *own])
-        built = build_schedules(config.schedule, config.optimizer.lr)
-        unit = 1.0 if peak is None else config.optimizer.lr
-        try:
-            found.append(
-                SchedulePreview(
-                    " ".join([name, *(override.removeprefix("schedule.") for override in own)]),
-                    built.lr.describe(clock),
-                    [unit * built.lr(step, clock) for step in range(steps)],
-                    None if built.momentum is None else [built.momentum(step, clock) for step in range(steps)],
-                    _note(config.schedule, built),
-                )
-            )
-        except ValueError as e:
-            raise ConfigError(f"schedule={name}, {steps} steps, {epochs:g} epochs: {e}") from e
-    return found
-
-
-def _note(node: ScheduleConfig, built: Schedules) -> str:
-    """Say what changes a run of this choice besides the step."""
-    if (plateau := built.plateau) is not None:
-        return f"× {plateau.factor:g} when {plateau.monitor} stalls"
-    return "the batch grows" if getattr(node, "growth", None) is not None else ""
-
-
-def _requests(words: Sequence[str], choices: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield the name, the overrides for all and the own overrides of each requested schedule."""
     common: list[str] = []
     asked: list[tuple[str, list[str]]] = []
     for word in words:
@@ -96,31 +50,36 @@ def _requests(words: Sequence[str], choices: Sequence[str]) -> Iterator[tuple[st
             asked += [(name, []) for name in bare.split(",")]
         else:
             (asked[-1][1] if asked else common).append(word)
-    for name, own in asked or [(choice, []) for choice in choices]:
-        yield name, common, own
+    found = []
+    for name, own in asked or [(choice, []) for choice in choices_of(root)["schedule"]]:
+        config = load_config(root, [f"schedule={name}", *lr, *common, *own])
+        built = build_schedules(config.schedule, config.optimizer.lr)
+        unit = 1.0 if peak is None else config.optimizer.lr
+        label = " ".join([name, *(override.removeprefix("schedule.") for override in own)])
+        note = "the batch grows" if getattr(config.schedule, "growth", None) is not None else ""
+        if (plateau := built.plateau) is not None:
+            note = f"× {plateau.factor:g} when {plateau.monitor} stalls"
+        try:
+            lrs = [unit * built.lr(step, clock) for step in range(steps)]
+            momentum = None if built.momentum is None else [built.momentum(step, clock) for step in range(steps)]
+            found.append(SchedulePreview(label, built.lr.describe(clock), lrs, momentum, note))
+        except ValueError as e:
+            raise ConfigError(f"schedule={name}, {steps} steps, {epochs:g} epochs: {e}") from e
+    return found
 
 
 def save_figure(drawn: Sequence[SchedulePreview], path: Path, *, title: str, unit: str) -> None:
     """Draw into a file: one panel for a few schedules, a panel each for many; momentum gets its own panels.
 
-    Args:
-        drawn: At least one schedule.
-        path: The file; its suffix chooses the format. Its folder is made.
-        title: The figure's title.
-        unit: The unit of the learning rates, for their axis.
-
-    Raises:
-        ConfigError: If matplotlib is not installed or does not know the format, or the file cannot be written.
+    The file's suffix chooses the format, and its folder is made. ``unit`` is that of the learning rates.
     """
     try:
         figure = new_figure(12.8, 4.8)
     except ImportError as e:
         raise ConfigError(f"{e} --terminal draws without it.") from e
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    if len(drawn) <= _MOST_TOGETHER:
-        _draw_together(figure, drawn, unit)
-    else:
-        _draw_apart(figure, drawn, unit)
+    draw = _draw_together if len(drawn) <= _MOST_TOGETHER else _draw_apart
+    draw(figure, drawn, unit)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
@@ -165,9 +124,7 @@ def _draw_apart(figure: Any, drawn: Sequence[SchedulePreview], unit: str) -> Non
         axis.set_title(shown, loc="left", fontsize=11)
         if colour == BLUE:
             axis.fill_between(range(len(values)), values, color=colour, alpha=0.12, linewidth=0)
-            _frame(axis, unit if i % _COLUMNS == 0 else "", top)
-        else:
-            _frame(axis, "")
+        _frame(axis, unit if colour == BLUE and i % _COLUMNS == 0 else "", top if colour == BLUE else None)
         if i + _COLUMNS >= len(panels):
             axis.set_xlabel("step")
             axis.tick_params(labelbottom=True)
@@ -183,12 +140,7 @@ def _frame(axis: Any, label: str, top: float | None = None) -> None:
 
 
 def as_text(drawn: Sequence[SchedulePreview], width: int = 100) -> str:
-    """Draw with block characters.
-
-    Args:
-        drawn: The schedules.
-        width: The terminal's width in columns.
-    """
+    """Draw with block characters, on a terminal of ``width`` columns."""
     rows = max(3, min(8, 40 // max(1, len(drawn))))
     top = max((max(curve.lr) for curve in drawn), default=1.0)  # one scale for all schedules
     lines: list[str] = []
@@ -208,9 +160,8 @@ def _blocks(values: Sequence[float], ends: tuple[float, float], rows: int, width
     head, foot = f"{top:.3g}", f"{floor:.3g}"
     margin = max(len(head), len(foot)) + 1
     columns = min(len(values), max(10, width - margin - 1))
-    # the middle of each column's steps
-    sample = [values[(2 * i + 1) * len(values) // (2 * columns)] for i in range(columns)]
-    levels = [round((value - floor) / span * rows * 8) for value in sample]
+    middles = [(2 * i + 1) * len(values) // (2 * columns) for i in range(columns)]  # of each column's steps
+    levels = [round((values[i] - floor) / span * rows * 8) for i in middles]
     drawn = []
     for row in reversed(range(rows)):
         label = head if row == rows - 1 else ""

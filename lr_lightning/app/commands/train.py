@@ -45,15 +45,11 @@ The schedule only appears in that command; finder=none, experiment, search and r
 
 
 def main(root: Path, job: Job = "train") -> int:
-    """Run the command line.
+    """Run the command line and return the exit status.
 
-    Args:
-        root: The checkout: it holds `conf/`, and `mlruns/` and `outputs/` go there, whatever the working directory.
-        job: Whether to train, or only to search for a learning rate.
-
-    Returns:
-        The exit status: 0; 1 if a run diverged, or lost memory, its disk or a process; 2 for bad input. Any other
-        failure raises; SIGTERM, Ctrl-C and SIGHUP exit with 143, 130 and 129.
+    It is 0; 1 if a run diverged, or lost memory, its disk or a process; 2 for bad input. Any other failure raises;
+    SIGTERM, Ctrl-C and SIGHUP exit with 143, 130 and 129. ``root`` is the checkout: it holds `conf/`, and `mlruns/` and
+    `outputs/` go there, whatever the working directory.
     """
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")
@@ -95,8 +91,7 @@ def _message(error: Exception) -> str:
 
 
 def _usage(job: Job) -> str:
-    finders = {"range_test": RangeTestConfig, "lr_grid": LRGridConfig}
-    # find_lr.py applies nothing
+    finders = {"range_test": RangeTestConfig, "lr_grid": LRGridConfig}  # without apply: find_lr.py applies nothing
     keys = {name: keys_help("finder", schema, without=["apply"]) for name, schema in finders.items()}
     return _USAGES[job].format_map(keys)
 
@@ -113,7 +108,16 @@ def _run_job(cfg: DictConfig, job: Job, multirun: Multirun) -> Any:
         config, resumed = stored_config(cfg, overrides)
     else:
         config, resumed = validate(cfg), None
-    _refuse_processes(several_jobs, study=config.study is not None, processes=world_size(config.trainer))
+    processes = world_size(config.trainer)
+    if config.study is not None and processes > 1:
+        raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
+    if several_jobs and processes > 1:
+        raise ConfigError(
+            "trainer: -m with several processes would train the ranks on different overrides. "
+            "Start the runs one by one, or set trainer.devices=1."
+        )
+    if several_jobs and config.study is not None:
+        raise ConfigError("experiment: a study has many runs. Leave -m out; give study.seeds=[...] or study.lrs=[...].")
     if job == "find_lr":
         from lr_lightning.app.commands.find_lr import find_lr
 
@@ -136,27 +140,10 @@ def _run_job(cfg: DictConfig, job: Job, multirun: Multirun) -> Any:
 
 
 def _refuse_groups(cfg: DictConfig, job: Job) -> None:
-    """Refuse the groups and keys that belong to another command."""
+    """Refuse the groups and keys of another command."""
     if cfg.search is not None:
         raise ConfigError("search: belongs to scripts/search.py. Start that script, or leave search out.")
     if job == "find_lr" and cfg.study is not None:
         raise ConfigError("experiment: find_lr.py cannot run a study. Leave it out.")
     if job == "find_lr" and cfg.resume is not None:
-        raise ConfigError(
-            "resume: a stopped run has its learning rate already. Leave resume out, or give ckpt=... its weights."
-        )
-
-
-def _refuse_processes(several_jobs: bool, *, study: bool, processes: int) -> None:
-    """Refuse what several processes, or several jobs (with `-m`), cannot do."""
-    if study and processes > 1:
-        raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
-    if several_jobs and processes > 1:
-        raise ConfigError(
-            "trainer: -m with several processes would train the ranks on different overrides. "
-            "Start the runs one by one, or set trainer.devices=1."
-        )
-    if several_jobs and study:
-        raise ConfigError(
-            "experiment: a study already trains many runs. Leave -m out; give study.seeds=[...] or study.lrs=[...]."
-        )
+        raise ConfigError("resume: a stopped run has its lr already. Leave resume out, or give ckpt=... its weights.")

@@ -4,9 +4,10 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ _WRITER = ("PytorchStreamWriter", "inline_container")  # in torch's own errors, 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write to a temporary name in the same folder, then rename; keep the replaced `last` as `before_last`.
 
-    Lightning writes through the system's temporary folder. If that is on another file system, its last step is a copy,
-    and a kill during the copy leaves half a checkpoint under the final name.
+    Lightning writes through the system's temporary folder. On another file system its last step is a copy, and a kill
+    during the copy leaves half a checkpoint under the final name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -57,30 +58,21 @@ def _keep(path: Path, copy: Path) -> None:
     """Give a file a second name, so that a whole file exists under the first name at every moment."""
     spare = copy.with_name(f".{copy.name}.part")
     spare.unlink(missing_ok=True)
-    try:
+    with suppress(OSError):  # without hard links, only the second name exists for a moment
         os.link(path, spare)
-    except OSError:  # without hard links, only the second name exists for a moment
-        path.replace(copy)
-    else:
-        spare.replace(copy)
+    (spare if spare.exists() else path).replace(copy)
 
 
 def _reason(error: Exception, folder: Path) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:
-        return str(error).splitlines()[0]
-    return f"{free / 1e6:.1f} MB are free on its disk"
+    with suppress(OSError):
+        return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free on its disk"
+    return str(error).splitlines()[0]
 
 
 class ConfigStamp(Callback):
-    """Store the config in every checkpoint, so that no run resumes from a checkpoint of another config.
-
-    Args:
-        flat: Dotted keys and plain values.
-    """
+    """Store the dotted config in every checkpoint, so that no run resumes from a checkpoint of another config."""
 
     KEY = "lr_lightning_config"
 
@@ -90,19 +82,6 @@ class ConfigStamp(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config to the checkpoint."""
         checkpoint[self.KEY] = self.flat
-
-
-def config_differences(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> list[str]:
-    """List the keys in which a checkpoint's config differs from a run's, one line each.
-
-    Keys that only one of the two has are skipped, because versions add keys.
-    """
-    stored = checkpoint.get(ConfigStamp.KEY, {})
-    return [
-        f"{key}: {stored[key]} in the checkpoint, {value} in the run"
-        for key, value in flat.items()
-        if key in stored and stored[key] != value
-    ]
 
 
 class RunCheckpoint(CheckpointCallback):
@@ -124,16 +103,13 @@ class RunCheckpoint(CheckpointCallback):
         After a resume Lightning does not know that it saved this step. It would save again in the middle of the next
         step's accumulation, whose gradients no checkpoint holds.
         """
-        if self.every_n_train_steps < 1:
-            return
-        if is_step_complete(trainer) and not validation_follows(trainer):
+        if self.every_n_train_steps > 0 and is_step_complete(trainer) and not validation_follows(trainer):
             super().on_train_batch_end(trainer, *args)
 
     def should_skip(self, trainer: Trainer) -> bool:
-        """Skip a validation that has not measured the monitored metric.
+        """Skip a validation that has not measured the monitored metric; ``MonitorCheck`` ensures that one measures it.
 
-        Lightning compares with the value of an earlier validation, which saves nothing. A resumed run has no earlier
-        value and would end here. ``MonitorCheck`` ensures that the metric is measured at all.
+        Lightning compares with the value of an earlier validation. A resumed run has none and would end here.
         """
         unmeasured = self.monitor is not None and self.monitor not in trainer.callback_metrics
         return unmeasured or super().should_skip(trainer)
@@ -148,35 +124,27 @@ def _moved(node: Any, before: str, now: str) -> Any:
 def checkpoint_callbacks(node: CheckpointConfig | None, folder: Path | None) -> list[Callback]:
     """Build the callbacks that save ``best`` and ``last``, and those that ensure a validation to save after.
 
-    Args:
-        node: The config's ``callbacks.checkpoint``; None for a run without checkpoints.
-        folder: The run's output folder; None on ranks other than the first, which get it from Lightning's broadcast.
+    ``folder`` is None on ranks other than the first, which get it from Lightning's broadcast.
     """
     if node is None:
         return [FinalValidation()]
-    common: dict[str, Any] = {
-        "dirpath": str(folder / "checkpoints") if folder else None,
-        "enable_version_counter": False,
-        "auto_insert_metric_name": False,
-    }
-    last = Path(LAST).stem
-    best = RunCheckpoint(filename="best", monitor=node.monitor, mode=node.mode, **common)
-    kept = [best, RunCheckpoint(filename=last, every_n_epochs=1, save_on_train_epoch_end=False, **common)]
-    if node.every_n_steps:
-        kept.append(RunCheckpoint(filename=last, every_n_train_steps=node.every_n_steps, **common))
+    saved = partial(
+        RunCheckpoint,
+        dirpath=str(folder / "checkpoints") if folder else None,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    last = partial(saved, filename=Path(LAST).stem)
+    kept = [
+        saved(filename="best", monitor=node.monitor, mode=node.mode),
+        last(every_n_epochs=1, save_on_train_epoch_end=False),
+        *([last(every_n_train_steps=node.every_n_steps)] if node.every_n_steps else []),
+    ]
     return [FinalValidation(), MonitorCheck(node.monitor), *kept]
 
 
 def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
-    """Read a checkpoint as weights and plain values; none of its code runs.
-
-    Args:
-        path: The file.
-        key: The config key that names it.
-
-    Raises:
-        ConfigError: If it is damaged, is no checkpoint, or holds more than weights and plain values.
-    """
+    """Read a checkpoint as weights and plain values; none of its code runs. ``key`` names it in error messages."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as e:
@@ -189,16 +157,9 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     return checkpoint
 
 
-def load_weights(module: LightningModule, path: Path) -> None:
-    """Load a checkpoint's weights, and nothing else of it, into a module.
-
-    Raises:
-        ConfigError: If it cannot be read, or its weights do not fit the module.
-    """
-    checkpoint = read_checkpoint(path, "ckpt")
+def load_weights(module: LightningModule, checkpoint: Mapping[str, Any], name: str) -> None:
+    """Load a checkpoint's weights, and nothing else of it, into a module."""
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as e:
-        reason = " ".join(str(e).split())
-        reason = reason if len(reason) <= 300 else reason[:300] + "..."
-        raise ConfigError(f"ckpt: {path} does not fit this model: {reason}") from e
+        raise ConfigError(f"{name} does not fit this model: {shorten(str(e), 300, placeholder='...')}") from e

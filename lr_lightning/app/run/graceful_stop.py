@@ -16,13 +16,10 @@ from lr_lightning.app.run.signals import Interrupted, Signals
 class GracefulStop(Signals, Callback):
     """Turn the first SIGTERM, Ctrl-C or SIGHUP into an orderly stop, and the second into an immediate one.
 
-    During a fit the current optimizer step is completed (and a validation as well), ``checkpoint`` is saved, and the
-    fit ends on all ranks at the same step. Outside of a fit the run ends at once. As a context manager it holds the
-    signal handlers for the whole run. List it before the other callbacks, so that their state is complete when it
-    saves.
-
-    Args:
-        checkpoint: Path of the checkpoint of a stopped fit; None on ranks other than the first.
+    During a fit the current optimizer step is completed (and a validation as well), ``checkpoint`` is saved (None on
+    ranks other than the first), and the fit ends on all ranks at the same step. Outside of a fit the run ends at once.
+    As a context manager it holds the signal handlers for the whole run. List it before the other callbacks, so that
+    their state is complete when it saves.
     """
 
     def __init__(self, checkpoint: Path | None = None) -> None:
@@ -31,19 +28,18 @@ class GracefulStop(Signals, Callback):
         self._trainer: Trainer | None = None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        trainer = self._trainer
-        launcher = trainer.strategy.launcher if trainer is not None else None
+        launcher = self._trainer.strategy.launcher if self._trainer is not None else None
         if launcher is not None and signum == signal.SIGTERM:
             launcher.kill(signum)  # Ctrl-C reaches the other ranks by itself
         super()._handle(signum, frame)
-        if trainer is None:
+        if self._trainer is None:
             raise Interrupted(signum)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop in good order from now on.
+        """Replace the handler for SIGTERM that Lightning has just installed.
 
-        Lightning has just installed its own handler for SIGTERM. That handler stops in the middle of an accumulated
-        step, and with several processes it starts a collective, which deadlocks with a collective already under way.
+        It stops in the middle of an accumulated step, and with several processes it starts a collective, which
+        deadlocks with a collective already under way.
         """
         self._trainer = trainer
         if self._before:
@@ -62,10 +58,7 @@ class GracefulStop(Signals, Callback):
             self._stop_if_told(trainer)
 
     def _stop_if_told(self, trainer: Trainer) -> None:
-        told = self.signum is not None
-        if trainer.world_size > 1:
-            told = trainer.strategy.reduce_boolean_decision(told, all=False)
-        if told:
+        if trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False):
             stop_after_batch(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

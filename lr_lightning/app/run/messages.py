@@ -8,18 +8,18 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.lr_scaling import effective_batch_size, process_batch_size
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
-from lr_lightning.app.schemas.trainer import TrackingConfig, TrainerConfig
+from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.training.datamodule import ImageDataModule
 
-_ROWS = (
+_ROWS = (  # of the table at the end: name, key of the summary, format
     ("best validation accuracy", "best_val_acc", "{:.2%}"),
     ("last validation accuracy", "last_val_acc", "{:.2%}"),
     ("test accuracy (best checkpoint)", "test_acc", "{:.2%}"),
@@ -36,8 +36,7 @@ _ROWS = (
     ("price", "price", "{:.4g}"),
     ("spikes of the training loss", "spikes", "{:.0f}"),
 )
-"""The rows of the table at the end: name, key of the summary, format."""
-
+_BY_MAKE = "MAKELEVEL"  # a variable of make: the virtual environment may not be active
 _DEFAULT_STORE = Path(__file__).resolve().parents[3] / "mlruns"
 
 
@@ -46,9 +45,7 @@ def print_start(
 ) -> None:
     """Print in a few lines what is about to be trained, and its output folder."""
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    sizes = data.sizes
-    channels, (height, width) = data.in_channels, data.image_size
-    node = config.optimizer
+    sizes, (height, width), node = data.sizes, data.image_size, config.optimizer
     if getattr(config.finder, "apply", False):
         peak = f"from {config.finder.name} (else {node.lr:g})"
     else:
@@ -57,36 +54,24 @@ def print_start(
     one, update = process_batch_size(config.data, config.trainer), effective_batch_size(config.data, config.trainer)
     factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
     batch = str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(
-        f"{config.data.name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes.get('test', 0):,} test "
-        f"images of {channels}×{height}×{width}, {data.num_classes} classes"
-    )
-    console.print(
-        f"{config.model.name}: {parameters:,} parameters; {node.name}, peak lr {peak}, "
-        f"schedule {config.schedule.name}, batch {batch}"
-    )
+    place = f"output: {folder}"
     if resumed:
         changes = "".join(f", {key}={value}" for key, value in resumed.changed.items())
-        console.print(f"resuming from {resumed.checkpoint}{changes}")
-    else:
-        console.print(f"output: {folder}")
+        place = f"resuming from {resumed.checkpoint}{changes}"
+    Console(soft_wrap=True, highlight=False, markup=False).print(
+        f"{config.data.name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes.get('test', 0):,} test "
+        f"images of {data.in_channels}×{height}×{width}, {data.num_classes} classes\n"
+        f"{config.model.name}: {parameters:,} parameters; {node.name}, peak lr {peak}, "
+        f"schedule {config.schedule.name}, batch {batch}\n{place}"
+    )
 
 
 def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bool = False) -> None:
-    """Print the table at the end of a run, and the next commands.
-
-    Args:
-        config: The run's config.
-        folder: Its output folder.
-        outcome: Its outcome.
-        idle: Whether a finished run was resumed, so that nothing was left to train.
-    """
+    """Print the table and the next commands; ``idle``: a finished run was resumed, so nothing was left to train."""
     summary, verdict, run_id = outcome.summary, outcome.verdict, outcome.run_id
     console = Console(highlight=False, markup=False)
-    table = Table(title=f"{config.model.name} on {config.data.name}, {config.schedule.name}", title_justify="left")
-    table.add_column("result")
-    table.add_column("value", justify="right")
+    title = f"{config.model.name} on {config.data.name}, {config.schedule.name}"
+    table = Table("result", Column("value", justify="right"), title=title, title_justify="left")
     for name, key, form in _ROWS:
         if key in summary:
             table.add_row(name, form.format(summary[key]))
@@ -98,12 +83,13 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
     for line in verdict.sentences() if verdict is not None else ():
         console.print(f"- {line}", soft_wrap=True)
     console.print(f"MLflow run {run_id}" if run_id else "not in MLflow", f"output {folder}", sep=", ", soft_wrap=True)
-    key, limit = _length(config.trainer, summary)
+    epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
+    by_steps = steps > 0 and (epochs < 0 or summary.get("steps", 0.0) >= steps)  # the limit that ended the run
+    key, limit = ("trainer.max_steps", steps) if by_steps else ("trainer.max_epochs", epochs)
     if idle:
         made = f"nothing was left to do: the run had made all its {summary['steps']:,.0f} steps."
         console.print(f"{made} To train longer, resume it with {key}={2 * limit}", soft_wrap=True)
-    resume = resume_arguments(folder, asdict(config))
-    commands = [_look(config.tracking), *_training(outcome, key, limit, resume)]
+    commands = [_look(config.tracking), *_training(outcome, key, limit, resume_arguments(folder, asdict(config)))]
     if config.data.name == "image_folder":
         predict = Path(sys.argv[0]).with_name("predict.py")
         commands.append(("predict", python_command(predict, str(folder), "NEW_IMAGES")))
@@ -116,17 +102,6 @@ def python_command(script: Path, *arguments: str) -> str:
     return hide_password(shlex.join(["python", str(script), *arguments]))
 
 
-def _length(node: TrainerConfig, summary: dict[str, float]) -> tuple[str, int]:
-    """Return the key and the value of the limit that ended the run."""
-    by_steps = node.max_steps > 0 and (node.max_epochs < 0 or summary.get("steps", 0.0) >= node.max_steps)
-    return ("trainer.max_steps", node.max_steps) if by_steps else ("trainer.max_epochs", node.max_epochs)
-
-
-def _started_by_make() -> bool:
-    """Check whether `make train` started this process: the virtual environment may not be active."""
-    return "MAKELEVEL" in os.environ
-
-
 def _look(node: TrackingConfig) -> tuple[str, str]:
     """Return the command that shows the run, or one that makes a tracked run."""
     script = Path(sys.argv[0])
@@ -136,8 +111,9 @@ def _look(node: TrackingConfig) -> tuple[str, str]:
         return "look at it", str(node.uri)
     own = ["--root", node.root] if Path(node.root) != _DEFAULT_STORE else []
     own += ["--uri", node.uri] if node.uri else []
-    by_make = _started_by_make() and not own
-    return "look at it", "make ui" if by_make else python_command(script.with_name("ui.py"), *own)
+    if own or _BY_MAKE not in os.environ:
+        return "look at it", python_command(script.with_name("ui.py"), *own)
+    return "look at it", "make ui"
 
 
 def _training(outcome: RunOutcome, key: str, limit: int, resume: list[str]) -> list[tuple[str, str]]:
@@ -145,17 +121,12 @@ def _training(outcome: RunOutcome, key: str, limit: int, resume: list[str]) -> l
     verdict = outcome.verdict
     if verdict is None or verdict.can_train_longer:
         name, arguments = "train on", [*resume, f"{key}={2 * limit}"]
-    elif verdict.sufficient_epochs is not None and (own := _own_overrides()) is not None:
-        length = max(1, round(limit * verdict.sufficient_epochs / verdict.evidence["epochs"]))
-        name, arguments = "a shorter one", [*(w for w in own if w.lstrip("+").split("=")[0] != key), f"{key}={length}"]
+    elif verdict.sufficient_epochs is None or any(word.startswith(("-", "resume=")) for word in sys.argv[1:]):
+        return []  # the overrides of a multirun or a resume do not start this run
     else:
-        return []
-    if _started_by_make():
+        length = max(1, round(limit * verdict.sufficient_epochs / verdict.evidence["epochs"]))
+        own = [word for word in sys.argv[1:] if word.lstrip("+").split("=")[0] != key]
+        name, arguments = "a shorter one", [*own, f"{key}={length}"]
+    if _BY_MAKE in os.environ:
         return [(name, f'make train ARGS="{hide_password(shlex.join(arguments))}"')]
     return [(name, python_command(Path(sys.argv[0]), *arguments))]
-
-
-def _own_overrides() -> list[str] | None:
-    """Return the overrides that started this run; None for a multirun or a resume."""
-    words = sys.argv[1:]
-    return None if any(word.startswith(("-", "resume=")) for word in words) else words

@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,42 +13,23 @@ import yaml
 from lr_lightning.errors import ConfigError
 from lr_lightning.tracking.files import write_atomically
 
-LAST = "last.ckpt"
-"""Name of the checkpoint a run is resumed from, in the output folder's `checkpoints/`."""
-
-BEFORE_LAST = "before_last.ckpt"
-"""Name of the checkpoint before `last`, which a run is resumed from if `last` is damaged."""
+LAST, BEFORE_LAST = "last.ckpt", "before_last.ckpt"
+"""Names of the checkpoint that a run is resumed from, and of the one before it, in case `last` is damaged."""
 
 
 def new_output_dir(root: str, *parts: str) -> Path:
-    """Make a new folder for a run below ``root``.
-
-    Two runs that start at the same moment get different folders, even on a shared file system.
-
-    Args:
-        root: The config's ``output_root``.
-        parts: Words that follow the time in the folder's name, such as the data set and the model.
-
-    Raises:
-        ConfigError: If no folder can be made there.
-    """
+    """Make a run's folder, named after the time and ``parts``; no other run has it, even on a shared file system."""
     stem = "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *(re.sub(r"[^\w.]+", "_", part) for part in parts)])
     parent = output_root(root)
     while True:
         folder = parent / f"{stem}-{secrets.token_hex(2)}"
-        try:
+        with suppress(FileExistsError):
             folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
+            return folder
 
 
 def output_root(path: str) -> Path:
-    """Return the folder that holds all runs' folders, and make it if it does not exist.
-
-    Raises:
-        ConfigError: If it cannot be made or written to.
-    """
+    """Return the folder that holds all runs' folders, and make it if it does not exist."""
     root = Path(path).expanduser().absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,7 +27,6 @@ from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.output import LAST, write_config
 from lr_lightning.app.run.resume import resume_arguments
 from lr_lightning.app.run.signals import Interrupted
-from lr_lightning.app.schemas.data import DataConfig
 from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.app.world import is_rank_zero, world_size
 from lr_lightning.callbacks.base_finder import BaseLRFinder
@@ -34,43 +34,27 @@ from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed
-from lr_lightning.tracking import RunLogger
-from lr_lightning.tracking.environment import environment_tags
+from lr_lightning.tracking import RunLogger, environment_tags, mark_dead_runs, open_store
 from lr_lightning.tracking.keys import COLOUR_TAG, hide_password
-from lr_lightning.tracking.locks import mark_dead_runs
 from lr_lightning.tracking.replay import watchdog
-from lr_lightning.tracking.store import open_store
 from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
 
 _BETTER = {"val/loss": min, "val/acc": max}
-_LAST_VALUES = {
-    "probe/loss": "probe_loss",
-    "probe/acc": "probe_acc",
-    "overfit/gap_loss": "gap_loss",
-    "overfit/gap_acc": "gap_acc",
-}
+_LAST_VALUES = ("probe/loss", "probe/acc", "overfit/gap_loss", "overfit/gap_acc")
 _GROUPS = ("schedule", "optimizer", "model", "data")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        summary: The values logged as ``summary/*``, without the prefix.
-        history: The measurements at its validations, if there were any.
-        verdict: Whether it over- or underfits, if that was measured.
-        output_dir: Its output folder; None on ranks other than the first.
-        run_id: Its MLflow run id, if it has one.
-    """
-
-    summary: dict[str, float] = field(default_factory=dict)
+    summary: dict[str, float] = field(default_factory=dict)  # logged as summary/*
     history: History | None = None
     verdict: Verdict | None = None
-    output_dir: Path | None = None
-    run_id: str | None = None
+    output_dir: Path | None = None  # None on ranks other than the first
+    run_id: str | None = None  # in MLflow
 
     @property
     def objective(self) -> float | None:
@@ -105,9 +89,9 @@ class Summary(Callback):
                 name = key.replace("/", "_")
                 self.values[f"last_{name}"] = float(value)
                 self.values[f"best_{name}"] = better(self.values.get(f"best_{name}", float(value)), float(value))
-        for key, name in _LAST_VALUES.items():
+        for key in _LAST_VALUES:
             if key in trainer.callback_metrics:
-                self.values[name] = float(trainer.callback_metrics[key])
+                self.values[key.removeprefix("overfit/").replace("/", "_")] = float(trainer.callback_metrics[key])
 
     @property
     def seconds(self) -> float:
@@ -145,78 +129,49 @@ def open_logger(
     *,
     resume: bool = False,
     job: str = "train",
-    scaling: Mapping[str, float] | None = None,
+    scaling: Mapping[str, float] = MappingProxyType({}),
 ) -> RunLogger:
     """Open a run's record, which locks its output folder, and store the config there.
 
-    Args:
-        config: The run's config.
-        folder: Its output folder.
-        data: Its loaded data.
-        module: Its module.
-        resume: Whether the folder has the record of a run that is resumed.
-        job: The value of the run's tag ``job``.
-        scaling: How ``optimizer.lr_rule`` changed the learning rate, from ``scale_lr``.
-
-    Raises:
-        ConfigError: If the store cannot be used, or the resumed run is still running.
+    ``scaling`` is the change of the learning rate by ``optimizer.lr_rule``, from ``scale_lr``.
     """
     container, stale = _public(config), config.keys_set_by_finder()
     lr = config.finder.name if stale else f"{config.optimizer.lr:g}"
     name = config.tracking.run_name or (_run_name(config.schedule.name, lr, config.seed) if job == "train" else job)
-    tags = {
-        "job": job,
-        **{group: container[group]["name"] for group in _GROUPS},
+    tags = _tags(container, job) | {
         "seed": str(config.seed),
         "finder": config.finder.name,
         "output_dir": str(folder),
-        "checkpoint.last": str(folder / "checkpoints" / LAST),
-        "checkpoint.best": str(folder / "checkpoints" / "best.ckpt"),
         "data.fingerprint": data.fingerprint,
-        COLOUR_TAG: style(config.schedule.name).colour,
-        **environment_tags(),
-        **config.tracking.tags,
     }
-    if job != "train":  # it follows no schedule and makes no checkpoints; tags that the user set stay
-        absent = {"schedule", COLOUR_TAG, "checkpoint.last", "checkpoint.best"} - config.tracking.tags.keys()
-        tags = {key: value for key, value in tags.items() if key not in absent}
+    if job == "train":
+        kept = {f"checkpoint.{Path(file).stem}": str(folder / "checkpoints" / file) for file in (LAST, "best.ckpt")}
+        tags |= {**kept, COLOUR_TAG: style(config.schedule.name).colour}
+    else:  # it follows no schedule and makes no checkpoints
+        del tags["schedule"]
+    tags |= config.tracking.tags
     with _disk_errors_as_input(folder):
         logger = _started_logger(config.tracking, folder, name, tags, resume=resume)
         with _ended_by_an_error(logger):
             artifact = write_config(folder, container)  # only with the lock: the folder may belong to a live run
             logger.log_hyperparams({key: value for key, value in _given(container).items() if key not in stale})
-            parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-            dataset = {f"dataset.{key}": value for key, value in data.describe().items()}
-            logger.log_hyperparams({"model.parameters": parameters, **dataset})
-            batch = effective_batch_size(config.data, config.trainer)
-            counts = {"processes": world_size(config.trainer), "update_batch_size": batch}
-            logger.log_hyperparams({**counts, **(scaling or {})})
+            measured = {
+                "model.parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+                **{f"dataset.{key}": value for key, value in data.describe().items()},
+                "processes": world_size(config.trainer),
+                "update_batch_size": effective_batch_size(config.data, config.trainer),
+            }
+            logger.log_hyperparams({**measured, **scaling})
             logger.log_artifact(artifact)
     return logger
 
 
 @contextmanager
 def sweep_record(config: Config, folder: Path, sweep: str, job: str) -> Iterator[RunLogger]:
-    """Open the record of a sweep itself, which holds its table. It is closed at the end, with its true status.
-
-    Args:
-        config: The config that the sweep's runs share.
-        folder: The record's folder.
-        sweep: The tag of its runs.
-        job: What made the sweep: ``lr_effects`` or ``search``.
-
-    Raises:
-        ConfigError: If the store cannot be used.
-    """
+    """Open the record of a sweep itself, which holds its table. It is closed at the end, with its true status."""
     container = _public(config)
-    tags = {
-        "job": job,
-        **({"study": job} if job == "lr_effects" else {}),
-        **{group: container[group]["name"] for group in _GROUPS},
-        **environment_tags(),
-        **config.tracking.tags,
-        "sweep": sweep,
-    }
+    study = {"study": job} if job == "lr_effects" else {}
+    tags = _tags(container, job) | study | config.tracking.tags | {"sweep": sweep}
     with _disk_errors_as_input(folder):
         name = f"{job} {config.model.name} {config.data.name}"
         logger = _started_logger(config.tracking, folder, name, tags, resume=False)
@@ -231,6 +186,10 @@ def _public(config: Config) -> dict[str, Any]:
     container = asdict(config)
     container["tracking"]["uri"] = hide_password(config.tracking.uri) if config.tracking.uri else None
     return container
+
+
+def _tags(container: dict[str, Any], job: str) -> dict[str, str]:
+    return {"job": job, **{group: container[group]["name"] for group in _GROUPS}, **environment_tags()}
 
 
 def _given(container: dict[str, Any]) -> dict[str, Any]:
@@ -249,16 +208,9 @@ def _started_logger(
         store = open_store(Path(node.root), node.uri) if node.name == "mlflow" else None
         if store is not None:
             mark_dead_runs(store)
-        logger = RunLogger(
-            folder,
-            store,
-            experiment=node.experiment,
-            run_name=run_name,
-            tags=tags,
-            csv=node.name == "csv",
-            resume=resume,
-            end_on_finalize=False,
-        )
+        csv = node.name == "csv"
+        about: dict[str, Any] = {"experiment": node.experiment, "run_name": run_name, "tags": tags}
+        logger = RunLogger(folder, store, **about, csv=csv, resume=resume, end_on_finalize=False)
         logger.start()
         if store is not None and logger.experiment_id is not None:
             keep_view(store, logger.experiment_id)
@@ -304,13 +256,12 @@ class FoundLR(Callback):
         lrs = dict.fromkeys(node.keys_set_by_finder() - {"schedule.base_lr"}, lr)
         if finder.applied_base is not None:
             lrs["schedule.base_lr"] = finder.applied_base
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
-                logger.log_hyperparams(lrs)
-                if not resumed:
-                    logger.log_summary({"search_seconds": finder.seconds})  # no other number of the run contains them
-                if logger.store is not None and node.tracking.run_name is None:
-                    logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:g}", node.seed)})
+        for logger in (logger for logger in trainer.loggers if isinstance(logger, RunLogger)):
+            logger.log_hyperparams(lrs)
+            if not resumed:
+                logger.log_summary({"search_seconds": finder.seconds})  # no other number of the run contains them
+            if logger.store is not None and node.tracking.run_name is None:
+                logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:g}", node.seed)})
         found = next(reversed(finder.results.values()), None)
         if found is None or resumed:
             return
@@ -324,14 +275,7 @@ class FoundLR(Callback):
 def record_run(
     config: Config, trainer: Trainer, logger: RunLogger | None, stop: GracefulStop, work: Callable[[], RunOutcome]
 ) -> RunOutcome:
-    """Do a run's work, and give its record (None on ranks other than the first) the true status whatever happens.
-
-    Raises:
-        ConfigError: If the input is bad.
-        Diverged: If a loss becomes non-finite.
-        RunFailed: If memory, the disk or another process fails.
-        Interrupted: On SIGTERM, Ctrl-C or SIGHUP.
-    """
+    """Do a run's work, and give its record (None on ranks other than the first) the true status whatever happens."""
     may_be_killed = logger is not None and logger.store is not None and world_size(config.trainer) > 1  # by a lost rank
     status = "FAILED"
     with stop, watchdog(logger.output_dir if logger and may_be_killed else None):
@@ -354,25 +298,20 @@ def record_run(
                 raise SystemExit(0) from None
             interrupted = e if isinstance(e, Interrupted) else Interrupted(stop.signum or signal.SIGINT)
             with suppress(OSError):  # the terminal may be closed
-                _print_interrupted(f"{interrupted} at step {trainer.global_step}", stop.checkpoint, asdict(config))
+                console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+                console.print(f"{interrupted} at step {trainer.global_step}")
+                if stop.checkpoint is not None and stop.checkpoint.is_file():
+                    arguments = resume_arguments(stop.checkpoint.parent.parent, asdict(config))
+                    console.print(f"resume it:  {shlex.join(['python', sys.argv[0], *arguments])}")
             raise interrupted from None
         except Exception as e:
-            known = _known_error(e, trainer, logger, config.data, config.trainer.accumulate_grad_batches)
+            known = _known_error(e, trainer, logger, config)
             if known is None:
                 raise
             raise known from e
         finally:
             if logger:
                 _end(logger, status)
-
-
-def _print_interrupted(reason: str, checkpoint: Path | None, container: dict[str, Any]) -> None:
-    """Print that the run was stopped, and the command that resumes it."""
-    console = Console(stderr=True, highlight=False, markup=False)
-    console.print(reason, soft_wrap=True)
-    if checkpoint is not None and checkpoint.is_file():
-        command = shlex.join(["python", sys.argv[0], *resume_arguments(checkpoint.parent.parent, container)])
-        console.print(f"resume it:  {command}", soft_wrap=True)
 
 
 def _end(logger: RunLogger, status: str) -> None:
@@ -385,7 +324,7 @@ def _end(logger: RunLogger, status: str) -> None:
 
 
 def _known_error(
-    error: Exception, trainer: Trainer, logger: RunLogger | None, data: DataConfig, accumulated: int
+    error: Exception, trainer: Trainer, logger: RunLogger | None, config: Config
 ) -> RunFailed | ConfigError | None:
     """Return the error that tells the user what to do, or None for an error that needs its traceback.
 
@@ -398,19 +337,18 @@ def _known_error(
         return _disk_error(error, logger)
     if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
         if trainer.evaluating or trainer.sanity_checking:
-            size = data.eval_batch_size or "by default four times data.batch_size"
+            size = config.data.eval_batch_size or "by default four times data.batch_size"
             remedy = f"Lower data.eval_batch_size ({size})."
         else:
             remedy = (
-                f"Lower data.batch_size ({data.batch_size}) and raise trainer.accumulate_grad_batches ({accumulated}) "
-                "by the same factor: updates stay the same."
+                f"Lower data.batch_size ({config.data.batch_size}) and raise trainer.accumulate_grad_batches "
+                f"({config.trainer.accumulate_grad_batches}) by the same factor: updates stay the same."
             )
         return RunFailed(f"out of memory at step {step} ({text}). {remedy}")
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
         remedy = f" Resume with resume={logger.output_dir}, and data.num_workers=0." if logger else ""
         return RunFailed(
-            f"data: a worker that decodes images was killed at step {step}, most often for lack of memory ({text})."
-            f"{remedy}"
+            f"data: a worker that decodes images was killed at step {step}, mostly for lack of memory ({text}).{remedy}"
         )
     if isinstance(error, RuntimeError) and trainer.world_size > 1 and _lost_process(error):
         return RunFailed(
@@ -429,10 +367,11 @@ def _disk_error(error: OSError, logger: RunLogger | None) -> RunFailed | None:
     if folder and error.errno == errno.ENOENT and not folder.exists():
         return RunFailed(f"output_root: {folder} was removed while the run was writing to it. Start the run anew.")
     own = folder is not None and error.filename is not None and folder in Path(str(error.filename)).parents
-    if error.errno not in _DISK_ERRORS and not (own and error.errno in (errno.EACCES, errno.EPERM)):
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    if error.errno not in _DISK_ERRORS and not (own and denied):
         return None
     where = folder or error.filename
-    remedy = "make it writable" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "make room"
+    remedy = "make it writable" if denied or error.errno == errno.EROFS else "make room"
     return RunFailed(
         f"output_root: {where} cannot be written to ({error.strerror}). The files in it are whole: {remedy}, then "
         f"resume with resume={where}."

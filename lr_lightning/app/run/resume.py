@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -15,7 +15,7 @@ from lr_lightning import schedules
 from lr_lightning.app.composition import validate
 from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
-from lr_lightning.app.run.checkpoints import config_differences, read_checkpoint
+from lr_lightning.app.run.checkpoints import ConfigStamp, read_checkpoint
 from lr_lightning.app.run.output import BEFORE_LAST, LAST
 from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError, DataError, StoreUnavailable, TrackingError
@@ -25,14 +25,10 @@ from lr_lightning.training import models
 from lr_lightning.training.datamodule import ImageDataModule
 
 _DEVICE_KEYS = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
-CHANGEABLE = {"trainer.max_epochs", "trainer.max_steps", "trainer.progress", "data.num_workers", *_DEVICE_KEYS}
-"""The keys that a resume may change, besides `tracking`."""
-
+_CHANGEABLE = {"trainer.max_epochs", "trainer.max_steps", "trainer.progress", "data.num_workers", *_DEVICE_KEYS}
 _NO_IDENTITY = ("tracking.", "output_root", "resume", "ckpt", "trust", "test", "trainer.name")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MOST_DIFFERENCES = 8
-
-
 _DEFAULT_TARGETS = {getattr(schema, "_target_", None) for group in SCHEMAS.values() for schema in group.values()}
 ALLOWED_TARGETS = frozenset(
     {target for target in _DEFAULT_TARGETS if isinstance(target, str) and target != MISSING}
@@ -42,26 +38,19 @@ ALLOWED_TARGETS = frozenset(
 """What a stored config may name without `trust`. Whole names, because `lr_lightning.x.os.system` has the same start."""
 
 
-@dataclass(frozen=True)
-class RunArgument:
+class RunArgument(NamedTuple):
     """The argument that names a stored run, and the option that trusts a target (``{}``), for error messages."""
 
-    name: str
-    trust: str
+    name: str = "resume"
+    trust: str = "trust=[{}]"
 
 
-_RESUME = RunArgument("resume", "trust=[{}]")
+_RESUME = RunArgument()
 
 
 @dataclass(frozen=True)
 class ResumedRun:
-    """The run that is resumed.
-
-    Attributes:
-        output_dir: Its output folder.
-        checkpoint: The checkpoint to start from.
-        changed: The keys that this resume changes, with their new values.
-    """
+    """The run that is resumed, the checkpoint to start from, and the keys that this resume changes."""
 
     output_dir: Path
     checkpoint: Path
@@ -70,7 +59,7 @@ class ResumedRun:
 
 def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a dotted config that identify a run: those that a resume cannot change."""
-    return {key: value for key, value in flat.items() if key not in CHANGEABLE and not key.startswith(_NO_IDENTITY)}
+    return {key: value for key, value in flat.items() if key not in _CHANGEABLE and not key.startswith(_NO_IDENTITY)}
 
 
 def resume_arguments(folder: Path, container: Mapping[str, Any]) -> list[str]:
@@ -80,16 +69,7 @@ def resume_arguments(folder: Path, container: Mapping[str, Any]) -> list[str]:
 
 
 def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, ResumedRun]:
-    """Read the config of the run that ``cfg.resume`` names, and apply the allowed changes.
-
-    Args:
-        cfg: The config composed from this command line.
-        overrides: The command line's overrides, which tell the keys that were given.
-
-    Raises:
-        ConfigError: If there is no such run, it has no checkpoint, or its config was changed or names a target that
-            is not trusted.
-    """
+    """Read the config of the run that ``cfg.resume`` names, and apply the overrides of this command line to it."""
     folder = run_folder(str(cfg.resume), cfg)
     checkpoint = folder / "checkpoints" / LAST
     if not checkpoint.is_file() and not checkpoint.with_name(BEFORE_LAST).is_file():
@@ -103,16 +83,7 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Resume
 
 
 def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> Path:
-    """Return a run's output folder.
-
-    Args:
-        name: The folder's path, or the run's MLflow id.
-        cfg: Where to look for an id: its ``output_root`` and its ``tracking``.
-        argument: The argument that gave the name.
-
-    Raises:
-        ConfigError: If there is no such run, or its folder is not on this machine.
-    """
+    """Return a run's output folder from its path or its MLflow id, for which ``cfg`` tells where to look."""
     key, output_root = argument.name, Path(str(cfg.output_root))
     path = Path(name).expanduser()
     if path.is_dir():
@@ -127,9 +98,9 @@ def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> P
             tag = open_store(Path(cfg.tracking.root), cfg.tracking.uri).run(name).data.tags.get("output_dir")
         except (TrackingError, StoreUnavailable) as e:
             raise ConfigError(f"{key}: {e}") from e
-        if tag is not None and (Path(tag) / "config.yaml").is_file():
-            return Path(tag)
         if tag is not None:
+            if (Path(tag) / "config.yaml").is_file():
+                return Path(tag)
             raise ConfigError(f"{key}: run {name} kept its checkpoints in {tag}, which is not on this machine.")
     raise ConfigError(
         f"{key}: no run '{name}': neither an output folder (in {Path.cwd()}) nor the id of a run below {output_root}. "
@@ -138,11 +109,7 @@ def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> P
 
 
 def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) -> DictConfig:
-    """Read a stored config as data: it may hold no interpolation and no target that is not trusted.
-
-    Raises:
-        ConfigError: If it cannot be read, or holds either.
-    """
+    """Read a stored config as data: it may hold no interpolation and no target that is not trusted."""
     name = argument.name
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -161,7 +128,7 @@ def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) 
                 f"If you trust it, add {argument.trust.format(target)}."
             )
     try:
-        config = OmegaConf.structured(Config)
+        config: DictConfig = OmegaConf.structured(Config)
         for key, value in raw.items():
             if key in GROUP_BASES and isinstance(value, dict):
                 config[key] = OmegaConf.merge(OmegaConf.structured(_schema_of(key, value)), value)
@@ -169,18 +136,14 @@ def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) 
                 config[key] = value
     except OmegaConfBaseException as e:
         raise ConfigError(f"{path} does not fit this version: {explain(e)}") from e
-    result: DictConfig = config
-    return result
+    return config
 
 
 def _entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted name and the value of every entry of nested mappings and lists, at every depth."""
-    if isinstance(node, Mapping):
-        items = [(str(key), value) for key, value in node.items()]
-    else:
-        items = [(str(i), value) for i, value in enumerate(node)] if isinstance(node, list) else []
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
-        name = f"{prefix}.{key}" if prefix else key
+        name = f"{prefix}.{key}" if prefix else str(key)
         yield name, value
         yield from _entries(value, name)
 
@@ -199,38 +162,27 @@ def _schema_of(group: str, stored: dict[str, Any]) -> type:
 
 
 def _apply_changes(stored: DictConfig, cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """Copy the changed keys that may change into the stored config, and return them.
-
-    Raises:
-        ConfigError: With every other difference.
-    """
+    """Copy the changed keys that may change into the stored config, and return them; refuse every other difference."""
     refused: list[str] = []
     changed: dict[str, Any] = {}
-
-    def take(key: str) -> None:
-        new = OmegaConf.select(cfg, key)
-        if new != OmegaConf.select(stored, key):
-            changed[key] = new
-            OmegaConf.update(stored, key, new)
-
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
-        if key in ("resume", "trust"):
-            continue
-        if key == "trainer":
-            for name in _DEVICE_KEYS:
-                take(name)
-        elif key == "tracking":
+        if key == "tracking":
             stored.tracking = cfg.tracking
-        elif key in CHANGEABLE or key.startswith("tracking."):
-            take(key)
-        elif key in GROUP_BASES:
-            if cfg[key].name != stored[key].name:
-                refused.append(f"{key}: the run has {stored[key].name}, not {cfg[key].name}.")
         elif key == "experiment":
             refused.append("experiment: cannot be given with resume; the run has its config.")
-        elif (new := OmegaConf.select(cfg, key)) != (old := OmegaConf.select(stored, key)):
-            refused.append(f"{key}: the run has {old}, not {new}.")
+        if key in ("tracking", "experiment", "resume", "trust"):
+            continue
+        names = _DEVICE_KEYS if key == "trainer" else (f"{key}.name",) if key in GROUP_BASES else (key,)
+        for name in names:
+            old, new = OmegaConf.select(stored, name), OmegaConf.select(cfg, name)
+            if new == old:
+                continue
+            if name in _CHANGEABLE or name.startswith("tracking."):
+                changed[name] = new
+                OmegaConf.update(stored, name, new)
+            else:
+                refused.append(f"{key}: the run has {old}, not {new}.")
     if refused:
         allowed = "resume: only trainer.max_epochs, trainer.max_steps, device keys and tracking may change:"
         raise ConfigError("\n".join([allowed, *refused]))
@@ -240,22 +192,19 @@ def _apply_changes(stored: DictConfig, cfg: DictConfig, overrides: list[str]) ->
 def choose_checkpoint(resumed: ResumedRun, flat: Mapping[str, Any], data: ImageDataModule) -> ResumedRun:
     """Return the run with the checkpoint to start from: `last`, or the one before if `last` is damaged.
 
-    A damaged checkpoint is reported on stderr. Nothing is written, because the run may still be alive.
-
-    Args:
-        resumed: The run.
-        flat: Its config, dotted.
-        data: Its loaded data, which takes its state from the checkpoint.
-
-    Raises:
-        ConfigError: If no checkpoint is whole, it belongs to another config or other data, or the run's new end lies
-            before it.
+    Nothing is written, because the run may still be alive. ``data`` takes its state from the checkpoint.
     """
     path, checkpoint = _newest_whole(resumed.checkpoint)
-    if different := config_differences(checkpoint, identity(flat)):
-        more = len(different) - _MOST_DIFFERENCES
-        shown = different[:_MOST_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
-        raise ConfigError("\n".join([f"resume: {path} is of a run with another config:", *shown]))
+    stored = checkpoint.get(ConfigStamp.KEY, {})
+    different = [
+        f"{key}: {stored[key]} in the checkpoint, {value} in the run"
+        for key, value in identity(flat).items()
+        if key in stored and stored[key] != value  # versions add keys
+    ]
+    if different:
+        if more := len(different[_MOST_DIFFERENCES:]):
+            different[_MOST_DIFFERENCES:] = [f"and {more} more"]
+        raise ConfigError("\n".join([f"resume: {path} is of a run with another config:", *different]))
     _check_length(checkpoint, flat)
     try:
         data.load_state_dict(checkpoint.get(type(data).__qualname__, {}))

@@ -24,20 +24,16 @@ class Signals:
     """Context that notes the first SIGTERM, SIGINT or SIGHUP and raises :class:`Interrupted` at the second one.
 
     Closing a terminal may send SIGHUP twice, so a repeated SIGHUP does not count; under nohup SIGHUP stays ignored.
-
-    Attributes:
-        signum: The number of the last signal, or None if there was none.
     """
 
     def __init__(self) -> None:
-        self.signum: int | None = None
+        self.signum: int | None = None  # of the last signal
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        for number in (signal.SIGTERM, signal.SIGINT) if nohup else (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._before[number] = signal.signal(number, self._handle)
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
@@ -54,13 +50,9 @@ class Signals:
 class ParentWatch(threading.Thread):
     """Thread that sends this process SIGTERM when its parent is gone, and ends the process if that does not.
 
-    A rank that outlives its launcher would train, or wait for the other ranks, for nobody.
-
-    Args:
-        period: Seconds between two checks.
-        grace: Seconds from SIGTERM until the process is ended, enough for the current step and a checkpoint; None:
-            never. A process that waits in a collective does not notice SIGTERM.
-        parent: The parent's id, for a parent that may be gone already.
+    A rank that outlives its launcher would train, or wait for the other ranks, for nobody. A process that waits in a
+    collective does not notice SIGTERM, so it is ended ``grace`` seconds later, which is enough for the current step
+    and a checkpoint (None: never). Give ``parent``, an id, if the parent may be gone already.
     """
 
     def __init__(self, period: float = 1.0, grace: float | None = 30.0, parent: int | None = None) -> None:
@@ -74,7 +66,7 @@ class ParentWatch(threading.Thread):
         self._stopped.set()
 
     def run(self) -> None:
-        """Compare the parent's id every ``period`` seconds: it changes when the parent is gone."""
+        """Compare the parent's id, which changes when the parent is gone, every ``period`` seconds."""
         while os.getppid() == self._parent:
             if self._stopped.wait(self._period):
                 return
@@ -86,19 +78,8 @@ class ParentWatch(threading.Thread):
 def is_child() -> bool:
     """Check whether a launcher on this machine started this process, and would have to end it.
 
-    SLURM ends its own processes, and the first process of Lightning's launcher is the user's, who may close the
-    terminal.
+    SLURM ends its own processes. The first process of Lightning's launcher is the user's, who may close the terminal.
     """
-    started = external_launch()
-    if started is not None:
+    if (started := external_launch()) is not None:
         return started.launcher == "torchrun"
     return int(os.environ.get("LOCAL_RANK", "0")) > 0
-
-
-def watch_parent() -> ParentWatch | None:
-    """Start a :class:`ParentWatch` if this process is a launcher's child."""
-    if not is_child():
-        return None
-    watch = ParentWatch()
-    watch.start()
-    return watch

@@ -5,10 +5,10 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,30 +20,23 @@ from lr_lightning._lightning import callbacks_of
 from lr_lightning.app import build
 from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.lr_scaling import scale_lr
-from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, ConfigStamp, checkpoint_callbacks, load_weights
+from lr_lightning.app.run import checkpoints, record
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import print_outcome, print_start
 from lr_lightning.app.run.output import LAST, new_output_dir, output_root
-from lr_lightning.app.run.record import (
-    FoundLR,
-    RunOutcome,
-    Summary,
-    open_logger,
-    outcome_of,
-    record_run,
-    stepped,
-)
+from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
-from lr_lightning.app.run.signals import watch_parent
+from lr_lightning.app.run.signals import ParentWatch, is_child
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.world import devices_and_nodes, is_rank_zero, world_size
 from lr_lightning.callbacks.base_finder import NoSuggestionWarning
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Schedule
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch
+from lr_lightning.tracking import RunLogger
 from lr_lightning.training.datamodule import ImageDataModule
 
-__all__ = ["RunOutcome", "as_bad_input", "build_run", "make_trainer", "prepare_process", "quiet", "train"]
+__all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", "quiet", "train"]
 
 
 def train(
@@ -51,20 +44,9 @@ def train(
 ) -> RunOutcome:
     """Build everything, fit, test the best checkpoint once, and record the run.
 
-    Bad input is found before the run appears in the store.
-
-    Args:
-        config: The checked config.
-        resumed: The run to resume, or None for a new one.
-        report: Whether to print what is trained, and the result.
-        watching: More callbacks than the config's, such as a search's. If one has a true attribute ``gives_up``, the
-            test is skipped.
-
-    Raises:
-        ConfigError: If the input is bad.
-        Diverged: If a loss becomes non-finite; the run is FAILED.
-        RunFailed: If memory, the disk or another process of the run fails; the run is FAILED.
-        Interrupted: On SIGTERM, Ctrl-C or SIGHUP; the run is KILLED.
+    Bad input (``ConfigError``) is found before the run appears in the store. After that ``Diverged`` and ``RunFailed``
+    leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching`` are more callbacks than the
+    config's, such as a search's. If one has a true attribute ``gives_up``, the test is skipped.
     """
     prepare_process(config.trainer, config.output_root)
     config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
@@ -77,53 +59,31 @@ def train(
     if resumed:
         resumed = choose_checkpoint(resumed, flat, data)
 
-    # What drives, watches and saves it.
+    # What drives, watches and records it.
     finder = build.build_finder(config.finder, module, config.trainer.progress)
-    finding = [] if finder is None else [finder, FoundLR(config, finder)]
+    finding = [] if finder is None else [finder, record.FoundLR(config, finder)]
     configured = build.build_callbacks(config, schedules, module)
-    folder = None  # only the first rank writes
-    if is_rank_zero():
-        names = config.data.name, config.model.name, config.schedule.name, f"s{config.seed}"
-        folder = resumed.output_dir if resumed else new_output_dir(config.output_root, *names)
-    stop = GracefulStop(folder / "checkpoints" / LAST if folder else None)
-    saving = checkpoint_callbacks(config.callbacks.checkpoint, folder)
-    callbacks = [stop, ConfigStamp(identity(flat)), *finding, *configured, *watching, Summary(), *saving]
+    callbacks = [checkpoints.ConfigStamp(identity(flat)), *finding, *configured, *watching]
+    run = open_run(config, data, module, callbacks, resumed=resumed, scaling=scaling, report=report)
+    trainer = run.trainer
 
-    # Where it is recorded.
-    with as_bad_input(remove=None if resumed else folder):
-        saves = config.callbacks.checkpoint is not None
-        trainer = make_trainer(config.trainer, folder, callbacks, enable_checkpointing=saves)
-        logger = None
-        if folder:
-            logger = open_logger(config, folder, data, module, resume=resumed is not None, scaling=scaling)
-    if logger:
-        trainer.loggers = [logger]
-        logger.set_tags({"env.world_size": trainer.world_size})  # `devices=auto` does not tell
-        if resumed:
-            set_damaged_aside(resumed)  # only with the record's lock
-    if folder and report:
-        print_start(config, folder, data, module, resumed)
-
-    # Train, test and record it.
     def work() -> RunOutcome:
-        outcome = _fit(trainer, module, data, resumed)
+        path = str(resumed.checkpoint) if resumed else None
+        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True if path else None)
+        outcome = record.outcome_of(trainer)  # before the test, which restores the callbacks of the best checkpoint
         return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
 
-    outcome = record_run(config, trainer, logger, stop, work)
-    outcome = replace(outcome, output_dir=folder, run_id=logger.run_id if logger else None)
-    if folder and report:
-        print_outcome(config, folder, outcome, idle=resumed is not None and not stepped(trainer))
+    outcome = run.do(work)
+    if run.folder and report:
+        print_outcome(config, run.folder, outcome, idle=resumed is not None and not record.stepped(trainer))
     return outcome
 
 
 def prepare_process(node: TrainerConfig, output: str) -> None:
-    """Silence libraries, watch the launcher, and check the device and the output root.
-
-    Raises:
-        ConfigError: If the requested GPU, or the output root, cannot be used.
-    """
+    """Silence libraries, watch the launcher, and check the device and the output root."""
     quiet()
-    watch_parent()
+    if is_child():
+        ParentWatch().start()
     if node.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(
             f"trainer.accelerator: '{node.accelerator}', but torch {torch.__version__} sees no GPU here. "
@@ -132,12 +92,69 @@ def prepare_process(node: TrainerConfig, output: str) -> None:
     output_root(output)
 
 
-def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
-    """Load the data, and build the module for it.
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that is ready to start; only the first rank has a folder and a logger."""
 
-    Raises:
-        ConfigError: If a key, a file or a checkpoint is bad.
-    """
+    config: Config
+    trainer: Trainer
+    stop: GracefulStop
+    folder: Path | None
+    logger: RunLogger | None
+
+    def do(self, work: Callable[[], RunOutcome]) -> RunOutcome:
+        """Do the run's work and record its true status."""
+        outcome = record.record_run(self.config, self.trainer, self.logger, self.stop, work)
+        return replace(outcome, output_dir=self.folder, run_id=self.logger.run_id if self.logger else None)
+
+
+def open_run(
+    config: Config,
+    data: ImageDataModule,
+    module: LightningModule,
+    callbacks: Iterable[Callback],
+    *,
+    job: str = "train",
+    resumed: ResumedRun | None = None,
+    scaling: Mapping[str, Any] = MappingProxyType({}),
+    report: bool = True,
+) -> OpenRun:
+    """Make a run's folder, Trainer and record; only a training saves checkpoints, any other job takes no step."""
+    folder, trains = None, job == "train"
+    if is_rank_zero():
+        what = config.schedule.name if trains else f"{job}-{config.finder.name}"
+        parts = config.data.name, config.model.name, what, f"s{config.seed}"
+        folder = resumed.output_dir if resumed else new_output_dir(config.output_root, *parts)
+    stop = GracefulStop(folder / "checkpoints" / LAST if folder and trains else None)
+    attached: list[Callback] = [stop, *callbacks, record.Summary()]
+    try:
+        if trains:
+            node = config.callbacks.checkpoint
+            attached += checkpoints.checkpoint_callbacks(node, folder)
+            trainer = make_trainer(config.trainer, folder, attached, enable_checkpointing=node is not None)
+        else:
+            untrained = replace(config.trainer, max_steps=0)  # Lightning then ends the fit before its first step
+            trainer = make_trainer(untrained, folder, attached, enable_checkpointing=False, num_sanity_val_steps=0)
+        logger = None
+        if folder:
+            again = resumed is not None
+            logger = record.open_logger(config, folder, data, module, resume=again, job=job, scaling=scaling)
+    except ValueError as e:
+        if folder and not resumed:
+            shutil.rmtree(folder)
+        raise ConfigError(str(e)) from e
+    if logger:
+        trainer.loggers = [logger]
+        logger.set_tags({"env.world_size": trainer.world_size})  # `devices=auto` does not tell
+        if resumed:
+            set_damaged_aside(resumed)  # only with the record's lock
+    if folder and report:
+        print_start(config, folder, data, module, resumed)
+    return OpenRun(config, trainer, stop, folder, logger)
+
+
+def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
+    """Load the data, and build the module for it."""
     try:
         seed_everything(config.seed, workers=True, verbose=False)
         data = build.build_data(config)
@@ -149,7 +166,8 @@ def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         module = build.build_module(config.module, config.optimizer, net, data)
         if config.ckpt:
-            load_weights(module, Path(config.ckpt).expanduser())
+            path = Path(config.ckpt).expanduser()
+            checkpoints.load_weights(module, checkpoints.read_checkpoint(path, "ckpt"), f"ckpt: {path}")
     except ValueError as e:
         raise e if isinstance(e, ConfigError) else ConfigError(str(e)) from e
     if config.trainer.compile:
@@ -158,15 +176,10 @@ def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
 
 
 def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
-    """Refuse synchronised batch norm over several processes on CPUs, before torch does in each of them.
-
-    Raises:
-        ConfigError: If it is asked for.
-    """
+    """Refuse synchronised batch norm over several processes on CPUs, before torch does in each of them."""
     on_cpu = node.accelerator == "cpu" or not torch.cuda.is_available()
-    if not node.sync_batchnorm or not on_cpu or world_size(node) == 1:
-        return
-    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in net.modules()):
+    normalises = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in net.modules())
+    if node.sync_batchnorm and on_cpu and normalises and world_size(node) > 1:
         raise ConfigError(
             "trainer.sync_batchnorm: true, but torch synchronises batch norm on GPUs only, and these processes have "
             "none. Set it to false: each process then normalises with its own batch."
@@ -191,28 +204,13 @@ def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerC
         raise ConfigError(f"schedule: {e}") from e
 
 
-@contextmanager
-def as_bad_input(remove: Path | None) -> Iterator[None]:
-    """Turn a ValueError into a ConfigError, and remove the folder that was made for the run, if any."""
-    try:
-        yield
-    except ValueError as e:
-        if remove:
-            shutil.rmtree(remove)
-        raise ConfigError(str(e)) from e
-
-
 _APP_KEYS = frozenset({"name", "channels_last", "compile", "deterministic", "progress", "kwargs"})
 
 
 def make_trainer(
     node: TrainerConfig, folder: Path | None, callbacks: list[Callback], *, enable_checkpointing: bool, **settings: Any
 ) -> Trainer:
-    """Build Lightning's Trainer; ``settings`` are arguments that replace the config's.
-
-    Raises:
-        ConfigError: If the Trainer refuses an argument.
-    """
+    """Build Lightning's Trainer; ``settings`` replace ``trainer.kwargs``."""
     passed = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in _APP_KEYS}
     passed["devices"], passed["num_nodes"] = devices_and_nodes(node)
     if node.gradient_clip_val is None:
@@ -226,19 +224,13 @@ def make_trainer(
             default_root_dir=folder,
             enable_model_summary=False,
             enable_checkpointing=enable_checkpointing,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[checkpoints.AtomicCheckpointIO()],
             **{**node.kwargs, **settings},
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as e:
         raise ConfigError(f"trainer: {e}") from e
     spare_idle_hooks(callbacks_of(trainer, Callback))
     return trainer
-
-
-def _fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, resumed: ResumedRun | None) -> RunOutcome:
-    checkpoint = str(resumed.checkpoint) if resumed else None
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-    return outcome_of(trainer)  # before the test, which restores the callbacks of the best checkpoint
 
 
 def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outcome: RunOutcome) -> RunOutcome:
@@ -261,10 +253,7 @@ def spare_idle_hooks(callbacks: Iterable[Callback]) -> None:
     """Keep Lightning from calling the hooks of a step that a callback does not implement.
 
     Lightning enters a profiler for each call: six hooks times fifteen callbacks, most of them empty. It skips a hook
-    that is not callable.
-
-    Args:
-        callbacks: Changed in place. Their classes are not changed, so ``super()`` finds every hook.
+    that is not callable. The callbacks' classes are not changed, so ``super()`` finds every hook.
     """
     for callback in callbacks:
         for hook in STEP_HOOKS:
@@ -280,11 +269,8 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     known = (
-        "does not have many workers",
-        "The number of training batches",
-        "Checkpoint directory .* exists and is not empty",
-        "isinstance.treespec",
+        "does not have many workers|The number of training batches|isinstance.treespec|"
+        "Checkpoint directory .* exists and is not empty"
     )
-    for text in known:
-        warnings.filterwarnings("ignore", message=f".*{text}.*")
+    warnings.filterwarnings("ignore", message=f".*({known})")
     warnings.filterwarnings("ignore", category=NoSuggestionWarning)  # FoundLR prints it

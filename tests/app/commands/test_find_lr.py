@@ -109,7 +109,7 @@ def test_without_a_suggestion_the_configured_rate_holds(composed: Compose, capsy
     assert set(found["lr/group0"]) == {0.02}
     assert float(params(folder)["optimizer.lr"]) == 0.02
     out = capsys.readouterr().out
-    assert "The curve is flat: nothing stands out from its noise. Raise max_lr" in out
+    assert "The curve is flat: nothing exceeds its noise. Raise max_lr" in out
     assert "peak lr of 0.02 (as configured)" in out
 
 

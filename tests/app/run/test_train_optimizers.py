@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from lr_lightning.app import build
 from lr_lightning.app.composition import validate
-from lr_lightning.app.run.checkpoints import load_weights
+from lr_lightning.app.run.checkpoints import load_weights, read_checkpoint
 from lr_lightning.app.run.resume import stored_config
 from lr_lightning.app.run.train import RunOutcome, train
 from tests.leftovers import checkpoint, plain, untimed, values
@@ -139,7 +139,7 @@ def test_a_checkpoint_by_itself_gives_what_was_validated(composed: Compose, tmp_
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     for name in ("last", "best"):
         module = build.build_module(config.module, config.optimizer, build.build_net(config.model, data), data)
-        load_weights(module, result.output_dir / "checkpoints" / f"{name}.ckpt")
+        load_weights(module, read_checkpoint(result.output_dir / "checkpoints" / f"{name}.ckpt", "ckpt"), "ckpt")
         (found,) = Trainer(accelerator="cpu", **quiet).validate(module, data, verbose=False)
         assert found["val/acc"] == pytest.approx(result.summary[f"{name}_val_acc"])
         if name == "last":
