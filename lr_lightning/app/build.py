@@ -93,10 +93,8 @@ def _schedule_arguments(node: schemas.ScheduleConfig, *, takes_warmup: bool) -> 
     arguments = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in others}
     if takes_warmup:
         if node.warmup_shape != "linear":
-            raise ConfigError(
-                f"schedule.warmup_shape: '{node.warmup_shape}', but the warm-up that is part of {node._target_} has no "
-                "shape to choose. Leave it out."
-            )
+            why = f"but the warm-up that is part of {node._target_} has no shape to choose. Leave it out."
+            raise ConfigError(f"schedule.warmup_shape: '{node.warmup_shape}', {why}")
         arguments["warmup"] = node.warmup
     return arguments | dict(node.kwargs)
 
@@ -143,8 +141,7 @@ def build_net(node: ModelConfig, data: DataShape) -> nn.Module:
     given = _accepted(_locate("model", node._target_), offers)
     given |= {theirs: offers[ours] for ours, theirs in node.data_arguments.items()}
     given = {name: value for name, value in given.items() if name not in node.kwargs}
-    net: nn.Module = _build("model", node, nn.Module, node.kwargs, **given)
-    return net
+    return cast(nn.Module, _build("model", node, nn.Module, node.kwargs, **given))
 
 
 def build_optimizer(node: OptimizerConfig) -> Callable[[nn.Module], Optimizer]:
@@ -163,8 +160,7 @@ def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module,
     """Build the LightningModule: the app's classifier or the user's own."""
     offers = {"net": net, "optimizer": build_optimizer(optimizer), "num_classes": data.num_classes}
     given = _accepted(_locate("module", node._target_), offers)
-    module: LightningModule = _build("module", node, LightningModule, node.kwargs, **given)
-    return module
+    return cast(LightningModule, _build("module", node, LightningModule, node.kwargs, **given))
 
 
 def build_callbacks(config: Config, schedules: Schedules, module: LightningModule) -> list[Callback]:
@@ -195,10 +191,8 @@ def build_callbacks(config: Config, schedules: Schedules, module: LightningModul
 
 def _batch_growth(growth: schemas.GrowthConfig, batch_size: int) -> BatchSizeSchedule:
     if growth.max_batch_size is not None and growth.max_batch_size < batch_size:
-        raise ConfigError(
-            f"schedule.growth.max_batch_size: {growth.max_batch_size} is below data.batch_size, {batch_size}. Give "
-            "that or more, or null for no limit."
-        )
+        wrong = f"{growth.max_batch_size} is below data.batch_size, {batch_size}"
+        raise ConfigError(f"schedule.growth.max_batch_size: {wrong}. Give that or more, or null for no limit.")
     with _naming_keys("schedule.growth", {f.name: f"schedule.growth.{f.name}" for f in fields(growth)}):
         return BatchSizeSchedule(growth.milestones, growth.factor, max_batch_size=growth.max_batch_size)
 
@@ -220,10 +214,8 @@ def build_finder(node: FinderConfig, module: LightningModule, progress: str) -> 
     if node._target_ is None:
         return None
     if not module.automatic_optimization:
-        raise ConfigError(
-            f"finder: {type(module).__name__} optimizes by hand (automatic_optimization=False), so a finder cannot "
-            "control its learning rate. Give finder=none."
-        )
+        by_hand = f"{type(module).__name__} optimizes by hand (automatic_optimization=False)"
+        raise ConfigError(f"finder: {by_hand}, so a finder cannot control its learning rate. Give finder=none.")
     finder: BaseLRFinder[Any] = _build("finder", node, BaseLRFinder, _own_arguments("finder", node))
     finder.progress = progress in ("auto", "bar")
     finder.say = partial(print, flush=True) if progress in ("auto", "lines") else None

@@ -26,8 +26,7 @@ _CHECKPOINT = existing("file", "Give the path of a checkpoint (*.ckpt).")
 class Config(Schema):
     """The config of a run."""
 
-    # of the initial weights, the order of the images and their augmentation
-    seed: Annotated[int, SEED] = 0
+    seed: Annotated[int, SEED] = 0  # of the initial weights, the order of the images and their augmentation
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     module: ModuleConfig = field(default_factory=ModuleConfig)
@@ -73,19 +72,17 @@ class Config(Schema):
         if self.study is not None:
             yield from self._study_conflicts()
         if self.resume and self.ckpt:
-            text = "cannot be given with resume, which brings its own checkpoint. Leave one of the two out."
-            yield Problem("ckpt", text)
+            yield Problem(
+                "ckpt", "cannot be given with resume, which brings its own checkpoint. Leave one of them out."
+            )
 
     def _peak_lr_conflicts(self, schedule: CyclicalConfig) -> Iterator[Problem]:
         """Find two different peaks, and a lower bound above the peak."""
         lr, base_lr = self.optimizer.lr, schedule.base_lr
         peak_lr = lr if schedule.max_lr is None else schedule.max_lr
         if peak_lr != lr and self._is_lr_given():
-            yield Problem(
-                "schedule.max_lr",
-                f"{peak_lr:g}, but optimizer.lr: {lr:g}. They are two names of the peak learning rate: give one of "
-                "them.",
-            )
+            text = f"{peak_lr:g}, but optimizer.lr: {lr:g}. They are two names of the peak learning rate: give one."
+            yield Problem("schedule.max_lr", text)
         elif base_lr is not None and base_lr > peak_lr:
             text = f"must be at most the peak (optimizer.lr or schedule.max_lr), {peak_lr:g}, got {base_lr}."
             yield Problem("schedule.base_lr", text)
@@ -128,11 +125,8 @@ class Config(Schema):
             text = "needs validation batches, and trainer.limit_val_batches is 0. Give finder.metric=loss."
             yield Problem("finder.metric", text)
         if getattr(finder, "apply", False) and getattr(self.schedule, "base_lr", None) is not None:
-            yield Problem(
-                "schedule.base_lr",
-                f"finder={finder.name} sets both bounds of a cyclical schedule. Leave schedule.base_lr out, or give "
-                "finder.apply=false.",
-            )
+            text = f"finder={finder.name} sets both bounds of a cycle. Leave it out, or give finder.apply=false."
+            yield Problem("schedule.base_lr", text)
         if self.study is not None:
             text = "the study trains given learning rates, so there is none to find. Give finder=none."
             yield Problem("finder", text)
@@ -150,8 +144,7 @@ class Config(Schema):
             text = "needs a target to measure the speed by; give 'callbacks.cost.target=\"val/acc>=0.95\"'."
             yield Problem("study", text)
         if isinstance(self.schedule, CyclicalConfig) and (self.schedule.max_lr or self.schedule.base_lr):
-            text = "sets the learning rates itself; leave schedule.max_lr and schedule.base_lr out."
-            yield Problem("study", text)
+            yield Problem("study", "sets the learning rates itself; leave schedule.max_lr and schedule.base_lr out.")
 
 
 GROUP_BASES: dict[str, type[Any]] = {

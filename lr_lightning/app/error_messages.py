@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from types import MappingProxyType
 
 from hydra.errors import OverrideParseException
 
@@ -14,7 +13,6 @@ from lr_lightning.errors import ArgumentError, ConfigError, Diverged, DurationEr
 FAILED, BAD_INPUT = 1, 2
 """Exit statuses of the commands: a run failed after its start; the input was bad, so nothing was started."""
 
-_NO_KEYS: Mapping[str, str] = MappingProxyType({})
 _TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "text"}
 _UNKNOWN_KEY = "command line"
 
@@ -36,7 +34,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def config_error(error: Exception, key: str = "", keys: Mapping[str, str] = _NO_KEYS) -> ConfigError:
+def config_error(error: Exception, key: str = "", keys: Mapping[str, str] | None = None) -> ConfigError:
     """Translate an error about an argument of the package into one about the config key that gave the argument.
 
     ``keys`` has the config key of each argument; ``key`` is named if the error names none of these arguments.
@@ -46,7 +44,7 @@ def config_error(error: Exception, key: str = "", keys: Mapping[str, str] = _NO_
             f"schedule.total_steps: {type(error.schedule).__name__} needs the number of steps, and nothing says it "
             "here. Give schedule.total_steps=..., trainer.max_epochs=... or trainer.max_steps=..."
         )
-    if isinstance(error, ArgumentError) and error.name in keys:
+    if isinstance(error, ArgumentError) and keys and error.name in keys:
         return ConfigError(f"{keys[error.name]}: {error.problem}")
     key = "schedule" if isinstance(error, DurationError) else key
     return ConfigError(f"{key}: {error}" if key else str(error))
@@ -95,9 +93,7 @@ def _of_composition(text: str) -> str | None:
     if found := re.search(r"Ambiguous value for argument '(.*?)'", text):
         return f"{found[1]}: several values need -m, which runs one after another. A list is written key=[a,b]."
     if "Unexpected type for root: NoneType" in text:  # OmegaConf's assertion does not name the key
-        return (
-            "a key was given of something that is off (null) here, such as callbacks.cost.target with callbacks=none."
-        )
+        return "a key was given of something that is off (null), such as callbacks.cost.target with callbacks=none."
     return None
 
 
@@ -118,15 +114,11 @@ def _of_conversion(text: str, key: str, chain: Sequence[BaseException]) -> str |
     if "is not in struct" in text:
         return f"{key}: has no such entry yet. A new one is added with a plus sign: +{key}=..."
     if re.search(r"Key '(\w+)' (?:is )?not in", text):
-        close = did_you_mean(key.rpartition(".")[2], _keys_beside(chain))
+        schemas = [schema for error in chain if is_dataclass(schema := getattr(error, "object_type", None))]
+        beside = [f.name for f in fields(schemas[-1])] if schemas else []
+        close = did_you_mean(key.rpartition(".")[2], beside)
         return f"{key}: there is no such key.{close} `--cfg job` shows every key."
     return None
-
-
-def _keys_beside(chain: Sequence[BaseException]) -> list[str]:
-    """Return the keys of the schema in which a key was not found."""
-    schemas = [schema for error in chain if is_dataclass(schema := getattr(error, "object_type", None))]
-    return [f.name for f in fields(schemas[-1])] if schemas else []
 
 
 def _key_in(text: str, override: str | None) -> str:

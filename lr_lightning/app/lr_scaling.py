@@ -19,10 +19,11 @@ def process_batch_size(data: DataConfig, trainer: TrainerConfig) -> int:
         return size
     world = world_size(trainer)
     if size % world:
-        raise ConfigError(
-            f"data.batch_size: {size} is the batch of all processes (data.batch_size_is=global) and cannot be shared "
-            f"equally by {world}. Give {max(1, size // world) * world} or {(size // world + 1) * world}."
+        wrong = (
+            f"{size} is the batch of all processes (data.batch_size_is=global) and cannot be shared equally by {world}"
         )
+        fitting = f"{max(1, size // world) * world} or {(size // world + 1) * world}"
+        raise ConfigError(f"data.batch_size: {wrong}. Give {fitting}.")
     return size // world
 
 

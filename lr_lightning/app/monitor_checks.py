@@ -91,8 +91,7 @@ class MonitorCheck(Callback):
             return
         self._validated = True
         if self.monitor not in trainer.callback_metrics:
-            needs = self.monitor in LOGIT_METRICS | ACCURACY_METRICS
-            why = f" It {_requirement(self.monitor)}" if needs else ""
+            why = f" It {_requirement(self.monitor)}" if self.monitor in LOGIT_METRICS | ACCURACY_METRICS else ""
             raise ConfigError(self._message(f"was not logged by the first validation.{why} It logged", trainer))
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lr_lightning.app.composition import choices_of, compose_config, validate
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import did_you_mean, explain
-from lr_lightning.app.schemas.rules import AT_LEAST_ONE, NOT_NEGATIVE, SEED, must, one_of
+from lr_lightning.app.schemas.rules import AT_LEAST_1, NOT_NEGATIVE, SEED, must, one_of
 from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
@@ -44,7 +44,7 @@ _RULES = {
     "epochs": _LIMIT,
     "workers": NOT_NEGATIVE,
     "retries": NOT_NEGATIVE,
-    "failures": AT_LEAST_ONE,
+    "failures": AT_LEAST_1,
     "patience": must("lie in [0, 1), a share of a run", lambda v: 0 <= v < 1),
     "seeds": must("be different numbers in 0..4294967295", lambda v: len(set(v)) == len(v) and not any(map(SEED, v))),
     "sweep": must(

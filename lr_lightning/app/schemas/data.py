@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.rules import AT_LEAST_ONE, AT_LEAST_ZERO, Schema, existing, must, one_of
+from lr_lightning.app.schemas.rules import AT_LEAST_0, AT_LEAST_1, Schema, existing, must, one_of
 
+_CountOrNone = Annotated[int | None, AT_LEAST_1]
 _PARQUET = existing("file", "Give the path of a parquet file.")
 _FOLDER = existing("folder", "Give a folder with one folder of images for each class.")
 _SHARE = must("lie between 0 and 1; the validation set chooses the checkpoint", lambda v: 0 < v < 1)
@@ -21,24 +22,22 @@ class DataConfig(Schema):
     name: str = MISSING
     _target_: str = MISSING  # a callable that returns the raw splits; its arguments are the keys of the choice
     kwargs: dict[str, Any] = field(default_factory=dict)  # more arguments for a _target_ of your own
-    batch_size: Annotated[int, AT_LEAST_ONE] = 64  # training examples in a batch
+    batch_size: Annotated[int, AT_LEAST_1] = 64  # training examples in a batch
     # per_process | global: batch_size is that of all processes together
     batch_size_is: Annotated[str, one_of("per_process", "global")] = "per_process"
-    eval_batch_size: Annotated[int | None, AT_LEAST_ONE] = None  # default: four times batch_size, at most 1000
+    eval_batch_size: _CountOrNone = None  # default: four times batch_size, at most 1000
     # share of the training data, stratified; unused if the data has a validation split
     val_fraction: Annotated[float, _SHARE] = 0.1
     # of the validation split and the probe; independent of the training seed
-    split_seed: Annotated[int, AT_LEAST_ZERO] = 0
+    split_seed: Annotated[int, AT_LEAST_0] = 0
     crop_padding: Annotated[int, _PIXELS] = 0  # pixels of padding before a random crop; 0: no crops
     crop_fill: Annotated[str, one_of("zero", "reflect")] = "zero"  # what the padding holds: zero | reflect
     flip: bool = False  # random horizontal flips
-    # resize to this square; default: keep the size, or 64 if sizes differ
-    image_size: Annotated[int | None, AT_LEAST_ONE] = None
+    image_size: _CountOrNone = None  # resize to this square; default: keep the size, or 64 if sizes differ
     in_memory_limit: str = "2 GB"  # larger data sets are decoded by DataLoader workers
-    num_workers: Annotated[int | None, AT_LEAST_ZERO] = None  # DataLoader workers; default: one less than the CPU cores
+    num_workers: Annotated[int | None, AT_LEAST_0] = None  # DataLoader workers; default: one less than the CPU cores
     drop_last: bool = True  # leave out an epoch's last, smaller batch
-    # keep only this many training images, stratified; default: all
-    train_size: Annotated[int | None, AT_LEAST_ONE] = None
+    train_size: _CountOrNone = None  # keep only this many training images, stratified; default: all
     # share of the training labels that are replaced by another class: noise to memorise
     flip_labels: Annotated[float, _FLIPPED] = 0.0
 

@@ -6,16 +6,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.rules import (
-    AT_LEAST_ONE,
-    NOT_NEGATIVE,
-    Problem,
-    Schema,
-    below_one,
-    must,
-    one_of,
-    positive,
-)
+from lr_lightning.app.schemas.rules import AT_LEAST_1, NOT_NEGATIVE, Problem, Schema, below_one, must, one_of, positive
 
 OPTIMIZER_PACKAGES = ("schedulefree", "prodigyopt", "dadaptation")
 """Packages that provide some of the optimizers below. They are installed separately, under the same names."""
@@ -69,7 +60,7 @@ class OptimizerConfig(Schema):
     # none | linear | sqrt: how learning rates grow with the batch of an update
     lr_rule: Annotated[str, one_of("none", "linear", "sqrt")] = "none"
     # the batch of an update that lr is for; required by lr_rule
-    lr_reference_batch: Annotated[int | None, AT_LEAST_ONE] = None
+    lr_reference_batch: Annotated[int | None, AT_LEAST_1] = None
     weight_decay: _NotNegative = 0.0
     decay_bias_and_norm: bool = False  # also decay biases and the parameters of normalisation layers
     # a pattern of parameter names -> {lr: factor, weight_decay: factor} on lr and weight_decay
@@ -89,11 +80,11 @@ class OptimizerConfig(Schema):
     def _conflicts(self) -> Iterator[Problem]:
         momentum, betas, eps = (getattr(self, key, None) for key in ("momentum", "betas", "eps"))
         if self.lr_rule != "none" and self.lr_reference_batch is None:
-            yield Problem(
-                "lr_reference_batch",
-                f"needs a value with optimizer.lr_rule={self.lr_rule}: the examples in one update (over all processes "
-                "and accumulated batches) that optimizer.lr is for.",
+            examples = (
+                "the examples in one update (over all processes and accumulated batches) that optimizer.lr is for"
             )
+            text = f"needs a value with optimizer.lr_rule={self.lr_rule}: {examples}."
+            yield Problem("lr_reference_batch", text)
         if getattr(self, "nesterov", False) and not momentum:
             yield Problem("nesterov", "true needs optimizer.momentum above 0; give optimizer.nesterov=false.")
         averages = f"must be above 0 with {self.name}, which averages the weights with it, got"
@@ -223,5 +214,4 @@ class ProdigyConfig(DAdaptAdamConfig):
     beta3: Annotated[float | None, below_one("or null for the root of the second of optimizer.betas")] = None
     decouple: bool = True
     safeguard_warmup: bool = True  # keeps a schedule's warm-up out of the estimate
-    # multiplies the estimate; 0.5 or 2 to tune
-    d_coef: Annotated[float, positive("for instance 0.5, 1 or 2")] = 1.0
+    d_coef: Annotated[float, positive("for instance 0.5, 1 or 2")] = 1.0  # multiplies the estimate; 0.5 or 2 to tune

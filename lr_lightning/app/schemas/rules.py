@@ -1,6 +1,6 @@
 """Rules for the values of config keys, and the problems that they find.
 
-A key's rule stands in its annotation: ``batch_size: Annotated[int, AT_LEAST_ONE] = 64``.
+A key's rule stands in its annotation: ``batch_size: Annotated[int, AT_LEAST_1] = 64``.
 """
 
 import math
@@ -82,7 +82,7 @@ def existing(kind: str, remedy: str) -> Rule:
     )
 
 
-AT_LEAST_ONE = must("be 1 or more", lambda v: v >= 1)
-AT_LEAST_ZERO = must("be 0 or more", lambda v: v >= 0)
+AT_LEAST_1 = must("be 1 or more", lambda v: v >= 1)
+AT_LEAST_0 = must("be 0 or more", lambda v: v >= 0)
 NOT_NEGATIVE = must("be a finite number, 0 or more", lambda v: math.isfinite(v) and v >= 0)
 SEED = must("lie in 0..4294967295", lambda v: 0 <= v < 2**32)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.rules import AT_LEAST_ONE, Problem, Schema, below_one, one_of, positive
+from lr_lightning.app.schemas.rules import AT_LEAST_1, Problem, Schema, below_one, one_of, positive
 
 
 @dataclass
@@ -20,9 +20,8 @@ class ScheduleConfig(Schema):
     _target_: str = MISSING
     kwargs: dict[str, Any] = field(default_factory=dict)
     warmup: int | str = 0  # a duration: 500, "500 steps", "2 epochs", "5%"
-    # linear | cosine | exponential
-    warmup_shape: Annotated[str, one_of("linear", "cosine", "exponential")] = "linear"
-    total_steps: Annotated[int | None, AT_LEAST_ONE] = None  # needed only if Lightning cannot know it
+    warmup_shape: Annotated[str, one_of("linear", "cosine", "exponential")] = "linear"  # linear | cosine | exponential
+    total_steps: Annotated[int | None, AT_LEAST_1] = None  # needed only if Lightning cannot know it
 
 
 @dataclass
@@ -209,9 +208,8 @@ class OneCycleConfig(CyclicalConfig):
         low, high = self.base_momentum, self.max_momentum
         if (low is None) != (high is None):
             absent, given = ("base", "max") if low is None else ("max", "base")
-            yield Problem(
-                f"{absent}_momentum", f"needs a value beside schedule.{given}_momentum; give both or neither of them."
-            )
+            text = f"needs a value beside schedule.{given}_momentum; give both or neither of them."
+            yield Problem(f"{absent}_momentum", text)
         elif low is not None and high is not None and low > high:
             yield Problem("base_momentum", f"must be at most schedule.max_momentum, {high}, got {low}.")
 

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.rules import AT_LEAST_ONE, SEED, Problem, Schema, must, one_of, positive
+from lr_lightning.app.schemas.rules import AT_LEAST_1, SEED, Problem, Schema, must, one_of, positive
 
 _MinLR = Annotated[float, positive("for instance 1e-6")]
 _MaxLR = Annotated[float, positive("for instance 10")]
 _Updates = Annotated[int, must("be 10 or more optimizer updates, for instance 100", lambda v: v >= 10)]
 _GridSize = Annotated[int, must("be 3 or more learning rates, for instance 13", lambda v: v >= 3)]
 _Metric = Annotated[str, one_of("loss", "val_loss", "accuracy")]
-_Count = Annotated[int, AT_LEAST_ONE]
+_Count = Annotated[int, AT_LEAST_1]
 _SEEDS = must(
     "be one or more different numbers in 0..4294967295", lambda v: v and len(set(v)) == len(v) and not any(map(SEED, v))
 )
@@ -44,8 +44,7 @@ class RangeTestConfig(FinderConfig):
     min_lr: _MinLR = 1e-6  # the first learning rate
     max_lr: _MaxLR = 10.0  # the last learning rate
     num_steps: _Updates = 100  # optimizer updates
-    # exponential: a geometric grid | linear
-    mode: Annotated[str, one_of("exponential", "linear")] = "exponential"
+    mode: Annotated[str, one_of("exponential", "linear")] = "exponential"  # exponential: a geometric grid | linear
     metric: _Metric = "loss"  # loss: of the training batches | val_loss | accuracy: of some validation batches
     repeats: _Count = 1  # number of tests, each on other batches; their curves are averaged
     retry: bool = True  # if the curve asks for it, test once more, over a range that reaches ten times further

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 
 from lr_lightning.app.error_messages import did_you_mean
-from lr_lightning.app.schemas.rules import AT_LEAST_ONE, NOT_NEGATIVE, Problem, Schema, must, one_of, positive
+from lr_lightning.app.schemas.rules import AT_LEAST_1, NOT_NEGATIVE, Problem, Schema, must, one_of, positive
 from lr_lightning.errors import ArgumentError
 
 _GAPS = ("gap_loss", "gap_acc", "gl", "pq", "up", "ece", "temperature", "gap_loss_scaled", "overconfident")
@@ -17,7 +17,7 @@ OVERFITTING_METRICS = ("probe/loss", "probe/acc", *(f"overfit/{name}" for name i
 COST_METRICS = ("cost/seconds", "cost/examples_per_second")
 """What callbacks.cost logs."""
 
-_Count = Annotated[int, AT_LEAST_ONE]
+_Count = Annotated[int, AT_LEAST_1]
 _Limit = Annotated[int, must("be 1 or more, or -1 for no limit", lambda v: v >= 1 or v == -1)]
 _BATCHES = must(
     "be a number of batches (an integer) or a fraction in (0, 1]", lambda v: v > 0 and (isinstance(v, int) or v <= 1)
@@ -76,8 +76,7 @@ class CheckpointConfig(Schema):
 
     monitor: str = "val/acc"
     mode: _Mode = "max"  # max: higher is better | min
-    # also save `last` every this many optimizer steps
-    every_n_steps: Annotated[int | None, AT_LEAST_ONE] = None
+    every_n_steps: Annotated[int | None, AT_LEAST_1] = None  # also save `last` every this many optimizer steps
 
 
 @dataclass
@@ -109,18 +108,16 @@ class EarlyStoppingConfig(Schema):
     # of gl (default 5 percent), pq (0.75) and up (3 strips)
     threshold: Annotated[float | None, positive("or null for the usual one")] = None
     strip: _Count = 5  # validations in a strip, for pq and up
-    # least change that counts as improvement, for patience
-    min_delta: Annotated[float, NOT_NEGATIVE] = 0.0
+    min_delta: Annotated[float, NOT_NEGATIVE] = 0.0  # least change that counts as improvement, for patience
     mode: _Mode = "min"  # min: lower is better | max
 
     def _conflicts(self) -> Iterator[Problem]:
         if self.criterion in ("gl", "pq", "up") and (self.mode == "max" or self.monitor.endswith("acc")):
-            key = "callbacks.early_stopping"
-            yield Problem(
-                "criterion",
-                f"'{self.criterion}' takes a loss, which is better when it is lower, not {self.monitor} with "
-                f"mode={self.mode}. Use {key}.monitor=val/loss, or {key}.criterion=patience.",
+            text = (
+                f"'{self.criterion}' takes a loss, which is better when lower, not {self.monitor} (mode={self.mode})."
             )
+            key = "callbacks.early_stopping"
+            yield Problem("criterion", f"{text} Use {key}.monitor=val/loss, or {key}.criterion=patience.")
 
 
 @dataclass
