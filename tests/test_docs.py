@@ -220,6 +220,20 @@ def pages() -> ModuleType:
     return docs_module("pages")
 
 
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_a_page_begins_with_the_question_it_answers(page: Path) -> None:
+    title, question = page.read_text().split("\n\n")[:2]
+    assert title.startswith("# ")
+    assert question.endswith("?")
+
+
+def test_roles_are_shown_as_code() -> None:
+    shown = docs_module("doctests").without_roles
+    assert shown("see :attr:`losses` and :func:`~lr_lightning.lr_finder.curve.read_curve`") == (
+        "see `losses` and `read_curve`"
+    )
+
+
 def test_every_key_has_its_line(pages: ModuleType) -> None:
     text = pages.keys_page()
     rows = [line for line in text.splitlines() if line.startswith("| `")]

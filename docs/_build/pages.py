@@ -31,10 +31,13 @@ notice.
 
 def api_page() -> str:
     """Return the API page, with one mkdocstrings entry for each public name."""
-    names = [getattr(lr_lightning, name) for name in lr_lightning.__all__ if not name.startswith("_")]
-    pieces = [getattr(schedules, name) for name in schedules.__all__]
-    documented = [obj for obj in [*names, *pieces] if inspect.isclass(obj) or inspect.isfunction(obj)]
-    return _API + "".join(f"\n::: {obj.__module__}.{obj.__qualname__}\n" for obj in documented)
+    entries = [
+        f"\n::: {obj.__module__}.{obj.__qualname__}\n    options:\n      heading: {package.__name__}.{name}\n"
+        for package in (lr_lightning, schedules)
+        for name in package.__all__
+        if inspect.isclass(obj := getattr(package, name)) or inspect.isfunction(obj)
+    ]
+    return _API + "".join(entries)
 
 
 def keys_page() -> str:
