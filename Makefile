@@ -52,7 +52,8 @@ compare: $(STAMP)  ## a report on the runs so far; ARGS='--by schedule --target 
 	$(BIN)/python scripts/compare.py $(ARGS)
 
 docs: $(STAMP)  ## the documentation in site/; a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is in site/. Open this file in a browser: $(CURDIR)/site/index.html"
 
 lock: $(STAMP)  ## write the installed versions to constraints.txt, after the tests have passed with them
 	@{ echo "# Every version that was tested; written by 'make lock'."; $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > constraints.txt.new

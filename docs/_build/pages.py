@@ -15,12 +15,17 @@ from lr_lightning.app.composition import choices_of, comments_of, first_sentence
 ROOT = Path(__file__).resolve().parents[2]
 _KEYS = """# Every config key
 
-Written from the schemas. `group=choice` chooses, `group.key=value` sets; `python scripts/train.py --cfg job` shows all
-values of a run before it starts. A key without a default must be given.
+Which keys does the app have, and what does each mean?
+
+`group=choice` takes a choice, and `group.key=value` sets one key. `python scripts/train.py --cfg job` shows every value of
+a run before it starts. A key without a default must be given. This page is generated from the schemas.
 """
 _API = """# The API
 
-What `lr_lightning` and `lr_lightning.schedules` export; everything else may change without notice.
+What can I import, and what does it do?
+
+This page lists the public names of `lr_lightning` and `lr_lightning.schedules`. Everything else may change without
+notice.
 """
 
 
