@@ -47,8 +47,7 @@ from benchmarks.finder_held_out import HELD_OUT, held_out_cifar
 from benchmarks.finder_problems import DENSE, PROBLEMS, cifar_problems, record
 from benchmarks.report import store
 from lr_lightning.lr_finder import rules
-from lr_lightning.lr_finder.abstention import Cause
-from lr_lightning.lr_finder.curve import DivergenceStop, Reading, read_curve
+from lr_lightning.lr_finder.curve import Cause, DivergenceStop, Reading, read_curve
 
 STEPS, RANGES = (40, 100, 300), ((1e-6, 10.0), (1e-5, 1.0))
 SEEDS, DENSE_SEEDS = 5, 3

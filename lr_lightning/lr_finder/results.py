@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from lr_lightning._plotting import BLACK, BLUE, GREEN, GREY, ORANGE, axes_of, new_figure, style_axes
-from lr_lightning.lr_finder.abstention import Abstention, Cause
-from lr_lightning.lr_finder.curve import Reading, read_curve
+from lr_lightning.lr_finder.curve import Abstention, Cause, Reading, read_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,9 +15,9 @@ from pathlib import Path
 from lr_lightning._plotting import styles
 from lr_lightning.diagnosis.cost import Target, parse_target
 from lr_lightning.errors import CompareError, Rejected, StoreUnavailable, TrackingError
-from lr_lightning.reports import html, png, run_metrics, tables, wording
+from lr_lightning.reports import html, run_metrics, tables, wording
 from lr_lightning.reports.groups import ComparedGroups, find_data_sets, group_and_compare, without_data_keys
-from lr_lightning.reports.plots import make_plots
+from lr_lightning.reports.plots import make_plots, save_pngs
 from lr_lightning.reports.run_metrics import RunResult, find_metric, group_name
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
@@ -105,7 +105,7 @@ def compare(request: ReportRequest) -> Report:
     write_atomically(report.files[0], page)
     with report.files[1].open("w", encoding="utf-8", errors="replace", newline="") as file:
         csv.writer(file).writerows(tables.csv_rows(results, target, [*compared.varying]))
-    report.files += png.save_pngs(plots, [group.name for group in compared.groups], report.folder)
+    report.files += save_pngs(plots, [group.name for group in compared.groups], report.folder)
     if request.log_run:
         report.address = _log_to_store(request, next(iter(chosen.values())), report, server)
         report.served = served

@@ -16,8 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lr_lightning import LRFinder
 from lr_lightning.lr_finder import results as result_module
-from lr_lightning.lr_finder.abstention import Abstention, Cause
-from lr_lightning.lr_finder.curve import Reading
+from lr_lightning.lr_finder.curve import Abstention, Cause, Reading
 from tests.callbacks.finding import make_optimizer
 from tests.callbacks.tiny import X, Y, loader, trainer
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lr_lightning.lr_finder import curve as module
-from lr_lightning.lr_finder.abstention import Cause
-from lr_lightning.lr_finder.curve import RULES, DivergenceStop, Reading, read_curve
+from lr_lightning.lr_finder.curve import RULES, Cause, DivergenceStop, Reading, read_curve
 
 Curve = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from lr_lightning.lr_finder.abstention import Abstention, Cause
+from lr_lightning.lr_finder.curve import Abstention, Cause
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 
 LRS = (1e-3, 1e-2, 1e-1)

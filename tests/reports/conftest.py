@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.reports import png, tables
+from lr_lightning.reports import tables
 from lr_lightning.reports.comparison import Report, ReportRequest, compare
 from lr_lightning.tracking import Store
 
@@ -112,7 +112,7 @@ def comparison(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def run(draw: bool = False, **asked: Any) -> Report:
         with monkeypatch.context() as patch:
             if not draw:
-                patch.setattr(png, "save_pngs", lambda plots, groups, folder: [])
+                patch.setattr("lr_lightning.reports.comparison.save_pngs", lambda plots, groups, folder: [])
             return compare(ReportRequest(store, tmp_path / "outputs", **{"experiments": ["exp"], **asked}))
 
     return run

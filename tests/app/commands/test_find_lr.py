@@ -18,8 +18,7 @@ from lr_lightning.app.composition import validate
 from lr_lightning.app.run.train import train
 from lr_lightning.errors import ConfigError
 from lr_lightning.lr_finder import results as result_module
-from lr_lightning.lr_finder.abstention import Abstention, Cause
-from lr_lightning.lr_finder.curve import Reading
+from lr_lightning.lr_finder.curve import Abstention, Cause, Reading
 from lr_lightning.schedules import Linear
 from tests.leftovers import untimed, values, weights
 
