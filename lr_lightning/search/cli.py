@@ -66,7 +66,15 @@ def _search(root: Path, words: list[str]) -> int:
     from lr_lightning.search.engine import Engine, Workers, share_of_threads
 
     with Workers(in_process=bool({"workers=0", "search.workers=0"} & set(words))) as workers:
-        from lr_lightning.search.report import Progress, conclude, format_seconds, resume_command, say, write_table
+        from lr_lightning.search.report import (
+            Progress,
+            conclude,
+            format_count,
+            format_seconds,
+            resume_command,
+            say,
+            write_table,
+        )
         from lr_lightning.search.settings import check_store, read_search
         from lr_lightning.search.smoke_test import smoke_test, start_points
         from lr_lightning.search.study import Study
@@ -87,7 +95,7 @@ def _search(root: Path, words: list[str]) -> int:
         summary = study.summary()
         done, left = len(summary.ended), summary.left
         state = "starts" if study.is_new else "resumes"
-        limit = f"{done + left} trials" if left or done else "trials without a limit"
+        limit = format_count(done + left, "trial") if left or done else "trials without a limit"
         console = Console()
         say(console, f"{search.name} {state}: {limit}, {done} of them done, over {', '.join(search.space.keys)}")
         engine = Engine(search, study, workers, Progress(console))

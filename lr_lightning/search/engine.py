@@ -27,10 +27,10 @@ from lr_lightning.app.run.signals import Interrupted, Signals
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.pruning import Ask, Judge
-from lr_lightning.search.report import Progress
+from lr_lightning.search.report import Progress, format_count
 from lr_lightning.search.settings import Search
-from lr_lightning.search.study import Lost, StorageGone, Study, result_of
-from lr_lightning.search.task import LOG, Answer, Status, Task, TaskResult, TrialRuns
+from lr_lightning.search.study import Lost, StorageGone, Study, Trial, result_of
+from lr_lightning.search.task import LOG, Answer, Status, Task, TaskResult, TrialOutcome, TrialRuns
 
 _TICK_SECONDS = 0.25
 _LOOK_SECONDS = 2.0
@@ -45,12 +45,12 @@ class InProcessWorker:
     gpu = identity = None
     is_single_use = False
 
-    def start(self, job: Any, ask: Ask | None = None, log: Path | None = None) -> None:
+    def start(self, job: Any, judge: Ask | None = None, log: Path | None = None) -> None:
         """Do a job."""
         if isinstance(job, Task):
             from lr_lightning.search.worker import run_task
 
-            job = (partial(run_task, quiet=True), job, ask)
+            job = (partial(run_task, quiet=True), job, judge)
         function, *arguments = job
         self._answer = Answer(function(*arguments))
 
@@ -74,31 +74,32 @@ class Worker:
     gpu: str | None = None
     is_single_use: bool = False
     identity: tuple[int, float] | None = None
-    _ask: Ask | None = None
+    _judge: Ask | None = None
     _log: Path | None = None
 
     def __post_init__(self) -> None:
         with contextlib.suppress(psutil.Error):
             self.identity = (self.pid, psutil.Process(self.pid).create_time())
 
-    def start(self, job: Any, ask: Ask | None = None, log: Path | None = None) -> None:
-        """Start a `Task`, whose reports `ask` answers, or a function of a module and its arguments.
+    def start(self, job: Any, judge: Ask | None = None, log: Path | None = None) -> None:
+        """Start a `Task`, whose reports `judge` answers, or a function of a module and its arguments.
 
         What the job prints goes to the file `log`; None stands for this process's own output.
         """
-        self._ask, self._log = ask, log
+        self._judge, self._log = judge, log
         with contextlib.suppress(OSError):  # `poll` finds out that the process is gone
             self.connection.send((job, log))
 
     def poll(self) -> Answer | None:
         """Answer reports; return the answer to the job, or None while it is under way."""
-        status = self.status()  # before what it has sent, which is then all
+        # Read the status before the pipe: if the process has ended, the pipe already holds everything that it sent.
+        status = self.status()
         with contextlib.suppress(EOFError, OSError):
             while self.connection.poll():
                 message = self.connection.recv()
                 if isinstance(message, Answer):
                     return message
-                self.connection.send(self._ask(message) if self._ask else None)
+                self.connection.send(self._judge(message) if self._judge else None)
         if status is None:
             return None
         self.kill()  # what it had started may live on
@@ -190,23 +191,33 @@ class Workers:
         return Worker(connection, process.pid, process.poll, is_single_use=True)
 
     def _fork(self, gpu: str | None) -> Worker:
+        """Have the nursery fork a worker, with a socket between it and this process."""
+        nursery, control = self._living_nursery()
+        self._has_forked = True
+        ours, theirs = socket.socketpair()
+        with theirs:
+            pid = self._request_worker(control, theirs, gpu)
+        return Worker(Connection(ours.detach()), pid, partial(self._status_of, pid, nursery), gpu)
+
+    def _living_nursery(self) -> "tuple[subprocess.Popen[bytes], Connection]":
         if self._nursery is None or self._control is None or self._nursery.poll() is not None:
             self._nursery, self._control = _launch("nursery")
-        self._has_forked = True
-        nursery, (ours, theirs) = self._nursery, socket.socketpair()
-        self._control.send(({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}, self.threads))
-        with theirs:
-            send_handle(self._control, theirs.fileno(), None)
-        while (message := self._control.recv())[1] is not None:
+        return self._nursery, self._control
+
+    def _request_worker(self, control: Connection, theirs: socket.socket, gpu: str | None) -> int:
+        """Send the nursery a worker's settings and socket; return its id, which comes after the ends of other ones."""
+        control.send(({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}, self.threads))
+        send_handle(control, theirs.fileno(), None)
+        while (message := control.recv())[1] is not None:
             self._statuses[message[0]] = message[1]
         pid: int = message[0]
         self._statuses.pop(pid, None)  # of an earlier process with that id
+        return pid
 
-        def status() -> int | None:
-            self._read_statuses()
-            return self._statuses.get(pid, None if nursery.poll() is None else -signal.SIGTERM)
-
-        return Worker(Connection(ours.detach()), pid, status, gpu)
+    def _status_of(self, pid: int, nursery: "subprocess.Popen[bytes]") -> int | None:
+        """Return the exit status of a worker, or None while it lives; it does not outlive its nursery."""
+        self._read_statuses()
+        return self._statuses.get(pid, None if nursery.poll() is None else -signal.SIGTERM)
 
     def _read_statuses(self) -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -311,15 +322,22 @@ class Engine:
             while may_have_more and self._has_room():
                 may_have_more = self._may_start() and self._start_trial()
             self._collect()
-            if not self._running and not may_have_more:
-                if self.limited or not self._await_others(signals):
-                    return
-                may_have_more = True
-            elif not may_have_more and not self.limited and self._has_room() and time.monotonic() > self._next_look:
-                self._next_look = time.monotonic() + _LOOK_SECONDS
-                may_have_more = self.study.has_waiting()
+            may_have_more = may_have_more or self._look_for_more(signals)
+            if not (may_have_more or self._running):
+                return
             if not (may_have_more and self._has_room()):
                 self._wait()
+
+    def _look_for_more(self, signals: Signals) -> bool:
+        """Tell, now and then, whether a trial has been put back meanwhile, here or by another machine."""
+        if self.limited or not self._has_room():
+            return False
+        if not self._running:
+            return self._await_others(signals)
+        if time.monotonic() <= self._next_look:
+            return False
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        return self.study.has_waiting()
 
     def _wait(self) -> None:
         self.workers.wait([runs.worker for runs in self._running], _TICK_SECONDS)
@@ -332,10 +350,10 @@ class Engine:
         node = self.search.node
         limit = None
         if node.hours is not None and time.monotonic() - self._started > 3600 * node.hours:
-            limit = f"{node.hours:g} hours"
+            limit = format_count(node.hours, "hour")
         elif node.epochs is not None:
             spent = sum(float(result_of(t).get("epochs", 0)) for t in self.study.summary().ended.values())
-            limit = f"{node.epochs:g} epochs" if spent >= node.epochs else None
+            limit = format_count(node.epochs, "epoch") if spent >= node.epochs else None
         if limit is not None:
             self.limited = True
             self.progress.say(f"the limit of {limit} is reached: no further trial starts")
@@ -376,13 +394,15 @@ class Engine:
         gpu = None
         if count > 1 and str(trainer.devices) in ("auto", "1") and trainer.accelerator != "cpu":
             used = [runs.worker.gpu for runs in self._running if runs.worker is not None]
-            gpu = min(self._ask(_gpus), key=lambda gpu: (used.count(gpu), not self.workers.has_idle(gpu)), default=None)
+            gpu = min(
+                self._call_once(_gpus), key=lambda gpu: (used.count(gpu), not self.workers.has_idle(gpu)), default=None
+            )
         alone = str(trainer.devices) == "1" and trainer.num_nodes == 1
-        if count > 0 and gpu is None and not alone and self._ask(world_size, trainer) > 1:
+        if count > 0 and gpu is None and not alone and self._call_once(world_size, trainer) > 1:
             return self.workers.launch()
         return self.workers.get(gpu)
 
-    def _ask(self, function: Callable[..., R], *arguments: Any) -> R:
+    def _call_once(self, function: Callable[..., R], *arguments: Any) -> R:
         """Call a function in a worker, since it may have to ask torch for the GPUs, but only once."""
         key = f"{function.__name__} {arguments}"
         if key not in self._answers:
@@ -397,58 +417,66 @@ class Engine:
                 continue
             result: TaskResult = answer.get()
             runs.results.append(result)
-            if result.status in (Status.CRASHED, Status.INTERRUPTED):
-                self._lose(runs, stopping=stopping)
-                continue
-            if runs.worker.is_single_use:
-                self.workers.give_back(runs.worker)
-                runs.worker = None
-            if stopping and result.status == Status.FINISHED and not runs.is_complete:
-                runs.results.append(TaskResult(Status.INTERRUPTED, "stopped between two of its runs"))
-                self._lose(runs, stopping=True)
+            if result.status == Status.CRASHED:
+                self._lose(runs, Lost.CRASHED, result.reason, counted=True)
+            elif result.status == Status.INTERRUPTED:
+                self._lose(runs, Lost.INTERRUPTED, result.reason, counted=not stopping)
+            elif stopping and result.status == Status.FINISHED and not runs.is_complete:
+                self._free_worker(runs)
+                self._lose(runs, Lost.INTERRUPTED, "stopped between two of its runs", counted=False)
             else:
+                if runs.worker.is_single_use:
+                    self._free_worker(runs)
                 self._start_next(runs)
 
-    def _lose(self, runs: TrialRuns, *, stopping: bool) -> None:
-        """Put back a trial whose run was stopped from outside or crashed; after too many attempts it has failed."""
+    def _free_worker(self, runs: TrialRuns) -> None:
+        if runs.worker is not None:
+            self.workers.give_back(runs.worker)
+            runs.worker = None
+
+    def _lose(self, runs: TrialRuns, why: Lost, reason: str | None, *, counted: bool) -> None:
+        """Put back a trial that has no outcome; after too many `counted` attempts it has failed."""
         self._running.remove(runs)
-        outcome, crashed = runs.outcome(), runs.results[-1].status == Status.CRASHED
-        why = Lost.CRASHED if crashed else Lost.INTERRUPTED
-        result = outcome.attributes if crashed else {**outcome.attributes, "reason": str(why)}
-        if self.study.put_back(runs.trial, why, counted=crashed or not stopping, result=result):
-            self.progress.say(f"trial {runs.trial.number}: {outcome.reason}; it is resumed")
+        outcome = runs.lost(reason)
+        result = outcome.attributes if why == Lost.CRASHED else {**outcome.attributes, "reason": str(why)}
+        if self.study.put_back(runs.trial, why, counted=counted, result=result):
+            self.progress.say(f"trial {runs.trial.number}: {reason}; it is resumed")
         else:
-            self._tell(runs)
+            self._tell(runs.trial, outcome)
 
     def _end(self, runs: TrialRuns) -> None:
         """Record the outcome of a trial, and free its worker."""
         self._running.remove(runs)
-        if runs.worker is not None:
-            self.workers.give_back(runs.worker)
+        self._free_worker(runs)
         outcome = runs.outcome()
         self.trial_seconds += sum(result.seconds for result in runs.results)
         if self.study.finish(runs.trial, outcome.state, outcome.value, outcome.attributes):
-            self._tell(runs)
+            self._tell(runs.trial, outcome)
         else:
             number = runs.trial.number
             self.progress.say(f"trial {number}: was given to another worker meanwhile; this result is left out")
 
-    def _tell(self, runs: TrialRuns) -> None:
-        """Say what a trial came to; too many failures in a row end the search."""
-        outcome, summary = runs.outcome(), self.study.summary()
+    def _tell(self, trial: Trial, outcome: TrialOutcome) -> None:
+        """Say what a trial came to; too many failures in a row, before any success, end the search."""
+        summary = self.study.summary()
         self._failed_in_a_row = self._failed_in_a_row + 1 if outcome.state == TrialState.FAIL else 0
-        self.progress.tell(runs.trial, outcome, summary)
+        self.progress.tell(trial, outcome, summary)
         self.ended_last = summary.left == 0
         limit = self.search.node.failures
         if self._failed_in_a_row >= limit and summary.best is None:
+            failed = f"{format_count(limit, 'trial')} failed{' in a row' if limit > 1 else ''}, and none is complete"
             raise ConfigError(
-                f"the first {limit} trials have failed, the last one with: {outcome.reason}\n"
+                f"{failed}. The last one failed with: {outcome.reason}\n"
                 f"search.failures={limit} ends the search there. Mend it, and start it under another sweep=NAME."
             )
 
     def _stop_in_order(self) -> None:
         """Have the runs save a checkpoint, and put their trials back."""
-        self.progress.say(f"stopping {len(self._running)} trials, each with a checkpoint (again: at once)")
+        if self._running:
+            count = len(self._running)
+            what, them = ("a checkpoint", "it") if count == 1 else ("checkpoints", "them")
+            stopping = f"Stopping {format_count(count, 'trial')} after saving {what}."
+            self.progress.say(f"{stopping} Press Ctrl-C again to kill {them}.")
         for runs in self._running:
             runs.worker.stop()
         until = time.monotonic() + _STOP_SECONDS
@@ -464,8 +492,8 @@ class Engine:
             if signals.signum is not None:
                 return False
             self.progress.say(
-                f"no trial is left; waiting up to {seconds:.0f} s in case one of the {others} trials "
-                "of other workers must be taken over"
+                f"no trial is left; waiting up to {seconds:.0f} s for {format_count(others, 'trial')} of other "
+                "workers, in case one must be taken over"
             )
             self._recover()
             if self.study.has_waiting():

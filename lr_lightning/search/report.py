@@ -42,6 +42,11 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def format_count(number: float, noun: str) -> str:
+    """Format a number of things: ``1 trial``, ``3 trials``, ``0.5 hours``."""
+    return f"{number:.15g} {noun}{'' if number == 1 else 's'}"
+
+
 def _format_point(point: Mapping[str, Value]) -> str:
     return " ".join(
         f"{key}={value:.3g}" if isinstance(value, float) else override(key, value) for key, value in point.items()
@@ -122,7 +127,8 @@ def conclude(search: Search, study: Study, console: Console, call: Call, *, comp
         say(console, "no trial is complete, so there is no best one; trials.csv has the reasons")
     say(console, f"trials:  {table}")
     if summary.left:
-        say(console, f"{summary.left} trials are left or run elsewhere; resume:  {resume_command(search)}")
+        state = "is left or runs" if summary.left == 1 else "are left or run"
+        say(console, f"{format_count(summary.left, 'trial')} {state} elsewhere; resume:  {resume_command(search)}")
     if not compare or search.config.tracking.name != "mlflow":
         return
     if study.optuna.user_attrs.get("compared") == len(ended):

@@ -25,7 +25,8 @@ from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.reports.run_metrics import is_higher_better
-from lr_lightning.search.space import KINDS, Arguments, Choice, Space, Value, override, parse_arguments
+from lr_lightning.search.samplers import SAMPLERS
+from lr_lightning.search.space import KINDS, Arguments, Choice, Space, Value, override, parse_arguments, range_hint
 
 FINDER = "finder"
 """In search.start: stands for the learning rate that the LR finder suggests."""
@@ -36,7 +37,7 @@ _MOST_CHECKED = 60
 _NO_IDENTITY = ("tracking.", "output_root=", "trainer.progress=", "trust=")  # where and how, not what
 _PRUNER, _LIMIT = one_of("median", "hyperband", "verdict"), must("be above 0, or null", lambda v: 0 < v < math.inf)
 _RULES = {
-    "sampler": one_of("grid", "random", "qmc", "tpe", "gp"),
+    "sampler": one_of(*SAMPLERS),
     "pruners": lambda names: next(filter(None, map(_PRUNER, names)), None),
     "direction": must("be maximize or minimize", lambda v: v in ("maximize", "minimize")),
     "n_trials": _LIMIT,
@@ -111,7 +112,10 @@ def _remedy(key: str, node: Any) -> str:
     if parent and isinstance(node, int | float | str):
         return f" The values of {parent} are given as a list or by one of {', '.join(sorted(KINDS))}, not by '{name}'."
     group = key.split(".")[0]
-    return f" If only some choices of {group} have it, add when: {{{group}: ...}}; a new one of kwargs needs +{key}=..."
+    return (
+        f" If only some choices of {group} have it, add when: {{{group}: ...}}; a new one of kwargs needs +{key}=... "
+        "first. `scripts/train.py --cfg job` shows every key."
+    )
 
 
 @dataclass(frozen=True)
@@ -190,10 +194,14 @@ def read_search(root: Path, words: Sequence[str]) -> Search:
         words = ["search=bayes", *words]
     arguments = parse_arguments(words)
     training = tuple(str(given.input_line) for given in arguments.training)
-    cfg, choices = compose_config(root, [*training, *arguments.search])
-    if cfg.search is None:
-        raise ConfigError("search: none. Give search=grid, random, bayes or hyperband.")
-    config = validate(cfg)
+    try:
+        cfg, choices = compose_config(root, [*training, *arguments.search])
+        if cfg.search is None:
+            raise ConfigError("search: none. Give search=grid, random, bayes or hyperband.")
+        config = validate(cfg)
+    except ConfigError as e:
+        hints = [range_hint(word) for word in training if word.split("=")[0].lstrip("+") in str(e)]
+        raise ConfigError(f"{e}{''.join(hints)}") from e
     node, config.search = cast(SearchConfig, config.search), None
     if problems := list(_bad_settings(node)):
         raise ConfigError("\n".join(problems[:5]))
@@ -211,7 +219,9 @@ def _space_of(node: SearchConfig, arguments: Arguments) -> Space:
     fixed = {given.key_or_group for given in arguments.training if not given.is_delete()}
     space = Space.of({key: entry for key, entry in node.space.items() if key not in fixed} | arguments.space)
     if node.sampler == "grid" and space.size() > _MOST_POINTS:
-        raise ConfigError(f"search.space: a grid of up to {space.size():,} points. Give fewer, or search=random.")
+        raise ConfigError(
+            f"search.space: a grid of up to {space.size():,} points. Give fewer values or points, or search=random."
+        )
     return space
 
 
@@ -226,7 +236,10 @@ def _bad_settings(node: SearchConfig) -> Iterator[str]:
     if {"median", "hyperband"} <= set(node.pruners):
         yield "search.pruners: median and hyperband both decide by Optuna's rules. Give one of them."
     if node.objective.startswith(("test/", "summary/test")):
-        yield f"search.objective: {node.objective}: the test set must not choose. Give summary/best_val_acc or another."
+        yield (
+            f"search.objective: {node.objective}: the test set must not choose. Give a value of the validation, such "
+            "as summary/best_val_acc; the test of each trial is recorded all the same."
+        )
     if node.sampler != "grid" and node.n_trials is node.hours is node.epochs is None:
         yield f"search.n_trials: null: {node.name} would never end. Give one of n_trials, hours, epochs."
     sqlite = (node.storage or "").startswith("sqlite")
@@ -292,7 +305,10 @@ def _check_start(search: Search) -> None:
                 search.space.check_value(str(key), value, where)
             elif key not in LR_KEYS or key not in search.space.keys:
                 keys = ", ".join(search.space.keys)
-                raise ConfigError(f"{where}.{key}: the finder finds optimizer.lr, if that is searched. Keys: {keys}.")
+                raise ConfigError(
+                    f"{where}.{key}: the finder finds {' or '.join(LR_KEYS)}, if that is searched, and nothing else. "
+                    f"Give a number for {key}. Searched keys: {keys}."
+                )
 
 
 def _check_space(search: Search) -> None:

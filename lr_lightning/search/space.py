@@ -110,7 +110,9 @@ def _domain(where: str, entry: Any) -> Range | Choice:
     kinds = [name for name in KINDS if name in entry]
     if len(kinds) != 1:
         got = ", ".join(kinds) or "none"
-        raise SpaceError(f"{where}: needs one of {', '.join(KINDS)}, got {got}. Write for instance {{log: [1e-4, 1]}}.")
+        raise SpaceError(
+            f"{where}: needs one of {', '.join(KINDS)}, got {got}. Write a list of values, or {{log: [1e-4, 1]}}."
+        )
     return _choice(where, entry["choice"]) if kinds == ["choice"] else _range(where, kinds[0], entry)
 
 
@@ -336,9 +338,23 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
         try:
             given = parser.parse_override(f"search.{bare}" if bare.split("=", 1)[0] in _SHORT_KEYS else word)
         except HydraException as e:
-            raise ConfigError(f"cannot read '{word}'. Write key=value, in quotes if it has spaces or brackets.") from e
+            text = f"cannot read '{word}'. Write key=value, in quotes if it has spaces or brackets."
+            raise ConfigError(f"{text}{range_hint(word)}") from e
         found.add(given)
     return found
+
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_LIKE_A_RANGE = re.compile(rf"([\w.+]+)=[a-z_]*\W?({_NUMBER}) *(?:\.\.+|[:,;-]|to) *({_NUMBER})\W?")
+
+
+def range_hint(word: str) -> str:
+    """Return how a range is written if an argument that was refused looks like one, else an empty text."""
+    if (match := _LIKE_A_RANGE.fullmatch(word)) is None:
+        return ""
+    key, low, high = match.groups()
+    interval = f"interval({low},{high})"
+    return f" A range is written '{key}=tag(log,{interval})', or '{key}={interval}' if it is even without a logarithm."
 
 
 def _entry(given: Override) -> Any:

@@ -35,6 +35,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.pruning import pruner_of
+from lr_lightning.search.samplers import SAMPLERS
 from lr_lightning.search.settings import Search
 from lr_lightning.search.space import Choice, Space, Value
 from lr_lightning.tracking.keys import hide_password
@@ -131,7 +132,10 @@ def _lock_of(url: str) -> FileLock:
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
         except OSError as e:
-            raise ConfigError(f"storage: cannot write in {path.parent} ({e.strerror}). Give another place.") from e
+            raise ConfigError(
+                f"storage: no database can be written in {path.parent} ({e.strerror}). Give another tracking.root, "
+                "or another place with storage=sqlite:////absolute/file.db."
+            ) from e
         return FileLock(f"{path}.lock", timeout=_LOCK_SECONDS)
     mark = hashlib.sha256(hide_password(url).encode()).hexdigest()[:12]
     path = Path(tempfile.gettempdir()) / f"lr_lightning-search-{os.getuid()}-{mark}.lock"
@@ -511,14 +515,4 @@ def _suggest(trial: optuna.Trial, space: Space, base: Mapping[str, Value]) -> di
 def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     """Return the sampler of one trial; its seed depends on the trial's number alone, not on the machine."""
     seed = int(np.random.SeedSequence([search.node.seed, number]).generate_state(1)[0])
-    match search.node.sampler:
-        case "tpe":
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-        case "gp":
-            return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
-        case "qmc":
-            first = optuna.samplers.RandomSampler(seed=seed)  # QMC's own draws are all alike until a trial has ended
-            return optuna.samplers.QMCSampler(
-                seed=search.node.seed, scramble=True, independent_sampler=first, warn_independent_sampling=False
-            )
-    return optuna.samplers.RandomSampler(seed=seed)
+    return SAMPLERS[search.node.sampler](seed, search.node.seed)

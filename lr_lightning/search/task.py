@@ -172,18 +172,27 @@ class TrialRuns:
         """Tell whether every run of the trial is done."""
         return len(self.results) >= max(1, len(self.search.node.seeds))
 
+    @property
+    def _last(self) -> TaskResult:
+        return self.results[-1] if self.results else TaskResult(Status.FAILED, "nothing was trained")
+
+    def _attributes(self) -> dict[str, Any]:
+        return {
+            "epochs": sum(r.epochs for r in self.results),
+            "seconds": sum(r.seconds for r in self.results),
+            "runs": [r.run_id for r in self.results if r.run_id],
+            "verdict": self._last.verdict,
+            "val_loss": _mean([r.summary.get("best_val_loss", math.nan) for r in self.results]),
+            "reason": self._last.reason,
+        }
+
+    def lost(self, reason: str | None) -> TrialOutcome:
+        """Return the outcome of a trial that ends before all its runs are done."""
+        return TrialOutcome(TrialState.FAIL, None, {**self._attributes(), "reason": reason})
+
     def outcome(self) -> TrialOutcome:
         """Return what the results so far come to together."""
-        results = self.results
-        last = results[-1] if results else TaskResult(Status.FAILED, "nothing was trained")
-        common: dict[str, Any] = {
-            "epochs": sum(r.epochs for r in results),
-            "seconds": sum(r.seconds for r in results),
-            "runs": [r.run_id for r in results if r.run_id],
-            "verdict": last.verdict,
-            "val_loss": _mean([r.summary.get("best_val_loss", math.nan) for r in results]),
-            "reason": last.reason,
-        }
+        results, last, common = self.results, self._last, self._attributes()
         if last.status in (Status.PRUNED, Status.DIVERGED):
             reason = last.reason or str(last.status)
             return TrialOutcome(TrialState.PRUNED, None, {**common, "reason": reason, "best": last.best})

@@ -47,8 +47,10 @@ class InstantWorker:
     def poll(self) -> Answer:
         return Answer(self.result)
 
-    def kill(self) -> None:
+    def stop(self) -> None:
         """Nothing runs."""
+
+    kill = stop
 
 
 class InstantWorkers:

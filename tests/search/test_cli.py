@@ -40,3 +40,13 @@ def test_the_searchs_own_process_imports_neither_torch_nor_lightning() -> None:
     code = f"import sys, {', '.join(modules)}; print(sorted({{'torch', 'lightning', 'mlflow'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert found == "[]\n"
+
+
+def test_a_storage_that_cannot_be_written_names_what_to_give_instead(
+    run: Run, trainings: Trainings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert run("search=random", "n_trials=1", *UNTRACKED, f"storage=sqlite:///{tmp_path}/file/search.db") == 2
+    error = capsys.readouterr().err
+    assert f"storage: no database can be written in {tmp_path}/file" in error
+    assert "Give another tracking.root, or another place with storage=sqlite:////absolute/file.db." in error

@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 from optuna.exceptions import StorageInternalError
+from rich.console import Console
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.run import train as train_module
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.run.train import RunOutcome
 from lr_lightning.errors import ConfigError, Diverged
+from lr_lightning.search.engine import Engine
+from lr_lightning.search.report import Progress
 from lr_lightning.search.study import Study
 from lr_lightning.search.task import Status, Task, TaskResult
 from lr_lightning.search.worker import run_task
 from tests.leftovers import trials
-from tests.search.stand_ins import UNTRACKED, InstantWorker, Run, Trainings, valley
+from tests.search.stand_ins import UNTRACKED, InstantWorker, InstantWorkers, Run, Searched, Trainings, valley
 
 
 def test_the_grid_trains_each_lr_once_and_again_does_nothing(
@@ -99,7 +102,10 @@ def test_where_all_fail_the_search_ends_and_goes_on_once_it_is_mended(
     trainings.value = fail
     assert run("search=random", "n_trials=9", *UNTRACKED, "search.failures=3") == 2
     assert len(trainings.configs) == 3
-    assert "the first 3 trials have failed, the last one with: RuntimeError: no disk" in capsys.readouterr().err
+    assert (
+        "3 trials failed in a row, and none is complete. The last one failed with: RuntimeError"
+        in capsys.readouterr().err
+    )
     trainings.value = valley
     assert run("search=random", "n_trials=9", *UNTRACKED, "search.failures=3") == 0
     assert len(trainings.configs) == 9
@@ -214,3 +220,44 @@ def test_an_outage_of_the_storage_is_waited_out(
     monkeypatch.setattr("lr_lightning.search.study.time.sleep", lambda seconds: None)
     assert run("search=random", "n_trials=2", *UNTRACKED) == 0
     assert len(trainings.configs) == 2
+
+
+def test_a_trial_stopped_between_two_runs_is_put_back_and_its_worker_given_back(
+    searched: Searched, instant: list[Task], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given_back: list[Any] = []
+    monkeypatch.setattr(InstantWorkers, "give_back", lambda _, worker: given_back.append(worker))
+    search = searched("search=random", "n_trials=1", *UNTRACKED, "seed=3,4")
+    study, workers = Study(search), InstantWorkers()
+    study.fill()
+    engine = Engine(search, study, workers, Progress(Console(width=200)))  # type: ignore[arg-type]
+    assert engine._start_trial()
+    engine._stop_in_order()
+    assert len(instant) == len(given_back) == 1
+    assert study.has_waiting()
+    engine._stop_in_order()  # nothing runs, so nothing is said
+    stopping, resumed = capsys.readouterr().out.splitlines()
+    assert stopping == "Stopping 1 trial after saving a checkpoint. Press Ctrl-C again to kill it."
+    assert resumed == "trial 0: stopped between two of its runs; it is resumed"
+
+
+def test_pruned_trials_may_come_before_a_run_of_failures(
+    run: Run, trainings: Trainings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def first_diverges(config: Config) -> float:
+        if len(trainings.configs) == 1:
+            raise Diverged("train/loss", math.nan, 3, 1.0)
+        raise RuntimeError("no disk")
+
+    trainings.value = first_diverges
+    assert run("search=random", "n_trials=9", *UNTRACKED, "search.failures=2") == 2
+    assert len(trainings.configs) == 3
+    assert "2 trials failed in a row, and none is complete" in capsys.readouterr().err
+
+
+def test_one_trial_is_singular(run: Run, trainings: Trainings, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("search=random", "n_trials=1", *UNTRACKED, "hours=1e-9") == 1
+    assert run("search=random", "n_trials=1", *UNTRACKED) == 0
+    out = capsys.readouterr().out
+    assert "s starts: 1 trial, 0 of them done" in out
+    assert "1 trial is left or runs elsewhere" in out

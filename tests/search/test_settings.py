@@ -5,7 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from lr_lightning.errors import ConfigError
+from lr_lightning.search.samplers import SAMPLERS
 from lr_lightning.search.settings import Search
+from lr_lightning.search.space import range_hint
 
 Searched = Callable[..., Search]
 
@@ -65,7 +67,16 @@ def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) ->
         (["optimizer.lr=abc,def"], "search.space.optimizer.lr: 'abc' is not a number"),
         (["data.batch_size=[16],32"], "is no single value"),
         (["schedule=cosine,wsdd"], "search.space.schedule: unknown choice 'wsdd'"),
-        (["search.objective=test/acc"], "the test set must not choose"),
+        (["search.objective=test/acc"], "the test set must not choose. Give a value of the validation"),
+        (["search.objective=test/acc"], "the test of each trial is recorded all the same"),
+        (["optimizer.lrr=0.1,0.2"], "`scripts/train.py --cfg job` shows every key"),
+        (
+            ["search.start=[{optimizer.weight_decay: finder}]"],
+            "the finder finds optimizer.lr or schedule.max_lr, if that is searched, and nothing else. Give a number",
+        ),
+        (["optimizer.lr=log:0.001..1"], "'optimizer.lr=tag(log,interval(0.001,1))'"),
+        (["optimizer.lr=1e-3-1"], "'optimizer.lr=tag(log,interval(1e-3,1))'"),
+        (["optimizer.lr=log(0.001,1)"], "'optimizer.lr=tag(log,interval(0.001,1))'"),
         (["n_trials=0"], "search.n_trials: must be above 0"),
         (["n_trials=null"], "would never end"),
         (["search=foo"], "search: unknown choice 'foo'. Choices: bayes, grid, hyperband, random"),
@@ -115,3 +126,17 @@ def test_bad_input_is_one_clear_error(searched: Searched, words: list[str], mess
     with pytest.raises(ConfigError) as error:
         searched(*words)
     assert message in str(error.value)
+
+
+def test_only_what_looks_like_a_range_gets_its_hint() -> None:
+    for word in ("optimizer.lr=abc", "optimizer.lr=0.1", "data.root=a/1-2/b", "nope=3"):
+        assert range_hint(word) == ""
+
+
+def test_every_sampler_that_the_settings_allow_is_made_by_its_own_factory(searched: Searched) -> None:
+    """A name without a factory searched at random, and nobody was told."""
+    with pytest.raises(ConfigError, match=f"Choices: {', '.join(SAMPLERS)}"):
+        searched("search.sampler=nope")
+    made = {name: type(make(1, 0)).__name__ for name, make in SAMPLERS.items()}
+    assert made.pop("grid") == "RandomSampler"
+    assert made == {"random": "RandomSampler", "qmc": "QMCSampler", "tpe": "TPESampler", "gp": "GPSampler"}

@@ -89,7 +89,7 @@ class SearchConfig:
     workers: int = 1  # trials at a time, each in its own process; 0: one after another in this process
     storage: str | None = None  # postgresql://user@host/database, shared by several machines; null: a file in mlruns/
     retries: int = 3  # how often a trial is restarted whose process or machine died
-    failures: int = 5  # end the search when this many trials in a row have failed
+    failures: int = 5  # end the search when this many trials in a row have failed before any success
     seed: int = 0  # of the sampler
 
 
