@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from lr_lightning.callbacks.run_cost import RunCost
     from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
     from lr_lightning.callbacks.step_recorder import StepRecorder
+    from lr_lightning.diagnosis.diagnose import diagnose
     from lr_lightning.diagnosis.history import History
-    from lr_lightning.diagnosis.rules import diagnose
     from lr_lightning.errors import Diverged
     from lr_lightning.lr_finder.results import RangeTest
 
@@ -54,7 +54,7 @@ _MODULES = {
     "ScheduleAwareStopping": "callbacks.early_stopping",
     "ScheduleFreeMode": "callbacks.schedule_free",
     "StepRecorder": "callbacks.step_recorder",
-    "diagnose": "diagnosis.rules",
+    "diagnose": "diagnosis.diagnose",
 }
 
 

@@ -148,6 +148,15 @@ def is_validation_due(trainer: Trainer) -> bool:
     return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))  # type: ignore[arg-type]
 
 
+def validate_also(trainer: Trainer, when: Callable[[], bool] | None) -> None:
+    """Make Lightning validate after a batch for which ``when`` is true as well; None ends that."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    vars(loop).pop("_should_check_val_fx", None)
+    if when is not None:
+        due = loop._should_check_val_fx
+        loop._should_check_val_fx = lambda fetcher: due(fetcher) or (trainer.enable_validation and when())
+
+
 def stop_after_batch(trainer: Trainer) -> None:
     """Make Lightning raise its SIGTERMException at the end of this batch, as if SIGTERM had come."""
     trainer._signal_connector.received_sigterm = True

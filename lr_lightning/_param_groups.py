@@ -1,4 +1,8 @@
-"""Read and write the values of an optimizer's param groups: the one place where an lr is written."""
+"""Read and write the values of an optimizer's param groups.
+
+Every lr is written by :func:`set_value`: by the schedule at each step (``callbacks.lr_schedule``), by a range test that
+sets the peak (``callbacks.set_lr``), and by its trial steps (``lr_finder.dry_run``).
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lr_lightning.app.config import GROUP_BASES, Config
-from lr_lightning.app.error_messages import config_error
+from lr_lightning.app.error_messages import causes, config_error
 from lr_lightning.app.lr_scaling import process_batch_size
 from lr_lightning.app.monitor_checks import MonitorCheck
 from lr_lightning.app.schemas import schedule as schemas
@@ -70,10 +70,10 @@ class DataShape(Protocol):
 
 def build_schedules(node: schemas.ScheduleConfig, peak_lr: float) -> Schedules:
     """Build the schedules of a run: cheap, and possible before anything else is built."""
-    with _naming_keys("schedule", _argument_keys("schedule", node)):
-        takes_warmup = "warmup" in inspect.signature(_locate("schedule", node._target_)).parameters
+    with _naming_keys("schedule", _keys_of_arguments("schedule", node)):
+        takes_warmup = "warmup" in inspect.signature(_import_target("schedule", node._target_)).parameters
         arguments = _schedule_arguments(node, takes_warmup=takes_warmup)
-        schedule = _with_base_lr(node, _build("schedule", node, Schedule, arguments), peak_lr)
+        schedule = _with_base_lr(node, _build_target("schedule", node, Schedule, arguments), peak_lr)
         if not takes_warmup and parse_duration(node.warmup, "warmup").amount > 0:
             schedule = Warmup(node.warmup, then=schedule, shape=cast(Any, node.warmup_shape))
         plateau = None
@@ -123,11 +123,11 @@ def _momentum(node: schemas.ScheduleConfig) -> Schedule | None:
 def build_data(config: Config) -> ImageDataModule:
     """Build the data module, which has not loaded anything yet."""
     node = config.data
-    arguments, options = _own_arguments("data", node), {f.name: getattr(node, f.name) for f in fields(DataConfig)}
+    arguments, options = _target_arguments("data", node), {f.name: getattr(node, f.name) for f in fields(DataConfig)}
     for name in ("name", "_target_", "kwargs", "batch_size_is"):  # all others are arguments of the data module
         del options[name]
     return ImageDataModule(
-        lambda: _build("data", node, object, arguments),
+        lambda: _build_target("data", node, object, arguments),
         **options | {"batch_size": process_batch_size(node, config.trainer)},
         seed=config.seed,
         normalize=cast(Any, config.model.inputs),
@@ -138,19 +138,19 @@ def build_data(config: Config) -> ImageDataModule:
 def build_net(node: ModelConfig, data: DataShape) -> nn.Module:
     """Build the network for the data's channels, image size and classes."""
     offers = {"in_channels": data.in_channels, "num_classes": data.num_classes, "image_size": data.image_size}
-    given = _accepted(_locate("model", node._target_), offers)
+    given = _offers_accepted_by(_import_target("model", node._target_), offers)
     given |= {theirs: offers[ours] for ours, theirs in node.data_arguments.items()}
     given = {name: value for name, value in given.items() if name not in node.kwargs}
-    return cast(nn.Module, _build("model", node, nn.Module, node.kwargs, **given))
+    return cast(nn.Module, _build_target("model", node, nn.Module, node.kwargs, **given))
 
 
 def build_optimizer(node: OptimizerConfig) -> Callable[[nn.Module], Optimizer]:
     """Return a function from a module to its optimizer, with the param groups that the config asks for."""
     return OptimizerFactory(
-        _locate("optimizer", node._target_),
+        _import_target("optimizer", node._target_),
         lr=node.lr,
         weight_decay=node.weight_decay,
-        kwargs=_own_arguments("optimizer", node),
+        kwargs=_target_arguments("optimizer", node),
         decay_bias_and_norm=node.decay_bias_and_norm,
         multipliers=node.multipliers,
     )
@@ -159,8 +159,8 @@ def build_optimizer(node: OptimizerConfig) -> Callable[[nn.Module], Optimizer]:
 def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module, data: DataShape) -> LightningModule:
     """Build the LightningModule: the app's classifier or the user's own."""
     offers = {"net": net, "optimizer": build_optimizer(optimizer), "num_classes": data.num_classes}
-    given = _accepted(_locate("module", node._target_), offers)
-    return cast(LightningModule, _build("module", node, LightningModule, node.kwargs, **given))
+    given = _offers_accepted_by(_import_target("module", node._target_), offers)
+    return cast(LightningModule, _build_target("module", node, LightningModule, node.kwargs, **given))
 
 
 def build_callbacks(config: Config, schedules: Schedules, module: LightningModule) -> list[Callback]:
@@ -216,41 +216,48 @@ def build_finder(node: FinderConfig, module: LightningModule, progress: str) -> 
     if not module.automatic_optimization:
         by_hand = f"{type(module).__name__} optimizes by hand (automatic_optimization=False)"
         raise ConfigError(f"finder: {by_hand}, so a finder cannot control its learning rate. Give finder=none.")
-    finder: BaseLRFinder[Any] = _build("finder", node, BaseLRFinder, _own_arguments("finder", node))
+    finder: BaseLRFinder[Any] = _build_target("finder", node, BaseLRFinder, _target_arguments("finder", node))
     finder.progress = progress in ("auto", "bar")
     finder.say = partial(print, flush=True) if progress in ("auto", "lines") else None
     return finder
 
 
-def _build(group: str, node: Any, kind: type[Any], arguments: Mapping[str, Any], /, **objects: Any) -> Any:
+# -- calling the _target_ of a config group ----------------------------------------------------------------------------
+
+
+def _build_target(group: str, node: Any, kind: type[Any], arguments: Mapping[str, Any], /, **objects: Any) -> Any:
     """Call the ``_target_`` of a config group, which must return an object of this kind."""
-    built = _call_target(group, node._target_, arguments, _argument_keys(group, node), **objects)
+    built = _call_target(group, node._target_, arguments, _keys_of_arguments(group, node), **objects)
     if not isinstance(built, kind):
         expected = {Schedule: "lr_lightning.schedules.Schedule", nn.Module: "torch.nn.Module"}.get(kind, kind.__name__)
         raise ConfigError(f"{group}._target_: '{node._target_}' gave a {type(built).__name__}, not a {expected}.")
     return built
 
 
-def _own_arguments(group: str, node: Any) -> dict[str, Any]:
-    """Return the arguments of a ``_target_``: the keys that a choice adds to its group's base, and ``kwargs``."""
-    base = {f.name for f in fields(GROUP_BASES[group])}
-    return {f.name: getattr(node, f.name) for f in fields(node) if f.name not in base} | dict(node.kwargs)
+def _call_target(
+    key: str, target: str, arguments: Mapping[str, Any], keys: Mapping[str, str], /, **objects: Any
+) -> Any:
+    """Call a ``_target_`` with plain values from the config, each of which has its key, and with objects.
+
+    A nested ``_target_`` in the plain values is called first.
+    """
+    callee = _import_target(key, target)
+    try:
+        plain = instantiate(OmegaConf.create(dict(arguments)), _convert_="all")  # would make configs of the objects
+    except InstantiationException as e:
+        raise ConfigError(f"{key}: {str(e).splitlines()[0]} {causes(e)[-1]}") from e
+    try:
+        inspect.signature(callee).bind(**plain, **objects)
+    except TypeError as e:
+        names = ", ".join(p for p in inspect.signature(callee).parameters if p not in objects)
+        raise ConfigError(f"{key}: {target} does not take these arguments ({e}). It takes: {names}.") from e
+    except ValueError:
+        pass  # a callable without a signature: calling it will tell
+    with _naming_keys(key, keys):
+        return callee(**plain, **objects)
 
 
-def _argument_keys(group: str, node: Any) -> dict[str, str]:
-    """Return the config key of each argument that a group may give to its ``_target_``."""
-    return {f.name: f"{group}.{f.name}" for f in fields(node)} | {
-        name: f"{group}.kwargs.{name}" for name in node.kwargs
-    }
-
-
-def _accepted(callee: Callable[..., Any], offers: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the arguments that a callable's signature names."""
-    names = inspect.signature(callee).parameters
-    return {name: value for name, value in offers.items() if name in names}
-
-
-def _locate(key: str, target: str) -> Any:
+def _import_target(key: str, target: str) -> Any:
     """Import the object that a ``_target_`` names."""
     try:
         return get_object(target)
@@ -262,30 +269,23 @@ def _locate(key: str, target: str) -> Any:
         raise ConfigError(f"{key}._target_: cannot import '{target}' ({reason}). Check the name, or install it.") from e
 
 
-def _call_target(
-    key: str, target: str, arguments: Mapping[str, Any], keys: Mapping[str, str], /, **objects: Any
-) -> Any:
-    """Call a ``_target_`` with plain values from the config, each of which has its key, and with objects.
+def _target_arguments(group: str, node: Any) -> dict[str, Any]:
+    """Return the arguments of a ``_target_``: the keys that a choice adds to its group's base, and ``kwargs``."""
+    base = {f.name for f in fields(GROUP_BASES[group])}
+    return {f.name: getattr(node, f.name) for f in fields(node) if f.name not in base} | dict(node.kwargs)
 
-    A nested ``_target_`` in the plain values is called first.
-    """
-    callee = _locate(key, target)
-    try:
-        plain = instantiate(OmegaConf.create(dict(arguments)), _convert_="all")  # would make configs of the objects
-    except InstantiationException as e:
-        cause: BaseException = e
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ConfigError(f"{key}: {str(e).splitlines()[0]} {cause}") from e
-    try:
-        inspect.signature(callee).bind(**plain, **objects)
-    except TypeError as e:
-        names = ", ".join(p for p in inspect.signature(callee).parameters if p not in objects)
-        raise ConfigError(f"{key}: {target} does not take these arguments ({e}). It takes: {names}.") from e
-    except ValueError:
-        pass  # a callable without a signature: calling it will tell
-    with _naming_keys(key, keys):
-        return callee(**plain, **objects)
+
+def _keys_of_arguments(group: str, node: Any) -> dict[str, str]:
+    """Return the config key of each argument that a group may give to its ``_target_``."""
+    return {f.name: f"{group}.{f.name}" for f in fields(node)} | {
+        name: f"{group}.kwargs.{name}" for name in node.kwargs
+    }
+
+
+def _offers_accepted_by(callee: Callable[..., Any], offers: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the arguments that a callable's signature names."""
+    names = inspect.signature(callee).parameters
+    return {name: value for name, value in offers.items() if name in names}
 
 
 @contextmanager

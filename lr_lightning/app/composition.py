@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning.app.config import Config, register
 from lr_lightning.app.error_messages import did_you_mean, explain
-from lr_lightning.app.schemas.rules import Problem
+from lr_lightning.app.schemas.key_rules import Problem
 from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.errors import ConfigError
 
@@ -86,7 +86,7 @@ def load_config(root: Path, overrides: Sequence[str]) -> Config:
 
 
 def validate(cfg: DictConfig) -> Config:
-    """Return the composed config as plain dataclasses, with ``optimizer.lr`` as the peak learning rate.
+    """Check the composed config, and return it as plain dataclasses, with ``optimizer.lr`` as the peak learning rate.
 
     Raises:
         ConfigError: A key or a value is bad. The first few problems are shown, a line each: key, value and remedy.
@@ -97,9 +97,14 @@ def validate(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as e:
         raise ConfigError(explain(e, getattr(e, "full_key", None))) from e
     _raise_for(config.problems())
+    take_peak_from_schedule(config)
+    return config
+
+
+def take_peak_from_schedule(config: Config) -> None:
+    """Set ``optimizer.lr`` to ``schedule.max_lr``, its other name in a cyclical schedule, where that is given."""
     if isinstance(config.schedule, CyclicalConfig) and config.schedule.max_lr is not None:
         config.optimizer.lr = float(config.schedule.max_lr)
-    return config
 
 
 def _raise_for(problems: Iterator[Problem]) -> None:

@@ -13,8 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from lr_lightning.app.schemas.data import DataConfig
+from lr_lightning.app.schemas.key_rules import SEED, Problem, Schema, existing
 from lr_lightning.app.schemas.model import ModelConfig, ModuleConfig, OptimizerConfig
-from lr_lightning.app.schemas.rules import SEED, Problem, Schema, existing
 from lr_lightning.app.schemas.schedule import CyclicalConfig, OneCycleConfig, PlateauConfig, ScheduleConfig
 from lr_lightning.app.schemas.search import FinderConfig, SearchConfig, StudyConfig
 from lr_lightning.app.schemas.trainer import CallbacksConfig, TrackingConfig, TrainerConfig

@@ -50,6 +50,16 @@ def config_error(error: Exception, key: str = "", keys: Mapping[str, str] | None
     return ConfigError(f"{key}: {error}" if key else str(error))
 
 
+def causes(error: BaseException, *, contexts: bool = False) -> list[BaseException]:
+    """Return an error and those that caused it, the first cause last; ``contexts`` counts as causes too."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or (current.__context__ if contexts else None)
+    return chain
+
+
 def explain_divergence(error: Diverged) -> str:
     """Return the message of a diverged run, with advice in the app's keys."""
     advice = "Try a lower optimizer.lr (a third is a good first step), a warm-up, or trainer.gradient_clip_val=1."
@@ -62,11 +72,7 @@ def explain(error: BaseException, override: str | None = None) -> str:
     The message leaves out Hydra's advice, which is wrong here: ``+key=value`` is refused as well. Neither library has a
     type for each of its errors, so their texts are read, and those of their causes.
     """
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
+    chain = causes(error, contexts=True)
     text = "\n".join(str(e) for e in chain)
     if message := _of_composition(text):
         return message

@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lr_lightning._lightning import callbacks_of, is_validation_due
+from lr_lightning._lightning import callbacks_of, is_validation_due, validate_also
 from lr_lightning.app.error_messages import did_you_mean
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.per_example import ACCURACY_METRICS, LOGIT_METRICS
@@ -13,21 +13,28 @@ from lr_lightning.errors import ConfigError
 
 
 class FinalValidation(Callback):
-    """End every fit with a validation, and so with a checkpoint.
+    """Validate after the last batch of every fit, so that a checkpoint is saved there.
 
-    Lightning does not validate at the end if `max_steps` is reached in the middle of an epoch, or if
-    `check_val_every_n_epoch` does not divide the number of epochs.
+    Lightning does so only if `check_val_every_n_epoch` divides the epochs and `val_check_interval` the batches of an
+    epoch, and not if `max_steps` is reached in the middle of an epoch. A fit that `max_time` ends is not known before.
     """
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make Lightning validate in the last epoch."""
-        if trainer.current_epoch + 1 == trainer.max_epochs:
-            trainer.check_val_every_n_epoch = 1
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell Lightning which batch is the last, before it looks for the place to resume at."""
+        if stage == TrainerFn.FITTING:
+            validate_also(trainer, lambda: _is_last_batch_of_fit(trainer))
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Ask for the end after the last step: Lightning validates before it ends on request."""
-        if 0 < trainer.max_steps <= trainer.global_step:
-            trainer.should_stop = True
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the Trainer as it was."""
+        validate_also(trainer, None)
+
+
+def _is_last_batch_of_fit(trainer: Trainer) -> bool:
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return True
+    # A run resumed at its end, for more epochs, begins at what was the last batch then.
+    last_epoch = trainer.current_epoch + 1 == trainer.max_epochs or trainer.fit_loop.epoch_loop.restarting
+    return last_epoch and trainer.is_last_batch
 
 
 def validation_follows(trainer: Trainer) -> bool:
@@ -35,10 +42,7 @@ def validation_follows(trainer: Trainer) -> bool:
 
     A checkpoint saved at this moment would lose the validation: Lightning skips it on resume.
     """
-    if not trainer.enable_validation:
-        return False
-    at_the_end = 0 < trainer.max_steps <= trainer.global_step  # see FinalValidation
-    return at_the_end or is_validation_due(trainer)
+    return trainer.enable_validation and is_validation_due(trainer)
 
 
 class MonitorCheck(Callback):
@@ -80,8 +84,8 @@ class MonitorCheck(Callback):
         self._first_step = None
         if self.monitor.startswith("train/") and self.monitor not in trainer.callback_metrics:
             what = (
-                "is not logged by the training steps with on_step=True (the recorded train/loss goes to the record "
-                "alone, and an epoch's mean is not there yet when a validation asks). There are"
+                "is not logged by the training steps with on_step=True. The recorded train/loss goes to the record "
+                "alone, and an epoch's mean is not there yet when a validation asks. There are"
             )
             raise ConfigError(self._message(what, trainer))
 
@@ -96,11 +100,11 @@ class MonitorCheck(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Store whether there was a validation."""
-        return {"seen": bool(self._validated)}
+        return {"validated": bool(self._validated)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` stored."""
-        self._validated = state_dict["seen"]
+        self._validated = state_dict.get("validated", state_dict.get("seen"))  # its name in older versions
 
     def _message(self, what: str, trainer: Trainer) -> str:
         known = sorted(map(str, trainer.callback_metrics))

@@ -101,7 +101,9 @@ class LRSchedule(Callback):
         return any(schedule.has_base for schedule in (*schedules, *self.groups.values()))
 
     def set_base(self, ratio: float) -> None:
-        """Give cyclical schedules a lower bound, base_lr / max_lr, in this fit and its resumes; by ``on_fit_start``.
+        """Set the lower bound of cyclical schedules, as a fraction of max_lr.
+
+        Call it no later than ``on_fit_start``. Checkpoints keep it.
 
         Raises:
             ArgumentError: ``ratio`` is outside [0, 1].
@@ -171,12 +173,13 @@ class LRSchedule(Callback):
         for name, values in (("schedule", self.schedule), ("total_steps", self.total_steps)):
             if isinstance(values, tuple) and (given := len(values)) != count:
                 raise ArgumentError(f"LRSchedule: {name} has {given} entries for {count} optimizers; give {count}.")
-        self._drivers = self._make_drivers(trainer)
+        self._drivers = self._make_drivers(trainer)  # checks momentum and weight_decay
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the total, now that the loader is built and all state is restored, and set the first lr."""
         if trainer.global_step == 0:  # nothing carries over from an earlier fit
             self._clocks, self._steps, self._history = [], [], []
+        # Made anew: a range test in another callback's on_fit_start may have set a lower bound.
         self._drivers = self._make_drivers(trainer)
         self._clocks = self._make_clocks(trainer, pl_module)
         for driver, clock in zip(self._drivers, self._clocks, strict=True):
@@ -208,9 +211,7 @@ class LRSchedule(Callback):
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Remove the hooks from the optimizers."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._detach()
 
     on_exception = on_train_end
 
@@ -268,7 +269,7 @@ class LRSchedule(Callback):
 
     def _attach(self) -> None:
         """Count each optimizer's updates: under manual optimization a batch may make none or several."""
-        self.on_train_end()  # a fit before this one may have ended early
+        self._detach()  # a fit before this one may have ended early
         for index, driver in enumerate(self._drivers):
 
             def before(*_: Any, index: int = index) -> None:
@@ -279,6 +280,11 @@ class LRSchedule(Callback):
 
             optimizer = driver.optimizer
             self._hooks += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+
+    def _detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def _update_plateau(self, trainer: Trainer) -> None:
         metrics, plateau = trainer.callback_metrics, self.plateau
@@ -373,7 +379,7 @@ def _set_momentum(group: dict[str, Any], value: float) -> None:
 
 
 def _per_optimizer(name: str, value: Any, convert: Callable[[str, Any], _Entry]) -> _Entry | tuple[_Entry, ...]:
-    """Convert an argument that all optimizers share, or each entry of one that has an entry for each of them."""
+    """Convert a single value, or each item of a per-optimizer list."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(convert(f"each entry of {name}", each) for each in value)
     return convert(name, value)
@@ -385,7 +391,7 @@ def _counted(name: str, value: int) -> int:
 
 
 def _entry(shared: _Entry | tuple[_Entry, ...], index: int) -> _Entry:
-    """Return an optimizer's entry of what :func:`_per_optimizer` returned."""
+    """Return the value of one optimizer: the single value that all share, or its item of the tuple."""
     return shared[index] if isinstance(shared, tuple) else shared
 
 

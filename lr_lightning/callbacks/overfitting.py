@@ -23,9 +23,9 @@ from lr_lightning.callbacks.loggers import log_figure, log_note, log_tags, log_t
 from lr_lightning.callbacks.per_example import LossFunction, Sample, SampleCollector, ValidationLosses
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.calibration import entropy
+from lr_lightning.diagnosis.diagnose import diagnose
 from lr_lightning.diagnosis.early_stopping import overfit_metrics
 from lr_lightning.diagnosis.history import History, Point
-from lr_lightning.diagnosis.rules import diagnose
 from lr_lightning.diagnosis.stratify import stratified_subset
 from lr_lightning.diagnosis.verdict import Verdict
 from lr_lightning.errors import Diverged

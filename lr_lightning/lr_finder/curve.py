@@ -1,10 +1,10 @@
 """Read the curve of a learning-rate range test: a suggestion with its interval, or why there is none. Pure numpy.
 
-The rule: the curve is capped as far above its start as it falls below it, held at the cap from the first lasting
-relapse on, and smoothed. Its edge is the last step after the minimum at which the loss has not come back up by a fifth
-of its fall; the value there shows the update before it. Half the learning rate there (``max_lr``) is the upper limit of
-the suggestion. The suggestion lies two fifths of the way from there down to half the learning rate in the middle of the
-fall, on a logarithmic scale.
+The rule: values above start + (start - minimum) are clipped. From the first sustained rise on, the curve is set to
+that ceiling. Then it is smoothed. Its edge is the step before the loss first lies a fifth of its fall above its
+minimum. The value at the edge shows the effect of the update before it. Half the learning rate of that update
+(``max_lr``) is the upper limit of the suggestion. The suggestion lies two fifths of the way from there down to half
+the learning rate in the middle of the fall, on a logarithmic scale.
 
 How the rule was chosen: by the regret against the best constant learning rate over 300 steps, on small problems
 (``benchmarks/finder_regret.py``). A first rule, tuned on 13 problems, did not hold on 13 others. A second rule, a third
@@ -29,7 +29,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from lr_lightning.errors import ArgumentError
-from lr_lightning.lr_finder import rules as other_rules
+from lr_lightning.lr_finder import other_rules
 
 __all__ = ["RULES", "Abstention", "Cause", "DivergenceStop", "Reading", "read_curve"]
 
@@ -41,14 +41,17 @@ _HEAD = 10  # values at the start, where the learning rate is still too small to
 _BACK = 0.2  # the edge is where the loss has come back up by a fifth of its fall
 _SAFETY = 2.0  # learning rate at the edge / max_lr
 _CAUTION = 0.4  # share of the way from max_lr down to half the lr in the middle of the fall, on a logarithmic scale
-_MOST, _RELAPSE, _NOISE = 0.7, 0.5, 4.0  # after most of the fall, a relapse takes back half of it plus 4 x the noise
+_MOST = 0.7  # share of the fall; before it is made, no rise counts as a relapse
+_RELAPSE = 0.5  # share of the fall; a relapse is a rise above the best so far by more than this ...
+_NOISE = 4.0  # ... plus this many times the noise
 _EVIDENCE = 3.5  # times log n; pure noise passes for a fall in about 1 of 30 curves, for any distribution
 _LARGE_RISE = 40.0  # times the squared noise: a rise this large counts even if it lasts only a few steps
 _RESAMPLES = 100
 _SWEEP_SPREAD = 0.3  # of log(suggestion) from seed to seed; the interval then holds 91 % on the 39 problems tuned on
 _Z90 = 1.645
-_TOO_WIDE = 100.0  # upper / lower end of the interval
-_TAIL, _FAR = 10, 20.0  # DivergenceStop: values in the last median, and how many times the noise is far
+_TOO_WIDE = 100.0  # upper / lower end of the 90 % interval of the resamples alone: above it there is no suggestion
+_TAIL = 10  # DivergenceStop takes the median of this many last values
+_FAR = 20.0  # DivergenceStop: times the noise; a median less far above the start does not end the sweep
 _LOWER, _RAISE, _REPEAT = "Lower min_lr.", "Raise max_lr.", "Give num_steps=300 or repeats=3."
 
 
@@ -187,7 +190,7 @@ class _Shape:
 
 
 def _shape(values: Floats) -> _Shape:
-    """Find the first lasting relapse, and cap the curve as far above its start as it falls below it."""
+    """Find the first sustained rise (the relapse); clip the curve at start + (start - minimum before the relapse)."""
     n = len(values)
     best, start = _running_best(values)
     fall = start - best[-1]
@@ -216,7 +219,10 @@ def _smoother(n: int) -> Floats:
 
 
 def _edge(smoothed: Floats, relapse: int) -> tuple[int, bool]:
-    """Return the last step after the minimum at which the loss is not back up by a fifth, and whether it is later."""
+    """Return the step before the loss first rises, after its minimum, by a fifth of its fall; and whether it ever does.
+
+    If it never does, the step is the last one.
+    """
     lowest = int(np.argmin(smoothed[:relapse]))
     fall = float(np.median(smoothed[:_HEAD])) - smoothed[lowest]
     over = np.flatnonzero(smoothed[lowest:] > smoothed[lowest] + _BACK * fall)
@@ -281,7 +287,7 @@ def _why_none(shape: _Shape, crosses: bool, lowest: int, ended_early: bool) -> C
 
 
 def _interval(log_lrs: Floats, samples: Floats, single: Sequence[Floats]) -> tuple[float, float]:
-    """Return the half width of the interval and the spread of the resamples, both in log(lr)."""
+    """Return two 90 % half widths in log lr: of all noise, and of the resampling part."""
     spread, runs = _SWEEP_SPREAD**2, len(single)
     if runs >= 3:
         shapes = map(_shape, single)

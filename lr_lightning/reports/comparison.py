@@ -21,13 +21,14 @@ from lr_lightning.reports.plots import make_plots, save_pngs
 from lr_lightning.reports.run_metrics import RunResult, find_metric, group_name
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
-from lr_lightning.tracking.keys import JOB_TAG
-from lr_lightning.tracking.query import Run, experiments, read_curves, read_runs
+from lr_lightning.tracking.keys import JOB_TAG, NOTE_TAG
+from lr_lightning.tracking.query import BadFilter, Run, experiments, read_curves, read_runs
 from lr_lightning.tracking.ui import REPORT_NAME
 
 COMPARE_JOB = "compare"  # the tag ``job`` of a report's own run, which excludes it from later comparisons
 DEFAULT_EXPERIMENT = "lr_lightning"
 DEFAULT_SERVER = "http://127.0.0.1:5000"
+_TRAIN_FIRST = "Train some first: python scripts/train.py -m schedule=constant,cosine seed=0,1,2,3,4,5"
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +70,33 @@ class Report:
     good_lrs: list[str] = field(default_factory=list)  # each schedule's band of good learning rates, as text
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What the store has for a request."""
+
+    experiments: dict[str, str]  # name to id
+    results: list[RunResult]
+    excluded: list[tuple[Run, str]]  # with the reasons
+    target: Target | None
+    objective: str | None  # the metric that decides
+    higher_is_better: bool
+
+
 def compare(request: ReportRequest) -> Report:
-    """Read runs, compare them and write the report; CompareError names what does not exist."""
+    """Read the runs, compare them and write a report.
+
+    If something that was asked for does not exist, the error is a CompareError that names it.
+    """
     started = time.monotonic()
-    store = request.store
+    measured = _read(request)
+    compared, keys = _compare_results(request, measured)
+    report = _write(request, measured, compared, keys)
+    log.debug("compared %d runs in %.1f s", len(measured.results), time.monotonic() - started)
+    return report
+
+
+def _read(request: ReportRequest) -> _Measured:
+    """Find the runs to compare and the metric that decides, read the runs' curves and measure them."""
     try:
         target = parse_target(request.target) if request.target else None
     except ValueError as e:
@@ -83,33 +107,39 @@ def compare(request: ReportRequest) -> Report:
         if not any(run_metrics.tag_or_param(run, key) for run in runs):
             raise CompareError(run_metrics.unknown_key_message(runs, key), "by")
     objective, higher = _choose_objective(request, runs)
-    asked = (objective, target.metric if target else None)
-    _read_curves(store, runs, [*run_metrics.REPORT_METRICS, *(metric for metric in asked if metric)])
     if target:
         _check_metric(target.metric, runs, "target")
+    asked = [metric for metric in (objective, target and target.metric) if metric]
+    _read_curves_by_own_names(request.store, runs, [*run_metrics.REPORT_METRICS, *asked])
     results = [run_metrics.measure_run(run, request.keys, objective, target, higher_is_better=higher) for run in runs]
-    compared, keys = _compare_results(request, results, objective, higher)
+    return _Measured(chosen, results, excluded, target, objective, higher)
+
+
+def _write(request: ReportRequest, measured: _Measured, compared: ComparedGroups, keys: Sequence[str]) -> Report:
+    """Write the page, the CSV and the pictures into a new folder, and log them to the store if asked to."""
+    store, target, name = request.store, measured.target, ", ".join(measured.experiments)
     looks = styles(group.name for group in compared.groups)
     plots = make_plots(compared, looks, keys)
-    name = ", ".join(chosen)
-    title = f"{name}: {len(runs)} runs by {', '.join([*keys, *['data set'] * bool(compared.data_sets)])}"
+    split_by = [*keys, "data set"] if compared.data_sets else keys
+    title = f"{name}: {len(measured.results)} runs by {', '.join(split_by)}"
     filtered = f", filter {request.filter_string}" if request.filter_string else ""
     facts = f"{datetime.now():%Y-%m-%d %H:%M}, {store.public_uri}{filtered}"
     served = store.artifact_root is None
     server = (request.server or (store.uri if served else DEFAULT_SERVER)).rstrip("/")
-    page = html.render(compared, plots, looks, excluded, title=title, facts=facts, target=target, server=server)
+    page = html.render(
+        compared, plots, looks, measured.excluded, title=title, facts=facts, target=target, server=server
+    )
 
     report = Report(compared, target, _new_folder(request.output_root / "compare", name), wording.printable(title))
     report.good_lrs = [text for plot in plots for text in plot.good_lrs]
     report.files += [report.folder / "report.html", report.folder / "runs.csv"]
     write_atomically(report.files[0], page)
     with report.files[1].open("w", encoding="utf-8", errors="replace", newline="") as file:
-        csv.writer(file).writerows(tables.csv_rows(results, target, [*compared.varying]))
+        csv.writer(file).writerows(tables.csv_rows(measured.results, target, [*compared.varying]))
     report.files += save_pngs(plots, [group.name for group in compared.groups], report.folder)
     if request.log_run:
-        report.address = _log_to_store(request, next(iter(chosen.values())), report, server)
+        report.address = _log_to_store(request, next(iter(measured.experiments.values())), report, server)
         report.served = served
-    log.debug("compared %d runs in %.1f s", len(runs), time.monotonic() - started)
     return report
 
 
@@ -120,26 +150,31 @@ def _choose_experiments(request: ReportRequest) -> dict[str, str]:
         if name not in known:
             there = f"It has: {', '.join(sorted(known)) or 'none'}."
             raise CompareError(f"{request.store.public_uri} has no experiment {name!r}. {there}", "experiment")
-    if wanted := request.experiments or [DEFAULT_EXPERIMENT] * (DEFAULT_EXPERIMENT in known):
-        return {name: known[name] for name in wanted}
+    if request.experiments:
+        return {name: known[name] for name in request.experiments}
+    if DEFAULT_EXPERIMENT in known:
+        return {DEFAULT_EXPERIMENT: known[DEFAULT_EXPERIMENT]}
     used = {name: key for name, key in known.items() if name != "Default"} or known
     if len(used) == 1:
         return used
-    raise CompareError(f"choose one of {', '.join(sorted(used)) or 'none: there is no run yet'}.", "experiment")
+    if not used:
+        raise CompareError(f"{request.store.public_uri} has no runs yet. {_TRAIN_FIRST}")
+    raise CompareError(f"choose one of {', '.join(sorted(used))}.", "experiment")
 
 
 def _select_runs(request: ReportRequest, chosen: Mapping[str, str]) -> tuple[list[Run], list[tuple[Run, str]]]:
     """Return the runs to compare, and the excluded runs with the reasons."""
     try:
         found = read_runs(request.store, [*chosen.values()], request.filter_string)
-    except TrackingError as e:
+    except BadFilter as e:
         raise CompareError(str(e), "filter") from None
     runs, excluded = [], []
     for run in found:
         if run.job != "train":
             excluded.append((run, f"a run of the job {run.job!r}, not a training"))
         elif "study" in run.tags and not request.filter_string:  # its learning rates are bad on purpose
-            excluded.append((run, f"a run of the study {run.tags['study']!r}, which --filter would admit"))
+            study = run.tags["study"]
+            excluded.append((run, f"It belongs to study {study!r}. Studies are included only with --filter."))
         else:
             runs.append(run)
     if runs:
@@ -149,14 +184,14 @@ def _select_runs(request: ReportRequest, chosen: Mapping[str, str]) -> tuple[lis
         raise CompareError(f"no training run of {where} matches {request.filter_string!r}.", "filter")
     jobs = Counter(run.job for run in found)
     only = f" (only {', '.join(f'{n} of the job {job}' for job, n in jobs.items())})" if jobs else ""
-    raise CompareError(
-        f"{where} has no training run yet{only}. Train some, such as: "
-        "python scripts/train.py -m schedule=constant,cosine seed=0,1,2,3,4,5"
-    )
+    raise CompareError(f"{where} has no training run yet{only}. {_TRAIN_FIRST}")
 
 
 def _choose_objective(request: ReportRequest, runs: Sequence[Run]) -> tuple[str | None, bool]:
-    """Return the metric that decides, by this project's name, and whether a higher value of it is better."""
+    """Return the metric that decides, and whether a higher value is better.
+
+    The metric has the name that this project gives it; None if no run has one.
+    """
     if request.metric:
         _check_metric(request.metric, runs, "metric")
     candidates = [request.metric] if request.metric else [run_metrics.VAL_ACC, run_metrics.VAL_LOSS]
@@ -177,7 +212,7 @@ def _check_metric(metric: str, runs: Sequence[Run], argument: str) -> None:
         raise CompareError(f"no run has a metric {metric!r}. {listed}", argument)
 
 
-def _read_curves(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> None:
+def _read_curves_by_own_names(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> None:
     """Read the curves by the names that each run has for them, which may be another program's."""
     by_names: dict[frozenset[str], list[Run]] = {}
     for run in runs:
@@ -187,22 +222,21 @@ def _read_curves(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> None
         read_curves(store, some, own)
 
 
-def _compare_results(
-    request: ReportRequest, results: Sequence[RunResult], objective: str | None, higher: bool
-) -> tuple[ComparedGroups, Sequence[str]]:
-    """Compare the runs, and return the keys that make the groups beside the data set."""
-    keys = request.keys
+def _compare_results(request: ReportRequest, measured: _Measured) -> tuple[ComparedGroups, Sequence[str]]:
+    """Group the results and compare the groups. Also returns the keys that make the groups beside the data set."""
+    keys, results = request.keys, measured.results
     data_sets = find_data_sets(results, keys, request.by or (), request.filter_string)
     if data_sets:
         keys = without_data_keys(keys)
-        for result in results:
-            result.group, result.data_set = group_name(result.run, keys), data_sets.labels[result.run.id]
-    groups = {result.group for result in results}
-    if request.against is not None and request.against not in groups:
-        listed = ", ".join(sorted(groups - {""})) or "none"
+    names = [group_name(result.run, keys) for result in results]
+    if request.against is not None and request.against not in names:
+        listed = ", ".join(sorted({*names} - {""})) or "none"
         raise CompareError(f"there is no group {request.against!r}. Groups: {listed}.", "against")
-    for result in results:
-        result.group = run_metrics.with_data_set(result.group, result.data_set)
+    for result, name in zip(results, names, strict=True):
+        if data_sets:
+            result.data_set = data_sets.labels[result.run.id]
+        result.group = run_metrics.with_data_set(name, result.data_set)
+    objective, higher = measured.objective, measured.higher_is_better
     compared = group_and_compare(results, objective, request.against, higher_is_better=higher, data_sets=data_sets)
     return compared, keys
 
@@ -227,7 +261,7 @@ def _log_to_store(request: ReportRequest, experiment_id: str, report: Report, se
         "compare.filter": request.filter_string or "-",
         "compare.runs": str(sum(len(group.runs) for group in report.compared.groups)),
         "output_dir": str(report.folder),
-        "mlflow.note.content": wording.printable(wording.headline(report.compared))[:5000],
+        NOTE_TAG: wording.printable(wording.headline(report.compared))[:5000],
         "mlflow.source.name": "scripts/compare.py",
         "mlflow.source.type": "LOCAL",
     }

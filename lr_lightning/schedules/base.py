@@ -193,7 +193,7 @@ def ramp(shape: str, start: float, end: float, progress: float) -> float:
 
 
 def blend(start: float, end: float, weight: float) -> float:
-    """Mix ``start``, by its ``weight`` in [0, 1], and ``end``; exact at both ends and never outside of them."""
+    """Return ``weight * start + (1 - weight) * end``, weight in [0, 1]; exact at both ends, never outside them."""
     # a + (b - a) need not be b in floating point
     if weight >= 1.0:
         return float(start)

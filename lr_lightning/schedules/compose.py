@@ -27,11 +27,11 @@ _COOLDOWNS: dict[str, Callable[[float], float]] = {
 class Warmup(Schedule):
     """Rise to where another schedule starts, then follow that schedule.
 
-    Formula, with n = the duration in steps and a = ``then`` at its start: for t < n, from ``start`` at t = 0 to a at
-    t = n; after that ``then`` at t - n, in the steps that are left. Without ``start`` the rise is from 0 and step t is
-    at ``(t + 1) / n`` of it: no update is wasted on a learning rate of 0, and step n - 1 is already at a. The
-    exponential shape then rises from a / 100. Source: Goyal et al. 2017, "Accurate, large minibatch SGD" (arXiv
-    1706.02677), section 2.2.
+    Formula, with n = the duration in steps and a = ``then`` at its start, for t < n and the linear shape:
+    ``a * (t + 1) / n`` if ``start`` is None: no update is wasted on a learning rate of 0, and step n - 1 is already at
+    a. ``s + (a - s) * t / n`` if ``start`` is s. The other shapes replace the straight line; without ``start`` the
+    exponential one rises from a / 100. For t >= n: ``then`` at t - n, in the steps that are left. Source: Goyal et al.
+    2017, "Accurate, large minibatch SGD" (arXiv 1706.02677), section 2.2.
 
     Attributes:
         duration: Length of the rise; may be 0. Longer than the run, it raises a DurationError when called.
@@ -70,12 +70,12 @@ class Warmup(Schedule):
         return fit_pieces(clock, (self.duration, None), "Warmup")
 
     def _factor(self, step: int, clock: Clock) -> float:
-        (_, length), (start, left) = self._layout(clock)
+        (_, length), (then_start, left) = self._layout(clock)
         length = length or 0
         if step >= length:
-            return self.then(step - start, clock.slice(start, left))
+            return self.then(step - then_start, clock.slice(then_start, left))
         # If no step is left for `then`, it is at its end; the rise still aims at its beginning.
-        goal = self.then(0, clock.slice(start, None if left is None else max(1, left)))
+        goal = self.then(0, clock.slice(then_start, None if left is None else max(1, left)))
         if goal == 0.0 and self.shape == "exponential":
             raise ArgumentError("Warmup: an exponential rise cannot end at 0, where `then` starts. Use shape='linear'.")
         if self.start is not None:
@@ -86,13 +86,13 @@ class Warmup(Schedule):
     def check(self, clock: Clock) -> None:
         """Check both pieces."""
         super().check(clock)
-        _, (start, left) = self._layout(clock)
-        self.then.check(clock.slice(start, left))
+        _, (then_start, left) = self._layout(clock)
+        self.then.check(clock.slice(then_start, left))
 
     def describe(self, clock: Clock) -> str:
         """Say it in one line, such as ``linear warmup over 50 steps, then cosine 1 to 0 over 950 steps``."""
-        (_, length), (start, left) = self._layout(clock)
-        return f"{self.shape} warmup over {length} steps, then {self.then.describe(clock.slice(start, left))}"
+        (_, length), (then_start, left) = self._layout(clock)
+        return f"{self.shape} warmup over {length} steps, then {self.then.describe(clock.slice(then_start, left))}"
 
     def _map(self, change: Callable[[Schedule], Schedule]) -> Self:
         then = change(self.then)
@@ -232,7 +232,10 @@ class Product(Schedule):
 
 @dataclass(frozen=True)
 class WSD(Schedule):
-    """Warmup, stable, decay: the length of the run can be left open until the cooldown starts.
+    """Warmup, stable, decay.
+
+    The clock's total is required, because the cooldown ends there. A run that is resumed before its cooldown may have
+    another total: unless ``warmup`` is a percentage, no factor before the cooldown depends on it.
 
     Formula: ``(t + 1) / n`` for t < n, then 1 until T - c, then from 1 to ``end`` over c steps in ``shape``. Source: Hu
     et al. 2024, "MiniCPM" (arXiv 2404.06395), section 4; cooldown shapes of Hägele et al. 2024 (arXiv 2405.18392).

@@ -22,7 +22,7 @@ from lr_lightning._checks import check_choice
 from lr_lightning.errors import ArgumentError, TrackingError
 from lr_lightning.tracking import local_log
 from lr_lightning.tracking.csv_files import CSVFiles, write_lr_table
-from lr_lightning.tracking.keys import JOB_TAG, MAX_PARAM, MAX_TAG, RUN_KEY_TAG, clean_key, clip, flatten
+from lr_lightning.tracking.keys import JOB_TAG, MAX_PARAM, MAX_TAG, NOTE_TAG, RUN_KEY_TAG, clean_key, clip, flatten
 from lr_lightning.tracking.local_log import Artifact, LocalLog, LoggedRun, Param, Record, Status, Tag, UploadState
 from lr_lightning.tracking.locks import Holder, RunLock
 from lr_lightning.tracking.store import Store
@@ -42,8 +42,9 @@ class RunLogger(Logger):
     down loses nothing (``scripts/replay.py`` uploads the rest later), and a resumed run knows what it has logged.
 
     Only global rank 0 logs; on other ranks every method does nothing. Nothing happens before the first use (or
-    :meth:`start`): no file, no lock, no import of MLflow. Rows are written together, after 2000 rows or 5 seconds at
-    the latest; :meth:`flush` writes them at once. Use the logger from one thread.
+    :meth:`start`): no file, no lock, no import of MLflow. Rows wait in memory until more than 2000 wait, or the
+    oldest for more than 5 seconds: the first log call after that writes them. :meth:`flush` writes them at once, as
+    does the end of the run. Use the logger from one thread.
 
     Args:
         output_dir: Folder of the run's files, for this run alone. Default: a new folder in ``<store.root>/runs``.
@@ -208,8 +209,8 @@ class RunLogger(Logger):
         self._last_time = now if now >= self._last_time else self._last_time + 1
         return self._last_time
 
-    def _is_ready(self) -> bool:
-        """Start if necessary. Returns False after :meth:`end`, since nothing may follow it."""
+    def _ensure_started(self) -> bool:
+        """Start the run if it has not started. Returns False after :meth:`end`, since nothing may follow it."""
         if self._ended:
             log.warning("the run has ended: what is logged now is dropped")
             return False
@@ -238,10 +239,8 @@ class RunLogger(Logger):
             return
         disk_is_full = False
         try:
-            with suppress(OSError):  # raised again below, if the status cannot be written either
-                self.flush()
-                self._keep_lr_table()
             self.flush()
+            self._keep_lr_table()
             self._write([Status(status, self._now())])
             self._log.sync()
         except OSError:
@@ -258,13 +257,14 @@ class RunLogger(Logger):
 
     def _keep_lr_table(self) -> None:
         """Store the learning rate of every step as a table, since MLflow's charts show only 320 points of it."""
+        if self.store is None:
+            return
         try:
-            path = write_lr_table(self._log, self.output_dir) if self.store is not None else None
-        except OSError as error:
-            log.warning("the table of learning rates could not be written: %s", error)
-        else:
+            path = write_lr_table(self._log, self.output_dir)
             if path is not None:
                 self.log_artifact(path)
+        except OSError as error:  # the run can end without it
+            log.warning("the table of learning rates could not be written: %s", error)
 
     def _at_exit(self) -> None:
         if os.getpid() == self._pid:  # not in a forked child
@@ -294,7 +294,7 @@ class RunLogger(Logger):
 
         Text is dropped with a warning; nan and infinities are counted and dropped.
         """
-        if self._is_ready():
+        if self._ensure_started():
             self._buffer.add_metrics(metrics, 0 if step is None else int(step), self._now())
             if self._buffer.is_due():
                 self.flush()
@@ -302,7 +302,7 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_rows(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
         """Log rows of key, value, step, and time in milliseconds since 1970."""
-        if self._is_ready():
+        if self._ensure_started():
             for key, value, step, at in rows:
                 self._buffer.add(key, value, step, at)
             if self._buffer.is_due():
@@ -315,7 +315,7 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_summary(self, values: Mapping[str, float]) -> None:
         """Log single values as ``summary/<name>``, at step 0. An unchanged value is not stored again."""
-        if self._is_ready():
+        if self._ensure_started():
             self._buffer.add_summary(values, self._now())
             self.flush()
 
@@ -348,7 +348,7 @@ class RunLogger(Logger):
 
         A param never changes: one that has another value in a resumed run is stored as the tag ``resumed.<param>``.
         """
-        if not self._is_ready():
+        if not self._ensure_started():
             return
         records: list[Record] = []
         changed: dict[str, object] = {}
@@ -366,7 +366,7 @@ class RunLogger(Logger):
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags of the run. A later value replaces an earlier one."""
-        if not self._is_ready():
+        if not self._ensure_started():
             return
         new = {clean_key(key): clip(value, MAX_TAG) for key, value in tags.items()}
         records = [Tag(key, text) for key, text in new.items() if self._tags.get(key) != text]
@@ -375,7 +375,7 @@ class RunLogger(Logger):
 
     def log_note(self, text: str) -> None:
         """Set the run's description, which MLflow shows as Markdown at the top of the run's page."""
-        self.set_tags({"mlflow.note.content": text})
+        self.set_tags({NOTE_TAG: text})
 
     @rank_zero_only
     def log_artifact(self, path: Path | str, artifact_path: str | None = None) -> None:
@@ -385,15 +385,22 @@ class RunLogger(Logger):
 
         Raises:
             FileNotFoundError: There is no such file.
-            ArgumentError: ``artifact_path`` leads out of the run's artifacts.
+            ArgumentError: ``artifact_path`` leads out of the run's artifacts, or the folder contains the copy.
         """
-        if not self._is_ready():
+        if not self._ensure_started():
             return
-        source = Path(path).absolute()
+        source = Path(os.path.abspath(path))  # without "..", by which it could seem to lie inside
         if not source.exists():
             raise FileNotFoundError(f"log_artifact: no such file: {source}")
-        if not source.is_relative_to(self.output_dir):
-            copy, _ = self._artifact_file(f"{artifact_path}/{source.name}" if artifact_path else source.name)
+        name = _check_artifact_name(f"{artifact_path}/{source.name}" if artifact_path else source.name)
+        if not source.is_relative_to(os.path.abspath(self.output_dir)):
+            copy = self.output_dir / "artifacts" / name
+            if source.is_dir() and copy.resolve().is_relative_to(source.resolve()):
+                raise ArgumentError(
+                    f"log_artifact: {source} would be copied into itself, to {copy}. Give a folder beside the output "
+                    "directory, or single files."
+                )
+            copy.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
                 source = shutil.copytree(source, copy, dirs_exist_ok=True)
             else:
@@ -403,7 +410,7 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_text(self, text: str, artifact_file: str) -> None:
         """Store ``text`` as file ``artifact_file`` of the run's artifacts, such as ``"config/resolved.yaml"``."""
-        if self._is_ready():
+        if self._ensure_started():
             path, folder = self._artifact_file(artifact_file)
             path.write_text(text, encoding="utf-8")
             self._write([Artifact(str(path), folder)])
@@ -411,16 +418,14 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_figure(self, figure: "Figure", artifact_file: str) -> None:
         """Store a matplotlib figure as file ``artifact_file`` of the run's artifacts, such as ``"plots/lr.png"``."""
-        if self._is_ready():
+        if self._ensure_started():
             path, folder = self._artifact_file(artifact_file)
             figure.savefig(path, bbox_inches="tight")
             self._write([Artifact(str(path), folder)])
 
     def _artifact_file(self, name: str) -> tuple[Path, str | None]:
         """Return the local path of artifact ``name``, whose folder is created, and its folder in the store."""
-        relative = PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts or not relative.name:
-            raise ArgumentError(f"an artifact's name must be a relative path without '..', got {name!r}")
+        relative = _check_artifact_name(name)
         path = self.output_dir / "artifacts" / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         return path, str(relative.parent) if len(relative.parts) > 1 else None
@@ -463,6 +468,13 @@ class RunLogger(Logger):
         if self.store is None or self._upload is None or not self._upload.is_connected:
             return _IgnoreCalls()  # type: ignore[return-value]
         return self.store.client()
+
+
+def _check_artifact_name(name: str) -> PurePosixPath:
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or not relative.name:
+        raise ArgumentError(f"an artifact's name must be a relative path without '..', got {name!r}")
+    return relative
 
 
 class _IgnoreCalls:

@@ -76,18 +76,27 @@ class Run:
         return self.tags.get(JOB_TAG, "train")
 
 
+class BadFilter(TrackingError):
+    """The store does not understand a filter."""
+
+
 def experiments(store: Store) -> dict[str, str]:
     """Return name and id of every experiment that is not deleted."""
     return {e.name: str(e.experiment_id) for e in _pages(store, "search_experiments")}
 
 
 def read_runs(store: Store, experiment_ids: Sequence[str], filter_string: str = "") -> list[Run]:
-    """Read runs without their curves, oldest first; the filter is in MLflow's search language."""
+    """Read runs without their curves, oldest first.
+
+    ``filter_string`` is in MLflow's search language; one that the store does not understand raises :class:`BadFilter`.
+    """
     options = {"experiment_ids": list(experiment_ids), "filter_string": filter_string}
     try:
         return [_run(item) for item in _pages(store, "search_runs", order_by=["attributes.start_time ASC"], **options)]
     except Rejected as error:
-        raise TrackingError(
+        if not filter_string:
+            raise TrackingError(f"tracking store {store.public_uri}: {error}") from None
+        raise BadFilter(
             f"{filter_string!r} is not understood: {error} Write it in MLflow's search language, such as "
             "\"tags.schedule = 'cosine' and params.`optimizer.lr` = '0.1'\"."
         ) from None

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr_lightning.errors import DataError
+from lr_lightning.errors import DataError, UsageError
 from lr_lightning.training import split, transforms
-from lr_lightning.training.decode import EncodedImages, ImageStore, choose_format, cores, decode_all
+from lr_lightning.training.decode import EncodedImages, Format, ImageStore, choose_format, cores, decode_all
 from lr_lightning.training.images import RawSplits, require
 from lr_lightning.training.loader import BatchLoader, TrainBatch
 from lr_lightning.training.transforms import Fill, Normalization
@@ -24,8 +24,10 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _MAX_EVAL_BATCH = 1000
 
 
-def parse_size(size: str | int) -> int:
+def parse_size(size: str | int, name: str = "size") -> int:
     """Return the bytes of a size such as ``"2 GB"``, ``"500MB"`` or ``1000``; units are decimal.
+
+    ``name`` is the key or argument that an error names.
 
     Example:
         >>> parse_size("1.5 GB")
@@ -33,7 +35,7 @@ def parse_size(size: str | int) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:[eE]\d+)?)\s*([A-Za-z]*)\s*", str(size))
     if match is None or match[2].upper() not in _UNITS:
-        raise DataError(f"data.in_memory_limit must be a size such as '2 GB' or '500 MB', got {size!r}")
+        raise DataError(f"{name} must be a size such as '2 GB' or '500 MB', got {size!r}")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
@@ -117,13 +119,14 @@ class ImageDataModule(L.LightningDataModule):
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.crop_padding, self.crop_fill, self.flip, self.normalize = crop_padding, crop_fill, flip, normalize
         self.requested_size = image_size
-        self.memory_limit = parse_size(in_memory_limit)
+        self.memory_limit = parse_size(in_memory_limit, "data.in_memory_limit")
         self.num_workers = int(workers or 0)
         self.channels_last, self.drop_last = channels_last, drop_last
         self.train_size, self.flip_labels = train_size, flip_labels
         self.class_names: tuple[str, ...] = ()
         self.dataset_name = self.fingerprint = ""
         self.in_memory = True
+        self._format: Format | None = None
         self._splits: dict[str, _Split] = {}
         self._expected_fingerprint: str | None = None
 
@@ -140,8 +143,7 @@ class ImageDataModule(L.LightningDataModule):
         self.dataset_name, self.class_names = raw.name, raw.class_names
         present = raw.present()
         fmt = choose_format(list(present.values()), self.requested_size)
-        self.in_channels, self.image_size = fmt.channels, (fmt.height, fmt.width)
-        smallest = min(self.image_size)
+        smallest = min(fmt.height, fmt.width)
         require(
             self.crop_fill != "reflect" or self.crop_padding < smallest,
             f"data.crop_padding must be < {smallest} (the image size) with data.crop_fill=reflect, "
@@ -163,7 +165,7 @@ class ImageDataModule(L.LightningDataModule):
         )
         self.fingerprint = split.data_fingerprint(raw, chosen, (fmt.channels, fmt.height, fmt.width))
         self._check_fingerprint()
-        self._splits = splits
+        self._format, self._splits = fmt, splits
 
     def setup(self, stage: str | None = None) -> None:
         """Prepare the data, on every process."""
@@ -171,8 +173,25 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; 0 before ``prepare``."""
+        """Number of classes."""
+        self._loaded_format("num_classes")
         return len(self.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self._loaded_format("in_channels").channels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image, in pixels."""
+        fmt = self._loaded_format("image_size")
+        return fmt.height, fmt.width
+
+    def _loaded_format(self, name: str) -> Format:
+        if self._format is None:
+            raise UsageError(f"{name} is not known before the data is loaded: call prepare() first")
+        return self._format
 
     @property
     def has_test(self) -> bool:
@@ -205,7 +224,11 @@ class ImageDataModule(L.LightningDataModule):
         require(
             not self.drop_last or self.batch_size * world <= size,
             f"data.batch_size: {world} processes of {self.batch_size} are more than the training set of {size} images. "
-            f"Give data.batch_size={size // world} or less.",
+            + (
+                f"Give data.batch_size={size // world} or less."
+                if size >= world
+                else "Start fewer, or give more images."
+            ),
         )
         draw = None
         if self.crop_padding > 0 or self.flip:
@@ -266,7 +289,10 @@ class ImageDataModule(L.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that the data is that of the checkpoint, at once or in ``prepare``; it implies the same statistics."""
+        """Check that the data has the checkpoint's fingerprint, now, or in ``prepare`` if it is not loaded yet.
+
+        Equal data has equal normalization statistics, so these are not restored.
+        """
         self._expected_fingerprint = state_dict.get("fingerprint")
         if self._splits:
             self._check_fingerprint()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lr_lightning.app.error_messages import config_error, is_out_of_memory
+from lr_lightning.app.error_messages import causes, config_error, is_out_of_memory
 from lr_lightning.errors import ArgumentError, DurationError, TotalStepsUnknown
 from lr_lightning.schedules import Cosine
 
@@ -32,3 +32,12 @@ def test_errors_at_the_start_of_a_training_name_the_keys_of_the_schedule() -> No
 def test_torch_running_out_of_memory_is_known(text: str) -> None:
     assert is_out_of_memory(RuntimeError(text))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_errors_that_cause_each_other_end() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert causes(first) == [first, second]
+    itself = ValueError("itself")
+    itself.__cause__ = itself
+    assert causes(itself) == [itself]

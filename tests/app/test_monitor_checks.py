@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lr_lightning import OverfittingMonitor
-from lr_lightning.app.monitor_checks import MonitorCheck
+from lr_lightning.app.monitor_checks import FinalValidation, MonitorCheck
 from lr_lightning.app.run.checkpoints import RunCheckpoint
 from lr_lightning.errors import ConfigError
 from tests.callbacks.tiny import Tiny, loader, trainer
@@ -42,7 +42,7 @@ def _fit(tmp_path: Path, monitor: str, module: Tiny, **options: Any) -> None:
     [
         ("val/los", Logs, 0, "'val/los' is not logged by the validation. .*Did you mean 'val/loss'"),
         ("train/los", Logs, 1, "is not logged by the training steps .*Did you mean 'train/loss'"),
-        ("train/loss", Tiny, 1, "the recorded train/loss goes to the record alone"),
+        ("train/loss", Tiny, 1, "recorded train/loss goes to the record alone"),
         ("train/mean", Logs, 1, "an epoch's mean is not there yet"),
         ("overfit/temperature", NoLogits, 0, "only if the logits of the validation are known"),
         ("overfit/ece", NoLogits, 0, "Use overfit/gap_loss"),
@@ -94,3 +94,55 @@ def test_what_is_logged_is_taken(tmp_path: Path, monitor: str, sanity: int) -> N
     module = Logs()
     _fit(tmp_path, monitor, module, num_sanity_val_steps=sanity, accumulate_grad_batches=2)
     assert len(module.losses) == 12
+
+
+class Ends(Tiny):
+    """Notes after how many steps it is validated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.validated: list[int] = []
+
+    def on_validation_end(self) -> None:
+        self.validated.append(self.global_step)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_epochs": 1, "val_check_interval": 4}, [4, 6]),
+        ({"max_epochs": 1, "val_check_interval": 0.7}, [4, 6]),
+        ({"max_epochs": 1, "min_epochs": 1, "val_check_interval": 4}, [4, 6]),
+        ({"max_epochs": 2, "val_check_interval": 4}, [4, 10, 12]),
+        ({"max_epochs": 2, "val_check_interval": 5, "check_val_every_n_epoch": None}, [5, 10, 12]),
+        ({"max_epochs": 3, "check_val_every_n_epoch": 2}, [12, 18]),
+        ({"max_epochs": -1, "max_steps": 8, "min_steps": 8}, [6, 8]),
+        ({"max_epochs": 2}, [6, 12]),
+        ({"max_epochs": 1, "limit_val_batches": 0}, []),
+    ],
+)
+def test_every_fit_ends_with_one_validation(tmp_path: Path, options: dict[str, Any], steps: list[int]) -> None:
+    module = Ends()
+    fit = trainer(tmp_path, [FinalValidation()], num_sanity_val_steps=0, **options)
+    before = fit.check_val_every_n_epoch
+    fit.fit(module, loader(), loader())
+    assert module.validated == steps
+    assert fit.check_val_every_n_epoch == before
+    assert "_should_check_val_fx" not in vars(fit.fit_loop.epoch_loop)
+
+
+def test_a_fit_resumed_after_its_last_validation_does_not_validate_again(tmp_path: Path) -> None:
+    def fit(epochs: int, resume: Path | None = None) -> Ends:
+        module, last = Ends(), RunCheckpoint(dirpath=tmp_path, filename="last", save_on_train_epoch_end=False)
+        options: dict[str, Any] = {"max_epochs": epochs, "num_sanity_val_steps": 0, "enable_checkpointing": True}
+        trainer(tmp_path, [FinalValidation(), last], val_check_interval=4, **options).fit(
+            module, loader(), loader(), ckpt_path=resume, weights_only=True if resume else None
+        )
+        return module
+
+    assert fit(1).validated == [4, 6]
+    (saved,) = tmp_path.glob("last*.ckpt")
+    assert fit(1, saved).validated == []
+    more = fit(2, saved)
+    assert more.validated == [10, 12]
+    assert len(more.losses) == 6

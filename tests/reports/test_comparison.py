@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from lr_lightning.app.commands import compare as app_compare
-from lr_lightning.errors import CompareError
+from lr_lightning.errors import CompareError, Rejected, TrackingError
 from lr_lightning.reports import wording
 from lr_lightning.tracking import Store
 
@@ -200,6 +200,48 @@ def test_bad_input_is_one_message(runs: Runs, comparison: Compare, asked: dict[s
         comparison(log_run=False, **asked)
     assert re.search(message, caught.value.on_the_command_line)
     assert "--" not in str(caught.value)[:2]
+
+
+def test_the_filter_is_blamed_only_for_its_own_faults(
+    runs: Runs, store: Store, comparison: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.train("cosine", 0, 0.9)
+    call = Store.call
+
+    def fail(error: Exception) -> None:
+        def answer(self: Store, method: str, /, *args: Any, **kwargs: Any) -> Any:
+            if method == "search_runs":
+                raise error
+            return call(self, method, *args, **kwargs)
+
+        monkeypatch.setattr(Store, "call", answer)
+
+    for error, filter_string in (
+        (TrackingError("tracking store x: it asks for a user and a password"), ""),
+        (TrackingError("tracking store x: it asks for a user and a password"), "tags.schedule = 'cosine'"),
+        (Rejected("max_results is too large"), ""),
+    ):
+        fail(error)
+        with pytest.raises(TrackingError, match="tracking store") as caught:
+            comparison(filter_string=filter_string, log_run=False)
+        assert str(error) in str(caught.value)
+        assert "is not understood" not in str(caught.value)
+
+
+def test_a_store_without_an_experiment_asks_for_a_training(store: Store, comparison: Compare) -> None:
+    store.call("delete_experiment", "0")
+    with pytest.raises(CompareError, match=r"has no runs yet\. Train some first: python scripts/train\.py") as caught:
+        comparison(experiments=[], log_run=False)
+    assert caught.value.option == ""
+
+
+def test_a_study_is_left_out_and_a_filter_lets_it_in(runs: Runs, comparison: Compare) -> None:
+    runs.train("cosine", 0, 0.9)
+    runs.train("cosine", 1, 0.9, tags={"study": "lr"})
+    done = comparison(log_run=False)
+    assert "It belongs to study &#39;lr&#39;. Studies are included only with --filter." in page(done)
+    assert len(csv_rows(done)) == 1
+    assert len(csv_rows(comparison(log_run=False, filter_string="tags.study = 'lr'"))) == 1
 
 
 def test_a_metric_whose_direction_is_not_known_is_asked_for(

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lr_lightning.errors import RunInUse, TrackingError
+from lr_lightning.errors import ArgumentError, RunInUse, TrackingError
 from lr_lightning.tracking import RunLogger, Store, local_log, replay
 from lr_lightning.tracking.local_log import LocalLog, Metric, Status, UploadState
 
@@ -55,6 +55,17 @@ def test_rows_wait_in_memory_until_a_flush(kind: str, fake_store: Store, tmp_pat
     assert stored(kind, tmp_path / "out", "loss") == []
     logger.flush()
     assert stored(kind, tmp_path / "out", "loss") == [(3, 1.5)]
+    logger.end("FINISHED")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_old_rows_are_written_at_the_next_log_call(kind: str, fake_store: Store, tmp_path: Path) -> None:
+    logger = make(kind, fake_store, tmp_path / "out")
+    logger.log_metrics({"loss": 1.5}, 3)
+    logger._buffer._oldest -= 6
+    assert stored(kind, tmp_path / "out", "loss") == []
+    logger.log_metrics({"loss": 1.0}, 4)
+    assert stored(kind, tmp_path / "out", "loss") == [(3, 1.5), (4, 1.0)]
     logger.end("FINISHED")
 
 
@@ -147,6 +158,43 @@ def test_an_artifact_cannot_leave_its_folder(fake_store: Store, tmp_path: Path, 
     logger = make("mlflow", fake_store, tmp_path / "out")
     with pytest.raises(ValueError, match="must be a relative path"):
         logger.log_text("x", name)
+    logger.end("FAILED")
+
+
+@pytest.mark.parametrize("folder", ["../../evil", "/evil", "a/../../evil"])
+@pytest.mark.parametrize("source", ["out/f.txt", "f.txt"])
+def test_an_artifact_folder_is_checked_wherever_the_file_lies(source: str, folder: str, tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path / "out", end_on_finalize=False)
+    logger.start()
+    (tmp_path / source).write_text("x")
+    before = sorted(tmp_path.rglob("*")), (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ArgumentError, match="must be a relative path"):
+        logger.log_artifact(tmp_path / source, folder)
+    assert (sorted(tmp_path.rglob("*")), (tmp_path / "out" / "metrics.jsonl").read_bytes()) == before
+    logger.end("FAILED")
+
+
+def test_a_file_that_only_seems_to_lie_in_the_run_is_copied(fake_store: Store, tmp_path: Path) -> None:
+    (tmp_path / "f.txt").write_text("x")
+    logger = make("mlflow", fake_store, tmp_path / "out")
+    logger.log_artifact(tmp_path / "out" / ".." / "f.txt")
+    logger.end("FINISHED")
+    assert (tmp_path / "out" / "artifacts" / "f.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("to", [None, "a/b"])
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_a_folder_is_not_copied_into_itself(through_a_link: bool, to: str | None, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    logger = RunLogger(runs / "out", end_on_finalize=False)
+    logger.start()
+    source = runs
+    if through_a_link:
+        source = tmp_path / "link"
+        source.symlink_to(runs)
+    with pytest.raises(ArgumentError, match=r"log_artifact: .* would be copied into itself, to .*out/artifacts"):
+        logger.log_artifact(source, to)
+    assert not (runs / "out" / "artifacts").exists()
     logger.end("FAILED")
 
 

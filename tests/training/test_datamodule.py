@@ -3,12 +3,13 @@
 import os
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 
-from lr_lightning.errors import DataError
+from lr_lightning.errors import DataError, UsageError
 from lr_lightning.training import sources
 from lr_lightning.training.datamodule import ImageDataModule, parse_size
 from lr_lightning.training.loader import TrainBatch
@@ -225,3 +226,24 @@ def test_cifar10_of_the_hub():
     assert data.class_names[:3] == ("airplane", "automobile", "bird")
     mean = data.state_dict()["offset"].flatten() / 255
     assert torch.allclose(mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["num_classes", "in_channels", "image_size"])
+def test_what_is_not_loaded_is_not_known(name):
+    data = ImageDataModule(splits)
+    with pytest.raises(UsageError, match=rf"^{name} is not known .* call prepare\(\) first$"):
+        getattr(data, name)
+
+
+def test_more_processes_than_images_are_not_advised_a_batch_of_none():
+    data = module(batch_size=8)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=49)
+    with pytest.raises(DataError, match=r"49 processes of 8 are more than .*\. Start fewer, or give more images\.$"):
+        data.train_dataloader()
+
+
+def test_a_bad_size_is_named():
+    with pytest.raises(DataError, match=r"^size must be a size"):
+        parse_size("much")
+    with pytest.raises(DataError, match=r"^data\.in_memory_limit must be a size"):
+        module(in_memory_limit="much")

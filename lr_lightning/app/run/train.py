@@ -1,4 +1,13 @@
-"""One run, from a checked config to its result."""
+"""One run, from a checked config to its result.
+
+The configured lr changes in at most three places before training:
+
+- `composition.take_peak_from_schedule` lets ``schedule.max_lr`` replace ``optimizer.lr``;
+- `train` applies ``optimizer.lr_rule``, with `scale_lr`;
+- in the fit, before its first step, a finder puts the lr that it found into the optimizer, with `set_peak`.
+
+From then on only `LRSchedule` writes it, at every step.
+"""
 
 import logging
 import math
@@ -45,8 +54,8 @@ def train(
     """Build everything, fit, test the best checkpoint once, and record the run.
 
     Bad input (``ConfigError``) is found before the run appears in the store. After that ``Diverged`` and ``RunFailed``
-    leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching`` are more callbacks than the
-    config's, such as a search's. If one has a true attribute ``gives_up``, the test is skipped.
+    leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching``: extra
+    callbacks, such as a search's. The test is skipped if any of them sets ``gives_up``.
     """
     prepare_process(config.trainer, config.output_root)
     config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
@@ -103,7 +112,7 @@ class OpenRun:
     logger: RunLogger | None
 
     def do(self, work: Callable[[], RunOutcome]) -> RunOutcome:
-        """Do the run's work and record its true status."""
+        """Do ``work``, the fit and what follows, and record whether it finished, failed or was stopped."""
         outcome = record.record_run(self.config, self.trainer, self.logger, self.stop, work)
         return replace(outcome, output_dir=self.folder, run_id=self.logger.run_id if self.logger else None)
 
@@ -119,7 +128,11 @@ def open_run(
     scaling: Mapping[str, Any] = MappingProxyType({}),
     report: bool = True,
 ) -> OpenRun:
-    """Make a run's folder, Trainer and record; only a training saves checkpoints, any other job takes no step."""
+    """Make a run's folder, Trainer and record.
+
+    The job ``train`` trains and saves checkpoints. Of any other job only the callbacks work, such as a finder: its fit
+    ends before the first step.
+    """
     folder, trains = None, job == "train"
     if is_rank_zero():
         what = config.schedule.name if trains else f"{job}-{config.finder.name}"
@@ -142,6 +155,8 @@ def open_run(
     except ValueError as e:
         if folder and not resumed:
             shutil.rmtree(folder)
+        if isinstance(e, ConfigError):
+            raise
         raise ConfigError(str(e)) from e
     if logger:
         trainer.loggers = [logger]
@@ -168,8 +183,10 @@ def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
         if config.ckpt:
             path = Path(config.ckpt).expanduser()
             checkpoints.load_weights(module, checkpoints.read_checkpoint(path, "ckpt"), f"ckpt: {path}")
+    except ConfigError:
+        raise
     except ValueError as e:
-        raise e if isinstance(e, ConfigError) else ConfigError(str(e)) from e
+        raise ConfigError(str(e)) from e
     if config.trainer.compile:
         net.compile()
     return data, module

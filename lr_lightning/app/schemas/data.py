@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.rules import AT_LEAST_0, AT_LEAST_1, Schema, existing, must, one_of
+from lr_lightning.app.schemas.key_rules import AT_LEAST_0, AT_LEAST_1, Schema, existing, must, one_of
 
 _CountOrNone = Annotated[int | None, AT_LEAST_1]
 _PARQUET = existing("file", "Give the path of a parquet file.")

@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.rules import AT_LEAST_1, NOT_NEGATIVE, Problem, Schema, below_one, must, one_of, positive
+from lr_lightning.app.schemas.key_rules import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    Problem,
+    Schema,
+    below_one,
+    must,
+    one_of,
+    positive,
+)
 
 OPTIMIZER_PACKAGES = ("schedulefree", "prodigyopt", "dadaptation")
 """Packages that provide some of the optimizers below. They are installed separately, under the same names."""

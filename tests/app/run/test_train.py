@@ -7,8 +7,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lr_lightning.app import build
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.train import STEP_HOOKS, check_batch_norm, spare_idle_hooks
+from lr_lightning.app.run.train import STEP_HOOKS, build_run, check_batch_norm, spare_idle_hooks
 from lr_lightning.errors import ConfigError
 from tests.callbacks.tiny import QUIET, Tiny, X, Y
 
@@ -66,3 +67,16 @@ def test_batch_norm_over_processes_is_refused_on_cpus_before_the_start(
         check_batch_norm(configured(*several, "trainer.devices=2").trainer, nn.Sequential(nn.BatchNorm2d(4)))
     check_batch_norm(configured(*several, "trainer.devices=2").trainer, nn.Sequential(nn.GroupNorm(2, 4)))
     check_batch_norm(configured(*several, "trainer.devices=1").trainer, nn.Sequential(nn.BatchNorm2d(4)))
+
+
+def test_bad_input_is_not_its_own_cause(configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = ConfigError("data: bad")
+
+    def build_data(config: Config) -> None:
+        raise bad
+
+    monkeypatch.setattr(build, "build_data", build_data)
+    with pytest.raises(ConfigError, match=r"^data: bad$") as caught:
+        build_run(configured())
+    assert caught.value is bad
+    assert bad.__cause__ is None

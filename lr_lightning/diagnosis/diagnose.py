@@ -29,19 +29,22 @@ def diagnose(history: History) -> Verdict:
     the schedule (see :func:`~lr_lightning.diagnosis.curves.same_phase`); chance is the loss of a model that knows only
     the shares of the classes, or else the loss at the start.
 
-    1. ``diverged``: a loss is not finite at the end; or both losses are above 1.5 times the larger of start and chance,
-       at the last validations, or, if the run has never learnt, at any in its second half.
+    1. ``diverged``: a loss is not finite at the end; or both losses are above a limit, at the last validations (up to
+       three), or, if the run has never learnt, at any in its second half. The limit is 1.5 times the larger of start
+       and chance; if neither is known, 4.5 times the lower of the two losses at the first validation. A probe loss that
+       fell at every one of at least four validations has not diverged.
     2. ``overfitting``: the validation loss is above its best, by 5 % of it and beyond its noise, and the probe loss
        fell beyond its noise since then. ``memorised``: the validation is no better than chance, and the probe is.
        ``receding``: the validation loss is falling again. ``gap``: the probe is learnt by heart (below 2 % of chance),
        the validation loss is far above it (by 10 % of chance), and at least half the run brought the validation
        nothing.
     3. ``underfitting``: the probe loss is high, above 15 % of chance. ``under-trained`` if in the last quarter of the
-       learning it fell beyond its noise, and by at least 10 % of its whole fall; near chance, if it fell at all, or if
-       single examples hardly changed their losses. The learning is the sum of the learning rates of all steps, so a
-       learning rate that has gone to 0 does not look like a loss that has stopped. ``limited`` if the loss has stopped
-       below chance; neither if its noise may hide a fall.
-    4. ``collapsed``: neither loss ever left chance, and they do not move.
+       learning it fell beyond its noise, and by at least 10 % of its whole fall. Near chance, it counts as falling if
+       in the last half it fell by more than 1.5 times the bound, or if single examples hardly changed their losses.
+       The learning is the sum of the learning rates of all steps, so a learning rate that has gone to 0 does not look
+       like a loss that has stopped. ``limited`` if the loss has stopped below chance; neither if its noise may hide a
+       fall.
+    4. ``collapsed``: neither loss ever left chance.
     5. ``healthy``: the probe loss is low and the validation loss has not risen.
     6. ``inconclusive``: anything else.
 
@@ -54,7 +57,7 @@ def diagnose(history: History) -> Verdict:
     if found is None:
         curves = Curves.of(history)
         rules: tuple[Callable[[Curves], Verdict | None], ...] = (_overfitting, _underfitting, _collapsed, _healthy)
-        found = next((v for rule in rules if (v := rule(curves)) is not None), _inconclusive(curves))
+        found = next((verdict for rule in rules if (verdict := rule(curves)) is not None), _inconclusive(curves))
     found = replace(found, evidence=MappingProxyType({**_background(history), **found.evidence}))
     return replace(found, advice=tuple(_ADVICE[found.label](found, found.evidence))[:_MOST_ADVICE])
 
@@ -65,10 +68,10 @@ def _background(history: History) -> dict[str, float]:
     if not points:
         return {}
     numbers: dict[str, float] = {"epochs": points[-1].epoch, "validations": float(len(points))}
-    if lrs := [p.lr for p in points if p.lr is not None and math.isfinite(p.lr)]:
+    if lrs := [point.lr for point in points if point.lr is not None and math.isfinite(point.lr)]:
         numbers |= {"lr": lrs[-1], "peak_lr": max(lrs)}
     if (reference := reference_loss(history)) is not None:
-        learnt = any(p.probe_loss < AT_CHANCE * reference for p in points)
+        learnt = any(point.probe_loss < AT_CHANCE * reference for point in points)
         numbers |= {"chance_loss": reference, "learnt_before": float(learnt)}
     if history.total_steps:
         numbers["planned"] = points[-1].step / history.total_steps
@@ -79,7 +82,7 @@ def _background(history: History) -> dict[str, float]:
 
 def _diverged(history: History) -> Verdict | None:
     points = history.points
-    bad = [p for p in points if not finite(p)]
+    bad = [point for point in points if not finite(point)]
     if history.diverged is not None:
         onset = bad[0].epoch if bad else points[-1].epoch if points else 0.0
         return Verdict(Label.DIVERGED, Reason.NOT_FINITE, onset, divergence=history.diverged)
@@ -89,19 +92,23 @@ def _diverged(history: History) -> Verdict | None:
     levels = {"val_loss": last.val_loss, "probe_loss": last.probe_loss}
     if not finite(last):
         return Verdict(Label.DIVERGED, Reason.NOT_FINITE, bad[0].epoch, levels)
-    known = [v for v in (history.chance, history.start) if v is not None and math.isfinite(v)]
+    known = [loss for loss in (history.chance, history.start) if loss is not None and math.isfinite(loss)]
     # A run can diverge in its first epoch, so the first validation stands for the start only if nothing else does.
     limit = _DIVERGED * max(known) if known else 3 * _DIVERGED * min(points[0].val_loss, points[0].probe_loss)
-    above = [p.probe_loss > limit and p.val_loss > limit for p in points]
+    above = [point.probe_loss > limit and point.val_loss > limit for point in points]
     at_the_end = all(above[-max(1, min(3, len(above) // 2)) :])
-    learnt = min(p.probe_loss for p in points if finite(p)) < AT_CHANCE * limit / _DIVERGED
-    # A run that has never learnt, and jumps far above chance in its second half, is not at rest at chance.
+    learnt = min(point.probe_loss for point in points if finite(point)) < AT_CHANCE * limit / _DIVERGED
+    # A run that has never learnt, and exceeds the limit anywhere in its second half, is not at rest at chance.
     jumps = not learnt and any(above[len(above) // 2 :])
-    # A run that leaves a bad start, so that its probe loss fell all the way, has not diverged.
+    # A run that leaves a bad start, so that its probe loss fell at every validation, has not diverged.
     recovers = len(points) >= _FEWEST and all(b.probe_loss < a.probe_loss for a, b in pairwise(points))
-    if not limit > 0 or recovers or not (at_the_end or jumps):
+    has_limit = limit > 0  # False for NaN as well, which the first validation may hold
+    if not has_limit or recovers or not (at_the_end or jumps):
         return None
-    first = max((i for i, a in enumerate(above) if not a), default=-1) + 1 if at_the_end else above.index(True)
+    if at_the_end:
+        first = max((index for index, is_above in enumerate(above) if not is_above), default=-1) + 1
+    else:
+        first = above.index(True)
     return Verdict(Label.DIVERGED, Reason.FAR_ABOVE_CHANCE, points[first].epoch, levels)
 
 
@@ -110,176 +117,182 @@ def _diverged(history: History) -> Verdict | None:
 
 def _measured(**differences: Difference) -> dict[str, float]:
     """Return each difference and its noise."""
-    return {key: v for name, d in differences.items() for key, v in ((name, d.value), (f"{name}_noise", d.noise))}
+    return {
+        key: number
+        for name, one in differences.items()
+        for key, number in ((name, one.value), (f"{name}_noise", one.noise))
+    }
 
 
-def _overfitting(c: Curves) -> Verdict | None:
-    rise, fell = c.rise, c.probe.difference(c.best, c.end)
+def _overfitting(curves: Curves) -> Verdict | None:
+    rise, fell = curves.rise, curves.probe.difference(curves.best, curves.end)
     numbers = {
-        "val_loss": c.val_end,
-        "best_val_loss": float(c.val.smooth[c.best]),
-        "best_epoch": c.points[c.best].epoch,
-        "rise_since_epoch": c.points[rise.since].epoch,
-        "probe_loss": c.probe_end,
-        "probe_loss_at_best": float(c.probe.smooth[c.best]),
+        "val_loss": curves.val_end,
+        "best_val_loss": float(curves.val.smooth[curves.best]),
+        "best_epoch": curves.points[curves.best].epoch,
+        "rise_since_epoch": curves.points[rise.since].epoch,
+        "probe_loss": curves.probe_end,
+        "probe_loss_at_best": float(curves.probe.smooth[curves.best]),
         **_measured(rise=rise.size, probe_fall=fell),
     }
-    chance = c.reference
-    learnt = chance is not None and c.probe_end < 0.8 * chance and c.probe.difference(0, c.end).above()
-    memorised = learnt and chance is not None and c.val_end > AT_CHANCE * chance
+    chance = curves.reference
+    learnt = chance is not None and curves.probe_end < 0.8 * chance and curves.probe.difference(0, curves.end).above()
+    memorised = learnt and chance is not None and curves.val_end > AT_CHANCE * chance
     if rise.risen and fell.above():
-        reason = Reason.RECEDING if _recedes(c) else Reason.MEMORISED if memorised else None
-        return Verdict(Label.OVERFITTING, reason, _onset(c), numbers)
+        reason = Reason.RECEDING if _recedes(curves) else Reason.MEMORISED if memorised else None
+        return Verdict(Label.OVERFITTING, reason, _onset(curves), numbers)
     if memorised:
-        return Verdict(Label.OVERFITTING, Reason.MEMORISED, _onset(c), numbers)
-    gap = numbers["gap"] = c.val_end - c.probe_end
-    if chance is None or c.probe_end >= _BY_HEART * chance or gap <= _WIDE * chance:
+        return Verdict(Label.OVERFITTING, Reason.MEMORISED, _onset(curves), numbers)
+    gap = numbers["gap"] = curves.val_end - curves.probe_end
+    if chance is None or curves.probe_end >= _BY_HEART * chance or gap <= _WIDE * chance:
         return None
-    onset, falls = c.points[c.first_at_best].epoch, c.val.difference(c.at(0.75), c.end).above(RISE * c.val_end)
-    if falls or onset > c.points[c.end].epoch / 2:
+    onset = curves.points[curves.first_at_best].epoch
+    falls = curves.val.difference(curves.at(0.75), curves.end).above(RISE * curves.val_end)
+    if falls or onset > curves.points[curves.end].epoch / 2:
         return None
     return Verdict(Label.OVERFITTING, Reason.GAP, onset, numbers)  # half the run or more brought the validation nothing
 
 
-def _recedes(c: Curves) -> bool:
+def _recedes(curves: Curves) -> bool:
     """Return whether the validation loss has fallen from its worst after its best."""
-    worst = c.best + int(np.argmax(c.val.smooth[c.best :]))
-    least = 0.2 * float(c.val.smooth[worst] - c.val.smooth[c.best]) + c.val.search_bias(worst)
-    return c.val.difference(worst, c.end).above(least)
+    worst = curves.best + int(np.argmax(curves.val.smooth[curves.best :]))
+    least = 0.2 * float(curves.val.smooth[worst] - curves.val.smooth[curves.best]) + curves.val.search_bias(worst)
+    return curves.val.difference(worst, curves.end).above(least)
 
 
-def _onset(c: Curves) -> float:
+def _onset(curves: Curves) -> float:
     """Return the last epoch at which the validation loss was still at its best, within the jitter of the curve."""
-    levels = c.val.smooth
-    best = float(levels[c.best])
-    slack = min(0.05 * float(levels[c.best :].max() - best), 2 * math.sqrt(2) * c.val.level_noise(c.best))
-    within = np.flatnonzero(levels[c.best :] <= best + slack)
-    return c.points[c.best + int(within[-1])].epoch
+    levels = curves.val.smooth
+    best = float(levels[curves.best])
+    noise = curves.val.level_noise(curves.best)
+    slack = min(0.05 * float(levels[curves.best :].max() - best), 2 * math.sqrt(2) * noise)
+    within = np.flatnonzero(levels[curves.best :] <= best + slack)
+    return curves.points[curves.best + int(within[-1])].epoch
 
 
-def _underfitting(c: Curves) -> Verdict | None:
-    if not c.high:
+def _underfitting(curves: Curves) -> Verdict | None:
+    if not curves.high:
         return None
-    near_chance = c.reference is not None and c.probe_end > AT_CHANCE * c.reference
-    since = c.at(0.5 if near_chance else 0.75)
-    fall = c.fall(since)
+    near_chance = curves.reference is not None and curves.probe_end > AT_CHANCE * curves.reference
+    since = curves.at(0.5 if near_chance else 0.75)
+    fall = curves.fall(since)
     numbers = {
-        "probe_loss": c.probe_end,
-        "val_loss": c.val_end,
+        "probe_loss": curves.probe_end,
+        "val_loss": curves.val_end,
         **_measured(probe_fall=fall.size),
-        "probe_fall_since_epoch": c.points[since].epoch,
+        "probe_fall_since_epoch": curves.points[since].epoch,
         "probe_fall_share": fall.share,
-        "probe_jitter": jitter(c.probe.values),
+        "probe_jitter": jitter(curves.probe.values),
     }
     if near_chance:
-        falls = fall.size.above(strictness=1.5) or c.hardly_moved(since)
+        falls = fall.size.above(strictness=1.5) or curves.hardly_moved(since)
     else:
         falls = fall.size.above() and fall.share >= _STILL
     if falls:
         return Verdict(Label.UNDERFITTING, Reason.UNDER_TRAINED, None, numbers)
-    if near_chance or c.unstable or c.reference is None:
+    if near_chance or curves.unstable or curves.reference is None:
         return None  # the loss had been lower, so neither the run nor the network was too small; or "high" is unknown
     # The noise of few validations is wide: no proof of a fall is not yet proof of a standstill.
     stopped = fall.share + fall.share_noise < _STILL
     return Verdict(Label.UNDERFITTING, Reason.LIMITED if stopped else None, None, numbers)
 
 
-def _collapsed(c: Curves) -> Verdict | None:
-    if c.reference is None:
+def _collapsed(curves: Curves) -> Verdict | None:
+    if curves.reference is None:
         return None
-    lowest = min(float(c.probe.smooth.min()), float(c.val.smooth.min()))
-    if lowest <= AT_CHANCE * c.reference:
+    lowest = min(float(curves.probe.smooth.min()), float(curves.val.smooth.min()))
+    if lowest <= AT_CHANCE * curves.reference:
         return None
-    numbers = {"probe_loss": c.probe_end, "val_loss": c.val_end, "lowest_loss": lowest}
+    numbers = {"probe_loss": curves.probe_end, "val_loss": curves.val_end, "lowest_loss": lowest}
     return Verdict(Label.COLLAPSED, evidence=numbers)
 
 
-def _healthy(c: Curves) -> Verdict | None:
-    rise = c.rise
-    if rise.risen or c.high:
+def _healthy(curves: Curves) -> Verdict | None:
+    rise = curves.rise
+    if rise.risen or curves.high:
         return None
     numbers = {
-        "val_loss": c.val_end,
-        "best_val_loss": float(c.val.smooth[c.best]),
-        "probe_loss": c.probe_end,
-        **_measured(rise=rise.size, val_fall=c.val.difference(c.at(0.75), c.end)),
+        "val_loss": curves.val_end,
+        "best_val_loss": float(curves.val.smooth[curves.best]),
+        "probe_loss": curves.probe_end,
+        **_measured(rise=rise.size, val_fall=curves.val.difference(curves.at(0.75), curves.end)),
     }
     return Verdict(Label.HEALTHY, evidence=numbers)
 
 
-def _inconclusive(c: Curves) -> Verdict:
-    rise = c.rise
-    numbers = {"val_loss": c.val_end, "probe_loss": c.probe_end, **_measured(rise=rise.size)}
-    if c.unstable:
+def _inconclusive(curves: Curves) -> Verdict:
+    rise = curves.rise
+    numbers = {"val_loss": curves.val_end, "probe_loss": curves.probe_end, **_measured(rise=rise.size)}
+    if curves.unstable:
         reason = Reason.UNSTABLE
-        numbers["lowest_probe_loss"] = float(c.probe.smooth.min())
+        numbers["lowest_probe_loss"] = float(curves.probe.smooth.min())
     elif rise.risen:
         reason = Reason.PROBE_NOT_FALLING
     else:
-        reason = Reason.NO_REFERENCE if c.reference is None else Reason.RESTLESS_AT_CHANCE
+        reason = Reason.NO_REFERENCE if curves.reference is None else Reason.RESTLESS_AT_CHANCE
     return Verdict(Label.INCONCLUSIVE, reason, None, numbers)
 
 
 # -- advice: for each label, what the numbers support ----------------------------------------------------------------
 
 
-def _if_diverged(verdict: Verdict, n: Numbers) -> list[Advice]:
-    advice = [Advice.LOWER_LR_TENFOLD if "peak_lr" in n else Advice.LOWER_LR]
-    return [*advice, Advice.WARM_UP_OR_CLIP] if n.get("learnt_before") else advice
+def _if_diverged(verdict: Verdict, numbers: Numbers) -> list[Advice]:
+    advice = [Advice.LOWER_LR_TENFOLD if "peak_lr" in numbers else Advice.LOWER_LR]
+    return [*advice, Advice.WARM_UP_OR_CLIP] if numbers.get("learnt_before") else advice
 
 
-def _if_overfitting(verdict: Verdict, n: Numbers) -> list[Advice]:
+def _if_overfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     receding = verdict.reason is Reason.RECEDING
     advice = [Advice.LENGTHEN_FIRST] if receding else []
     if verdict.reason is Reason.MEMORISED:
         advice.append(Advice.CHECK_LABELS)
-    elif _lr_is_high(n):
+    elif _lr_is_high(numbers):
         advice.append(Advice.COOL_DOWN_EARLIER)
-    elif not receding and verdict.useful_epochs < n["epochs"]:
+    elif not receding and verdict.useful_epochs < numbers["epochs"]:
         gap = verdict.reason is Reason.GAP
         advice.append(Advice.SHORTEN_AFTER_STANDSTILL if gap else Advice.SHORTEN_AFTER_RISE)
-    return [*advice, Advice.REGULARISE, *([Advice.SCALE_LOGITS] if n.get("overconfident") else [])]
+    return [*advice, Advice.REGULARISE, *([Advice.SCALE_LOGITS] if numbers.get("overconfident") else [])]
 
 
-def _if_underfitting(verdict: Verdict, n: Numbers) -> list[Advice]:
-    share_of_chance = n["probe_loss"] / n["chance_loss"] if n.get("chance_loss") else 0.0
-    slow = share_of_chance > 0.5 and "peak_lr" in n
+def _if_underfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
+    share_of_chance = numbers["probe_loss"] / numbers["chance_loss"] if numbers.get("chance_loss") else 0.0
+    slow = share_of_chance > 0.5 and "peak_lr" in numbers
     if verdict.reason is Reason.LIMITED:
         advice = [Advice.ENLARGE, Advice.NOISY_LABELS]
-        return [Advice.COOL_DOWN_FIRST, *advice] if _lr_is_high(n) else advice
+        return [Advice.COOL_DOWN_FIRST, *advice] if _lr_is_high(numbers) else advice
     if verdict.reason is None:
         return [*([Advice.RAISE_LR] if slow else []), Advice.TRAIN_LONGER_PROBE_NOISY]
-    if share_of_chance > AT_CHANCE and "peak_lr" in n:
+    if share_of_chance > AT_CHANCE and "peak_lr" in numbers:
         return [Advice.RAISE_LR_TENFOLD]
-    calm = n["probe_fall"] > 5 * n.get("probe_jitter", 0.0)
+    calm = numbers["probe_fall"] > 5 * numbers.get("probe_jitter", 0.0)
     return [*([Advice.RAISE_CALM_LR] if slow and calm else []), Advice.TRAIN_LONGER_PROBE_FALLS]
 
 
-def _if_healthy(verdict: Verdict, n: Numbers) -> list[Advice]:
-    if _lr_is_high(n):
+def _if_healthy(verdict: Verdict, numbers: Numbers) -> list[Advice]:
+    if _lr_is_high(numbers):
         return [Advice.COOL_DOWN]
-    falls = n["val_fall"] > max(2 * n["val_fall_noise"], 0.05 * n["val_loss"])
+    falls = numbers["val_fall"] > max(2 * numbers["val_fall_noise"], 0.05 * numbers["val_loss"])
     return [Advice.TRAIN_LONGER_VAL_FALLS] if falls else []
 
 
-def _if_inconclusive(verdict: Verdict, n: Numbers) -> list[Advice]:
+def _if_inconclusive(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     if verdict.reason is Reason.TOO_FEW:
         return [Advice.MEASURE_MORE]
-    if verdict.reason is Reason.UNSTABLE and "peak_lr" in n:
+    if verdict.reason is Reason.UNSTABLE and "peak_lr" in numbers:
         return [Advice.LOWER_UNSTABLE_LR]
     return [Advice.GIVE_CHANCE] if verdict.reason is Reason.NO_REFERENCE else []
 
 
-def _lr_is_high(n: Numbers) -> bool:
+def _lr_is_high(numbers: Numbers) -> bool:
     """Return whether the learning rate has not been cooled down."""
-    return n.get("peak_lr", 0.0) > 0 and n["lr"] / n["peak_lr"] > _COOLED
+    return numbers.get("peak_lr", 0.0) > 0 and numbers["lr"] / numbers["peak_lr"] > _COOLED
 
 
 _ADVICE: dict[Label, Callable[[Verdict, Numbers], list[Advice]]] = {
     Label.DIVERGED: _if_diverged,
     Label.OVERFITTING: _if_overfitting,
     Label.UNDERFITTING: _if_underfitting,
-    Label.COLLAPSED: lambda verdict, n: [Advice.LOWER_LR_AND_WARM_UP, Advice.INSPECT_NETWORK],
+    Label.COLLAPSED: lambda verdict, numbers: [Advice.LOWER_LR_AND_WARM_UP, Advice.INSPECT_NETWORK],
     Label.HEALTHY: _if_healthy,
     Label.INCONCLUSIVE: _if_inconclusive,
 }
