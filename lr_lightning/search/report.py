@@ -155,7 +155,7 @@ def compare_and_record(
     numbers: Mapping[str, float],
 ) -> None:
     """Compare the trials, and record the search as a run in MLflow. Neither failing is an error."""
-    from lr_lightning.app.commands.multirun import compare_sweep
+    from lr_lightning.app.commands.compare import compare_sweep
     from lr_lightning.app.run.record import sweep_record
 
     compare_sweep(config, name, by, [config.tracking.experiment], brief=True)

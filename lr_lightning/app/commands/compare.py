@@ -1,10 +1,12 @@
-"""`scripts/compare.py`: compare tracked runs, and print the result."""
+"""`scripts/compare.py`, and the comparison that ends a multirun or a search: compare runs, and print the result."""
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED
 from lr_lightning.errors import CompareError, StoreUnavailable, TrackingError
 from lr_lightning.reports import wording
@@ -56,3 +58,13 @@ def report(done: Report, *, brief: bool = False) -> None:
     if done.address:
         print(f"in MLflow{'' if done.served else ' (while `make ui` is running)'}: {done.address}")
     print(f"open it:  xdg-open {shlex.quote(str(page))}")
+
+
+def compare_sweep(config: Config, sweep: str, by: Sequence[str], experiments: list[str], brief: bool = False) -> None:
+    """Compare the runs that share the tag ``sweep``. Never raises: the runs are done, and their command succeeded."""
+    try:
+        places = Path(config.tracking.root), config.tracking.uri, Path(config.output_root)
+        runs = f"tags.sweep = '{sweep}'"
+        run(*places, experiments=experiments, by_varied=by, filter_string=runs, after_sweep=True, brief=brief)
+    except Exception as e:
+        print(f"the runs are not compared: {type(e).__name__}: {e}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +14,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.commands.multirun import Multirun
 from lr_lightning.app.composition import keys_help, prepare, validate, wants_tracebacks
+from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
 
+_MOST_KEYS = 3  # that name the groups of a multirun's comparison
 Job = Literal["train", "find_lr"]
 _PURPOSES: dict[Job, str] = {
     "train": "Train a CNN on a learning rate schedule; the run is tracked in MLflow.",
@@ -42,6 +45,49 @@ It trains nothing: its steps are undone. You get a learning rate, its curve, and
 The schedule only appears in that command; finder=none, experiment, search and resume are refused.
 --cfg job shows every key and its value; -m searches one after another for comma-separated values.""",
 }
+
+
+class Multirun:
+    """The runs of a multirun, in order. Nothing heavy is imported before there are two runs to compare."""
+
+    def __init__(self) -> None:
+        self._runs: dict[int, tuple[Config, list[str]]] = {}
+        self._name = ""
+
+    def add(self, config: Config, overrides: Sequence[str], name: str, number: int) -> None:
+        """Add a run that is about to start to the multirun ``name``, and give it the tags `sweep` and `trial`."""
+        config.tracking.tags = {"sweep": name, "trial": str(number), **config.tracking.tags}
+        self._runs[number] = (config, list(overrides))
+        self._name = name
+
+    def forget(self, number: int) -> None:
+        """Leave out a run that could not start."""
+        self._runs.pop(number, None)
+
+    def compare(self) -> None:
+        """Compare the runs and print the result. Never raises."""
+        tracked = [config for config, _ in self._runs.values() if config.tracking.name == "mlflow"]
+        if len(tracked) < 2:
+            return
+        with suppress(OSError):  # the terminal may be closed
+            print(f"\nsweep {self._name}: {len(self._runs)} runs", flush=True)
+        from lr_lightning.app.commands.compare import compare_sweep
+
+        experiments = sorted({config.tracking.experiment for config in tracked})
+        compare_sweep(tracked[-1], tracked[-1].tracking.tags["sweep"], self._varied_keys(), experiments)
+
+    def _varied_keys(self) -> list[str]:
+        """Return the keys that vary, except the seed and the keys of a learning rate that a finder replaces."""
+        ignored = {"seed", "resume"}
+        if any(config.keys_set_by_finder() for config, _ in self._runs.values()):
+            ignored |= {"optimizer.lr", "schedule.max_lr"}
+        values: dict[str, set[str]] = {}
+        for _, overrides in self._runs.values():
+            for override in overrides:
+                key, _, value = override.lstrip("+~").partition("=")
+                values.setdefault(key, set()).add(value)
+        varied = [key for key, given in values.items() if len(given) > 1 and key not in ignored]
+        return varied[:_MOST_KEYS] or ["schedule"]
 
 
 def main(root: Path, job: Job = "train") -> int:

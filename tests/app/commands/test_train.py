@@ -10,7 +10,7 @@ import pytest
 
 from lr_lightning.app.commands import compare as app_compare
 from lr_lightning.app.commands import train as cli
-from lr_lightning.app.commands.multirun import Multirun
+from lr_lightning.app.commands.train import Multirun
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT
 from lr_lightning.app.run import train as train_module
