@@ -43,9 +43,11 @@ def rows(scale: float) -> dict[str, tuple[float, int, Schedule]]:
     def steps(count: int) -> int:
         return max(2, round(count * scale))
 
-    def cycles(top: float, half: int, length: int) -> tuple[Schedule, int]:
-        return Product(Constant(top), Triangular(up=steps(half), base=1 / 5)), steps(length)
+    def cycles(top: float, half: int) -> Schedule:
+        return Product(Constant(top), Triangular(up=steps(half), base=1 / 5))
 
+    first = steps(16_000)
+    second = max(1, steps(22_000) - first)
     cycle = {"up": steps(2000), "base": 1 / 6}
     gamma = GAMMA ** (1 / scale)
     return {
@@ -55,8 +57,8 @@ def rows(scale: float) -> dict[str, tuple[float, int, Schedule]]:
         "exp": (0.006, steps(70_000), Exponential(end=GAMMA**70_000)),
         "staged_triangular": (
             0.005,
-            steps(25_000),
-            Join(cycles(1.0, 2000, 16_000), cycles(0.1, 1000, 6000), (cycles(0.01, 500, 3000)[0], None)),
+            max(steps(25_000), first + second + 1),
+            Join((cycles(1.0, 2000), first), (cycles(0.1, 1000), second), (cycles(0.01, 500), None)),
         ),
         "exp_range": (0.006, steps(42_000), Triangular(**cycle, mode="exp_range", gamma=gamma)),
     }

@@ -134,7 +134,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 def seeds_needed(comparisons: int = 1, *, paired: bool = True, level: float = 0.05) -> int:
     """Return the fewest seeds for each group with which a clear difference can be significant.
 
-    Holm's correction is over so many comparisons; paired groups have the same seeds.
+    comparisons is how many Holm's correction covers. Paired groups have the same seeds.
 
     Example:
         >>> seeds_needed(), seeds_needed(6), seeds_needed(paired=False)

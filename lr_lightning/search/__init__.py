@@ -1,1 +1,1 @@
-"""Searching for the rate and what interacts with it. The only importer of Optuna."""
+"""Search for the learning rate and for what interacts with it; the only importer of Optuna."""
