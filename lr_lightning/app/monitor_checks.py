@@ -25,7 +25,7 @@ class FinalValidation(Callback):
             validate_also(trainer, lambda: _is_last_batch_of_fit(trainer))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the Trainer as it was."""
+        """Restore the Trainer."""
         validate_also(trainer, None)
 
 

@@ -253,7 +253,7 @@ def _new_folder(root: Path, experiment: str) -> Path:
 
 
 def _log_to_store(request: ReportRequest, experiment_id: str, report: Report, server: str) -> str | None:
-    """Log the files as a run of their own and return the page's address, or None if the store fails."""
+    """Log the files as a separate run and return the page's address, or None if the store fails."""
     call = request.store.call
     tags = {
         JOB_TAG: COMPARE_JOB,

@@ -252,7 +252,7 @@ class Workers:
 
 
 def _launch(role: str, environment: dict[str, str] | None = None) -> "tuple[subprocess.Popen[bytes], Connection]":
-    """Start `lr_lightning.search.worker` in a session of its own, so that Ctrl-C reaches the search alone."""
+    """Start `lr_lightning.search.worker` in a new session, so that Ctrl-C reaches the search alone."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(

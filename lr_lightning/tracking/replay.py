@@ -27,7 +27,7 @@ class Replayed:
 
 
 def replay(output_dir: Path, final_status: str = "KILLED", lock_seconds: float = 0) -> Replayed:
-    """Upload what is left of the log of a run that has stopped; create the run if the store has never seen it.
+    """Upload the rest of a stopped run's log; create the run if the store has never seen it.
 
     Args:
         output_dir: The run's output directory.
@@ -107,7 +107,7 @@ def _start_watchdog(output_dir: Path) -> "subprocess.Popen[bytes]":
 
 
 def close_record(output_dir: Path | str) -> None:
-    """Set the status FAILED on a run whose first process is gone, and upload what is left of its log."""
+    """Set the status FAILED on a run whose first process is gone, and upload the rest of its log."""
     try:
         done = replay(Path(output_dir), final_status="FAILED", lock_seconds=_WATCHDOG_LOCK_SECONDS)
     except (TrackingError, StoreUnavailable) as error:

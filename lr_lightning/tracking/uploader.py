@@ -356,7 +356,7 @@ class UploadThread(threading.Thread):
             )
 
     def close(self, patience: float | None = None) -> bool:
-        """Upload what is left, then stop and release the run's lock; warn and return False if something is left.
+        """Upload the rest, then stop and release the run's lock; warn and return False if something is left.
 
         As long as the store takes rows, all are sent; ``patience`` is in seconds without progress. A call that the
         store never answers is abandoned without a trace.
