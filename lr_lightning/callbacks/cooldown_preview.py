@@ -195,7 +195,7 @@ class CooldownPreview(Callback):
             self._problem = self._problem or RuntimeError(problem)
             return
         sample = collector.finish(trainer, pl_module.device)
-        if sample is not None and not trainer.sanity_checking:
+        if sample is not None:  # in the sanity check too, where what is monitored must show up
             metrics = {LOSS: sample.loss} | ({} if sample.acc is None else {ACCURACY: sample.acc})
             pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # they are equal on all ranks already
 
