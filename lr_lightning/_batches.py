@@ -63,14 +63,14 @@ def batch_size_of(loader: object) -> int | None:
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
-# -- the number of examples ----------------------------------------------------------------------------------------------
+# -- the number of examples -------------------------------------------------------------------------------------------
 
 
 def count_examples(batch: Any, size: int | None = None) -> int | None:
     """Return the number of examples in a batch; None if the batch does not tell.
 
-    An object's own ``num_graphs`` or ``batch_size`` counts first. Then all tensors must have the same length. If they do
-    not, as in a batch of molecules with their atoms, the length that fits to ``size`` counts.
+    An object's own ``num_graphs`` or ``batch_size`` counts first. Then all tensors must have the same length. If they
+    do not, as in a batch of molecules with their atoms, the length that fits to ``size`` counts.
 
     Args:
         batch: The batch.

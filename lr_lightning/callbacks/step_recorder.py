@@ -50,8 +50,8 @@ class StepRecorder(Callback):
     every earlier step and then raises :class:`~lr_lightning.errors.Diverged`, so no checkpoint of a diverged run is
     ever saved.
 
-    A loss that the module logs itself under one of these names is the module's: StepRecorder then leaves its own out, with
-    one warning. A :class:`Flushable` logger takes the recorder's alone.
+    A loss that the module logs itself under one of these names is the module's: StepRecorder then leaves its own out,
+    with one warning. A :class:`Flushable` logger takes the recorder's alone.
 
     Args:
         flush_seconds: Longest time between two flushes of a single process, in seconds, > 0.
