@@ -382,7 +382,10 @@ def _per_optimizer(name: str, value: Any, convert: Callable[[str, Any], _Entry])
     """Convert a single value, or each item of a per-optimizer list."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(convert(f"each entry of {name}", each) for each in value)
-    return convert(name, value)
+    try:
+        return convert(name, value)
+    except ArgumentError as e:
+        raise ArgumentError(f"{e.problem}; a list gives one for each optimizer", name) from None
 
 
 def _counted(name: str, value: int) -> int:
