@@ -64,6 +64,11 @@ def world_size(trainer: TrainerConfig) -> int:
     return count * nodes
 
 
+def local_processes(trainer: TrainerConfig) -> int:
+    """Return the number of processes of the run on this machine."""
+    return max(1, world_size(trainer) // devices_and_nodes(trainer)[1])
+
+
 def _device_count(trainer: TrainerConfig) -> int | None:
     """Return the number of devices that the config asks for; None for all that there are."""
     devices = str(trainer.devices)
