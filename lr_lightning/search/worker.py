@@ -257,7 +257,7 @@ def _nursery(control: Connection) -> NoReturn:
     while True:
         if control.fileno() in select.select([control.fileno(), reader], [], [])[0]:
             try:
-                environment, threads = control.recv()
+                environment = control.recv()
                 socket = recv_handle(control)
             except (EOFError, OSError):  # the search is over, or gone: workers that train save a checkpoint
                 for worker in workers:
@@ -274,7 +274,7 @@ def _nursery(control: Connection) -> NoReturn:
                 os.close(reader)
                 os.close(writer)
                 os.setsid()
-                _become_worker(socket, own, environment, threads)
+                _become_worker(socket, own, environment)
             workers.add(pid)
             os.close(socket)
             control.send((pid, None))
@@ -287,12 +287,10 @@ def _nursery(control: Connection) -> NoReturn:
                     control.send((ended[0], os.waitstatus_to_exitcode(ended[1])))
 
 
-def _become_worker(socket: int, parent: int, environment: dict[str, str], threads: int | None) -> NoReturn:
+def _become_worker(socket: int, parent: int, environment: dict[str, str]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log that is whole after a kill
     os.environ |= environment
-    if threads is not None:
-        torch.set_num_threads(threads)
     ParentWatch(grace=None, parent=parent).start()  # without a search, end with a checkpoint, however long that takes
     try:
         serve(Connection(socket))
@@ -308,7 +306,7 @@ def main(role: str, socket: int, parent: int) -> None:
         prepare(task.root)
         run_task(task)
     elif role == "worker":
-        _become_worker(socket, parent, {}, None)
+        _become_worker(socket, parent, {})
     else:
         _nursery(Connection(socket))
 
