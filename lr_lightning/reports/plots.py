@@ -13,7 +13,7 @@ from lr_lightning._plotting import FRAME, GREY, Style, new_figure, style_axes, s
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import run_metrics, wording
-from lr_lightning.reports.curves import Floats, band, thin
+from lr_lightning.reports.drawn_curves import Floats, band, thin
 from lr_lightning.reports.groups import ComparedGroups, RunGroup
 from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, with_data_set
 
