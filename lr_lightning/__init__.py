@@ -3,6 +3,7 @@
 Public names are imported on first use, so that importing a light part of the package stays cheap.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,10 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(import_module(f"lr_lightning.{_MODULES[name]}"), name)
+        found = getattr(import_module(f"lr_lightning.{_MODULES[name]}"), name)
+        if (shared := sys.modules.get("lr_lightning._lightning")) is not None:
+            shared.join_packages()  # a LightningCLI asks for the class before it makes the callback
+        return found
     raise AttributeError(f"module 'lr_lightning' has no attribute '{name}'")
 
 

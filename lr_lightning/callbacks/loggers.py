@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lr_lightning._lightning import Trainer, rank_zero_warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,10 +5,9 @@ from collections.abc import Collection
 from typing import Literal, get_args
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning._checks import check_choice, check_count
+from lr_lightning._lightning import LightningModule, Trainer, rank_zero_info
 from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
 from lr_lightning.callbacks.loggers import for_each_logger
 from lr_lightning.callbacks.set_lr import reference_lr

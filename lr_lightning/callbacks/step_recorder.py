@@ -6,13 +6,19 @@ from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lr_lightning._checks import check_count
-from lr_lightning._lightning import batch_loss, logging_step, mean_loss
+from lr_lightning._lightning import (
+    STEP_OUTPUT,
+    BaseCallback,
+    LightningModule,
+    Trainer,
+    batch_loss,
+    logging_step,
+    mean_loss,
+)
 from lr_lightning._param_groups import effective_lr, first_group_lr
 from lr_lightning.errors import ArgumentError, Diverged
 
@@ -36,7 +42,7 @@ class Flushable(Protocol):
         """Accept these names only through ``log_rows``."""
 
 
-class StepRecorder(Callback):
+class StepRecorder(BaseCallback):
     """Log ``train/loss`` and ``lr/group<i>`` of every optimizer step, and ``train/loss_epoch`` of every epoch.
 
     The losses stay on their device until a flush fetches them all at once. A step's loss is the mean over its
