@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lr_lightning.callbacks.batch_size import BatchSizeSchedule
     from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
-    from lr_lightning.callbacks.lr_finder import LRFinder, LRGrid
+    from lr_lightning.callbacks.lr_finder import LRFinder, LRGrid, find_lr
     from lr_lightning.callbacks.lr_schedule import LRSchedule
     from lr_lightning.callbacks.overfitting import OverfittingMonitor
     from lr_lightning.callbacks.random_state import RandomState
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lr_lightning.diagnosis.history import History
     from lr_lightning.errors import Diverged
     from lr_lightning.lr_finder.results import RangeTest
+    from lr_lightning.torch_schedule import TorchSchedule
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,8 +38,10 @@ __all__ = [
     "ScheduleAwareStopping",
     "ScheduleFreeMode",
     "StepRecorder",
+    "TorchSchedule",
     "__version__",
     "diagnose",
+    "find_lr",
 ]
 
 _MODULES = {
@@ -55,7 +58,9 @@ _MODULES = {
     "ScheduleAwareStopping": "callbacks.early_stopping",
     "ScheduleFreeMode": "callbacks.schedule_free",
     "StepRecorder": "callbacks.step_recorder",
+    "TorchSchedule": "torch_schedule",
     "diagnose": "diagnosis.diagnose",
+    "find_lr": "callbacks.lr_finder",
 }
 
 
