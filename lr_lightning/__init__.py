@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lr_lightning.callbacks.batch_size import BatchSizeSchedule
+    from lr_lightning.callbacks.cooldown_preview import CooldownPreview
     from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
     from lr_lightning.callbacks.lr_finder import LRFinder, LRGrid, find_lr
     from lr_lightning.callbacks.lr_schedule import LRSchedule
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BatchSizeSchedule",
+    "CooldownPreview",
     "Diverged",
     "History",
     "LRFinder",
@@ -46,6 +48,7 @@ __all__ = [
 
 _MODULES = {
     "BatchSizeSchedule": "callbacks.batch_size",
+    "CooldownPreview": "callbacks.cooldown_preview",
     "Diverged": "errors",
     "History": "diagnosis.history",
     "LRFinder": "callbacks.lr_finder",

@@ -235,6 +235,17 @@ class FreshMetric:
         return any(not result.has_reset for result in own) if own else now is not before
 
 
+def names_to_loggers(trainer: Trainer) -> set[str]:
+    """Return the names under which the module logs to the loggers in the running loop, as far as it has."""
+    results: Any = trainer._results
+    every = [] if results is None else [result for result in results.values() if result.meta.logger]
+    return {results._forked_name(r, step)[1] for r in every for step in (True, False) if _logs(r.meta, step)}
+
+
+def _logs(meta: Any, on_step: bool) -> bool:
+    return bool(meta.on_step if on_step else meta.on_epoch)
+
+
 def logging_step(trainer: Trainer) -> int:
     """Return Lightning's own step for logging; with several optimizers ``global_step`` counts the steps of each."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -18,14 +18,15 @@ from torch.optim import Optimizer
 
 from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.error_messages import causes, config_error
-from lr_lightning.app.lr_scaling import process_batch_size
 from lr_lightning.app.monitor_checks import MonitorCheck
 from lr_lightning.app.schemas import schedule as schemas
 from lr_lightning.app.schemas.data import DataConfig
 from lr_lightning.app.schemas.model import OPTIMIZER_PACKAGES, ModelConfig, ModuleConfig, OptimizerConfig
 from lr_lightning.app.schemas.search import FinderConfig
+from lr_lightning.app.world import process_batch_size
 from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
+from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
@@ -179,6 +180,8 @@ def build_callbacks(config: Config, schedules: Schedules, module: LightningModul
     ]
     if node.overfitting is not None and can_measure(module):
         callbacks.append(OverfittingMonitor(**asdict(node.overfitting), seed=config.data.split_seed))
+    if can_measure(module) and _wants_preview(config):
+        callbacks.append(CooldownPreview(seed=config.data.split_seed))
     if node.cost is not None:
         cost = RunCost(**asdict(node.cost))
         callbacks += [] if cost.target is None else [MonitorCheck(cost.target.metric, "callbacks.cost.target")]
@@ -187,6 +190,15 @@ def build_callbacks(config: Config, schedules: Schedules, module: LightningModul
         callbacks.append(MonitorCheck(stopping.monitor, "callbacks.early_stopping.monitor"))
         callbacks.append(ScheduleAwareStopping(**asdict(stopping)))
     return [*callbacks, *_extra_callbacks(node.extra), RandomState()]
+
+
+def _wants_preview(config: Config) -> bool:
+    """Return whether to preview a cooldown: as the key says, else if the schedule keeps the learning rate high."""
+    wanted = config.callbacks.cooldown_preview
+    if wanted is not None:
+        return wanted
+    averages_itself = config.optimizer.name.startswith("schedule_free")
+    return isinstance(config.schedule, schemas.STAYS_HIGH) and not averages_itself
 
 
 def _batch_growth(growth: schemas.GrowthConfig, batch_size: int) -> BatchSizeSchedule:

@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.lr_scaling import effective_batch_size, process_batch_size
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
 from lr_lightning.app.schemas.trainer import TrackingConfig
-from lr_lightning.app.world import world_size
+from lr_lightning.app.world import effective_batch_size, process_batch_size, world_size
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.training.datamodule import ImageDataModule
 

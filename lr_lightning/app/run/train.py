@@ -15,6 +15,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,6 @@ from torch import nn
 from lr_lightning._lightning import callbacks_of
 from lr_lightning.app import build
 from lr_lightning.app.config import Config, flatten
-from lr_lightning.app.lr_scaling import scale_lr
 from lr_lightning.app.run import checkpoints, record
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import print_outcome, print_start
@@ -36,8 +36,9 @@ from lr_lightning.app.run.output import LAST, new_output_dir, output_root
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
 from lr_lightning.app.run.signals import ParentWatch, is_child
+from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrainerConfig
-from lr_lightning.app.world import devices_and_nodes, is_rank_zero, world_size
+from lr_lightning.app.world import devices_and_nodes, effective_batch_size, is_rank_zero, world_size
 from lr_lightning.callbacks.base_finder import NoSuggestionWarning
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Schedule
@@ -86,6 +87,39 @@ def train(
     if run.folder and report:
         print_outcome(config, run.folder, outcome, idle=resumed is not None and not record.stepped(trainer))
     return outcome
+
+
+def lr_factor(rule: str, batch: int, reference: int) -> float:
+    """Return the factor that adapts a learning rate for updates of ``reference`` examples to those of ``batch``.
+
+    The rule is ``linear`` (Goyal et al. 2017, for SGD), ``sqrt`` (Krizhevsky 2014; Malladi et al. 2022, for Adam) or
+    ``none``.
+
+    >>> lr_factor("linear", 512, 128), lr_factor("sqrt", 512, 128), lr_factor("none", 512, 128)
+    (4.0, 2.0, 1.0)
+    """
+    ratio = batch / reference
+    return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]
+
+
+def scale_lr(config: Config) -> tuple[Config, dict[str, Any]]:
+    """Apply ``optimizer.lr_rule`` to the peak learning rate and the bounds of a cycle.
+
+    Returns:
+        The config with the scaled learning rates, and a record of the change: the given learning rate and the factor.
+        Without a rule, the same config and an empty record.
+    """
+    node = config.optimizer
+    if node.lr_rule == "none" or node.lr_reference_batch is None:
+        return config, {}
+    factor = lr_factor(node.lr_rule, effective_batch_size(config.data, config.trainer), node.lr_reference_batch)
+    scaled = deepcopy(config)
+    scaled.optimizer.lr = node.lr * factor
+    if isinstance(scaled.schedule, CyclicalConfig):
+        for name in ("max_lr", "base_lr"):
+            if (lr := getattr(scaled.schedule, name)) is not None:
+                setattr(scaled.schedule, name, lr * factor)
+    return scaled, {"lr_rule.given_lr": node.lr, "lr_rule.factor": factor}
 
 
 def prepare_process(node: TrainerConfig, output: str) -> None:

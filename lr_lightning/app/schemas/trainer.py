@@ -14,6 +14,9 @@ _GAPS = ("gap_loss", "gap_acc", "gl", "pq", "up", "ece", "temperature", "gap_los
 OVERFITTING_METRICS = ("probe/loss", "probe/acc", *(f"overfit/{name}" for name in _GAPS))
 """What callbacks.overfitting logs."""
 
+PREVIEW_METRICS = ("val/loss_if_cooled", "val/acc_if_cooled")
+"""What callbacks.cooldown_preview logs."""
+
 COST_METRICS = ("cost/seconds", "cost/examples_per_second")
 """What callbacks.cost logs."""
 
@@ -129,6 +132,8 @@ class CallbacksConfig(Schema):
     overfitting: OverfittingConfig | None = field(default_factory=OverfittingConfig)
     cost: CostConfig | None = field(default_factory=CostConfig)
     early_stopping: EarlyStoppingConfig | None = field(default_factory=EarlyStoppingConfig)
+    # log what a cooldown would reach; null: if the schedule keeps the learning rate high for most of the run
+    cooldown_preview: bool | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # your own: +callbacks.extra.mine._target_=package.MyCallback
 
     @property
@@ -152,6 +157,8 @@ class CallbacksConfig(Schema):
 
     def bad_monitor(self, key: str, monitor: str) -> Iterator[Problem]:
         """Find a metric that no callback logs, though the key monitors it."""
+        if monitor in PREVIEW_METRICS and self.cooldown_preview is False:
+            yield Problem(key, f"'{monitor}' needs callbacks.cooldown_preview, which is off.")
         for prefixes, names, group, node in (
             (("overfit/", "probe/"), OVERFITTING_METRICS, "callbacks.overfitting", self.overfitting),
             (("cost/",), COST_METRICS, "callbacks.cost", self.cost),

@@ -1,4 +1,4 @@
-"""The hooks of a step that a callback does not have, and batch norm over processes."""
+"""The learning rate for a larger batch, hooks of a step that a callback lacks, and batch norm over processes."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.train import STEP_HOOKS, build_run, check_batch_norm, spare_idle_hooks
+from lr_lightning.app.run.train import STEP_HOOKS, build_run, check_batch_norm, lr_factor, scale_lr, spare_idle_hooks
 from lr_lightning.errors import ConfigError
 from tests.callbacks.tiny import QUIET, Tiny, X, Y
 
@@ -80,3 +80,16 @@ def test_bad_input_is_not_its_own_cause(configured: Callable[..., Config], monke
         build_run(configured())
     assert caught.value is bad
     assert bad.__cause__ is None
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
+def test_the_rule_scales_every_absolute_lr(configured: Callable[..., Config], rule: str, expected: float) -> None:
+    assert lr_factor(rule, 256, 64) == expected
+    own = ["schedule=triangular", "schedule.max_lr=0.4", "schedule.base_lr=0.1", "data.batch_size=256"]
+    given = configured(*own, f"optimizer.lr_rule={rule}", "optimizer.lr_reference_batch=64", "trainer=cpu")
+    config, said = scale_lr(given)
+    assert config.optimizer.lr == pytest.approx(0.4 * expected)
+    assert config.schedule.max_lr == pytest.approx(0.4 * expected)  # type: ignore[attr-defined]
+    assert config.schedule.base_lr == pytest.approx(0.1 * expected)  # type: ignore[attr-defined]
+    assert said == ({} if rule == "none" else {"lr_rule.given_lr": 0.4, "lr_rule.factor": expected})
+    assert given.optimizer.lr == 0.4
