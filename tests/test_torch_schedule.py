@@ -37,7 +37,7 @@ def run(scheduler: TorchSchedule, steps: int) -> list[list[float]]:
         Warmup("10%", Cosine()),
         WSD(),
         OneCycle(),
-        Triangular("25%"),
+        Triangular(0.1, "25%"),
         Join((Linear(0, 1), 5), (Constant(), None), (Linear(1, 0), "1 epochs")),
     ],
     ids=lambda schedule: type(schedule).__name__,

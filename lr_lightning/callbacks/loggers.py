@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from lr_lightning._lightning import Trainer, rank_zero_warn
@@ -20,8 +21,8 @@ def log_figure(trainer: Trainer, figure: "Figure", artifact_file: str) -> None:
 
 
 def log_text(trainer: Trainer, text: str, artifact_file: str) -> None:
-    """Log a text, such as a CSV table, to every logger that keeps files."""
-    for_each_logger(trainer, artifact_file, lambda logger: _text(logger, text, artifact_file))
+    """Log a text, such as a CSV table, to every logger that keeps texts or files."""
+    for_each_logger(trainer, artifact_file, lambda logger: _text(logger, text, artifact_file, trainer.global_step))
 
 
 def log_tags(trainer: Trainer, tags: Mapping[str, str]) -> None:
@@ -54,7 +55,7 @@ def _figure(logger: Any, figure: "Figure", name: str, step: int) -> None:
         logger.log_figure(figure, name)
     elif _has(experiment, "add_figure"):  # TensorBoard
         experiment.add_figure(tag, figure, step, close=False)
-    elif _has(logger, "log_image"):  # Weights & Biases
+    elif _is_wandb(logger):
         from PIL import Image  # matplotlib depends on it
 
         buffer = io.BytesIO()
@@ -65,13 +66,17 @@ def _figure(logger: Any, figure: "Figure", name: str, step: int) -> None:
         figure.savefig(path)
 
 
-def _text(logger: Any, text: str, name: str) -> None:
+def _text(logger: Any, text: str, name: str, step: int) -> None:
     run, experiment = _mlflow_run(logger)
     if run is not None:
         experiment.log_text(run, text, name)
-    elif _has(logger, "log_text") and not hasattr(logger, "log_image"):  # that of Weights & Biases takes tables
+        return
+    if _has(logger, "log_text") and not _is_wandb(logger):  # that of Weights & Biases takes tables
         logger.log_text(text, name)
-    elif (path := _file(logger, name)) is not None:
+        return
+    if _has(experiment, "add_text"):  # TensorBoard shows Markdown: an indented block is shown as it is
+        experiment.add_text(name.rsplit(".", 1)[0], indent(text, "    "), step)
+    if (path := _file(logger, name)) is not None:
         path.write_text(text, encoding="utf-8")
 
 
@@ -82,6 +87,8 @@ def _tags(logger: Any, tags: Mapping[str, str]) -> None:
             experiment.set_tag(run, key, value)
     elif _has(logger, "set_tags"):
         logger.set_tags(tags)
+    elif _is_wandb(logger):
+        experiment.summary.update(dict(tags))  # columns of the table of runs; its tags have no values
 
 
 def _note(logger: Any, text: str) -> None:
@@ -90,10 +97,16 @@ def _note(logger: Any, text: str) -> None:
         experiment.set_tag(run, "mlflow.note.content", text)  # the tag that MLflow shows as a run's description
     elif _has(logger, "log_note"):
         logger.log_note(text)
+    elif _is_wandb(logger):
+        experiment.notes = text
 
 
 def _has(thing: Any, method: str) -> bool:
     return callable(getattr(thing, method, None))
+
+
+def _is_wandb(logger: Any) -> bool:
+    return _has(logger, "log_image") and _has(logger, "log_table")
 
 
 def _mlflow_run(logger: Any) -> tuple[str | None, Any]:
@@ -107,7 +120,7 @@ def _mlflow_run(logger: Any) -> tuple[str | None, Any]:
 
 def _file(logger: Any, name: str) -> Path | None:
     """Return a path in the folder that a logger, such as CSVLogger, writes to; None if it has none."""
-    folder = getattr(logger, "log_dir", None)
+    folder = logger.experiment.dir if _is_wandb(logger) else getattr(logger, "log_dir", None)  # wandb uploads its own
     if folder is None:
         log.debug("%s keeps no files, so %s is not logged there", type(logger).__name__, name)
         return None

@@ -304,7 +304,7 @@ def find_lr(
     names = ("callbacks", "loggers", "limit_train_batches", "num_sanity_val_steps")
     before = {name: getattr(trainer, name) for name in names}
     modes, device = {layer: layer.training for layer in module.modules()}, module.device
-    others = (BaseLRFinder, *twins(BatchSizeFinder, LearningRateFinder))  # they would measure as well
+    others: tuple[type, ...] = (BaseLRFinder, *twins(BatchSizeFinder, LearningRateFinder))  # they would measure as well
     own = [callback for callback in before["callbacks"] if not isinstance(callback, others)]
     changed = {"callbacks": [*own, finder, _NoTraining()], "loggers": [], "num_sanity_val_steps": 0}
     try:
