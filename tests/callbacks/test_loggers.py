@@ -36,7 +36,7 @@ class Grouped(Tiny):
         return torch.optim.SGD(groups, lr=self.lr)
 
 
-def csv_run(folder: Path, run: Callable[[Any], None], empty_store: Path) -> Kept:
+def csv_run(folder: Path, run: Callable[[Any], None], request: pytest.FixtureRequest) -> Kept:
     from lightning.pytorch.loggers import CSVLogger
 
     logger = CSVLogger(folder)
@@ -46,7 +46,7 @@ def csv_run(folder: Path, run: Callable[[Any], None], empty_store: Path) -> Kept
     return Kept(lrs, set(rows[0]), files_in(Path(logger.log_dir)), None, None)
 
 
-def tensorboard_run(folder: Path, run: Callable[[Any], None], empty_store: Path) -> Kept:
+def tensorboard_run(folder: Path, run: Callable[[Any], None], request: pytest.FixtureRequest) -> Kept:
     accumulation = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -62,11 +62,11 @@ def tensorboard_run(folder: Path, run: Callable[[Any], None], empty_store: Path)
     return Kept(lrs, set(tags["scalars"]), images | files_in(Path(logger.log_dir)), None, None)
 
 
-def mlflow_run(folder: Path, run: Callable[[Any], None], empty_store: Path) -> Kept:
+def mlflow_run(folder: Path, run: Callable[[Any], None], request: pytest.FixtureRequest) -> Kept:
     pytest.importorskip("mlflow")
     from lightning.pytorch.loggers import MLFlowLogger
 
-    shutil.copy(empty_store, folder / "m.db")
+    shutil.copy(request.getfixturevalue("empty_store"), folder / "m.db")
     logger = MLFlowLogger("run", tracking_uri=f"sqlite:///{folder}/m.db", artifact_location=str(folder / "files"))
     run(logger)
     client, identity = logger.experiment, str(logger.run_id)
@@ -76,7 +76,7 @@ def mlflow_run(folder: Path, run: Callable[[Any], None], empty_store: Path) -> K
     return Kept(lrs, set(data.metrics), files, data.tags["verdict"], data.tags["mlflow.note.content"])
 
 
-def wandb_run(folder: Path, run: Callable[[Any], None], empty_store: Path) -> Kept:
+def wandb_run(folder: Path, run: Callable[[Any], None], request: pytest.FixtureRequest) -> Kept:
     wandb = pytest.importorskip("wandb")
     from lightning.pytorch.loggers import WandbLogger
 
@@ -111,7 +111,7 @@ def files_in(folder: Path) -> set[str]:
     ],
 )
 def test_every_callback_with_every_logger(
-    kind: Callable[..., Kept], tmp_path: Path, empty_store: Path, recwarn: pytest.WarningsRecorder
+    kind: Callable[..., Kept], tmp_path: Path, request: pytest.FixtureRequest, recwarn: pytest.WarningsRecorder
 ) -> None:
     monitor, schedule = OverfittingMonitor(), LRSchedule(Cosine())
     callbacks = [LRFinder(num_steps=12, apply=False, progress=False), schedule, monitor, StepRecorder(), RunCost()]
@@ -119,7 +119,7 @@ def test_every_callback_with_every_logger(
     def run(logger: Any) -> None:
         trainer(tmp_path, callbacks, logger, log_every_n_steps=1).fit(Grouped(), loader(), loader(60))
 
-    kept = kind(tmp_path, run, empty_store)
+    kept = kind(tmp_path, run, request)
     assert kept.lrs == pytest.approx([0.1 * factor for factor in Cosine().factors(12)])
     assert kept.metrics >= METRICS
     assert any(name.startswith("summary/") for name in kept.metrics)
