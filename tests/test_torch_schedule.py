@@ -121,11 +121,11 @@ class UsedLRs:
 def test_in_a_trainer_with_a_resume_and_under_a_finder(tmp_path: Path) -> None:
     expected = [0.1 * factor for factor in Cosine().factors(12)]
     whole = UsedLRs(module := WithScheduler())
-    fitted = trainer(tmp_path, [], max_steps=7)
+    fitted = trainer(tmp_path, [], max_epochs=1)
     fitted.fit(module, loader())
-    fitted.save_checkpoint(tmp_path / "7.ckpt")
+    fitted.save_checkpoint(tmp_path / "6.ckpt")
     rest = UsedLRs(module := WithScheduler())
-    trainer(tmp_path, [], max_epochs=2).fit(module, loader(), ckpt_path=tmp_path / "7.ckpt", weights_only=True)
+    trainer(tmp_path, [], max_epochs=2).fit(module, loader(), ckpt_path=tmp_path / "6.ckpt", weights_only=True)
     assert whole.lrs + rest.lrs == expected
     finder = LRFinder(num_steps=30)
     found = UsedLRs(module := WithScheduler())

@@ -295,7 +295,9 @@ def find_lr(
     for name in settings.keys() & {"apply", "at_epochs"}:
         raise ArgumentError("is of no use in find_lr, which does not train; use LRFinder in a Trainer", name)
     if trainer is None:
-        trainer = make_trainer(module, devices=1, max_epochs=1, logger=False, enable_checkpointing=False)
+        trainer = make_trainer(
+            module, devices=1, max_epochs=1, logger=False, enable_checkpointing=False, enable_model_summary=False
+        )
     elif trainer.global_step > 0 or is_dev_run(trainer) or trainer.limit_train_batches == 0:
         raise ArgumentError(
             "must be a Trainer that has not trained yet, without fast_dev_run and limit_train_batches=0", "trainer"
