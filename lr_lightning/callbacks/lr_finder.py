@@ -19,8 +19,8 @@ from lr_lightning._lightning import (
     rank_zero_info,
     twins,
 )
+from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
-from lr_lightning.callbacks.loggers import for_each_logger
 from lr_lightning.callbacks.set_lr import reference_lr
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.curve import DivergenceStop

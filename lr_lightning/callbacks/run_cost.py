@@ -24,7 +24,7 @@ from lr_lightning._lightning import (
     mean_loss,
     rank_zero_warn,
 )
-from lr_lightning.callbacks.loggers import for_each_logger
+from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.cost import Target, parse_target, percentiles, spikes
 from lr_lightning.errors import ArgumentError

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost, StepRecorder
-from lr_lightning.callbacks.loggers import log_note, log_tags
+from lr_lightning._loggers import log_note, log_tags
 from lr_lightning.schedules import Cosine
 from tests.callbacks.tiny import Memory, Tiny, loader, trainer
 
@@ -151,3 +151,8 @@ def test_a_logger_of_ours_gets_the_note_itself_and_one_without_notes_nothing() -
     logger.log_note = kept.append  # type: ignore[attr-defined]
     log_note(_trainer(logger, Memory()), "verdict: healthy")
     assert kept == ["verdict: healthy"]
+
+
+def test_no_callback_names_a_tag_of_mlflow() -> None:
+    root = Path(lr_lightning.__file__).parent
+    assert not [str(path) for path in (root / "callbacks").glob("*.py") if "mlflow." in path.read_text()]
