@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+import lr_lightning
 from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost, StepRecorder
 from lr_lightning._loggers import log_note, log_tags
 from lr_lightning.schedules import Cosine
