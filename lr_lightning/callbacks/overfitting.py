@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lr_lightning._checks import check_count
-from lr_lightning._lightning import batch_loss, mean_over_ranks, to_device
+from lr_lightning._lightning import (
+    STEP_OUTPUT,
+    BaseCallback,
+    LightningModule,
+    Trainer,
+    batch_loss,
+    isolate_rng,
+    mean_over_ranks,
+    rank_zero_warn,
+    to_device,
+)
 from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class OverfittingMonitor(Callback):
+class OverfittingMonitor(BaseCallback):
     """Measure whether a model over- or underfits, and give a verdict with the numbers that decided.
 
     The running training loss cannot show it: that loss is averaged over moving weights, with dropout and augmentation
