@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lr_lightning._threads import usable_cores
 from lr_lightning.diagnosis.stratify import stratified_subset
 from lr_lightning.errors import DataError, UsageError
 from lr_lightning.training import split, transforms
@@ -21,7 +22,6 @@ from lr_lightning.training.decode import (
     EncodedImages,
     ImageStore,
     choose_format,
-    cores,
     decode_all,
     decoded_keys,
     stored_keys,
@@ -114,7 +114,7 @@ class ImageDataModule(L.LightningDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
-        workers = max(1, cores() - 1) if num_workers in (None, "auto") else num_workers
+        workers = max(1, usable_cores() - 1) if num_workers in (None, "auto") else num_workers
         if eval_batch_size is None:
             eval_batch_size = max(batch_size, min(4 * batch_size, _MAX_EVAL_BATCH))
         for key, value, least in (

@@ -1,7 +1,6 @@
 """From encoded images to uint8 pixels: one common format for a data set, decoded at once or on demand."""
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lr_lightning._threads import usable_cores
 from lr_lightning.errors import DataError
 from lr_lightning.training.images import TOO_MANY, Encoded, Images, UnreadableImage, list_images, refuse_unreadable
 from lr_lightning.training.pixels import MAX_PIXELS, Format, Header, choose_range, decode, read_header, read_values
@@ -112,7 +112,9 @@ def _measure_ranges(images: Images, depths: set[str], max_pixels: int) -> dict[s
             some = values[:: max(1, values.size // share)].astype(np.float64)
             seen[depth].append(np.append(some, [values.min(), values.max()]))
 
-    pieces = in_threads(lambda chunk: _each(measure, chosen[chunk.start : chunk.stop]), len(chosen), threads=cores())
+    pieces = in_threads(
+        lambda chunk: _each(measure, chosen[chunk.start : chunk.stop]), len(chosen), threads=usable_cores()
+    )
     for found in pieces:
         unreadable += found
         refuse_unreadable(unreadable, least=TOO_MANY)
@@ -195,7 +197,7 @@ def _headers(images: Images, unreadable: list[UnreadableImage], max_pixels: int)
     except DataError:  # a table's row without an image, which is reported with all others
         are_files = False
     # Reading a header from memory is Python's work, which threads would not share; a file is waited for.
-    for headers, found in in_threads(read_chunk, len(images), threads=cores() if are_files else 1):
+    for headers, found in in_threads(read_chunk, len(images), threads=usable_cores() if are_files else 1):
         unreadable += found
         refuse_unreadable(unreadable, least=TOO_MANY)
         yield from headers
@@ -227,7 +229,7 @@ def stored_keys(images: Images, indices: NDArray[np.int64]) -> list[tuple[int, i
     def keys_of(chunk: range) -> list[tuple[int, int]]:
         return [_stored_key(images.item(index)) for index in indices[chunk.start : chunk.stop].tolist()]
 
-    return [key for keys in in_threads(keys_of, len(indices), threads=cores()) for key in keys]
+    return [key for keys in in_threads(keys_of, len(indices), threads=usable_cores()) for key in keys]
 
 
 def _stored_key(item: Encoded | NDArray[np.uint8]) -> tuple[int, int]:
@@ -238,11 +240,6 @@ def _stored_key(item: Encoded | NDArray[np.uint8]) -> tuple[int, int]:
         head = file.read(_END)
         file.seek(max(0, size - _END))
         return size, hash(head + file.read())
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(work: Callable[[range], T], total: int, *, threads: int, chunk: int = _CHUNK) -> Iterator[T]:
@@ -263,7 +260,7 @@ def useful_threads(images: Images) -> int:
     """
     sample = [images.item(index) for index in range(min(len(images), _SIZE_SAMPLE))]
     sizes = [item.stat().st_size if isinstance(item, Path) else len(item) for item in sample]
-    return cores() if images.array is None and sum(sizes) > _TINY_FILE * len(sizes) else 1
+    return usable_cores() if images.array is None and sum(sizes) > _TINY_FILE * len(sizes) else 1
 
 
 def _with_progress_bar(chunks: Iterable[T], total: int, text: str) -> Iterator[T]:
