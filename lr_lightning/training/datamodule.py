@@ -139,15 +139,13 @@ class ImageDataModule(L.LightningDataModule):
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.crop_padding, self.crop_fill, self.flip, self.normalize = crop_padding, crop_fill, flip, normalize
-        self.requested_size = image_size
         self.memory_limit = parse_size(in_memory_limit, "data.in_memory_limit")
-        self.num_workers = int(workers or 0)
+        self.num_workers, self.requested_size = int(workers or 0), image_size
         self.channels_last, self.drop_last = channels_last, drop_last
         self.train_size, self.flip_labels = train_size, flip_labels
         self.max_pixels, self.on_bad_image = round(max_megapixels * 1e6), on_bad_image
         self.class_names: tuple[str, ...] = ()
-        self.dataset_name = self.fingerprint = ""
-        self.in_memory = True
+        self.dataset_name, self.fingerprint, self.in_memory = "", "", True
         self._format: Format | None = None
         self._splits: dict[str, _Split] = {}
         self._expected_fingerprint: str | None = None

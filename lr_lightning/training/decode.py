@@ -15,7 +15,15 @@ from torch import Tensor
 
 from lr_lightning._threads import usable_cores
 from lr_lightning.errors import DataError
-from lr_lightning.training.images import TOO_MANY, Encoded, Images, UnreadableImage, list_images, refuse_unreadable
+from lr_lightning.training.images import (
+    SPLIT_WORDS,
+    TOO_MANY,
+    Encoded,
+    Images,
+    UnreadableImage,
+    list_images,
+    refuse_unreadable,
+)
 from lr_lightning.training.pixels import MAX_PIXELS, Format, Header, choose_range, decode, read_header, read_values
 
 log = logging.getLogger(__name__)
@@ -152,7 +160,8 @@ def without_unreadable(images: Images, name: str, max_pixels: int = MAX_PIXELS) 
         return images
     found = [unreadable[index] for index in sorted(unreadable)]
     log.warning(
-        f"{len(found):,} of {len(images):,} {name} images cannot be read and are left out:\n{list_images(found)}"
+        f"{len(found):,} of {len(images):,} {SPLIT_WORDS[name]} images cannot be read and are left out:\n"
+        f"{list_images(found)}"
     )
     return images.keep(np.setdiff1d(np.arange(len(images)), list(unreadable)))
 

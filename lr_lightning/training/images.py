@@ -15,6 +15,9 @@ _IMAGES_NAMED = 10
 TOO_MANY = 1_000  # unreadable images: the data set is wrong as a whole, so the rest need not be checked
 
 
+SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ``DataError(message)`` unless the condition holds."""
     if not condition:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.stratify import stratified_split, stratified_subset
 from lr_lightning.errors import DataError
-from lr_lightning.training.images import RawSplits, require
+from lr_lightning.training.images import SPLIT_WORDS, RawSplits, require
 
 _FINGERPRINT_IMAGES = 64
 _FLIP_STREAM = 1
@@ -115,7 +115,7 @@ def images_trained_on(pictures: Mapping[str, Sequence[Hashable]]) -> Iterator[st
     trained = set(pictures["train"])
     for name, found in pictures.items():
         if name != "train" and (count := sum(picture in trained for picture in found)):
-            word = {"val": "validation"}.get(name, name)
+            word = SPLIT_WORDS[name]
             yield (
                 f"{count:,} of the {len(found):,} {word} images are training images too, which makes the {word} "
                 "accuracy too good. Remove them from one of the two."

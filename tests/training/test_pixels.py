@@ -267,7 +267,7 @@ def test_bad_images_are_left_out_if_asked(caplog):
         for one, other in zip(data.val_dataloader(), same.val_dataloader(), strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
         (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
-        assert warning.splitlines()[0] == "3 of 63 train images cannot be read and are left out:"
+        assert warning.splitlines()[0] == "3 of 63 training images cannot be read and are left out:"
         assert warning.splitlines()[1] == "  row 30 of x.parquet is not an image, but empty"
     with pytest.raises(DataError, match=r"data\.on_bad_image=skip"):
         module(splits(train=train, test=None, names=("a", "b")))

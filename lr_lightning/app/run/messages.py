@@ -17,6 +17,7 @@ from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.app.world import effective_batch_size, process_batch_size, world_size
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.training.datamodule import ImageDataModule
+from lr_lightning.training.images import SPLIT_WORDS
 
 _ROWS = (  # of the table at the end: name, key of the summary, format
     ("best validation accuracy", "best_val_acc", "{:.2%}"),
@@ -72,7 +73,7 @@ def _classes(data: ImageDataModule) -> str:
     sizes = zip(data.class_names, *data.class_sizes.values(), strict=True)
     shown = [f"{name} {' + '.join(f'{size:,}' for size in of_class)}" for name, *of_class in sizes]
     more = len(shown) - _MOST_CLASSES
-    splits = " + ".join({"train": "training", "val": "validation"}.get(name, name) for name in data.class_sizes)
+    splits = " + ".join(SPLIT_WORDS[name] for name in data.class_sizes)
     return f"{splits}: {', '.join(shown[:_MOST_CLASSES])}" + (f" and {more:,} more" if more > 0 else "")
 
 
