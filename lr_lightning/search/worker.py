@@ -6,6 +6,8 @@ the imports are paid once. A ``worker`` serves the search itself. It is for runs
 starts the same command for the other ranks.
 """
 
+# ruff: noqa: E402
+import atexit
 import gc
 import math
 import os
@@ -23,6 +25,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any, NoReturn
+
+gc.set_threshold(50_000, 20, 100)  # before the imports below, and freeze at the end: see scripts/_checkout.py
+atexit.register(gc.freeze)
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -217,9 +222,8 @@ def _train(task: Task, search: Connection) -> TaskResult:
         file.flush()
         os.environ[_RANK_TASK] = file.name
         result = run_task(task, ask)
+    gc.collect()  # a model and its trainer refer to each other; what was imported is frozen
     on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    if result.status == Status.FAILED or on_gpu:
-        gc.collect()  # a model and its trainer refer to each other
     if on_gpu:
         torch.cuda.empty_cache()
     return result
@@ -305,7 +309,9 @@ def main(role: str, socket: int, parent: int) -> None:
         task: Task = pickle.loads(Path(os.environ[_RANK_TASK]).read_bytes())
         prepare(task.root)
         run_task(task)
-    elif role == "worker":
+        return
+    gc.freeze()
+    if role == "worker":
         _become_worker(socket, parent, {})
     else:
         _nursery(Connection(socket))
