@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
@@ -47,9 +48,12 @@ from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.early_stopping import Phases
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
+from lr_lightning.search.launch import PRELOAD
 from lr_lightning.search.pruning import Ask, Report
 from lr_lightning.search.task import Answer, Status, Task, TaskResult, stored_result
+from lr_lightning.tracking.store import prepare_mlflow
 
+_IDLE_SECONDS = 0.2
 _RANK_TASK = "LR_LIGHTNING_RANK_TASK"
 """Environment variable for the other ranks of a run: the file with the task."""
 
@@ -258,8 +262,15 @@ def _nursery(control: Connection) -> NoReturn:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     own = os.getpid()
     workers: set[int] = set()
+    preload = [name for name in os.environ.get(PRELOAD, "").split(",") if name]
+    prepare_mlflow()
     while True:
-        if control.fileno() in select.select([control.fileno(), reader], [], [])[0]:
+        ready = select.select([control.fileno(), reader], [], [], _IDLE_SECONDS if preload else None)[0]
+        if not ready:
+            with suppress(ImportError):
+                import_module(preload.pop(0))
+            gc.freeze()
+        elif control.fileno() in ready:
             try:
                 environment = control.recv()
                 socket = recv_handle(control)
