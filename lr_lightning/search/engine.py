@@ -444,7 +444,7 @@ class Engine:
             self.progress.say(f"trial {number}: was given to another worker meanwhile; this result is left out")
 
     def _tell(self, trial: Trial, outcome: TrialOutcome) -> None:
-        """Say what a trial came to; too many failures in a row, before any success, end the search."""
+        """Report a trial's outcome; too many failures in a row, before any success, end the search."""
         summary = self.study.summary()
         self._failed_in_a_row = self._failed_in_a_row + 1 if outcome.state == TrialState.FAIL else 0
         self.progress.tell(trial, outcome, summary)

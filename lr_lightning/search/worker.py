@@ -1,9 +1,9 @@
 """The inside of a worker: a process that trains, or does whatever else its search sends.
 
 It starts as `python -m lr_lightning.search.worker ROLE FD SEARCH_PID`, where FD is a socket to the search. A
-``nursery`` imports what training needs, starts no thread, and forks a worker for each socket that the search sends, so
-the imports are paid once. A ``worker`` serves the search itself. It is for runs with several processes, whose launcher
-starts the same command for the other ranks.
+``nursery``, a fork server, imports what training needs, starts no thread, and forks a worker for each socket that the
+search sends, so the imports are paid once. A ``worker`` serves the search itself. It is for runs with several
+processes, whose launcher starts the same command for the other ranks.
 """
 
 # ruff: noqa: E402
@@ -35,6 +35,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import lr_lightning.app.run.train as app
 from lr_lightning._lightning import callbacks_of
+from lr_lightning._loggers import log_tags
 from lr_lightning.app.composition import compose_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import is_out_of_memory
@@ -42,7 +43,6 @@ from lr_lightning.app.run.output import LAST
 from lr_lightning.app.run.resume import ResumedRun, stored_config
 from lr_lightning.app.run.signals import Interrupted, ParentWatch
 from lr_lightning.app.world import is_rank_zero
-from lr_lightning.callbacks.loggers import log_tags
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
@@ -128,7 +128,7 @@ class TrialWatch(Callback):
 
     @property
     def gives_up(self) -> bool:
-        """Tell whether the run was ended, so that a test would be for nothing."""
+        """Tell whether the run was ended, so that a test would be pointless."""
         return self.reason is not None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -182,7 +182,7 @@ class TrialWatch(Callback):
         return {"validations": self.validations, "best": self.best, "before": self._before, "epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it; the test of an earlier checkpoint does not undo what the fit came to."""
+        """Restore it, unless an earlier checkpoint is only tested: then the fit's own state stays."""
         if self.validations == 0:
             self.validations, self.best = state_dict["validations"], state_dict["best"]
             self._before, self.epochs = state_dict["before"], state_dict["epochs"]

@@ -133,7 +133,8 @@ def run(
         _write_csv(done, sys.stdout)
     if done:
         return 0
-    print_error(f"IMAGES: no image could be read ({len(paths)} skipped). Give image files, such as PNG or JPEG.")
+    remedy = "Give image files that Pillow reads, such as PNG or JPEG, or folders of them."
+    print_error(f"IMAGES: no image could be read ({len(paths)} skipped). {remedy}")
     return FAILED
 
 

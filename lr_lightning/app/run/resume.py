@@ -228,7 +228,7 @@ def choose_checkpoint(resumed: ResumedRun, flat: Mapping[str, Any], data: ImageD
 
 
 def _check_length(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> None:
-    """Refuse an end before what the run has already trained; Lightning would refuse it only with the record open."""
+    """Refuse limits below what the run has already trained; Lightning would refuse them only with the record open."""
     if "loops" not in checkpoint:  # weights alone, which Lightning does not resume
         return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
