@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import Any, overload
@@ -38,11 +39,18 @@ def digits() -> RawSplits:
 
     There is no test split, so the same stratified fifth is always held out. The grey values 0..16 are scaled to 0..255.
     """
-    from sklearn.datasets import load_digits
+    places = getattr(find_spec("sklearn"), "submodule_search_locations", None) or [""]
+    file = Path(
+        places[0], "datasets", "data", "digits.csv.gz"
+    )  # read without scikit-learn, whose import takes a second
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+        data, labels = table[:, :-1], table[:, -1]
+    else:
+        from sklearn.datasets import load_digits
 
-    data, target = load_digits(return_X_y=True)
+        data, labels = (column.astype(np.int64) for column in load_digits(return_X_y=True))
     pixels = np.rint(data.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
-    labels = target.astype(np.int64)
     keep, held_out = stratified_split(labels, _TEST_FRACTION, _TEST_SEED)
     train, test = (Images(labels[rows], array=pixels[rows]) for rows in (keep, held_out))
     return RawSplits(train, None, test, class_names=tuple("0123456789"), name="digits")
