@@ -149,3 +149,10 @@ def test_the_way_of_a_learning_rate_is_as_described_and_never_turns_back() -> No
             path
         )  # which hold the values that the others are given
         above += source
+
+
+def test_every_file_that_contributing_names_exists() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert [
+        path for path in named if not any((folder / path).is_file() for folder in (ROOT, ROOT / "lr_lightning"))
+    ] == []
