@@ -236,6 +236,29 @@ def sole_train_loader(trainer: Trainer) -> Any:
     return combined.flattened[0] if combined is not None and len(combined.flattened) == 1 else None
 
 
+def loaders_of_validation(trainer: Trainer) -> Any:
+    """Return the fit's first validation loader, or all if each gives a part of a batch; None if there is none yet."""
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    if combined is None:
+        return None
+    return combined.flattened[0] if combined._mode == "sequential" and combined.flattened else combined.iterables
+
+
+def is_compiled(module: LightningModule) -> bool:
+    """Return whether torch.compile has compiled the module, which a hook would make it do again."""
+    return getattr(module, "_compiler_ctx", None) is not None
+
+
+def is_last_validation_batch(trainer: Trainer) -> bool:
+    """Return whether no validation batch follows the one that has just ended, as far as Lightning knows."""
+    return bool(trainer.fit_loop.epoch_loop.val_loop.batch_progress.is_last_batch)
+
+
+def inner_sampler(sampler: Any) -> Any:
+    """Return the sampler that Lightning has wrapped to share its examples among the ranks."""
+    return getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
+
+
 def prepared_loaders(
     trainer: Trainer, stage: RunningStage, check: Callable[[Any, str], None] = lambda loader, name: None
 ) -> CombinedLoader:
