@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import data
 
+from lr_lightning._lightning import CombinedLoader, Trainer, twins
 from lr_lightning.callbacks.training_examples import first_loader, used_indices
 
 Norms = dict[str, _BatchNorm]
@@ -79,7 +78,7 @@ def calibration_batches(trainer: Trainer, count: int, seed: int) -> Iterable[Any
     """
     loader: Any = first_loader(trainer.train_dataloader)
     if not isinstance(loader, data.DataLoader):
-        several_or_spent = isinstance(loader, Mapping | Sequence | CombinedLoader | Iterator)
+        several_or_spent = isinstance(loader, (Mapping, Sequence, Iterator, *twins(CombinedLoader)))
         return None if loader is None or several_or_spent else copy.copy(loader)
     indices, size = used_indices(trainer, loader, limited=False), loader.batch_size
     if indices is None or size is None or isinstance(loader.sampler, data.WeightedRandomSampler):

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
 from lr_lightning._batches import Place, at, parts, written
+from lr_lightning._lightning import LightningModule
 
 
 class NotRecordedError(Exception):

@@ -7,9 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -17,7 +14,15 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import binary_calibration_error
 
 from lr_lightning._batches import Place, at, parts, written
-from lr_lightning._lightning import gather_numbers, gather_rows
+from lr_lightning._lightning import (
+    LightningModule,
+    Trainer,
+    gather_numbers,
+    gather_rows,
+    isolate_rng,
+    overrides,
+    rank_zero_warn,
+)
 from lr_lightning.callbacks.forward_calls import ForwardRecord, NotRecordedError, ObservedCall
 from lr_lightning.diagnosis.calibration import scale_gap
 from lr_lightning.errors import ArgumentError
@@ -93,7 +98,7 @@ def can_measure(module: LightningModule) -> bool:
 
 
 def _has_forward(module: LightningModule) -> bool:
-    return type(module).forward is not LightningModule.forward or "forward" in vars(module)
+    return overrides("forward", module)
 
 
 # -- a loss learned from the module's own training step ----------------------------------------------------------------

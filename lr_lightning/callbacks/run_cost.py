@@ -9,16 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lr_lightning._batches import loaded_examples
 from lr_lightning._checks import check_number
-from lr_lightning._lightning import batch_loss, gather_numbers, mean_loss
-from lr_lightning.callbacks.loggers import for_each_logger
+from lr_lightning._lightning import (
+    STEP_OUTPUT,
+    BaseCallback,
+    LightningModule,
+    Trainer,
+    batch_loss,
+    gather_numbers,
+    mean_loss,
+    rank_zero_warn,
+)
+from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.cost import Target, parse_target, percentiles, spikes
 from lr_lightning.errors import ArgumentError
@@ -27,7 +33,7 @@ _MOST_PENDING = 1000  # steps whose values stay on the device
 _FETCHED, _PENDING = ("losses", "norms", "step_seconds"), ("pending_losses", "pending_norms")  # the lists in the state
 
 
-class RunCost(Callback):
+class RunCost(BaseCallback):
     """Measure the cost and the stability of a run.
 
     Logged at each validation: ``cost/seconds``, ``cost/examples_per_second``. Logged once at the end, as

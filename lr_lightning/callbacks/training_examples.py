@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
-from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils import data
 from torch.utils.data import DataLoader
 
 from lr_lightning._batches import count_examples, parts
-from lr_lightning._lightning import inner_sampler
+from lr_lightning._lightning import Trainer, inner_sampler, move_data_to_device
 from lr_lightning.diagnosis.stratify import Indices, stratified_subset
 
 _MOST_BYTES = 256e6  # of batches that are kept

@@ -6,14 +6,13 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 
 from lr_lightning import _lightning
 from lr_lightning._batches import loaded_examples
+from lr_lightning._lightning import isolate_rng
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dataloaders import Batches, validation_loaders
 from lr_lightning.lr_finder.dry_run import DryRun
@@ -41,7 +40,7 @@ class Validation:
     def __init__(self, dry_run: DryRun, metric: ValidationMetric, *, batches: int, monitor: str | None = None) -> None:
         self.dry_run, self.metric, self.monitor = dry_run, metric, monitor
         trainer, module = dry_run.trainer, dry_run.module
-        available = _lightning.has_validation_loader(trainer) and is_overridden("validation_step", module)
+        available = _lightning.has_validation_loader(trainer) and _lightning.overrides("validation_step", module)
         if not available or trainer.limit_val_batches == 0:
             raise ArgumentError(
                 f"metric={metric!r} needs a validation loader and a validation_step, and there is none. "
