@@ -238,6 +238,12 @@ class FreshMetric:
         return any(not result.has_reset for result in own) if own else now is not before
 
 
+def is_missed_in_sanity_check(trainer: Trainer, name: str) -> bool:
+    """Return whether the sanity check has logged metrics, but not this one of those that a validation logs."""
+    late = name.startswith(("overfit/", "probe/", "train/", "cost/"))  # of callbacks in real validations
+    return bool(trainer.callback_metrics) and name not in trainer.callback_metrics and not late
+
+
 def names_to_loggers(trainer: Trainer) -> set[str]:
     """Return the names under which the module logs to the loggers in the running loop, as far as it has."""
     results: Any = trainer._results

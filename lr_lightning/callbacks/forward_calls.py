@@ -170,7 +170,11 @@ class ObservedCall:
     def written(self) -> str:
         """Return the call as a Python expression of ``module`` and ``batch``."""
         target = "module" + (f".{self.network}" if self.network else "")
-        arguments = [*map(_written, self.args), *(f"{key}={_written(each)}" for key, each in self.kwargs.items())]
+        args = [f"*{_written(self.args)}"] if isinstance(self.args, _At) else list(map(_written, self.args))
+        if isinstance(self.kwargs, _At):
+            arguments = [*args, f"**{_written(self.kwargs)}"]
+        else:
+            arguments = [*args, *(f"{key}={_written(each)}" for key, each in self.kwargs.items())]
         return f"{target}({', '.join(arguments)})"
 
 

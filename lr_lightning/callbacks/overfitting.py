@@ -137,7 +137,8 @@ class OverfittingMonitor(BaseCallback):
         self._chance, self._validations = self.chance, 0
         self._points: list[Point] = []
         self._resumed = 0  # measurements of the checkpoint
-        self._first_loss: Tensor | float | None = None
+        self._first_loss: Tensor | float | None = None  # as the probe's is measured
+        self._first_training_loss: Tensor | None = None
         self._diverged: str | None = None
         self._overconfident = False
         self.unmeasured: frozenset[str] = frozenset()
@@ -249,7 +250,7 @@ class OverfittingMonitor(BaseCallback):
             return record.close()
         scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         try:
-            learned = per_example.learn_loss(record, batch, float(loss) * scale)
+            learned = per_example.learn_loss(record, batch, float(loss.detach()) * scale)
         except Exception:  # a batch of a library's own class
             learned = ""
         record.close()
@@ -258,7 +259,7 @@ class OverfittingMonitor(BaseCallback):
             return self._fail(trainer, "the loss of single examples cannot be told from the training step", learned)
         self._val.loss, start = learned
         if not self._points:
-            self._first_loss = start
+            self._first_loss = torch.tensor(start)  # of this rank
 
     def _fail(self, trainer: Trainer, reason: str, line: str = "") -> None:
         """Take the logged losses from now on, or nothing more if there were measurements of the probe, and say so."""
@@ -272,7 +273,7 @@ class OverfittingMonitor(BaseCallback):
         if self._ended:
             rank_zero_warn(f"OverfittingMonitor measures no longer: {reason}. The run goes on.")
             return
-        self._first_loss = None  # the training's stands in for it
+        self._first_loss = self._first_training_loss
         line = line or "torch.nn.functional.cross_entropy(module(batch[0]), batch[1], reduction='none')"
         rank_zero_warn(
             f"OverfittingMonitor has no probe: {reason}. Its verdict compares the validation loss that the module "
@@ -287,18 +288,18 @@ class OverfittingMonitor(BaseCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Keep the training loss, on its device, if it stands for the probe's."""
-        if self._step is not None:  # it made no backward pass
+        if self._step is not None:  # it made no backward pass; the next one is watched
             self._step[0].close()
             self._step = None
-            if self._unsuited:
-                self._fail(trainer, "the first training step has no loss from which the examples' could be told")
         if self._points and not self._from_logs:
             return  # the probe is measured
         if (loss := batch_loss(outputs, trainer, pl_module)) is None:
             return
         self._training_losses.append(loss)
-        if self._from_logs and self._first_loss is None and not self._points:
-            self._first_loss = loss
+        if trainer.fit_loop.total_batch_idx == 0:
+            self._first_training_loss = loss
+            if self._from_logs:
+                self._first_loss = loss
         if len(self._training_losses) >= _MOST_UNSUMMED:
             self._training_losses = [torch.stack(self._training_losses).mean()]
 
@@ -308,6 +309,8 @@ class OverfittingMonitor(BaseCallback):
             return
         self._agree(trainer)
         due = trainer.sanity_checking or self._validations % self.every_n_validations == 0
+        if self._unsuited and not trainer.sanity_checking:
+            self._fail(trainer, "no training step had a loss from which the examples' could be told")
         self._val_examples, self._collector = 0, None
         if due and not self._from_logs and not self._ended and not self._unsuited:
             self._val.start(pl_module)

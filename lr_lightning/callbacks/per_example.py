@@ -151,7 +151,7 @@ def learn_loss(record: ForwardRecord, batch: Any, loss: float) -> tuple[LearnedL
         return learned, float(found.losses.mean())
     if not fitting:
         call = calls[0][0].written() if calls else "module(...)"
-        return f"torch.nn.functional.mse_loss({call}, ..., reduction='none')"
+        return f"my_loss({call}, batch)"
     guess = fitting[0][0]
     prediction = written(guess.prediction, guess.call.written())
     return f"torch.nn.functional.{guess.function}({prediction}, {written(guess.target)}, reduction='none')"
