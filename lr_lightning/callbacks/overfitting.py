@@ -359,7 +359,7 @@ class OverfittingMonitor(BaseCallback):
         collector = SampleCollector(self.keep)
         with isolate_rng(), torch.no_grad():
             if self._drawn is None:
-                size = max(self._val.examples, self._val_examples) or self.keep
+                size = self._val.examples or self._val_examples or self.keep
                 if self._kept is not None:
                     self._drawn = self._kept.loader(size)
                 elif self._used is not None:
