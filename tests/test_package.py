@@ -87,8 +87,10 @@ def test_public_names() -> None:
         "ScheduleAwareStopping",
         "ScheduleFreeMode",
         "StepRecorder",
+        "TorchSchedule",
         "__version__",
         "diagnose",
+        "find_lr",
     ]
     for name in lr_lightning.__all__:
         assert getattr(lr_lightning, name) is not None
