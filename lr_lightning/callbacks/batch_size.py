@@ -7,14 +7,21 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol, Self, runtime_checkable
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lr_lightning._batches import batch_size_of
 from lr_lightning._checks import check_count, check_number
-from lr_lightning._lightning import callbacks_of, replace_train_loader, sole_train_loader
+from lr_lightning._lightning import (
+    BaseCallback,
+    GradientAccumulationScheduler,
+    LightningModule,
+    Trainer,
+    callbacks_of,
+    rank_zero_info,
+    rank_zero_warn,
+    replace_train_loader,
+    sole_train_loader,
+)
 from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules import DurationLike
 from lr_lightning.schedules import batch_size as arithmetic
@@ -37,7 +44,7 @@ class _Epoch:
         return None if self.batches is None else updates_per_epoch(self.batches, self.batch.accumulate)
 
 
-class BatchSizeSchedule(Callback):
+class BatchSizeSchedule(BaseCallback):
     """Grow the batch at epoch boundaries, instead of decaying the learning rate.
 
     Source: Smith, Kindermans, Ying & Le 2017, "Don't Decay the Learning Rate, Increase the Batch Size" (1711.00489):

@@ -6,15 +6,19 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.data import extract_batch_size
-from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from lr_lightning._checks import check_count, check_number
-from lr_lightning._lightning import to_device
+from lr_lightning._lightning import (
+    STEP_OUTPUT,
+    BaseCallback,
+    LightningModule,
+    Trainer,
+    extract_batch_size,
+    isolate_rng,
+    rank_zero_warn,
+    to_device,
+)
 from lr_lightning.callbacks import batch_norm, per_example
 from lr_lightning.callbacks.per_example import LossFunction, SampleCollector
 
@@ -54,7 +58,7 @@ class RunningAverage:
         torch._foreach_lerp_(kept, [v.to(k.device) for k, v in zip(kept, current.values(), strict=True)], weight)
 
 
-class CooldownPreview(Callback):
+class CooldownPreview(BaseCallback):
     """Show at every validation what the run would reach if its learning rate were cooled down now.
 
     A run at a high learning rate looks worse than it is: its weights jump around the point to which a cooldown would

@@ -6,16 +6,24 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal, TypeVar, get_args
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lr_lightning._checks import check_choice, check_count
-from lr_lightning._lightning import FreshMetric, is_dev_run, mean_over_ranks
+from lr_lightning._lightning import (
+    BaseCallback,
+    FreshMetric,
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    is_dev_run,
+    is_missed_in_sanity_check,
+    mean_over_ranks,
+    rank_zero_warn,
+)
 from lr_lightning._param_groups import initial_value, set_value
+from lr_lightning._threads import ThreadWatch
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError, DurationError, TotalStepsUnknown
 from lr_lightning.schedules import Clock, Plateau, Schedule
@@ -28,7 +36,7 @@ _OnResume = Literal["rebase", "keep"]
 _LONGEST_DEV_RUN = 2**40
 
 
-class LRSchedule(Callback):
+class LRSchedule(BaseCallback):
     """Set the lr of every param group to its own peak times a schedule's factor, before each update.
 
     A step is one update of that optimizer: ``trainer.global_step`` under automatic optimization; under manual
@@ -57,7 +65,7 @@ class LRSchedule(Callback):
 
     def __init__(
         self,
-        schedule: ScheduleLike | Sequence[ScheduleLike],
+        schedule: Sequence[ScheduleLike] | ScheduleLike,  # in this order a LightningCLI saves a list that it can read
         *,
         momentum: ScheduleLike | None = None,
         weight_decay: ScheduleLike | None = None,
@@ -89,6 +97,7 @@ class LRSchedule(Callback):
         self._is_fresh = FreshMetric()
         self._observed = False  # in this validation
         self._hooks: list[RemovableHandle] = []
+        self._threads: ThreadWatch | None = None
         self._base: float | None = None  # base_lr / max_lr, if a range test found it
         self._configured = (self.schedule, self.groups)  # before a range test set that bound
 
@@ -200,15 +209,23 @@ class LRSchedule(Callback):
         else:
             self._steps = self._restored_steps(trainer)
             self._attach()
+        self._threads = ThreadWatch() if pl_module.device.type == "cpu" else None
         self._drive(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the lr that this batch's update uses."""
+        if self._threads is not None and not self._threads.step():
+            self._threads = None
         self._drive(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Await the plateau's metric of this validation."""
         self._observed = False
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of a plateau whose metric the validation does not log, before the first update."""
+        if self.plateau is not None and is_missed_in_sanity_check(trainer, self.plateau.monitor):
+            rank_zero_warn(self._missing(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the plateau's metric: after every ``on_validation_epoch_end``, before checkpoints are saved."""
@@ -307,8 +324,11 @@ class LRSchedule(Callback):
             self._history.append(value)
             self._scale = plateau(self._history)
         elif not self._history:
-            known = ", ".join(sorted(metrics)) or "none"
-            raise ArgumentError(f"plateau.monitor: no metric {plateau.monitor!r} was logged. There are: {known}.")
+            raise ArgumentError(self._missing(trainer))
+
+    def _missing(self, trainer: Trainer) -> str:
+        known, name = ", ".join(sorted(trainer.callback_metrics)) or "none", self.plateau and self.plateau.monitor
+        return f"plateau.monitor: no metric {name!r} was logged. There are: {known}."
 
 
 @dataclass(eq=False)
@@ -392,7 +412,10 @@ def _per_optimizer(name: str, value: Any, convert: Callable[[str, Any], _Entry])
     """Convert a single value, or each item of a per-optimizer list."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(convert(f"each entry of {name}", each) for each in value)
-    return convert(name, value)
+    try:
+        return convert(name, value)
+    except ArgumentError as e:
+        raise ArgumentError(f"{e.problem}; a list gives one for each optimizer", name) from None
 
 
 def _counted(name: str, value: int) -> int:

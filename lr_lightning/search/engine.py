@@ -22,10 +22,12 @@ from typing import Any, Self, TypeVar, cast
 import psutil
 from optuna.trial import TrialState
 
+from lr_lightning._threads import SHARE
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.signals import Interrupted, Signals
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
+from lr_lightning.search.launch import Launched, launch
 from lr_lightning.search.pruning import Ask, Judge
 from lr_lightning.search.report import Progress, format_count
 from lr_lightning.search.settings import Search
@@ -137,10 +139,13 @@ class Worker:
 
 
 class Workers:
-    """Starts workers, each with `threads` threads of torch, and keeps those that wait for a job; ends them on exit."""
+    """Starts workers, `share` of which use this machine, and keeps those that wait for a job; ends them on exit.
 
-    def __init__(self, *, in_process: bool = False) -> None:
-        self.threads: int | None = None
+    ``nursery`` is the process that forks them, if it has been started already.
+    """
+
+    def __init__(self, nursery: Launched | None = None, *, in_process: bool = False) -> None:
+        self.share = 1
         self._in_process = in_process
         self._idle: list[Any] = []
         self._statuses: dict[int, int] = {}
@@ -148,7 +153,7 @@ class Workers:
         self._nursery: subprocess.Popen[bytes] | None = None
         self._control: Connection | None = None
         if not in_process:
-            self._nursery, self._control = _launch("nursery")
+            self._nursery, self._control = nursery or launch("nursery")
 
     def __enter__(self) -> Self:
         return self
@@ -187,7 +192,7 @@ class Workers:
 
     def launch(self) -> Worker:
         """Start a worker for one run that trains with several processes, which its launcher starts."""
-        process, connection = _launch("worker", {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)})
+        process, connection = launch("worker", {SHARE: str(self.share)})
         return Worker(connection, process.pid, process.poll, is_single_use=True)
 
     def _fork(self, gpu: str | None) -> Worker:
@@ -201,12 +206,12 @@ class Workers:
 
     def _living_nursery(self) -> "tuple[subprocess.Popen[bytes], Connection]":
         if self._nursery is None or self._control is None or self._nursery.poll() is not None:
-            self._nursery, self._control = _launch("nursery")
+            self._nursery, self._control = launch("nursery")
         return self._nursery, self._control
 
     def _request_worker(self, control: Connection, theirs: socket.socket, gpu: str | None) -> int:
         """Send the nursery a worker's settings and socket; return its id, which comes after the ends of other ones."""
-        control.send(({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}, self.threads))
+        control.send({SHARE: str(self.share), **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})})
         send_handle(control, theirs.fileno(), None)
         while (message := control.recv())[1] is not None:
             self._statuses[message[0]] = message[1]
@@ -233,8 +238,11 @@ class Workers:
             time.sleep(seconds)
 
     def call(self, function: Callable[..., R], *arguments: object) -> R:
-        """Return what a function of a module returns in a worker, or raise what it raises."""
-        worker = self.get()
+        """Return what a function of a module returns in a worker of its own, or raise what it raises.
+
+        The worker has everything that the nursery has imported by now; one that waits for a trial may have less.
+        """
+        worker = InProcessWorker() if self._in_process else self._fork(None)
         try:
             worker.start((function, *arguments))
             while (answer := worker.poll()) is None:
@@ -247,29 +255,8 @@ class Workers:
             raise Interrupted(signal.SIGTERM)
         if isinstance(value, TaskResult) and value.status == Status.CRASHED:
             raise ConfigError(f"a worker could not prepare the search: {value.reason}")
-        self.give_back(worker)
+        worker.close()
         return cast(R, answer.get())
-
-
-def _launch(role: str, environment: dict[str, str] | None = None) -> "tuple[subprocess.Popen[bytes], Connection]":
-    """Start `lr_lightning.search.worker` in a new session, so that Ctrl-C reaches the search alone."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lr_lightning.search.worker", role, str(theirs.fileno()), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-            env={**os.environ, **(environment or {})},
-        )
-    return process, Connection(ours.detach())
-
-
-def share_of_threads(workers: int) -> int | None:
-    """Return how many threads each of several workers uses; None if there is one worker, or the user has set it."""
-    if workers <= 1 or "OMP_NUM_THREADS" in os.environ:
-        return None
-    return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 def _gpus() -> list[str]:
@@ -457,7 +444,7 @@ class Engine:
             self.progress.say(f"trial {number}: was given to another worker meanwhile; this result is left out")
 
     def _tell(self, trial: Trial, outcome: TrialOutcome) -> None:
-        """Say what a trial came to; too many failures in a row, before any success, end the search."""
+        """Report a trial's outcome; too many failures in a row, before any success, end the search."""
         summary = self.study.summary()
         self._failed_in_a_row = self._failed_in_a_row + 1 if outcome.state == TrialState.FAIL else 0
         self.progress.tell(trial, outcome, summary)

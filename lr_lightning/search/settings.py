@@ -237,13 +237,13 @@ def _bad_settings(node: SearchConfig) -> Iterator[str]:
         yield "search.pruners: median and hyperband both decide by Optuna's rules. Give one of them."
     if node.objective.startswith(("test/", "summary/test")):
         yield (
-            f"search.objective: {node.objective}: the test set must not choose. Give a value of the validation, such "
+            f"search.objective: '{node.objective}': the test set must not choose. Give a value of the validation, such "
             "as summary/best_val_acc; the test of each trial is recorded all the same."
         )
     if node.sampler != "grid" and node.n_trials is node.hours is node.epochs is None:
         yield f"search.n_trials: null: {node.name} would never end. Give one of n_trials, hours, epochs."
     sqlite = (node.storage or "").startswith("sqlite")
-    if node.storage is not None and not re.match("sqlite:///" if sqlite else ".*://", node.storage):
+    if node.storage is not None and not re.match("sqlite:///." if sqlite else ".*://", node.storage):
         what = "has no file" if sqlite and "://" in node.storage else "is no address of a database"
         yield (
             f"storage: '{node.storage}' {what}. Give postgresql://user@host/database or sqlite:////absolute/file.db, "
@@ -347,7 +347,7 @@ def _check_conditions(space: Space, groups: Mapping[str, Sequence[str]]) -> None
 
 
 def check_store(config: Config) -> None:
-    """Ask an MLflow server once, since one that refuses would fail every trial; one that is away would not."""
+    """Ask an MLflow server once: one that refuses access would fail every trial, one that is down would not."""
     from lr_lightning.errors import StoreUnavailable, TrackingError
     from lr_lightning.tracking import open_store
 

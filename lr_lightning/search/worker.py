@@ -1,11 +1,13 @@
 """The inside of a worker: a process that trains, or does whatever else its search sends.
 
 It starts as `python -m lr_lightning.search.worker ROLE FD SEARCH_PID`, where FD is a socket to the search. A
-``nursery`` imports what training needs, starts no thread, and forks a worker for each socket that the search sends, so
-the imports are paid once. A ``worker`` serves the search itself. It is for runs with several processes, whose launcher
-starts the same command for the other ranks.
+``nursery``, a fork server, imports what training needs, starts no thread, and forks a worker for each socket that the
+search sends, so the imports are paid once. A ``worker`` serves the search itself. It is for runs with several
+processes, whose launcher starts the same command for the other ranks.
 """
 
+# ruff: noqa: E402
+import atexit
 import gc
 import math
 import os
@@ -19,16 +21,21 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any, NoReturn
+
+gc.set_threshold(50_000, 20, 100)  # before the imports below, and freeze at the end: see scripts/_checkout.py
+atexit.register(gc.freeze)
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import lr_lightning.app.run.train as app
 from lr_lightning._lightning import callbacks_of
+from lr_lightning._loggers import log_tags
 from lr_lightning.app.composition import compose_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import is_out_of_memory
@@ -36,15 +43,17 @@ from lr_lightning.app.run.output import LAST
 from lr_lightning.app.run.resume import ResumedRun, stored_config
 from lr_lightning.app.run.signals import Interrupted, ParentWatch
 from lr_lightning.app.world import is_rank_zero
-from lr_lightning.callbacks.loggers import log_tags
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.early_stopping import Phases
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
+from lr_lightning.search.launch import PRELOAD
 from lr_lightning.search.pruning import Ask, Report
 from lr_lightning.search.task import Answer, Status, Task, TaskResult, stored_result
+from lr_lightning.tracking.store import prepare_mlflow
 
+_IDLE_SECONDS = 0.2
 _RANK_TASK = "LR_LIGHTNING_RANK_TASK"
 """Environment variable for the other ranks of a run: the file with the task."""
 
@@ -119,7 +128,7 @@ class TrialWatch(Callback):
 
     @property
     def gives_up(self) -> bool:
-        """Tell whether the run was ended, so that a test would be for nothing."""
+        """Tell whether the run was ended, so that a test would be pointless."""
         return self.reason is not None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,7 +182,7 @@ class TrialWatch(Callback):
         return {"validations": self.validations, "best": self.best, "before": self._before, "epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it; the test of an earlier checkpoint does not undo what the fit came to."""
+        """Restore it, unless an earlier checkpoint is only tested: then the fit's own state stays."""
         if self.validations == 0:
             self.validations, self.best = state_dict["validations"], state_dict["best"]
             self._before, self.epochs = state_dict["before"], state_dict["epochs"]
@@ -217,9 +226,8 @@ def _train(task: Task, search: Connection) -> TaskResult:
         file.flush()
         os.environ[_RANK_TASK] = file.name
         result = run_task(task, ask)
+    gc.collect()  # a model and its trainer refer to each other; what was imported is frozen
     on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    if result.status == Status.FAILED or on_gpu:
-        gc.collect()  # a model and its trainer refer to each other
     if on_gpu:
         torch.cuda.empty_cache()
     return result
@@ -254,10 +262,17 @@ def _nursery(control: Connection) -> NoReturn:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     own = os.getpid()
     workers: set[int] = set()
+    preload = [name for name in os.environ.get(PRELOAD, "").split(",") if name]
+    prepare_mlflow()
     while True:
-        if control.fileno() in select.select([control.fileno(), reader], [], [])[0]:
+        ready = select.select([control.fileno(), reader], [], [], _IDLE_SECONDS if preload else None)[0]
+        if not ready:
+            with suppress(ImportError):
+                import_module(preload.pop(0))
+            gc.freeze()
+        elif control.fileno() in ready:
             try:
-                environment, threads = control.recv()
+                environment = control.recv()
                 socket = recv_handle(control)
             except (EOFError, OSError):  # the search is over, or gone: workers that train save a checkpoint
                 for worker in workers:
@@ -274,7 +289,7 @@ def _nursery(control: Connection) -> NoReturn:
                 os.close(reader)
                 os.close(writer)
                 os.setsid()
-                _become_worker(socket, own, environment, threads)
+                _become_worker(socket, own, environment)
             workers.add(pid)
             os.close(socket)
             control.send((pid, None))
@@ -287,12 +302,10 @@ def _nursery(control: Connection) -> NoReturn:
                     control.send((ended[0], os.waitstatus_to_exitcode(ended[1])))
 
 
-def _become_worker(socket: int, parent: int, environment: dict[str, str], threads: int | None) -> NoReturn:
+def _become_worker(socket: int, parent: int, environment: dict[str, str]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log that is whole after a kill
     os.environ |= environment
-    if threads is not None:
-        torch.set_num_threads(threads)
     ParentWatch(grace=None, parent=parent).start()  # without a search, end with a checkpoint, however long that takes
     try:
         serve(Connection(socket))
@@ -307,8 +320,10 @@ def main(role: str, socket: int, parent: int) -> None:
         task: Task = pickle.loads(Path(os.environ[_RANK_TASK]).read_bytes())
         prepare(task.root)
         run_task(task)
-    elif role == "worker":
-        _become_worker(socket, parent, {}, None)
+        return
+    gc.freeze()
+    if role == "worker":
+        _become_worker(socket, parent, {})
     else:
         _nursery(Connection(socket))
 

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning import schedules
+from lr_lightning._threads import usable_cores
 from lr_lightning.app.composition import validate
 from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
@@ -25,7 +26,14 @@ from lr_lightning.training import models
 from lr_lightning.training.datamodule import ImageDataModule
 
 _DEVICE_KEYS = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
-_CHANGEABLE = {"trainer.max_epochs", "trainer.max_steps", "trainer.progress", "data.num_workers", *_DEVICE_KEYS}
+_CHANGEABLE = {
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.progress",
+    "trainer.threads",
+    "data.num_workers",
+    *_DEVICE_KEYS,
+}
 _NO_IDENTITY = ("tracking.", "output_root", "resume", "ckpt", "trust", "test", "trainer.name")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MOST_DIFFERENCES = 8
@@ -76,6 +84,12 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Resume
         raise ConfigError(f"resume: {folder} has no checkpoint (checkpoints/{LAST}) yet. Start the run anew.")
     stored = read_config(folder / "config.yaml", trusted={*ALLOWED_TARGETS, *cfg.trust})
     changed = _apply_changes(stored, cfg, overrides)
+    if (
+        "trainer.threads" not in changed
+        and str(threads := stored.trainer.threads) != "auto"
+        and threads > usable_cores()
+    ):
+        changed["trainer.threads"] = stored.trainer.threads = "auto"  # the run comes from a larger machine
     stored.resume, stored.ckpt = None, None
     if ":***@" in str(stored.tracking.uri):  # stored without its password, which only the run's owner can read
         stored.tracking.uri = state.uri if (state := UploadState.load(folder)) else None
@@ -108,8 +122,10 @@ def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> P
     )
 
 
-def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) -> DictConfig:
-    """Read a stored config as data: it may hold no interpolation and no target that is not trusted."""
+def read_config(
+    path: Path, trusted: set[str], argument: RunArgument = _RESUME, *, without: Collection[str] = ()
+) -> DictConfig:
+    """Read a stored config as data, ``without`` some keys: it may hold no interpolation and no untrusted target."""
     name = argument.name
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -117,6 +133,7 @@ def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) 
         raise ConfigError(f"{name}: {path} cannot be read ({str(e).splitlines()[0]}).") from e
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: {path} is no stored config.")
+    raw = {key: value for key, value in raw.items() if key not in without}
     for key, value in _entries(raw):
         for text in (key, value):
             if isinstance(text, str) and "${" in text:  # it could build a _target_ that this check does not see
@@ -214,7 +231,7 @@ def choose_checkpoint(resumed: ResumedRun, flat: Mapping[str, Any], data: ImageD
 
 
 def _check_length(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> None:
-    """Refuse an end before what the run has already trained; Lightning would refuse it only with the record open."""
+    """Refuse limits below what the run has already trained; Lightning would refuse them only with the record open."""
     if "loops" not in checkpoint:  # weights alone, which Lightning does not resume
         return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
