@@ -120,7 +120,7 @@ class RangeTest(_Result):
             return TrialReading(reading.suggestion, reading.interval)
         last = self.trials[-1]
         trials = Trials(last.lrs, [self._sign * value for value in last.losses], last.noise, last.num_steps)
-        read = read_trials(trials, self._sign * self.start, self.run, reading.rules["minimum/10"])
+        read = read_trials(trials, self._sign * self.start, self.run, reading.rules.get("minimum/10"))
         if read.suggestion is not None or not any(map(math.isfinite, last.losses)):
             return read
         rises = reading.abstention is None or reading.abstention.cause in _RISES
