@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lr_lightning._batches import count_examples
 from lr_lightning._checks import check_count, check_number
 from lr_lightning._lightning import (
     STEP_OUTPUT,
     BaseCallback,
     LightningModule,
     Trainer,
-    extract_batch_size,
     isolate_rng,
     rank_zero_warn,
     to_device,
@@ -238,7 +238,7 @@ class CooldownPreview(BaseCallback):
         full = None
         with batch_norm.estimating(pl_module, self._active):
             for batch in islice(batches, self.num_batches):
-                size = extract_batch_size(batch)
+                size = count_examples(batch)
                 full = size if full is None else full
                 if size == full:  # a small last batch would count as much as a full one
                     with trainer.precision_plugin.forward_context():
