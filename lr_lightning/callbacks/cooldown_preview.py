@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lr_lightning._batches import count_examples
-from lr_lightning._checks import check_count, check_number
+from lr_lightning._checks import check_batches, check_count, check_number
 from lr_lightning._lightning import (
     STEP_OUTPUT,
     BaseCallback,
@@ -105,6 +105,7 @@ class CooldownPreview(BaseCallback):
         check_number("share", share, above=True)
         check_count("every_n_validations", every_n_validations, 1)
         check_count("num_batches", num_batches, 1)
+        check_batches("batches", batches)
         self.loss, self.share, self.every_n_validations = loss or per_example.default_loss, share, every_n_validations
         self.num_batches, self.batches, self.device, self.seed = num_batches, batches, device, seed
         self._reset()

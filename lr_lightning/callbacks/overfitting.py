@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lr_lightning._batches import batch_size_of, count_examples, loaded_examples
-from lr_lightning._checks import check_count
+from lr_lightning._checks import check_batches, check_count
 from lr_lightning._lightning import (
     STEP_OUTPUT,
     BaseCallback,
@@ -102,7 +102,8 @@ class OverfittingMonitor(BaseCallback):
         chance: Loss of a model that knows only the shares of the classes. Default: computed from the probe's labels.
 
     Raises:
-        ArgumentError: A number is < 1. Before the first update: ``loss`` does not return one loss for each example.
+        ArgumentError: A number is < 1, or ``probe`` is an iterator. Before the first update: ``loss`` does not return
+            one loss for each example.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class OverfittingMonitor(BaseCallback):
     ) -> None:
         check_count("every_n_validations", every_n_validations, 1)
         check_count("keep", keep, 1)
+        check_batches("probe", probe)
         self.loss, self.probe = loss or per_example.default_loss, probe
         self.every_n_validations, self.seed, self.keep, self.chance = every_n_validations, seed, keep, chance
         self._fitting = True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lr_lightning._batches import count_examples
-from lr_lightning._checks import check_count
+from lr_lightning._checks import check_batches, check_count
 from lr_lightning._lightning import (
     BaseCallback,
     LightningModule,
@@ -58,8 +58,8 @@ class ScheduleFreeMode(BaseCallback):
         seed: Seed of that draw.
 
     Raises:
-        ArgumentError: ``num_batches`` < 0. At the start of a fit: LRSchedule changes the momentum, or the checkpoint's
-            parameters are not the optimizer's.
+        ArgumentError: ``num_batches`` < 0, or ``batches`` is an iterator. At the start of a fit: LRSchedule changes the
+            momentum, or the checkpoint's parameters are not the optimizer's.
 
     Example:
         >>> callback = ScheduleFreeMode(num_batches=50)
@@ -69,6 +69,7 @@ class ScheduleFreeMode(BaseCallback):
         self, num_batches: int = 50, batches: Iterable[Any] | None = None, forward: Forward | None = None, seed: int = 0
     ) -> None:
         check_count("num_batches", num_batches, 0)
+        check_batches("batches", batches)
         self.num_batches, self.batches, self.seed = num_batches, batches, seed
         self.forward = forward
         self._reset()
