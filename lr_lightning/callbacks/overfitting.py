@@ -30,7 +30,7 @@ from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
 from lr_lightning.callbacks import batch_norm, per_example
-from lr_lightning.callbacks.forward_calls import ForwardRecord
+from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
 from lr_lightning.callbacks.per_example import (
     LossFunction,
     Sample,
@@ -207,7 +207,13 @@ class OverfittingMonitor(BaseCallback):
             # running statistics belong to weights of later steps
             estimated = batch_norm.estimating(module, norms if many else {})
             record = ForwardRecord(module)
-            with closing(record), torch.no_grad(), estimated, trainer.precision_plugin.forward_context():
+            with (
+                closing(record),
+                torch.no_grad(),
+                silent(module),
+                estimated,
+                trainer.precision_plugin.forward_context(),
+            ):
                 first.add(self.loss(module, batch))
                 self._networks = record.called() - {""} if learnable else set()
             self._unsuited = learnable and first.has_probabilities()
@@ -370,7 +376,7 @@ class OverfittingMonitor(BaseCallback):
             for batch in self._drawn or ():
                 kept = self._kept is not None  # the transfer hooks have seen such a batch before
                 batch = move_data_to_device(batch, module.device) if kept else to_device(trainer, batch)
-                with trainer.precision_plugin.forward_context():
+                with trainer.precision_plugin.forward_context(), silent(module):
                     collector.add(self._val.loss(module, batch))
         self._collector = collector
 

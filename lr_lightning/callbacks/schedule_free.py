@@ -22,7 +22,7 @@ from lr_lightning._lightning import (
     to_device,
 )
 from lr_lightning.callbacks import batch_norm
-from lr_lightning.callbacks.forward_calls import ForwardRecord
+from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError, DurationError
@@ -211,7 +211,7 @@ class ScheduleFreeMode(BaseCallback):
                 full = size if full is None else full
                 if size != full:
                     break  # a small last batch would count as much as a full one, and one example has no variance
-                with trainer.precision_plugin.forward_context():
+                with trainer.precision_plugin.forward_context(), silent(pl_module):
                     forward(pl_module, batch)
         batch_norm.average_over_ranks(trainer, self._active)
 
