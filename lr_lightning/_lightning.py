@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch
@@ -18,9 +19,12 @@ from torch import Tensor
 from lr_lightning.errors import UsageError
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-_imported = [name for name in _PACKAGES if name in sys.modules]
-_installed = [name for name in _PACKAGES if find_spec(name.partition(".")[0]) is not None]
-_MAIN = next(iter([*_imported, *_installed]), "lightning.pytorch")  # our classes extend those of this package
+_imported = (name for name in _PACKAGES if name in sys.modules)
+_installed = (name for name in _PACKAGES if find_spec(name.partition(".")[0]) is not None)
+_MAIN = next(chain(_imported, _installed), "lightning.pytorch")  # our classes extend those of this package
+_version = import_module(_MAIN).__version__
+if tuple(map(int, _version.split(".")[:2])) < (2, 5):
+    raise ImportError(f"lr_lightning needs Lightning 2.5 or newer, and {_MAIN} is {_version}. Upgrade it with pip.")
 
 if TYPE_CHECKING or _MAIN == "lightning.pytorch":
     from lightning.fabric.utilities import move_data_to_device
