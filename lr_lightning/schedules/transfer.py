@@ -1,8 +1,8 @@
 """How the best learning rate moves from one schedule to another: arithmetic on the factors, after a convex bound."""
 
+import math
 from collections.abc import Sequence
-
-import numpy as np
+from itertools import accumulate
 
 from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules.base import Schedule
@@ -37,14 +37,17 @@ def best_scale(factors: Sequence[float]) -> float:
         >>> round(best_scale([1 - k / 100 for k in range(100)]) / best_scale([1.0] * 100), 2)
         2.42
     """
-    eta = np.asarray(factors, dtype=np.float64)
-    if eta.ndim != 1 or not np.all(np.isfinite(eta)) or np.any(eta < 0) or not np.any(eta > 0):
+    top = max(factors, default=0.0)
+    if not (all(math.isfinite(factor) and factor >= 0 for factor in factors) and top > 0):
         raise ArgumentError("must be finite numbers >= 0, of which one is above 0", "factors")
-    eta = eta[: np.flatnonzero(eta)[-1] + 1] / eta.max()
-    rest, squares = (np.cumsum(values[::-1])[::-1] for values in (eta, eta**2))
-    bends = (eta[:-1] / rest[1:] * squares[:-1] / rest[:-1]).sum()
+    eta = [factor / top for factor in factors]
+    while eta[-1] == 0:
+        eta.pop()
+    rest = list(accumulate(reversed(eta)))[::-1]
+    squares = list(accumulate(factor**2 for factor in reversed(eta)))[::-1]
+    bends = sum(eta[k] / rest[k + 1] * squares[k] / rest[k] for k in range(len(eta) - 1))
     a, b = 0.5 / rest[0], 0.5 * (squares[0] / rest[0] + bends)
-    return float(np.sqrt(a / b) / np.max(np.asarray(factors, dtype=np.float64)))
+    return math.sqrt(a / b) / top
 
 
 def transfer_lr(lr: float, source: Sequence[float], target: Sequence[float]) -> float:
