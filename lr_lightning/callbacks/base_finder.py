@@ -154,8 +154,10 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
         self.applied, self.applied_base = lr, base_lr
         bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
         rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference:.3g}.{decay}")
-        values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
-        for_each_logger(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(values))
+        values: dict[str, float | str | None] = {"lr_finder.lr": lr, "lr_finder.base_lr": base_lr}
+        values["lr_finder.run"] = None if run is None else run.describe()
+        known = {name: value for name, value in values.items() if value is not None}
+        for_each_logger(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(known))
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Return whether to measure before this fit."""
