@@ -2,7 +2,8 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -10,9 +11,11 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors import data_connector
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.data import has_len_all_ranks
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -31,6 +34,36 @@ def callbacks_of(trainer: Trainer, kind: type[_T]) -> list[_T]:
     """Return the Trainer's callbacks of one class, in their order."""
     every: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
     return [callback for callback in every if isinstance(callback, kind)]
+
+
+def averaging_callbacks(trainer: Trainer, name: str = "") -> list[Any]:
+    """Return Lightning's callbacks that average the weights, or those of them with this class name."""
+    names = {name} if name else {"StochasticWeightAveraging", "WeightAveraging"}  # the second came with Lightning 2.6
+    every = callbacks_of(trainer, Callback)
+    return [each for each in every if names & {kind.__name__ for kind in type(each).__mro__}]
+
+
+def planned_epochs(trainer: Trainer) -> int:
+    """Return the number of epochs that train, -1 if there is no limit.
+
+    For a module with BatchNorm, StochasticWeightAveraging adds an epoch to ``max_epochs`` that trains nothing.
+    """
+    for averaging in averaging_callbacks(trainer, "StochasticWeightAveraging"):
+        if getattr(averaging, "_max_epochs", -1) > 0:
+            return int(averaging.swa_end) + 1
+    return -1 if trainer.max_epochs is None else trainer.max_epochs
+
+
+def warn_if_results_are_lost(trainer: Trainer, callback: Callback) -> None:
+    """Say once that what this package's callbacks measure stays in the processes that ``ddp_spawn`` starts."""
+    ours = [each for each in callbacks_of(trainer, Callback) if type(each).__module__.startswith("lr_lightning.")]
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher) and callback is ours[0]:
+        names = ", ".join(dict.fromkeys(type(each).__name__ for each in ours))
+        rank_zero_warn(
+            "This strategy trains in processes that it starts itself, and Lightning brings back only weights and "
+            f"metrics. So what {names} find (results, verdicts, summaries, the module's lr) is missing in the script "
+            "after fit(). Use strategy='ddp', or read it from the logger or a checkpoint."
+        )
 
 
 # -- ranks: every rank must call these functions, even one that has no value to give ---------------------------------
@@ -135,6 +168,35 @@ def hyperparameter_dicts(module: LightningModule) -> list[Any]:
 def is_dev_run(trainer: Trainer) -> bool:
     """Return whether this is a development run (``fast_dev_run``)."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside the class
+
+
+def is_resuming(trainer: Trainer) -> bool:
+    """Return whether this fit resumes from a checkpoint; ask in ``on_fit_start``.
+
+    ``trainer.ckpt_path`` does not tell: BatchSizeFinder and LearningRateFinder leave a path of their own in it.
+    """
+    return bool(trainer._checkpoint_connector._loaded_checkpoint)
+
+
+def can_stop_early(trainer: Trainer) -> bool:
+    """Return whether ``trainer.should_stop`` ends the run now: ``min_epochs`` and ``min_steps`` have been reached."""
+    return trainer.fit_loop._can_stop_early
+
+
+@contextmanager
+def without_callback_hooks(trainer: Trainer) -> Iterator[None]:
+    """Call no hook of this Trainer's callbacks; ``trainer.callbacks`` stays as it is, for a module that reads it."""
+    original = call._call_callback_hooks
+
+    def called(its_trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if its_trainer is not trainer:
+            original(its_trainer, *args, **kwargs)
+
+    call._call_callback_hooks = called  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        call._call_callback_hooks = original
 
 
 def is_step_complete(trainer: Trainer) -> bool:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lr_lightning._checks import check_count
-from lr_lightning._lightning import callbacks_of, to_device
+from lr_lightning._lightning import averaging_callbacks, callbacks_of, to_device
 from lr_lightning.callbacks import batch_norm
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
@@ -47,8 +47,8 @@ class ScheduleFreeMode(Callback):
         seed: Seed of that draw.
 
     Raises:
-        ArgumentError: ``num_batches`` < 0. At the start of a fit: LRSchedule changes the momentum, or the checkpoint's
-            parameters are not the optimizer's.
+        ArgumentError: ``num_batches`` < 0. At the start of a fit: another callback averages the weights, LRSchedule
+            changes the momentum, or the checkpoint's parameters are not the optimizer's.
 
     Example:
         >>> callback = ScheduleFreeMode(num_batches=50)
@@ -74,6 +74,24 @@ class ScheduleFreeMode(Callback):
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":
             self._reset()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what can be checked before anything trains."""
+        self.check_fit(trainer, pl_module)
+
+    def check_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse another averaging of the weights; a finder calls this before it measures.
+
+        Raises:
+            ArgumentError: WeightAveraging or StochasticWeightAveraging is among the callbacks.
+        """
+        optimizers, others = _switching(trainer), averaging_callbacks(trainer)
+        if optimizers and others:
+            other, name = type(others[0]).__name__, type(optimizers[0]).__name__
+            raise ArgumentError(
+                f"ScheduleFreeMode and {other} would both choose the weights that are validated and saved, and {name} "
+                f"averages them already. Remove {other}."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch to the weights of training; after a resume these are the checkpoint's."""

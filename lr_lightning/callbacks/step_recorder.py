@@ -72,10 +72,13 @@ class StepRecorder(Callback):
         self._epoch_losses: list[Tensor] = []  # not yet in the sum
         self._epoch_sum, self._epoch_batches = 0.0, 0
         self._flushed_at = 0.0
+        self._masked: set[Tensor] = set()  # weights that were not finite before training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the flushes, and reserve the names, which the module may log too."""
         self._flushed_at = time.monotonic()
+        if self.stop_on_divergence:
+            self._masked = {parameter for parameter in _trained(trainer) if not parameter.isfinite().all()}
         for logger in trainer.loggers:
             if isinstance(logger, Flushable):
                 logger.reserve(("train/loss", "train/loss_epoch"))
@@ -85,7 +88,8 @@ class StepRecorder(Callback):
         # Lightning passes the optimizer itself, also under manual optimization.
         index = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
         prefix = "lr/group" if index == 0 else f"lr/opt{index}_group"
-        self._lrs[index] = [(f"{prefix}{i}", effective_lr(group)) for i, group in enumerate(optimizer.param_groups)]
+        used = [(f"{prefix}{i}", effective_lr(group)) for i, group in enumerate(optimizer.param_groups)]
+        self._lrs[index] = [(name, lr) for name, lr in used if lr is not None]  # Adafactor chooses its own
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -195,7 +199,7 @@ class StepRecorder(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Log and write every step that the checkpoint contains, before the checkpoint is saved."""
         self.flush(trainer)
-        if self.stop_on_divergence and not _weights_are_finite(pl_module):
+        if self.stop_on_divergence and not _weights_are_finite(trainer, self._masked):
             raise Diverged("a weight", math.nan, logging_step(trainer), first_group_lr(trainer))
         for logger in trainer.loggers:
             if isinstance(logger, Flushable) and trainer.is_global_zero:
@@ -213,9 +217,15 @@ class StepRecorder(Callback):
         self._epoch_sum, self._epoch_batches = float(state_dict["epoch_sum"] or 0.0), state_dict["epoch_batches"]
 
 
-def _weights_are_finite(module: LightningModule) -> bool:
+def _trained(trainer: Trainer) -> list[Tensor]:
+    """Return the parameters that training changes: a frozen mask of -inf is what its author wants."""
+    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    return [p for group in groups for p in group["params"] if p.requires_grad and p.is_floating_point()]
+
+
+def _weights_are_finite(trainer: Trainer, masked: set[Tensor]) -> bool:
     """Return whether all weights are finite: the step that spoils them computes its loss before."""
-    checks = [parameter.isfinite().all() for parameter in module.parameters() if parameter.is_floating_point()]
+    checks = [parameter.isfinite().all() for parameter in _trained(trainer) if parameter not in masked]
     return not checks or bool(torch.stack(checks).all())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from lr_lightning._lightning import callbacks_of
+from lr_lightning._lightning import callbacks_of, planned_epochs
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.schedules import Clock
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch
@@ -22,11 +22,13 @@ def trainer_clock(trainer: Trainer, *, optimizers: int = 1, total_steps: int | N
     ``estimated_stepping_batches`` is not used: it is wrong under ``GradientAccumulationScheduler``.
     """
     limits = [] if trainer.max_steps == -1 else [-(-trainer.max_steps // optimizers)]
-    max_epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
+    max_epochs = planned_epochs(trainer)
     updates = _updates(trainer, max_epochs)
     if updates is None:
         return Clock(total_steps if total_steps is not None else min(limits, default=None))
     clock = epoch_clock(updates, ends=max_epochs > 0, totals=limits)
+    if total_steps is not None and max_epochs > 0 and not trainer.lightning_module.automatic_optimization:
+        return Clock(total_steps, total_steps / max_epochs)  # the module decides how many batches make an update
     return clock if total_steps is None else Clock(total_steps, clock.steps_per_epoch, clock.epoch_starts)
 
 

@@ -17,6 +17,7 @@ import random
 import sys
 import types
 import warnings
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -97,7 +98,9 @@ class Snapshot:
     def _walk(self, stack: list[tuple[str, object, bool]]) -> None:
         while stack:
             name, obj, data = stack.pop()
-            if isinstance(obj, _ATOMS) or id(obj) in self._seen or isinstance(obj, self._opaque):
+            if type(obj) in weakref.ProxyTypes or isinstance(obj, _ATOMS) or id(obj) in self._seen:
+                continue  # a proxy's object is reached, if at all, in another way
+            if isinstance(obj, self._opaque):
                 continue
             self._seen[id(obj)] = obj
             data = data or isinstance(obj, _DATA_HOLDERS) or id(obj) in self._data
@@ -138,7 +141,7 @@ def _children(obj: Any) -> Iterator[tuple[str, object]]:
     elif isinstance(obj, Tensor):
         if obj.is_leaf and obj.grad is not None:
             yield ".grad", obj.grad
-    elif hasattr(obj, "bit_generator") and _is_numpy(type(obj)):  # type: ignore[arg-type]
+    elif _is_numpy(type(obj)) and hasattr(obj, "bit_generator"):  # type: ignore[arg-type]
         yield "", obj.bit_generator
     if isinstance(obj, type):
         yield from ((f".{key}", value) for key, value in _class_attributes(obj).items())
@@ -222,6 +225,7 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
     grad = tensor.grad if tensor.is_leaf else None
     restore_attributes, restore_hooks = _save_attributes(tensor), _save_hooks(tensor)
     version = None if inference else tensor._version
+    shares = data or (not inference and tensor._is_view())
 
     def restore() -> None:
         restore_attributes()
@@ -229,7 +233,9 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
         if not tensor.is_leaf and tensor._version == version:
             return  # part of a graph that may still be needed
         with torch.inference_mode(inference):
-            if (tensor.shape, tensor.dtype, tensor.device) == (saved.shape, saved.dtype, device):
+            if shares and _is_same(tensor, saved):
+                pass  # writing would look like a change of the large tensor that it is a slice of
+            elif (tensor.shape, tensor.dtype, tensor.device) == (saved.shape, saved.dtype, device):
                 _write(tensor, saved)
             else:
                 tensor.data = saved.to(device, copy=True)
@@ -240,6 +246,13 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
                 tensor.grad = grad
 
     return restore
+
+
+def _is_same(tensor: Tensor, saved: Tensor) -> bool:
+    if tensor.layout != torch.strided or (tensor.shape, tensor.dtype) != (saved.shape, saved.dtype):
+        return False
+    now = tensor.detach().to("cpu")
+    return bool(((now == saved) | ((now != now) & (saved != saved))).all())  # NaN counts as equal to NaN
 
 
 def _write(tensor: Tensor, values: Tensor) -> None:
@@ -344,7 +357,10 @@ def _slot_values(obj: object) -> dict[str, Any]:
 
 
 def _instance_dict(obj: object) -> dict[str, Any] | None:
-    own = getattr(obj, "__dict__", None)
+    try:
+        own = object.__getattribute__(obj, "__dict__")  # a user's own __getattr__ may raise anything
+    except AttributeError:
+        return None
     return own if isinstance(own, dict) else None
 
 
