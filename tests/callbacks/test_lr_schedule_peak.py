@@ -132,7 +132,7 @@ def test_it_takes_the_place_of_a_scheduler_at_its_highest_lr(
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         trainer(*callbacks, max_epochs=2).fit(module, loader())
     assert module.lrs() == pytest.approx(expected(Cosine(), Clock(20, 10), peak=peak))
-    assert {groups[0]["momentum"] for groups in module.used} == {0.0 if name in ("OneCycleLR", "CyclicLR") else 0.5}
+    assert {groups[0]["momentum"] for groups in module.used} == {0.5}
     assert (
         f"LRSchedule takes the place of {name}, which WithScheduler.configure_optimizers returns; a peak" in caplog.text
     )
