@@ -6,12 +6,14 @@ sets the peak (``callbacks.set_lr``), and by its trial steps (``lr_finder.dry_ru
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+if TYPE_CHECKING:
+    from lr_lightning._lightning import Trainer
 
 __all__ = [
     *("effective_lr", "first_group_lr", "initial_value", "missing_lr", "peak_lr"),
@@ -115,7 +117,7 @@ def effective_lr(group: Mapping[str, Any]) -> float | Tensor | None:
     return lr
 
 
-def first_group_lr(trainer: Trainer) -> float | None:
+def first_group_lr(trainer: "Trainer") -> float | None:
     """Return the effective lr of the first optimizer's first param group; None without an optimizer or without lr."""
     lr = effective_lr(trainer.optimizers[0].param_groups[0]) if trainer.optimizers else None
     return None if lr is None else float(lr)

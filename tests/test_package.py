@@ -66,6 +66,7 @@ def test_a_script_without_the_environment_says_how_to_make_it(script: str) -> No
 def test_public_names() -> None:
     assert lr_lightning.__all__ == [
         "BatchSizeSchedule",
+        "CooldownPreview",
         "Diverged",
         "History",
         "LRFinder",

@@ -8,21 +8,24 @@ from dataclasses import replace as changed
 from itertools import product
 from typing import Any, Literal, TypeVar, get_args
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lr_lightning._checks import check_choice, check_count
 from lr_lightning._lightning import (
+    BaseCallback,
     FreshMetric,
+    LightningModule,
+    Trainer,
+    TrainerFn,
     averaging_callbacks,
     is_dev_run,
     is_resuming,
     mean_over_ranks,
     planned_epochs,
+    rank_zero_info,
+    rank_zero_warn,
 )
 from lr_lightning._param_groups import (
     initial_value,
@@ -32,6 +35,7 @@ from lr_lightning._param_groups import (
     scheduler_lrs,
     set_value,
 )
+from lr_lightning._threads import ThreadWatch
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError, DurationError, TotalStepsUnknown
 from lr_lightning.schedules import Clock, Plateau, Schedule
@@ -49,7 +53,7 @@ _FEW = 2  # updates by which a plan may be wrong
 _MOST_SCHEDULER_STEPS = 20_000  # how far a replaced scheduler is followed to find its highest lr
 
 
-class LRSchedule(Callback):
+class LRSchedule(BaseCallback):
     """Set the lr of every param group to its own peak times a schedule's factor, before each update.
 
     A step is one update of that optimizer: ``trainer.global_step`` under automatic optimization; under manual
@@ -122,6 +126,7 @@ class LRSchedule(Callback):
         self._is_fresh = FreshMetric()
         self._observed = False  # in this validation
         self._hooks: list[RemovableHandle] = []
+        self._threads: ThreadWatch | None = None
         self._base: float | None = None  # base_lr / max_lr, if a range test found it
         self._configured = (self.schedule, self.groups)  # before a range test set that bound
         self._resumed = False
@@ -253,10 +258,13 @@ class LRSchedule(Callback):
         else:
             self._steps = self._restored_steps(trainer)
             self._attach()
+        self._threads = ThreadWatch() if pl_module.device.type == "cpu" else None
         self._drive(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the lr that this batch's update uses."""
+        if self._threads is not None and not self._threads.step():
+            self._threads = None
         if batch_idx == 0 and pl_module.automatic_optimization:
             planned, batches = self._planned_updates(trainer), trainer.num_training_batches
             if planned and math.isfinite(batches):
@@ -363,8 +371,7 @@ class LRSchedule(Callback):
             groups = optimizer.param_groups
             restart_without_scheduler(optimizer, [*each, *map(peak_lr, groups[len(each) :])][: len(groups)])
         pairs = [pair for both in zip(now, before, strict=False) for pair in zip(*both, strict=False)]
-        same = all(math.isclose(*pair) for pair in pairs)
-        if same and self.peak_on_resume == "checkpoint":
+        if self.peak_on_resume == "checkpoint" and all(math.isclose(*pair) for pair in pairs):
             return
         name = f"{type(module).__name__}.configure_optimizers"
         if self.peak_on_resume == "module":
@@ -423,8 +430,8 @@ class LRSchedule(Callback):
     def _planned_updates(self, trainer: Trainer, index: int = 0) -> tuple[int, int] | None:
         """Return the updates planned up to the start and the end of this epoch; None where no plan must hold."""
         clock, epoch = self._clocks[index], trainer.current_epoch
-        kept = self.on_resume == "keep" and self._resumed
-        if self._warned or self.total_steps is not None or kept or is_dev_run(trainer) or clock.total is None:
+        given = self.total_steps is not None or (self._resumed and self.on_resume == "keep")
+        if self._warned or given or clock.total is None or is_dev_run(trainer):
             return None
         if not (clock.epoch_starts or clock.steps_per_epoch) or 0 < planned_epochs(trainer) <= epoch:
             return None
@@ -559,7 +566,10 @@ def _per_optimizer(name: str, value: Any, convert: Callable[[str, Any], _Entry])
     """Convert a single value, or each item of a per-optimizer list."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(convert(f"each entry of {name}", each) for each in value)
-    return convert(name, value)
+    try:
+        return convert(name, value)
+    except ArgumentError as e:
+        raise ArgumentError(f"{e.problem}; a list gives one for each optimizer", name) from None
 
 
 def _counted(name: str, value: int) -> int:
