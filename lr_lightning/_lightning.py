@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -74,6 +75,7 @@ DataFetcher = _DataFetcher
 set_sampler_epoch = _set_sampler_epoch  # Lightning calls this before it iterates a loader
 
 _T = TypeVar("_T")
+_SAID: WeakSet[Trainer] = WeakSet()  # the Trainers whose user has been told that results are lost
 
 
 # -- the two packages --------------------------------------------------------------------------------------------------
@@ -175,12 +177,12 @@ def planned_epochs(trainer: Trainer) -> int:
     return -1 if trainer.max_epochs is None else trainer.max_epochs
 
 
-def warn_if_results_are_lost(trainer: Trainer, callback: Callback) -> None:
+def warn_if_results_are_lost(trainer: Trainer) -> None:
     """Say once that what this package's callbacks measure stays in the processes that ``ddp_spawn`` starts."""
-    ours = [each for each in callbacks_of(trainer, Callback) if type(each).__module__.startswith("lr_lightning.")]
     launchers = own_module(trainer, "strategies.launchers.multiprocessing")
-    if isinstance(trainer.strategy.launcher, launchers._MultiProcessingLauncher) and callback is ours[0]:
-        names = ", ".join(dict.fromkeys(type(each).__name__ for each in ours))
+    if isinstance(trainer.strategy.launcher, launchers._MultiProcessingLauncher) and trainer not in _SAID:
+        _SAID.add(trainer)
+        names = ", ".join(dict.fromkeys(type(each).__name__ for each in callbacks_of(trainer, BaseCallback)))
         rank_zero_warn(
             "This strategy trains in processes that it starts itself, and Lightning brings back only weights and "
             f"metrics. So what {names} find (results, verdicts, summaries, the module's lr) is missing in the script "

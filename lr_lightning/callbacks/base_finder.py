@@ -146,7 +146,7 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":
             self._reset()
-            warn_if_results_are_lost(trainer, self)
+            warn_if_results_are_lost(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and apply before anything has run; a resumed run already has its lr."""

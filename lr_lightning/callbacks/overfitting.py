@@ -21,6 +21,7 @@ from lr_lightning._lightning import (
     mean_over_ranks,
     rank_zero_warn,
     to_device,
+    warn_if_results_are_lost,
 )
 from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning._param_groups import first_group_lr
@@ -127,6 +128,7 @@ class OverfittingMonitor(BaseCallback):
         if self._fitting:
             per_example.check_forward(pl_module, self.loss)
             self._reset()
+            warn_if_results_are_lost(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the length of the run."""
