@@ -10,6 +10,8 @@ from torch import Tensor
 from lr_lightning._checks import check_count
 from lr_lightning._lightning import (
     BaseCallback,
+    BatchSizeFinder,
+    LearningRateFinder,
     LightningModule,
     Trainer,
     TrainerFn,
@@ -53,8 +55,8 @@ class ScheduleFreeMode(BaseCallback):
         seed: Seed of that draw.
 
     Raises:
-        ArgumentError: ``num_batches`` < 0. At the start of a fit: another callback averages the weights, LRSchedule
-            changes the momentum, or the checkpoint's parameters are not the optimizer's.
+        ArgumentError: ``num_batches`` < 0. At the start of a fit: another callback averages the weights, or trains
+            without callbacks; LRSchedule changes the momentum; or the checkpoint's parameters are not the optimizer's.
 
     Example:
         >>> callback = ScheduleFreeMode(num_batches=50)
@@ -80,6 +82,12 @@ class ScheduleFreeMode(BaseCallback):
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":
             self._reset()
+            for kind in (BatchSizeFinder, LearningRateFinder):
+                if callbacks_of(trainer, kind):
+                    raise ArgumentError(
+                        f"ScheduleFreeMode cannot work beside {kind.__name__}, which trains without callbacks, so that "
+                        "nothing would switch a schedule-free optimizer to training. Use it in a run of its own."
+                    )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what can be checked before anything trains."""

@@ -160,16 +160,15 @@ def test_monitors_change_nothing(tmp_path: Path, lightning: str) -> None:
 
 @pytest.mark.parametrize("lightning", LIGHTNINGS)
 @pytest.mark.parametrize("first", [True, False])
-def test_a_schedule_sets_the_lr(tmp_path: Path, lightning: str, first: bool) -> None:
+def test_a_schedule_sets_the_lr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lightning: str, first: bool) -> None:
+    monkeypatch.setattr("lightning.pytorch.tuner.lr_finder._LRFinder.suggestion", lambda self: 0.7)
     found = ran(tmp_path, lightning, OURS["LRSchedule"](), first=first)
     updates = 4 + 2 + 2 if lightning == "GradientAccumulationScheduler" else EPOCHS * BATCHES
     expected = [PEAK * factor for factor in SCHEDULE.factors(updates)]
     if lightning == "StochasticWeightAveraging":  # begins with the second epoch
         expected = [*expected[:4], *[expected[3]] * 4, *[0.01] * 4]
     if lightning == "LearningRateFinder":
-        peak = found.module.lr
-        assert peak != PEAK
-        expected = [peak * factor for factor in SCHEDULE.factors(updates)]
+        expected = [0.7 * factor for factor in SCHEDULE.factors(updates)]
     assert found.lrs == pytest.approx(expected, rel=1e-12)
     if lightning == "BackboneFinetuning":
         assert [lrs[1] for lrs in found.groups[4:]] == [0.02 * factor for factor in SCHEDULE.factors(updates)[4:]]
@@ -219,6 +218,10 @@ def test_weights_are_averaged_once(
         with pytest.raises(ValueError, match=f"ScheduleFreeMode and {lightning} would both choose the weights"):
             ran(tmp_path, lightning, OURS["ScheduleFreeMode"](), first=first)
         return
+    if lightning in ("BatchSizeFinder", "LearningRateFinder"):  # they train without callbacks
+        with pytest.raises(ValueError, match=f"ScheduleFreeMode cannot work beside {lightning}"):
+            ran(tmp_path, lightning, OURS["ScheduleFreeMode"](), first=first)
+        return
     found = ran(tmp_path, lightning, OURS["ScheduleFreeMode"](), first=first)
     assert len(found.lrs) in (12, 8)
 
@@ -266,16 +269,24 @@ def test_swa_resumes_and_leaves(tmp_path: Path) -> None:
 
 
 def test_a_finder_measures_with_the_batch_that_was_found(tmp_path: Path) -> None:
-    finder = LRFinder(num_steps=10, progress=False, apply=False)
     sizes: list[int] = []
+    measured: list[int] = []
 
     class Notes(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             sizes.append(len(batch[0]))
             return super().training_step(batch, batch_idx)
 
-    scaling = lightnings.BatchSizeFinder(steps_per_trial=1, max_trials=1, init_val=8)
-    run = Trainer(**QUIET, callbacks=[finder, scaling], max_epochs=1, default_root_dir=tmp_path)
-    run.fit(Notes(), datamodule=Data())
-    assert finder.result is not None
-    assert set(sizes[-10:]) == {16}
+    class Finder(LRFinder):
+        def _find(self, *args: Any) -> Any:
+            start = len(sizes)
+            found = super()._find(*args)
+            measured.extend(sizes[start:])
+            return found
+
+    scaling, data = lightnings.BatchSizeFinder(steps_per_trial=1, max_trials=2, init_val=8), Data()
+    callbacks = [Finder(num_steps=10, progress=False, apply=False), scaling]
+    run = Trainer(**QUIET, callbacks=callbacks, max_epochs=1, default_root_dir=tmp_path)
+    run.fit(Notes(), datamodule=data)
+    assert data.batch_size > 8
+    assert set(measured) == {data.batch_size}
