@@ -112,22 +112,29 @@ class Snapshot:
     def _walk(self, stack: list[tuple[str, object, bool]]) -> None:
         while stack:
             name, obj, data = stack.pop()
-            if type(obj) in weakref.ProxyTypes or isinstance(obj, _ATOMS) or id(obj) in self._seen:
-                continue  # a proxy's object is reached, if at all, in another way
-            if isinstance(obj, self._opaque):
-                continue
-            self._seen[id(obj)] = obj
-            data = data or isinstance(obj, self._data_holders) or id(obj) in self._data
-            if data:
-                self._data.add(id(obj))
-            restore = _save(obj, data)
-            if restore is not None:
-                self._saved.append((name, restore))
-            if data and isinstance(obj, list | tuple | dict | set) and len(obj) > _LONG:
-                continue
-            if data and isinstance(obj, types.MethodType):  # a collate_fn, say
-                stack.append((name, obj.__self__, data))
-            stack += reversed([(name + step, child, data) for step, child in _children(obj)])
+            if type(obj) in weakref.ProxyTypes or id(obj) in self._seen:
+                continue  # the object of a proxy is reached, if at all, in another way
+            try:
+                if not isinstance(obj, (*_ATOMS, *self._opaque)):
+                    stack += self._visit(name, obj, data)
+            except Exception as e:  # another library's proxy, say, that has no object yet
+                log.info("%s is not saved: %s: %s", name, type(e).__name__, e)
+
+    def _visit(self, name: str, obj: object, data: bool) -> list[tuple[str, object, bool]]:
+        """Save one object, and return those that it refers to, the first one last."""
+        self._seen[id(obj)] = obj
+        data = data or isinstance(obj, self._data_holders) or id(obj) in self._data
+        if data:
+            self._data.add(id(obj))
+        restore = _save(obj, data)
+        if restore is not None:
+            self._saved.append((name, restore))
+        if data and isinstance(obj, list | tuple | dict | set) and len(obj) > _LONG:
+            return []
+        found = [(name + step, child, data) for step, child in _children(obj)]
+        if data and isinstance(obj, types.MethodType):  # a collate_fn, say
+            found.append((name, obj.__self__, data))
+        return found[::-1]
 
 
 def _succeeds(name: str, restore: _Restore) -> bool:

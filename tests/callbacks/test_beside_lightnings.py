@@ -98,6 +98,7 @@ LIGHTNINGS: dict[str, Any] = {
     "TQDMProgressBar": lambda path: lightnings.TQDMProgressBar(),
     "WeightAveraging": lambda path: lightnings.WeightAveraging(),
 }
+LIGHTNINGS = {name: make for name, make in LIGHTNINGS.items() if name == "none" or hasattr(lightnings, name)}
 NOT_ALONE = {"BaseFinetuning", "BasePredictionWriter", "Callback", "Checkpoint", "ProgressBar", "SpikeDetection"}
 SCHEDULE = Cosine(end=0.0)
 OURS: dict[str, Any] = {

@@ -634,6 +634,20 @@ class SlottedRaises:
         raise KeyError(key)
 
 
+class Unbound:
+    """A proxy that has no object yet, such as werkzeug's."""
+
+    __class__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+
+
+def test_an_object_that_cannot_be_looked_into_is_left_alone() -> None:
+    box = Box(proxy=Unbound(), values=[1])
+    snapshot = Snapshot({"box": box})
+    box.values.append(2)
+    assert snapshot.restore() == []
+    assert box.values == [1]
+
+
 @pytest.mark.parametrize("kind", [Raises, SlottedRaises])
 def test_objects_that_raise_at_an_unknown_attribute(kind: Any) -> None:
     box = Box(settings=kind())
