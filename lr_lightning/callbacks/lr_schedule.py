@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
-from itertools import product
+from itertools import chain, product
 from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
@@ -370,8 +370,8 @@ class LRSchedule(BaseCallback):
         for optimizer, each in zip(trainer.optimizers, peaks, strict=False):
             groups = optimizer.param_groups
             restart_without_scheduler(optimizer, [*each, *map(peak_lr, groups[len(each) :])][: len(groups)])
-        pairs = [pair for both in zip(now, before, strict=False) for pair in zip(*both, strict=False)]
-        if self.peak_on_resume == "checkpoint" and all(math.isclose(*pair) for pair in pairs):
+        same = [all(map(math.isclose, chain(*now), chain(*each))) for each in (before, used)]
+        if self.peak_on_resume == "checkpoint" and any(same):
             return
         name = f"{type(module).__name__}.configure_optimizers"
         if self.peak_on_resume == "module":
