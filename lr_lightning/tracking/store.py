@@ -4,11 +4,14 @@ import logging
 import os
 import re
 import socket
+import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -16,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock
 
 from lr_lightning.errors import NotInStore, Rejected, StoreUnavailable, TrackingError
+from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import hide_password
 
 if TYPE_CHECKING:
@@ -158,6 +162,24 @@ class Store:
     def _artifact_uri(self) -> str | None:
         return self.artifact_root.as_uri() if self.artifact_root else None
 
+    def is_ready(self, experiment: str) -> bool:
+        """Tell, without MLflow, whether this MLflow has opened this local store before, and the experiment is there."""
+        file = self._file
+        if file is None or not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
+            return False
+        try:
+            if self._stamp.read_text(encoding="utf-8") != _opened_by(file):
+                return False
+            with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
+                found = database.execute("SELECT lifecycle_stage FROM experiments WHERE name = ?", (experiment,))
+                return bool(found.fetchall() == [("active",)])
+        except (OSError, ValueError, sqlite3.Error):
+            return False
+
+    @property
+    def _stamp(self) -> Path:
+        return self.root / ".opened"
+
     def client(self) -> "MlflowClient":
         """Open the store. If its database does not exist, create it first, one process at a time."""
         with _clients_lock:
@@ -191,6 +213,9 @@ class Store:
                 _check_entry(self.uri)
             # Places MLflow's "Default" experiment here; otherwise it would be below the working directory.
             _open_database(self.uri, artifact_uri)
+            if file is not None:
+                with suppress(OSError, sqlite3.Error):
+                    write_atomically(self._stamp, _opened_by(file))
             return MlflowClient(self.uri)
 
     def _probe(self) -> None:
@@ -292,6 +317,13 @@ def open_store(root: Path | str, uri: str | None = None) -> Store:
 
 def _sqlite_uri(path: Path) -> str:
     return f"sqlite:///{quote(str(path))}"
+
+
+def _opened_by(file: Path) -> str:
+    """Return the version of MLflow that is installed, and the version of the tables in a database file."""
+    with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
+        tables = database.execute("SELECT version_num FROM alembic_version").fetchall()
+    return f"{file} {version('mlflow')} {tables}\n"
 
 
 def _make_folder(path: Path) -> None:

@@ -1,5 +1,6 @@
 """`scripts/train.py` and `scripts/find_lr.py`: compose the config, run the job, turn errors into an exit status."""
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.composition import keys_help, prepare, validate, wants_tracebacks
+from lr_lightning.app.composition import choices_help, keys_help, prepare, validate, wants_tracebacks
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
@@ -60,6 +61,9 @@ class Multirun:
         self._runs[number] = (config, list(overrides))
         self._name = name
 
+    def __len__(self) -> int:
+        return len(self._runs)
+
     def forget(self, number: int) -> None:
         """Leave out a run that could not start."""
         self._runs.pop(number, None)
@@ -99,7 +103,10 @@ def main(root: Path, job: Job = "train") -> int:
     """
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")
-    prepare(root, _PURPOSES[job], lambda: _usage(job))
+    if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own composes its config once for each of its groups: seconds
+        print(f"{_PURPOSES[job]}\n\nGroups and their choices:\n{choices_help(root)}\n\n{_usage(job)}")
+        return 0
+    prepare(root)
     errors: list[Exception] = []
     composed = False
     multirun = Multirun()
@@ -178,12 +185,17 @@ def _run_job(cfg: DictConfig, job: Job, multirun: Multirun) -> Any:
         multirun.add(config, overrides, Path(hydra_config.sweep.dir).name, number)
     from lr_lightning.app.run.train import train
 
+    if several_jobs and len(multirun) == 1:
+        gc.freeze()  # so that what was imported is not collected among after every run
     try:
         return train(config, resumed).objective
     except ConfigError:
         if several_jobs:
             multirun.forget(number)
         raise
+    finally:
+        if several_jobs:
+            gc.collect()  # a model and its trainer refer to each other
 
 
 def _refuse_groups(cfg: DictConfig, job: Job) -> None:
