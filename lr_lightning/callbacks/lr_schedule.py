@@ -312,7 +312,7 @@ class LRSchedule(BaseCallback):
         clocks = [[c.total, c.steps_per_epoch, c.epoch_starts and list(c.epoch_starts)] for c in self._clocks]
         peaks = {"used": [driver.peaks for driver in self._drivers], "module": self._module_peaks or []}
         own = {"steps": list(self._steps), "clocks": clocks, "plateau": list(self._history), "base": self._base}
-        return {**own, "peaks": peaks, "successor": self._successor}
+        return {**own, "peaks": peaks if self._drivers else self._saved, "successor": self._successor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
