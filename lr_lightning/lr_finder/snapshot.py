@@ -115,10 +115,16 @@ class Snapshot:
             if type(obj) in weakref.ProxyTypes or id(obj) in self._seen:
                 continue  # the object of a proxy is reached, if at all, in another way
             try:
-                if not isinstance(obj, (*_ATOMS, *self._opaque)):
-                    stack += self._visit(name, obj, data)
-            except Exception as e:  # another library's proxy, say, that has no object yet
+                if isinstance(obj, (*_ATOMS, *self._opaque)):
+                    continue
+            except Exception as e:  # another library's proxy that has no object yet
                 log.info("%s is not saved: %s: %s", name, type(e).__name__, e)
+                continue
+            try:
+                stack += self._visit(name, obj, data)
+            except Exception as e:  # it may change, and restore() says so
+                log.info("%s cannot be saved: %s: %s", name, type(e).__name__, e)
+                self._saved.append((name, lambda: False))
 
     def _visit(self, name: str, obj: object, data: bool) -> list[tuple[str, object, bool]]:
         """Save one object, and return those that it refers to, the first one last."""
@@ -147,15 +153,16 @@ def _succeeds(name: str, restore: _Restore) -> bool:
 
 def _children(obj: Any) -> Iterator[tuple[str, object]]:
     """Yield the objects that an object refers to, each with the step that leads to it."""
+    # issubclass(type()), as isinstance() asks an object for its __class__, and a proxy may raise
     if isinstance(obj, dict):
         for key, value in list(obj.items()):
-            if not isinstance(value, _ATOMS):
+            if not issubclass(type(value), _ATOMS):
                 yield f"[{key!r}]", value
-            if not isinstance(key, _ATOMS):
+            if not issubclass(type(key), _ATOMS):
                 yield " key", key
     elif isinstance(obj, list | tuple | set | frozenset | collections.deque):
         for index, value in enumerate(list(obj)):
-            if not isinstance(value, _ATOMS):
+            if not issubclass(type(value), _ATOMS):
                 yield f"[{index}]", value
     elif isinstance(obj, functools.partial):
         yield from (("", obj.func), ("", obj.args), ("", obj.keywords))
@@ -168,7 +175,7 @@ def _children(obj: Any) -> Iterator[tuple[str, object]]:
         yield from ((f".{key}", value) for key, value in _class_attributes(obj).items())
     elif has_state(obj):
         for key, value in {**(_instance_dict(obj) or {}), **_slot_values(obj)}.items():
-            if not isinstance(value, _ATOMS):
+            if not issubclass(type(value), _ATOMS):
                 yield f".{key}", value
         yield from (("", kind) for kind in type(obj).__mro__ if _class_attributes(kind))
 
@@ -247,7 +254,7 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
     grad = tensor.grad if tensor.is_leaf else None
     restore_attributes, restore_hooks = _save_attributes(tensor), _save_hooks(tensor)
     version = None if inference else tensor._version
-    shares = data or (not inference and tensor._is_view())
+    shares = _is_slice(tensor)
 
     def restore() -> None:
         """Put the values, the shape and the device back."""
@@ -256,7 +263,7 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
         if not tensor.is_leaf and tensor._version == version:
             return  # part of a graph that may still be needed
         with torch.inference_mode(inference):
-            if shares and _is_same(tensor, saved):
+            if (data or shares) and _is_same(tensor, saved):
                 pass  # writing would look like a change of the large tensor that it is a slice of
             elif (tensor.shape, tensor.dtype, tensor.device) == (saved.shape, saved.dtype, device):
                 _write(tensor, saved)
@@ -269,6 +276,13 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
                 tensor.grad = grad
 
     return restore
+
+
+def _is_slice(tensor: Tensor) -> bool:
+    try:
+        return tensor.untyped_storage().nbytes() > tensor.nbytes
+    except (NotImplementedError, RuntimeError):  # a sparse or distributed tensor
+        return False
 
 
 def _is_same(tensor: Tensor, saved: Tensor) -> bool:
