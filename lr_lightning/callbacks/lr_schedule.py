@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from dataclasses import replace as changed
 from itertools import chain, product
 from typing import Any, Literal, TypeVar, get_args
 
@@ -21,6 +19,7 @@ from lr_lightning._lightning import (
     TrainerFn,
     averaging_callbacks,
     is_dev_run,
+    is_missed_in_sanity_check,
     is_resuming,
     mean_over_ranks,
     planned_epochs,
@@ -36,8 +35,8 @@ from lr_lightning._param_groups import (
     set_value,
 )
 from lr_lightning._threads import ThreadWatch
-from lr_lightning.callbacks.trainer_clock import trainer_clock
-from lr_lightning.errors import ArgumentError, DurationError, TotalStepsUnknown
+from lr_lightning.callbacks.trainer_clock import longer_clock, trainer_clock
+from lr_lightning.errors import ArgumentError, TotalStepsUnknown
 from lr_lightning.schedules import Clock, Plateau, Schedule
 from lr_lightning.schedules.base import ScheduleLike, as_schedule
 from lr_lightning.schedules.clock import updates_per_epoch
@@ -48,7 +47,6 @@ _Entry = TypeVar("_Entry")
 _OnResume = Literal["rebase", "keep"]
 _PeakOnResume = Literal["checkpoint", "module"]
 _Peaks = list[list[float]]  # of each optimizer's param groups
-_LONGEST_DEV_RUN = 2**40
 _FEW = 2  # updates by which a plan may be wrong
 _MOST_SCHEDULER_STEPS = 20_000  # how far a replaced scheduler is followed to find its highest lr
 
@@ -289,6 +287,11 @@ class LRSchedule(BaseCallback):
         """Await the plateau's metric of this validation."""
         self._observed = False
 
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of a plateau whose metric the validation does not log, before the first update."""
+        if self.plateau is not None and is_missed_in_sanity_check(trainer, self.plateau.monitor):
+            rank_zero_warn(self._missing(trainer))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the plateau's metric: after every ``on_validation_epoch_end``, before checkpoints are saved."""
         self.observe(trainer)
@@ -402,7 +405,7 @@ class LRSchedule(BaseCallback):
         totals = (_entry(self.total_steps, index) for index in range(count))
         clocks = [trainer_clock(trainer, optimizers=sharing, total_steps=total) for total in totals]
         if is_dev_run(trainer):
-            return [_stretched(driver, clock) for driver, clock in zip(self._drivers, clocks, strict=True)]
+            return [longer_clock(clock, driver.schedules) for driver, clock in zip(self._drivers, clocks, strict=True)]
         return clocks
 
     def _restored_steps(self, trainer: Trainer) -> list[int]:
@@ -475,8 +478,11 @@ class LRSchedule(BaseCallback):
             self._history.append(value)
             self._scale = plateau(self._history)
         elif not self._history:
-            known = ", ".join(sorted(metrics)) or "none"
-            raise ArgumentError(f"plateau.monitor: no metric {plateau.monitor!r} was logged. There are: {known}.")
+            raise ArgumentError(self._missing(trainer))
+
+    def _missing(self, trainer: Trainer) -> str:
+        known, name = ", ".join(sorted(trainer.callback_metrics)) or "none", self.plateau and self.plateau.monitor
+        return f"plateau.monitor: no metric {name!r} was logged. There are: {known}."
 
 
 @dataclass(eq=False)
@@ -585,16 +591,3 @@ def _entry(shared: _Entry | tuple[_Entry, ...], index: int) -> _Entry:
 def _said(peaks: _Peaks) -> str:
     each = [", ".join(f"{peak:.3g}" for peak in dict.fromkeys(own)) for own in peaks]
     return f"a peak lr of {'; '.join(each)}"
-
-
-def _stretched(driver: OptimizerDriver, clock: Clock) -> Clock:
-    """Return a clock that is long enough for the durations: a development run is the first steps of such a run."""
-    total = clock.total
-    while total is not None and total < _LONGEST_DEV_RUN:
-        longer = changed(clock, total=total)
-        with suppress(DurationError):
-            for schedule in driver.schedules:
-                schedule.check(longer)
-            return longer
-        total = max(1, 2 * total)
-    return clock
