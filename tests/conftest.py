@@ -53,7 +53,8 @@ def root() -> Path:
 @pytest.fixture(autouse=True)
 def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning keeps the seed in the environment and acts on it: it would change the loaders of every later test."""
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+    mlflows = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", *mlflows):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -78,7 +79,9 @@ def train_command(tmp_path: Path) -> Command:
     ) -> "subprocess.CompletedProcess[str]":
         command = [str(SCRIPTS / "train.py"), f"output_root={tmp_path}/outputs", f"tracking.root={tmp_path}/mlruns"]
         command += overrides
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env}
+        # as in an activated environment, so that `python` is this one
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PATH": path, **env}
         if from_scratch:
             command.insert(0, sys.executable)
             done = subprocess.run(
