@@ -257,9 +257,8 @@ def _disk_errors_as_input(folder: Path) -> Iterator[None]:
         yield
     except OSError as e:
         at = Path(str(e.filename or folder))
-        raise ConfigError(
-            f"{'output_root' if at.is_relative_to(folder) else 'tracking.root'}: {at} cannot be written to ({e.strerror}). Make room, or give another one."
-        ) from e
+        key = "output_root" if at.is_relative_to(folder) else "tracking.root"
+        raise ConfigError(f"{key}: {at} cannot be written to ({e.strerror}). Make room, or give another one.") from e
 
 
 class FoundLR(Callback):
