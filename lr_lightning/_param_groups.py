@@ -5,10 +5,12 @@ sets the peak (``callbacks.set_lr``), and by its trial steps (``lr_finder.dry_ru
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lr_lightning._lightning import Trainer
 
 __all__ = ["effective_lr", "first_group_lr", "initial_value", "peak_lr", "set_value"]
 
@@ -56,6 +58,6 @@ def effective_lr(group: Mapping[str, Any]) -> float | Tensor:
     return lr
 
 
-def first_group_lr(trainer: Trainer) -> float | None:
+def first_group_lr(trainer: "Trainer") -> float | None:
     """Return the effective lr of the first optimizer's first param group, or None without optimizers."""
     return float(effective_lr(trainer.optimizers[0].param_groups[0])) if trainer.optimizers else None

@@ -4,6 +4,7 @@ import ast
 import builtins
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -65,6 +66,7 @@ def test_a_script_without_the_environment_says_how_to_make_it(script: str) -> No
 def test_public_names() -> None:
     assert lr_lightning.__all__ == [
         "BatchSizeSchedule",
+        "CooldownPreview",
         "Diverged",
         "History",
         "LRFinder",
@@ -130,3 +132,20 @@ def test_a_terminal_without_utf_8_gets_a_question_mark_and_no_traceback() -> Non
     code = "import sys; sys.path.insert(0, 'scripts'); import _checkout; print('8\\u00d78')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=plain, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "8?8\n", "")
+
+
+def test_the_way_of_a_learning_rate_is_as_described_and_never_turns_back() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("**The way of a learning rate**")[2].partition("\n\nTwo")[0]
+    stops = re.findall(r"^\d+\. `(\S+\.py)`([^:\n]*)", text, re.MULTILINE)
+    assert len(stops) == 12
+    above = ""
+    for number, (path, names) in enumerate(stops):
+        source = (ROOT / path if path.startswith("scripts/") else ROOT / "lr_lightning" / path).read_text()
+        for name in re.findall(r"`(\w+)`", names if number else ""):
+            assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), (path, name)
+            assert re.search(rf"\b{name}\b", above), (path, name)
+        back = {passed for passed, _ in stops[:number] if passed[:-3].replace("/", ".") + " import" in source}
+        assert back <= {"app/config.py", "app/schemas/model.py"}, (
+            path
+        )  # which hold the values that the others are given
+        above += source

@@ -9,6 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any, Protocol, cast
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch import Callback, LightningModule
@@ -16,16 +17,18 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from lr_lightning._threads import core_share
 from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.error_messages import causes, config_error
-from lr_lightning.app.lr_scaling import process_batch_size
 from lr_lightning.app.monitor_checks import MonitorCheck
 from lr_lightning.app.schemas import schedule as schemas
 from lr_lightning.app.schemas.data import DataConfig
 from lr_lightning.app.schemas.model import OPTIMIZER_PACKAGES, ModelConfig, ModuleConfig, OptimizerConfig
 from lr_lightning.app.schemas.search import FinderConfig
+from lr_lightning.app.world import local_processes, process_batch_size
 from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
+from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
@@ -126,6 +129,12 @@ def build_data(config: Config) -> ImageDataModule:
     arguments, options = _target_arguments("data", node), {f.name: getattr(node, f.name) for f in fields(DataConfig)}
     for name in ("name", "_target_", "kwargs", "batch_size_is"):  # all others are arguments of the data module
         del options[name]
+    if node.num_workers is None:  # on a CPU the training itself needs the other half of the cores
+        share, on_gpu = (
+            core_share(local_processes(config.trainer)),
+            config.trainer.accelerator != "cpu" and torch.cuda.is_available(),
+        )
+        options["num_workers"] = max(1, share - 1 if on_gpu else share // 2)
     return ImageDataModule(
         lambda: _build_target("data", node, object, arguments),
         **options | {"batch_size": process_batch_size(node, config.trainer)},
@@ -179,6 +188,8 @@ def build_callbacks(config: Config, schedules: Schedules, module: LightningModul
     ]
     if node.overfitting is not None and can_measure(module):
         callbacks.append(OverfittingMonitor(**asdict(node.overfitting), seed=config.data.split_seed))
+    if can_measure(module) and _wants_preview(config):
+        callbacks.append(CooldownPreview(seed=config.data.split_seed))
     if node.cost is not None:
         cost = RunCost(**asdict(node.cost))
         callbacks += [] if cost.target is None else [MonitorCheck(cost.target.metric, "callbacks.cost.target")]
@@ -187,6 +198,15 @@ def build_callbacks(config: Config, schedules: Schedules, module: LightningModul
         callbacks.append(MonitorCheck(stopping.monitor, "callbacks.early_stopping.monitor"))
         callbacks.append(ScheduleAwareStopping(**asdict(stopping)))
     return [*callbacks, *_extra_callbacks(node.extra), RandomState()]
+
+
+def _wants_preview(config: Config) -> bool:
+    """Return whether to preview a cooldown: as the key says, else if the schedule keeps the learning rate high."""
+    wanted = config.callbacks.cooldown_preview
+    if wanted is not None:
+        return wanted
+    averages_itself = config.optimizer.name.startswith("schedule_free")
+    return isinstance(config.schedule, schemas.STAYS_HIGH) and not averages_itself
 
 
 def _batch_growth(growth: schemas.GrowthConfig, batch_size: int) -> BatchSizeSchedule:

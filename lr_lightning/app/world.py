@@ -1,4 +1,4 @@
-"""The processes of a run: how many there are, who started them, and which of them this is.
+"""The processes of a run: how many there are, who started them, which of them this is, and the batch that they share.
 
 All of it is known before there is a Trainer: from the config, and from the environment that torchrun or SLURM sets.
 """
@@ -6,6 +6,7 @@ All of it is known before there is a Trainer: from the config, and from the envi
 import os
 from dataclasses import dataclass
 
+from lr_lightning.app.schemas.data import DataConfig
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.errors import ConfigError
 
@@ -62,6 +63,31 @@ def world_size(trainer: TrainerConfig) -> int:
 
         count = 1 if trainer.accelerator == "cpu" else max(1, torch.cuda.device_count())
     return count * nodes
+
+
+def local_processes(trainer: TrainerConfig) -> int:
+    """Return the number of processes of the run on this machine."""
+    return max(1, world_size(trainer) // devices_and_nodes(trainer)[1])
+
+
+def process_batch_size(data: DataConfig, trainer: TrainerConfig) -> int:
+    """Return the number of training examples in a batch of one process, which the config may give for all together."""
+    size = data.batch_size
+    if data.batch_size_is == "per_process":
+        return size
+    world = world_size(trainer)
+    if size % world:
+        wrong = (
+            f"{size} is the batch of all processes (data.batch_size_is=global) and cannot be shared equally by {world}"
+        )
+        fitting = f"{max(1, size // world) * world} or {(size // world + 1) * world}"
+        raise ConfigError(f"data.batch_size: {wrong}. Give {fitting}.")
+    return size // world
+
+
+def effective_batch_size(data: DataConfig, trainer: TrainerConfig) -> int:
+    """Return the number of training examples in an update: of all processes, over all accumulated batches."""
+    return process_batch_size(data, trainer) * world_size(trainer) * trainer.accumulate_grad_batches
 
 
 def _device_count(trainer: TrainerConfig) -> int | None:

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, get_args
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm.auto import tqdm
 
 from lr_lightning._checks import check_choice, check_count, check_number
-from lr_lightning._lightning import is_dev_run
+from lr_lightning._lightning import BaseCallback, LightningModule, Trainer, is_dev_run, rank_zero_info, rank_zero_warn
+from lr_lightning._loggers import for_each_logger, log_figure, log_text
 from lr_lightning.callbacks import set_lr
-from lr_lightning.callbacks.loggers import for_each_logger, log_figure, log_text
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
@@ -25,8 +23,8 @@ __all__ = ["BaseLRFinder", "FinderProgressBar", "Instruments", "Metric", "NoSugg
 
 log = logging.getLogger(__name__)
 
-_SHARE = 0.1  # the least share of the whole between two lines
-_SECONDS = 30.0  # the least time between two lines
+_SHARE = 0.1  # of the whole: two lines of progress are at least this far apart
+_SECONDS = 30.0  # and at least this long
 
 Metric = Literal["loss", "val_loss", "accuracy"]
 
@@ -79,7 +77,7 @@ class Instruments(NamedTuple):
     bar: FinderProgressBar
 
 
-class BaseLRFinder(Callback, Generic[_Result]):
+class BaseLRFinder(BaseCallback, Generic[_Result]):
     """Find a peak learning rate before a fit, and train with it: what LRFinder and LRGrid share."""
 
     kind: type[Any]  # the class of the results

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import data
+
+from lr_lightning._lightning import CombinedLoader, Trainer, twins
 
 Norms = dict[str, _BatchNorm]
 Statistics = dict[str, list[Tensor]]
@@ -77,7 +77,7 @@ def calibration_batches(trainer: Trainer, count: int, seed: int) -> Iterable[Any
     """
     loader: Any = trainer.train_dataloader
     if not isinstance(loader, data.DataLoader):
-        several_or_spent = isinstance(loader, Mapping | Sequence | CombinedLoader | Iterator)
+        several_or_spent = isinstance(loader, (Mapping, Sequence, Iterator, *twins(CombinedLoader)))
         return None if loader is None or several_or_spent else copy.copy(loader)
     every, size = loader.dataset, loader.batch_size
     if size is None or isinstance(every, data.IterableDataset) or not isinstance(every, Sized):

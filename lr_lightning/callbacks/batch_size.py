@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol, Self, runtime_checkable
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from lr_lightning._batches import batch_size_of
 from lr_lightning._checks import check_count, check_number
-from lr_lightning._lightning import callbacks_of, replace_train_loader, sole_train_loader
+from lr_lightning._lightning import (
+    BaseCallback,
+    GradientAccumulationScheduler,
+    LightningModule,
+    Trainer,
+    callbacks_of,
+    rank_zero_info,
+    rank_zero_warn,
+    replace_train_loader,
+    sole_train_loader,
+)
 from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules import DurationLike
 from lr_lightning.schedules import batch_size as arithmetic
@@ -21,7 +29,7 @@ from lr_lightning.schedules.base import ScheduleLike, as_schedule
 from lr_lightning.schedules.batch_size import BatchSize
 from lr_lightning.schedules.clock import updates_per_epoch
 
-__all__ = ["BatchSizeSchedule", "Resizable", "batch_size_of", "can_resize", "resized"]
+__all__ = ["BatchSizeSchedule", "Resizable", "can_resize", "resized"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class _Epoch:
         return None if self.batches is None else updates_per_epoch(self.batches, self.batch.accumulate)
 
 
-class BatchSizeSchedule(Callback):
+class BatchSizeSchedule(BaseCallback):
     """Grow the batch at epoch boundaries, instead of decaying the learning rate.
 
     Source: Smith, Kindermans, Ying & Le 2017, "Don't Decay the Learning Rate, Increase the Batch Size" (1711.00489):
@@ -274,12 +282,6 @@ class Resizable(Protocol):
 
     def with_batch_size(self, batch_size: int) -> Self:
         """Return the same loader, at the same position of the same order, with this many examples in a batch."""
-
-
-def batch_size_of(loader: object) -> int | None:
-    """Return the examples in a full batch of one process; None if the loader does not tell."""
-    sizes = (getattr(place, "batch_size", None) for place in (loader, getattr(loader, "batch_sampler", None)))
-    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
 def can_resize(loader: object) -> bool:

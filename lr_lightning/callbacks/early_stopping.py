@@ -4,13 +4,17 @@ import math
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
-
 from lr_lightning._checks import check_choice, check_count
-from lr_lightning._lightning import FreshMetric, callbacks_of, is_dev_run
+from lr_lightning._lightning import (
+    BaseEarlyStopping,
+    FreshMetric,
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    callbacks_of,
+    is_dev_run,
+    rank_zero_info,
+)
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import updates_made
@@ -18,7 +22,7 @@ from lr_lightning.diagnosis.early_stopping import CRITERIA, STRIP, THRESHOLDS, P
 from lr_lightning.errors import ArgumentError
 
 
-class ScheduleAwareStopping(EarlyStopping):
+class ScheduleAwareStopping(BaseEarlyStopping):
     """Lightning's EarlyStopping, but it does not mistake the schedule's effect for the model's.
 
     Only some validations count, and a run stops at these alone: with a cyclical schedule, those at the low end of a

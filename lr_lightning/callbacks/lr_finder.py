@@ -2,21 +2,31 @@
 
 import math
 from collections.abc import Collection
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning._checks import check_choice, check_count
+from lr_lightning._lightning import (
+    BaseCallback,
+    BatchSizeFinder,
+    LearningRateFinder,
+    LightningModule,
+    Trainer,
+    is_dev_run,
+    isolate_rng,
+    make_trainer,
+    rank_zero_info,
+    twins,
+)
+from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
-from lr_lightning.callbacks.loggers import for_each_logger
 from lr_lightning.callbacks.set_lr import reference_lr
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.curve import DivergenceStop
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 
-__all__ = ["LRFinder", "LRGrid"]
+__all__ = ["LRFinder", "LRGrid", "find_lr"]
 
 _Mode = Literal["exponential", "linear"]
 _FEWEST_STEPS = 10
@@ -242,3 +252,75 @@ class LRGrid(BaseLRFinder[GridTest]):
                 final = validation()
         bar.update()
         return tuple(losses), final
+
+
+class _NoTraining(BaseCallback):
+    """End a fit before its first batch."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.limit_train_batches = 0
+
+
+def find_lr(
+    module: LightningModule,
+    train_dataloaders: Any = None,
+    val_dataloaders: Any = None,
+    *,
+    datamodule: Any = None,
+    trainer: Trainer | None = None,
+    **settings: Any,
+) -> RangeTest:
+    """Run LRFinder's range test without a training, such as in a notebook, and return its result.
+
+    Nothing is trained, logged, saved or set: module, Trainer and random generators are as before, so that a fit may
+    follow. The result has the ``suggestion`` (None if there is none), says why with ``describe()``, and draws itself
+    with ``plot()``.
+
+    Args:
+        module: The module, with its own ``training_step`` and ``configure_optimizers``.
+        train_dataloaders: As for ``Trainer.fit``.
+        val_dataloaders: As for ``Trainer.fit``; needed for ``metric="val_loss"`` or ``"accuracy"``.
+        datamodule: Instead of the loaders.
+        trainer: A Trainer that has not trained yet, whose devices, precision, accumulation and clipping count; by
+            default a plain one on one device.
+        settings: Arguments of LRFinder, such as ``num_steps=200``.
+
+    Raises:
+        ArgumentError: As LRFinder raises it, or the Trainer cannot measure.
+
+    Example:
+        >>> result = find_lr(module, train_loader)  # doctest: +SKIP
+        >>> result.suggestion, result.plot()  # doctest: +SKIP
+    """
+    for name in settings.keys() & {"apply", "at_epochs"}:
+        raise ArgumentError("is of no use in find_lr, which does not train; use LRFinder in a Trainer", name)
+    if trainer is None:
+        trainer = make_trainer(
+            module, devices=1, max_epochs=1, logger=False, enable_checkpointing=False, enable_model_summary=False
+        )
+    elif trainer.global_step > 0 or is_dev_run(trainer) or trainer.limit_train_batches == 0:
+        raise ArgumentError(
+            "must be a Trainer that has not trained yet, without fast_dev_run and limit_train_batches=0", "trainer"
+        )
+    finder = LRFinder(apply=False, **settings)
+    names = ("callbacks", "loggers", "limit_train_batches", "num_sanity_val_steps")
+    before = {name: getattr(trainer, name) for name in names}
+    modes, device = {layer: layer.training for layer in module.modules()}, module.device
+    others: tuple[type, ...] = (BaseLRFinder, *twins(BatchSizeFinder, LearningRateFinder))  # they would measure as well
+    own = [callback for callback in before["callbacks"] if not isinstance(callback, others)]
+    changed = {"callbacks": [*own, finder, _NoTraining()], "loggers": [], "num_sanity_val_steps": 0}
+    try:
+        for name, value in changed.items():
+            setattr(trainer, name, value)
+        with isolate_rng():
+            trainer.fit(module, train_dataloaders, val_dataloaders, datamodule)
+    finally:
+        for name, value in before.items():
+            setattr(trainer, name, value)
+        for layer, mode in modes.items():
+            layer.training = mode
+        module.to(device)
+    if finder.result is None:
+        name = type(module).__name__
+        raise ArgumentError(f"find_lr: {name}.configure_callbacks returns an LRFinder, which takes this one's place")
+    return finder.result

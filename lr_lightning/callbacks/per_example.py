@@ -7,9 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -17,7 +14,15 @@ from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_calibration_error
 
-from lr_lightning._lightning import gather_numbers, gather_rows
+from lr_lightning._lightning import (
+    LightningModule,
+    Trainer,
+    gather_numbers,
+    gather_rows,
+    isolate_rng,
+    overrides,
+    rank_zero_warn,
+)
 from lr_lightning.diagnosis.calibration import scale_gap
 from lr_lightning.errors import ArgumentError
 
@@ -91,7 +96,7 @@ def check_forward(module: LightningModule, loss: LossFunction) -> None:
 
 
 def _has_forward(module: LightningModule) -> bool:
-    return type(module).forward is not LightningModule.forward or "forward" in vars(module)
+    return overrides("forward", module)
 
 
 # -- from batches on each rank to one sample on the host -------------------------------------------------------------

@@ -9,14 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lr_lightning._batches import loaded_examples
 from lr_lightning._checks import check_number
-from lr_lightning._lightning import batch_loss, gather_numbers, mean_loss
-from lr_lightning.callbacks.loggers import for_each_logger
+from lr_lightning._lightning import (
+    STEP_OUTPUT,
+    BaseCallback,
+    LightningModule,
+    Trainer,
+    batch_loss,
+    gather_numbers,
+    mean_loss,
+    rank_zero_warn,
+)
+from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.cost import Target, parse_target, percentiles, spikes
 from lr_lightning.errors import ArgumentError
@@ -25,7 +33,7 @@ _MOST_PENDING = 1000  # steps whose values stay on the device
 _FETCHED, _PENDING = ("losses", "norms", "step_seconds"), ("pending_losses", "pending_norms")  # the lists in the state
 
 
-class RunCost(Callback):
+class RunCost(BaseCallback):
     """Measure the cost and the stability of a run.
 
     Logged at each validation: ``cost/seconds``, ``cost/examples_per_second``. Logged once at the end, as
@@ -43,7 +51,9 @@ class RunCost(Callback):
     - ``spikes``, the number of jumps of the training loss above its smoothed course; ``grad_norm_p50`` to ``_p99``,
       before clipping.
 
-    Losses and norms stay on their device until a validation fetches them all at once. The run does not change.
+    Losses and norms stay on their device until a validation fetches them all at once. The run does not change. The
+    examples of a batch are those that the loader took from its data set; with several loaders, those of all. Where
+    neither loader nor batch tells, one warning says so, and ``examples_per_second`` is left out.
 
     Args:
         target: The target, such as ``"val/acc>=0.97"``.
@@ -51,8 +61,8 @@ class RunCost(Callback):
         gradient_norms: Whether to compute the norm of the gradient at every step.
 
     Raises:
-        ArgumentError: The target cannot be parsed, or the price is negative. In a validation: the target's metric is
-            missing.
+        ArgumentError: The target cannot be parsed, or the price is negative. In the sanity check: the target's metric
+            is not logged.
 
     Example:
         >>> RunCost(target="val/acc>=0.97").target
@@ -80,11 +90,13 @@ class RunCost(Callback):
         self._norm: Tensor | None = None
         self._stepped = False  # whether the current batch completes a step
         self._step_start: float | None = None  # of the current step
-        self._examples, self._step_seconds_sum = 0, 0.0
+        self._examples: int | None = 0  # None if a batch does not tell
+        self._step_seconds_sum = 0.0
         self._seconds_before, self._joules_before = 0.0, 0.0  # before a resume
         self._started: float | None = None
         self._meter: EnergyMeter | None = None
         self._reached: tuple[float, float] | None = None  # seconds and steps to the target
+        self._missed = False  # whether a validation did not log the target's metric
 
     @property
     def seconds(self) -> float:
@@ -93,7 +105,7 @@ class RunCost(Callback):
 
     @property
     def _examples_per_second(self) -> float | None:
-        return self._examples / self._step_seconds_sum if self._step_seconds_sum > 0 else None
+        return self._examples / self._step_seconds_sum if self._examples and self._step_seconds_sum > 0 else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; Lightning loads a checkpoint's state after this."""
@@ -125,7 +137,7 @@ class RunCost(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss on its device; complete the step if the optimizer stepped."""
-        self._examples += _size(batch) * trainer.world_size
+        self._count(trainer, batch, batch_idx)
         if (loss := batch_loss(outputs, trainer, pl_module)) is not None:
             self._micro.append(loss)
         if not self._stepped:
@@ -140,6 +152,17 @@ class RunCost(Callback):
         self._micro, self._norm, self._stepped = [], None, False
         if max(len(self._pending_losses), len(self._pending_norms)) >= _MOST_PENDING:
             self._fetch(trainer)
+
+    def _count(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
+        if self._examples is None:
+            return
+        size = loaded_examples(trainer.train_dataloader, batch, batch_idx)
+        self._examples = None if size is None else self._examples + size * trainer.world_size
+        if size is None:
+            rank_zero_warn(
+                f"RunCost cannot tell how many examples a batch has that is a {type(batch).__name__}, so it leaves "
+                "examples_per_second out. Give the batch an attribute batch_size, or the loader one."
+            )
 
     def _fetch(self, trainer: Trainer, reduce: bool = True) -> None:
         """Fetch the pending values from the device, in two transfers for any number of steps."""
@@ -173,14 +196,24 @@ class RunCost(Callback):
         """Note whether the target is reached."""
         if self.target is None or trainer.sanity_checking or trainer.state.fn != "fit" or self._reached is not None:
             return
-        known = trainer.callback_metrics
-        if self.target.metric not in known:
-            raise ArgumentError(
-                f"RunCost: no metric {self.target.metric!r} was logged, for the target {self.target}. "
-                f"There are: {', '.join(sorted(map(str, known))) or 'none'}."
-            )
-        if self.target.reached({self.target.metric: float(known[self.target.metric])}):
+        value = trainer.callback_metrics.get(self.target.metric)
+        if value is None and not self._missed:
+            self._missed = True
+            rank_zero_warn(self._missing(trainer))
+        if value is not None and self.target.reached({self.target.metric: float(value)}):
             self._reached = (self.seconds, float(updates_made(trainer)))
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a target that the validation does not log; some metrics come only in real validations."""
+        late = ("overfit/", "probe/", "train/", "cost/")
+        target = self.target
+        if target is not None and target.metric not in trainer.callback_metrics and not target.metric.startswith(late):
+            raise ArgumentError(self._missing(trainer))
+
+    def _missing(self, trainer: Trainer) -> str:
+        known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "none"
+        wanted = "" if self.target is None else repr(self.target.metric)
+        return f"RunCost: no metric {wanted} was logged, for the target {self.target}. There are: {known}."
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log the summary."""
@@ -262,12 +295,6 @@ def _gradient_norm(optimizer: Optimizer) -> Tensor | None:
         return None
     total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
     return total.detach()
-
-
-def _size(batch: Any) -> int:
-    """Return the number of examples in a batch; 0 if no tensor shows it."""
-    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else [batch]
-    return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 0)
 
 
 def _peak_memory(device: torch.device) -> float | None:

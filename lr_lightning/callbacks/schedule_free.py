@@ -5,14 +5,19 @@ from itertools import islice, product
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lr_lightning._checks import check_count
-from lr_lightning._lightning import callbacks_of, to_device
+from lr_lightning._lightning import (
+    BaseCallback,
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    callbacks_of,
+    isolate_rng,
+    rank_zero_warn,
+    to_device,
+)
 from lr_lightning.callbacks import batch_norm
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
@@ -23,7 +28,7 @@ __all__ = ["ScheduleFreeMode"]
 Forward = Callable[[LightningModule, Any], Any]
 
 
-class ScheduleFreeMode(Callback):
+class ScheduleFreeMode(BaseCallback):
     """Train, validate and save with the right weights of a schedule-free optimizer (Defazio et al. 2024).
 
     Such an optimizer takes gradients at one set of weights, and the average of another set is the result. The

@@ -6,11 +6,9 @@ from contextlib import suppress
 from functools import reduce
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from lr_lightning._lightning import callbacks_of, hyperparameter_dicts
+from lr_lightning._lightning import LightningModule, Trainer, callbacks_of, hyperparameter_dicts, rank_zero_warn
 from lr_lightning._param_groups import peak_lr, set_value
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.errors import ArgumentError

@@ -6,19 +6,28 @@ from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lr_lightning._checks import check_count
-from lr_lightning._lightning import batch_loss, logging_step, mean_loss
+from lr_lightning._lightning import (
+    STEP_OUTPUT,
+    BaseCallback,
+    LightningModule,
+    Trainer,
+    batch_loss,
+    logging_step,
+    mean_loss,
+    names_to_loggers,
+    rank_zero_warn,
+)
 from lr_lightning._param_groups import effective_lr, first_group_lr
 from lr_lightning.errors import ArgumentError, Diverged
 
 Row = tuple[str, float, int, int]
 """Name, value, step, milliseconds since 1970."""
 _Lrs = list[tuple[str, float | Tensor]]
+_LOSSES = frozenset({"train/loss", "train/loss_epoch"})
 _MOST_UNSUMMED = 1000  # batches whose losses stay on the device, if the optimizer rarely steps
 
 
@@ -36,17 +45,22 @@ class Flushable(Protocol):
         """Accept these names only through ``log_rows``."""
 
 
-class StepRecorder(Callback):
+class StepRecorder(BaseCallback):
     """Log ``train/loss`` and ``lr/group<i>`` of every optimizer step, and ``train/loss_epoch`` of every epoch.
 
     The losses stay on their device until a flush fetches them all at once. A step's loss is the mean over its
     accumulated micro-batches and, with several processes, over the ranks. The learning rates of a second optimizer are
-    ``lr/opt1_group<i>``. The step of a value is Lightning's count of batches that stepped before it.
+    ``lr/opt1_group<i>``. A param group with a name, ``group["name"]``, is ``lr/<name>``, as in LearningRateMonitor. The
+    step of a value is Lightning's count of batches that stepped before it.
 
     A flush happens every ``flush_seconds`` (with several processes: every ``flush_steps`` steps, at the same step on
     all ranks), before every validation and checkpoint, and on any exception. If a loss is not finite, the flush logs
     every earlier step and then raises :class:`~lr_lightning.errors.Diverged`, so no checkpoint of a diverged run is
     ever saved.
+
+    A loss that the module logs itself under one of these names is the module's: StepRecorder then leaves its own out,
+    with one warning. A :class:`Flushable` logger takes the recorder's alone, and keeps the groups' numbers, which its
+    charts and reports know.
 
     Args:
         flush_seconds: Longest time between two flushes of a single process, in seconds, > 0.
@@ -72,26 +86,29 @@ class StepRecorder(Callback):
         self._epoch_losses: list[Tensor] = []  # not yet in the sum
         self._epoch_sum, self._epoch_batches = 0.0, 0
         self._flushed_at = 0.0
+        self._left_out: set[str] = set()  # names under which the module logs a loss itself
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the flushes, and reserve the names, which the module may log too."""
         self._flushed_at = time.monotonic()
         for logger in trainer.loggers:
             if isinstance(logger, Flushable):
-                logger.reserve(("train/loss", "train/loss_epoch"))
+                logger.reserve(_LOSSES)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Note the learning rates of this step: only here are they neither the previous step's nor the next one's."""
         # Lightning passes the optimizer itself, also under manual optimization.
         index = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
-        prefix = "lr/group" if index == 0 else f"lr/opt{index}_group"
-        self._lrs[index] = [(f"{prefix}{i}", effective_lr(group)) for i, group in enumerate(optimizer.param_groups)]
+        groups = enumerate(optimizer.param_groups)
+        self._lrs[index] = [(f"{_prefix(index)}group{i}", effective_lr(group)) for i, group in groups]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss on its device; complete the step if the optimizer stepped."""
         loss = batch_loss(outputs, trainer, pl_module)
+        if batch_idx < 2:  # an epoch's mean that the module logged at the last epoch's end is seen here, too
+            self._step_aside(trainer)
         if loss is not None:
             self._micro.append(loss)
             self._epoch_losses.append(loss)
@@ -105,6 +122,16 @@ class StepRecorder(Callback):
         late = trainer.world_size == 1 and time.monotonic() - self._flushed_at >= self.flush_seconds
         if late or len(self._pending) >= self.flush_steps:
             self.flush(trainer)
+
+    def _step_aside(self, trainer: Trainer) -> None:
+        if not (names := _LOSSES & names_to_loggers(trainer) - self._left_out):
+            return
+        self._left_out |= names
+        if not all(isinstance(logger, Flushable) for logger in trainer.loggers):
+            rank_zero_warn(
+                f"The module logs {' and '.join(sorted(names))} itself, so StepRecorder leaves its own out. Log the "
+                "module's under another name, such as self.log('train_loss', ...), to have the loss of every step."
+            )
 
     def flush(self, trainer: Trainer, reduce: bool = True) -> None:
         """Fetch the pending losses, in two transfers for any number of them, and log them.
@@ -135,7 +162,7 @@ class StepRecorder(Callback):
             elif loss is not None and self.stop_on_divergence:
                 bad = Diverged("train/loss", loss, step, used[0][1] if used else None)
                 break
-        _log(trainer, rows)
+        self._log(trainer, rows)
         if bad is not None:
             self._epoch_sum, self._epoch_batches = 0.0, 0
             raise bad
@@ -178,8 +205,24 @@ class StepRecorder(Callback):
             if trainer.world_size > 1:
                 own = torch.tensor(mean, dtype=torch.float64, device=trainer.strategy.root_device)
                 mean = float(trainer.strategy.reduce(own, reduce_op="mean"))
-            _log(trainer, [("train/loss_epoch", mean, logging_step(trainer) - 1, time.time_ns() // 1_000_000)])
+            self._log(trainer, [("train/loss_epoch", mean, logging_step(trainer) - 1, time.time_ns() // 1_000_000)])
         self._epoch_sum, self._epoch_batches = 0.0, 0
+
+    def _log(self, trainer: Trainer, rows: list[Row]) -> None:
+        """Log the rows; a logger that is not :class:`Flushable` sets its own times."""
+        if not trainer.is_global_zero:
+            return
+        groups = _named_groups(trainer)
+        by_step: dict[int, dict[str, float]] = {}
+        for name, value, step, _ in rows:
+            if name not in self._left_out:
+                by_step.setdefault(step, {})[groups.get(name, name)] = value
+        for logger in trainer.loggers:
+            if isinstance(logger, Flushable):
+                logger.log_rows(rows)
+                continue
+            for step, metrics in by_step.items():
+                logger.log_metrics(metrics, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the remaining steps."""
@@ -213,22 +256,21 @@ class StepRecorder(Callback):
         self._epoch_sum, self._epoch_batches = float(state_dict["epoch_sum"] or 0.0), state_dict["epoch_batches"]
 
 
+def _named_groups(trainer: Trainer) -> dict[str, str]:
+    """Return the names of param groups that have one of their own, by the names that their numbers give them."""
+    names: dict[str, str] = {}
+    for index, optimizer in enumerate(trainer.optimizers):
+        prefix = _prefix(index)
+        own = [str(group.get("name") or f"group{i}") for i, group in enumerate(optimizer.param_groups)]
+        names |= {f"{prefix}group{i}": prefix + name for i, name in enumerate(own) if own.count(name) == 1}
+    return names
+
+
+def _prefix(optimizer_index: int) -> str:
+    return f"lr/opt{optimizer_index}_" if optimizer_index else "lr/"
+
+
 def _weights_are_finite(module: LightningModule) -> bool:
-    """Return whether all weights are finite: the step that spoils them computes its loss before."""
+    """Return whether all weights are finite; the step that spoils them has computed a finite loss before that."""
     checks = [parameter.isfinite().all() for parameter in module.parameters() if parameter.is_floating_point()]
     return not checks or bool(torch.stack(checks).all())
-
-
-def _log(trainer: Trainer, rows: list[Row]) -> None:
-    """Log the rows; a logger that is not :class:`Flushable` sets its own times."""
-    if not trainer.is_global_zero:
-        return
-    for logger in trainer.loggers:
-        if isinstance(logger, Flushable):
-            logger.log_rows(rows)
-            continue
-        by_step: dict[int, dict[str, float]] = {}
-        for name, value, step, _ in rows:
-            by_step.setdefault(step, {})[name] = value
-        for step, metrics in by_step.items():
-            logger.log_metrics(metrics, step)

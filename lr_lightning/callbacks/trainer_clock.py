@@ -3,10 +3,7 @@
 import math
 from collections.abc import Callable
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-
-from lr_lightning._lightning import callbacks_of
+from lr_lightning._lightning import GradientAccumulationScheduler, Trainer, callbacks_of
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.schedules import Clock
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch

@@ -12,20 +12,26 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.loggers.logger import DummyLogger, Logger
-from lightning.pytorch.loops.optimization.automatic import ClosureResult
-from lightning.pytorch.profilers import PassThroughProfiler, Profiler
-from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lr_lightning import _lightning
+from lr_lightning._lightning import (
+    Accelerator,
+    Callback,
+    ClosureResult,
+    CombinedLoader,
+    DummyLogger,
+    LightningModule,
+    Logger,
+    PassThroughProfiler,
+    Profiler,
+    Strategy,
+    Trainer,
+    is_param_in_hook_signature,
+    isolate_rng,
+    rank_zero_warn,
+)
 from lr_lightning._param_groups import peak_lr, set_value
 from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.lr_finder.dataloaders import Batches, training_loaders
@@ -34,7 +40,7 @@ from lr_lightning.lr_finder.snapshot import Snapshot
 __all__ = ["DryRun", "check_optimization"]
 
 # Objects that a step cannot change, or that are kept out of a step; a snapshot ignores them.
-_OPAQUE = (
+_OPAQUE: tuple[type, ...] = (
     *(Trainer, Strategy, Accelerator, Callback, Logger, Profiler, CombinedLoader, _lightning.DataFetcher),
     *(logging.Logger, threading.Thread, multiprocessing.process.BaseProcess),
 )
@@ -108,7 +114,7 @@ class DryRun:
             "trainer.state": trainer.state,
         }
         try:
-            self._snapshots.append(Snapshot(roots, shallow=[trainer], opaque=_OPAQUE))
+            self._snapshots.append(Snapshot(roots, shallow=[trainer], opaque=_lightning.twins(*_OPAQUE)))
             with isolate_rng():
                 self._loaders = training_loaders(trainer)
             self.save({"train_dataloader": self._loaders.flattened})
@@ -122,7 +128,7 @@ class DryRun:
 
     def save(self, roots: Mapping[str, object]) -> None:
         """Save further objects that a step may change, and that nothing led to when the dry run was entered."""
-        self._snapshots.append(Snapshot(roots, opaque=_OPAQUE, before=self._snapshots))
+        self._snapshots.append(Snapshot(roots, opaque=_lightning.twins(*_OPAQUE), before=self._snapshots))
 
     def _restore(self) -> list[str]:
         return [name for snapshot in reversed(self._snapshots) for name in snapshot.restore()]

@@ -24,11 +24,12 @@ from multiprocessing.sharedctypes import SynchronizedBase
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from lr_lightning._lightning import LightningDataModule, twins
 
 __all__ = ["Snapshot", "has_state"]
 
@@ -38,7 +39,12 @@ _T = TypeVar("_T")
 _Restore = Callable[[], object]  # returns False if the object has changed and cannot be restored
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device, torch.Size)
-_DATA_HOLDERS = (DataLoader, Dataset, LightningDataModule, Sampler)  # what they hold is data, not state
+_DATA_HOLDERS: tuple[type, ...] = (
+    DataLoader,
+    Dataset,
+    LightningDataModule,
+    Sampler,
+)  # what they hold is data, not state
 _LONG = 10_000  # entries of a container that is data; the entries of a longer one are not visited
 _LARGE = 2**20  # bytes of an array that is data; a larger one is watched and not copied
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -46,7 +52,14 @@ _STDLIB_STATE = (
     *(types.SimpleNamespace, argparse.Namespace, collections.ChainMap, collections.UserDict, collections.UserList),
     SynchronizedBase,  # multiprocessing.Value and Array
 )
-_LIBRARIES = sys.stdlib_module_names | {"lightning", "lightning_fabric", "numpy", "torch", "torchmetrics"}
+_LIBRARIES = sys.stdlib_module_names | {
+    "lightning",
+    "lightning_fabric",
+    "numpy",
+    "pytorch_lightning",
+    "torch",
+    "torchmetrics",
+}
 _COMPARABLE = (type(None), bool, int, float, complex, str, bytes, range)
 _ARGUMENT_DEPTH = 4  # how deep to look into containers among an iterator's arguments
 
@@ -76,6 +89,7 @@ class Snapshot:
         before: Iterable["Snapshot"] = (),
     ) -> None:
         self._opaque = opaque
+        self._data_holders: tuple[type, ...] = twins(*_DATA_HOLDERS)
         # ids of objects that are data; the snapshots in `before` keep theirs alive
         self._data: set[int] = set().union(*(snapshot._data for snapshot in before))
         self._seen: dict[int, object] = {}  # keeps objects alive, so that no id is used again
@@ -100,7 +114,7 @@ class Snapshot:
             if isinstance(obj, _ATOMS) or id(obj) in self._seen or isinstance(obj, self._opaque):
                 continue
             self._seen[id(obj)] = obj
-            data = data or isinstance(obj, _DATA_HOLDERS) or id(obj) in self._data
+            data = data or isinstance(obj, self._data_holders) or id(obj) in self._data
             if data:
                 self._data.add(id(obj))
             restore = _save(obj, data)
@@ -190,6 +204,7 @@ def _save_container(obj: Any) -> _Restore:
     kind: Any = collections.OrderedDict if isinstance(obj, collections.OrderedDict) else dict
 
     def restore() -> None:
+        """Put the entries back in place."""
         if isinstance(obj, dict):
             if not _same_entries(obj, saved):
                 kind.clear(obj)
@@ -224,6 +239,7 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
     version = None if inference else tensor._version
 
     def restore() -> None:
+        """Put the values, the shape and the device back."""
         restore_attributes()
         restore_hooks()
         if not tensor.is_leaf and tensor._version == version:
@@ -256,6 +272,7 @@ def _save_hooks(tensor: Tensor) -> _Restore:
     saved = [(name, hooks, dict(hooks or {})) for name in _TENSOR_HOOKS for hooks in (getattr(tensor, name),)]
 
     def restore() -> None:
+        """Put the hooks back in place."""
         for name, hooks, entries in saved:
             now = getattr(tensor, name)
             if hooks is not None and now is not hooks:
@@ -273,6 +290,7 @@ def _save_lazy(tensor: Any) -> _Restore:
     restore_attributes, kind = _save_attributes(tensor), type(tensor)
 
     def restore() -> None:
+        """Make the parameter lazy again."""
         if type(tensor) is not kind:
             tensor.grad = None
             tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
@@ -354,6 +372,7 @@ def _save_attributes(obj: object) -> _Restore:
     saved = dict(own or {})
 
     def restore() -> None:
+        """Put the class and the attributes back."""
         if type(obj) is not kind:  # a lazy layer becomes a plain one
             object.__setattr__(obj, "__class__", kind)
         if own is not None and not _same_entries(own, saved):
@@ -369,6 +388,7 @@ def _save_values(obj: Any, read: Callable[[Any], dict[str, Any]], owner: Any) ->
     saved = read(obj)
 
     def restore() -> None:
+        """Put the values back, and remove those that are new."""
         now = read(obj)
         for name in now.keys() - saved.keys():
             owner.__delattr__(obj, name)
@@ -392,7 +412,7 @@ def _class_attributes(kind: type) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class _Identity:
-    """Equal to another of the very same object. It keeps the object alive, so that its id is not used again."""
+    """Equal only to an _Identity of the same object, which it keeps alive, so that its id is not used again."""
 
     obj: object
 

@@ -6,14 +6,13 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.data import extract_batch_size
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 
 from lr_lightning import _lightning
+from lr_lightning._batches import loaded_examples
+from lr_lightning._lightning import isolate_rng
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dataloaders import Batches, validation_loaders
 from lr_lightning.lr_finder.dry_run import DryRun
@@ -40,7 +39,7 @@ class Validation:
     def __init__(self, dry_run: DryRun, metric: ValidationMetric, *, batches: int, monitor: str | None = None) -> None:
         self.dry_run, self.metric, self.monitor = dry_run, metric, monitor
         trainer, module = dry_run.trainer, dry_run.module
-        available = _lightning.has_validation_loader(trainer) and is_overridden("validation_step", module)
+        available = _lightning.has_validation_loader(trainer) and _lightning.overrides("validation_step", module)
         if not available or trainer.limit_val_batches == 0:
             raise ArgumentError(
                 f"metric={metric!r} needs a validation loader and a validation_step, and there is none. "
@@ -57,7 +56,8 @@ class Validation:
                 self._batches = [item[0] for item in islice(iter(loaders.copy), int(count))]
             finally:
                 loaders.close()
-        self._single = any(extract_batch_size(batch) < 2 for batch in self._batches)
+        first = combined.flattened[0]
+        self._sizes = [loaded_examples(first, batch, index) or 1 for index, batch in enumerate(self._batches)]
 
     def __call__(self) -> float:
         """Return the value for the present weights, as a mean over all processes, without a trace in the training."""
@@ -69,12 +69,11 @@ class Validation:
         def take(name: str, value: Any) -> None:
             logged.setdefault(name, []).append((value, weight))
 
-        with isolate_rng(), _evaluating(dry_run, take, self._single), torch.no_grad():
+        with isolate_rng(), _evaluating(dry_run, take, 1 in self._sizes), torch.no_grad():
             for hook in ("on_validation_start", "on_validation_epoch_start"):
                 _lightning.call_module_hook(trainer, hook)
-            for index, host in enumerate(self._batches):
-                batch = _lightning.to_device(trainer, host)
-                weight = float(extract_batch_size(batch))
+            for index, (host, size) in enumerate(zip(self._batches, self._sizes, strict=True)):
+                batch, weight = _lightning.to_device(trainer, host), float(size)
                 output = _lightning.call_validation_step(trainer, batch, index, 0 if self._several else None)
                 loss = output.get("loss") if isinstance(output, Mapping) else output
                 if isinstance(loss, Tensor):

@@ -10,7 +10,7 @@ from typing import Any
 from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import did_you_mean
-from lr_lightning.app.lr_scaling import process_batch_size
+from lr_lightning.app.world import process_batch_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.settings import FINDER, Search, direction_of
 from lr_lightning.search.space import Range, Value

@@ -143,6 +143,10 @@ def test_sgd_takes_the_models_lr_and_a_given_one_wins(composed: Compose) -> None
             ["callbacks=early_stopping", "callbacks.early_stopping.monitor=probe/loss", "callbacks.overfitting=null"],
             ["callbacks.early_stopping.monitor: 'probe/loss' needs callbacks.overfitting, which is off"],
         ),
+        (
+            ["callbacks.checkpoint.monitor=val/loss_if_cooled", "callbacks.cooldown_preview=false"],
+            ["callbacks.checkpoint.monitor: 'val/loss_if_cooled' needs callbacks.cooldown_preview, which is off"],
+        ),
         (["schedule=plateau", "schedule.monitor=overfit/x"], ["schedule.monitor: 'overfit/x' is not logged"]),
         (["callbacks.cost.target=val/acc"], ["callbacks.cost.target: must be a metric", "val/acc>=0.97", "'val/acc'"]),
         (["callbacks.cost.price_per_gpu_hour=-2"], ["callbacks.cost.price_per_gpu_hour:", "got -2.0"]),

@@ -1,11 +1,19 @@
-"""Who started the processes of a run, and which of them this is."""
+"""Who started the processes of a run, which of them this is, and the batch that they share."""
 
 from collections.abc import Callable
 
 import pytest
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.world import ExternalLaunch, devices_and_nodes, external_launch, is_rank_zero, world_size
+from lr_lightning.app.world import (
+    ExternalLaunch,
+    devices_and_nodes,
+    effective_batch_size,
+    external_launch,
+    is_rank_zero,
+    process_batch_size,
+    world_size,
+)
 from lr_lightning.errors import ConfigError
 
 Configured = Callable[..., Config]
@@ -61,3 +69,18 @@ def test_only_one_process_of_a_run_over_several_nodes_is_the_first(monkeypatch: 
     assert is_rank_zero()
     monkeypatch.setenv("NODE_RANK", "1")  # Lightning's launcher, which has given no ranks yet
     assert not is_rank_zero()
+
+
+def _sizes(config: Config) -> tuple[int, int]:
+    nodes = config.data, config.trainer
+    return process_batch_size(*nodes), effective_batch_size(*nodes)
+
+
+def test_a_batch_of_all_processes_is_shared_by_them(configured: Configured) -> None:
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.accumulate_grad_batches=3"]
+    each = configured("data.batch_size=64", *two)
+    assert _sizes(each) == (64, 384)
+    shared = configured("data.batch_size=64", "data.batch_size_is=global", *two)
+    assert _sizes(shared) == (32, 192)
+    with pytest.raises(ConfigError, match=r"data.batch_size: 65 .* Give 64 or 66"):
+        _sizes(configured("data.batch_size=65", "data.batch_size_is=global", *two))

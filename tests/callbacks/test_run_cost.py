@@ -1,13 +1,18 @@
 """What a run costs is measured without changing it."""
 
 import sys
+from collections import UserDict
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities import CombinedLoader
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader, IterableDataset
 
 from lr_lightning import LRFinder, RunCost
 from lr_lightning.callbacks.run_cost import EnergyMeter
@@ -72,11 +77,88 @@ def test_the_target_is_reached_in_a_validation_or_censored(tmp_path: Path) -> No
     assert not censored.summary.keys() & {"steps_to_target", "seconds_to_target"}
 
 
-def test_a_target_that_is_not_logged_is_told(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"no metric 'val/f1' was logged, for the target val/f1>=1. There are: .*val/acc"
-    ):
+def test_a_target_that_is_not_logged_is_refused_in_the_sanity_check_and_else_ends_no_run(tmp_path: Path) -> None:
+    text = r"no metric 'val/f1' was logged, for the target val/f1>=1. There are: .*val/acc"
+    with pytest.raises(ValueError, match=text):
         _fit(tmp_path, RunCost(target="val/f1>=1"))
+    with pytest.warns(UserWarning, match=text):
+        module, _ = _fit(tmp_path, RunCost(target="val/f1>=1"), num_sanity_val_steps=0)
+    assert len(module.losses) == 12
+
+
+class Graphs:
+    """Two molecules or more, whose atoms are in one tensor, as torch_geometric has them."""
+
+    def __init__(self, graphs: list[torch.Tensor]) -> None:
+        self.x, self.num_graphs = torch.cat(graphs), len(graphs)
+
+    def to(self, *_: Any, **__: Any) -> "Graphs":
+        return self
+
+
+class Pair(NamedTuple):
+    atoms: torch.Tensor
+    energy: torch.Tensor
+
+
+@dataclass
+class Record:
+    x: Any
+    y: Any
+
+
+ATOMS = [torch.ones(1 + index % 3, 4) for index in range(20)]
+
+
+def whole(make: Any, size: int = 8) -> Any:
+    """A loader of batches that are made elsewhere, so that only the batch tells its size."""
+    return DataLoader([make(ATOMS[i : i + size]) for i in range(0, 20, size)], batch_size=None)
+
+
+class Ones(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(torch.ones(20, 4))
+
+
+def stacked(atoms: Any) -> torch.Tensor:
+    return torch.stack([atom[0] for atom in atoms])
+
+
+@pytest.mark.parametrize(
+    ("train", "mode", "expected"),
+    [
+        (lambda: DataLoader(ATOMS, 8, collate_fn=lambda rows: UserDict(x=stacked(rows))), None, 20),
+        (lambda: DataLoader(ATOMS, 8, collate_fn=lambda rows: Record(torch.cat(rows), None)), None, 20),
+        (lambda: DataLoader(ATOMS, 8, collate_fn=lambda rows: (list(rows), ["name"] * len(rows))), None, 20),
+        (lambda: DataLoader(ATOMS, 8, drop_last=True, collate_fn=torch.cat), None, 16),
+        (lambda: DataLoader(ATOMS, batch_sampler=[[0, 1, 2], [3, 4]], collate_fn=Graphs), None, 5),
+        (lambda: DataLoader(Ones(), batch_size=8), None, 20),
+        (lambda: whole(Graphs), None, 20),
+        (lambda: whole(lambda rows: (Graphs(rows), torch.ones(len(rows)))), None, 20),
+        (lambda: whole(lambda rows: {"id": ["a"] * len(rows), "x": stacked(rows)}), None, 20),
+        (lambda: whole(lambda rows: pack_sequence(rows, enforce_sorted=False)), None, 20),
+        (lambda: whole(lambda rows: Pair(torch.cat(rows), torch.ones(len(rows)))), None, None),
+        (lambda: {"a": loader(10), "b": DataLoader(ATOMS, 8, collate_fn=torch.cat)}, "max_size_cycle", 60 + 2 * 20),
+        (lambda: [loader(10), DataLoader(ATOMS, 8, collate_fn=torch.cat)], "min_size", 30 + 20),
+        (lambda: [loader(10), DataLoader(ATOMS, 8, collate_fn=torch.cat)], "max_size", 60 + 20),
+    ],
+)
+def test_examples_are_counted_whatever_the_batch_or_left_out_with_a_warning(
+    tmp_path: Path, train: Any, mode: str | None, expected: int | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    class Any_(Tiny):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self(torch.ones(2, 4)).sum()
+
+    cost, loaders = RunCost(), train()
+    fit = trainer(tmp_path, [cost], max_epochs=1)
+    fit.fit(Any_(), loaders if mode is None else CombinedLoader(loaders, mode))
+    assert cost._examples == expected
+    assert ("examples_per_second" in cost.summary) is (expected is not None)
+    warned = [
+        w for w in recwarn if "RunCost cannot tell how many examples a batch has that is a Pair" in str(w.message)
+    ]
+    assert len(warned) == (expected is None)
 
 
 def test_a_resumed_run_sums_up_what_one_that_never_stopped_does(tmp_path: Path) -> None:

@@ -122,6 +122,32 @@ def test_nothing_is_lost_on_an_exception(tmp_path: Path, error: type[BaseExcepti
     assert [step for step, _ in memory.of("train/loss")] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"on_step": True}, "train/loss_epoch"),
+        ({"on_epoch": True, "on_step": False}, "train/loss_epoch"),
+        ({"on_epoch": True, "on_step": True}, "train/loss"),
+        ({"on_step": True, "logger": False}, None),
+    ],
+)
+def test_it_steps_aside_where_the_module_logs_the_loss_itself(
+    tmp_path: Path, options: Any, kept: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    class Logs(Tiny):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.log("train/loss", torch.tensor(9.0), **options)
+            return super().training_step(batch, batch_idx)
+
+    memory = Memory()
+    trainer(tmp_path, [StepRecorder(flush_steps=1)], memory, log_every_n_steps=1).fit(Logs(), loader())
+    for name in ("train/loss", "train/loss_epoch"):
+        values = {value for _, value in memory.of(name)}
+        assert len(values) > 1 if kept in (name, None) else values == {9.0}
+    warned = [str(w.message) for w in recwarn if "StepRecorder leaves its own out" in str(w.message)]
+    assert len(warned) == (kept is not None)
+
+
 def test_it_does_not_disturb_the_run(tmp_path: Path) -> None:
     weights = []
     for callbacks in ([], [StepRecorder(flush_steps=1)]):

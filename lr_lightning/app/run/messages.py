@@ -11,11 +11,10 @@ from rich.table import Column, Table
 
 from lr_lightning._commands import python_command, shell_quote
 from lr_lightning.app.config import Config
-from lr_lightning.app.lr_scaling import effective_batch_size, process_batch_size
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
 from lr_lightning.app.schemas.trainer import TrackingConfig
-from lr_lightning.app.world import world_size
+from lr_lightning.app.world import effective_batch_size, process_batch_size, world_size
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.training.datamodule import ImageDataModule
 
@@ -112,7 +111,7 @@ def _look(node: TrackingConfig) -> tuple[str, str]:
     """Return the command that shows the run, or one that makes a tracked run."""
     script = Path(sys.argv[0])
     if node.name != "mlflow":
-        return "another one, tracked", python_command(script, "schedule=constant", "tracking=mlflow")
+        return "a tracked run", python_command(script, "schedule=constant", "tracking=mlflow")
     if (node.uri or "").startswith("http"):
         return "look at it", str(node.uri)
     own = ["--root", node.root] if Path(node.root) != _DEFAULT_STORE else []
@@ -132,7 +131,7 @@ def _training(outcome: RunOutcome, key: str, limit: int, resume: list[str]) -> l
     else:
         length = max(1, round(limit * verdict.sufficient_epochs / verdict.evidence["epochs"]))
         own = [word for word in sys.argv[1:] if word.lstrip("+").split("=")[0] != key]
-        name, arguments = "a shorter one", [*own, f"{key}={length}"]
+        name, arguments = "a shorter run", [*own, f"{key}={length}"]
     if _BY_MAKE in os.environ and all(shell_quote(word) == word for word in arguments):  # make would need more quotes
         return [(name, f'make train ARGS="{" ".join(arguments)}"')]
     return [(name, python_command(Path(sys.argv[0]), *arguments))]

@@ -23,13 +23,12 @@ from lr_lightning._lightning import callbacks_of
 from lr_lightning._plotting import style
 from lr_lightning.app.config import PLACES_OF_DATA, Config, flatten
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
-from lr_lightning.app.lr_scaling import effective_batch_size
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.output import LAST, folder_gone, write_config
 from lr_lightning.app.run.resume import resume_arguments
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.schemas.trainer import TrackingConfig
-from lr_lightning.app.world import is_rank_zero, world_size
+from lr_lightning.app.world import effective_batch_size, is_rank_zero, world_size
 from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.run_cost import RunCost
@@ -382,7 +381,7 @@ def _known_error(
 
 
 def _disk_error(error: OSError, logger: RunLogger | None) -> RunFailed | None:
-    """Return the error for a disk that is full or gone, or a run's folder that is; None for any other OSError."""
+    """Return the error for a full or lost disk, or a folder of the run that was removed; None for other OSErrors."""
     folder = logger.output_dir if logger else None
     if folder and error.errno == errno.ENOENT and not folder.exists():
         return folder_gone(folder)

@@ -13,6 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning import _commands, schedules
+from lr_lightning._threads import usable_cores
 from lr_lightning.app.composition import validate
 from lr_lightning.app.config import GROUP_BASES, PLACES_OF_DATA, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
@@ -28,8 +29,11 @@ from lr_lightning.training.datamodule import ImageDataModule
 
 _DEVICE_KEYS = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
 _PLACES = [f"data.{key}" for key in PLACES_OF_DATA]
-_CHANGEABLE = {*_PLACES, *_DEVICE_KEYS}
-_CHANGEABLE |= {"trainer.max_epochs", "trainer.max_steps", "trainer.progress", "data.num_workers"}
+_CHANGEABLE = {
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.progress", "trainer.threads", "data.num_workers"),
+    *_PLACES,
+    *_DEVICE_KEYS,
+}
 _NO_IDENTITY = ("tracking.", "output_root", "resume", "ckpt", "trust", "test", "trainer.name")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MOST_DIFFERENCES = 8
@@ -85,6 +89,12 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Resume
         place = OmegaConf.select(stored, key)
         if isinstance(place, str) and Path(place).is_absolute() and not Path(place).exists():
             raise ConfigError(f"{key}: the run's data is not at {place} any more. Give {key}=NEW, where it is now.")
+    if (
+        "trainer.threads" not in changed
+        and str(threads := stored.trainer.threads) != "auto"
+        and threads > usable_cores()
+    ):
+        changed["trainer.threads"] = stored.trainer.threads = "auto"  # the run comes from a larger machine
     stored.resume, stored.ckpt = None, None
     if ":***@" in str(stored.tracking.uri):  # stored without its password, which only the run's owner can read
         stored.tracking.uri = state.uri if (state := UploadState.load(folder)) else None
@@ -257,7 +267,7 @@ def choose_checkpoint(resumed: ResumedRun, flat: Mapping[str, Any], data: ImageD
 
 
 def _check_length(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> None:
-    """Refuse an end before what the run has already trained; Lightning would refuse it only with the record open."""
+    """Refuse limits below what the run has already trained; Lightning would refuse them only with the record open."""
     if "loops" not in checkpoint:  # weights alone, which Lightning does not resume
         return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]

@@ -15,6 +15,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -26,9 +27,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import nn
 
 from lr_lightning._lightning import callbacks_of
+from lr_lightning._threads import threads_for
 from lr_lightning.app import build
 from lr_lightning.app.config import Config, flatten
-from lr_lightning.app.lr_scaling import scale_lr
 from lr_lightning.app.run import checkpoints, record
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import print_outcome, print_start
@@ -36,8 +37,15 @@ from lr_lightning.app.run.output import LAST, new_output_dir, output_root
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
 from lr_lightning.app.run.signals import ParentWatch, is_child
+from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrainerConfig
-from lr_lightning.app.world import devices_and_nodes, is_rank_zero, world_size
+from lr_lightning.app.world import (
+    devices_and_nodes,
+    effective_batch_size,
+    is_rank_zero,
+    local_processes,
+    world_size,
+)
 from lr_lightning.callbacks.base_finder import NoSuggestionWarning
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Schedule
@@ -86,6 +94,39 @@ def train(
     if run.folder and report:
         print_outcome(config, run.folder, outcome, idle=resumed is not None and not record.stepped(trainer))
     return outcome
+
+
+def lr_factor(rule: str, batch: int, reference: int) -> float:
+    """Return the factor that adapts a learning rate for updates of ``reference`` examples to those of ``batch``.
+
+    The rule is ``linear`` (Goyal et al. 2017, for SGD), ``sqrt`` (Krizhevsky 2014; Malladi et al. 2022, for Adam) or
+    ``none``.
+
+    >>> lr_factor("linear", 512, 128), lr_factor("sqrt", 512, 128), lr_factor("none", 512, 128)
+    (4.0, 2.0, 1.0)
+    """
+    ratio = batch / reference
+    return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]
+
+
+def scale_lr(config: Config) -> tuple[Config, dict[str, Any]]:
+    """Apply ``optimizer.lr_rule`` to the peak learning rate and the bounds of a cycle.
+
+    Returns:
+        The config with the scaled learning rates, and a record of the change: the given learning rate and the factor.
+        Without a rule, the same config and an empty record.
+    """
+    node = config.optimizer
+    if node.lr_rule == "none" or node.lr_reference_batch is None:
+        return config, {}
+    factor = lr_factor(node.lr_rule, effective_batch_size(config.data, config.trainer), node.lr_reference_batch)
+    scaled = deepcopy(config)
+    scaled.optimizer.lr = node.lr * factor
+    if isinstance(scaled.schedule, CyclicalConfig):
+        for name in ("max_lr", "base_lr"):
+            if (lr := getattr(scaled.schedule, name)) is not None:
+                setattr(scaled.schedule, name, lr * factor)
+    return scaled, {"lr_rule.given_lr": node.lr, "lr_rule.factor": factor}
 
 
 def prepare_process(node: TrainerConfig, output: str) -> None:
@@ -169,13 +210,15 @@ def open_run(
 
 
 def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
-    """Load the data, and build the module for it."""
+    """Load the data, and build the module for it; ``config.trainer.threads`` becomes a number, and is used."""
+    _use_threads(config.trainer)
     try:
         seed_everything(config.seed, workers=True, verbose=False)
         data = build.build_data(config)
         data.prepare()
         seed_everything(config.seed, workers=True, verbose=False)  # equal initial weights, whatever loading drew
         net = build.build_net(config.model, data)
+        _use_threads(config.trainer, net, data)
         check_batch_norm(config.trainer, net)
         if config.trainer.channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -190,6 +233,20 @@ def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
     if config.trainer.compile:
         net.compile()
     return data, module
+
+
+def _use_threads(node: TrainerConfig, net: nn.Module | None = None, data: ImageDataModule | None = None) -> None:
+    """Set the number of torch's threads. For a known ``net`` it is final, and recorded: a run's bits depend on it."""
+    threads, processes = node.threads, local_processes(node)
+    if threads == "auto":
+        shape = () if data is None else (data.batch_size, data.in_channels, *data.image_size)
+        helpers = 0 if data is None or data.in_memory else data.num_workers
+        threads = threads_for(net, shape, processes, helpers)
+    torch.set_num_threads(int(threads))
+    if net is not None:
+        node.threads = int(threads)
+        if processes > 1:  # for the ranks that Lightning starts, which it would give all cores
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
@@ -221,7 +278,7 @@ def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerC
         raise ConfigError(f"schedule: {e}") from e
 
 
-_APP_KEYS = frozenset({"name", "channels_last", "compile", "deterministic", "progress", "kwargs"})
+_APP_KEYS = frozenset({"name", "channels_last", "compile", "threads", "deterministic", "progress", "kwargs"})
 
 
 def make_trainer(

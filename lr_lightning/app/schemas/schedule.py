@@ -245,3 +245,7 @@ class BatchGrowthConfig(ConstantConfig):
 
     name: str = "batch_growth"
     growth: GrowthConfig | None = field(default_factory=GrowthConfig)
+
+
+STAYS_HIGH = (ConstantConfig, WSDConfig, TriangularConfig, ExpRangeConfig, CosineRestartsConfig, PlateauConfig)
+"""Schedules that keep the learning rate high for most of the run, so that its validation loss is far from its end."""

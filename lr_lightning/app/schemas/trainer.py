@@ -14,6 +14,9 @@ _GAPS = ("gap_loss", "gap_acc", "gl", "pq", "up", "ece", "temperature", "gap_los
 OVERFITTING_METRICS = ("probe/loss", "probe/acc", *(f"overfit/{name}" for name in _GAPS))
 """What callbacks.overfitting logs."""
 
+PREVIEW_METRICS = ("val/loss_if_cooled", "val/acc_if_cooled")
+"""What callbacks.cooldown_preview logs."""
+
 COST_METRICS = ("cost/seconds", "cost/examples_per_second")
 """What callbacks.cost logs."""
 
@@ -23,6 +26,7 @@ _BATCHES = must(
     "be a number of batches (an integer) or a fraction in (0, 1]", lambda v: v > 0 and (isinstance(v, int) or v <= 1)
 )
 _Batches = Annotated[int | float, _BATCHES]
+_THREADS = must("be auto, or a number of threads (1 or more)", lambda v: v == "auto" or (isinstance(v, int) and v > 0))
 _Mode = Annotated[str, one_of("min", "max")]
 _CRITERION = one_of("patience", "gl", "pq", "up")
 
@@ -52,6 +56,8 @@ class TrainerConfig(Schema):
     sync_batchnorm: bool = False
     channels_last: bool = True  # halves the time of a CNN's step on a CPU
     compile: bool = False
+    # of torch, in each process: auto (the cores that it may use, one for a small network) | a number
+    threads: Annotated[int | str, _THREADS] = "auto"
     deterministic: bool = True  # the same seed gives the same weights, bit for bit, on the same machine
     gradient_clip_val: Annotated[float | None, positive("or null for no clipping")] = None
     gradient_clip_algorithm: Annotated[str, one_of("norm", "value")] = "norm"  # norm | value
@@ -132,6 +138,8 @@ class CallbacksConfig(Schema):
     overfitting: OverfittingConfig | None = field(default_factory=OverfittingConfig)
     cost: CostConfig | None = field(default_factory=CostConfig)
     early_stopping: EarlyStoppingConfig | None = field(default_factory=EarlyStoppingConfig)
+    # log what a cooldown would reach; null: if the schedule keeps the learning rate high for most of the run
+    cooldown_preview: bool | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # your own: +callbacks.extra.mine._target_=package.MyCallback
 
     @property
@@ -155,6 +163,8 @@ class CallbacksConfig(Schema):
 
     def bad_monitor(self, key: str, monitor: str) -> Iterator[Problem]:
         """Find a metric that no callback logs, though the key monitors it."""
+        if monitor in PREVIEW_METRICS and self.cooldown_preview is False:
+            yield Problem(key, f"'{monitor}' needs callbacks.cooldown_preview, which is off.")
         for prefixes, names, group, node in (
             (("overfit/", "probe/"), OVERFITTING_METRICS, "callbacks.overfitting", self.overfitting),
             (("cost/",), COST_METRICS, "callbacks.cost", self.cost),

@@ -1,0 +1,141 @@
+"""What a batch holds: its parts by their place in it, and the number of its examples."""
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader, IterableDataset
+
+Place = tuple[tuple[Callable[[Any, Any], Any], Any], ...]
+"""The keys, indices and attributes that lead from a batch to a part of it."""
+
+_DEEPEST = 5  # levels of containers that are looked through
+_MOST = 10_000  # parts: a longer list holds single values
+
+
+def parts(batch: Any) -> Iterator[tuple[Place, Any]]:
+    """Return every part of a batch with its place, the batch itself first."""
+    stack: list[tuple[Place, Any]] = [((), batch)]
+    for _ in range(_MOST):
+        if not stack:
+            return
+        place, part = stack.pop()
+        yield place, part
+        if len(place) < _DEEPEST:
+            stack += [((*place, step), inner) for step, inner in reversed(list(_inner(part)))]
+
+
+def at(place: Place, batch: Any) -> Any:
+    """Return the part of a batch at a place."""
+    for get, key in place:
+        batch = get(batch, key)
+    return batch
+
+
+def written(place: Place, name: str = "batch") -> str:
+    """Return the Python expression for a place."""
+    return name + "".join(f".{key}" if get is getattr else f"[{key!r}]" for get, key in place)
+
+
+def _inner(part: Any) -> Iterator[tuple[tuple[Callable[[Any, Any], Any], Any], Any]]:
+    if part is None or isinstance(part, Tensor | str | bytes | int | float | PackedSequence | type):
+        return
+    if is_dataclass(part):
+        yield from (((getattr, field.name), getattr(part, field.name)) for field in fields(part))
+    elif isinstance(part, tuple | list):
+        yield from (((operator.getitem, index), inner) for index, inner in enumerate(part))
+    elif isinstance(part, Mapping):
+        yield from (((operator.getitem, key), inner) for key, inner in part.items())
+    elif callable(getattr(part, "keys", None)) and hasattr(part, "__getitem__"):  # a library's own, such as graphs
+        yield from (((operator.getitem, key), part[key]) for key in part.keys())  # noqa: SIM118
+    else:
+        own = getattr(part, "__dict__", {})
+        yield from (((getattr, name), inner) for name, inner in own.items() if not name.startswith("_"))
+
+
+def batch_size_of(loader: object) -> int | None:
+    """Return the examples in a full batch of one process; None if the loader does not tell."""
+    sizes = (getattr(place, "batch_size", None) for place in (loader, getattr(loader, "batch_sampler", None)))
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+
+
+# -- the number of examples -------------------------------------------------------------------------------------------
+
+
+def count_examples(batch: Any, size: int | None = None) -> int | None:
+    """Return the number of examples in a batch; None if the batch does not tell.
+
+    An object's own ``num_graphs`` or ``batch_size`` counts first. Then all tensors must have the same length. If they
+    do not, as in a batch of molecules with their atoms, the length that fits to ``size`` counts.
+
+    Args:
+        batch: The batch.
+        size: Number of examples in a full batch, if known.
+
+    Example:
+        >>> import torch
+        >>> count_examples({"atoms": torch.zeros(70, 3), "energy": torch.zeros(4)}, size=8)
+        4
+    """
+    declared, lengths, lists = set(), set(), set()
+    for place, part in parts(batch):
+        if isinstance(part, PackedSequence):
+            declared.add(int(part.batch_sizes[0]))
+        elif isinstance(part, Tensor):
+            lengths |= {len(part)} if part.ndim else set()
+        elif isinstance(part, list | tuple):
+            lists |= {len(part)} if place else set()
+        else:
+            declared |= _declared(part)
+    for known in (declared, lengths):
+        if len(known) == 1 and max(known) <= (size or math.inf):
+            return int(known.pop())
+    every = declared | lengths | lists
+    if size is None:
+        return lists.pop() if not lengths and len(lists) == 1 else None
+    if size in every:
+        return size
+    smaller = [length for length in every if length < size]
+    return smaller[0] if len(smaller) == 1 else None
+
+
+def _declared(part: Any) -> set[int]:
+    if part is None or isinstance(part, Mapping | str | bytes | int | float):
+        return set()
+    for name in ("num_graphs", "batch_size"):
+        value = getattr(part, name, None)
+        value = value[0] if isinstance(value, tuple) and value else value  # a torch.Size
+        if isinstance(value, int) and value > 0:
+            return {value}
+    return set()
+
+
+def loaded_examples(loaders: Any, batch: Any, index: int) -> int | None:
+    """Return the number of examples in a batch of this index from a loader, or from a collection of loaders.
+
+    Each loader of a collection gave one part of the batch, and the examples of all parts count. None if unknown.
+    """
+    if isinstance(loaders, Mapping) and isinstance(batch, Mapping) and loaders.keys() == batch.keys():
+        pairs = [(loader, batch[key]) for key, loader in loaders.items()]
+    elif isinstance(loaders, list | tuple) and isinstance(batch, list | tuple) and len(loaders) == len(batch):
+        pairs = list(zip(loaders, batch, strict=True))
+    else:
+        return _of_one(loaders, batch, index)
+    counts = [0 if part is None else loaded_examples(loader, part, index) for loader, part in pairs]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def _of_one(loader: Any, batch: Any, index: int) -> int | None:
+    regular = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    if regular and loader.batch_size is not None and isinstance(loader.sampler, Sized):
+        every = len(loader.sampler)  # what the batch looks like does not matter, whatever collate_fn made of it
+        left = every - index % max(1, len(loader)) * loader.batch_size
+        return int(min(loader.batch_size, left)) if left > 0 else None
+    try:
+        return count_examples(batch, batch_size_of(loader))
+    except Exception:  # a library's own class may raise whatever it likes when it is looked through
+        return None
