@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,7 +171,7 @@ class Store:
         """Tell whether ``uri``, in a lock of this store's folder, is this store, which may have moved since."""
         file = self._file
         is_inside = file is not None and file.parent == self.root
-        return uri == self.public_uri or bool(is_inside and file and uri.endswith(f"/{quote(file.name)}"))
+        return uri == self.public_uri or bool(is_inside and file and unquote(uri).endswith(f"/{file.name}"))
 
     @property
     def lock_dir(self) -> Path:
@@ -404,7 +404,8 @@ def open_store(root: Path | str, uri: str | None = None) -> Store:
 
 
 def _sqlite_uri(path: Path) -> str:
-    return f"sqlite:///{quote(str(path))}"
+    # Only what would end the path is quoted: MLflow makes the folder of the path as it is written here.
+    return f"sqlite:///{re.sub('[%?#]', lambda found: quote(found[0]), str(path))}"
 
 
 def _make_folder(path: Path) -> None:
@@ -443,6 +444,10 @@ def _follow_move(engine: Any, artifact_uri: str) -> None:
                     f"WHERE {column} = :before OR substr({column}, 1, length(:before) + 1) = :before || '/'"
                 )
                 connection.execute(moved_rows, {"before": before, "now": artifact_uri})
+        with suppress(ImportError, AttributeError):  # where this process wrote files before the move
+            from mlflow.tracking._tracking_service import utils
+
+            utils._artifact_repos_cache.clear()
         log.warning("the store moved here from %s: the places of its artifacts were corrected", unquote(before))
 
 

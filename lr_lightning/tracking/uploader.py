@@ -453,8 +453,12 @@ class UploadThread(threading.Thread):
         reason = self.error or self.artifact_error
         if not complete:
             log.warning(
-                "%d records were not uploaded to the tracking store%s. Upload them later: %s",
-                *(pending, f" ({reason})" if reason else "", replay_command(self._output_dir)),
+                "%s not uploaded to the tracking store%s. Upload later: %s",
+                *(
+                    "1 record was" if pending == 1 else f"{pending} records were",
+                    f" ({reason})" if reason else "",
+                    replay_command(self._output_dir),
+                ),
             )
         if self._run_lock is not None:
             self._run_lock.release()

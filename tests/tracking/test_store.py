@@ -311,3 +311,4 @@ def test_a_database_that_moved_knows_where_its_files_are(store: Store, tmp_path:
     assert there.call("get_experiment", experiment).artifact_location == place
     assert there.call("get_experiment", elsewhere).artifact_location == "file:///theirs"
     assert store.run(run_id).info.artifact_uri.startswith(store.artifact_root.as_uri())
+    assert not list(tmp_path.glob("*%20*"))
