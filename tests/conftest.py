@@ -59,6 +59,12 @@ def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def activated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an activated environment: `python`, in the commands that are printed, is this one."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+
+
+@pytest.fixture(autouse=True)
 def no_command_line_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What composing a config changes in its process: where modules are looked for, and the overrides Hydra knows."""
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -79,9 +85,7 @@ def train_command(tmp_path: Path) -> Command:
     ) -> "subprocess.CompletedProcess[str]":
         command = [str(SCRIPTS / "train.py"), f"output_root={tmp_path}/outputs", f"tracking.root={tmp_path}/mlruns"]
         command += overrides
-        # as in an activated environment, so that `python` is this one
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PATH": path, **env}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env}
         if from_scratch:
             command.insert(0, sys.executable)
             done = subprocess.run(

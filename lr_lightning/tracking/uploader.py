@@ -452,14 +452,9 @@ class UploadThread(threading.Thread):
         complete = not self.is_alive() and pending == 0
         reason = self.error or self.artifact_error
         if not complete:
-            log.warning(
-                "%s not uploaded to the tracking store%s. Upload later: %s",
-                *(
-                    "1 record was" if pending == 1 else f"{pending} records were",
-                    f" ({reason})" if reason else "",
-                    replay_command(self._output_dir),
-                ),
-            )
+            count = "1 record was" if pending == 1 else f"{pending} records were"
+            why, later = f" ({reason})" if reason else "", replay_command(self._output_dir)
+            log.warning("%s not uploaded to the tracking store%s. Upload later: %s", count, why, later)
         if self._run_lock is not None:
             self._run_lock.release()
             self._run_lock = None
