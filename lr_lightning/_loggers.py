@@ -69,7 +69,7 @@ def _figure(logger: Any, figure: "Figure", name: str, step: int) -> None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         buffer.seek(0)
-        logger.log_image(tag, [Image.open(buffer)])
+        logger.log_image(f"figures/{tag}", [Image.open(buffer)])  # the verdict's label is called "verdict" there
     elif (path := _file(logger, name)) is not None:
         figure.savefig(path)
 
@@ -96,7 +96,8 @@ def _tags(logger: Any, tags: Mapping[str, str]) -> None:
     elif _has(logger, "set_tags"):
         logger.set_tags(tags)
     elif _is_wandb(logger):
-        experiment.summary.update(dict(tags))  # columns of the table of runs; its tags have no values
+        plain = {key: str(value) for key, value in tags.items()}  # it would show the name of an enum
+        experiment.summary.update(plain)  # columns of the table of runs: its tags have no values
 
 
 def _note(logger: Any, text: str) -> None:

@@ -42,8 +42,8 @@ jsonargparse = pytest.importorskip("jsonargparse")
 SCHEDULES: list[tuple[str, Schedule]] = [
     ("{class_path: Constant, init_args: {value: 0.5}}", Constant(0.5)),
     ("{class_path: Step, init_args: {every: 2 epochs, gamma: 0.1}}", Step("2 epochs", 0.1)),
-    ("{class_path: MultiStep, init_args: {milestones: [50%, 30, 4 epochs]}}", MultiStep(("50%", 30, "4 epochs"))),
-    ("{class_path: Exponential, init_args: {gamma: 0.9}}", Exponential(0.9)),
+    ("{class_path: MultiStep, init_args: {at: [50%, 30, 4 epochs]}}", MultiStep(("50%", 30, "4 epochs"))),
+    ("{class_path: Exponential, init_args: {end: 0.01}}", Exponential(end=0.01)),
     ("{class_path: Linear, init_args: {start: 0.0, end: 1.0}}", Linear(0.0, 1.0)),
     ("Polynomial", Polynomial()),
     ("{class_path: InverseSqrt, init_args: {timescale: 10%}}", InverseSqrt("10%")),

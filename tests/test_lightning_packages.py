@@ -1,5 +1,6 @@
 """The callbacks in a Trainer of either Lightning package, in one process; `make compat` has whole projects of each."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -104,3 +105,9 @@ print(issubclass(lr_lightning.LRFinder, theirs.Callback), isinstance(ScheduleAwa
     environment = {"PYTHONPATH": str(Path(lr_lightning.__file__).parent.parent), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_every_callback_of_the_package_is_for_both() -> None:
+    folder = Path(lr_lightning.__file__).parent / "callbacks"
+    for path in folder.rglob("*.py"):
+        assert not re.search(r"^class \w+\((Callback|EarlyStopping)\b", path.read_text(), flags=re.M), path

@@ -93,7 +93,7 @@ def wandb_run(folder: Path, run: Callable[[Any], None], request: pytest.FixtureR
         wandb.finish()
         wandb.teardown()
     lrs = [values["lr/head"] for values in seen if "lr/head" in values]
-    images = {f"{key}.png" for values in seen for key, value in values.items() if isinstance(value, list)}
+    images = {f"{key}.png".removeprefix("figures/") for values in seen for key in values if key.startswith("figures/")}
     metrics = {key for values in seen for key in values}
     return Kept(lrs, metrics, images | {name for name in files if not name.startswith("media/")}, verdict, note)
 

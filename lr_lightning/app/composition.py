@@ -5,7 +5,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import cast
@@ -38,19 +38,13 @@ def wants_tracebacks() -> bool:
     return _HYDRAS in os.environ and _OURS not in os.environ
 
 
-def prepare(root: Path, purpose: str = "", usage: Callable[[], str] = str) -> None:
-    """Register the checkout's config with Hydra, and make the user's modules importable. Repeated calls are harmless.
-
-    ``purpose`` is the first line of `--help`; ``usage`` returns its end.
-    """
+def prepare(root: Path) -> None:
+    """Register the checkout's config with Hydra, and make the user's modules importable. It can be repeated."""
     if not wants_tracebacks():
         # Without the first variable Hydra would print its errors and exit; here they are translated. The second one
         # tells child processes that the first was not set by the user.
         os.environ |= {_HYDRAS: "1", _OURS: "1"}
     OmegaConf.register_new_resolver("checkout", lambda: str(root), replace=True)
-    OmegaConf.register_new_resolver("choices", lambda: choices_help(root), replace=True)
-    OmegaConf.register_new_resolver("purpose", lambda: purpose, replace=True)
-    OmegaConf.register_new_resolver("usage", lambda: usage(), replace=True)
     register()
     # A user's module=... lies in the working directory. Python has put the scripts' folder first, where a script of the
     # same name would hide it.

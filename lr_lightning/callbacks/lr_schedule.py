@@ -64,7 +64,7 @@ class LRSchedule(BaseCallback):
 
     def __init__(
         self,
-        schedule: ScheduleLike | Sequence[ScheduleLike],
+        schedule: Sequence[ScheduleLike] | ScheduleLike,  # in this order a LightningCLI saves a list that it can read
         *,
         momentum: ScheduleLike | None = None,
         weight_decay: ScheduleLike | None = None,

@@ -137,14 +137,17 @@ class RangeTest(_Result):
 
     def describe(self) -> str:
         """Say the result in one line."""
+        return "; ".join(self._parts(str(self.abstention or "")))
+
+    def _parts(self, abstention: str) -> list[str]:
+        """Say the suggestion, or why there is none, and the bounds of a cyclical schedule if they are known."""
         if self.suggestion is None:
-            return f"no suggestion: {self.abstention or ''}".rstrip()
-        line = f"suggests lr = {self.suggestion:.3g}"
-        if self.interval is not None:
-            line += f" (plausible: {self.interval[0]:.2g} to {self.interval[1]:.2g})"
+            return [f"no suggestion: {abstention}".rstrip()]
+        interval = "" if self.interval is None else " (plausible: {:.2g} to {:.2g})".format(*self.interval)
+        parts = [f"suggests lr = {self.suggestion:.3g}{interval}"]
         if self.base_lr is not None and self.max_lr is not None:
-            line += f"; for a cyclical schedule base_lr = {self.base_lr:.3g}, max_lr = {self.max_lr:.3g}"
-        return line
+            parts.append(f"for a cyclical schedule base_lr = {self.base_lr:.3g}, max_lr = {self.max_lr:.3g}")
+        return parts
 
     def to_csv(self) -> str:
         """Return the points as CSV: ``lr``, the mean, the smoothed mean, and every repeat."""
@@ -177,8 +180,7 @@ class RangeTest(_Result):
         _mark(axes, self.suggestion, self.interval, "suggestion")
         style_axes(axes, x="learning rate", y=_LABELS[self.metric])
         when = f" at epoch {self.epoch}" if self.epoch else ""
-        text = f"no suggestion: {self.reason}" if self.suggestion is None else self.describe()
-        text = text.replace("; ", "\n")  # the bounds of a cycle get a line of their own
+        text = "\n".join(self._parts(self.reason or ""))
         axes.set_title(f"Range test{when}: {text}", loc="left", fontsize=10, wrap=True)
         if ax is None:
             figure.legend(loc="outside lower center", ncols=6, columnspacing=1.2, frameon=False, fontsize=9)

@@ -238,13 +238,13 @@ def _bad_settings(node: SearchConfig) -> Iterator[str]:
         yield "search.pruners: median and hyperband both decide by Optuna's rules. Give one of them."
     if node.objective.startswith(("test/", "summary/test")):
         yield (
-            f"search.objective: {node.objective}: the test set must not choose. Give a value of the validation, such "
+            f"search.objective: '{node.objective}': the test set must not choose. Give a value of the validation, such "
             "as summary/best_val_acc; the test of each trial is recorded all the same."
         )
     if node.sampler != "grid" and node.n_trials is node.hours is node.epochs is None:
         yield f"search.n_trials: null: {node.name} would never end. Give one of n_trials, hours, epochs."
     sqlite = (node.storage or "").startswith("sqlite")
-    if node.storage is not None and not re.match("sqlite:///" if sqlite else ".*://", node.storage):
+    if node.storage is not None and not re.match("sqlite:///." if sqlite else ".*://", node.storage):
         what = "has no file" if sqlite and "://" in node.storage else "is no address of a database"
         yield (
             f"storage: '{node.storage}' {what}. Give postgresql://user@host/database or sqlite:////absolute/file.db, "

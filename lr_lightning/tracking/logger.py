@@ -7,11 +7,11 @@ import shutil
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities import rank_zero_only
@@ -168,7 +168,7 @@ class RunLogger(Logger):
         self._first_tags[RUN_KEY_TAG] = state.key  # so that the log tells which state and which run belong to it
         upload = UploadThread(self.output_dir, store, replace(state, offset=min(state.offset, self._log.size)), holder)
         try:
-            upload.connect()
+            upload.connect(at_once=self._resume)
             if self._resume:
                 logged = upload.with_rows_of_store(logged)
         except BaseException:
@@ -463,7 +463,7 @@ class RunLogger(Logger):
         """The run's id in the store; None on other ranks, without a store, and until the store has answered."""
         if self.store is not None and self._upload is None and not self._ended:
             self.start()
-        return self._upload.run_id if self._upload is not None else None
+        return self._connected().run_id if self._upload is not None else None
 
     @property
     def experiment_id(self) -> str | None:
@@ -471,13 +471,29 @@ class RunLogger(Logger):
         return self._upload.uploader.experiment_id if self.run_id is not None and self._upload is not None else None
 
     @property
+    def is_connected(self) -> bool:
+        """Whether the store answered when it was last asked; False while a run has not waited for it."""
+        return self._upload is not None and self._upload.is_connected
+
+    def _connected(self) -> UploadThread:
+        """Return the upload once the store has answered: the start of a run may not have waited for it."""
+        upload = cast(UploadThread, self._upload)
+        if not upload.has_contact and upload.is_alive():
+            upload.await_contact()
+        return upload
+
+    @property
     @rank_zero_experiment
     def experiment(self) -> "MlflowClient":
         """The MlflowClient. Without a store, and until it has answered, a stand-in that ignores every call."""
         if not self._active and not self._ended:
             self.start()
-        if self.store is None or self._upload is None or not self._upload.is_connected:
-            return _IgnoreCalls()  # type: ignore[return-value]
+        late = self._upload is not None and not self._upload.has_contact
+        return cast("MlflowClient", (None if late else self._client()) or _LateClient(self))
+
+    def _client(self) -> object:
+        if self.store is None or self._upload is None or not self._connected().is_connected:
+            return None
         return self.store.client()
 
 
@@ -488,9 +504,15 @@ def _check_artifact_name(name: str) -> PurePosixPath:
     return relative
 
 
-class _IgnoreCalls:
-    def __getattr__(self, method: str) -> Callable[..., None]:
-        return lambda *_, **__: None
+class _LateClient:
+    """The MlflowClient of a logger, opened at its first use, since Lightning asks every logger for its client."""
+
+    def __init__(self, logger: RunLogger) -> None:
+        self._logger = logger
+
+    def __getattr__(self, name: str) -> Any:
+        client = self._logger._client()
+        return (lambda *_, **__: None) if client is None else getattr(client, name)
 
 
 # Code that checks for Lightning's MLFlowLogger before it uses ``experiment`` and ``run_id`` accepts this logger too.

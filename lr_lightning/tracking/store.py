@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -21,7 +22,7 @@ from filelock import FileLock
 
 from lr_lightning._commands import python_command, shell_quote
 from lr_lightning.errors import NotInStore, Rejected, StoreUnavailable, TrackingError
-from lr_lightning.tracking.files import moved
+from lr_lightning.tracking.files import moved, write_atomically
 from lr_lightning.tracking.keys import hide_password
 
 if TYPE_CHECKING:
@@ -200,6 +201,24 @@ class Store:
     def _mlflow(self, command: str, name: str) -> str:
         return f"MLFLOW_TRACKING_URI={shell_quote(self.public_uri)} mlflow {command} {shell_quote(name)}"
 
+    def is_ready(self, experiment: str) -> bool:
+        """Tell, without MLflow, whether this MLflow has opened this local store before, and the experiment is there."""
+        file = self._file
+        if file is None or not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
+            return False
+        try:
+            if self._stamp.read_text(encoding="utf-8") != _opened_by(file):
+                return False
+            with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
+                found = database.execute("SELECT lifecycle_stage FROM experiments WHERE name = ?", (experiment,))
+                return bool(found.fetchall() == [("active",)])
+        except (OSError, ValueError, sqlite3.Error):
+            return False
+
+    @property
+    def _stamp(self) -> Path:
+        return self.root / ".opened"
+
     def client(self) -> "MlflowClient":
         """Open the store. If its database does not exist, create it first, one process at a time."""
         with _clients_lock:
@@ -235,8 +254,11 @@ class Store:
                 raise self._other_version(revision)
             # Places MLflow's "Default" experiment here; otherwise it would be below the working directory.
             database = _open_database(self.uri, artifact_uri)
-            if file is not None and file.parent == self.root:
-                _follow_move(database.engine, artifact_uri)
+            if file is not None:
+                if file.parent == self.root:
+                    _follow_move(database.engine, artifact_uri)
+                with suppress(OSError, sqlite3.Error):
+                    write_atomically(self._stamp, _opened_by(file))
             return MlflowClient(self.uri)
 
     def _other_version(self, revision: str) -> TrackingError:
@@ -406,6 +428,13 @@ def open_store(root: Path | str, uri: str | None = None) -> Store:
 def _sqlite_uri(path: Path) -> str:
     # Only what would end the path is quoted: MLflow makes the folder of the path as it is written here.
     return f"sqlite:///{re.sub('[%?#]', lambda found: quote(found[0]), str(path))}"
+
+
+def _opened_by(file: Path) -> str:
+    """Return the version of MLflow that is installed, and the version of the tables in a database file."""
+    with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
+        tables = database.execute("SELECT version_num FROM alembic_version").fetchall()
+    return f"{file} {version('mlflow')} {tables}\n"
 
 
 def _make_folder(path: Path) -> None:

@@ -8,6 +8,7 @@ sending and confirming) is stored once: MLflow drops a row that equals a stored 
 """
 
 import logging
+import sys
 import threading
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ _LIMITS: dict[type, int] = {Metric: 1000, Param: 100, local_log.Tag: 100}
 # another; a server answers or is down.
 _LOCAL_CONTACT_SECONDS = 120.0
 _SERVER_CONTACT_SECONDS = 10.0
+_LATE_START_SECONDS = 1.0  # after which MLflow is imported beside a run that does not wait for it
 # Seconds without progress after which the end of a run stops waiting for the store.
 _LOCAL_DRAIN_SECONDS = 60.0  # another program may hold the database, and will release it
 _SERVER_DRAIN_SECONDS = 15.0
@@ -257,6 +259,8 @@ class UploadThread(threading.Thread):
         self.disk_error: OSError | None = None  # set if the run's own disk is the reason
         self._output_dir, self._store, self._holder = output_dir, store, holder
         self._first_wait, self._longest_wait = first_wait, longest_wait
+        self._begin = threading.Event()  # importing MLflow, and uploading
+        self._waits = True  # whether the start of the run waits for the store
         self._contact = threading.Event()  # the store has answered, or failed to, for the first time
         self._work, self._artifact_work = threading.Event(), threading.Event()
         self._artifacts = threading.Thread(target=self._upload_artifacts, name="lr_lightning-artifacts", daemon=True)
@@ -283,21 +287,39 @@ class UploadThread(threading.Thread):
         return self.uploader.state.run_id
 
     @property
+    def has_contact(self) -> bool:
+        """Whether the store has answered, or failed to, at least once."""
+        return self._contact.is_set()
+
+    @property
     def is_connected(self) -> bool:
         """Whether the store answered when it was last asked."""
         return self.error is None and self._contact.is_set()
 
-    def connect(self) -> None:
-        """Start, and wait briefly for the store, so that a wrong address or name is an error before training."""
+    def connect(self, *, at_once: bool = True) -> None:
+        """Start, and wait briefly for the store, so that a wrong address or name is an error before training.
+
+        A local store that is known to work is not waited for: MLflow, whose import takes seconds, is imported while the
+        run trains, unless it is wanted ``at_once``.
+        """
+        self._waits = at_once or "mlflow" in sys.modules or not self._store.is_ready(self.uploader.state.experiment)
+        if self._waits:
+            self._begin.set()
         self.start()
+        if self._waits:
+            self.await_contact()
+            if isinstance(self.error, TrackingError):
+                raise self.disk_error or self.error
+
+    def await_contact(self) -> None:
+        """Wait until the store has answered, or failed to, for the first time; warn if it takes long."""
+        self._begin.set()
         patience = _LOCAL_CONTACT_SECONDS if self._store.is_local else _SERVER_CONTACT_SECONDS
         if not self._contact.wait(patience):
             log.warning(
                 "the tracking store %s has not answered in %.0f s. Training continues; rows are uploaded later.",
                 *(self._store.public_uri, patience),
             )
-        if isinstance(self.error, TrackingError):
-            raise self.disk_error or self.error
 
     def with_rows_of_store(self, logged: LoggedRun) -> LoggedRun:
         """Add to ``logged`` what only the store has of the run, because the local log was lost or cut short."""
@@ -354,6 +376,7 @@ class UploadThread(threading.Thread):
 
     def _upload_rows(self) -> None:
         wait = self._first_wait
+        self._begin.wait(_LATE_START_SECONDS)
         while True:
             self._work.clear()
             try:
@@ -379,7 +402,7 @@ class UploadThread(threading.Thread):
             except (TrackingError, Rejected, OSError) as error:
                 problem = error if isinstance(error, TrackingError) else TrackingError(str(error))
                 self.disk_error = error if isinstance(error, OSError) else None
-                if self._contact.is_set():
+                if self._contact.is_set() or not self._waits:
                     log.warning("the upload to the tracking store has stopped: %s. Rows are kept locally.", problem)
                 self.error = problem
                 self._contact.set()
@@ -442,6 +465,7 @@ class UploadThread(threading.Thread):
             patience = _LOCAL_DRAIN_SECONDS if self._store.is_local else _SERVER_DRAIN_SECONDS
         self._drain_seconds = patience
         self._deadline = time.monotonic() + self._drain_seconds
+        self._begin.set()
         self._work.set()  # before _closing: a thread that sees it closing has seen the last records too
         self._closing.set()
         for thread in (self, self._artifacts):

@@ -312,3 +312,23 @@ def test_a_database_that_moved_knows_where_its_files_are(store: Store, tmp_path:
     assert there.call("get_experiment", elsewhere).artifact_location == "file:///theirs"
     assert store.run(run_id).info.artifact_uri.startswith(store.artifact_root.as_uri())
     assert not list(tmp_path.glob("*%20*"))
+
+
+def test_a_store_is_known_to_be_ready_without_mlflow(make_store: Callable[[str], Store]) -> None:
+    store = make_store("ready")
+    assert not store.is_ready("x")  # nobody has opened it here
+    key = store.experiment_id("x")
+    assert store.is_ready("x")
+    assert not store.is_ready("another")  # which is to be created
+    store.call("delete_experiment", key)
+    assert not store.is_ready("x")
+    store.call("restore_experiment", key)
+    stamp = store.root / ".opened"
+    text = stamp.read_text()
+    stamp.write_text("another version of MLflow")
+    assert not store.is_ready("x")
+    stamp.write_text(text)
+    assert store.is_ready("x")
+    Path(store.uri.removeprefix("sqlite:///")).write_bytes(b"damaged")
+    assert not store.is_ready("x")
+    assert not open_store(store.root, "http://127.0.0.1:1").is_ready("x")

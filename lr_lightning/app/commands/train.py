@@ -1,5 +1,6 @@
 """`scripts/train.py` and `scripts/find_lr.py`: compose the config, run the job, turn errors into an exit status."""
 
+import gc
 import io
 import os
 import sys
@@ -17,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.composition import keys_help, prepare, readable, validate, wants_tracebacks
+from lr_lightning.app.composition import choices_help, keys_help, prepare, readable, validate, wants_tracebacks
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
@@ -102,7 +103,10 @@ def main(root: Path, job: Job = "train") -> int:
     """
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")
-    prepare(root, _PURPOSES[job], lambda: _usage(job))
+    if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own composes its config once for each of its groups: seconds
+        print(f"{_PURPOSES[job]}\n\nGroups and their choices:\n{choices_help(root)}\n\n{_usage(job)}")
+        return 0
+    prepare(root)
     try:
         sys.argv[1:] = readable(sys.argv[1:])
     except ConfigError as e:
@@ -270,11 +274,16 @@ def _run_job(cfg: DictConfig, job: Job, report: Report) -> Any:
         report.run = config, overrides, name
     from lr_lightning.app.run.train import train
 
+    if several_jobs and len(_reports) == 1:
+        gc.freeze()  # so that what was imported is not collected among after every run
     try:
         return train(config, resumed).objective
     except ConfigError:
         report.run = None  # it could not start
         raise
+    finally:
+        if several_jobs:
+            gc.collect()  # a model and its trainer refer to each other
 
 
 def _refuse_groups(cfg: DictConfig, job: Job) -> None:

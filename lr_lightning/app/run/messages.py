@@ -17,6 +17,7 @@ from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.app.world import effective_batch_size, process_batch_size, world_size
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.training.datamodule import ImageDataModule
+from lr_lightning.training.images import SPLIT_WORDS
 
 _ROWS = (  # of the table at the end: name, key of the summary, format
     ("best validation accuracy", "best_val_acc", "{:.2%}"),
@@ -35,6 +36,7 @@ _ROWS = (  # of the table at the end: name, key of the summary, format
     ("price", "price", "{:.4g}"),
     ("spikes of the training loss", "spikes", "{:.0f}"),
 )
+_MOST_CLASSES = 20
 _BY_MAKE = "MAKELEVEL"  # a variable of make: the virtual environment may not be active
 _DEFAULT_STORE = Path(__file__).resolve().parents[3] / "mlruns"
 
@@ -60,6 +62,7 @@ def print_start(
     Console(soft_wrap=True, highlight=False, markup=False).print(
         f"{config.data.name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes.get('test', 0):,} test "
         f"images of {data.in_channels}×{height}×{width}, {data.num_classes} classes\n"
+        f"{_classes(data)}\n"
         f"{config.model.name}: {parameters:,} parameters; {node.name}, peak lr {peak}, "
         f"schedule {config.schedule.name}, batch {batch}\n{place}"
     )
@@ -74,6 +77,15 @@ def _places_from_environment(node: TrackingConfig) -> str:
     obeyed += [name for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID") if os.environ.get(name)]
     where = f"{hide_password(node.uri or node.root)}, experiment {node.experiment_name}"
     return f"\ntracking: {where} (from {', '.join(obeyed)})" if obeyed else ""
+
+
+def _classes(data: ImageDataModule) -> str:
+    """Return the first classes, each with its images in training, validation and, if there is one, the test set."""
+    sizes = zip(data.class_names, *data.class_sizes.values(), strict=True)
+    shown = [f"{name} {' + '.join(f'{size:,}' for size in of_class)}" for name, *of_class in sizes]
+    more = len(shown) - _MOST_CLASSES
+    splits = " + ".join(SPLIT_WORDS[name] for name in data.class_sizes)
+    return f"{splits}: {', '.join(shown[:_MOST_CLASSES])}" + (f" and {more:,} more" if more > 0 else "")
 
 
 def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bool = False) -> None:

@@ -229,8 +229,8 @@ def _started_logger(
         about: dict[str, Any] = {"experiment": node.experiment_name, "run_name": run_name, "tags": tags}
         logger = RunLogger(folder, store, **about, run_id=run_id or None, csv=csv, resume=resume, end_on_finalize=False)
         logger.start()
-        if store is not None and logger.experiment_id is not None:
-            keep_view(store, logger.experiment_id)
+        if logger.is_connected:
+            _keep_view(logger)
     except ConfigError:
         raise
     except (ValueError, StoreUnavailable) as e:
@@ -330,7 +330,15 @@ def record_run(
             raise known from e
         finally:
             if logger:
+                late = not logger.is_connected
                 _end(logger, status)
+                if late and logger.is_connected:  # the start did not wait for the store
+                    _keep_view(logger)
+
+
+def _keep_view(logger: RunLogger) -> None:
+    if logger.store is not None and logger.experiment_id is not None:
+        keep_view(logger.store, logger.experiment_id)
 
 
 def _end(logger: RunLogger, status: str) -> None:

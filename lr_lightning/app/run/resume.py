@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -158,8 +158,10 @@ def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> P
     )
 
 
-def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) -> DictConfig:
-    """Read a stored config as data: it may hold no interpolation and no target that is not trusted."""
+def read_config(
+    path: Path, trusted: set[str], argument: RunArgument = _RESUME, *, without: Collection[str] = ()
+) -> DictConfig:
+    """Read a stored config as data, ``without`` some keys: it may hold no interpolation and no untrusted target."""
     name = argument.name
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -167,6 +169,7 @@ def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) 
         raise ConfigError(f"{name}: {path} cannot be read ({str(e).splitlines()[0]}).") from e
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: {path} is no stored config.")
+    raw = {key: value for key, value in raw.items() if key not in without}
     for key, value in _entries(raw):
         for text in (key, value):
             if isinstance(text, str) and "${" in text:  # it could build a _target_ that this check does not see

@@ -32,7 +32,7 @@ _CRITERION = one_of("patience", "gl", "pq", "up")
 
 
 def _target_rule(text: str) -> str | None:
-    from lr_lightning.diagnosis.cost import parse_target  # imports scipy
+    from lr_lightning.diagnosis.cost import parse_target
 
     try:
         parse_target(text)
