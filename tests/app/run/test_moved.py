@@ -96,7 +96,7 @@ def test_a_checkout_that_moved_goes_on_with_its_data_and_its_store(composed: Com
 def test_a_folder_alone_goes_on_in_the_store_of_the_checkout_it_came_to(
     composed: Compose, moved: Path, empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = shutil.copytree(folder_in(moved), tmp_path / "else" / "run")
+    there = shutil.copytree(folder_in(moved), tmp_path / "far" / "else" / "run")
     (tmp_path / "mlruns").mkdir()
     shutil.copy(empty_store, tmp_path / "mlruns")
     draw(tmp_path / "images", seed=0)
