@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch
@@ -18,11 +19,15 @@ from torch import Tensor
 from lr_lightning.errors import UsageError
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-_imported = [name for name in _PACKAGES if name in sys.modules]
-_installed = [name for name in _PACKAGES if find_spec(name.partition(".")[0]) is not None]
-_MAIN = next(iter([*_imported, *_installed]), "lightning.pytorch")  # our classes extend those of this package
+_imported = (name for name in _PACKAGES if name in sys.modules)
+_installed = (name for name in _PACKAGES if find_spec(name.partition(".")[0]) is not None)
+_MAIN = next(chain(_imported, _installed), "lightning.pytorch")  # our classes extend those of this package
+_version = import_module(_MAIN).__version__
+if tuple(map(int, _version.split(".")[:2])) < (2, 5):
+    raise ImportError(f"lr_lightning needs Lightning 2.5 or newer, and {_MAIN} is {_version}. Upgrade it with pip.")
 
 if TYPE_CHECKING or _MAIN == "lightning.pytorch":
+    from lightning.fabric.utilities import move_data_to_device
     from lightning.fabric.utilities.data import _set_sampler_epoch
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.accelerators import Accelerator
@@ -41,11 +46,11 @@ if TYPE_CHECKING or _MAIN == "lightning.pytorch":
     from lightning.pytorch.trainer.states import RunningStage, TrainerFn
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
     from lightning.pytorch.utilities.combined_loader import CombinedLoader
-    from lightning.pytorch.utilities.data import extract_batch_size
     from lightning.pytorch.utilities.seed import isolate_rng
     from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 else:
+    from lightning_fabric.utilities import move_data_to_device
     from lightning_fabric.utilities.data import _set_sampler_epoch
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
     from pytorch_lightning.accelerators import Accelerator
@@ -64,7 +69,6 @@ else:
     from pytorch_lightning.trainer.states import RunningStage, TrainerFn
     from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
     from pytorch_lightning.utilities.combined_loader import CombinedLoader
-    from pytorch_lightning.utilities.data import extract_batch_size
     from pytorch_lightning.utilities.seed import isolate_rng
     from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
     from pytorch_lightning.utilities.types import STEP_OUTPUT
@@ -236,6 +240,12 @@ class FreshMetric:
         return any(not result.has_reset for result in own) if own else now is not before
 
 
+def is_missed_in_sanity_check(trainer: Trainer, name: str) -> bool:
+    """Return whether the sanity check has logged metrics, but not this one of those that a validation logs."""
+    late = name.startswith(("overfit/", "probe/", "train/", "cost/"))  # of callbacks in real validations
+    return bool(trainer.callback_metrics) and name not in trainer.callback_metrics and not late
+
+
 def names_to_loggers(trainer: Trainer) -> set[str]:
     """Return the names under which the module logs to the loggers in the running loop, as far as it has."""
     results: Any = trainer._results
@@ -358,6 +368,29 @@ def sole_train_loader(trainer: Trainer) -> Any:
     """Return the training loader; None if there are several, or none yet."""
     combined = trainer.fit_loop._combined_loader
     return combined.flattened[0] if combined is not None and len(combined.flattened) == 1 else None
+
+
+def loaders_of_validation(trainer: Trainer) -> Any:
+    """Return the fit's first validation loader, or all if each gives a part of a batch; None if there is none yet."""
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    if combined is None:
+        return None
+    return combined.flattened[0] if combined._mode == "sequential" and combined.flattened else combined.iterables
+
+
+def is_compiled(module: LightningModule) -> bool:
+    """Return whether torch.compile has compiled the module, which a hook would make it do again."""
+    return getattr(module, "_compiler_ctx", None) is not None
+
+
+def is_last_validation_batch(trainer: Trainer) -> bool:
+    """Return whether no validation batch follows the one that has just ended, as far as Lightning knows."""
+    return bool(trainer.fit_loop.epoch_loop.val_loop.batch_progress.is_last_batch)
+
+
+def inner_sampler(sampler: Any) -> Any:
+    """Return the sampler that Lightning has wrapped to share its examples among the ranks."""
+    return getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
 
 
 def prepared_loaders(

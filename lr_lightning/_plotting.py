@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,7 +129,9 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
     return found
 
 
-def new_figure(width: float, height: float, dpi: int = 100) -> "Figure":
+def new_figure(
+    width: float, height: float, dpi: int = 100, layout: Literal["constrained"] | None = "constrained"
+) -> "Figure":
     """Return an empty figure, in inches, that belongs to no window and no global state of pyplot."""
     try:
         from matplotlib.figure import Figure
@@ -137,7 +139,7 @@ def new_figure(width: float, height: float, dpi: int = 100) -> "Figure":
         raise ImportError(
             "matplotlib, which draws pictures, is not installed: pip install 'lr-lightning[plot]'."
         ) from e
-    return Figure(figsize=(width, height), layout="constrained", dpi=dpi)
+    return Figure(figsize=(width, height), layout=layout, dpi=dpi)
 
 
 def axes_of(ax: "Axes | None", width: float = 8, height: float = 4.8, dpi: int = 120) -> tuple[Any, Any]:

@@ -1,10 +1,12 @@
 """The callbacks in a Trainer of either Lightning package, in one process; `make compat` has whole projects of each."""
 
 import re
+import runpy
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -105,6 +107,15 @@ print(issubclass(lr_lightning.LRFinder, theirs.Callback), isinstance(ScheduleAwa
     environment = {"PYTHONPATH": str(Path(lr_lightning.__file__).parent.parent), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_an_older_lightning_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = ModuleType("pytorch_lightning")
+    old.__version__ = "2.4.1"  # type: ignore[attr-defined]
+    monkeypatch.delitem(sys.modules, "lightning.pytorch", raising=False)
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", old)
+    with pytest.raises(ImportError, match=r"needs Lightning 2\.5 or newer, and pytorch_lightning is 2\.4\.1"):
+        runpy.run_path(str(Path(lr_lightning.__file__).parent / "_lightning.py"))
 
 
 def test_every_callback_of_the_package_is_for_both() -> None:

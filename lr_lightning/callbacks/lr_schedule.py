@@ -18,6 +18,7 @@ from lr_lightning._lightning import (
     Trainer,
     TrainerFn,
     is_dev_run,
+    is_missed_in_sanity_check,
     mean_over_ranks,
     rank_zero_warn,
 )
@@ -153,6 +154,16 @@ class LRSchedule(BaseCallback):
         """
         return self.schedule_of(optimizer_index), self._clocks[optimizer_index]
 
+    def planned(self, trainer: Trainer, pl_module: LightningModule) -> "tuple[OptimizerDriver, Clock]":
+        """Return what will drive the first optimizer, and its clock, in a fit that has not begun.
+
+        Call it only where the fit loop knows its training loader, and undo what that changed.
+        """
+        self._drivers = self._make_drivers(trainer)
+        driver, clock = self._drivers[0], self._make_clocks(trainer, pl_module)[0]
+        driver.check(clock)
+        return driver, clock
+
     def observe(self, trainer: Trainer) -> None:
         """Read the plateau's metric of a validation that has ended; only the first call in a validation has an effect.
 
@@ -210,6 +221,11 @@ class LRSchedule(BaseCallback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Await the plateau's metric of this validation."""
         self._observed = False
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of a plateau whose metric the validation does not log, before the first update."""
+        if self.plateau is not None and is_missed_in_sanity_check(trainer, self.plateau.monitor):
+            rank_zero_warn(self._missing(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the plateau's metric: after every ``on_validation_epoch_end``, before checkpoints are saved."""
@@ -308,8 +324,11 @@ class LRSchedule(BaseCallback):
             self._history.append(value)
             self._scale = plateau(self._history)
         elif not self._history:
-            known = ", ".join(sorted(metrics)) or "none"
-            raise ArgumentError(f"plateau.monitor: no metric {plateau.monitor!r} was logged. There are: {known}.")
+            raise ArgumentError(self._missing(trainer))
+
+    def _missing(self, trainer: Trainer) -> str:
+        known, name = ", ".join(sorted(trainer.callback_metrics)) or "none", self.plateau and self.plateau.monitor
+        return f"plateau.monitor: no metric {name!r} was logged. There are: {known}."
 
 
 @dataclass(eq=False)

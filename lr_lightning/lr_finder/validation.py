@@ -17,14 +17,15 @@ from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dataloaders import Batches, validation_loaders
 from lr_lightning.lr_finder.dry_run import DryRun
 
-__all__ = ["Validation", "ValidationMetric"]
+__all__ = ["LOGGED_NAMES", "Validation", "ValidationMetric"]
 
 ValidationMetric = Literal["val_loss", "accuracy"]
 
-_LOGGED = {
+LOGGED_NAMES = {
     "val_loss": ("val_loss", "val/loss", "valid_loss", "valid/loss", "validation_loss", "validation/loss", "loss"),
     "accuracy": ("val_acc", "val/acc", "val_accuracy", "val/accuracy", "valid_acc", "valid/acc", "acc", "accuracy"),
 }
+"""The usual names of a validation's metrics."""
 
 
 class Validation:
@@ -80,7 +81,7 @@ class Validation:
                     returned.append((loss, weight))
             weight = 1.0
             _lightning.call_module_hook(trainer, "on_validation_epoch_end")
-            names = (self.monitor,) if self.monitor else _LOGGED[self.metric]
+            names = (self.monitor,) if self.monitor else LOGGED_NAMES[self.metric]
             fallback = returned if self.metric == "val_loss" and self.monitor is None else []
             found = next((logged[name] for name in names if name in logged), fallback)
             if not found:

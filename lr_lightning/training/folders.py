@@ -19,6 +19,7 @@ SPLIT_NAMES = {
 }
 _NOISE = {"seg", "set", "data", "dataset", "split", "image", "images", "imgs"}  # as in seg_train, Training Set
 _JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".heic", ".jp2", ".pgm", ".ppm"}
 _NOT_IMAGES = {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".html", ".pdf", ".zip", ".mat", ".db"}
 Classes = dict[str, list[Path]]
 """The files of each class, by its name."""
@@ -78,10 +79,10 @@ def _are_classes(folder: Path, named: dict[str, list[Path]], others: list[Path])
     held_out = [*named["val"], *named["test"]]
     if not named["train"]:
         siblings = {path.name for path in others}
-        inside = next((path for path in held_out if siblings & {below.name for below in _folders(path)}), None)
+        torn = next((path for path in held_out if siblings & {below.name for below in _folders(path)}), None)
         require(
-            inside is None,
-            f"data.root: {inside} has folders of classes, which also lie beside it. Move those into {folder}/train.",
+            torn is None,
+            f"data.root: {torn} has folders of classes, which also lie beside it. Move those into {folder}/train.",
         )
         require(
             bool(others) or not held_out,
@@ -89,7 +90,9 @@ def _are_classes(folder: Path, named: dict[str, list[Path]], others: list[Path])
         )
         return True
     train = named["train"][0]
-    if _has_images(train):
+    inside = {class_name(path) for path in _folders(train)}
+    same_classes = any(inside & {class_name(below) for below in _folders(path)} for path in held_out)
+    if _has_images(train) and not same_classes and (others or len(inside) < 2):
         require(
             bool(others),
             f"data.root: {train} has images, but no folder for each class. Sort them into {train}/CLASS.",
@@ -115,6 +118,8 @@ def _held_out(path: Path, training: Classes) -> Classes | None:
 def _class_files(folder: Path, *, training: bool) -> Classes:
     """Return the files of each class folder, sorted; in training each must have some, and there must be two."""
     classes: Classes = {}
+    if stray := sum(Path(entry.name).suffix.lower() in _IMAGES for entry in _entries(folder)):
+        log.warning(f"data.root: {stray:,} images in {folder} lie in no folder of a class and are left out.")
     for path in _folders(folder):
         inside = [below for below in _folders(path) if split_of(below.name)]
         require(
@@ -171,7 +176,10 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(entry.is_file() and Path(entry.name).suffix.lower() not in _NOT_IMAGES for entry in _entries(folder))
+    """Tell whether images lie right in a folder; files of an unknown kind may be, if there are no folders beside."""
+    entries = _entries(folder)
+    kinds = {Path(entry.name).suffix.lower() for entry in entries if not entry.is_dir()}
+    return bool(kinds & _IMAGES or (kinds - _NOT_IMAGES and not any(entry.is_dir() for entry in entries)))
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from lr_lightning.errors import DataError
 from lr_lightning.training.images import Encoded, Images, UnreadableImage
 
 MAX_PIXELS = 100_000_000
@@ -245,13 +246,13 @@ def _values(item: Encoded | NDArray[np.uint8], image: Image.Image) -> NDArray[An
     if values.dtype == np.int32 and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):
         values = values.view(np.uint32)  # Pillow has no unsigned numbers of 32 bits
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite values")
+        raise DataError("it holds NaN or infinite values")
     return values
 
 
 def _to_8_bits(item: Encoded | NDArray[np.uint8], image: Image.Image, depth: str, fmt: Format) -> Image.Image:
     if (found := fmt.ranges.get(depth, _NO_RANGE.get(depth))) is None:
-        raise ValueError(f"its pixels are {depth}, and those of no training image are")
+        raise DataError(f"its pixels are {depth}, and those of no training image are")
     (low, high), values = found, _values(item, image)
     numbers: NDArray[np.floating] = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
     scaled = (numbers - low) * (255 / (high - low))

@@ -539,11 +539,10 @@ def test_a_new_trainer_begins_with_an_empty_history() -> None:
 
 
 def test_plateau_names_the_metrics_there_are() -> None:
-    callback = LRSchedule(Constant(), plateau=Plateau("val/los"))
-    with pytest.raises(
-        ValueError, match=re.escape("plateau.monitor: no metric 'val/los' was logged. There are: val/loss.")
-    ):
-        trainer(callback, max_epochs=1).fit(Tiny(), loader(), loader(1))
+    callback, module = LRSchedule(Constant(), plateau=Plateau("val/los")), Tiny()
+    text = re.escape("plateau.monitor: no metric 'val/los' was logged. There are: val/loss.")
+    with pytest.warns(UserWarning, match=text), pytest.raises(ValueError, match=text):  # first in the sanity check
+        trainer(callback, max_epochs=1).fit(module, loader(), loader(1))
 
 
 def test_learning_rate_monitor_works_beside_it(tmp_path: Path) -> None:

@@ -85,6 +85,17 @@ def test_a_class_that_is_named_as_a_split_stays_a_class(tmp_path, folders):
     }
 
 
+def test_files_beside_the_folders_are_no_sign_of_a_class(tmp_path, caplog):
+    tree(tmp_path, train=PETS, test=ONE_EACH, extra=3)
+    (tmp_path / "train" / "ATTRIBUTION").touch()
+    assert set(counts(tmp_path)) == {"train", "test"}
+    for name in ("1.JPG", "2.png"):
+        (tmp_path / "train" / name).touch()
+    caplog.clear()
+    assert set(counts(tmp_path)) == {"train", "test"}
+    assert f"2 images in {tmp_path}/train lie in no folder of a class and are left out." in said(caplog)
+
+
 @pytest.mark.parametrize(
     "folders",
     [

@@ -46,7 +46,7 @@ Choose with group=choice, set any key with key=value, as for train.py:
   python scripts/find_lr.py data=cifar10 finder.max_lr=1 finder.repeats=3
   python scripts/find_lr.py finder=lr_grid finder.num_lrs=9        trains each learning rate of a grid for a while
 It trains nothing: its steps are undone. You get a learning rate, its curve, and the command of train.py that uses it.
-The schedule only appears in that command; finder=none, experiment, search and resume are refused.
+The range test answers for the configured schedule and length; finder=none, experiment, search and resume are refused.
 --cfg job shows every key and its value; -m searches one after another for comma-separated values.""",
 }
 
