@@ -1,6 +1,7 @@
 """What every learning-rate finder has in common: when it runs, what it sets, and what it leaves."""
 
 import logging
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -165,13 +166,16 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
         lr, base_lr = found.suggestion, None
         if set_lr.is_cyclical(trainer) and found.base_lr is not None and found.max_lr is not None:
             lr, base_lr = found.max_lr, found.base_lr
+        run = found.run if isinstance(found, RangeTest) else None
+        per_epoch = run.steps / run.epochs if run is not None and run.epochs else None
         factor = 1.0 if self._factor is None else self._factor
+        decay = set_lr.decay_message(trainer.optimizers[0], reference * factor, lr, per_epoch)
         set_lr.set_peak(trainer, pl_module, lr / factor, base_lr, self.attribute)
         self.applied, self.applied_base = lr, base_lr
         bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
         if factor != 1.0:
             bounds += f" ({lr / factor:.3g}, which the module's lr_scheduler multiplies by {factor:.3g})"
-        text = f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference * factor:.3g}."
+        text = f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference * factor:.3g}.{decay}"
         if self._factor is None:
             schedulers = " and ".join(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)
             rank_zero_warn(
@@ -237,6 +241,27 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
                 log.info("no figure: %s", e)
         return found
 
+    def _train(
+        self, instruments: Instruments, lr: float, number: int, factors: Callable[[], Iterator[float]]
+    ) -> tuple[tuple[float, ...], float]:
+        """Train for a while with the peak lr times each factor; return the losses, and the metric at the end.
+
+        The losses end where one is not finite.
+        """
+        dry_run, validation, _ = instruments
+        losses: list[float] = []
+        final, complete = math.nan, True
+        with dry_run.run(number):
+            for factor in factors():
+                loss = dry_run.step(lr * factor)
+                if complete := math.isfinite(loss):
+                    losses.append(loss)
+                else:
+                    break
+            if validation is not None and complete:
+                final = validation()
+        return tuple(losses), final
+
     @contextmanager
     def _instruments(
         self, trainer: Trainer, module: LightningModule, reference: float, work: str, total: int, unit: str
@@ -250,9 +275,9 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
             DryRun(trainer, module, ratios, accumulate, started=self._started) as dry_run,
         ):
             if not self._started:
-                with dry_run.loaded():
+                with dry_run.with_loaders():
                     for callback in callbacks_of(trainer, LRSchedule):
-                        callback.check_plan(trainer, module)
+                        callback.planned(trainer, module)  # refuses what does not fit the run
                     self._factor = set_lr.scheduler_factor(trainer, reference)
             validation = None
             if self.metric != "loss":

@@ -186,6 +186,16 @@ class LRSchedule(BaseCallback):
         """
         return self.schedule_of(optimizer_index), self._clocks[optimizer_index]
 
+    def planned(self, trainer: Trainer, pl_module: LightningModule) -> "tuple[OptimizerDriver, Clock]":
+        """Return what will drive the first optimizer, and its clock, in a fit that has not begun.
+
+        Call it only where the fit loop knows its training loader, and undo what that changed.
+        """
+        self._drivers = self._make_drivers(trainer)
+        driver, clock = self._drivers[0], self._make_clocks(trainer, pl_module)[0]
+        driver.check(clock)
+        return driver, clock
+
     def observe(self, trainer: Trainer) -> None:
         """Read the plateau's metric of a validation that has ended; only the first call in a validation has an effect.
 
@@ -228,16 +238,6 @@ class LRSchedule(BaseCallback):
             if isinstance(values, tuple) and (given := len(values)) != count:
                 raise ArgumentError(f"LRSchedule: {name} has {given} entries for {count} optimizers; give {count}.")
         self._drivers = self._make_drivers(trainer)  # checks momentum and weight_decay
-
-    def check_plan(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a schedule that does not fit the run; the training loader must be known.
-
-        Raises:
-            TotalStepsUnknown: A schedule needs the total, and nothing gives it.
-            DurationError: Durations do not fit into the run.
-        """
-        for driver, clock in zip(self._make_drivers(trainer), self._make_clocks(trainer, pl_module), strict=True):
-            driver.check(clock)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the total, now that the loader is built and all state is restored, and set the first lr."""
