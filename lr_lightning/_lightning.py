@@ -46,7 +46,6 @@ if TYPE_CHECKING or _MAIN == "lightning.pytorch":
     from lightning.pytorch.trainer.states import RunningStage, TrainerFn
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
     from lightning.pytorch.utilities.combined_loader import CombinedLoader
-    from lightning.pytorch.utilities.data import extract_batch_size
     from lightning.pytorch.utilities.seed import isolate_rng
     from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
     from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -70,7 +69,6 @@ else:
     from pytorch_lightning.trainer.states import RunningStage, TrainerFn
     from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
     from pytorch_lightning.utilities.combined_loader import CombinedLoader
-    from pytorch_lightning.utilities.data import extract_batch_size
     from pytorch_lightning.utilities.seed import isolate_rng
     from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
     from pytorch_lightning.utilities.types import STEP_OUTPUT

@@ -1,6 +1,7 @@
 """What every learning-rate finder has in common: when it runs, what it sets, and what it leaves."""
 
 import logging
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -146,10 +147,13 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
         lr, base_lr = found.suggestion, None
         if set_lr.is_cyclical(trainer) and found.base_lr is not None and found.max_lr is not None:
             lr, base_lr = found.max_lr, found.base_lr
+        run = found.run if isinstance(found, RangeTest) else None
+        per_epoch = run.steps / run.epochs if run is not None and run.epochs else None
+        decay = set_lr.decay_message(trainer.optimizers[0], reference, lr, per_epoch)
         set_lr.set_peak(trainer, pl_module, lr, base_lr, self.attribute)
         self.applied, self.applied_base = lr, base_lr
         bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
-        rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference:.3g}.")
+        rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference:.3g}.{decay}")
         values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
         for_each_logger(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(values))
 
@@ -200,6 +204,27 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
             except ImportError as e:
                 log.info("no figure: %s", e)
         return found
+
+    def _train(
+        self, instruments: Instruments, lr: float, number: int, factors: Callable[[], Iterator[float]]
+    ) -> tuple[tuple[float, ...], float]:
+        """Train for a while with the peak lr times each factor; return the losses, and the metric at the end.
+
+        The losses end where one is not finite.
+        """
+        dry_run, validation, _ = instruments
+        losses: list[float] = []
+        final, complete = math.nan, True
+        with dry_run.run(number):
+            for factor in factors():
+                loss = dry_run.step(lr * factor)
+                if complete := math.isfinite(loss):
+                    losses.append(loss)
+                else:
+                    break
+            if validation is not None and complete:
+                final = validation()
+        return tuple(losses), final
 
     @contextmanager
     def _instruments(

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lr_lightning._checks import check_count, check_number
+from lr_lightning._batches import count_examples
+from lr_lightning._checks import check_batches, check_count, check_number
 from lr_lightning._lightning import (
     STEP_OUTPUT,
     BaseCallback,
     LightningModule,
     Trainer,
-    extract_batch_size,
     isolate_rng,
     rank_zero_warn,
     to_device,
@@ -105,6 +105,7 @@ class CooldownPreview(BaseCallback):
         check_number("share", share, above=True)
         check_count("every_n_validations", every_n_validations, 1)
         check_count("num_batches", num_batches, 1)
+        check_batches("batches", batches)
         self.loss, self.share, self.every_n_validations = loss or per_example.default_loss, share, every_n_validations
         self.num_batches, self.batches, self.device, self.seed = num_batches, batches, device, seed
         self._reset()
@@ -238,7 +239,7 @@ class CooldownPreview(BaseCallback):
         full = None
         with batch_norm.estimating(pl_module, self._active):
             for batch in islice(batches, self.num_batches):
-                size = extract_batch_size(batch)
+                size = count_examples(batch)
                 full = size if full is None else full
                 if size == full:  # a small last batch would count as much as a full one
                     with trainer.precision_plugin.forward_context():

@@ -18,6 +18,20 @@ class NotRecordedError(Exception):
     """A function asked for a forward pass that the step did not make."""
 
 
+@contextmanager
+def silent(module: LightningModule) -> Iterator[None]:
+    """Let the module log nothing: what ``forward`` logs in a pass of ours would enter the means of its steps."""
+    own, names = vars(module), ("log", "log_dict")
+    before = {name: own[name] for name in names if name in own}
+    try:
+        own.update(dict.fromkeys(names, lambda *_, **__: None))
+        yield
+    finally:
+        for name in names:
+            del own[name]
+        own.update(before)
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of a module or of one of its direct children."""

@@ -154,6 +154,16 @@ class LRSchedule(BaseCallback):
         """
         return self.schedule_of(optimizer_index), self._clocks[optimizer_index]
 
+    def planned(self, trainer: Trainer, pl_module: LightningModule) -> "tuple[OptimizerDriver, Clock]":
+        """Return what will drive the first optimizer, and its clock, in a fit that has not begun.
+
+        Call it only where the fit loop knows its training loader, and undo what that changed.
+        """
+        self._drivers = self._make_drivers(trainer)
+        driver, clock = self._drivers[0], self._make_clocks(trainer, pl_module)[0]
+        driver.check(clock)
+        return driver, clock
+
     def observe(self, trainer: Trainer) -> None:
         """Read the plateau's metric of a validation that has ended; only the first call in a validation has an effect.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lr_lightning._batches import count_examples
-from lr_lightning._checks import check_count
+from lr_lightning._checks import check_batches, check_count
 from lr_lightning._lightning import (
     BaseCallback,
     LightningModule,
@@ -22,7 +22,7 @@ from lr_lightning._lightning import (
     to_device,
 )
 from lr_lightning.callbacks import batch_norm
-from lr_lightning.callbacks.forward_calls import ForwardRecord
+from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError, DurationError
@@ -58,8 +58,8 @@ class ScheduleFreeMode(BaseCallback):
         seed: Seed of that draw.
 
     Raises:
-        ArgumentError: ``num_batches`` < 0. At the start of a fit: LRSchedule changes the momentum, or the checkpoint's
-            parameters are not the optimizer's.
+        ArgumentError: ``num_batches`` < 0, or ``batches`` is an iterator. At the start of a fit: LRSchedule changes the
+            momentum, or the checkpoint's parameters are not the optimizer's.
 
     Example:
         >>> callback = ScheduleFreeMode(num_batches=50)
@@ -69,6 +69,7 @@ class ScheduleFreeMode(BaseCallback):
         self, num_batches: int = 50, batches: Iterable[Any] | None = None, forward: Forward | None = None, seed: int = 0
     ) -> None:
         check_count("num_batches", num_batches, 0)
+        check_batches("batches", batches)
         self.num_batches, self.batches, self.seed = num_batches, batches, seed
         self.forward = forward
         self._reset()
@@ -210,7 +211,7 @@ class ScheduleFreeMode(BaseCallback):
                 full = size if full is None else full
                 if size != full:
                     break  # a small last batch would count as much as a full one, and one example has no variance
-                with trainer.precision_plugin.forward_context():
+                with trainer.precision_plugin.forward_context(), silent(pl_module):
                     forward(pl_module, batch)
         batch_norm.average_over_ranks(trainer, self._active)
 

@@ -6,14 +6,14 @@ from contextlib import suppress
 from functools import reduce
 from typing import Any
 
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from lr_lightning._lightning import LightningModule, Trainer, callbacks_of, hyperparameter_dicts, rank_zero_warn
 from lr_lightning._param_groups import peak_lr, set_value
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.errors import ArgumentError
 
-__all__ = ["is_cyclical", "lr_ratios", "reference_lr", "set_default_lr", "set_module_lr", "set_peak"]
+__all__ = ["decay_message", "is_cyclical", "lr_ratios", "reference_lr", "set_default_lr", "set_module_lr", "set_peak"]
 
 _GROUP_KEYS = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCycleLR's
 _SCHEDULER_LISTS = ("base_lrs", "_last_lr", "base_values", "max_lrs")  # base_values is timm's
@@ -60,6 +60,28 @@ def is_cyclical(trainer: Trainer) -> bool:
 def _cyclic_schedulers(trainer: Trainer) -> list[Any]:
     schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
     return [scheduler for scheduler in schedulers if hasattr(scheduler, "max_lrs")]  # torch's CyclicLR
+
+
+def decay_message(optimizer: Optimizer, old: float, new: float, steps_per_epoch: float | None = None) -> str:
+    """Say over how many updates AdamW's weight decay averages at another peak lr; "" for an optimizer without one.
+
+    The weights are a moving average of the updates over 1 / (lr * weight decay) of them (Wang & Aitchison 2024, "How to
+    set AdamW's weight decay as you scale model and dataset size", 2405.13698).
+    """
+
+    def time_scale(lr: float) -> str:
+        count = 1 / (lr * decay)
+        return f"{count:,.0f} updates" + (f" ({count / steps_per_epoch:.3g} epochs)" if steps_per_epoch else "")
+
+    for group in optimizer.param_groups:
+        decay, lr = float(group.get("weight_decay", 0.0)), peak_lr(group)
+        decoupled = isinstance(optimizer, AdamW) or group.get("decoupled_weight_decay", False)
+        if decoupled and decay > 0 and lr > 0 and not math.isclose(old, new):
+            return (
+                f" The weight decay of {decay:g} now averages over 1 / (lr · decay) = {time_scale(lr * new / old)}, "
+                f"instead of {time_scale(lr)}; weight_decay={decay * old / new:.2g} would keep that."
+            )
+    return ""
 
 
 def set_peak(

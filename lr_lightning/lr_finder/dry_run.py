@@ -158,6 +158,13 @@ class DryRun:
                     self._batches = None
 
     @contextmanager
+    def with_loaders(self) -> Iterator[None]:
+        """Let the Trainer know how long an epoch is, and undo every change on exit."""
+        with self.undo():
+            _lightning.use_train_loaders(self.trainer, self._loaders)
+            yield
+
+    @contextmanager
     def undo(self) -> Iterator[None]:
         """Undo every change on exit, without touching the global random state."""
         # Without anomaly detection: here a learning rate may be too high.
