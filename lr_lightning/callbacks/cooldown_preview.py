@@ -18,6 +18,7 @@ from lr_lightning._lightning import (
     isolate_rng,
     rank_zero_warn,
     to_device,
+    warn_if_results_are_lost,
 )
 from lr_lightning.callbacks import batch_norm, per_example
 from lr_lightning.callbacks.per_example import LossFunction, SampleCollector
@@ -129,6 +130,7 @@ class CooldownPreview(BaseCallback):
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":
             self._reset()
+            warn_if_results_are_lost(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the average, or continue that of the checkpoint."""

@@ -25,6 +25,7 @@ from lr_lightning._lightning import (
     rank_zero_info,
     rank_zero_warn,
     to_device,
+    warn_if_results_are_lost,
 )
 from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning._param_groups import first_group_lr
@@ -164,6 +165,7 @@ class OverfittingMonitor(BaseCallback):
         self._fitting = stage == "fit"
         if self._fitting:
             self._reset()
+            warn_if_results_are_lost(trainer)
 
     # -- before the first update -------------------------------------------------------------------------------------
 

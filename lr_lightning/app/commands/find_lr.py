@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
+from lr_lightning._commands import python_command
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.messages import python_command
 from lr_lightning.app.run.train import RunOutcome, build_run, open_run, prepare_process
 from lr_lightning.callbacks.lr_finder import LRFinder
 from lr_lightning.callbacks.lr_schedule import LRSchedule
@@ -18,6 +18,7 @@ from lr_lightning.errors import ConfigError
 from lr_lightning.lr_finder.planned_run import PlannedRun
 from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.schedules import WSD, Clock, Constant, Cosine, Linear
+from lr_lightning.tracking.keys import hide_password
 
 __all__ = ["find_lr"]
 
@@ -61,7 +62,7 @@ def find_lr(config: Config, overrides: list[str]) -> RunOutcome:
         for path in sorted((run.folder / "artifacts").rglob("*.[pc][ns][gv]")):
             console.print(path)
         for name, command in _next_commands(found, overrides):
-            console.print(f"{name}:  {command}")
+            console.print(f"{name}:  {hide_password(command)}")
         if others := _other_schedules(found, config.schedule.name):
             console.print(others)
     return outcome
