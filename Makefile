@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lr_lightning needs Python >= 3.11; set it with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Setting up $(VENV) with everything that the project uses and is tested with: some minutes, once."
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,plot,optimizers,bench,postgres,heic,onnx,examples,loggers,docs,dev]"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,plot,optimizers,launchers,bench,postgres,heic,onnx,examples,loggers,docs,dev]"
 	@touch $@
 
 install: $(STAMP)  ## the virtual environment in .venv, with everything

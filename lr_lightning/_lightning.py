@@ -7,11 +7,13 @@ no class of the other, and a project may use either or both. The rest of the plu
 import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -46,7 +48,6 @@ if TYPE_CHECKING or _MAIN == "lightning.pytorch":
     from lightning.pytorch.trainer.states import RunningStage, TrainerFn
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
     from lightning.pytorch.utilities.combined_loader import CombinedLoader
-    from lightning.pytorch.utilities.data import extract_batch_size
     from lightning.pytorch.utilities.seed import isolate_rng
     from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
     from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -70,7 +71,6 @@ else:
     from pytorch_lightning.trainer.states import RunningStage, TrainerFn
     from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
     from pytorch_lightning.utilities.combined_loader import CombinedLoader
-    from pytorch_lightning.utilities.data import extract_batch_size
     from pytorch_lightning.utilities.seed import isolate_rng
     from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
     from pytorch_lightning.utilities.types import STEP_OUTPUT
@@ -79,6 +79,7 @@ DataFetcher = _DataFetcher
 set_sampler_epoch = _set_sampler_epoch  # Lightning calls this before it iterates a loader
 
 _T = TypeVar("_T")
+_SAID: WeakSet[Trainer] = WeakSet()  # the Trainers whose user has been told that results are lost
 
 
 # -- the two packages --------------------------------------------------------------------------------------------------
@@ -160,6 +161,37 @@ def call_module_hook(trainer: Trainer, hook: str, *args: Any) -> Any:
 
 def _call_strategy(trainer: Trainer, hook: str, *args: Any, **kwargs: Any) -> Any:
     return own_module(trainer, "trainer.call")._call_strategy_hook(trainer, hook, *args, **kwargs)
+
+
+def averaging_callbacks(trainer: Trainer, name: str = "") -> list[Any]:
+    """Return Lightning's callbacks that average the weights, or those of them with this class name."""
+    names = {name} if name else {"StochasticWeightAveraging", "WeightAveraging"}  # the second came with Lightning 2.6
+    every = callbacks_of(trainer, Callback)
+    return [each for each in every if names & {kind.__name__ for kind in type(each).__mro__}]
+
+
+def planned_epochs(trainer: Trainer) -> int:
+    """Return the number of epochs that train, -1 if there is no limit.
+
+    For a module with BatchNorm, StochasticWeightAveraging adds an epoch to ``max_epochs`` that trains nothing.
+    """
+    for averaging in averaging_callbacks(trainer, "StochasticWeightAveraging"):
+        if getattr(averaging, "_max_epochs", -1) > 0:
+            return int(averaging.swa_end) + 1
+    return -1 if trainer.max_epochs is None else trainer.max_epochs
+
+
+def warn_if_results_are_lost(trainer: Trainer) -> None:
+    """Say once that what this package's callbacks measure stays in the processes that ``ddp_spawn`` starts."""
+    launchers = own_module(trainer, "strategies.launchers.multiprocessing")
+    if isinstance(trainer.strategy.launcher, launchers._MultiProcessingLauncher) and trainer not in _SAID:
+        _SAID.add(trainer)
+        names = ", ".join(dict.fromkeys(type(each).__name__ for each in callbacks_of(trainer, BaseCallback)))
+        rank_zero_warn(
+            "This strategy trains in processes that it starts itself, and Lightning brings back only weights and "
+            f"metrics. So what {names} find (results, verdicts, summaries, the module's lr) is missing in the script "
+            "after fit(). Use strategy='ddp', or read it from the logger or a checkpoint."
+        )
 
 
 # -- ranks: every rank must call these functions, even one that has no value to give ---------------------------------
@@ -282,6 +314,36 @@ def hyperparameter_dicts(module: LightningModule) -> list[Any]:
 def is_dev_run(trainer: Trainer) -> bool:
     """Return whether this is a development run (``fast_dev_run``)."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside the class
+
+
+def is_resuming(trainer: Trainer) -> bool:
+    """Return whether this fit resumes from a checkpoint; ask in ``on_fit_start``.
+
+    ``trainer.ckpt_path`` does not tell: BatchSizeFinder and LearningRateFinder leave a path of their own in it.
+    """
+    return bool(trainer._checkpoint_connector._loaded_checkpoint)
+
+
+def can_stop_early(trainer: Trainer) -> bool:
+    """Return whether ``trainer.should_stop`` ends the run now: ``min_epochs`` and ``min_steps`` have been reached."""
+    return trainer.fit_loop._can_stop_early
+
+
+@contextmanager
+def without_callback_hooks(trainer: Trainer) -> Iterator[None]:
+    """Call no hook of this Trainer's callbacks; ``trainer.callbacks`` stays as it is, for a module that reads it."""
+    call = own_module(trainer, "trainer.call")
+    original = call._call_callback_hooks
+
+    def called(its_trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if its_trainer is not trainer:
+            original(its_trainer, *args, **kwargs)
+
+    call._call_callback_hooks = called
+    try:
+        yield
+    finally:
+        call._call_callback_hooks = original
 
 
 def is_step_complete(trainer: Trainer) -> bool:

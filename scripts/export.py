@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _checkout import ROOT, installed
+from _checkout import ROOT, installed, uri_of
 
 
 def _arguments() -> argparse.Namespace:
@@ -41,7 +41,7 @@ def main() -> int:
         trust=given.trust,
         output_root=given.outputs,
         store=given.root,
-        uri=given.uri,
+        uri=uri_of(given),
     )
 
 

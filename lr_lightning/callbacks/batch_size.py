@@ -17,6 +17,7 @@ from lr_lightning._lightning import (
     LightningModule,
     Trainer,
     callbacks_of,
+    planned_epochs,
     rank_zero_info,
     rank_zero_warn,
     replace_train_loader,
@@ -128,6 +129,14 @@ class BatchSizeSchedule(BaseCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what can be checked before anything trains."""
         self._plan = None
+        self.check_fit(trainer, pl_module)
+
+    def check_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot work; a finder calls this before it measures.
+
+        Raises:
+            ArgumentError: Another callback sets the accumulation.
+        """
         if callbacks_of(trainer, GradientAccumulationScheduler):
             raise ArgumentError(
                 "BatchSizeSchedule and GradientAccumulationScheduler would both set the accumulation. Remove one."
@@ -207,7 +216,7 @@ class BatchSizeSchedule(BaseCallback):
         return plan
 
     def _multiples(self, trainer: Trainer, first: _Epoch) -> tuple[float, ...]:
-        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        epochs = limit if (limit := planned_epochs(trainer)) > 0 else None
         if self.milestones is not None:
             return arithmetic.milestone_multiples(self.milestones, self.factor, epochs)
         if self.mirror is None or epochs is None or first.updates is None:
@@ -240,6 +249,8 @@ class BatchSizeSchedule(BaseCallback):
 
     def _apply(self, trainer: Trainer) -> None:
         plan, index = self._planned(trainer), int(_epochs(trainer).processed)
+        if 0 < planned_epochs(trainer) <= index:
+            return  # an epoch of StochasticWeightAveraging that trains nothing
         self._started = index + 1
         epoch = plan[min(index, len(plan) - 1)]
         trainer.accumulate_grad_batches = epoch.batch.accumulate

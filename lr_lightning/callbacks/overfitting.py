@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lr_lightning._batches import batch_size_of, count_examples, loaded_examples
-from lr_lightning._checks import check_count
+from lr_lightning._checks import check_batches, check_count
 from lr_lightning._lightning import (
     STEP_OUTPUT,
     BaseCallback,
@@ -25,12 +25,13 @@ from lr_lightning._lightning import (
     rank_zero_info,
     rank_zero_warn,
     to_device,
+    warn_if_results_are_lost,
 )
 from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
 from lr_lightning.callbacks import batch_norm, per_example
-from lr_lightning.callbacks.forward_calls import ForwardRecord
+from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
 from lr_lightning.callbacks.per_example import (
     LossFunction,
     Sample,
@@ -102,7 +103,8 @@ class OverfittingMonitor(BaseCallback):
         chance: Loss of a model that knows only the shares of the classes. Default: computed from the probe's labels.
 
     Raises:
-        ArgumentError: A number is < 1. Before the first update: ``loss`` does not return one loss for each example.
+        ArgumentError: A number is < 1, or ``probe`` is an iterator. Before the first update: ``loss`` does not return
+            one loss for each example.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class OverfittingMonitor(BaseCallback):
     ) -> None:
         check_count("every_n_validations", every_n_validations, 1)
         check_count("keep", keep, 1)
+        check_batches("probe", probe)
         self.loss, self.probe = loss or per_example.default_loss, probe
         self.every_n_validations, self.seed, self.keep, self.chance = every_n_validations, seed, keep, chance
         self._fitting = True
@@ -162,6 +165,7 @@ class OverfittingMonitor(BaseCallback):
         self._fitting = stage == "fit"
         if self._fitting:
             self._reset()
+            warn_if_results_are_lost(trainer)
 
     # -- before the first update -------------------------------------------------------------------------------------
 
@@ -205,7 +209,13 @@ class OverfittingMonitor(BaseCallback):
             # running statistics belong to weights of later steps
             estimated = batch_norm.estimating(module, norms if many else {})
             record = ForwardRecord(module)
-            with closing(record), torch.no_grad(), estimated, trainer.precision_plugin.forward_context():
+            with (
+                closing(record),
+                torch.no_grad(),
+                silent(module),
+                estimated,
+                trainer.precision_plugin.forward_context(),
+            ):
                 first.add(self.loss(module, batch))
                 self._networks = record.called() - {""} if learnable else set()
             self._unsuited = learnable and first.has_probabilities()
@@ -368,7 +378,7 @@ class OverfittingMonitor(BaseCallback):
             for batch in self._drawn or ():
                 kept = self._kept is not None  # the transfer hooks have seen such a batch before
                 batch = move_data_to_device(batch, module.device) if kept else to_device(trainer, batch)
-                with trainer.precision_plugin.forward_context():
+                with trainer.precision_plugin.forward_context(), silent(module):
                     collector.add(self._val.loss(module, batch))
         self._collector = collector
 

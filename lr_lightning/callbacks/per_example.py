@@ -23,7 +23,7 @@ from lr_lightning._lightning import (
     overrides,
     rank_zero_warn,
 )
-from lr_lightning.callbacks.forward_calls import ForwardRecord, NotRecordedError, ObservedCall
+from lr_lightning.callbacks.forward_calls import ForwardRecord, NotRecordedError, ObservedCall, silent
 from lr_lightning.diagnosis.calibration import scale_gap
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.validation import LOGGED_NAMES
@@ -363,7 +363,7 @@ class ValidationLosses:
 
     def _losses(self, trainer: Trainer, module: LightningModule, batch: Any) -> Any:
         undrawn = nullcontext() if self.loss is default_loss else isolate_rng()  # a user's loss may draw numbers
-        with trainer.precision_plugin.forward_context(), undrawn:
+        with trainer.precision_plugin.forward_context(), undrawn, silent(module):
             return self.loss(module, batch)
 
     def finish(self, trainer: Trainer, module: LightningModule) -> Sample | None:

@@ -24,6 +24,7 @@ from lr_lightning._lightning import (
     is_missed_in_sanity_check,
     mean_loss,
     rank_zero_warn,
+    warn_if_results_are_lost,
 )
 from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.trainer_clock import updates_made
@@ -111,6 +112,7 @@ class RunCost(BaseCallback):
         self._fitting = stage == "fit"
         if self._fitting:
             self._reset()
+            warn_if_results_are_lost(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from lr_lightning._batches import count_examples
-from lr_lightning._checks import check_count
+from lr_lightning._checks import check_batches, check_count
 from lr_lightning._lightning import (
     BaseCallback,
+    BatchSizeFinder,
+    LearningRateFinder,
     LightningModule,
     Trainer,
     TrainerFn,
+    averaging_callbacks,
     callbacks_of,
     is_compiled,
     isolate_rng,
@@ -22,7 +25,7 @@ from lr_lightning._lightning import (
     to_device,
 )
 from lr_lightning.callbacks import batch_norm
-from lr_lightning.callbacks.forward_calls import ForwardRecord
+from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError, DurationError
@@ -58,7 +61,8 @@ class ScheduleFreeMode(BaseCallback):
         seed: Seed of that draw.
 
     Raises:
-        ArgumentError: ``num_batches`` < 0. At the start of a fit: LRSchedule changes the momentum, or the checkpoint's
+        ArgumentError: ``num_batches`` < 0, or ``batches`` is an iterator. At the start of a fit: another callback
+            averages the weights, or trains without callbacks; LRSchedule changes the momentum; or the checkpoint's
             parameters are not the optimizer's.
 
     Example:
@@ -69,6 +73,7 @@ class ScheduleFreeMode(BaseCallback):
         self, num_batches: int = 50, batches: Iterable[Any] | None = None, forward: Forward | None = None, seed: int = 0
     ) -> None:
         check_count("num_batches", num_batches, 0)
+        check_batches("batches", batches)
         self.num_batches, self.batches, self.seed = num_batches, batches, seed
         self.forward = forward
         self._reset()
@@ -88,6 +93,30 @@ class ScheduleFreeMode(BaseCallback):
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":
             self._reset()
+            for kind in (BatchSizeFinder, LearningRateFinder):
+                if callbacks_of(trainer, kind):
+                    raise ArgumentError(
+                        f"ScheduleFreeMode cannot work beside {kind.__name__}, which trains without callbacks, so that "
+                        "nothing would switch a schedule-free optimizer to training. Use it in a run of its own."
+                    )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what can be checked before anything trains."""
+        self.check_fit(trainer, pl_module)
+
+    def check_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse another averaging of the weights; a finder calls this before it measures.
+
+        Raises:
+            ArgumentError: WeightAveraging or StochasticWeightAveraging is among the callbacks.
+        """
+        optimizers, others = _switching(trainer), averaging_callbacks(trainer)
+        if optimizers and others:
+            other, name = type(others[0]).__name__, type(optimizers[0]).__name__
+            raise ArgumentError(
+                f"ScheduleFreeMode and {other} would both choose the weights that are validated and saved, and {name} "
+                f"averages them already. Remove {other}."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch to the weights of training; after a resume these are the checkpoint's."""
@@ -210,7 +239,7 @@ class ScheduleFreeMode(BaseCallback):
                 full = size if full is None else full
                 if size != full:
                     break  # a small last batch would count as much as a full one, and one example has no variance
-                with trainer.precision_plugin.forward_context():
+                with trainer.precision_plugin.forward_context(), silent(pl_module):
                     forward(pl_module, batch)
         batch_norm.average_over_ranks(trainer, self._active)
 

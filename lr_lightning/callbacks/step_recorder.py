@@ -87,10 +87,13 @@ class StepRecorder(BaseCallback):
         self._epoch_sum, self._epoch_batches = 0.0, 0
         self._flushed_at = 0.0
         self._left_out: set[str] = set()  # names under which the module logs a loss itself
+        self._masked: set[Tensor] = set()  # weights that were not finite before training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the flushes, and reserve the names, which the module may log too."""
         self._flushed_at = time.monotonic()
+        if self.stop_on_divergence:
+            self._masked = {parameter for parameter in _trained(trainer) if not parameter.isfinite().all()}
         for logger in trainer.loggers:
             if isinstance(logger, Flushable):
                 logger.reserve(_LOSSES)
@@ -99,8 +102,9 @@ class StepRecorder(BaseCallback):
         """Note the learning rates of this step: only here are they neither the previous step's nor the next one's."""
         # Lightning passes the optimizer itself, also under manual optimization.
         index = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
-        groups = enumerate(optimizer.param_groups)
-        self._lrs[index] = [(f"{_prefix(index)}group{i}", effective_lr(group)) for i, group in groups]
+        groups = ((i, effective_lr(group)) for i, group in enumerate(optimizer.param_groups))
+        # Adafactor chooses its own
+        self._lrs[index] = [(f"{_prefix(index)}group{i}", lr) for i, lr in groups if lr is not None]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -238,7 +242,7 @@ class StepRecorder(BaseCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Log and write every step that the checkpoint contains, before the checkpoint is saved."""
         self.flush(trainer)
-        if self.stop_on_divergence and not _weights_are_finite(pl_module):
+        if self.stop_on_divergence and not _weights_are_finite(trainer, self._masked):
             raise Diverged("a weight", math.nan, logging_step(trainer), first_group_lr(trainer))
         for logger in trainer.loggers:
             if isinstance(logger, Flushable) and trainer.is_global_zero:
@@ -270,7 +274,13 @@ def _prefix(optimizer_index: int) -> str:
     return f"lr/opt{optimizer_index}_" if optimizer_index else "lr/"
 
 
-def _weights_are_finite(module: LightningModule) -> bool:
+def _trained(trainer: Trainer) -> list[Tensor]:
+    """Return the parameters that training changes: a frozen mask of -inf is what its author wants."""
+    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    return [p for group in groups for p in group["params"] if p.requires_grad and p.is_floating_point()]
+
+
+def _weights_are_finite(trainer: Trainer, masked: set[Tensor]) -> bool:
     """Return whether all weights are finite; the step that spoils them has computed a finite loss before that."""
-    checks = [parameter.isfinite().all() for parameter in module.parameters() if parameter.is_floating_point()]
+    checks = [parameter.isfinite().all() for parameter in _trained(trainer) if parameter not in masked]
     return not checks or bool(torch.stack(checks).all())

@@ -34,6 +34,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import lr_lightning.app.run.train as app
+from lr_lightning._commands import override
 from lr_lightning._lightning import callbacks_of
 from lr_lightning._loggers import log_tags
 from lr_lightning.app.composition import compose_config, prepare
@@ -97,7 +98,7 @@ def _resumed(task: Task) -> tuple[Config, ResumedRun] | None:
     folder = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if folder is None:
         return None
-    words = [f"resume={folder}", *task.resume]
+    words = [override("resume", folder), *task.resume]
     try:
         return stored_config(compose_config(task.root, words)[0], words)
     except ConfigError as e:

@@ -183,6 +183,7 @@ class RunLogger(Logger):
         state = UploadState.load(self.output_dir)
         if state is not None:
             state.check_log(self.output_dir, logged)
+            state = state.moved(logged.tags.get("output_dir"), self.output_dir)
             if state.uri == store.uri:
                 if run_id is not None and state.run_id is not None and run_id != state.run_id:
                     raise TrackingError(
@@ -198,8 +199,8 @@ class RunLogger(Logger):
             run_id=run_id,
             started=logged.first_time or int(time.time() * 1000),
         )
-        if state is not None:  # another store than before: the whole log is uploaded to it
-            return replace(new, run_name=self.run_name or state.run_name, key=state.key)
+        if state is not None:  # another store than before: the whole log is uploaded to it; it may have the run
+            return replace(new, run_name=self.run_name or state.run_name, key=state.key, asked=True)
         if RUN_KEY_TAG in logged.tags:  # the state was removed; the store may have the run
             return replace(new, key=logged.tags[RUN_KEY_TAG], asked=True)
         return new
@@ -401,12 +402,12 @@ class RunLogger(Logger):
                     f"log_artifact: {source} would be copied into itself, to {copy}. Give a folder beside the output "
                     "directory, or single files."
                 )
-            copy.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parent(copy)
             if source.is_dir():
                 source = shutil.copytree(source, copy, dirs_exist_ok=True)
             else:
                 source = shutil.copyfile(source, copy)
-        self._write([Artifact(str(source), artifact_path)])
+        self._write([self._artifact(source, artifact_path)])
 
     @rank_zero_only
     def log_text(self, text: str, artifact_file: str) -> None:
@@ -414,7 +415,7 @@ class RunLogger(Logger):
         if self._ensure_started():
             path, folder = self._artifact_file(artifact_file)
             path.write_text(text, encoding="utf-8")
-            self._write([Artifact(str(path), folder)])
+            self._write([self._artifact(path, folder)])
 
     @rank_zero_only
     def log_figure(self, figure: "Figure", artifact_file: str) -> None:
@@ -422,14 +423,23 @@ class RunLogger(Logger):
         if self._ensure_started():
             path, folder = self._artifact_file(artifact_file)
             figure.savefig(path, bbox_inches="tight")
-            self._write([Artifact(str(path), folder)])
+            self._write([self._artifact(path, folder)])
 
     def _artifact_file(self, name: str) -> tuple[Path, str | None]:
         """Return the local path of artifact ``name``, whose folder is created, and its folder in the store."""
         relative = _check_artifact_name(name)
         path = self.output_dir / "artifacts" / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_parent(path)
         return path, str(relative.parent) if len(relative.parts) > 1 else None
+
+    def _artifact(self, path: Path, folder: str | None) -> Artifact:
+        """Return the record of a file in the output directory, which may move before it is uploaded."""
+        return Artifact(os.path.relpath(path, self.output_dir), folder)
+
+    def _make_parent(self, path: Path) -> None:
+        """Make a file's folder in the output directory, but not that itself: where it moved from, nothing is made."""
+        os.stat(self.output_dir)
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     # ---- Lightning's interface
 

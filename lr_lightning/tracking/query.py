@@ -1,10 +1,11 @@
 """Reading of runs from a store: their params, tags and status, and every row of the metrics that are asked for."""
 
+import gc
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +93,9 @@ def read_runs(store: Store, experiment_ids: Sequence[str], filter_string: str = 
     """
     options = {"experiment_ids": list(experiment_ids), "filter_string": filter_string}
     try:
-        return [_run(item) for item in _pages(store, "search_runs", order_by=["attributes.start_time ASC"], **options)]
+        with _without_collections():
+            found = _pages(store, "search_runs", order_by=["attributes.start_time ASC"], **options)
+            return [_run(item) for item in found]
     except Rejected as error:
         if not filter_string:
             raise TrackingError(f"tracking store {store.public_uri}: {error}") from None
@@ -100,6 +103,18 @@ def read_runs(store: Store, experiment_ids: Sequence[str], filter_string: str = 
             f"{filter_string!r} is not understood: {error} Write it in MLflow's search language, such as "
             "\"tags.schedule = 'cosine' and params.`optimizer.lr` = '0.1'\"."
         ) from None
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Pause the garbage collector: looking for cycles in a thousand runs of MLflow's doubles the time to read them."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _pages(store: Store, method: str, **options: Any) -> Iterator[Any]:

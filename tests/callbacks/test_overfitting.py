@@ -348,3 +348,9 @@ def test_a_failure_in_mid_run_ends_the_measurements_and_not_the_run(tmp_path: Pa
 def test_bad_argument(argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument} must be a whole number >= 1, got 0"):
         OverfittingMonitor(**{argument: 0})
+
+
+def test_a_probe_that_is_used_up_by_one_pass_is_refused() -> None:
+    for used_up in (iter([(X, Y)]), (batch for batch in loader()), 3):
+        with pytest.raises(ValueError, match=r"probe must be batches that can be iterated again, .* got a "):
+            OverfittingMonitor(probe=used_up)  # type: ignore[arg-type]

@@ -265,6 +265,20 @@ def test_another_loss_than_the_one_measured_is_told(tmp_path: Path) -> None:
         fit(tmp_path, Contrastive, rows(), rows(size=20))
 
 
+class Talks(Plain):
+    """Logs in its forward, which the monitor calls as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = super().forward(x)
+        self.log("size", logits.abs().mean())
+        return logits
+
+
+def test_what_a_module_logs_in_its_forward_is_of_its_own_steps(tmp_path: Path) -> None:
+    logged = [fit(tmp_path, Talks, rows(), rows(size=20), monitor)[2].of("size") for monitor in ("none", None)]
+    assert logged[0] == logged[1] != []
+
+
 class Unlike(ByKey):
     """Changes its inputs in its steps, and has a loss that no function of torch gives."""
 

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.demos.boring_classes import BoringModel
 
+from lr_lightning._commands import replay_command
 from lr_lightning.errors import ArgumentError, RunInUse, TrackingError
 from lr_lightning.tracking import RunLogger, Store, local_log, replay, uploader
 from lr_lightning.tracking.local_log import LocalLog, Metric, Status, UploadState
@@ -270,7 +271,7 @@ def test_a_dead_server_stops_nothing_and_replay_is_named(
         logger.end("FINISHED")
     assert stored("mlflow", tmp_path / "out", "loss") == [(0, 1.0)]
     assert sum("does not answer" in r.message and "Training continues" in r.message for r in caplog.records) == 1
-    assert f"python scripts/replay.py {tmp_path / 'out'}" in caplog.records[-1].message
+    assert replay_command(tmp_path / "out") in caplog.records[-1].message
     assert "6 records were not uploaded" in caplog.records[-1].message
 
 

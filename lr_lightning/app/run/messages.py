@@ -1,7 +1,6 @@
 """What a run prints: its data, model and learning rate at the start, a table at the end, and the next commands."""
 
 import os
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from lightning.pytorch import LightningModule
 from rich.console import Console
 from rich.table import Column, Table
 
+from lr_lightning._commands import python_command, shell_quote
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
@@ -55,7 +55,7 @@ def print_start(
     one, update = process_batch_size(config.data, config.trainer), effective_batch_size(config.data, config.trainer)
     factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
     batch = str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
-    place = f"output: {folder}"
+    place = f"output: {folder}{_places_from_environment(config.tracking)}"
     if resumed:
         changes = "".join(f", {key}={value}" for key, value in resumed.changed.items())
         place = f"resuming from {resumed.checkpoint}{changes}"
@@ -66,6 +66,17 @@ def print_start(
         f"{config.model.name}: {parameters:,} parameters; {node.name}, peak lr {peak}, "
         f"schedule {config.schedule.name}, batch {batch}\n{place}"
     )
+
+
+def _places_from_environment(node: TrackingConfig) -> str:
+    """Say in a line which of MLflow's variables chose the store, the experiment or the run."""
+    if node.name != "mlflow":
+        return ""
+    chosen = {"MLFLOW_TRACKING_URI": node.uri, "MLFLOW_EXPERIMENT_NAME": node.experiment}
+    obeyed = [name for name, value in chosen.items() if value and os.environ.get(name) == value]
+    obeyed += [name for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID") if os.environ.get(name)]
+    where = f"{hide_password(node.uri or node.root)}, experiment {node.experiment_name}"
+    return f"\ntracking: {where} (from {', '.join(obeyed)})" if obeyed else ""
 
 
 def _classes(data: ImageDataModule) -> str:
@@ -105,12 +116,7 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
         predict = Path(sys.argv[0]).with_name("predict.py")
         commands.append(("predict", python_command(predict, str(folder), "NEW_IMAGES")))
     for name, command in commands:
-        console.print(f"{name}:  {command}", soft_wrap=True)
-
-
-def python_command(script: Path, *arguments: str) -> str:
-    """Return the command that starts a script, to be copied from the terminal, without passwords."""
-    return hide_password(shlex.join(["python", str(script), *arguments]))
+        console.print(f"{name}:  {hide_password(command)}", soft_wrap=True)
 
 
 def _look(node: TrackingConfig) -> tuple[str, str]:
@@ -138,6 +144,6 @@ def _training(outcome: RunOutcome, key: str, limit: int, resume: list[str]) -> l
         length = max(1, round(limit * verdict.sufficient_epochs / verdict.evidence["epochs"]))
         own = [word for word in sys.argv[1:] if word.lstrip("+").split("=")[0] != key]
         name, arguments = "a shorter run", [*own, f"{key}={length}"]
-    if _BY_MAKE in os.environ:
-        return [(name, f'make train ARGS="{hide_password(shlex.join(arguments))}"')]
+    if _BY_MAKE in os.environ and all(shell_quote(word) == word for word in arguments):  # make would need more quotes
+        return [(name, f'make train ARGS="{" ".join(arguments)}"')]
     return [(name, python_command(Path(sys.argv[0]), *arguments))]

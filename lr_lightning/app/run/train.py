@@ -303,11 +303,12 @@ def make_trainer(
             default_root_dir=folder,
             enable_model_summary=False,
             enable_checkpointing=enable_checkpointing,
-            plugins=[checkpoints.AtomicCheckpointIO()],
+            plugins=[checkpoints.AtomicCheckpointIO(folder)],
             **{**node.kwargs, **settings},
         )
-    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as e:
-        raise ConfigError(f"trainer: {e}") from e
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, MisconfigurationException) as e:
+        given = f".kwargs ({', '.join(node.kwargs)})" if node.kwargs else ""
+        raise ConfigError(f"trainer{given}: {e}") from e
     spare_idle_hooks(callbacks_of(trainer, Callback))
     return trainer
 
