@@ -4,7 +4,7 @@ All of these have been used for choosing the rule; ``benchmarks.finder_held_out`
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -27,12 +27,12 @@ from lr_lightning.training.sources import parquet
 
 Data = tuple[Tensor, Tensor]
 TRAIN_STEPS = 300
-DENSE = np.geomspace(1e-5, 10, 25)  # four rates a decade; below, nothing learns in 300 steps
+DENSE = np.geomspace(1e-5, 10, 25)  # four learning rates a decade; below, nothing learns in 300 steps
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A training whose only open setting is the rate."""
+    """A training whose only open setting is the learning rate."""
 
     data: Callable[[], Data]
     net: Callable[[], nn.Module]
@@ -265,31 +265,53 @@ def cifar_problems(folder: Path) -> dict[str, Problem]:
 # ------------------------------------------------------------------------------------------------------ recordings
 
 
-def _batches(n: int, size: int, seed: int) -> Iterator[Tensor]:
+def batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Yield the indices of batches, epoch after epoch, without end; the last incomplete batch of an epoch is left out.
+
+    Args:
+        count: Examples.
+        size: Examples a batch.
+        seed: Of the order.
+    """
     order = torch.Generator().manual_seed(seed)
     while True:
-        yield from torch.randperm(n, generator=order)[: n // size * size].split(size)
+        yield from torch.randperm(count, generator=order)[: count // size * size].split(size)
+
+
+def descend(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    data: Data,
+    order: Iterator[Tensor],
+    lrs: Iterable[float],
+) -> Iterator[float]:
+    """Train one step for each learning rate, and yield the loss before its update; one that is not finite is the last.
+
+    ``order`` yields the indices of each batch.
+    """
+    x, y = data
+    for lr, index in zip(lrs, order, strict=False):
+        optimizer.param_groups[0]["lr"] = lr
+        value = loss(net(x[index]), y[index])
+        number = value.item()
+        if math.isfinite(number):
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+        yield number
+        if not math.isfinite(number):
+            return
 
 
 def _run(problem: Problem, lrs: list[float], init: int, order: int) -> tuple[list[float], nn.Module]:
-    """Train, one step for each rate, until a loss is not finite: the losses before each update, and the net."""
-    x, y = problem.data()
+    """Train one step for each learning rate, and return the losses before each update, and the net."""
+    data = problem.data()
     torch.manual_seed(init)
     net = problem.net()
     optimizer = problem.optimizer(net.parameters(), lr=lrs[0])
-    batches = _batches(len(x), problem.batch_size, order)
-    losses: list[float] = []
-    for lr in lrs:
-        index = next(batches)
-        optimizer.param_groups[0]["lr"] = lr
-        loss = problem.loss(net(x[index]), y[index])
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return losses, net
+    indices = batches(len(data[0]), problem.batch_size, order)
+    return list(descend(net, optimizer, problem.loss, data, indices, lrs)), net
 
 
 @torch.no_grad()
@@ -302,7 +324,7 @@ def _full_loss(problem: Problem, net: nn.Module) -> float:
 
 
 def dense_losses(problem: Problem, lr: float, seeds: range, steps: int = TRAIN_STEPS) -> list[dict[str, float]]:
-    """Loss before and after a training with a constant rate, one entry a seed; a diverged one ends at infinity."""
+    """Return each seed's loss before and after a training with a constant learning rate; infinity if it diverged."""
     found = []
     for seed in seeds:
         torch.manual_seed(seed)

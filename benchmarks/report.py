@@ -3,7 +3,6 @@
 import argparse
 import functools
 import json
-import os
 import platform
 import statistics
 from collections.abc import Sequence
@@ -14,9 +13,11 @@ from typing import Any
 
 import torch
 
+from lr_lightning._threads import threads_for, usable_cores
 from lr_lightning.tracking.environment import device_name
 from lr_lightning.tracking.files import write_atomically
 
+torch.set_num_threads(threads_for())  # before any parallel work: the cores that a container or an affinity allows
 RESULTS = Path(__file__).parent / "results"
 _device = functools.cache(device_name)  # asked once: after an error that stays, a GPU does not tell its name
 _version = functools.cache(version)
@@ -26,7 +27,7 @@ def machine() -> dict[str, Any]:
     """Where the numbers come from."""
     return {
         "device": _device(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch import Callback, Trainer
 
@@ -83,7 +84,7 @@ def train(
     """
     prepare(ROOT)
     quiet()
-    config = load_config(ROOT, overrides)
+    config = load_config(ROOT, [f"trainer.threads={torch.get_num_threads()}", *overrides])  # as the benchmark has set
     data, module = build_run(config)
     kept = (
         []

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import chain, islice, repeat
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,8 +20,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import finder_rules
+from benchmarks.finder_problems import batches, descend
 from benchmarks.whole_run_cells import Cell
-from benchmarks.whole_run_truth import batches, train
+from benchmarks.whole_run_truth import train
 from lr_lightning import LRFinder, LRSchedule
 from lr_lightning.lr_finder import other_rules
 
@@ -52,23 +54,13 @@ Rule = Callable[[Cell, int], Answer]
 def sweep(cell: Cell, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Record one range test: learning rates, and the losses before each update; nan after a divergence."""
     lrs = np.geomspace(*RANGE, SWEEP).tolist()
-    x, y = cell.data(cell.noise).train
+    data = cell.data(cell.noise).train
     torch.manual_seed(100 + seed)
     net = cell.net()
     optimizer = cell.optimizer(net.parameters(), lr=lrs[0])
-    order = batches(len(x), cell.batch_size, 2000 + seed)
-    losses = []
-    for lr in lrs:
-        index = next(order)
-        optimizer.param_groups[0]["lr"] = lr
-        loss = F.cross_entropy(net(x[index]), y[index])
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return tuple(lrs), (*losses, *[math.nan] * (SWEEP - len(losses)))
+    order = batches(len(data[0]), cell.batch_size, 2000 + seed)
+    losses = descend(net, optimizer, F.cross_entropy, data, order, lrs)
+    return tuple(lrs), tuple(islice(chain(losses, repeat(math.nan)), SWEEP))
 
 
 def read(rule: Callable[[Sequence[float], Sequence[float]], float | None], cell: Cell, seed: int) -> Answer:

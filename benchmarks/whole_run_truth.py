@@ -1,7 +1,6 @@
 """The truth of ``benchmarks.whole_run``: one training of a cell, over its whole planned run, with one learning rate."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,24 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.finder_problems import batches, descend
 from benchmarks.whole_run_cells import Cell
 from lr_lightning.schedules import Clock
 
 POINTS = 5
 """Validations of a training, at equal distances, the last one at its end."""
-
-
-def batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Yield the indices of batches, epoch after epoch, without end; the last incomplete batch of an epoch is left out.
-
-    Args:
-        count: Examples.
-        size: Examples a batch.
-        seed: Of the order.
-    """
-    order = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(count, generator=order)[: count // size * size].split(size)
 
 
 @torch.no_grad()
@@ -46,30 +33,23 @@ def train(cell: Cell, lr: float, seed: int) -> dict[str, Any]:
         validation loss, validation error, mean training loss since the point before]. A run that diverges ends early.
     """
     split = cell.data(cell.noise)
-    (x, y), val = split.train, split.val
-    clock = Clock(total=cell.steps, steps_per_epoch=len(x) // cell.batch_size)
+    examples, val = len(split.train[0]), split.val
+    clock = Clock(total=cell.steps, steps_per_epoch=examples // cell.batch_size)
     torch.manual_seed(seed)
     net = cell.net()
     start = evaluate(net, *val)
     optimizer = cell.optimizer(net.parameters(), lr=lr)
-    order = batches(len(x), cell.batch_size, 1000 + seed)
+    order = batches(examples, cell.batch_size, 1000 + seed)
+    lrs = (lr * cell.schedule(step, clock) for step in range(cell.steps))
     points = {round(cell.steps * (i + 1) / POINTS) for i in range(POINTS)}
     curve: list[list[float]] = []
     losses: list[float] = []
-    for step in range(cell.steps):
-        index = next(order)
-        optimizer.param_groups[0]["lr"] = lr * cell.schedule(step, clock)
-        loss = F.cross_entropy(net(x[index]), y[index])
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step + 1 in points:
+    for step, loss in enumerate(descend(net, optimizer, F.cross_entropy, split.train, order, lrs), 1):
+        losses.append(loss)
+        if step in points and math.isfinite(loss):
             found = evaluate(net, *val)
             if not math.isfinite(found[0]):
                 break
-            curve.append([step + 1, *found, float(np.mean(losses))])
+            curve.append([step, *found, float(np.mean(losses))])
             losses = []
     return {"start": start, "curve": curve}

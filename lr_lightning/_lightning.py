@@ -96,7 +96,8 @@ class FreshMetric:
     """Tells whether a metric was logged since the last call, or is left over from an earlier validation.
 
     Lightning keeps the last value of every metric, even if a monitor measures at every second validation only. The
-    results of the running validation say what it has logged; of other metrics, each logging makes a new tensor.
+    running validation's results tell whether it has logged a metric; a metric logged elsewhere is fresh if its tensor
+    is a new one.
     """
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any, Protocol, cast
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch import Callback, LightningModule
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from lr_lightning._threads import core_share
 from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.error_messages import causes, config_error
 from lr_lightning.app.monitor_checks import MonitorCheck
@@ -23,7 +25,7 @@ from lr_lightning.app.schemas import schedule as schemas
 from lr_lightning.app.schemas.data import DataConfig
 from lr_lightning.app.schemas.model import OPTIMIZER_PACKAGES, ModelConfig, ModuleConfig, OptimizerConfig
 from lr_lightning.app.schemas.search import FinderConfig
-from lr_lightning.app.world import process_batch_size
+from lr_lightning.app.world import local_processes, process_batch_size
 from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.cooldown_preview import CooldownPreview
@@ -127,6 +129,12 @@ def build_data(config: Config) -> ImageDataModule:
     arguments, options = _target_arguments("data", node), {f.name: getattr(node, f.name) for f in fields(DataConfig)}
     for name in ("name", "_target_", "kwargs", "batch_size_is"):  # all others are arguments of the data module
         del options[name]
+    if node.num_workers is None:  # on a CPU the training itself needs the other half of the cores
+        share, on_gpu = (
+            core_share(local_processes(config.trainer)),
+            config.trainer.accelerator != "cpu" and torch.cuda.is_available(),
+        )
+        options["num_workers"] = max(1, share - 1 if on_gpu else share // 2)
     return ImageDataModule(
         lambda: _build_target("data", node, object, arguments),
         **options | {"batch_size": process_batch_size(node, config.trainer)},

@@ -119,7 +119,7 @@ class Config(Schema):
             )
 
     def _finder_conflicts(self) -> Iterator[Problem]:
-        """Find what leaves a search for a learning rate nothing to search."""
+        """Find what makes a search for a learning rate impossible or pointless."""
         finder, name = self.finder, self.optimizer.name
         if getattr(finder, "metric", None) in ("val_loss", "accuracy") and self.trainer.limit_val_batches == 0:
             text = "needs validation batches, and trainer.limit_val_batches is 0. Give finder.metric=loss."

@@ -16,7 +16,7 @@ class FinalValidation(Callback):
     """Validate after the last batch of every fit, so that a checkpoint is saved there.
 
     Lightning does so only if `check_val_every_n_epoch` divides the epochs and `val_check_interval` the batches of an
-    epoch, and not if `max_steps` is reached in the middle of an epoch. A fit that `max_time` ends is not known before.
+    epoch, and not if `max_steps` is reached in the middle of an epoch. The last batch before `max_time` is not known.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -48,8 +48,9 @@ def validation_follows(trainer: Trainer) -> bool:
 class MonitorCheck(Callback):
     """Refuse a monitored metric that is not logged, as early as this can be known.
 
-    That is in the sanity check for a metric of the validation, or one that OverfittingMonitor cannot measure there;
-    after the first optimizer step for ``train/*``; else in the first validation. List it before what monitors.
+    The sanity check shows whether the validation logs the metric and whether OverfittingMonitor can measure it, the
+    first optimizer step shows it for ``train/*``, and the first validation for all others. List this callback before
+    those that monitor the metric.
     """
 
     def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:

@@ -65,6 +65,11 @@ def world_size(trainer: TrainerConfig) -> int:
     return count * nodes
 
 
+def local_processes(trainer: TrainerConfig) -> int:
+    """Return the number of processes of the run on this machine."""
+    return max(1, world_size(trainer) // devices_and_nodes(trainer)[1])
+
+
 def process_batch_size(data: DataConfig, trainer: TrainerConfig) -> int:
     """Return the number of training examples in a batch of one process, which the config may give for all together."""
     size = data.batch_size

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from lr_lightning._checks import check_choice, check_count, check_number
 from lr_lightning._lightning import is_dev_run
+from lr_lightning._loggers import for_each_logger, log_figure, log_text
 from lr_lightning.callbacks import set_lr
-from lr_lightning.callbacks.loggers import for_each_logger, log_figure, log_text
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
@@ -25,8 +25,8 @@ __all__ = ["BaseLRFinder", "FinderProgressBar", "Instruments", "Metric", "NoSugg
 
 log = logging.getLogger(__name__)
 
-_SHARE = 0.1  # the least share of the whole between two lines
-_SECONDS = 30.0  # the least time between two lines
+_SHARE = 0.1  # of the whole: two lines of progress are at least this far apart
+_SECONDS = 30.0  # and at least this long
 
 Metric = Literal["loss", "val_loss", "accuracy"]
 

@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning._checks import check_choice, check_count
+from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
-from lr_lightning.callbacks.loggers import for_each_logger
 from lr_lightning.callbacks.set_lr import reference_lr
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.curve import DivergenceStop

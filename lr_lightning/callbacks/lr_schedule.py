@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from lr_lightning._checks import check_choice, check_count
 from lr_lightning._lightning import FreshMetric, is_dev_run, mean_over_ranks
 from lr_lightning._param_groups import initial_value, set_value
+from lr_lightning._threads import ThreadWatch
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError, DurationError, TotalStepsUnknown
 from lr_lightning.schedules import Clock, Plateau, Schedule
@@ -89,6 +90,7 @@ class LRSchedule(Callback):
         self._is_fresh = FreshMetric()
         self._observed = False  # in this validation
         self._hooks: list[RemovableHandle] = []
+        self._threads: ThreadWatch | None = None
         self._base: float | None = None  # base_lr / max_lr, if a range test found it
         self._configured = (self.schedule, self.groups)  # before a range test set that bound
 
@@ -190,10 +192,13 @@ class LRSchedule(Callback):
         else:
             self._steps = self._restored_steps(trainer)
             self._attach()
+        self._threads = ThreadWatch() if pl_module.device.type == "cpu" else None
         self._drive(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the lr that this batch's update uses."""
+        if self._threads is not None and not self._threads.step():
+            self._threads = None
         self._drive(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -382,7 +387,10 @@ def _per_optimizer(name: str, value: Any, convert: Callable[[str, Any], _Entry])
     """Convert a single value, or each item of a per-optimizer list."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(convert(f"each entry of {name}", each) for each in value)
-    return convert(name, value)
+    try:
+        return convert(name, value)
+    except ArgumentError as e:
+        raise ArgumentError(f"{e.problem}; a list gives one for each optimizer", name) from None
 
 
 def _counted(name: str, value: int) -> int:

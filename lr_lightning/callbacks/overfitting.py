@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Subset
 
 from lr_lightning._checks import check_count
 from lr_lightning._lightning import batch_loss, mean_over_ranks, to_device
+from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
 from lr_lightning.callbacks import per_example
-from lr_lightning.callbacks.loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning.callbacks.per_example import LossFunction, Sample, SampleCollector, ValidationLosses
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.calibration import entropy
@@ -27,7 +27,7 @@ from lr_lightning.diagnosis.diagnose import diagnose
 from lr_lightning.diagnosis.early_stopping import overfit_metrics
 from lr_lightning.diagnosis.history import History, Point
 from lr_lightning.diagnosis.stratify import stratified_subset
-from lr_lightning.diagnosis.verdict import Verdict
+from lr_lightning.diagnosis.verdict import Label, Verdict
 from lr_lightning.errors import Diverged
 
 if TYPE_CHECKING:
@@ -353,7 +353,8 @@ def plot_verdict(history: History, verdict: Verdict) -> "Figure":
     if history.chance is not None:
         losses.axhline(history.chance, color=GREY, ls=":", lw=1, label="chance")
     if verdict.onset_epoch is not None:
-        losses.axvline(verdict.onset_epoch, color=YELLOW, lw=2, label=f"onset, epoch {verdict.onset_epoch:g}")
+        name = "first bad" if verdict.label is Label.DIVERGED else "onset,"
+        losses.axvline(verdict.onset_epoch, color=YELLOW, lw=2, label=f"{name} epoch {verdict.onset_epoch:g}")
     positive = [v for v in (*val, *probe) if v > 0]
     if positive and len(positive) == len(val) + len(probe) and max(positive) > 20 * min(positive):
         losses.set_yscale("log")
@@ -361,6 +362,9 @@ def plot_verdict(history: History, verdict: Verdict) -> "Figure":
     losses.set_title(verdict.headline, loc="left", fontsize=11)
     if known := [(p.epoch, p.lr) for p in history.points if p.lr is not None]:
         lrs.plot(*zip(*known, strict=True), color=FRAME, marker=marker, ms=3)
+        lrs.set_ylim(0, 1.1 * max(lr for _, lr in known) or 1)  # from 0, so that heights compare
+    if epochs and epochs[-1] - epochs[0] >= 4:
+        lrs.xaxis.get_major_locator().set_params(integer=True)
     style_axes(losses, y="loss", grid=True)
     style_axes(lrs, x="epoch", y="learning rate", grid=True)
     return figure

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lr_lightning._batches import loaded_examples
 from lr_lightning._checks import check_number
 from lr_lightning._lightning import batch_loss, gather_numbers, mean_loss
-from lr_lightning.callbacks.loggers import for_each_logger
+from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.cost import Target, parse_target, percentiles, spikes
 from lr_lightning.errors import ArgumentError

@@ -247,6 +247,6 @@ class StepRecorder(Callback):
 
 
 def _weights_are_finite(module: LightningModule) -> bool:
-    """Return whether all weights are finite: the step that spoils them computes its loss before."""
+    """Return whether all weights are finite; the step that spoils them has computed a finite loss before that."""
     checks = [parameter.isfinite().all() for parameter in module.parameters() if parameter.is_floating_point()]
     return not checks or bool(torch.stack(checks).all())

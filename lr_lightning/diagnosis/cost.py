@@ -114,7 +114,7 @@ class Reach:
 def time_to(target: Target, times: ArrayLike, values: ArrayLike, *, hopeless: bool = False) -> Reach | None:
     """Return the first of the rising times, in any unit, at which the metric meets the target; None without values.
 
-    A run that has not reached the target is censored; a hopeless one, because it diverged, never will.
+    A run that has not reached the target is censored; one that is hopeless, since it diverged, never will.
     """
     t, v = np.asarray(times, np.float64), np.asarray(values, np.float64)
     if t.size == 0:

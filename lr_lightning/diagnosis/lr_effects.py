@@ -52,7 +52,7 @@ class Trial:
 
 
 def matched_level(trials: Sequence[Trial]) -> float:
-    """Return the probe loss at which gaps are compared: the lowest that every run reached that reached the target.
+    """Return the probe loss at which gaps are compared: the lowest to which every run that met the target came down.
 
     It is nan if no run reached the target.
     """

@@ -20,7 +20,7 @@ the sign of the loss nor an outlier matters.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal
 
@@ -109,6 +109,8 @@ class Reading:
         rules: What other rules say about the same sweep, or None: ``steepest`` (the steepest fall of ``smoothed`` on a
             logarithmic axis), ``valley`` and ``minimum/10`` (fastai's, of the first run; for losses only) and ``smith``
             (Smith's upper bound, of the first run).
+        capped: The mean curve before smoothing, in the units of the input: cut at a cap, and at the cap from the first
+            lasting rise on. Empty if it was not read.
     """
 
     suggestion: float | None
@@ -118,6 +120,7 @@ class Reading:
     max_lr: float | None
     smoothed: Floats
     rules: dict[str, float | None]
+    capped: Floats = field(default_factory=lambda: np.empty(0))
 
 
 def _falling(values: Iterable[float]) -> Floats:
@@ -327,7 +330,7 @@ def read_curve(
     lowest = int(np.argmin(smoothed[: shape.relapse]))
     _, crosses = _edge(smoothed, shape.relapse)
     rules = _other_rules(grid, clean[0], smoothed, lowest, loss=not higher_is_better)
-    silent = replace(silent, smoothed=sign * smoothed, rules=rules)
+    silent = replace(silent, smoothed=sign * smoothed, rules=rules, capped=sign * shape.values)
     if cause := _why_none(shape, crosses, lowest, ended_early):
         return replace(silent, abstention=Abstention(cause))
     half, noise = _interval(log_lrs, _resampled(shape, smoother, smoothed, log_lrs, seed), clean)

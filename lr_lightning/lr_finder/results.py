@@ -156,12 +156,15 @@ class RangeTest(_Result):
     def plot(self, ax: "Axes | None" = None) -> "Figure":
         """Draw the points, the smoothed curve, the suggestion with its interval, and the bounds of a cyclical schedule.
 
-        The default is a new figure. Without matplotlib, this is an ImportError.
+        Points that were capped before smoothing are drawn a second time, at the cap: the curve rises towards those. The
+        default is a new figure. Without matplotlib, this is an ImportError.
         """
         figure, axes = axes_of(ax)
         for i, run in enumerate(self.runs):
             label = None if i else "recorded" if len(self.runs) == 1 else "each repeat"
             axes.plot(self.grid[: len(run)], run, ".", color=GREY, markersize=4, alpha=0.8, label=label)
+        if capped := self._capped():
+            axes.plot(*zip(*capped, strict=True), "o", color=BLUE, mfc="none", markersize=4, label="capped")
         if len(self.smoothed):
             axes.plot(self.lrs[: len(self.smoothed)], self.smoothed, color=BLUE, linewidth=2, label="smoothed")
         if self.mode == "exponential":
@@ -170,26 +173,32 @@ class RangeTest(_Result):
         self._limit_losses(axes)
         if self.base_lr is not None and self.max_lr is not None:
             for value, name, line in ((self.base_lr, "base_lr", ":"), (self.max_lr, "max_lr", "--")):
-                axes.axvline(value, color=GREEN, linestyle=line, linewidth=1.5, label=f"{name} {value:.2g}")
+                axes.axvline(value, color=GREEN, linestyle=line, linewidth=1.5, label=f"{name} {value:.3g}")
         _mark(axes, self.suggestion, self.interval, "suggestion")
         style_axes(axes, x="learning rate", y=_LABELS[self.metric])
         when = f" at epoch {self.epoch}" if self.epoch else ""
-        text = f"no suggestion. {self.reason}" if self.suggestion is None else self.describe()
+        text = f"no suggestion: {self.reason}" if self.suggestion is None else self.describe()
+        text = text.replace("; ", "\n")  # the bounds of a cycle get a line of their own
         axes.set_title(f"Range test{when}: {text}", loc="left", fontsize=10, wrap=True)
         if ax is None:
-            figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+            figure.legend(loc="outside lower center", ncols=6, columnspacing=1.2, frameon=False, fontsize=9)
         else:
             axes.legend(loc="best", frameon=False, fontsize=9)
         return figure  # type: ignore[no-any-return]
 
+    def _capped(self) -> list[tuple[float, float]]:
+        """Return the learning rate and the cap of each point that was cut off before smoothing."""
+        points = zip(self.lrs, self.losses, map(float, self.reading.capped), strict=False)
+        return [(lr, cap) for lr, loss, cap in points if not math.isclose(loss, cap, rel_tol=1e-9)]
+
     def _limit_losses(self, axes: Any) -> None:
-        """End the axis a little above the start of the test, or diverged losses would flatten the rest."""
+        """End the axis a little above the start of the test and the cap, or diverged losses would flatten the rest."""
         points = [value for run in self.runs for value in run]
         if self.metric == "accuracy" or not points:
             return
         low, start = min(points), max(max(run[: len(run) // 4 or 1]) for run in self.runs if run)
         room = (start - low) or abs(start) or 1.0
-        axes.set_ylim(low - 0.05 * room, start + 0.35 * room)
+        axes.set_ylim(low - 0.05 * room, max([start + 0.35 * room, *(cap + 0.1 * room for _, cap in self._capped())]))
 
 
 @dataclass(frozen=True)
@@ -369,7 +378,7 @@ def _mark(axes: Any, lr: float | None, interval: tuple[float, float] | None, nam
         return
     if interval is not None:
         axes.axvspan(*interval, color=ORANGE, alpha=0.15, linewidth=0)
-    axes.axvline(lr, color=ORANGE, linewidth=2, label=f"{name} {lr:.2g}")
+    axes.axvline(lr, color=ORANGE, linewidth=2, label=f"{name} {lr:.3g}")
 
 
 def _nested(value: Any, kind: type[list[Any]] | type[tuple[Any, ...]]) -> Any:

@@ -190,6 +190,7 @@ def _save_container(obj: Any) -> _Restore:
     kind: Any = collections.OrderedDict if isinstance(obj, collections.OrderedDict) else dict
 
     def restore() -> None:
+        """Put the entries back in place."""
         if isinstance(obj, dict):
             if not _same_entries(obj, saved):
                 kind.clear(obj)
@@ -224,6 +225,7 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
     version = None if inference else tensor._version
 
     def restore() -> None:
+        """Put the values, the shape and the device back."""
         restore_attributes()
         restore_hooks()
         if not tensor.is_leaf and tensor._version == version:
@@ -256,6 +258,7 @@ def _save_hooks(tensor: Tensor) -> _Restore:
     saved = [(name, hooks, dict(hooks or {})) for name in _TENSOR_HOOKS for hooks in (getattr(tensor, name),)]
 
     def restore() -> None:
+        """Put the hooks back in place."""
         for name, hooks, entries in saved:
             now = getattr(tensor, name)
             if hooks is not None and now is not hooks:
@@ -273,6 +276,7 @@ def _save_lazy(tensor: Any) -> _Restore:
     restore_attributes, kind = _save_attributes(tensor), type(tensor)
 
     def restore() -> None:
+        """Make the parameter lazy again."""
         if type(tensor) is not kind:
             tensor.grad = None
             tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
@@ -354,6 +358,7 @@ def _save_attributes(obj: object) -> _Restore:
     saved = dict(own or {})
 
     def restore() -> None:
+        """Put the class and the attributes back."""
         if type(obj) is not kind:  # a lazy layer becomes a plain one
             object.__setattr__(obj, "__class__", kind)
         if own is not None and not _same_entries(own, saved):
@@ -369,6 +374,7 @@ def _save_values(obj: Any, read: Callable[[Any], dict[str, Any]], owner: Any) ->
     saved = read(obj)
 
     def restore() -> None:
+        """Put the values back, and remove those that are new."""
         now = read(obj)
         for name in now.keys() - saved.keys():
             owner.__delattr__(obj, name)
@@ -392,7 +398,7 @@ def _class_attributes(kind: type) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class _Identity:
-    """Equal to another of the very same object. It keeps the object alive, so that its id is not used again."""
+    """Equal only to an _Identity of the same object, which it keeps alive, so that its id is not used again."""
 
     obj: object
 

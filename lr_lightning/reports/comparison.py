@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from lr_lightning._loggers import NOTE_TAG
 from lr_lightning._plotting import styles
 from lr_lightning.diagnosis.cost import Target, parse_target
 from lr_lightning.errors import CompareError, Rejected, StoreUnavailable, TrackingError
@@ -21,7 +22,7 @@ from lr_lightning.reports.plots import make_plots, save_pngs
 from lr_lightning.reports.run_metrics import RunResult, find_metric, group_name
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
-from lr_lightning.tracking.keys import JOB_TAG, NOTE_TAG
+from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.query import BadFilter, Run, experiments, read_curves, read_runs
 from lr_lightning.tracking.ui import REPORT_NAME
 

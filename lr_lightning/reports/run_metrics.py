@@ -118,13 +118,21 @@ def unknown_key_message(runs: Sequence[Run], key: str) -> str:
     return f"no run has a tag or param {key!r}.{meant} Tags: {listed(tags)}. Params: {listed(params)}."
 
 
+_SAYS_NOTHING = re.compile(r"[-+.]?\d|\[|(true|false|null|none|nan|inf)$", re.IGNORECASE)  # without its key
+
+
 def group_name(run: Run, by: Sequence[str]) -> str:
-    """Return the name of a run's group, such as ``cosine, lr=0.1``; a missing value is shown as missing."""
+    """Return the name of a run's group, such as ``cosine, lr=0.1``; a missing value is shown as missing.
+
+    The first key is left out unless its value says nothing without it: ``trial=1``, ``nesterov=true``.
+    """
     if not by:
         return ""
-    first, *rest = by
-    more = [f"{key.rsplit('.', 1)[-1]}={shorten_number(tag_or_param(run, key)) or '–'}" for key in rest]
-    return ", ".join([shorten_number(tag_or_param(run, first)) or f"(no {first})", *more])
+    parts = [f"{key.rsplit('.', 1)[-1]}={shorten_number(tag_or_param(run, key)) or '–'}" for key in by]
+    first = tag_or_param(run, by[0])
+    if not _SAYS_NOTHING.match(first):
+        parts[0] = first or f"(no {by[0]})"
+    return ", ".join(parts)
 
 
 def with_data_set(group: str, data_set: str) -> str:

@@ -1,10 +1,11 @@
-"""What every schedule is: a frozen value that maps a step and a clock to a factor; and a plain function as one."""
+"""The base of all schedules, frozen values that map a step and a clock to a factor; and functions as schedules."""
 
 import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Self
 
 from lr_lightning._checks import check_number
@@ -70,13 +71,15 @@ class Schedule(ABC):
         Raises:
             ImportError: matplotlib is not installed.
         """
-        from lr_lightning._plotting import axes_of, style_axes
+        from lr_lightning._plotting import SERIES, axes_of, style_axes
 
         factors = self.factors(total_steps, steps_per_epoch)
         figure, axes = axes_of(ax)
-        axes.plot(range(total_steps), factors, linewidth=2, label=self.describe(Clock(total_steps, steps_per_epoch)))
+        label, colour = self.describe(Clock(total_steps, steps_per_epoch)), SERIES[len(axes.lines) % len(SERIES)]
+        axes.plot(range(total_steps), factors, linewidth=2, color=colour, label=fill(label, 80 if ax is None else 45))
         style_axes(axes, x="step", y="factor of the peak lr")
-        axes.legend(frameon=False, fontsize=9)
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False}
+        axes.legend(fontsize=9, **(above if ax is None else {}))
         return figure  # type: ignore[no-any-return]
 
     @property
@@ -146,7 +149,7 @@ class Custom(Schedule):
 
     def describe(self, clock: Clock) -> str:
         """Name the function."""
-        return f"custom {getattr(self.function, '__qualname__', repr(self.function))}"
+        return f"custom {getattr(self.function, '__qualname__', type(self.function).__name__)}"
 
 
 def as_schedule(name: str, value: object) -> Schedule:

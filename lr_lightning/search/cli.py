@@ -63,7 +63,7 @@ def main(root: Path) -> int:
 
 
 def _search(root: Path, words: list[str]) -> int:
-    from lr_lightning.search.engine import Engine, Workers, share_of_threads
+    from lr_lightning.search.engine import Engine, Workers
 
     with Workers(in_process=bool({"workers=0", "search.workers=0"} & set(words))) as workers:
         from lr_lightning.search.report import (
@@ -80,7 +80,7 @@ def _search(root: Path, words: list[str]) -> int:
         from lr_lightning.search.study import Study
 
         search = read_search(root, words)
-        workers.threads = share_of_threads(search.node.workers)
+        workers.share = max(1, search.node.workers)
 
         def prepared() -> list[Mapping[str, Value]]:
             if any(search.folder.glob("trial-*")):

@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar, cast
 import psutil
 from optuna.trial import TrialState
 
+from lr_lightning._threads import SHARE
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.signals import Interrupted, Signals
 from lr_lightning.app.world import world_size
@@ -137,10 +138,10 @@ class Worker:
 
 
 class Workers:
-    """Starts workers, each with `threads` threads of torch, and keeps those that wait for a job; ends them on exit."""
+    """Starts workers, `share` of which use this machine, and keeps those that wait for a job; ends them on exit."""
 
     def __init__(self, *, in_process: bool = False) -> None:
-        self.threads: int | None = None
+        self.share = 1
         self._in_process = in_process
         self._idle: list[Any] = []
         self._statuses: dict[int, int] = {}
@@ -187,7 +188,7 @@ class Workers:
 
     def launch(self) -> Worker:
         """Start a worker for one run that trains with several processes, which its launcher starts."""
-        process, connection = _launch("worker", {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)})
+        process, connection = _launch("worker", {SHARE: str(self.share)})
         return Worker(connection, process.pid, process.poll, is_single_use=True)
 
     def _fork(self, gpu: str | None) -> Worker:
@@ -206,7 +207,7 @@ class Workers:
 
     def _request_worker(self, control: Connection, theirs: socket.socket, gpu: str | None) -> int:
         """Send the nursery a worker's settings and socket; return its id, which comes after the ends of other ones."""
-        control.send(({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}, self.threads))
+        control.send({SHARE: str(self.share), **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})})
         send_handle(control, theirs.fileno(), None)
         while (message := control.recv())[1] is not None:
             self._statuses[message[0]] = message[1]
@@ -263,13 +264,6 @@ def _launch(role: str, environment: dict[str, str] | None = None) -> "tuple[subp
             env={**os.environ, **(environment or {})},
         )
     return process, Connection(ours.detach())
-
-
-def share_of_threads(workers: int) -> int | None:
-    """Return how many threads each of several workers uses; None if there is one worker, or the user has set it."""
-    if workers <= 1 or "OMP_NUM_THREADS" in os.environ:
-        return None
-    return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 def _gpus() -> list[str]:
@@ -457,7 +451,7 @@ class Engine:
             self.progress.say(f"trial {number}: was given to another worker meanwhile; this result is left out")
 
     def _tell(self, trial: Trial, outcome: TrialOutcome) -> None:
-        """Say what a trial came to; too many failures in a row, before any success, end the search."""
+        """Report a trial's outcome; too many failures in a row, before any success, end the search."""
         summary = self.study.summary()
         self._failed_in_a_row = self._failed_in_a_row + 1 if outcome.state == TrialState.FAIL else 0
         self.progress.tell(trial, outcome, summary)

@@ -107,7 +107,7 @@ def _format_outcome(outcome: TrialOutcome) -> str:
 
 
 def conclude(search: Search, study: Study, console: Console, call: Call, *, compare: bool) -> None:
-    """Print and write what came out; `compare` and record the trials, once, by one machine of all."""
+    """Print and write the results; one machine of all also compares and records the trials, if `compare`."""
     summary = study.summary()
     ended, best = summary.ended, summary.best
     table = write_table(search, summary)

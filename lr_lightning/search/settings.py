@@ -347,7 +347,7 @@ def _check_conditions(space: Space, groups: Mapping[str, Sequence[str]]) -> None
 
 
 def check_store(config: Config) -> None:
-    """Ask an MLflow server once, since one that refuses would fail every trial; one that is away would not."""
+    """Ask an MLflow server once: one that refuses access would fail every trial, one that is down would not."""
     from lr_lightning.errors import StoreUnavailable, TrackingError
     from lr_lightning.tracking import open_store
 

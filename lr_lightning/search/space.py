@@ -338,8 +338,10 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
         try:
             given = parser.parse_override(f"search.{bare}" if bare.split("=", 1)[0] in _SHORT_KEYS else word)
         except HydraException as e:
-            text = f"cannot read '{word}'. Write key=value, in quotes if it has spaces or brackets."
-            raise ConfigError(f"{text}{range_hint(word)}") from e
+            hint = range_hint(word) or " Such as 'search.space.optimizer.lr={log: [1e-4, 1]}'."
+            raise ConfigError(
+                f"cannot read '{word}'. Write key=value, in quotes if it has spaces or brackets.{hint}"
+            ) from e
         found.add(given)
     return found
 

@@ -1,4 +1,4 @@
-"""The study of a search: which trials it has, who runs each of them, and what they came to.
+"""The study of a search: which trials it has, who runs each of them, and how each ended.
 
 The trials are numbered from 0 and put into Optuna's storage, waiting, when the study is made. Claiming one is atomic,
 so any number of machines share a budget exactly, and the search is done when none is left. A trial whose worker or
@@ -216,7 +216,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _lives(pid: Any, born: Any) -> bool:
-    """Tell whether the very process lives that was born at this time: its id may belong to another one by now."""
+    """Tell whether the process with this id and time of birth lives; another one may have its id by now."""
     try:
         process = psutil.Process(int(pid))
         return bool(abs(process.create_time() - float(born)) < 1.0 and process.status() != psutil.STATUS_ZOMBIE)
@@ -466,7 +466,7 @@ class Study:
 
     @property
     def recovery_seconds(self) -> float:
-        """Return how long it takes at most until a machine that died is found out."""
+        """Return the longest time until a machine that died is noticed."""
         return SILENCE + 2 * HEARTBEAT
 
 

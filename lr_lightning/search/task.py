@@ -1,4 +1,4 @@
-"""What a trial asks its worker to do: one training run a seed; and what the results of these runs come to together."""
+"""A trial's training runs, one for each seed: what a worker is asked to do, its results, and the trial's outcome."""
 
 import json
 import math
@@ -55,7 +55,7 @@ class Task:
 
 @dataclass
 class TaskResult:
-    """What a training run came to: `summary` without the prefix, `logged` at the last validation, `best` monitored."""
+    """A run's result: its `summary` without prefix, metrics `logged` by the last validation, `best` monitored value."""
 
     status: Status
     reason: str | None = None
@@ -106,7 +106,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What a trial came to: its state, its objective (the mean over its runs), and what else is recorded with it."""
+    """The outcome of a trial: its state, its objective (the mean over its runs), and what else is recorded with it."""
 
     state: TrialState
     value: float | None = None
@@ -191,7 +191,7 @@ class TrialRuns:
         return TrialOutcome(TrialState.FAIL, None, {**self._attributes(), "reason": reason})
 
     def outcome(self) -> TrialOutcome:
-        """Return what the results so far come to together."""
+        """Combine the results so far into the trial's outcome."""
         results, last, common = self.results, self._last, self._attributes()
         if last.status in (Status.PRUNED, Status.DIVERGED):
             reason = last.reason or str(last.status)

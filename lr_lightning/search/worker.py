@@ -1,9 +1,9 @@
 """The inside of a worker: a process that trains, or does whatever else its search sends.
 
 It starts as `python -m lr_lightning.search.worker ROLE FD SEARCH_PID`, where FD is a socket to the search. A
-``nursery`` imports what training needs, starts no thread, and forks a worker for each socket that the search sends, so
-the imports are paid once. A ``worker`` serves the search itself. It is for runs with several processes, whose launcher
-starts the same command for the other ranks.
+``nursery``, a fork server, imports what training needs, starts no thread, and forks a worker for each socket that the
+search sends, so the imports are paid once. A ``worker`` serves the search itself. It is for runs with several
+processes, whose launcher starts the same command for the other ranks.
 """
 
 import gc
@@ -29,6 +29,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import lr_lightning.app.run.train as app
 from lr_lightning._lightning import callbacks_of
+from lr_lightning._loggers import log_tags
 from lr_lightning.app.composition import compose_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import is_out_of_memory
@@ -36,7 +37,6 @@ from lr_lightning.app.run.output import LAST
 from lr_lightning.app.run.resume import ResumedRun, stored_config
 from lr_lightning.app.run.signals import Interrupted, ParentWatch
 from lr_lightning.app.world import is_rank_zero
-from lr_lightning.callbacks.loggers import log_tags
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
@@ -119,7 +119,7 @@ class TrialWatch(Callback):
 
     @property
     def gives_up(self) -> bool:
-        """Tell whether the run was ended, so that a test would be for nothing."""
+        """Tell whether the run was ended, so that a test would be pointless."""
         return self.reason is not None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,7 +173,7 @@ class TrialWatch(Callback):
         return {"validations": self.validations, "best": self.best, "before": self._before, "epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it; the test of an earlier checkpoint does not undo what the fit came to."""
+        """Restore it, unless an earlier checkpoint is only tested: then the fit's own state stays."""
         if self.validations == 0:
             self.validations, self.best = state_dict["validations"], state_dict["best"]
             self._before, self.epochs = state_dict["before"], state_dict["epochs"]
@@ -257,7 +257,7 @@ def _nursery(control: Connection) -> NoReturn:
     while True:
         if control.fileno() in select.select([control.fileno(), reader], [], [])[0]:
             try:
-                environment, threads = control.recv()
+                environment = control.recv()
                 socket = recv_handle(control)
             except (EOFError, OSError):  # the search is over, or gone: workers that train save a checkpoint
                 for worker in workers:
@@ -274,7 +274,7 @@ def _nursery(control: Connection) -> NoReturn:
                 os.close(reader)
                 os.close(writer)
                 os.setsid()
-                _become_worker(socket, own, environment, threads)
+                _become_worker(socket, own, environment)
             workers.add(pid)
             os.close(socket)
             control.send((pid, None))
@@ -287,12 +287,10 @@ def _nursery(control: Connection) -> NoReturn:
                     control.send((ended[0], os.waitstatus_to_exitcode(ended[1])))
 
 
-def _become_worker(socket: int, parent: int, environment: dict[str, str], threads: int | None) -> NoReturn:
+def _become_worker(socket: int, parent: int, environment: dict[str, str]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log that is whole after a kill
     os.environ |= environment
-    if threads is not None:
-        torch.set_num_threads(threads)
     ParentWatch(grace=None, parent=parent).start()  # without a search, end with a checkpoint, however long that takes
     try:
         serve(Connection(socket))
@@ -308,7 +306,7 @@ def main(role: str, socket: int, parent: int) -> None:
         prepare(task.root)
         run_task(task)
     elif role == "worker":
-        _become_worker(socket, parent, {}, None)
+        _become_worker(socket, parent, {})
     else:
         _nursery(Connection(socket))
 

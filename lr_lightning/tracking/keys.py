@@ -11,8 +11,6 @@ COLOUR_TAG = "mlflow.runColor"
 """Tag of the colour in which MLflow's charts draw a run."""
 JOB_TAG = "job"
 """Tag that says what a run did, such as ``train``, ``find_lr`` or ``compare``. A run without the tag trained."""
-NOTE_TAG = "mlflow.note.content"
-"""Tag that MLflow shows as a run's description."""
 RUN_KEY_TAG = "lr_lightning.run_key"
 """Tag of a run, in its local log and in the store, that links the two: the ``key`` of its ``UploadState``."""
 

@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lr_lightning._threads import usable_cores
 from lr_lightning.errors import DataError, UsageError
 from lr_lightning.training import split, transforms
-from lr_lightning.training.decode import EncodedImages, Format, ImageStore, choose_format, cores, decode_all
+from lr_lightning.training.decode import EncodedImages, Format, ImageStore, choose_format, decode_all
 from lr_lightning.training.images import RawSplits, require
 from lr_lightning.training.loader import BatchLoader, TrainBatch
 from lr_lightning.training.transforms import Fill, Normalization
@@ -95,7 +96,7 @@ class ImageDataModule(L.LightningDataModule):
         flip_labels: float = 0.0,
     ) -> None:
         super().__init__()
-        workers = max(1, cores() - 1) if num_workers in (None, "auto") else num_workers
+        workers = max(1, usable_cores() - 1) if num_workers in (None, "auto") else num_workers
         if eval_batch_size is None:
             eval_batch_size = max(batch_size, min(4 * batch_size, _MAX_EVAL_BATCH))
         for key, value, least in (

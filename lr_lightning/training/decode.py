@@ -1,7 +1,6 @@
 """From encoded images to uint8 pixels: one common format for a data set, decoded at once or on demand."""
 
 import logging
-import os
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from lr_lightning._threads import usable_cores
 from lr_lightning.errors import DataError
 from lr_lightning.training.images import TOO_MANY, Images, UnreadableImage, refuse_unreadable
 
@@ -156,7 +156,7 @@ def _headers(images: Images, unreadable: list[UnreadableImage]) -> Iterator[Head
     except DataError:  # a table's row without an image, which is reported with all others
         are_files = False
     # Reading a header from memory is Python's work, which threads would not share; a file is waited for.
-    for headers, found in in_threads(read_chunk, len(images), threads=cores() if are_files else 1):
+    for headers, found in in_threads(read_chunk, len(images), threads=usable_cores() if are_files else 1):
         unreadable += found
         refuse_unreadable(unreadable, least=TOO_MANY)
         yield from headers
@@ -236,11 +236,6 @@ def _fit(image: Image.Image, fmt: Format) -> Image.Image:
     return image.crop((left, top, left + fmt.width, top + fmt.height))
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_threads(work: Callable[[range], T], total: int, *, threads: int, chunk: int = _CHUNK) -> Iterator[T]:
     """Yield the results of ``work`` on successive chunks of ``range(total)``, in order."""
     chunks = [range(start, min(start + chunk, total)) for start in range(0, total, chunk)]
@@ -259,7 +254,7 @@ def useful_threads(images: Images) -> int:
     """
     sample = [images.item(index) for index in range(min(len(images), _SIZE_SAMPLE))]
     sizes = [item.stat().st_size if isinstance(item, Path) else len(item) for item in sample]
-    return cores() if images.array is None and sum(sizes) > _TINY_FILE * len(sizes) else 1
+    return usable_cores() if images.array is None and sum(sizes) > _TINY_FILE * len(sizes) else 1
 
 
 def _with_progress_bar(chunks: Iterable[T], total: int, text: str) -> Iterator[T]:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lr_lightning._threads import usable_cores
 from lr_lightning.errors import ArgumentError
-from lr_lightning.training.decode import ImageStore, cores, in_threads
+from lr_lightning.training.decode import ImageStore, in_threads
 from lr_lightning.training.images import require
 
 Fill = Literal["zero", "reflect"]
@@ -110,7 +111,7 @@ def fit_normalizer(images: ImageStore, indices: NDArray[np.int64], kind: Normali
         return Normalizer(0 * one, one / 255)
     if not decoded:
         indices = indices[:: max(1, -(-len(indices) // _SAMPLE))]
-    pixel_sum, square_sum = _sums(images, indices, threads=1 if decoded else cores())
+    pixel_sum, square_sum = _sums(images, indices, threads=1 if decoded else usable_cores())
     if kind == "mean_image":
         return Normalizer((pixel_sum / len(indices)).float()[None], one)
     count = len(indices) * pixel_sum[0].numel()

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from hydra.errors import HydraException
+from hydra.utils import instantiate
 from lightning.pytorch import LightningModule
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lr_lightning.app import build
 from lr_lightning.app.build import Schedules, build_schedules
@@ -19,7 +20,7 @@ from lr_lightning.app.error_messages import explain
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.errors import ConfigError
-from lr_lightning.schedules import Clock, Cosine, Linear, OneCycle, Schedule, Triangular
+from lr_lightning.schedules import Clock, Constant, Cosine, Join, Linear, OneCycle, OneMinusSqrt, Schedule, Triangular
 from lr_lightning.schedules.cyclical import ExpRange
 from tests.callbacks.tiny import Tiny
 
@@ -252,6 +253,12 @@ def test_no_growth_no_callback(composed: Compose) -> None:
         config, build.build_schedules(config.schedule, config.optimizer.lr), LightningModule()
     )
     assert not any(isinstance(callback, BatchSizeSchedule) for callback in callbacks)
+
+
+def test_the_yaml_of_the_docs_makes_the_schedule_with_hydra() -> None:
+    text = (CONF.parent.parent / "docs" / "schedules.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    made = instantiate(OmegaConf.create(text))
+    assert made == Join((Linear(0, 1), "500 steps"), (Constant(), None), (OneMinusSqrt(), "20%"))
 
 
 @pytest.mark.parametrize(

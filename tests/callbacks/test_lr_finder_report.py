@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from lr_lightning import LRFinder
-from lr_lightning.callbacks.loggers import log_figure, log_text
+from lr_lightning._loggers import log_figure, log_text
 from lr_lightning.lr_finder.results import RangeTest
 from tests.callbacks.tiny import Memory, Tiny, loader, trainer
 

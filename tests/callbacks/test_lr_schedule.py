@@ -590,7 +590,7 @@ def test_two_processes_use_the_same_lr(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ({"schedule": 0.1}, "schedule must be a schedule such as Cosine() or a function(step, clock), got 0.1"),
         ({"schedule": [Linear(), 3]}, "each entry of schedule must be a schedule such as Cosine()"),
-        ({"schedule": "cosine"}, "schedule must be a schedule such as Cosine() or a function(step, clock), got"),
+        ({"schedule": "cosine"}, "(step, clock), got 'cosine'; a list gives one for each optimizer"),
         ({"schedule": Linear(), "momentum": 0.9}, "momentum must be a schedule such as Cosine()"),
         ({"schedule": Linear(), "weight_decay": 0.9}, "weight_decay must be a schedule such as Cosine()"),
         ({"schedule": Linear(), "plateau": "val/loss"}, "plateau must be a Plateau, got 'val/loss'"),

@@ -3,6 +3,7 @@
 import itertools
 import re
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from lr_lightning._plotting import styles
 from lr_lightning.reports import wording
 from lr_lightning.reports.plots import plot_cost, plot_seed_means
+from lr_lightning.reports.run_metrics import group_name
 
 from .conftest import BEST, Compare, Runs, csv_rows, table
 
@@ -188,3 +190,17 @@ def test_a_run_that_only_a_time_to_the_target_is_over_is_apart_too(runs: Runs, c
     runs.train("cosine", 1, 0.9, params={"data.name": "mnist"}, status="KILLED")
     assert [*table(comparison(log_run=False))] == ["cosine"]
     assert [*table(comparison(log_run=False, target="val/acc>=0.5"))] == ["cosine, digits", "cosine, mnist"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "by", "name"),
+    [
+        ({"trial": "1"}, ["trial"], "trial=1"),
+        ({"schedule": "cosine", "trial": "1"}, ["schedule", "trial"], "cosine, trial=1"),
+        ({"optimizer.nesterov": "true"}, ["optimizer.nesterov"], "nesterov=true"),
+        ({"schedule.warmup": "5%"}, ["schedule.warmup"], "warmup=5%"),
+        ({}, ["trial"], "(no trial)"),
+    ],
+)
+def test_a_value_that_says_nothing_alone_is_named_with_its_key(tags: dict[str, str], by: list[str], name: str) -> None:
+    assert group_name(SimpleNamespace(tags=tags, params={}), by) == name  # type: ignore[arg-type]

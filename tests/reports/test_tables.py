@@ -36,13 +36,13 @@ def test_only_a_run_that_diverged_never_reaches_the_target(runs: Runs, compariso
     }
 
 
-def test_the_name_of_a_group_is_a_rounded_rate(runs: Runs, comparison: Compare) -> None:
+def test_the_name_of_a_group_is_a_rounded_lr(runs: Runs, comparison: Compare) -> None:
     for lr in (0.010000000000000002, 0.01, 3.0000000000000004e-05):
         runs.train("cosine", 0, 0.9, lr=lr)
     runs.train("cosine", 0, 0.9, lr=0.1, params={"version": "1.10"})
-    assert set(table(comparison(by=["optimizer.lr"], log_run=False))) == {"0.01", "3e-05", "0.1"}
+    assert set(table(comparison(by=["optimizer.lr"], log_run=False))) == {"lr=0.01", "lr=3e-05", "lr=0.1"}
     assert "(no version)" in (names := set(table(comparison(by=["version"], log_run=False))))
-    assert "1.10" in names
+    assert "version=1.10" in names
 
 
 @pytest.mark.parametrize("columns", [80, 100, 300])

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
+from lr_lightning._threads import threads_for
 from lr_lightning.app import build
 from lr_lightning.app.composition import compose_config, prepare, validate
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
@@ -62,6 +63,7 @@ class Predictor:
         stored = read_checkpoint(path, "RUN")
         self.data = _trained_on(stored, path)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_num_threads(threads_for())
         net = build.build_net(config.model, self.data)
         module = build.build_module(config.module, config.optimizer, net, self.data)
         load_weights(module, stored, f"RUN: {path}")
@@ -131,7 +133,8 @@ def run(
         _write_csv(done, sys.stdout)
     if done:
         return 0
-    print_error(f"IMAGES: no image could be read ({len(paths)} skipped). Give image files, such as PNG or JPEG.")
+    remedy = "Give image files that Pillow reads, such as PNG or JPEG, or folders of them."
+    print_error(f"IMAGES: no image could be read ({len(paths)} skipped). {remedy}")
     return FAILED
 
 

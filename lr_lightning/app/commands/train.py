@@ -105,6 +105,7 @@ def main(root: Path, job: Job = "train") -> int:
     multirun = Multirun()
 
     def run_job(cfg: DictConfig) -> Any:
+        """Run one job, and keep its error for the end; Hydra would print a traceback and skip the other jobs of -m."""
         nonlocal composed
         composed = True
         try:
@@ -112,7 +113,7 @@ def main(root: Path, job: Job = "train") -> int:
         except (ConfigError, OmegaConfBaseException, Diverged, RunFailed) as e:
             if wants_tracebacks():
                 raise
-            errors.append(e)  # if raised, Hydra would print a traceback and skip the other jobs of -m
+            errors.append(e)
 
     try:
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(run_job)()

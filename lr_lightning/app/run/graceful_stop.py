@@ -62,7 +62,7 @@ class GracefulStop(Signals, Callback):
             stop_after_batch(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once again, and also for a signal that came too late for the fit to notice."""
+        """Let the next signal end the run at once, and end it now if one came too late for the fit to notice."""
         self._trainer = None
         if self.signum is not None:
             raise Interrupted(self.signum)

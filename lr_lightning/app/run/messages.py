@@ -105,7 +105,7 @@ def _look(node: TrackingConfig) -> tuple[str, str]:
     """Return the command that shows the run, or one that makes a tracked run."""
     script = Path(sys.argv[0])
     if node.name != "mlflow":
-        return "another one, tracked", python_command(script, "schedule=constant", "tracking=mlflow")
+        return "a tracked run", python_command(script, "schedule=constant", "tracking=mlflow")
     if (node.uri or "").startswith("http"):
         return "look at it", str(node.uri)
     own = ["--root", node.root] if Path(node.root) != _DEFAULT_STORE else []
@@ -125,7 +125,7 @@ def _training(outcome: RunOutcome, key: str, limit: int, resume: list[str]) -> l
     else:
         length = max(1, round(limit * verdict.sufficient_epochs / verdict.evidence["epochs"]))
         own = [word for word in sys.argv[1:] if word.lstrip("+").split("=")[0] != key]
-        name, arguments = "a shorter one", [*own, f"{key}={length}"]
+        name, arguments = "a shorter run", [*own, f"{key}={length}"]
     if _BY_MAKE in os.environ:
         return [(name, f'make train ARGS="{hide_password(shlex.join(arguments))}"')]
     return [(name, python_command(Path(sys.argv[0]), *arguments))]

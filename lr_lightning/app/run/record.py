@@ -361,7 +361,7 @@ def _known_error(
 
 
 def _disk_error(error: OSError, logger: RunLogger | None) -> RunFailed | None:
-    """Return the error for a disk that is full or gone, or a run's folder that is; None for any other OSError."""
+    """Return the error for a full or lost disk, or a folder of the run that was removed; None for other OSErrors."""
     folder = logger.output_dir if logger else None
     if folder and error.errno == errno.ENOENT and not folder.exists():
         return RunFailed(f"output_root: {folder} was removed while the run was writing to it. Start the run anew.")

@@ -12,6 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning import schedules
+from lr_lightning._threads import usable_cores
 from lr_lightning.app.composition import validate
 from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
@@ -25,7 +26,14 @@ from lr_lightning.training import models
 from lr_lightning.training.datamodule import ImageDataModule
 
 _DEVICE_KEYS = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
-_CHANGEABLE = {"trainer.max_epochs", "trainer.max_steps", "trainer.progress", "data.num_workers", *_DEVICE_KEYS}
+_CHANGEABLE = {
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.progress",
+    "trainer.threads",
+    "data.num_workers",
+    *_DEVICE_KEYS,
+}
 _NO_IDENTITY = ("tracking.", "output_root", "resume", "ckpt", "trust", "test", "trainer.name")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MOST_DIFFERENCES = 8
@@ -76,6 +84,12 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Resume
         raise ConfigError(f"resume: {folder} has no checkpoint (checkpoints/{LAST}) yet. Start the run anew.")
     stored = read_config(folder / "config.yaml", trusted={*ALLOWED_TARGETS, *cfg.trust})
     changed = _apply_changes(stored, cfg, overrides)
+    if (
+        "trainer.threads" not in changed
+        and str(threads := stored.trainer.threads) != "auto"
+        and threads > usable_cores()
+    ):
+        changed["trainer.threads"] = stored.trainer.threads = "auto"  # the run comes from a larger machine
     stored.resume, stored.ckpt = None, None
     if ":***@" in str(stored.tracking.uri):  # stored without its password, which only the run's owner can read
         stored.tracking.uri = state.uri if (state := UploadState.load(folder)) else None
@@ -214,7 +228,7 @@ def choose_checkpoint(resumed: ResumedRun, flat: Mapping[str, Any], data: ImageD
 
 
 def _check_length(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> None:
-    """Refuse an end before what the run has already trained; Lightning would refuse it only with the record open."""
+    """Refuse limits below what the run has already trained; Lightning would refuse them only with the record open."""
     if "loops" not in checkpoint:  # weights alone, which Lightning does not resume
         return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]

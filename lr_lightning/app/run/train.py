@@ -27,6 +27,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import nn
 
 from lr_lightning._lightning import callbacks_of
+from lr_lightning._threads import threads_for
 from lr_lightning.app import build
 from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.run import checkpoints, record
@@ -38,7 +39,13 @@ from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity,
 from lr_lightning.app.run.signals import ParentWatch, is_child
 from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrainerConfig
-from lr_lightning.app.world import devices_and_nodes, effective_batch_size, is_rank_zero, world_size
+from lr_lightning.app.world import (
+    devices_and_nodes,
+    effective_batch_size,
+    is_rank_zero,
+    local_processes,
+    world_size,
+)
 from lr_lightning.callbacks.base_finder import NoSuggestionWarning
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Schedule
@@ -203,13 +210,15 @@ def open_run(
 
 
 def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
-    """Load the data, and build the module for it."""
+    """Load the data, and build the module for it; ``config.trainer.threads`` becomes a number, and is used."""
+    _use_threads(config.trainer)
     try:
         seed_everything(config.seed, workers=True, verbose=False)
         data = build.build_data(config)
         data.prepare()
         seed_everything(config.seed, workers=True, verbose=False)  # equal initial weights, whatever loading drew
         net = build.build_net(config.model, data)
+        _use_threads(config.trainer, net, data)
         check_batch_norm(config.trainer, net)
         if config.trainer.channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -224,6 +233,20 @@ def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
     if config.trainer.compile:
         net.compile()
     return data, module
+
+
+def _use_threads(node: TrainerConfig, net: nn.Module | None = None, data: ImageDataModule | None = None) -> None:
+    """Set the number of torch's threads. For a known ``net`` it is final, and recorded: a run's bits depend on it."""
+    threads, processes = node.threads, local_processes(node)
+    if threads == "auto":
+        shape = () if data is None else (data.batch_size, data.in_channels, *data.image_size)
+        helpers = 0 if data is None or data.in_memory else data.num_workers
+        threads = threads_for(net, shape, processes, helpers)
+    torch.set_num_threads(int(threads))
+    if net is not None:
+        node.threads = int(threads)
+        if processes > 1:  # for the ranks that Lightning starts, which it would give all cores
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
@@ -255,7 +278,7 @@ def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerC
         raise ConfigError(f"schedule: {e}") from e
 
 
-_APP_KEYS = frozenset({"name", "channels_last", "compile", "deterministic", "progress", "kwargs"})
+_APP_KEYS = frozenset({"name", "channels_last", "compile", "threads", "deterministic", "progress", "kwargs"})
 
 
 def make_trainer(

@@ -26,6 +26,7 @@ _BATCHES = must(
     "be a number of batches (an integer) or a fraction in (0, 1]", lambda v: v > 0 and (isinstance(v, int) or v <= 1)
 )
 _Batches = Annotated[int | float, _BATCHES]
+_THREADS = must("be auto, or a number of threads (1 or more)", lambda v: v == "auto" or (isinstance(v, int) and v > 0))
 _Mode = Annotated[str, one_of("min", "max")]
 _CRITERION = one_of("patience", "gl", "pq", "up")
 
@@ -55,6 +56,8 @@ class TrainerConfig(Schema):
     sync_batchnorm: bool = False
     channels_last: bool = True  # halves the time of a CNN's step on a CPU
     compile: bool = False
+    # of torch, in each process: auto (the cores that it may use, one for a small network) | a number
+    threads: Annotated[int | str, _THREADS] = "auto"
     deterministic: bool = True  # the same seed gives the same weights, bit for bit, on the same machine
     gradient_clip_val: Annotated[float | None, positive("or null for no clipping")] = None
     gradient_clip_algorithm: Annotated[str, one_of("norm", "value")] = "norm"  # norm | value

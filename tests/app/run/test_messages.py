@@ -18,7 +18,7 @@ STARTED = ["schedule=constant", "trainer.max_epochs=30"]
 def proposed(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The lines that train, without the path of the script."""
     lines = capsys.readouterr().out.splitlines()
-    return [line for line in lines if line.startswith(("train on:", "a shorter one:"))]
+    return [line for line in lines if line.startswith(("train on:", "a shorter run:"))]
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def proposed(capsys: pytest.CaptureFixture[str]) -> list[str]:
     [
         (None, STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
         (Verdict(Label.HEALTHY), STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
-        (OVER, STARTED, ["a shorter one:  python train.py schedule=constant trainer.max_epochs=14"]),
+        (OVER, STARTED, ["a shorter run:  python train.py schedule=constant trainer.max_epochs=14"]),
         (OVER, ["-m", *STARTED], []),  # the overrides are those of several runs
         (OVER, ["resume=run"], []),
         (Verdict(Label.OVERFITTING, Reason.MEMORISED, 7.0, OVER.evidence), STARTED, []),
@@ -54,7 +54,7 @@ def test_a_run_limited_by_steps_is_shortened_in_steps(
     monkeypatch.setenv("MAKELEVEL", "1")
     monkeypatch.setattr(sys, "argv", ["train.py", "trainer.max_steps=900"])
     print_outcome(configured("trainer.max_steps=900"), Path("run"), RunOutcome({"steps": 900.0}, verdict=OVER))
-    assert proposed(capsys) == ['a shorter one:  make train ARGS="trainer.max_steps=420"']
+    assert proposed(capsys) == ['a shorter run:  make train ARGS="trainer.max_steps=420"']
 
 
 def test_a_command_that_is_printed_to_be_copied_shows_no_password(

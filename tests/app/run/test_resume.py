@@ -77,6 +77,18 @@ def test_a_device_group_does_not_bring_its_own_length(composed: Compose, stored:
     assert config.trainer.max_epochs == 4
 
 
+def test_the_threads_are_kept_unless_there_are_fewer_cores(
+    composed: Compose, stored: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lr_lightning.app.run.resume.usable_cores", lambda: 4)
+    config, previous = _resume(composed, stored("trainer.threads=3"))
+    assert (config.trainer.threads, previous.changed) == (3, {})
+    config, previous = _resume(composed, stored("trainer.threads=3"), "trainer.threads=8")
+    assert (config.trainer.threads, previous.changed) == (8, {"trainer.threads": 8})
+    config, previous = _resume(composed, stored("trainer.threads=16"))
+    assert (config.trainer.threads, previous.changed) == ("auto", {"trainer.threads": "auto"})
+
+
 def test_every_other_difference_is_refused_and_shown(composed: Compose, stored: Callable[..., Path]) -> None:
     folder = stored("optimizer.lr=0.1")
     with pytest.raises(ConfigError) as caught:

@@ -1,17 +1,47 @@
 """The learning rate for a larger batch, hooks of a step that a callback lacks, and batch norm over processes."""
 
+import os
 from collections.abc import Callable
 
 import pytest
+import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lr_lightning import _threads
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.train import STEP_HOOKS, build_run, check_batch_norm, lr_factor, scale_lr, spare_idle_hooks
 from lr_lightning.errors import ConfigError
+from lr_lightning.training.datamodule import ImageDataModule
 from tests.callbacks.tiny import QUIET, Tiny, X, Y
+
+
+@pytest.mark.parametrize(("overrides", "during", "after"), [([], 6, 1), (["data.batch_size=900"], 6, 6),
+    (["trainer.threads=5"], 5, 5), (["trainer.devices=2", "trainer=ddp", "data.batch_size=900"], 3, 3)])  # fmt: skip
+def test_the_threads_are_set_before_the_data_is_loaded_and_recorded(
+    monkeypatch: pytest.MonkeyPatch, configured: Callable[..., Config], overrides: list[str], during: int, after: int
+) -> None:
+    used: list[int] = []
+    prepare = ImageDataModule.prepare
+    monkeypatch.setattr(ImageDataModule, "prepare", lambda data: used.append(torch.get_num_threads()) or prepare(data))
+    monkeypatch.setattr(_threads, "usable_cores", lambda: 6)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop("OMP_NUM_THREADS", None)
+    config, before = configured("trainer=cpu", *overrides), torch.get_num_threads()
+    try:
+        build_run(config)
+        assert (used, torch.get_num_threads(), config.trainer.threads) == ([during], after, after)
+        assert os.environ.get("OMP_NUM_THREADS") == (str(after) if "trainer=ddp" in overrides else None)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "many"])
+def test_a_bad_number_of_threads_is_refused(configured: Callable[..., Config], threads: str) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.threads: .*auto, or a number of threads"):
+        configured(f"trainer.threads={threads}")
 
 
 class Counts(Callback):

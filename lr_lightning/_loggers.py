@@ -1,4 +1,7 @@
-"""Figures, texts, tags and notes for every logger of a Trainer. A logger that fails gets a warning, not the run."""
+"""Figures, texts, tags and notes for every logger of a Trainer. A logger that fails gets a warning, not the run.
+
+Only this file knows how each kind of logger takes them. Lightning is imported only when it is needed.
+"""
 
 import io
 import logging
@@ -6,43 +9,46 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from matplotlib.figure import Figure
+
+NOTE_TAG = "mlflow.note.content"
+"""Tag that MLflow shows as a run's description."""
 
 log = logging.getLogger(__name__)
 
 
-def log_figure(trainer: Trainer, figure: "Figure", artifact_file: str) -> None:
+def log_figure(trainer: "Trainer", figure: "Figure", artifact_file: str) -> None:
     """Log a matplotlib figure to every logger that accepts one; a logger without artifacts uses the name as a tag."""
     for_each_logger(trainer, artifact_file, lambda logger: _figure(logger, figure, artifact_file, trainer.global_step))
 
 
-def log_text(trainer: Trainer, text: str, artifact_file: str) -> None:
+def log_text(trainer: "Trainer", text: str, artifact_file: str) -> None:
     """Log a text, such as a CSV table, to every logger that keeps files."""
     for_each_logger(trainer, artifact_file, lambda logger: _text(logger, text, artifact_file))
 
 
-def log_tags(trainer: Trainer, tags: Mapping[str, str]) -> None:
+def log_tags(trainer: "Trainer", tags: Mapping[str, str]) -> None:
     """Set tags, name to value, in every logger that has tags."""
     for_each_logger(trainer, "tags", lambda logger: _tags(logger, tags))
 
 
-def log_note(trainer: Trainer, text: str) -> None:
+def log_note(trainer: "Trainer", text: str) -> None:
     """Set the run's description, in Markdown, in every logger that has one."""
     for_each_logger(trainer, "the description", lambda logger: _note(logger, text))
 
 
-def for_each_logger(trainer: Trainer, name: str, action: Callable[[Any], None]) -> None:
-    """Call a function with each logger, on the first process alone; if it raises, warn that ``name`` was not taken."""
+def for_each_logger(trainer: "Trainer", name: str, action: Callable[[Any], None]) -> None:
+    """Call a function with each logger, on the first process alone; warn if a logger does not accept ``name``."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
         try:
             action(logger)
         except Exception as e:
+            from lightning.pytorch.utilities import rank_zero_warn
+
             rank_zero_warn(f"{type(logger).__name__} did not take {name} ({type(e).__name__}: {e}).")
 
 
@@ -88,7 +94,7 @@ def _tags(logger: Any, tags: Mapping[str, str]) -> None:
 def _note(logger: Any, text: str) -> None:
     run, experiment = _mlflow_run(logger)
     if run is not None:
-        experiment.set_tag(run, "mlflow.note.content", text)  # the tag that MLflow shows as a run's description
+        experiment.set_tag(run, NOTE_TAG, text)
     elif _has(logger, "log_note"):
         logger.log_note(text)
 

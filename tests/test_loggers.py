@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.callbacks.loggers import log_note, log_tags
+import lr_lightning
+from lr_lightning._loggers import log_note, log_tags
 from tests.callbacks.tiny import Memory
 
 
@@ -32,3 +33,8 @@ def test_a_logger_of_ours_gets_the_note_itself_and_one_without_notes_nothing() -
     logger.log_note = kept.append  # type: ignore[attr-defined]
     log_note(_trainer(logger, Memory()), "verdict: healthy")
     assert kept == ["verdict: healthy"]
+
+
+def test_no_callback_names_a_tag_of_mlflow() -> None:
+    root = Path(lr_lightning.__file__).parent
+    assert not [str(path) for path in (root / "callbacks").glob("*.py") if "mlflow." in path.read_text()]
