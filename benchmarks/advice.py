@@ -31,13 +31,12 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, RMSprop
 
 from benchmarks import whole_run_cells as cells
-from benchmarks.finder_problems import mlp
+from benchmarks.finder_problems import batches, mlp
 from benchmarks.pieces import Piece, add_options, finish, stored
 from benchmarks.report import store
-from benchmarks.whole_run_truth import batches
 from lr_lightning.diagnosis import History, Verdict, diagnose
 from lr_lightning.diagnosis.history import Point
-from lr_lightning.diagnosis.verdict import Advice
+from lr_lightning.diagnosis.verdict import Advice, Change
 from lr_lightning.schedules import WSD, Clock, Constant, Cosine, Linear, OneCycle, Schedule, Triangular, Warmup
 from lr_lightning.training.models.small_cnn import SmallCNN
 
@@ -208,7 +207,7 @@ def train(config: Config, seed: int) -> dict[str, Any]:
     order: Iterator[Tensor] = batches(len(x), size, 1000 + seed)
     points, start, diverged, step = [], math.nan, None, 0
     for epoch in range(config.epochs):
-        for _ in range(clock.steps_per_epoch or 0):
+        for _ in range(config.size // size):
             index = next(order)
             lr = optimizer.param_groups[0]["lr"] = config.lr * schedule(step, clock)
             loss = F.cross_entropy(net(x[index]), y[index], label_smoothing=config.smoothing)
@@ -258,49 +257,27 @@ def history(config: Config, result: Mapping[str, Any]) -> History:
 # --------------------------------------------------------------------------------------------------- following advice
 
 
-def followed(config: Config, advice: Advice, verdict: Verdict) -> Config | None:
-    """Return the configuration that an advice asks for; None for an advice that no setting follows."""
-    epochs = config.epochs
-    match advice:
-        case Advice.LOWER_LR_TENFOLD | Advice.LOWER_LR:
-            return replace(config, lr=config.lr / 10)
-        case Advice.LOWER_LR_AND_WARM_UP:
-            return replace(config, lr=config.lr / 10, warmup=0.1)
-        case Advice.WARM_UP_OR_CLIP:
-            return replace(config, warmup=0.1)
-        case Advice.LOWER_UNSTABLE_LR:
-            return replace(config, lr=config.lr / 3)
-        case Advice.RAISE_LR_TENFOLD:
-            return replace(config, lr=config.lr * 10)
-        case Advice.RAISE_LR | Advice.RAISE_CALM_LR:
-            return replace(config, lr=config.lr * 3)
-        case Advice.COOL_DOWN | Advice.COOL_DOWN_FIRST:
-            return replace(config, schedule="wsd")
-        case Advice.COOL_DOWN_EARLIER:
-            return replace(config, schedule="wsd", epochs=max(1, round(verdict.useful_epochs)))
-        case Advice.SHORTEN_AFTER_RISE | Advice.SHORTEN_AFTER_STANDSTILL:
-            return replace(config, epochs=max(1, round(verdict.useful_epochs)))
-        case Advice.TRAIN_LONGER_PROBE_FALLS | Advice.TRAIN_LONGER_PROBE_NOISY | Advice.TRAIN_LONGER_VAL_FALLS:
-            return replace(config, epochs=2 * epochs)
-        case Advice.LENGTHEN_FIRST:
-            return replace(config, epochs=2 * epochs)
-        case Advice.REGULARISE:
-            return replace(config, dropout=0.3) if config.net != "mlp" else replace(config, weight_decay=0.01)
-        case Advice.SCALE_LOGITS:
-            return replace(config, smoothing=0.1)
-        case Advice.ENLARGE:
-            return replace(config, width=2 * config.width)
-        case _:
-            return None
+def followed(config: Config, change: Change) -> Config:
+    """Return the configuration that an advice asks for."""
+    return replace(
+        config,
+        lr=float(f"{config.lr * (change.lr or 1):.4g}"),
+        epochs=max(1, change.epochs or config.epochs),
+        schedule=change.schedule or config.schedule,
+        warmup=0.1 if change.warmup else config.warmup,
+        width=config.width * (change.width or 1),
+        smoothing=change.label_smoothing or config.smoothing,
+        dropout=0.3 if change.regularise and config.net != "mlp" else config.dropout,
+        weight_decay=0.01 if change.regularise and config.net == "mlp" else config.weight_decay,
+    )
 
 
-_OPPOSITES = (
-    ({Advice.RAISE_LR, Advice.RAISE_CALM_LR, Advice.RAISE_LR_TENFOLD},
-     {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.LOWER_LR_AND_WARM_UP, Advice.LOWER_UNSTABLE_LR}),
-    ({Advice.TRAIN_LONGER_PROBE_FALLS, Advice.TRAIN_LONGER_PROBE_NOISY, Advice.TRAIN_LONGER_VAL_FALLS,
-      Advice.LENGTHEN_FIRST},
-     {Advice.SHORTEN_AFTER_RISE, Advice.SHORTEN_AFTER_STANDSTILL, Advice.COOL_DOWN_EARLIER}),
-)  # fmt: skip
+_LOWER = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.LOWER_LR_AND_WARM_UP, Advice.LOWER_UNSTABLE_LR}
+_RAISE = {Advice.RAISE_CALM_LR, Advice.RAISE_LR_TENFOLD}
+_SHORTER = {Advice.SHORTEN_AFTER_RISE, Advice.SHORTEN_AFTER_STANDSTILL, Advice.COOL_DOWN_EARLIER}
+_LONGER = {Advice.TRAIN_LONGER_PROBE_FALLS, Advice.LARGER_OR_LONGER}
+_UNTIL = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.RAISE_LR_TENFOLD}
+_OPPOSITES = ((_RAISE, _LOWER), (_LONGER, _SHORTER))
 
 
 def sends_back(advice: Advice, after: Verdict) -> bool:
@@ -309,11 +286,18 @@ def sends_back(advice: Advice, after: Verdict) -> bool:
     return any((advice in a and given & b) or (advice in b and given & a) for a, b in _OPPOSITES)
 
 
-def steps_of(config: Config, verdict: Verdict) -> dict[str, Config]:
-    """Return every next run that a verdict or the app's printed command asks for, by name."""
-    found = {advice.name: new for advice in verdict.advice if (new := followed(config, advice, verdict)) is not None}
-    if verdict.can_train_longer:
-        found["printed: train on"] = replace(config, epochs=2 * config.epochs)
+def steps_of(config: Config, verdict: Verdict) -> dict[str, list[Config]]:
+    """Return the next runs that a verdict asks for, by the name of the advice: of two to choose from, by both names.
+
+    "Tenfold until" is followed up to three times, until the loss is clearly lower; the others once.
+    """
+    found = {}
+    for advice in verdict.advice:
+        for place, change in enumerate(verdict.changes(advice)):
+            tries = [followed(config, change)]
+            while advice in _UNTIL and len(tries) < 3:
+                tries.append(followed(tries[-1], change))
+            found[f"{advice.name}{f' ({place})' if place else ''}"] = tries
     return found
 
 
@@ -358,17 +342,22 @@ def follow(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: P
     found = []
     for config in configs.values():
         own = [records.get(piece(config, seed, cifar10).key) for seed in range(SEEDS)]
-        if any(record is None for record in own):
+        if None in own:
             continue
-        for seed, record in enumerate(own):
+        for seed, record in enumerate(filter(None, own)):
             verdict = diagnose(history(config, record["result"]))
-            for name, new in steps_of(config, verdict).items():
-                after = records.get(piece(new, seed, cifar10).key)
-                if after is None:
+            for name, tries in steps_of(config, verdict).items():
+                (loss, acc), last = _end(record["result"]), None
+                for new in tries:
+                    if (after := records.get(piece(new, seed, cifar10).key)) is None:
+                        break
+                    (new_loss, new_acc), last = _end(after["result"]), (new, after)
+                    if new_loss < loss * (1 - CLEARLY):
+                        break
+                if last is None:
                     continue
-                (loss, acc), (new_loss, new_acc) = _end(record["result"]), _end(after["result"])
-                later = diagnose(history(new, after["result"]))
-                back = name in Advice.__members__ and sends_back(Advice[name], later)
+                later = diagnose(history(last[0], last[1]["result"]))
+                back = sends_back(Advice[name.partition(" ")[0]], later)
                 change = math.log(max(new_loss, 1e-6) / max(loss, 1e-6))
                 found.append(Followed(name, change, new_acc - acc, back))
     return found
@@ -460,7 +449,7 @@ def _next_pieces(configs: Mapping[str, Config], records: Mapping[str, Any], cifa
         for seed in range(SEEDS):
             if record := records.get(piece(config, seed, cifar10).key):
                 verdict = diagnose(history(config, record["result"]))
-                for new in steps_of(config, verdict).values():
+                for new in (new for tries in steps_of(config, verdict).values() for new in tries):
                     one = piece(new, seed, cifar10)
                     found.setdefault(one.key, one)
     return list(found.values())

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from lr_lightning._checks import check_count
 from lr_lightning._lightning import batch_loss, mean_over_ranks, to_device
 from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
-from lr_lightning._param_groups import first_group_lr
+from lr_lightning._param_groups import first_group_lr, peak_lr
 from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
 from lr_lightning.callbacks import per_example
 from lr_lightning.callbacks.per_example import LossFunction, Sample, SampleCollector, ValidationLosses
@@ -102,13 +102,15 @@ class OverfittingMonitor(Callback):
         self.unmeasured: frozenset[str] = frozenset()
         """Metrics that will not be logged, as far as the sanity check has shown."""
         self._total_steps: int | None = None
+        self._peak_lr: float | None = None
 
     @property
     def history(self) -> History:
         """The measurements so far."""
         start = None if self._first_loss is None else float(self._first_loss)
         points = tuple(self._points)
-        return History(points, self._chance, start, self._total_steps, self._diverged, self._overconfident)
+        state = self._total_steps, self._diverged, self._overconfident
+        return History(points, self._chance, start, *state, self._peak_lr)
 
     @property
     def verdict(self) -> Verdict:
@@ -123,8 +125,11 @@ class OverfittingMonitor(Callback):
             self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the length of the run."""
+        """Note the length of the run and the peak of its learning rate."""
         self._total_steps = trainer_clock(trainer).total
+        groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
+        if groups and groups[0].get("lr") is not None and "d" not in groups[0]:  # d: a factor that is estimated
+            self._peak_lr = peak_lr(groups[0])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
