@@ -39,7 +39,7 @@ test-fast: $(STAMP)  ## the tests that start no processes of their own
 
 bench: $(STAMP)  ## the small form of every benchmark that needs no data of yours: a few minutes, nothing stored
 	@for name in lr_schedule_cost monitor_cost logging finder_cost throughput finder_regret finder_retry schedules \
-		batch_growth smith_table pruning search_methods many_ranks store_scale lr_effects whole_run cooldown_preview gpu; do \
+		batch_growth smith_table pruning search_methods many_ranks store_scale lr_effects whole_run cooldown_preview advice gpu; do \
 		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick $(ARGS) || exit 1; done
 
 soak: $(STAMP)  ## kill one run a hundred times and compare it with one that never stopped; 20 minutes

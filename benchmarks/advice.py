@@ -251,7 +251,7 @@ def history(config: Config, result: Mapping[str, Any]) -> History:
     shares = torch.bincount(y, minlength=10).double() / len(y)
     chance = float(-(shares[shares > 0] * shares[shares > 0].log()).sum())
     start = result["start"] if math.isfinite(result["start"]) else None
-    return History(tuple(points), chance, start, result["total"], result["diverged"])
+    return History(tuple(points), chance, start, result["total"], result["diverged"], peak_lr=config.lr)
 
 
 # --------------------------------------------------------------------------------------------------- following advice
@@ -274,7 +274,7 @@ def followed(config: Config, change: Change) -> Config:
 
 _LOWER = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.LOWER_LR_AND_WARM_UP, Advice.LOWER_UNSTABLE_LR}
 _RAISE = {Advice.RAISE_CALM_LR, Advice.RAISE_LR_TENFOLD}
-_SHORTER = {Advice.SHORTEN_AFTER_RISE, Advice.SHORTEN_AFTER_STANDSTILL, Advice.COOL_DOWN_EARLIER}
+_SHORTER = {Advice.SHORTEN_AFTER_RISE, Advice.COOL_DOWN_EARLIER}
 _LONGER = {Advice.TRAIN_LONGER_PROBE_FALLS, Advice.LARGER_OR_LONGER}
 _UNTIL = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.RAISE_LR_TENFOLD}
 _OPPOSITES = ((_RAISE, _LOWER), (_LONGER, _SHORTER))

@@ -18,9 +18,9 @@ _STILL = 0.1  # share of all that was learnt: a smaller fall in the last quarter
 _BY_HEART = 0.02  # share of chance: a probe loss below it is that of examples learnt by heart
 _WIDE = 0.1  # share of chance: a gap above it is wide
 _LOST = 0.03  # of the validation accuracy: a run that ended that far below its best is not healthy
-_COOLED = 0.4  # share of the peak learning rate: a last one below it has been cooled down
+_COOLED = 0.5  # share of the peak learning rate: a last one below it has been cooled down
 _SLOW = 0.35  # share of chance: while a loss above it falls at every validation, a higher learning rate is faster
-_CALM, _STEADY = 0.005, 0.1  # roughness of curves that fall at every validation, and of those that fall on the whole
+_CALM, _STEADY = 0.005, 0.02  # roughness of curves that fall at every validation, and of those that fall on the whole
 _AT_BEST = 1.02  # times the best validation loss: a loss below it is still at its best
 _AT_ITS_END = 0.98  # share of the planned steps: a run that made as many counts as complete
 _MOST_ADVICE = 3
@@ -40,9 +40,10 @@ def diagnose(history: History) -> Verdict:
        fell at every one of at least four validations has not diverged.
     2. ``overfitting``: the validation loss is above its best, by 5 % of it and beyond its noise, and the probe loss
        fell beyond its noise since then. ``memorised``: the validation is no better than chance, and the probe is.
-       ``receding``: the validation loss is falling again. ``gap``: the probe is learnt by heart (below 2 % of chance),
-       the validation loss is far above it (by 10 % of chance), and at least half the run brought the validation
-       nothing.
+       ``receding``: the validation loss is falling again. Also where the hump of a high learning rate hides the
+       minimum (see :attr:`~lr_lightning.diagnosis.curves.Curves.hidden_minimum`). ``gap``: the probe is learnt by heart
+       (below 2 % of chance), the validation loss is far above it (by 10 % of chance), and at least half the run brought
+       the validation nothing.
     3. ``underfitting``: the probe loss is high, above 15 % of chance. ``under-trained`` if in the last quarter of the
        learning it fell beyond its noise, and by at least 10 % of its whole fall. Near chance, it counts as falling if
        in the last half it fell by more than 1.5 times the bound, or if single examples hardly changed their losses.
@@ -50,7 +51,8 @@ def diagnose(history: History) -> Verdict:
        like a loss that has stopped. ``limited`` if the loss has stopped below chance; neither if its noise may hide a
        fall.
     4. ``collapsed``: neither loss ever left chance.
-    5. ``healthy``: the probe loss is low and the validation loss has not risen.
+    5. ``healthy``: the probe loss is low, the validation loss has not risen, and the validation accuracy is less than 3
+       points below its best, or not beyond its error.
     6. ``inconclusive``: anything else.
 
     The verdict is always the same for the same history.
@@ -198,6 +200,7 @@ def _underfitting(curves: Curves) -> Verdict | None:
         "probe_fall_since_epoch": curves.points[since].epoch,
         "lowest_probe_loss": float(curves.probe.values.min()),
         "best_val_loss": min(point.val_loss for point in curves.every),
+        "val_at_half": next(p.val_loss for p in curves.every if p.epoch >= last.epoch / 2),
         "roughness": curves.roughness,
         "too_slow": float(not curves.above_chance and (curves.roughness < _CALM or still)),
     }
@@ -262,9 +265,8 @@ def _if_overfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     advice = [Advice.CHECK_LABELS] if verdict.reason is Reason.MEMORISED else []
     if _lr_is_high(numbers):
         advice.append(Advice.COOL_DOWN_EARLIER)
-    elif verdict.reason is not Reason.RECEDING and verdict.useful_epochs < numbers["epochs"]:
-        gap = verdict.reason is Reason.GAP
-        advice.append(Advice.SHORTEN_AFTER_STANDSTILL if gap else Advice.SHORTEN_AFTER_RISE)
+    elif verdict.reason not in (Reason.RECEDING, Reason.GAP) and verdict.useful_epochs < numbers["epochs"]:
+        advice.append(Advice.SHORTEN_AFTER_RISE)
     return [*advice, Advice.REGULARISE, *([Advice.SCALE_LOGITS] if numbers.get("overconfident") else [])]
 
 
@@ -273,15 +275,16 @@ def _if_underfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
         return [Advice.FINISH]
     chance = numbers.get("chance_loss", math.inf)
     lowest = min(numbers["lowest_probe_loss"], numbers["best_val_loss"])
-    if "peak_lr" in numbers and numbers["too_slow"] and lowest > _SLOW * chance:
+    limited = verdict.reason is Reason.LIMITED
+    if "peak_lr" in numbers and numbers["too_slow"] and lowest > _SLOW * chance and not limited:
         return [Advice.RAISE_LR_TENFOLD if lowest > AT_CHANCE * chance else Advice.RAISE_CALM_LR]
-    advice = [Advice.COOL_DOWN_FIRST] if _lr_is_high(numbers) else []
-    if verdict.reason is Reason.LIMITED:
-        return [*advice, Advice.ENLARGE, Advice.NOISY_LABELS]
-    if numbers["roughness"] > _STEADY or numbers["val_loss"] > _AT_BEST * numbers["best_val_loss"]:
-        return advice  # a longer run may do worse
+    if limited:
+        return [Advice.ENLARGE, Advice.NOISY_LABELS]
+    learns = numbers["val_loss"] < min(_AT_BEST * numbers["best_val_loss"], numbers["val_at_half"] / (1 + RISE))
+    if numbers["roughness"] > _STEADY or not learns or _lr_is_high(numbers):
+        return []  # a longer run may do worse
     falls = verdict.reason is Reason.UNDER_TRAINED and numbers["probe_fall"] > 0
-    return [*advice, Advice.TRAIN_LONGER_PROBE_FALLS if falls else Advice.LARGER_OR_LONGER]
+    return [Advice.TRAIN_LONGER_PROBE_FALLS if falls else Advice.LARGER_OR_LONGER]
 
 
 def _if_healthy(verdict: Verdict, numbers: Numbers) -> list[Advice]:

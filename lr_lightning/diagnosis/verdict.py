@@ -58,10 +58,8 @@ class Advice(Enum):
     # a learning rate that is still high at the end
     COOL_DOWN = "Cool down: {lr_is_high}. Let it fall to 0 at the end, with the schedule wsd for instance."
     COOL_DOWN_EARLIER = "Cool down: {lr_is_high}. Let it fall to 0 by about epoch {length:.0f}."
-    COOL_DOWN_FIRST = "Cool down: {lr_is_high}, which may be what keeps the loss up."
     # the length of the run
     SHORTEN_AFTER_RISE = "{shorten}: the validation loss rose after epoch {onset:.0f} of {epochs:.0f}."
-    SHORTEN_AFTER_STANDSTILL = "{shorten}: the validation loss gained nothing after epoch {onset:.0f} of {epochs:.0f}."
     TRAIN_LONGER_PROBE_FALLS = "{train_longer}: the probe loss fell by {probe_fall:.2g} {probe_fall_since}."
     FINISH = "Train to the end of the planned run, of which {planned:.0%} are done."
     # the data, the network, the measurement
@@ -137,12 +135,6 @@ class Verdict:
         return f"{self.label} ({self.detail})" if self.detail else str(self.label)
 
     @property
-    def sufficient_epochs(self) -> float | None:
-        """The epoch at which a shorter schedule may end; None unless the advice is to shorten the run."""
-        shorten = {Advice.SHORTEN_AFTER_RISE, Advice.SHORTEN_AFTER_STANDSTILL}
-        return self.useful_epochs if shorten.intersection(self.advice) else None
-
-    @property
     def useful_epochs(self) -> float:
         """The epochs up to the onset, at most the run's, at least 1."""
         return max(1.0, min(self._onset, self.evidence["epochs"]))
@@ -165,11 +157,11 @@ class Verdict:
                 return (Change(lr=10),)
             case Advice.RAISE_CALM_LR:
                 return (Change(lr=3),)
-            case Advice.COOL_DOWN | Advice.COOL_DOWN_FIRST:
+            case Advice.COOL_DOWN:
                 return (Change(schedule="wsd"),)
             case Advice.COOL_DOWN_EARLIER:
                 return (Change(schedule="wsd", epochs=round(self.useful_epochs)),)
-            case Advice.SHORTEN_AFTER_RISE | Advice.SHORTEN_AFTER_STANDSTILL:
+            case Advice.SHORTEN_AFTER_RISE:
                 return (Change(epochs=round(self.useful_epochs)),)
             case Advice.TRAIN_LONGER_PROBE_FALLS:
                 return (Change(epochs=doubled),)
