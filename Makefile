@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install train test test-fast check bench soak ui compare docs lock clean
+.PHONY: help install train test test-fast check compat bench soak ui compare docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lr_lightning needs Python >= 3.11; set it with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Setting up $(VENV) with everything that the project uses and is tested with: some minutes, once."
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,plot,optimizers,bench,postgres,examples,docs,dev]"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,plot,optimizers,launchers,bench,postgres,heic,onnx,examples,loggers,docs,dev]"
 	@touch $@
 
 install: $(STAMP)  ## the virtual environment in .venv, with everything
@@ -37,9 +37,12 @@ test: check  ## every check and every test
 test-fast: $(STAMP)  ## the tests that start no processes of their own
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" $(ARGS)
 
+compat:  ## the callbacks' tests with Lightning 2.6, 2.5 and pytorch_lightning, each in its own environment
+	@PYTHON=$(PYTHON) .ci/compat
+
 bench: $(STAMP)  ## the small form of every benchmark that needs no data of yours: a few minutes, nothing stored
 	@for name in lr_schedule_cost monitor_cost logging finder_cost throughput finder_regret finder_retry schedules \
-		batch_growth smith_table pruning search_methods many_ranks store_scale lr_effects whole_run cooldown_preview advice gpu; do \
+		batch_growth smith_table pruning search_methods many_ranks store_scale lr_effects whole_run cooldown_preview advice threads growth peers gpu; do \
 		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick $(ARGS) || exit 1; done
 
 soak: $(STAMP)  ## kill one run a hundred times and compare it with one that never stopped; 20 minutes
@@ -59,5 +62,5 @@ lock: $(STAMP)  ## write the installed versions to constraints.txt, after the te
 	@{ echo "# Every version that was tested; written by 'make lock'."; $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > constraints.txt.new
 	@mv constraints.txt.new constraints.txt && touch $(STAMP)
 
-clean:  ## remove the virtual environment and caches; runs and outputs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist site *.egg-info
+clean:  ## remove the virtual environments and caches; runs and outputs stay
+	rm -rf $(VENV) .venvs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist site *.egg-info

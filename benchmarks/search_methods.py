@@ -10,6 +10,8 @@ in a loop of ``train()``. Compared are, each from the start of the interpreter t
 
 * the time from the start of the first trial to the end of the last one with the trials' own time, which is the sum of
   the seconds of each ``train()`` with all that an ordinary run does (loading the data, opening and closing the record);
+* the wall time of the whole command with the trials' own time; and the same without what any search takes once: the
+  wall time of the same command with a single trial, less that trial;
 * the wall time of the search with that of the single process;
 * the CPU seconds of the search, those of all its processes, with those of the single process.
 
@@ -96,10 +98,12 @@ def measure_overhead(quick: bool) -> None:
             row = _overhead(count, 1 if quick else EPOCHS)
             rows.setdefault(str(count), []).append(row)
             print(f"{count} trials {row}", flush=True)
-    print(f"\n{'trials':>6} {'time beyond the trials':>24} {'beyond one process':>20} {'CPU of one process':>20}")
+    heads = ("first to last trial", "whole command", "without one start", "beyond one process", "CPU of one process")
+    print(f"\n{'trials':>6} {''.join(f'{head:>21}' for head in heads)}")
     for count, found in rows.items():
         median = {key: float(np.median([row[key] for row in found])) for key in found[0]}
-        print(f"{count:>6} {median['beyond_trials']:>24.1%} {median['beyond_single']:>20.1%} {median['cpu']:>19.2f}x")
+        shares = ("beyond_trials", "beyond_trials_whole", "beyond_trials_and_start", "beyond_single")
+        print(f"{count:>6} {''.join(f'{median[key]:>21.1%}' for key in shares)}{median['cpu']:>20.2f}x")
     store("search_overhead", {"epochs": EPOCHS, "trials": rows}, quick)
 
 
@@ -110,9 +114,10 @@ def _overhead(count: int, epochs: int) -> dict[str, float]:
         words += [f"tracking.root={place}/mlruns", f"output_root={place}/outputs"]
         single = _timed("-c", SINGLE, str(ROOT), lrs, *words)
         script = str(ROOT / "scripts" / "search.py")
+        alone = _timed(script, "search=grid", "sweep=one", "optimizer.lr=choice(0.03)", *words)
+        start = alone[0] - _trial_seconds(Path(place) / "outputs" / "one")
         searched = _timed(script, "search=grid", "sweep=s", f"optimizer.lr={lrs}", *words)
-        with (Path(place) / "outputs" / "s" / "trials.csv").open() as file:
-            trials = sum(float(row["seconds"]) for row in csv.DictReader(file))
+        trials = _trial_seconds(Path(place) / "outputs" / "s")
         ended = optuna.load_study(study_name="s", storage=f"sqlite:///{place}/mlruns/search.db").get_trials()
         starts = [trial.datetime_start for trial in ended if trial.datetime_start is not None]
         ends = [trial.datetime_complete for trial in ended if trial.datetime_complete is not None]
@@ -121,10 +126,19 @@ def _overhead(count: int, epochs: int) -> dict[str, float]:
         "trial_seconds": trials,
         "search_seconds": searched[0],
         "single_seconds": single[0],
+        "start_seconds": start,
         "beyond_trials": seconds / trials - 1,
+        "beyond_trials_whole": searched[0] / trials - 1,
+        "beyond_trials_and_start": (searched[0] - start) / trials - 1,
         "beyond_single": searched[0] / single[0] - 1,
         "cpu": searched[1] / single[1],
     }
+
+
+def _trial_seconds(folder: Path) -> float:
+    """Return the seconds of all trials of a search together."""
+    with (folder / "trials.csv").open() as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file))
 
 
 def _timed(*command: str) -> tuple[float, float]:

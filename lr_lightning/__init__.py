@@ -3,6 +3,7 @@
 Public names are imported on first use, so that importing a light part of the package stays cheap.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from lr_lightning.callbacks.batch_size import BatchSizeSchedule
     from lr_lightning.callbacks.cooldown_preview import CooldownPreview
     from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
-    from lr_lightning.callbacks.lr_finder import LRFinder, LRGrid
+    from lr_lightning.callbacks.lr_finder import LRFinder, LRGrid, find_lr
     from lr_lightning.callbacks.lr_schedule import LRSchedule
     from lr_lightning.callbacks.overfitting import OverfittingMonitor
     from lr_lightning.callbacks.random_state import RandomState
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lr_lightning.diagnosis.history import History
     from lr_lightning.errors import Diverged
     from lr_lightning.lr_finder.results import RangeTest
+    from lr_lightning.torch_schedule import TorchSchedule
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,8 +40,10 @@ __all__ = [
     "ScheduleAwareStopping",
     "ScheduleFreeMode",
     "StepRecorder",
+    "TorchSchedule",
     "__version__",
     "diagnose",
+    "find_lr",
 ]
 
 _MODULES = {
@@ -57,13 +61,18 @@ _MODULES = {
     "ScheduleAwareStopping": "callbacks.early_stopping",
     "ScheduleFreeMode": "callbacks.schedule_free",
     "StepRecorder": "callbacks.step_recorder",
+    "TorchSchedule": "torch_schedule",
     "diagnose": "diagnosis.diagnose",
+    "find_lr": "callbacks.lr_finder",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(import_module(f"lr_lightning.{_MODULES[name]}"), name)
+        found = getattr(import_module(f"lr_lightning.{_MODULES[name]}"), name)
+        if (shared := sys.modules.get("lr_lightning._lightning")) is not None:
+            shared.join_packages()  # a LightningCLI asks for the class before it makes the callback
+        return found
     raise AttributeError(f"module 'lr_lightning' has no attribute '{name}'")
 
 

@@ -1,7 +1,7 @@
-"""Check arguments: numbers, counts and choices. A wrong one is an ArgumentError."""
+"""Check arguments: numbers, counts, choices and batches. A wrong one is an ArgumentError."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from lr_lightning.errors import ArgumentError
 
@@ -24,3 +24,10 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Check that a value is one of the choices."""
     if value not in choices:
         raise ArgumentError(f"must be one of {', '.join(map(repr, choices))}, got {value!r}", name)
+
+
+def check_batches(name: str, value: Iterable[object] | None) -> None:
+    """Check that batches, if they are given, can be iterated again: an iterator or a generator is used up once."""
+    if isinstance(value, Iterator) or not (value is None or hasattr(value, "__iter__")):
+        kind = type(value).__name__
+        raise ArgumentError(f"must be batches that can be iterated again, such as a DataLoader, got a {kind}", name)

@@ -1,36 +1,197 @@
-"""What callbacks share, and the only file that touches what is private in Lightning or differs between its versions."""
+"""What callbacks share, and the only file that touches what is private in Lightning or differs between its versions.
+
+Lightning comes as two packages, ``lightning.pytorch`` and ``pytorch_lightning``, with the same code: a class of one is
+no class of the other, and a project may use either or both. The rest of the plugin imports Lightning's names from here.
+"""
 
 import copy
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from weakref import WeakSet
 
 import torch
-from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loops.fetchers import _DataFetcher
-from lightning.pytorch.trainer import call
-from lightning.pytorch.trainer.connectors import data_connector
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.data import has_len_all_ranks
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from lr_lightning.errors import UsageError
 
+_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+_imported = (name for name in _PACKAGES if name in sys.modules)
+_installed = (name for name in _PACKAGES if find_spec(name.partition(".")[0]) is not None)
+_MAIN = next(chain(_imported, _installed), "lightning.pytorch")  # our classes extend those of this package
+_version = import_module(_MAIN).__version__
+if tuple(map(int, _version.split(".")[:2])) < (2, 5):
+    raise ImportError(f"lr_lightning needs Lightning 2.5 or newer, and {_MAIN} is {_version}. Upgrade it with pip.")
+
+if TYPE_CHECKING or _MAIN == "lightning.pytorch":
+    from lightning.fabric.utilities import move_data_to_device
+    from lightning.fabric.utilities.data import _set_sampler_epoch
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+    from lightning.pytorch.accelerators import Accelerator
+    from lightning.pytorch.callbacks import (
+        BatchSizeFinder,
+        EarlyStopping,
+        GradientAccumulationScheduler,
+        LearningRateFinder,
+        ModelCheckpoint,
+    )
+    from lightning.pytorch.loggers.logger import DummyLogger, Logger
+    from lightning.pytorch.loops.fetchers import _DataFetcher
+    from lightning.pytorch.loops.optimization.automatic import ClosureResult
+    from lightning.pytorch.profilers import PassThroughProfiler, Profiler
+    from lightning.pytorch.strategies import Strategy
+    from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+    from lightning.pytorch.utilities.combined_loader import CombinedLoader
+    from lightning.pytorch.utilities.seed import isolate_rng
+    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+    from lightning.pytorch.utilities.types import STEP_OUTPUT
+else:
+    from lightning_fabric.utilities import move_data_to_device
+    from lightning_fabric.utilities.data import _set_sampler_epoch
+    from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+    from pytorch_lightning.accelerators import Accelerator
+    from pytorch_lightning.callbacks import (
+        BatchSizeFinder,
+        EarlyStopping,
+        GradientAccumulationScheduler,
+        LearningRateFinder,
+        ModelCheckpoint,
+    )
+    from pytorch_lightning.loggers.logger import DummyLogger, Logger
+    from pytorch_lightning.loops.fetchers import _DataFetcher
+    from pytorch_lightning.loops.optimization.automatic import ClosureResult
+    from pytorch_lightning.profilers import PassThroughProfiler, Profiler
+    from pytorch_lightning.strategies import Strategy
+    from pytorch_lightning.trainer.states import RunningStage, TrainerFn
+    from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+    from pytorch_lightning.utilities.combined_loader import CombinedLoader
+    from pytorch_lightning.utilities.seed import isolate_rng
+    from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
+    from pytorch_lightning.utilities.types import STEP_OUTPUT
+
 DataFetcher = _DataFetcher
 set_sampler_epoch = _set_sampler_epoch  # Lightning calls this before it iterates a loader
-call_module_hook = call._call_lightning_module_hook  # calls it so that self.log knows which hook it is in
 
-_T = TypeVar("_T", bound=Callback)
+_T = TypeVar("_T")
+_SAID: WeakSet[Trainer] = WeakSet()  # the Trainers whose user has been told that results are lost
+
+
+# -- the two packages --------------------------------------------------------------------------------------------------
+
+
+def twins(*kinds: type[_T]) -> tuple[type[_T], ...]:
+    """Return classes, each with the class of its name in the other Lightning package if that is imported."""
+    found = list(kinds)
+    for kind in kinds:
+        for own, other in (_PACKAGES, _PACKAGES[::-1]):
+            module = sys.modules.get(other + kind.__module__.removeprefix(own))
+            found += [getattr(module, kind.__name__)] if hasattr(module, kind.__name__) else []
+    return tuple(found)
+
+
+def own_module(thing: Trainer | LightningModule, path: str) -> Any:
+    """Return a module, such as ``"trainer.call"``, of the package that a Trainer or LightningModule belongs to."""
+    modules = [kind.__module__ for kind in type(thing).__mro__]
+    package = next((name for name in _PACKAGES if any(module.startswith(name) for module in modules)), _MAIN)
+    return import_module(f"{package}.{path}")
+
+
+def make_trainer(module: LightningModule, **options: Any) -> Trainer:
+    """Return a Trainer of the package that a module belongs to."""
+    trainer: Trainer = own_module(module, "trainer").Trainer(**options)
+    return trainer
+
+
+class BaseCallback(Callback):
+    """A callback for the Trainers of both packages.
+
+    Some of Lightning's checks ask for the ``Callback`` of the Trainer's own package, so it becomes a base of this class
+    as soon as that package is imported.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Join the packages that have been imported since."""
+        join_packages()
+        return super().__new__(cls)
+
+
+class BaseEarlyStopping(BaseCallback, EarlyStopping):
+    """Lightning's EarlyStopping for the Trainers of both packages."""
+
+    stopping_reason_message: str | None = None  # before Lightning 2.6 the reason was printed and not kept
+
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
+        stop, reason = super()._evaluate_stopping_criteria(current)
+        self.stopping_reason_message = reason if stop else self.stopping_reason_message
+        return stop, reason
+
+
+def join_packages() -> None:
+    """Make this package's callbacks subclasses of those of every Lightning package that is imported by now."""
+    for ours, theirs in ((BaseCallback, Callback), (BaseEarlyStopping, EarlyStopping)):
+        for kind in twins(theirs):
+            if not issubclass(ours, kind):
+                last = type(f"_{kind.__name__}", (kind,), {"__init__": lambda self: None, "__module__": __name__})
+                ours.__bases__ = (*ours.__bases__, last)  # it ends the chain of super().__init__
 
 
 def callbacks_of(trainer: Trainer, kind: type[_T]) -> list[_T]:
-    """Return the Trainer's callbacks of one class, in their order."""
-    every: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
-    return [callback for callback in every if isinstance(callback, kind)]
+    """Return the Trainer's callbacks of one class, of either package, in their order."""
+    every: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
+    return [callback for callback in every if isinstance(callback, twins(kind))]
+
+
+def overrides(method: str, module: LightningModule) -> bool:
+    """Return whether a module defines a method that LightningModule has a default for."""
+    own = getattr(module, method)
+    plain = {getattr(kind, method) for kind in twins(LightningModule)}
+    return getattr(own, "__func__", own) not in plain
+
+
+def call_module_hook(trainer: Trainer, hook: str, *args: Any) -> Any:
+    """Call a hook of the module so that ``self.log`` knows which hook it is in."""
+    return own_module(trainer, "trainer.call")._call_lightning_module_hook(trainer, hook, *args)
+
+
+def _call_strategy(trainer: Trainer, hook: str, *args: Any, **kwargs: Any) -> Any:
+    return own_module(trainer, "trainer.call")._call_strategy_hook(trainer, hook, *args, **kwargs)
+
+
+def averaging_callbacks(trainer: Trainer, name: str = "") -> list[Any]:
+    """Return Lightning's callbacks that average the weights, or those of them with this class name."""
+    names = {name} if name else {"StochasticWeightAveraging", "WeightAveraging"}  # the second came with Lightning 2.6
+    every = callbacks_of(trainer, Callback)
+    return [each for each in every if names & {kind.__name__ for kind in type(each).__mro__}]
+
+
+def planned_epochs(trainer: Trainer) -> int:
+    """Return the number of epochs that train, -1 if there is no limit.
+
+    For a module with BatchNorm, StochasticWeightAveraging adds an epoch to ``max_epochs`` that trains nothing.
+    """
+    for averaging in averaging_callbacks(trainer, "StochasticWeightAveraging"):
+        if getattr(averaging, "_max_epochs", -1) > 0:
+            return int(averaging.swa_end) + 1
+    return -1 if trainer.max_epochs is None else trainer.max_epochs
+
+
+def warn_if_results_are_lost(trainer: Trainer) -> None:
+    """Say once that what this package's callbacks measure stays in the processes that ``ddp_spawn`` starts."""
+    launchers = own_module(trainer, "strategies.launchers.multiprocessing")
+    if isinstance(trainer.strategy.launcher, launchers._MultiProcessingLauncher) and trainer not in _SAID:
+        _SAID.add(trainer)
+        names = ", ".join(dict.fromkeys(type(each).__name__ for each in callbacks_of(trainer, BaseCallback)))
+        rank_zero_warn(
+            "This strategy trains in processes that it starts itself, and Lightning brings back only weights and "
+            f"metrics. So what {names} find (results, verdicts, summaries, the module's lr) is missing in the script "
+            "after fit(). Use strategy='ddp', or read it from the logger or a checkpoint."
+        )
 
 
 # -- ranks: every rank must call these functions, even one that has no value to give ---------------------------------
@@ -113,6 +274,12 @@ class FreshMetric:
         return any(not result.has_reset for result in own) if own else now is not before
 
 
+def is_missed_in_sanity_check(trainer: Trainer, name: str) -> bool:
+    """Return whether the sanity check has logged metrics, but not this one of those that a validation logs."""
+    late = name.startswith(("overfit/", "probe/", "train/", "cost/"))  # of callbacks in real validations
+    return bool(trainer.callback_metrics) and name not in trainer.callback_metrics and not late
+
+
 def names_to_loggers(trainer: Trainer) -> set[str]:
     """Return the names under which the module logs to the loggers in the running loop, as far as it has."""
     results: Any = trainer._results
@@ -147,6 +314,36 @@ def hyperparameter_dicts(module: LightningModule) -> list[Any]:
 def is_dev_run(trainer: Trainer) -> bool:
     """Return whether this is a development run (``fast_dev_run``)."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside the class
+
+
+def is_resuming(trainer: Trainer) -> bool:
+    """Return whether this fit resumes from a checkpoint; ask in ``on_fit_start``.
+
+    ``trainer.ckpt_path`` does not tell: BatchSizeFinder and LearningRateFinder leave a path of their own in it.
+    """
+    return bool(trainer._checkpoint_connector._loaded_checkpoint)
+
+
+def can_stop_early(trainer: Trainer) -> bool:
+    """Return whether ``trainer.should_stop`` ends the run now: ``min_epochs`` and ``min_steps`` have been reached."""
+    return trainer.fit_loop._can_stop_early
+
+
+@contextmanager
+def without_callback_hooks(trainer: Trainer) -> Iterator[None]:
+    """Call no hook of this Trainer's callbacks; ``trainer.callbacks`` stays as it is, for a module that reads it."""
+    call = own_module(trainer, "trainer.call")
+    original = call._call_callback_hooks
+
+    def called(its_trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if its_trainer is not trainer:
+            original(its_trainer, *args, **kwargs)
+
+    call._call_callback_hooks = called
+    try:
+        yield
+    finally:
+        call._call_callback_hooks = original
 
 
 def is_step_complete(trainer: Trainer) -> bool:
@@ -190,7 +387,7 @@ def call_validation_step(trainer: Trainer, batch: Any, index: int, loader: int |
     kwargs = loop._build_kwargs(batch, index, loader)
     call_module_hook(trainer, "on_validation_batch_start", *kwargs.values())
     arguments = loop._build_step_args_from_hook_kwargs(kwargs, "validation_step")
-    output = call._call_strategy_hook(trainer, "validation_step", *arguments)
+    output = _call_strategy(trainer, "validation_step", *arguments)
     call_module_hook(trainer, "on_validation_batch_end", output, *kwargs.values())
     return output
 
@@ -199,7 +396,7 @@ def to_device(trainer: Trainer, batch: Any) -> Any:
     """Return a batch on the module's device, converted and transferred as Lightning's loops do."""
     batch = trainer.precision_plugin.convert_input(batch)
     batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
+    return _call_strategy(trainer, "batch_to_device", batch, dataloader_idx=0)
 
 
 class CheckpointCallback(ModelCheckpoint):
@@ -237,6 +434,29 @@ def sole_train_loader(trainer: Trainer) -> Any:
     return combined.flattened[0] if combined is not None and len(combined.flattened) == 1 else None
 
 
+def loaders_of_validation(trainer: Trainer) -> Any:
+    """Return the fit's first validation loader, or all if each gives a part of a batch; None if there is none yet."""
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    if combined is None:
+        return None
+    return combined.flattened[0] if combined._mode == "sequential" and combined.flattened else combined.iterables
+
+
+def is_compiled(module: LightningModule) -> bool:
+    """Return whether torch.compile has compiled the module, which a hook would make it do again."""
+    return getattr(module, "_compiler_ctx", None) is not None
+
+
+def is_last_validation_batch(trainer: Trainer) -> bool:
+    """Return whether no validation batch follows the one that has just ended, as far as Lightning knows."""
+    return bool(trainer.fit_loop.epoch_loop.val_loop.batch_progress.is_last_batch)
+
+
+def inner_sampler(sampler: Any) -> Any:
+    """Return the sampler that Lightning has wrapped to share its examples among the ranks."""
+    return getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
+
+
 def prepared_loaders(
     trainer: Trainer, stage: RunningStage, check: Callable[[Any, str], None] = lambda loader, name: None
 ) -> CombinedLoader:
@@ -249,22 +469,27 @@ def prepared_loaders(
     loop = trainer.fit_loop if training else trainer.fit_loop.epoch_loop.val_loop
     if loop._combined_loader is not None:
         return loop._combined_loader
-    given = data_connector._request_dataloader(loop._data_source)
+    connector, combining = (
+        own_module(trainer, path) for path in ("trainer.connectors.data_connector", "utilities.combined_loader")
+    )
+    given = connector._request_dataloader(loop._data_source)
     hook = f"{stage.dataloader_prefix}_dataloader"
     trainer.strategy.barrier(f"LRFinder: {hook}()")
-    mode: Any = "max_size_cycle" if training else "sequential"
-    combined = copy.copy(given) if isinstance(given, CombinedLoader) else CombinedLoader(given, mode)
+    is_combined = isinstance(given, twins(CombinedLoader))
+    mode = "max_size_cycle" if training else "sequential"
+    combined: CombinedLoader = copy.copy(given) if is_combined else combining.CombinedLoader(given, mode)
     if trainer.overfit_batches > 0:  # type: ignore[attr-defined]  # set outside the class
-        data_connector._resolve_overfit_batches(combined, mode=stage)
+        connector._resolve_overfit_batches(combined, mode=stage)
     prepared = []
     for loader in combined.flattened:
         check(loader, hook)
-        data_connector._check_dataloader_iterable(loader, loop._data_source, TrainerFn.FITTING)
-        prepared.append(data_connector._process_dataloader(trainer, TrainerFn.FITTING, stage, loader))
+        connector._check_dataloader_iterable(loader, loop._data_source, TrainerFn.FITTING)
+        prepared.append(connector._process_dataloader(trainer, TrainerFn.FITTING, stage, loader))
     combined.flattened = prepared
     limit = getattr(trainer, f"limit_{stage.dataloader_prefix}_batches")
-    lengths = [len(dl) if has_len_all_ranks(dl, trainer.strategy, True) else float("inf") for dl in prepared]
-    combined.limits = [data_connector._parse_num_batches(stage, length, limit) for length in lengths]
+    known = own_module(trainer, "utilities.data").has_len_all_ranks
+    lengths = [len(dl) if known(dl, trainer.strategy, True) else float("inf") for dl in prepared]
+    combined.limits = [connector._parse_num_batches(stage, length, limit) for length in lengths]
     return combined
 
 

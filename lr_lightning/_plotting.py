@@ -7,7 +7,8 @@ distinguish. matplotlib is an optional extra, so it is imported when a figure is
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,6 +68,7 @@ _KNOWN = (
     *("polynomial", "inverse_sqrt", "exp_range", "batch_growth", "schedule_free", "triangular_staged", "fixed"),
 )
 _SLOTS = len(_HUES) * 3
+_DISTINCT = 5  # the first of the hues: sky is close to blue, and grey looks faint
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,18 @@ class Style:
 def _slot(name: str) -> int:
     if name in _KNOWN:
         return _KNOWN.index(name)
-    return int(hashlib.sha256(name.encode("utf-8", "replace")).hexdigest(), 16) % _SLOTS
+    return int(hashlib.sha256(name.encode("utf-8", "replace")).hexdigest(), 16) % _DISTINCT
 
 
 def _style(slot: int) -> Style:
     shade, hue = divmod(slot, len(_HUES))
     return Style((_HUES, _DARK, _LIGHT)[shade][hue], _DASHES[shade], _SYMBOLS[(hue + shade) % len(_SYMBOLS)])
+
+
+def _distance(slot: int, own: int) -> tuple[int, bool, int]:
+    """Order slots by how well they suit a name: full hues before their shades, clearly different hues first."""
+    shade, hue = divmod(slot, len(_HUES))
+    return shade, hue >= _DISTINCT, (hue - own) % len(_HUES)
 
 
 def style(name: str) -> Style:
@@ -105,20 +113,25 @@ def style(name: str) -> Style:
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Return a style for each name: the name's own if it is free, so that up to 21 names all differ."""
+    """Return a style for each name: the name's own if it is free, so that up to 21 names all differ.
+
+    The seven full hues with solid lines are given before their darker and lighter shades.
+    """
     wanted = sorted(set(names), key=lambda name: (name not in _KNOWN, name))
     taken: set[int] = set()
     found: dict[str, Style] = {}
     for name in wanted:
-        slot = _slot(name)
-        if name not in _KNOWN and len(taken) < _SLOTS:
-            slot = next(s for s in ((slot + i) % _SLOTS for i in range(_SLOTS)) if s not in taken)
+        slot = own = _slot(name)
+        if name not in _KNOWN and (free := set(range(_SLOTS)) - taken):
+            slot = min(free, key=partial(_distance, own=own))
         taken.add(slot)
         found[name] = _style(slot)
     return found
 
 
-def new_figure(width: float, height: float, dpi: int = 100) -> "Figure":
+def new_figure(
+    width: float, height: float, dpi: int = 100, layout: Literal["constrained"] | None = "constrained"
+) -> "Figure":
     """Return an empty figure, in inches, that belongs to no window and no global state of pyplot."""
     try:
         from matplotlib.figure import Figure
@@ -126,7 +139,7 @@ def new_figure(width: float, height: float, dpi: int = 100) -> "Figure":
         raise ImportError(
             "matplotlib, which draws pictures, is not installed: pip install 'lr-lightning[plot]'."
         ) from e
-    return Figure(figsize=(width, height), layout="constrained", dpi=dpi)
+    return Figure(figsize=(width, height), layout=layout, dpi=dpi)
 
 
 def axes_of(ax: "Axes | None", width: float = 8, height: float = 4.8, dpi: int = 120) -> tuple[Any, Any]:

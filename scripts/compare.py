@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from _checkout import ROOT, installed
+from _checkout import ROOT, installed, uri_of
 
 
 def _arguments() -> argparse.Namespace:
@@ -41,7 +41,7 @@ def main() -> int:
         from lr_lightning.app.commands.compare import run
     return run(
         given.root,
-        given.uri,
+        uri_of(given),
         given.out,
         experiments=given.experiment,
         by=None if given.by is None else [key.strip() for key in given.by.split(",") if key.strip()],

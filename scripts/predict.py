@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _checkout import ROOT, installed
+from _checkout import ROOT, installed, uri_of
 
 
 def _arguments() -> argparse.Namespace:
@@ -12,6 +12,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("run", metavar="RUN", help="output folder of a run, or its MLflow run id; the table at its end names both")
     add("images", metavar="IMAGES", nargs="+", help="image files, and folders of them; unreadable ones are skipped")
+    add("--top", type=int, default=1, metavar="N", help="give the N most probable classes of each image (1)")
     add("--csv", type=Path, metavar="FILE", help="also write the table as CSV; a pipe gets CSV anyway")
     add(
         "--checkpoint",
@@ -37,10 +38,11 @@ def main() -> int:
         given.images,
         table=given.csv,
         checkpoint=given.checkpoint,
+        top=max(1, given.top),
         trust=given.trust,
         output_root=given.outputs,
         store=given.root,
-        uri=given.uri,
+        uri=uri_of(given),
     )
 
 

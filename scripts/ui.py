@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _checkout import ROOT, installed
+from _checkout import ROOT, installed, uri_of
 
 
 def _port(text: str) -> int:
@@ -21,12 +21,19 @@ def main() -> int:
     parser.add_argument("--experiment", help="the experiment to show; by default the one written to last")
     parser.add_argument("--root", type=Path, default=ROOT / "mlruns", help="the store: this checkout's mlruns/")
     parser.add_argument("--uri", help="another store: postgresql://...")
+    upgrade = "upgrade a store that an older MLflow made, and keep a copy of it"
+    parser.add_argument("--upgrade-store", action="store_true", help=upgrade)
     given = parser.parse_args()
+    uri = uri_of(given)
     with installed():
         from lr_lightning.errors import StoreUnavailable, TrackingError
+        from lr_lightning.tracking import open_store
         from lr_lightning.tracking.ui import serve
     try:
-        return serve(given.root, given.uri, given.port, given.experiment, show=given.open)
+        if given.upgrade_store:
+            print(f"upgraded; the store of before is {open_store(given.root, uri).upgrade()}")
+            return 0
+        return serve(given.root, uri, given.port, given.experiment, show=given.open)
     except TrackingError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

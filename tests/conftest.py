@@ -53,8 +53,15 @@ def root() -> Path:
 @pytest.fixture(autouse=True)
 def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning keeps the seed in the environment and acts on it: it would change the loaders of every later test."""
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+    mlflows = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", *mlflows):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def activated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an activated environment: `python`, in the commands that are printed, is this one."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
 
 
 @pytest.fixture(autouse=True)

@@ -69,6 +69,9 @@ def test_results_that_are_still_to_come_have_their_line(stored: ModuleType, tmp_
             }
         },
         "soak": {"kills": 100, "metric_rows": 9, "rows_missing_or_changed": 0, "rows_added_or_changed": 0},
+        "growth": {"curves": {"rows": {"exponent": 1.0}, "ranks": {"exponent": 1.25}}},
+        "peers": {"ratio_to_no_callback": {"no callback": RATIO, "here": RATIO}},
+        "threads": {"nets": {"small_cnn": {"faster": RATIO}}},
         "schedules": {"rows": [{"epochs": 2, "schedule": "cosine", "held_out": [0.8, 0.9]}]},
     }
     for name, result in results.items():
@@ -78,6 +81,9 @@ def test_results_that_are_still_to_come_have_their_line(stored: ModuleType, tmp_
     assert "app to loop, seconds: 1.2 (1.1 to 1.3), n = 3; resnet9 partial" in table
     said = "1.2 (1.1 to 1.3), n = 3"
     assert f"{said}, 10,000 steps; Lightning's logger {said}, 1,000 steps" in table
+    assert "the steepest of 2 curves: ranks, exponent 1.25, n = 3" in table
+    assert "| here 1.2 (1.1 to 1.3), n = 3" in table
+    assert "small_cnn 1.2 (1.1 to 1.3), n = 3" in table
     assert "100 kills, 0 of 9 rows changed" in table
     assert "2 epochs, the best: cosine 85.0% (80.0% to 90.0%), n = 2" in table
 

@@ -2,15 +2,21 @@
 
 import ast
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning
+import pytest
 import torch
+from lightning.pytorch import Trainer
 
 import lr_lightning
-from lr_lightning._lightning import gather_rows, mean_over_ranks
+from lr_lightning import LRFinder, RunCost
+from lr_lightning._lightning import gather_rows, mean_over_ranks, warn_if_results_are_lost
 from tests.callbacks.threads import on_ranks
+from tests.callbacks.tiny import QUIET
 
 
 def test_ranks_without_a_value_take_part_in_means_and_rows() -> None:
@@ -46,3 +52,14 @@ def test_private_names_of_lightning_stand_in_one_file_only() -> None:
         if (names := {*_private_names(ast.parse(path.read_text(encoding="utf-8")))} & of_lightning)
     }
     assert set(found) == {"_lightning.py"}, found
+
+
+def test_results_that_stay_in_other_processes_are_announced_once() -> None:
+    options: dict[str, Any] = {**QUIET, "callbacks": [LRFinder(), RunCost()]}
+    run = Trainer(devices=2, strategy="ddp_spawn", **options)
+    with pytest.warns(UserWarning, match="So what LRFinder, RunCost find .* is missing in the script after fit"):
+        warn_if_results_are_lost(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_results_are_lost(run)
+        warn_if_results_are_lost(Trainer(**options))

@@ -1,14 +1,133 @@
-"""A note reaches the loggers that have a place for it: MLflow shows it as the description of a run."""
+"""What the callbacks give to a Trainer's loggers arrives where each of them can hold it."""
 
+import csv
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 import lr_lightning
+from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost, StepRecorder
 from lr_lightning._loggers import log_note, log_tags
-from tests.callbacks.tiny import Memory
+from lr_lightning.schedules import Cosine
+from tests.callbacks.tiny import Memory, Tiny, loader, trainer
+
+FILES = {"range_test/curve.csv", "range_test/curve.png", "verdict.txt", "verdict.png"}
+METRICS = {"lr/head", "lr/body", "train/loss", "train/loss_epoch", "val/loss", "probe/loss", "overfit/gap_loss"}
+
+
+class Kept(NamedTuple):
+    """What a logger holds after a run."""
+
+    lrs: list[float]  # of the group called "head", at each step
+    metrics: set[str]
+    files: set[str]
+    verdict: str | None
+    note: str | None
+
+
+class Grouped(Tiny):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        body, head = self.net[0].parameters(), self.net[3].parameters()
+        groups: list[Any] = [{"params": head, "name": "head"}, {"params": body, "name": "body", "lr": 0.02}]
+        return torch.optim.SGD(groups, lr=self.lr)
+
+
+def csv_run(folder: Path, run: Callable[[Any], None], request: pytest.FixtureRequest) -> Kept:
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(folder)
+    run(logger)
+    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
+    lrs = [float(row["lr/head"]) for row in rows if row["lr/head"]]
+    return Kept(lrs, set(rows[0]), files_in(Path(logger.log_dir)), None, None)
+
+
+def tensorboard_run(folder: Path, run: Callable[[Any], None], request: pytest.FixtureRequest) -> Kept:
+    accumulation = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    logger = TensorBoardLogger(folder)
+    run(logger)
+    logger.finalize("success")
+    events = accumulation.EventAccumulator(logger.log_dir, {"scalars": 0, "images": 0, "tensors": 0}).Reload()
+    tags = events.Tags()
+    lrs = [event.value for event in events.Scalars("lr/head")]
+    images = {f"{tag}.png" for tag in tags["images"]}
+    texts = {tag.removesuffix("/text_summary") for tag in tags["tensors"]}
+    assert texts == {"verdict", "range_test/curve"}
+    return Kept(lrs, set(tags["scalars"]), images | files_in(Path(logger.log_dir)), None, None)
+
+
+def mlflow_run(folder: Path, run: Callable[[Any], None], request: pytest.FixtureRequest) -> Kept:
+    pytest.importorskip("mlflow")
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    shutil.copy(request.getfixturevalue("empty_store"), folder / "m.db")
+    logger = MLFlowLogger("run", tracking_uri=f"sqlite:///{folder}/m.db", artifact_location=str(folder / "files"))
+    run(logger)
+    client, identity = logger.experiment, str(logger.run_id)
+    data = client.get_run(identity).data
+    lrs = [metric.value for metric in sorted(client.get_metric_history(identity, "lr/head"), key=lambda m: m.step)]
+    files = files_in(folder / "files" / identity / "artifacts")
+    return Kept(lrs, set(data.metrics), files, data.tags["verdict"], data.tags["mlflow.note.content"])
+
+
+def wandb_run(folder: Path, run: Callable[[Any], None], request: pytest.FixtureRequest) -> Kept:
+    wandb = pytest.importorskip("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    logger = WandbLogger(save_dir=folder, offline=True)
+    seen: list[dict[str, Any]] = []
+    log = logger.experiment.log
+    logger.experiment.log = lambda values, **options: (seen.append(values), log(values, **options))  # type: ignore[assignment]
+    try:
+        run(logger)
+        files = files_in(Path(logger.experiment.dir))
+        note, verdict = logger.experiment.notes, logger.experiment.summary["verdict"]
+    finally:
+        wandb.finish()
+        wandb.teardown()
+    lrs = [values["lr/head"] for values in seen if "lr/head" in values]
+    images = {f"{key}.png".removeprefix("figures/") for values in seen for key in values if key.startswith("figures/")}
+    metrics = {key for values in seen for key in values}
+    return Kept(lrs, metrics, images | {name for name in files if not name.startswith("media/")}, verdict, note)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        csv_run,
+        tensorboard_run,
+        pytest.param(mlflow_run, marks=pytest.mark.slow),
+        pytest.param(wandb_run, marks=pytest.mark.slow),
+    ],
+)
+def test_every_callback_with_every_logger(
+    kind: Callable[..., Kept], tmp_path: Path, request: pytest.FixtureRequest, recwarn: pytest.WarningsRecorder
+) -> None:
+    monitor, schedule = OverfittingMonitor(), LRSchedule(Cosine())
+    callbacks = [LRFinder(num_steps=12, apply=False, progress=False), schedule, monitor, StepRecorder(), RunCost()]
+
+    def run(logger: Any) -> None:
+        trainer(tmp_path, callbacks, logger, log_every_n_steps=1).fit(Grouped(), loader(), loader(60))
+
+    kept = kind(tmp_path, run, request)
+    assert kept.lrs == pytest.approx([0.1 * factor for factor in Cosine().factors(12)])
+    assert kept.metrics >= METRICS
+    assert any(name.startswith("summary/") for name in kept.metrics)
+    assert kept.files >= FILES
+    assert kept.verdict in (None, monitor.verdict.label)
+    assert kept.note in (None, monitor.verdict.text())
+    assert not [str(w.message) for w in recwarn if "did not take" in str(w.message)]
 
 
 def _trainer(*loggers: Any) -> Any:

@@ -52,9 +52,17 @@ def test_the_command_line_is_read_before_anything_heavy_is_loaded() -> None:
     }
 
 
+def test_what_a_training_imports_before_its_first_step() -> None:
+    loaded = _loaded(
+        "from lr_lightning.app.run.train import build_run\nfrom lr_lightning.training.sources import digits\ndigits()"
+    )
+    assert "lightning" in loaded
+    assert not loaded & {"mlflow", "datasets", "pandas", "plotly", "sklearn", "optuna"}
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("[a-z]*.py")))
 def test_a_script_without_the_environment_says_how_to_make_it(script: str) -> None:
-    arguments = {"predict.py": ["run", "image.png"], "replay.py": ["folder"]}.get(script, [])
+    arguments = {"export.py": ["run"], "predict.py": ["run", "image.png"], "replay.py": ["folder"]}.get(script, [])
     command = [sys.executable, "-S", str(ROOT / "scripts" / script), *arguments]  # -S: without what is installed
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 1
@@ -79,8 +87,10 @@ def test_public_names() -> None:
         "ScheduleAwareStopping",
         "ScheduleFreeMode",
         "StepRecorder",
+        "TorchSchedule",
         "__version__",
         "diagnose",
+        "find_lr",
     ]
     for name in lr_lightning.__all__:
         assert getattr(lr_lightning, name) is not None
@@ -149,3 +159,10 @@ def test_the_way_of_a_learning_rate_is_as_described_and_never_turns_back() -> No
             path
         )  # which hold the values that the others are given
         above += source
+
+
+def test_every_file_that_contributing_names_exists() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert [
+        path for path in named if not any((folder / path).is_file() for folder in (ROOT, ROOT / "lr_lightning"))
+    ] == []

@@ -18,3 +18,9 @@ def test_other_names_get_what_is_free() -> None:
     assert len(styles([*names, *(f"more {i}" for i in range(300))])) == 321
     assert styles(["cosine", "zzz"])["cosine"] == style("cosine")
     assert styles(["\udcff"])
+
+
+def test_a_few_other_names_get_full_hues_and_solid_lines() -> None:
+    looks = styles([f"lr={0.01 * i:g}" for i in range(7)]).values()
+    assert {look.dash for look in looks} == {"solid"}
+    assert len({look.colour for look in looks}) == 7

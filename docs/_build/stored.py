@@ -143,6 +143,19 @@ def _many_ranks(found: dict[str, Any]) -> str:
     return f"ms a step with {ranks} ranks: {spread(cost['ms_a_step'])}"
 
 
+def _growth(found: dict[str, Any]) -> str:
+    name, worst = max(found["curves"].items(), key=lambda item: float(item[1]["exponent"]))
+    return f"the steepest of {len(found['curves'])} curves: {name}, exponent {worst['exponent']:.2f}, n = 3"
+
+
+def _peers(found: dict[str, Any]) -> str:
+    return "; ".join(f"{name} {spread(ratio)}" for name, ratio in list(found["ratio_to_no_callback"].items())[1:])
+
+
+def _threads(found: dict[str, Any]) -> str:
+    return "; ".join(f"{net} {spread(row['faster'])}" for net, row in list(found["nets"].items())[:2])
+
+
 def _throughput(found: dict[str, Any]) -> str:
     problems = (item for item in found.items() if item[0] != "machine")
     return "; ".join(f"{name} {spread(each['ratio_to_lightning']['app'])}" for name, each in problems)
@@ -234,6 +247,9 @@ ROWS = (
     Row("search_methods", "best validation loss of each way of searching", _search_methods),
     Row("many_ranks", "the loader, for one of many ranks", _many_ranks),
     Row("store_scale", "a store of many runs", _store_scale),
+    Row("growth", "how time grows with rows, callbacks, groups, examples, ranks and runs", _growth),
+    Row("peers", "a fit that logs every step, over one without callbacks, here and elsewhere", _peers),
+    Row("threads", "how many times faster all cores are than one thread", _threads),
     Row("soak", "one run killed a hundred times, beside one that was not", _soak),
     Row(
         "gpu",

@@ -205,8 +205,7 @@ def _wants_preview(config: Config) -> bool:
     wanted = config.callbacks.cooldown_preview
     if wanted is not None:
         return wanted
-    averages_itself = config.optimizer.name.startswith("schedule_free")
-    return isinstance(config.schedule, schemas.STAYS_HIGH) and not averages_itself
+    return isinstance(config.schedule, schemas.STAYS_HIGH) and not config.optimizer.averages_weights
 
 
 def _batch_growth(growth: schemas.GrowthConfig, batch_size: int) -> BatchSizeSchedule:

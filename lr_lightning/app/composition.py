@@ -5,7 +5,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import cast
@@ -13,18 +13,24 @@ from typing import cast
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.config import Config, register
+from lr_lightning._commands import override
+from lr_lightning.app.config import PLACES_OF_DATA, Config, register, takes_text
 from lr_lightning.app.error_messages import did_you_mean, explain
 from lr_lightning.app.schemas.key_rules import Problem
 from lr_lightning.app.schemas.schedule import CyclicalConfig
-from lr_lightning.errors import ConfigError
+from lr_lightning.app.schemas.trainer import TrackingConfig
+from lr_lightning.errors import ConfigError, Rejected, StoreUnavailable, TrackingError
 
 _HYDRAS, _OURS = "HYDRA_FULL_ERROR", "LR_LIGHTNING_SET_HYDRA_FULL_ERROR"
 _MOST_PROBLEMS = 5
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_HOME = re.compile(r"~[\w.-]*(/|$)")
 
 
 def wants_tracebacks() -> bool:
@@ -32,19 +38,13 @@ def wants_tracebacks() -> bool:
     return _HYDRAS in os.environ and _OURS not in os.environ
 
 
-def prepare(root: Path, purpose: str = "", usage: Callable[[], str] = str) -> None:
-    """Register the checkout's config with Hydra, and make the user's modules importable. Repeated calls are harmless.
-
-    ``purpose`` is the first line of `--help`; ``usage`` returns its end.
-    """
+def prepare(root: Path) -> None:
+    """Register the checkout's config with Hydra, and make the user's modules importable. It can be repeated."""
     if not wants_tracebacks():
         # Without the first variable Hydra would print its errors and exit; here they are translated. The second one
         # tells child processes that the first was not set by the user.
         os.environ |= {_HYDRAS: "1", _OURS: "1"}
     OmegaConf.register_new_resolver("checkout", lambda: str(root), replace=True)
-    OmegaConf.register_new_resolver("choices", lambda: choices_help(root), replace=True)
-    OmegaConf.register_new_resolver("purpose", lambda: purpose, replace=True)
-    OmegaConf.register_new_resolver("usage", lambda: usage(), replace=True)
     register()
     # A user's module=... lies in the working directory. Python has put the scripts' folder first, where a script of the
     # same name would hide it.
@@ -85,6 +85,38 @@ def load_config(root: Path, overrides: Sequence[str]) -> Config:
         raise ConfigError(explain(e)) from e
 
 
+def readable(words: Sequence[str]) -> list[str]:
+    """Quote the text values of a command line that Hydra's grammar cannot read or would change, and expand ``~``."""
+    several = any(word in ("-m", "--multirun") for word in words)
+    read = [word if word.startswith("-") else _readable(word, several=several) for word in words]
+    if not any(word.startswith("resume=") for word in read):
+        return read
+    places = tuple(f"data.{key}=" for key in PLACES_OF_DATA)  # the default data may lack the key that the run's has
+    return [f"++{word}" if word.startswith(places) else word for word in read]
+
+
+def _readable(word: str, *, several: bool) -> str:
+    key, equals, value = word.partition("=")
+    if not equals or not takes_text(key.lstrip("+")):
+        return word
+    if _HOME.match(value):
+        try:
+            word = f"{key}={(value := str(Path(value).expanduser()))}"
+        except RuntimeError as e:
+            why = "HOME, which is not set" if value.startswith("~/") or value == "~" else "a user of that name"
+            raise ConfigError(f"{key}: {value} needs {why}. Give the whole path.") from e
+    try:
+        given = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return override(key, value)
+    read = given.value()
+    if given.value_type == ValueType.SIMPLE_CHOICE_SWEEP:  # a path with a comma, or several values
+        is_path = "/" in value and (not several or Path(value).exists())
+        return override(key, value) if is_path else word
+    is_plain = isinstance(read, str | int | float) and not re.match(r"""['"]|\w+\(""", value) and "\\" not in value
+    return override(key, value) if is_plain and read != value else word
+
+
 def validate(cfg: DictConfig) -> Config:
     """Check the composed config, and return it as plain dataclasses, with ``optimizer.lr`` as the peak learning rate.
 
@@ -98,6 +130,8 @@ def validate(cfg: DictConfig) -> Config:
         raise ConfigError(explain(e, getattr(e, "full_key", None))) from e
     _raise_for(config.problems())
     take_peak_from_schedule(config)
+    if config.tracking.name == "mlflow":
+        take_places_from_environment(config.tracking, own_root=not OmegaConf.is_interpolation(cfg.tracking, "root"))
     return config
 
 
@@ -105,6 +139,23 @@ def take_peak_from_schedule(config: Config) -> None:
     """Set ``optimizer.lr`` to ``schedule.max_lr``, its other name in a cyclical schedule, where that is given."""
     if isinstance(config.schedule, CyclicalConfig) and config.schedule.max_lr is not None:
         config.optimizer.lr = float(config.schedule.max_lr)
+
+
+def take_places_from_environment(node: TrackingConfig, *, own_root: bool) -> None:
+    """Take store and experiment from MLflow's variables if the config names none; ``own_root`` names a store too."""
+    if node.uri is None and not own_root:
+        node.uri = os.environ.get(URI_VARIABLE) or None
+    if node.experiment is None:
+        node.experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or None
+    if node.experiment is None and (number := os.environ.get("MLFLOW_EXPERIMENT_ID")):
+        from lr_lightning.tracking import open_store
+
+        try:
+            node.experiment = str(open_store(node.root, node.uri).call("get_experiment", number).name)
+        except (TrackingError, StoreUnavailable, Rejected) as e:
+            raise ConfigError(
+                f"MLFLOW_EXPERIMENT_ID: {number}: {e}. Give tracking.experiment=NAME, or unset it."
+            ) from e
 
 
 def _raise_for(problems: Iterator[Problem]) -> None:

@@ -6,7 +6,9 @@ Nothing heavy is imported here, so that `--help`, `--cfg job` and a mistyped com
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -147,6 +149,9 @@ class Config(Schema):
             yield Problem("study", "sets the learning rates itself; leave schedule.max_lr and schedule.base_lr out.")
 
 
+PLACES_OF_DATA = ("root", "train", "val", "test", "path", "cache_dir")
+"""Keys of `data` that say where the images lie. They may change in a resume: the fingerprint tells other images."""
+
 GROUP_BASES: dict[str, type[Any]] = {
     f.name: f.type for f in fields(Config) if isinstance(f.type, type) and issubclass(f.type, Schema)
 }
@@ -161,6 +166,30 @@ def _choices(base: type) -> dict[str, type]:
 
 SCHEMAS = {group: {**_choices(base), "base": base} for group, base in {**GROUP_BASES, "search": SearchConfig}.items()}
 """The schema of each choice, by group: `/schema/<group>/<choice>@_here_` in conf/<group>/*.yaml."""
+
+
+@cache
+def _text_keys() -> frozenset[str]:
+    """Return the dotted keys that take text, in any choice; ``tracking.tags.`` stands for every key of that mapping."""
+    found: set[str] = set()
+    schemas = [("", Config), *((f"{group}.", schema) for group in SCHEMAS for schema in SCHEMAS[group].values())]
+    for prefix, schema in schemas:  # grows by the nested ones
+        for f in fields(schema):
+            hint = get_args(f.type)[0] if get_origin(f.type) is Annotated else f.type
+            kinds = set(get_args(hint)) if get_origin(hint) is UnionType else {hint}
+            if str in kinds and not kinds & {int, float}:
+                found.add(f"{prefix}{f.name}")
+            if dict[str, str] in kinds:
+                found.add(f"{prefix}{f.name}.")
+            nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Schema)]
+            schemas += [(f"{prefix}{f.name}.", kind) for kind in nested]
+    return frozenset(found)
+
+
+def takes_text(key: str) -> bool:
+    """Tell whether the values of a dotted key are text, such as a path."""
+    names = key, f"search.{key}", f"{key.rpartition('.')[0]}."
+    return not _text_keys().isdisjoint(names)
 
 
 def register() -> None:

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 
 from hydra.errors import OverrideParseException
 
+from lr_lightning import _commands
 from lr_lightning.errors import ArgumentError, ConfigError, Diverged, DurationError, TotalStepsUnknown
 
 FAILED, BAD_INPUT = 1, 2
@@ -77,7 +78,10 @@ def explain(error: BaseException, override: str | None = None) -> str:
     if message := _of_composition(text):
         return message
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override '{error.override}'. Write key=value, in quotes if it has spaces."
+        name, equals, value = str(error.override).partition("=")
+        typed = _commands.shell_quote(_commands.override(name, value))
+        remedy = f"If the value is text, type {typed}" if equals else "Write key=value."
+        return f"cannot read the override '{error.override}'. {remedy}"
     key = _key_in(text, override)
     if message := _of_conversion(text, key, chain):
         return message

@@ -1,20 +1,31 @@
 """What every learning-rate finder has in common: when it runs, what it sets, and what it leaves."""
 
 import logging
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, get_args
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm.auto import tqdm
 
 from lr_lightning._checks import check_choice, check_count, check_number
-from lr_lightning._lightning import is_dev_run
+from lr_lightning._lightning import (
+    BaseCallback,
+    Callback,
+    LightningModule,
+    Trainer,
+    callbacks_of,
+    is_dev_run,
+    is_resuming,
+    rank_zero_info,
+    rank_zero_warn,
+    warn_if_results_are_lost,
+)
 from lr_lightning._loggers import for_each_logger, log_figure, log_text
 from lr_lightning.callbacks import set_lr
+from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
@@ -79,7 +90,7 @@ class Instruments(NamedTuple):
     bar: FinderProgressBar
 
 
-class BaseLRFinder(Callback, Generic[_Result]):
+class BaseLRFinder(BaseCallback, Generic[_Result]):
     """Find a peak learning rate before a fit, and train with it: what LRFinder and LRGrid share."""
 
     kind: type[Any]  # the class of the results
@@ -120,6 +131,8 @@ class BaseLRFinder(Callback, Generic[_Result]):
         self.applied: float | None = None  # the peak lr that was found; None if the run trains with the configured one
         self.applied_base: float | None = None  # the lower bound that was found for the run's cyclical schedule
         self._reference = 1.0
+        self._factor: float | None = 1.0  # the run's highest lr, by the module's schedulers, over the configured lr
+        self._resumed = False
 
     @property
     def result(self) -> _Result | None:
@@ -134,11 +147,16 @@ class BaseLRFinder(Callback, Generic[_Result]):
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":
             self._reset()
+            warn_if_results_are_lost(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and apply before anything has run; a resumed run already has its lr."""
         name = type(self).__name__
         check_optimization(trainer, pl_module, name)
+        for callback in callbacks_of(trainer, Callback):
+            if callable(check := getattr(callback, "check_fit", None)):  # LRSchedule's: refuse before measuring
+                check(trainer, pl_module)
+        self._resumed = is_resuming(trainer)
         self._reference = reference = set_lr.reference_lr(trainer, pl_module, self.attribute)
         if not self._is_due(trainer):
             return
@@ -148,16 +166,30 @@ class BaseLRFinder(Callback, Generic[_Result]):
         lr, base_lr = found.suggestion, None
         if set_lr.is_cyclical(trainer) and found.base_lr is not None and found.max_lr is not None:
             lr, base_lr = found.max_lr, found.base_lr
-        set_lr.set_peak(trainer, pl_module, lr, base_lr, self.attribute)
+        run = found.run if isinstance(found, RangeTest) else None
+        per_epoch = run.steps / run.epochs if run is not None and run.epochs else None
+        factor = 1.0 if self._factor is None else self._factor
+        decay = set_lr.decay_message(trainer.optimizers[0], reference * factor, lr, per_epoch)
+        set_lr.set_peak(trainer, pl_module, lr / factor, base_lr, self.attribute)
         self.applied, self.applied_base = lr, base_lr
         bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
-        rank_zero_info(f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference:.3g}.")
+        if factor != 1.0:
+            bounds += f" ({lr / factor:.3g}, which the module's lr_scheduler multiplies by {factor:.3g})"
+        text = f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference * factor:.3g}.{decay}"
+        if self._factor is None:
+            schedulers = " and ".join(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)
+            rank_zero_warn(
+                f"{text} It is not known what {schedulers} makes of it, so the lr that is used may be another. Use "
+                "LRSchedule instead; LRSchedule(replace=True) takes the scheduler's place."
+            )
+        else:
+            rank_zero_info(text)
         values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
         for_each_logger(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(values))
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Return whether to measure before this fit."""
-        if trainer.ckpt_path is not None or trainer.limit_train_batches == 0:
+        if self._resumed or trainer.limit_train_batches == 0:
             return False
         why = ""
         if is_dev_run(trainer):
@@ -170,19 +202,25 @@ class BaseLRFinder(Callback, Generic[_Result]):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the found lr where no checkpoint holds it: in the module and the default for later param groups."""
-        if trainer.ckpt_path is not None and self.applied is not None:
-            set_lr.set_default_lr(trainer.optimizers[0], self._reference, self.applied)
-            set_lr.set_module_lr(pl_module, self.applied, self.attribute)
+        if any(callback.peak_on_resume == "module" for callback in callbacks_of(trainer, LRSchedule)):
+            self.applied = self.applied if not self._resumed else None
+        if self._resumed and self.applied is not None:
+            lr = self.applied / (self._factor or 1.0)
+            set_lr.set_default_lr(trainer.optimizers[0], self._reference, lr)
+            set_lr.set_module_lr(pl_module, lr, self.attribute)
+            rank_zero_info(f"{type(self).__name__}: the resumed run keeps the lr that was found, {self.applied:.3g}.")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the points of every measurement as plain values, and the lr that was applied."""
         results = [found.state() for found in self.results.values()]
-        return {"results": results, "applied": self.applied, "applied_base": self.applied_base}
+        applied = {"applied": self.applied, "applied_base": self.applied_base, "factor": self._factor}
+        return {"results": results, **applied}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.results = {found.epoch: found for found in map(self.kind.from_state, state_dict["results"])}
         self.applied, self.applied_base = state_dict["applied"], state_dict["applied_base"]
+        self._factor = state_dict.get("factor", 1.0)
 
     def _measure(self, trainer: Trainer, module: LightningModule, reference: float, name: str) -> _Result:
         """Measure, report the result in one line, and give every logger its figure and points under a name."""
@@ -203,6 +241,27 @@ class BaseLRFinder(Callback, Generic[_Result]):
                 log.info("no figure: %s", e)
         return found
 
+    def _train(
+        self, instruments: Instruments, lr: float, number: int, factors: Callable[[], Iterator[float]]
+    ) -> tuple[tuple[float, ...], float]:
+        """Train for a while with the peak lr times each factor; return the losses, and the metric at the end.
+
+        The losses end where one is not finite.
+        """
+        dry_run, validation, _ = instruments
+        losses: list[float] = []
+        final, complete = math.nan, True
+        with dry_run.run(number):
+            for factor in factors():
+                loss = dry_run.step(lr * factor)
+                if complete := math.isfinite(loss):
+                    losses.append(loss)
+                else:
+                    break
+            if validation is not None and complete:
+                final = validation()
+        return tuple(losses), final
+
     @contextmanager
     def _instruments(
         self, trainer: Trainer, module: LightningModule, reference: float, work: str, total: int, unit: str
@@ -215,6 +274,11 @@ class BaseLRFinder(Callback, Generic[_Result]):
             FinderProgressBar(work, total, unit, drawn=drawn, say=say) as bar,
             DryRun(trainer, module, ratios, accumulate, started=self._started) as dry_run,
         ):
+            if not self._started:
+                with dry_run.with_loaders():
+                    for callback in callbacks_of(trainer, LRSchedule):
+                        callback.planned(trainer, module)  # refuses what does not fit the run
+                    self._factor = set_lr.scheduler_factor(trainer, reference)
             validation = None
             if self.metric != "loss":
                 validation = Validation(dry_run, self.metric, batches=self.val_batches, monitor=self.monitor)

@@ -1,16 +1,17 @@
 """Running statistics of BatchNorm layers: save, estimate and restore them."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import data
+
+from lr_lightning._lightning import CombinedLoader, Trainer, twins
+from lr_lightning.callbacks.training_examples import first_loader, used_indices
 
 Norms = dict[str, _BatchNorm]
 Statistics = dict[str, list[Tensor]]
@@ -75,21 +76,14 @@ def calibration_batches(trainer: Trainer, count: int, seed: int) -> Iterable[Any
     For a torch DataLoader these are batches of the loader's size from random examples of its data set, the same each
     time. Any other loader is iterated through a shallow copy.
     """
-    loader: Any = trainer.train_dataloader
+    loader: Any = first_loader(trainer.train_dataloader)
     if not isinstance(loader, data.DataLoader):
-        several_or_spent = isinstance(loader, Mapping | Sequence | CombinedLoader | Iterator)
+        several_or_spent = isinstance(loader, (Mapping, Sequence, Iterator, *twins(CombinedLoader)))
         return None if loader is None or several_or_spent else copy.copy(loader)
-    every, size = loader.dataset, loader.batch_size
-    if size is None or isinstance(every, data.IterableDataset) or not isinstance(every, Sized):
-        return None
-    indices: Sequence[int]
-    if type(loader.sampler) is data.SubsetRandomSampler:
-        indices = list(loader.sampler.indices)
-    elif type(loader.sampler) in (data.RandomSampler, data.SequentialSampler, data.DistributedSampler):
-        indices = range(len(every))
-    else:
-        return None  # the sampler does not say which examples it draws from
+    indices, size = used_indices(trainer, loader, limited=False), loader.batch_size
+    if indices is None or size is None or isinstance(loader.sampler, data.WeightedRandomSampler):
+        return None  # the sampler does not say which examples it draws, or how often
     wanted = count * size * trainer.world_size
     drawn = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))[:wanted]
-    mine = [indices[i] for i in drawn.tolist()][trainer.global_rank :: trainer.world_size]
-    return data.DataLoader(data.Subset(every, mine), batch_size=size, collate_fn=loader.collate_fn)
+    mine = indices[drawn.numpy()][trainer.global_rank :: trainer.world_size].tolist()
+    return data.DataLoader(data.Subset(loader.dataset, mine), batch_size=size, collate_fn=loader.collate_fn)

@@ -7,14 +7,22 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol, Self, runtime_checkable
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lr_lightning._batches import batch_size_of
 from lr_lightning._checks import check_count, check_number
-from lr_lightning._lightning import callbacks_of, replace_train_loader, sole_train_loader
+from lr_lightning._lightning import (
+    BaseCallback,
+    GradientAccumulationScheduler,
+    LightningModule,
+    Trainer,
+    callbacks_of,
+    planned_epochs,
+    rank_zero_info,
+    rank_zero_warn,
+    replace_train_loader,
+    sole_train_loader,
+)
 from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules import DurationLike
 from lr_lightning.schedules import batch_size as arithmetic
@@ -37,7 +45,7 @@ class _Epoch:
         return None if self.batches is None else updates_per_epoch(self.batches, self.batch.accumulate)
 
 
-class BatchSizeSchedule(Callback):
+class BatchSizeSchedule(BaseCallback):
     """Grow the batch at epoch boundaries, instead of decaying the learning rate.
 
     Source: Smith, Kindermans, Ying & Le 2017, "Don't Decay the Learning Rate, Increase the Batch Size" (1711.00489):
@@ -121,6 +129,14 @@ class BatchSizeSchedule(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what can be checked before anything trains."""
         self._plan = None
+        self.check_fit(trainer, pl_module)
+
+    def check_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot work; a finder calls this before it measures.
+
+        Raises:
+            ArgumentError: Another callback sets the accumulation.
+        """
         if callbacks_of(trainer, GradientAccumulationScheduler):
             raise ArgumentError(
                 "BatchSizeSchedule and GradientAccumulationScheduler would both set the accumulation. Remove one."
@@ -200,7 +216,7 @@ class BatchSizeSchedule(Callback):
         return plan
 
     def _multiples(self, trainer: Trainer, first: _Epoch) -> tuple[float, ...]:
-        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        epochs = limit if (limit := planned_epochs(trainer)) > 0 else None
         if self.milestones is not None:
             return arithmetic.milestone_multiples(self.milestones, self.factor, epochs)
         if self.mirror is None or epochs is None or first.updates is None:
@@ -233,6 +249,8 @@ class BatchSizeSchedule(Callback):
 
     def _apply(self, trainer: Trainer) -> None:
         plan, index = self._planned(trainer), int(_epochs(trainer).processed)
+        if 0 < planned_epochs(trainer) <= index:
+            return  # an epoch of StochasticWeightAveraging that trains nothing
         self._started = index + 1
         epoch = plan[min(index, len(plan) - 1)]
         trainer.accumulate_grad_batches = epoch.batch.accumulate

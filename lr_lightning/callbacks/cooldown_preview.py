@@ -6,15 +6,20 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.data import extract_batch_size
-from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from lr_lightning._checks import check_count, check_number
-from lr_lightning._lightning import to_device
+from lr_lightning._batches import count_examples
+from lr_lightning._checks import check_batches, check_count, check_number
+from lr_lightning._lightning import (
+    STEP_OUTPUT,
+    BaseCallback,
+    LightningModule,
+    Trainer,
+    isolate_rng,
+    rank_zero_warn,
+    to_device,
+    warn_if_results_are_lost,
+)
 from lr_lightning.callbacks import batch_norm, per_example
 from lr_lightning.callbacks.per_example import LossFunction, SampleCollector
 
@@ -54,7 +59,7 @@ class RunningAverage:
         torch._foreach_lerp_(kept, [v.to(k.device) for k, v in zip(kept, current.values(), strict=True)], weight)
 
 
-class CooldownPreview(Callback):
+class CooldownPreview(BaseCallback):
     """Show at every validation what the run would reach if its learning rate were cooled down now.
 
     A run at a high learning rate looks worse than it is: its weights jump around the point to which a cooldown would
@@ -101,6 +106,7 @@ class CooldownPreview(Callback):
         check_number("share", share, above=True)
         check_count("every_n_validations", every_n_validations, 1)
         check_count("num_batches", num_batches, 1)
+        check_batches("batches", batches)
         self.loss, self.share, self.every_n_validations = loss or per_example.default_loss, share, every_n_validations
         self.num_batches, self.batches, self.device, self.seed = num_batches, batches, device, seed
         self._reset()
@@ -124,6 +130,7 @@ class CooldownPreview(Callback):
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":
             self._reset()
+            warn_if_results_are_lost(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the average, or continue that of the checkpoint."""
@@ -234,7 +241,7 @@ class CooldownPreview(Callback):
         full = None
         with batch_norm.estimating(pl_module, self._active):
             for batch in islice(batches, self.num_batches):
-                size = extract_batch_size(batch)
+                size = count_examples(batch)
                 full = size if full is None else full
                 if size == full:  # a small last batch would count as much as a full one
                     with trainer.precision_plugin.forward_context():

@@ -4,13 +4,19 @@ import math
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
-
 from lr_lightning._checks import check_choice, check_count
-from lr_lightning._lightning import FreshMetric, callbacks_of, is_dev_run
+from lr_lightning._lightning import (
+    BaseEarlyStopping,
+    FreshMetric,
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    callbacks_of,
+    can_stop_early,
+    is_dev_run,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from lr_lightning._param_groups import first_group_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import updates_made
@@ -18,14 +24,15 @@ from lr_lightning.diagnosis.early_stopping import CRITERIA, STRIP, THRESHOLDS, P
 from lr_lightning.errors import ArgumentError
 
 
-class ScheduleAwareStopping(EarlyStopping):
+class ScheduleAwareStopping(BaseEarlyStopping):
     """Lightning's EarlyStopping, but it does not mistake the schedule's effect for the model's.
 
     Only some validations count, and a run stops at these alone: with a cyclical schedule, those at the low end of a
     cycle; otherwise, those outside the warmup and not before a cooldown or drop that is still to come (see
     :class:`~lr_lightning.diagnosis.early_stopping.Phases`). This needs an LRSchedule among the callbacks; with another
     scheduler, a validation does not count if the learning rate has risen since the previous one. Nor does a validation
-    that did not log the metric, such as one that OverfittingMonitor leaves out.
+    that did not log the metric, such as one that OverfittingMonitor leaves out. Without a validation loader, the
+    metric is read at the end of each training epoch.
 
     If an LRSchedule has a plateau, nothing stops at its drop, and patience starts anew there. A drop is ignored if
     nothing improved since the previous one, or a plateau that keeps dropping would never let a run end. A patience that
@@ -90,6 +97,7 @@ class ScheduleAwareStopping(EarlyStopping):
         needed = [self.monitor, *([self.training] if self.criterion == "pq" else [])]
         self._fresh = {name: FreshMetric() for name in needed}
         self._phases: Phases | None = None
+        self._evaluated = False  # whether there was anything to evaluate in this fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; Lightning loads a checkpoint's state after this."""
@@ -99,8 +107,24 @@ class ScheduleAwareStopping(EarlyStopping):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the criterion, if this validation counts."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or is_dev_run(trainer):
-            return
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not is_dev_run(trainer):
+            self._evaluate(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the criterion at the end of an epoch if there is no validation."""
+        if not trainer.enable_validation and not is_dev_run(trainer):
+            self._evaluate(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if no validation ran, although there is a validation loader."""
+        if not self._evaluated and not is_dev_run(trainer):
+            rank_zero_warn(
+                f"ScheduleAwareStopping never read {self.monitor!r}: no validation ran in this fit. See "
+                "check_val_every_n_epoch and val_check_interval of the Trainer."
+            )
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        self._evaluated = True
         schedule = next(iter(callbacks_of(trainer, LRSchedule)), None)
         if schedule is not None:
             schedule.observe(trainer)  # its plateau may drop in this very validation
@@ -122,7 +146,14 @@ class ScheduleAwareStopping(EarlyStopping):
         else:
             self._apply_criterion(trainer, dropped)
         if self._announces and trainer.should_stop and not was:
-            rank_zero_info(f"Stopped early after epoch {trainer.current_epoch + 1}: {self.stopping_reason_message}")
+            # Lightning's reason ends with what it does
+            reason = (self.stopping_reason_message or "").removesuffix(" Signaling Trainer to stop.")
+            text = f"after epoch {trainer.current_epoch + 1}: {reason}"
+            if can_stop_early(trainer):
+                rank_zero_info(f"Stopped early {text}")
+            else:
+                least = f"min_epochs={trainer.min_epochs}" if trainer.min_epochs else f"min_steps={trainer.min_steps}"
+                rank_zero_info(f"The run stops early at {least}, as decided {text}")
 
     def _check_logged(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics

@@ -1,33 +1,60 @@
 """The learning-rate finders: Smith's range test and a grid, before training or during it, without a trace."""
 
 import math
-from collections.abc import Collection
-from typing import Literal, get_args
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
+from typing import Any, Literal, get_args
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
 from lr_lightning._checks import check_choice, check_count
+from lr_lightning._lightning import (
+    BaseCallback,
+    BatchSizeFinder,
+    LearningRateFinder,
+    LightningModule,
+    Trainer,
+    callbacks_of,
+    is_dev_run,
+    isolate_rng,
+    make_trainer,
+    rank_zero_info,
+    twins,
+)
 from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
+from lr_lightning.callbacks.lr_schedule import LRSchedule, OptimizerDriver
 from lr_lightning.callbacks.set_lr import reference_lr
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.curve import DivergenceStop
+from lr_lightning.lr_finder.dry_run import DryRun
+from lr_lightning.lr_finder.planned_run import FEWEST_LONG, FEWEST_SHORT, SHORT, PlannedRun, next_lr, trial_steps
 from lr_lightning.lr_finder.results import GridTest, RangeTest
+from lr_lightning.schedules import Clock, Constant
+from lr_lightning.schedules.clock import DurationLike, parse_duration
 
-__all__ = ["LRFinder", "LRGrid"]
+__all__ = ["LRFinder", "LRGrid", "find_lr"]
 
 _Mode = Literal["exponential", "linear"]
 _FEWEST_STEPS = 10
+_ANOTHER_SCHEDULE = 0.05  # change of log lr; longer runs of one schedule move it by less
+_SHORTEST_RUN = 100  # updates; there are no trials before a shorter run
+_SHORTEST_TRIAL = 44  # updates of a long one
+_Training = tuple[tuple[float, ...], float]  # its losses, and the metric at its end
 
 
 class LRFinder(BaseLRFinder[RangeTest]):
-    """Find a good peak learning rate before training, and train with it.
+    """Find the peak learning rate of the planned run before it starts, and train with it.
 
-    This is Smith's range test (Smith 2017, "Cyclical learning rates for training neural networks", 1506.01186, section
-    3.3): the learning rate rises from update to update while the loss is recorded.
-    :func:`~lr_lightning.lr_finder.curve.read_curve` says what the curve means, and when it means nothing.
+    First comes Smith's range test (Smith 2017, "Cyclical learning rates for training neural networks", 1506.01186,
+    section 3.3): the learning rate rises from update to update while the loss is recorded.
+    :func:`~lr_lightning.lr_finder.curve.read_curve` says what the curve means. It answers for a few hundred steps, and
+    so it only places what follows: trials of a few peaks on the run's own schedule, shortened to two lengths, from the
+    same start and over the same batches. The short ones search, and the long ones are read and carried to the length of
+    the run (:func:`~lr_lightning.lr_finder.planned_run.read_trials`). The schedule is that of ``LRSchedule``, or
+    constant. There are no trials if the run's length is unknown or below 100 updates, if its schedule is cyclical
+    above a base_lr or comes from ``configure_optimizers``, or without a ``budget``: then the range test answers alone.
 
     Apart from the learning rate that is set, the run equals one without a test, bit for bit: weights, optimizer state,
     buffers, metrics, attributes of the module, gradients, data order and all random generators are restored, even after
@@ -39,8 +66,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
     ``learning_rate`` (of its hparams too); triangular schedules and CyclicLR get ``base_lr`` and ``max_lr``. Without a
     suggestion, training continues with the configured learning rate, and a warning says why and what to try.
 
-    The test can mislead: when a pretrained transformer is fine-tuned, it suggests 1e-3 where 1e-5 is right, and a run
-    that is much longer than the test usually needs a lower learning rate.
+    It can mislead: when a pretrained transformer is fine-tuned, a range test suggests 1e-3 where 1e-5 is right.
 
     Args:
         min_lr: The first lr, > 0. It is that of the param group that has the module's own lr, else of the first group.
@@ -53,6 +79,8 @@ class LRFinder(BaseLRFinder[RangeTest]):
         apply: Whether to train with the lr that was found.
         retry: Whether to test a second range, which reaches ten times further, from the same start and over the same
             batches, if the first one ends too early or begins too late. It costs as much again, and replaces the first.
+        budget: The most updates of range test and trials together, such as ``"10%"`` of the run or ``500``, though
+            enough for trials of 11 and 44 updates, about 340 in all; None for no trials.
         at_epochs: Test at the start of these epochs instead, counted from 0, and apply nothing.
         early_stop: Whether to end a test when the loss has clearly diverged.
         val_batches: Number of validation batches, if ``metric`` needs them, >= 1.
@@ -85,6 +113,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         apply: bool = True,
         *,
         retry: bool = True,
+        budget: DurationLike | None = "10%",
         at_epochs: Collection[int] | None = None,
         early_stop: bool = True,
         val_batches: int = 4,
@@ -97,11 +126,15 @@ class LRFinder(BaseLRFinder[RangeTest]):
         check_choice("mode", mode, get_args(_Mode))
         if not isinstance(retry, bool):
             raise ArgumentError(f"must be True or False, got {retry!r}", "retry")
+        if budget is not None:
+            parse_duration(budget, "budget", positive=True)
         if isinstance(at_epochs, int):
             raise ArgumentError(f"must be several epochs, such as [{at_epochs}], got {at_epochs!r}", "at_epochs")
         for epoch in at_epochs or ():
             check_count("each of at_epochs", epoch, 0)
         self.num_steps, self.mode, self.retry, self.early_stop = num_steps, mode, retry, early_stop
+        self.budget = budget
+        self._instead: tuple[LRSchedule, int, int] | None = None  # the run to answer for, if not the Trainer's own
         self.at_epochs, self._started = None if at_epochs is None else frozenset(at_epochs), at_epochs is not None
 
     @property
@@ -118,8 +151,29 @@ class LRFinder(BaseLRFinder[RangeTest]):
         spaced = np.geomspace if self.mode == "exponential" else np.linspace
         return tuple(map(float, spaced(low, high, self.num_steps)))
 
+    def answer_for(self, schedule: LRSchedule, max_steps: int, max_epochs: int) -> None:
+        """Answer for a run of this schedule and length, in a Trainer that only searches; -1 is no limit."""
+        self._instead = schedule, max_steps, max_epochs
+
     def _is_due(self, trainer: Trainer) -> bool:
         return self.at_epochs is None and super()._is_due(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the found lr where no checkpoint holds it; say what it becomes if the schedule is another one now."""
+        super().on_train_start(trainer, pl_module)
+        found, schedule = self.result, next(iter(callbacks_of(trainer, LRSchedule)), None)
+        if trainer.ckpt_path is None or self.applied is None or found is None or found.run is None or schedule is None:
+            return
+        driver, clock = schedule.planned(trainer, pl_module)
+        if clock.total is None:
+            return
+        run = PlannedRun.of(driver.schedule, clock)
+        lr = found.run.carried(self.applied, run)
+        if abs(math.log(lr / self.applied)) > _ANOTHER_SCHEDULE:
+            rank_zero_info(
+                f"LRFinder: the lr of {self.applied:.3g} was found for {found.run.describe()}. For {run.describe()} it "
+                f"becomes {lr:.2g}; the resumed run keeps {self.applied:.3g}."
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test, if this is one of ``at_epochs``."""
@@ -135,6 +189,8 @@ class LRFinder(BaseLRFinder[RangeTest]):
         total = self.repeats * self.num_steps
         with self._instruments(trainer, module, reference, "LR range test", total, "step") as instruments:
             found = self._test(instruments, self.grid)
+            if (planned := self._planned(instruments.dry_run)) is not None:
+                return self._try(instruments, found, *planned)
             if not self.retry or (wider := found.wider()) is None:
                 return found
             rank_zero_info(
@@ -153,6 +209,57 @@ class LRFinder(BaseLRFinder[RangeTest]):
                 runs.append(self._sweep(instruments, grid))
             bar.update(begun + (number + 1) * len(grid) - bar.n)  # the steps that an early stop has left out
         return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=dry_run.trainer.current_epoch)
+
+    def _planned(self, dry_run: DryRun) -> tuple[OptimizerDriver, Clock] | None:
+        """Return what will drive the planned run, and its clock; None if there is no such run to try."""
+        trainer, module = dry_run.trainer, dry_run.module
+        if self.budget is None or self.at_epochs is not None or trainer.lr_scheduler_configs:
+            return None
+        schedule = next(iter(callbacks_of(trainer, LRSchedule)), None) or LRSchedule(Constant())
+        with dry_run.with_loaders():
+            if self._instead is not None:
+                schedule, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self._instead
+            if schedule.has_base:  # the range test gives both bounds
+                return None
+            driver, clock = schedule.planned(trainer, module)
+        return (driver, clock) if clock.total is not None and clock.total >= _SHORTEST_RUN else None
+
+    def _try(self, instruments: Instruments, found: RangeTest, driver: OptimizerDriver, clock: Clock) -> RangeTest:
+        """Train on the planned schedule, shortened, with a few learning rates; return what was found with the range."""
+        adaptive = any({"eps", "betas"} & group.keys() for group in driver.optimizer.param_groups)
+        run = PlannedRun.of(driver.schedule, clock, adaptive)
+        sign = -1.0 if self.metric == "accuracy" else 1.0
+        first, start = found.first_trial, sign * found.start
+        long = self._trial_length(run.steps, clock)
+        trials = []
+        for length, fewest in ((round(SHORT * long), FEWEST_SHORT), (long, FEWEST_LONG)):
+            steps = trial_steps(length, run.steps)
+
+            def factors(steps: Sequence[int] = steps) -> Iterator[float]:
+                for step in steps:
+                    driver.drive(step, clock)  # momentum and weight decay too
+                    yield driver.schedule(step, clock)
+
+            trained: dict[float, list[_Training]] = {}
+            scores: dict[float, float] = {}
+            while (lr := next_lr(scores, first, start, fewest)) is not None:
+                instruments.bar.extend(self.repeats * length)
+                trained[lr] = [self._train(instruments, lr, number, factors) for number in range(self.repeats)]
+                instruments.bar.update(self.repeats * length)
+                scores[lr] = sign * _grid_test({lr: trained[lr]}, length, self.metric, found.epoch).losses[0]
+            trials.append(_grid_test(trained, length, self.metric, found.epoch))
+            finite = {lr: value for lr, value in scores.items() if math.isfinite(value)}
+            first = min(finite, key=lambda lr: finite[lr], default=min(scores))
+        return replace(found, run=run, trials=tuple(trials))
+
+    def _trial_length(self, total: int, clock: Clock) -> int:
+        """Return the updates of a long trial: what the budget has room for, >= 44, but at most a quarter of the run.
+
+        The budget has to suffice for the range test, for 5 short trials and for 4 long ones.
+        """
+        left = clock.steps(self.budget or 0) // self.repeats - self.num_steps
+        length = int(left / (FEWEST_SHORT * SHORT + FEWEST_LONG + 1))
+        return min(max(length, _SHORTEST_TRIAL), total // 4)
 
     def _sweep(self, instruments: Instruments, grid: tuple[float, ...]) -> tuple[float, ...]:
         """Return the value before each update, until it diverges or is not finite."""
@@ -225,20 +332,91 @@ class LRGrid(BaseLRFinder[GridTest]):
     def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> GridTest:
         total, numbers = self.num_lrs * self.repeats, range(self.repeats)
         with self._instruments(trainer, module, reference, "LR grid", total, "run") as instruments:
-            runs = [[self._train(instruments, lr, number) for number in numbers] for lr in self.grid]
-        curves = tuple(tuple(losses for losses, _ in same_lr) for same_lr in runs)
-        finals = None if self.metric == "loss" else tuple(tuple(final for _, final in same_lr) for same_lr in runs)
-        return GridTest(self.grid, curves, self.num_steps, finals, metric=self.metric, epoch=trainer.current_epoch)
+            runs: dict[float, list[_Training]] = {}
+            for lr in self.grid:
+                runs[lr] = []
+                for number in numbers:
+                    runs[lr].append(self._train(instruments, lr, number, lambda: repeat(1.0, self.num_steps)))
+                    instruments.bar.update()
+        return _grid_test(runs, self.num_steps, self.metric, trainer.current_epoch)
 
-    def _train(self, instruments: Instruments, lr: float, number: int) -> tuple[tuple[float, ...], float]:
-        """Return the losses of one training, until one is not finite, and the metric at its end."""
-        dry_run, validation, bar = instruments
-        losses: list[float] = []
-        final = math.nan
-        with dry_run.run(number):
-            while len(losses) < self.num_steps and math.isfinite(loss := dry_run.step(lr)):
-                losses.append(loss)
-            if validation is not None and len(losses) == self.num_steps:
-                final = validation()
-        bar.update()
-        return tuple(losses), final
+
+def _grid_test(runs: Mapping[float, Sequence[_Training]], num_steps: int, metric: str, epoch: int) -> GridTest:
+    """Gather the losses and final metrics of every repeat of each learning rate."""
+    lrs = tuple(sorted(runs))
+    curves = tuple(tuple(losses for losses, _ in runs[lr]) for lr in lrs)
+    finals = None if metric == "loss" else tuple(tuple(final for _, final in runs[lr]) for lr in lrs)
+    return GridTest(lrs, curves, num_steps, finals, metric=metric, epoch=epoch)
+
+
+class _NoTraining(BaseCallback):
+    """End a fit before its first batch."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.limit_train_batches = 0
+
+
+def find_lr(
+    module: LightningModule,
+    train_dataloaders: Any = None,
+    val_dataloaders: Any = None,
+    *,
+    datamodule: Any = None,
+    trainer: Trainer | None = None,
+    **settings: Any,
+) -> RangeTest:
+    """Run LRFinder without a training, such as in a notebook, and return its result.
+
+    Nothing is trained, logged, saved or set: module, Trainer and random generators are as before, so that a fit may
+    follow. The result has the ``suggestion`` (None if there is none), says why with ``describe()``, and draws itself
+    with ``plot()``.
+
+    Args:
+        module: The module, with its own ``training_step`` and ``configure_optimizers``.
+        train_dataloaders: As for ``Trainer.fit``.
+        val_dataloaders: As for ``Trainer.fit``; needed for ``metric="val_loss"`` or ``"accuracy"``.
+        datamodule: Instead of the loaders.
+        trainer: A Trainer that has not trained yet, whose length, LRSchedule, devices, precision, accumulation and
+            clipping count; without one, a range test on one device answers, for no planned run.
+        settings: Arguments of LRFinder, such as ``num_steps=200``.
+
+    Raises:
+        ArgumentError: As LRFinder raises it, or the Trainer cannot measure.
+
+    Example:
+        >>> result = find_lr(module, train_loader)  # doctest: +SKIP
+        >>> result.suggestion, result.plot()  # doctest: +SKIP
+    """
+    for name in settings.keys() & {"apply", "at_epochs"}:
+        raise ArgumentError("is of no use in find_lr, which does not train; use LRFinder in a Trainer", name)
+    if trainer is None:
+        settings = {"budget": None, **settings}  # there is no planned run
+        trainer = make_trainer(
+            module, devices=1, max_epochs=1, logger=False, enable_checkpointing=False, enable_model_summary=False
+        )
+    elif trainer.global_step > 0 or is_dev_run(trainer) or trainer.limit_train_batches == 0:
+        raise ArgumentError(
+            "must be a Trainer that has not trained yet, without fast_dev_run and limit_train_batches=0", "trainer"
+        )
+    finder = LRFinder(apply=False, **settings)
+    names = ("callbacks", "loggers", "limit_train_batches", "num_sanity_val_steps")
+    before = {name: getattr(trainer, name) for name in names}
+    modes, device = {layer: layer.training for layer in module.modules()}, module.device
+    others: tuple[type, ...] = (BaseLRFinder, *twins(BatchSizeFinder, LearningRateFinder))  # they would measure as well
+    own = [callback for callback in before["callbacks"] if not isinstance(callback, others)]
+    changed = {"callbacks": [*own, finder, _NoTraining()], "loggers": [], "num_sanity_val_steps": 0}
+    try:
+        for name, value in changed.items():
+            setattr(trainer, name, value)
+        with isolate_rng():
+            trainer.fit(module, train_dataloaders, val_dataloaders, datamodule)
+    finally:
+        for name, value in before.items():
+            setattr(trainer, name, value)
+        for layer, mode in modes.items():
+            layer.training = mode
+        module.to(device)
+    if finder.result is None:
+        name = type(module).__name__
+        raise ArgumentError(f"find_lr: {name}.configure_callbacks returns an LRFinder, which takes this one's place")
+    return finder.result

@@ -1,35 +1,57 @@
 """The callback that applies schedules to a LightningModule's optimizers."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from itertools import product
+from dataclasses import dataclass, field
+from itertools import chain, product
 from typing import Any, Literal, TypeVar, get_args
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lr_lightning._checks import check_choice, check_count
-from lr_lightning._lightning import FreshMetric, is_dev_run, mean_over_ranks
-from lr_lightning._param_groups import initial_value, set_value
+from lr_lightning._lightning import (
+    BaseCallback,
+    FreshMetric,
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    averaging_callbacks,
+    is_dev_run,
+    is_missed_in_sanity_check,
+    is_resuming,
+    mean_over_ranks,
+    planned_epochs,
+    rank_zero_info,
+    rank_zero_warn,
+)
+from lr_lightning._param_groups import (
+    initial_value,
+    missing_lr,
+    peak_lr,
+    restart_without_scheduler,
+    scheduler_lrs,
+    set_value,
+)
 from lr_lightning._threads import ThreadWatch
-from lr_lightning.callbacks.trainer_clock import trainer_clock
-from lr_lightning.errors import ArgumentError, DurationError, TotalStepsUnknown
+from lr_lightning.callbacks.trainer_clock import longer_clock, trainer_clock
+from lr_lightning.errors import ArgumentError, TotalStepsUnknown
 from lr_lightning.schedules import Clock, Plateau, Schedule
 from lr_lightning.schedules.base import ScheduleLike, as_schedule
+from lr_lightning.schedules.clock import updates_per_epoch
 
 __all__ = ["LRSchedule", "OptimizerDriver"]
 
 _Entry = TypeVar("_Entry")
 _OnResume = Literal["rebase", "keep"]
-_LONGEST_DEV_RUN = 2**40
+_PeakOnResume = Literal["checkpoint", "module"]
+_Peaks = list[list[float]]  # of each optimizer's param groups
+_FEW = 2  # updates by which a plan may be wrong
+_MOST_SCHEDULER_STEPS = 20_000  # how far a replaced scheduler is followed to find its highest lr
 
 
-class LRSchedule(Callback):
+class LRSchedule(BaseCallback):
     """Set the lr of every param group to its own peak times a schedule's factor, before each update.
 
     A step is one update of that optimizer: ``trainer.global_step`` under automatic optimization; under manual
@@ -45,10 +67,17 @@ class LRSchedule(Callback):
         groups: Other schedules for the lr of some param groups, by index or by ``group["name"]``.
         total_steps: Number of updates, if Lightning cannot know it; a list gives one for each optimizer.
         on_resume: ``"rebase"``: a resumed run follows its present length; ``"keep"``: the length in the checkpoint.
+        peak_on_resume: ``"checkpoint"``: a resumed run keeps its peak lr; ``"module"``: it takes the lr that
+            ``configure_optimizers`` gives now.
+        replace: Whether to take the place of the lr_schedulers that ``configure_optimizers`` returns; the peak is the
+            highest lr that they would reach.
+
+    StochasticWeightAveraging sets the lr from the epoch at which it starts; this callback then leaves it alone.
 
     Raises:
         ArgumentError: An argument is out of range. At the start of a fit: the module has its own lr_scheduler, a
-            schedule needs a total that is not known, or the optimizers do not match the arguments.
+            schedule needs a total that is not known, an optimizer has no lr, or the optimizers do not match the
+            arguments.
         DurationError: At the start of a fit: durations do not fit into its steps.
 
     Example:
@@ -58,7 +87,7 @@ class LRSchedule(Callback):
 
     def __init__(
         self,
-        schedule: ScheduleLike | Sequence[ScheduleLike],
+        schedule: Sequence[ScheduleLike] | ScheduleLike,  # in this order a LightningCLI saves a list that it can read
         *,
         momentum: ScheduleLike | None = None,
         weight_decay: ScheduleLike | None = None,
@@ -66,6 +95,8 @@ class LRSchedule(Callback):
         groups: Mapping[int | str, ScheduleLike] | None = None,
         total_steps: int | Sequence[int] | None = None,
         on_resume: _OnResume = "rebase",
+        peak_on_resume: _PeakOnResume = "checkpoint",
+        replace: bool = False,
     ) -> None:
         super().__init__()
         self.schedule = _per_optimizer("schedule", schedule, as_schedule)
@@ -81,7 +112,10 @@ class LRSchedule(Callback):
         self.groups = {key: as_schedule(f"groups[{key!r}]", own) for key, own in (groups or {}).items()}
         self.total_steps = None if total_steps is None else _per_optimizer("total_steps", total_steps, _counted)
         check_choice("on_resume", on_resume, get_args(_OnResume))
-        self.on_resume = on_resume
+        check_choice("peak_on_resume", peak_on_resume, get_args(_PeakOnResume))
+        if not isinstance(replace, bool):
+            raise ArgumentError(f"must be True or False, got {replace!r}", "replace")
+        self.on_resume, self.peak_on_resume, self.replace = on_resume, peak_on_resume, replace
         self._drivers: list[OptimizerDriver] = []
         self._clocks: list[Clock] = []
         self._steps: list[int] = []  # updates of each optimizer; used under manual optimization only
@@ -93,6 +127,11 @@ class LRSchedule(Callback):
         self._threads: ThreadWatch | None = None
         self._base: float | None = None  # base_lr / max_lr, if a range test found it
         self._configured = (self.schedule, self.groups)  # before a range test set that bound
+        self._resumed = False
+        self._successor = ""  # the scheduler that another callback has added, and that sets the lr since then
+        self._warned = False  # that the updates are not those that were planned
+        self._module_peaks: _Peaks | None = None  # as configure_optimizers gives them
+        self._saved: dict[str, _Peaks] = {}  # a checkpoint's peaks, used and configured
 
     # -- for other callbacks -----------------------------------------------------------------------------------------
 
@@ -147,6 +186,16 @@ class LRSchedule(Callback):
         """
         return self.schedule_of(optimizer_index), self._clocks[optimizer_index]
 
+    def planned(self, trainer: Trainer, pl_module: LightningModule) -> "tuple[OptimizerDriver, Clock]":
+        """Return what will drive the first optimizer, and its clock, in a fit that has not begun.
+
+        Call it only where the fit loop knows its training loader, and undo what that changed.
+        """
+        self._drivers = self._make_drivers(trainer)
+        driver, clock = self._drivers[0], self._make_clocks(trainer, pl_module)[0]
+        driver.check(clock)
+        return driver, clock
+
     def observe(self, trainer: Trainer) -> None:
         """Read the plateau's metric of a validation that has ended; only the first call in a validation has an effect.
 
@@ -160,17 +209,30 @@ class LRSchedule(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the bounds of an earlier fit; a checkpoint's state is loaded after this."""
-        if stage == "fit" and self._base is not None:
+        if stage != "fit":
+            return
+        if self._base is not None:
             (self.schedule, self.groups), self._base = self._configured, None
+        self._successor, self._warned, self._module_peaks, self._saved = "", False, None, {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what can be checked before anything trains."""
-        for config in trainer.lr_scheduler_configs:
-            name, module = type(config.scheduler).__name__, type(pl_module).__name__
-            raise ArgumentError(
-                f"LRSchedule and an lr_scheduler would both set the lr: {module}.configure_optimizers returns {name}."
-                " Remove it there (return the optimizer alone), or remove LRSchedule from the Trainer's callbacks."
-            )
+        self.check_fit(trainer, pl_module)
+        self._resumed = is_resuming(trainer)
+        if not (self._resumed and averaging_callbacks(trainer, "StochasticWeightAveraging")):
+            self._successor = ""
+
+    def check_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot work, and take the place of the module's schedulers; a finder calls it before it measures.
+
+        Raises:
+            ArgumentError: As the class says of the start of a fit.
+        """
+        for optimizer in trainer.optimizers:
+            if problem := missing_lr(optimizer):
+                raise ArgumentError(f"LRSchedule sets the lr of every optimizer, but {problem}. Remove LRSchedule.")
+        if self._module_peaks is None:
+            self._module_peaks = self._take_over(trainer, pl_module)
         count = len(trainer.optimizers)
         for name, values in (("schedule", self.schedule), ("total_steps", self.total_steps)):
             if isinstance(values, tuple) and (given := len(values)) != count:
@@ -181,6 +243,8 @@ class LRSchedule(Callback):
         """Read the total, now that the loader is built and all state is restored, and set the first lr."""
         if trainer.global_step == 0:  # nothing carries over from an earlier fit
             self._clocks, self._steps, self._history = [], [], []
+        if self._resumed and not self._successor:
+            self._restore_peaks(trainer, pl_module)
         # Made anew: a range test in another callback's on_fit_start may have set a lower bound.
         self._drivers = self._make_drivers(trainer)
         self._clocks = self._make_clocks(trainer, pl_module)
@@ -199,11 +263,34 @@ class LRSchedule(Callback):
         """Set the lr that this batch's update uses."""
         if self._threads is not None and not self._threads.step():
             self._threads = None
+        if batch_idx == 0 and pl_module.automatic_optimization:
+            planned, batches = self._planned_updates(trainer), trainer.num_training_batches
+            if planned and math.isfinite(batches):
+                start, end = planned
+                present = updates_per_epoch(int(batches), trainer.accumulate_grad_batches)
+                if present != end - start:
+                    self._warn_of_plan(f"{end - start} updates in epoch {trainer.current_epoch}, and it has {present}")
         self._drive(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Compare the updates with the plan, where only the module knows when it makes one."""
+        for index, made in enumerate(self._steps):
+            if (planned := self._planned_updates(trainer, index)) and (total := self._clocks[index].total):
+                expected = planned[0] + batch_idx + 1
+                if abs(made - expected) > max(_FEW, total / 100):
+                    which = f"optimizer {index}" if len(self._steps) > 1 else "the module"
+                    self._warn_of_plan(f"{expected} updates by now, one a batch, and {which} has made {made}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Await the plateau's metric of this validation."""
         self._observed = False
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of a plateau whose metric the validation does not log, before the first update."""
+        if self.plateau is not None and is_missed_in_sanity_check(trainer, self.plateau.monitor):
+            rank_zero_warn(self._missing(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the plateau's metric: after every ``on_validation_epoch_end``, before checkpoints are saved."""
@@ -213,6 +300,9 @@ class LRSchedule(Callback):
         """Read the plateau's metric if there is no validation."""
         if not trainer.enable_validation:
             self._update_plateau(trainer)
+        planned, made = self._planned_updates(trainer), trainer.global_step
+        if planned and not self._steps and made != planned[1] and not trainer.should_stop and made != trainer.max_steps:
+            self._warn_of_plan(f"{planned[1]} updates up to epoch {trainer.current_epoch}, and there were {made}")
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Remove the hooks from the optimizers."""
@@ -223,15 +313,77 @@ class LRSchedule(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return plain values: the updates counted, the length followed, the plateau's history, a found lower bound."""
         clocks = [[c.total, c.steps_per_epoch, c.epoch_starts and list(c.epoch_starts)] for c in self._clocks]
-        return {"steps": list(self._steps), "clocks": clocks, "plateau": list(self._history), "base": self._base}
+        peaks = {"used": [driver.peaks for driver in self._drivers], "module": self._module_peaks or []}
+        own = {"steps": list(self._steps), "clocks": clocks, "plateau": list(self._history), "base": self._base}
+        return {**own, "peaks": peaks if self._drivers else self._saved, "successor": self._successor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self._steps = list(state_dict["steps"])
         self._clocks = [Clock(total, per_epoch, starts) for total, per_epoch, starts in state_dict["clocks"]]
         self._history = list(state_dict["plateau"])
+        self._saved, self._successor = dict(state_dict.get("peaks", {})), state_dict.get("successor", "")
         if state_dict.get("base") is not None:
             self.set_base(state_dict["base"])
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read the peaks of a run that began with CyclicLR, whose param groups do not tell them."""
+        states = checkpoint.get("lr_schedulers", [])
+        if states and all("max_lrs" in state for state in states):
+            self._saved = {"used": [list(map(float, state["max_lrs"])) for state in states]}
+
+    # -- the peaks ---------------------------------------------------------------------------------------------------
+
+    def _take_over(self, trainer: Trainer, module: LightningModule) -> _Peaks:
+        """Return the peaks that the module configures, and end the use of its schedulers."""
+        configs, name = list(trainer.lr_scheduler_configs), type(module).__name__
+        names = " and ".join(type(config.scheduler).__name__ for config in configs)
+        if configs and not self.replace:
+            raise ArgumentError(
+                f"LRSchedule and an lr_scheduler would both set the lr: {name}.configure_optimizers returns {names}."
+                " Remove it there (return the optimizer alone), take its place by LRSchedule(replace=True), or remove"
+                " LRSchedule from the Trainer's callbacks."
+            )
+        if configs and not module.automatic_optimization:
+            raise ArgumentError(
+                f"LRSchedule(replace=True) cannot take the place of {names}, since {name} steps it itself"
+                " (automatic_optimization=False). Remove it in configure_optimizers."
+            )
+        for config in configs:
+            optimizer = getattr(config.scheduler, "optimizer", trainer.optimizers[0])
+            run = trainer.max_steps if config.interval == "step" else trainer.max_epochs or -1
+            steps = _MOST_SCHEDULER_STEPS if run < 0 else min(run, _MOST_SCHEDULER_STEPS)
+            lrs = scheduler_lrs(config.scheduler, optimizer.param_groups, -(-steps // config.frequency))
+            peaks = [max(own) for own in zip(*lrs, strict=True)] if lrs else map(peak_lr, optimizer.param_groups)
+            restart_without_scheduler(optimizer, list(peaks))
+        trainer.lr_scheduler_configs.clear()
+        every = [list(map(peak_lr, optimizer.param_groups)) for optimizer in trainer.optimizers]
+        if configs:
+            rank_zero_info(
+                f"LRSchedule takes the place of {names}, which {name}.configure_optimizers returns; {_said(every)}."
+            )
+        return every
+
+    def _restore_peaks(self, trainer: Trainer, module: LightningModule) -> None:
+        """Give the groups of a resumed run the checkpoint's peaks, or the module's; say so if they differ."""
+        now = self._module_peaks or []
+        used = self._saved.get("used") or [list(map(peak_lr, each.param_groups)) for each in trainer.optimizers]
+        before = self._saved.get("module") or used
+        peaks = now if self.peak_on_resume == "module" else used
+        for optimizer, each in zip(trainer.optimizers, peaks, strict=False):
+            groups = optimizer.param_groups
+            restart_without_scheduler(optimizer, [*each, *map(peak_lr, groups[len(each) :])][: len(groups)])
+        same = [all(map(math.isclose, chain(*now), chain(*each))) for each in (before, used)]
+        if self.peak_on_resume == "checkpoint" and any(same):
+            return
+        name = f"{type(module).__name__}.configure_optimizers"
+        if self.peak_on_resume == "module":
+            rank_zero_info(f"LRSchedule: the resumed run takes the lr of {name}: {_said(now)}, before {_said(used)}.")
+        else:
+            rank_zero_warn(
+                f"LRSchedule: the resumed run keeps the checkpoint's peak, though {name} gives another lr now: "
+                f"{_said(used)}, not {_said(now)}. LRSchedule(peak_on_resume='module') takes the new one."
+            )
 
     # -- the plan of a fit, and what happens at each step ------------------------------------------------------------
 
@@ -253,7 +405,7 @@ class LRSchedule(Callback):
         totals = (_entry(self.total_steps, index) for index in range(count))
         clocks = [trainer_clock(trainer, optimizers=sharing, total_steps=total) for total in totals]
         if is_dev_run(trainer):
-            return [_stretched(driver, clock) for driver, clock in zip(self._drivers, clocks, strict=True)]
+            return [longer_clock(clock, driver.schedules) for driver, clock in zip(self._drivers, clocks, strict=True)]
         return clocks
 
     def _restored_steps(self, trainer: Trainer) -> list[int]:
@@ -268,9 +420,33 @@ class LRSchedule(Callback):
         )
 
     def _drive(self, trainer: Trainer) -> None:
-        step = trainer.global_step
-        for index, driver in enumerate(self._drivers):
-            driver.drive(self._steps[index] if self._steps else step, self._clocks[index], self._scale)
+        if trainer.lr_scheduler_configs and not self._successor:
+            self._successor = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+            rank_zero_info(f"LRSchedule: another callback has added {self._successor}, which sets the lr from now on.")
+        for index in range(len(self._drivers)):
+            self._drive_one(index, trainer.global_step)
+
+    def _drive_one(self, index: int, step: int) -> None:
+        step = self._steps[index] if self._steps else step
+        self._drivers[index].drive(step, self._clocks[index], self._scale, sets_lr=not self._successor)
+
+    def _planned_updates(self, trainer: Trainer, index: int = 0) -> tuple[int, int] | None:
+        """Return the updates planned up to the start and the end of this epoch; None where no plan must hold."""
+        clock, epoch = self._clocks[index], trainer.current_epoch
+        given = self.total_steps is not None or (self._resumed and self.on_resume == "keep")
+        if self._warned or given or clock.total is None or is_dev_run(trainer):
+            return None
+        if not (clock.epoch_starts or clock.steps_per_epoch) or 0 < planned_epochs(trainer) <= epoch:
+            return None
+        return clock.steps(f"{epoch} epochs"), clock.steps(f"{epoch + 1} epochs")
+
+    def _warn_of_plan(self, planned: str) -> None:
+        """Warn once that the run is not the one that was planned."""
+        self._warned = True
+        rank_zero_warn(
+            f"LRSchedule planned {planned}. So the schedule ends too early or too late: give "
+            "LRSchedule(total_steps=...) the updates of the whole run."
+        )
 
     def _attach(self) -> None:
         """Count each optimizer's updates: under manual optimization a batch may make none or several."""
@@ -278,7 +454,7 @@ class LRSchedule(Callback):
         for index, driver in enumerate(self._drivers):
 
             def before(*_: Any, index: int = index) -> None:
-                self._drivers[index].drive(self._steps[index], self._clocks[index], self._scale)
+                self._drive_one(index, 0)
 
             def after(*_: Any, index: int = index) -> None:
                 self._steps[index] += 1
@@ -302,8 +478,11 @@ class LRSchedule(Callback):
             self._history.append(value)
             self._scale = plateau(self._history)
         elif not self._history:
-            known = ", ".join(sorted(metrics)) or "none"
-            raise ArgumentError(f"plateau.monitor: no metric {plateau.monitor!r} was logged. There are: {known}.")
+            raise ArgumentError(self._missing(trainer))
+
+    def _missing(self, trainer: Trainer) -> str:
+        known, name = ", ".join(sorted(trainer.callback_metrics)) or "none", self.plateau and self.plateau.monitor
+        return f"plateau.monitor: no metric {name!r} was logged. There are: {known}."
 
 
 @dataclass(eq=False)
@@ -320,6 +499,7 @@ class OptimizerDriver:
     weight_decay: Schedule | None = None
     groups: Mapping[int | str, Schedule] = field(default_factory=dict)
     lrs: list[float] = field(default_factory=list, init=False)  # of each group, as last set
+    peaks: list[float] = field(default_factory=list, init=False)  # of each group
 
     def __post_init__(self) -> None:
         needs = (
@@ -348,10 +528,11 @@ class OptimizerDriver:
         if absent := [key for key in self.groups if key not in present]:
             rank_zero_warn(f"LRSchedule(groups=...): no param group is called {absent} now; one added later may be.")
 
-    def drive(self, step: int, clock: Clock, scale: float = 1.0) -> None:
+    def drive(self, step: int, clock: Clock, scale: float = 1.0, sets_lr: bool = True) -> None:
         """Set the values that the next update uses.
 
-        ``step`` is the number of updates this optimizer has made; ``scale`` is one more factor for the lr.
+        ``step`` is the number of updates this optimizer has made; ``scale`` is one more factor for the lr. Without
+        ``sets_lr``, the lr stays as it is.
         """
         factor = self.schedule(step, clock) * scale
         momentum = None if self.momentum is None else self.momentum(step, clock)
@@ -361,17 +542,21 @@ class OptimizerDriver:
                 " gives the momentum itself, such as Linear(0.95, 0.85)."
             )
         decay = None if self.weight_decay is None else self.weight_decay(step, clock)
-        lrs = []
+        lrs, peaks = [], []
         for index, group in enumerate(self.optimizer.param_groups):
-            own = self.groups.get(group.get("name", index), self.groups.get(index)) if self.groups else None
-            lr = initial_value(group, "lr") * (factor if own is None else own(step, clock) * scale)
-            set_value(group, "lr", lr)
+            if sets_lr:
+                own = self.groups.get(group.get("name", index), self.groups.get(index)) if self.groups else None
+                peaks.append(initial_value(group, "lr"))
+                lr = peaks[-1] * (factor if own is None else own(step, clock) * scale)
+                set_value(group, "lr", lr)
+            else:
+                lr = float(group["lr"])
             lrs.append(lr)
             if momentum is not None:
                 _set_momentum(group, momentum)
             if decay is not None:
                 set_value(group, "weight_decay", initial_value(group, "weight_decay") * decay)
-        self.lrs = lrs
+        self.lrs, self.peaks = lrs, peaks if sets_lr else self.peaks
 
 
 def _set_momentum(group: dict[str, Any], value: float) -> None:
@@ -403,14 +588,6 @@ def _entry(shared: _Entry | tuple[_Entry, ...], index: int) -> _Entry:
     return shared[index] if isinstance(shared, tuple) else shared
 
 
-def _stretched(driver: OptimizerDriver, clock: Clock) -> Clock:
-    """Return a clock that is long enough for the durations: a development run is the first steps of such a run."""
-    total = clock.total
-    while total is not None and total < _LONGEST_DEV_RUN:
-        longer = replace(clock, total=total)
-        with suppress(DurationError):
-            for schedule in driver.schedules:
-                schedule.check(longer)
-            return longer
-        total = max(1, 2 * total)
-    return clock
+def _said(peaks: _Peaks) -> str:
+    each = [", ".join(f"{peak:.3g}" for peak in dict.fromkeys(own)) for own in peaks]
+    return f"a peak lr of {'; '.join(each)}"

@@ -1,25 +1,32 @@
 """The losses of single examples: how a module gives them, and how they come from all ranks to the host."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import cross_entropy
-from torch.utils.hooks import RemovableHandle
-from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_calibration_error
 
-from lr_lightning._lightning import gather_numbers, gather_rows
+from lr_lightning._batches import Place, at, parts, written
+from lr_lightning._lightning import (
+    LightningModule,
+    Trainer,
+    gather_numbers,
+    gather_rows,
+    isolate_rng,
+    overrides,
+    rank_zero_warn,
+)
+from lr_lightning.callbacks.forward_calls import ForwardRecord, NotRecordedError, ObservedCall, silent
 from lr_lightning.diagnosis.calibration import scale_gap
 from lr_lightning.errors import ArgumentError
+from lr_lightning.lr_finder.validation import LOGGED_NAMES
 
 # Metrics that need the logits of the validation, and those that need to know which predictions are right.
 LOGIT_METRICS = frozenset({"overfit/ece", "overfit/temperature", "overfit/gap_loss_scaled", "overfit/overconfident"})
@@ -54,6 +61,8 @@ def classification_loss(module: LightningModule, batch: Any) -> Examples:
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ArgumentError(f"{_EXPECTED}, got a batch that is a {type(batch).__name__}. {_REMEDY}")
+    if not _has_forward(module):
+        raise ArgumentError(f"{_EXPECTED}, but {type(module).__name__} has no forward. {_REMEDY}")
     x, y = batch
     logits = module(x)
     if not isinstance(y, Tensor) or not isinstance(logits, Tensor):
@@ -62,11 +71,14 @@ def classification_loss(module: LightningModule, batch: Any) -> Examples:
         raise ArgumentError(
             f"{_EXPECTED}, got logits {tuple(logits.shape)} for y {tuple(y.shape)} of {y.dtype}. {_REMEDY}"
         )
-    losses = cross_entropy(logits.float(), y, reduction="none")
-    right = (logits.argmax(dim=1) == y).float()
+    return _classified(logits.float(), y)
+
+
+def _classified(logits: Tensor, y: Tensor) -> Examples:
+    losses, right = cross_entropy(logits, y, reduction="none"), (logits.argmax(dim=1) == y).float()
     if losses.ndim > 1:
         return Examples(losses.flatten(1).mean(1), right.flatten(1).mean(1))
-    return Examples(losses, right, logits.float(), y)
+    return Examples(losses, right, logits, y)
 
 
 def default_loss(module: LightningModule, batch: Any) -> Tensor | tuple[Tensor | None, ...]:
@@ -75,23 +87,104 @@ def default_loss(module: LightningModule, batch: Any) -> Tensor | tuple[Tensor |
     return own(module, batch) if own is not None else classification_loss(module, batch)
 
 
+def is_default(loss: LossFunction, module: LightningModule) -> bool:
+    """Return whether a loss is neither the user's nor the module's own."""
+    return loss is classification_loss or (loss is default_loss and not hasattr(type(module), "per_example_loss"))
+
+
 def can_measure(module: LightningModule) -> bool:
     """Return whether the default loss suits the module: it has a ``per_example_loss`` or a ``forward``."""
     return hasattr(module, "per_example_loss") or _has_forward(module)
 
 
-def check_forward(module: LightningModule, loss: LossFunction) -> None:
-    """Refuse a module without a ``forward`` if the loss is computed from it."""
-    needed = loss is classification_loss or (loss is default_loss and not hasattr(module, "per_example_loss"))
-    if needed and not _has_forward(module):
-        raise ArgumentError(
-            f"{_EXPECTED}, but {type(module).__name__} has no forward. Add one, or a per_example_loss(batch). Or: "
-            f"{_REMEDY}"
-        )
-
-
 def _has_forward(module: LightningModule) -> bool:
-    return type(module).forward is not LightningModule.forward or "forward" in vars(module)
+    return overrides("forward", module)
+
+
+# -- a loss learned from the module's own training step ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LearnedLoss:
+    """The loss that the module's training step computes, for single examples: a call, its target and a function."""
+
+    call: ObservedCall
+    prediction: Place  # in what the call returns
+    target: Place  # in the batch
+    function: str  # of torch.nn.functional
+
+    def __call__(self, module: LightningModule, batch: Any) -> Examples:
+        """Compute the loss of each example of a batch."""
+        prediction, target = at(self.prediction, self.call(module, batch)), at(self.target, batch)
+        found = _losses(self.function, prediction.float(), target)
+        if found is None:
+            raise ArgumentError(f"{self.function} takes no {tuple(prediction.shape)} for {tuple(target.shape)}.")
+        return found
+
+
+def learn_loss(record: ForwardRecord, batch: Any, loss: float) -> tuple[LearnedLoss, float] | str:
+    """Return the loss that gives the training step's own, and its mean; else the line of code that would help.
+
+    If there is only one way to read the batch as a classification, that will do, with whatever weights the step has.
+
+    Args:
+        record: The calls that the step made.
+        batch: Its batch.
+        loss: Its loss.
+    """
+    calls, tensors = record.observed(batch), [(p, part) for p, part in parts(batch) if isinstance(part, Tensor)]
+    fitting = [
+        (LearnedLoss(call, place, target, name), found, prediction)
+        for call, output in calls
+        for place, prediction in parts(output)
+        if isinstance(prediction, Tensor) and prediction.is_floating_point()
+        for target, y in tensors
+        for name in _FUNCTIONS
+        if (found := _losses(name, prediction.detach().float(), y)) is not None
+    ]
+    for learned, found, _ in fitting:
+        if abs(float(found.losses.mean()) - loss) <= 1e-4 * abs(loss) and loss:
+            return learned, loss
+    classified = [each for each in fitting if each[0].function == "cross_entropy"]
+    if len({(id(output), each.target) for each, _, output in classified}) == 1:
+        learned, found, _ = classified[0]  # with weights, smoothed labels or a scale of the step's own
+        return learned, float(found.losses.mean())
+    if not fitting:
+        call = calls[0][0].written() if calls else "module(...)"
+        return f"my_loss({call}, batch)"
+    guess = fitting[0][0]
+    prediction = written(guess.prediction, guess.call.written())
+    return f"torch.nn.functional.{guess.function}({prediction}, {written(guess.target)}, reduction='none')"
+
+
+_FUNCTIONS = (
+    "cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "binary_cross_entropy",
+)
+
+
+def _losses(name: str, prediction: Tensor, target: Tensor) -> Examples | None:
+    """Return one loss for each example, or None if the function does not take these tensors."""
+    if not target.ndim or not target.numel() or not prediction.ndim or len(prediction) != len(target):
+        return None
+    with torch.autocast(prediction.device.type, enabled=False):
+        if name == "cross_entropy":
+            whole = not target.is_floating_point() and prediction.ndim > 1
+            if whole and prediction.shape[:1] + prediction.shape[2:] == target.shape:
+                known = int(target.min()) >= 0 and int(target.max()) < prediction.shape[1]
+                return _classified(prediction, target.long()) if known else None
+            return None
+        if prediction.numel() != target.numel():
+            return None
+        prediction, target = prediction.reshape(len(target), -1), target.float().reshape(len(target), -1)
+        shares = [target, *([prediction] if name == "binary_cross_entropy" else [])]
+        if name.startswith("binary") and not all(float(x.min()) >= 0 and float(x.max()) <= 1 for x in shares):
+            return None
+        return Examples(getattr(functional, name)(prediction, target, reduction="none").mean(1))
 
 
 # -- from batches on each rank to one sample on the host -------------------------------------------------------------
@@ -118,6 +211,11 @@ class SampleCollector:
     keep: int  # most examples whose single losses and logits are fetched
     _batches: list[Examples] = field(default_factory=list)
 
+    @property
+    def examples(self) -> int:
+        """The number of examples of this rank."""
+        return sum(len(batch.losses) for batch in self._batches)
+
     def add(self, result: Tensor | tuple[Tensor | None, ...]) -> None:
         """Add what a loss function returned for a batch; refuse losses that do not have the shape [batch]."""
         examples = Examples(result) if isinstance(result, Tensor) else Examples(*result)  # type: ignore[arg-type]
@@ -128,6 +226,15 @@ class SampleCollector:
                 "Compute it with reduction='none'."
             )
         self._batches.append(examples)
+
+    def has_probabilities(self) -> bool:
+        """Return whether what was taken for logits are probabilities, as of a module whose ``forward`` predicts."""
+        logits = [batch.logits for batch in self._batches if batch.logits is not None]
+        return bool(logits) and all(float(x.min()) >= 0 and bool((x.sum(1) - 1).abs().max() < 1e-3) for x in logits)
+
+    def mean(self) -> Tensor | None:
+        """Return the mean loss of this rank's examples; None if there are none."""
+        return torch.cat([batch.losses for batch in self._batches]).float().mean() if self.examples else None
 
     def finish(self, trainer: Trainer, device: torch.device) -> Sample | None:
         """Gather everything from all ranks; None if there are no examples.
@@ -144,19 +251,19 @@ class SampleCollector:
         losses, right, confidences = every.T.copy()
         stride = -(-len(every) // self.keep)
         known = not np.isnan(right).any()
-        parts: dict[str, Any] = {}
+        detailed: dict[str, Any] = {}
         if width:
             own = columns.new_empty(0, width) if detail is None else detail
             mine = own[:: max(1, -(-len(own) * trainer.world_size // self.keep))]
             kept = gather_rows(trainer, mine.to(device)).cpu().numpy()
-            parts = {"logits": kept[:, :-1], "labels": kept[:, -1].astype(np.int64), "confidences": confidences}
+            detailed = {"logits": kept[:, :-1], "labels": kept[:, -1].astype(np.int64), "confidences": confidences}
         return Sample(
             float(losses.mean(dtype=np.float64)),
             float(right.mean(dtype=np.float64)) if known else None,
             len(every),
             losses[::stride].copy(),
             right=right if known else None,
-            **parts,
+            **detailed,
         )
 
     def _columns(self) -> Tensor:
@@ -197,72 +304,13 @@ def calibration_metrics(val: Sample | None, probe: Sample) -> dict[str, float]:
 # -- losses from the validation that runs anyway ---------------------------------------------------------------------
 
 
-class _NotRecordedError(Exception):
-    """A loss function asked for a forward pass that the validation step did not make."""
-
-
-class _ForwardRecord:
-    """Remembers what a module's ``forward`` returned for each input of a validation batch, and replays it.
-
-    A loss function that calls ``module(x)`` with the ``x`` of ``validation_step`` gets the same output without a second
-    pass. If ``validation_step`` calls a direct child instead (``self.net(x)``), the child's output is replayed, and the
-    module's own ``forward`` runs around it.
-    """
-
-    def __init__(self, module: LightningModule) -> None:
-        self._module = module
-        # A hook would make torch recompile a compiled or scripted child.
-        plain = (child for child in module.children() if not isinstance(child, torch.jit.ScriptModule | Metric))
-        children = (child for child in plain if getattr(child, "_compiled_call_impl", None) is None)
-        self._watched: list[nn.Module] = [module, *children]
-        self._outputs: dict[tuple[Any, ...], tuple[Tensor, Any]] = {}
-        self._handles: list[RemovableHandle] = [m.register_forward_hook(self._keep) for m in self._watched]
-
-    def _keep(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if len(args) == 1 and isinstance(args[0], Tensor):
-            # The input is kept too, so that its memory, which is part of the key, is not used again.
-            self._outputs.setdefault(_key(module, args[0]), (args[0], output))
-
-    def clear(self) -> None:
-        """Forget the batch."""
-        self._outputs.clear()
-
-    def close(self) -> None:
-        """Release the module."""
-        self.clear()
-        while self._handles:
-            self._handles.pop().remove()
-
-    @contextmanager
-    def replaying(self) -> Iterator[None]:
-        """Make ``forward`` return what it returned in the validation step, or raise if the step made no such pass."""
-        before = [(m, "forward" in m.__dict__, m.forward) for m in self._watched]
-        try:
-            for module, _, forward in before:
-                module.__dict__["forward"] = self._player(module, forward)
-            yield
-        finally:
-            for module, own, forward in before:
-                if own:
-                    module.__dict__["forward"] = forward
-                else:
-                    del module.__dict__["forward"]
-
-    def _player(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def play(*args: Any, **kwargs: Any) -> Any:
-            known = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
-            if known and (found := self._outputs.get(_key(module, args[0]))) is not None:
-                return found[1]
-            if module is self._module and self._outputs:
-                return forward(*args, **kwargs)  # the validation step called the children instead
-            raise _NotRecordedError
-
-        return play
-
-
-def _key(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
-    # The memory identifies an input, not the object: x.flatten(1) makes a new tensor at every call.
-    return (id(module), x.data_ptr(), tuple(x.shape), tuple(x.stride()), x.dtype, x.device)
+def logged_by_validation(trainer: Trainer, kind: Literal["val_loss", "accuracy"]) -> tuple[str, Tensor | None]:
+    """Return the validation loss or accuracy that the module has logged under a usual name, and that name."""
+    names = [name for name in LOGGED_NAMES[kind] if name.startswith("val")]
+    for name in (*names, *(f"{name}/dataloader_idx_0" for name in names)):
+        if (value := trainer.callback_metrics.get(name)) is not None:
+            return name, value
+    return "", None
 
 
 class ValidationLosses:
@@ -277,8 +325,13 @@ class ValidationLosses:
         self.loss, self.keep = loss, keep
         self.source: Literal["pass", "own", "logged"] = "pass"
         self._collector = SampleCollector(keep)
-        self._record: _ForwardRecord | None = None
+        self._record: ForwardRecord | None = None
         self._warned = False
+
+    @property
+    def examples(self) -> int:
+        """The examples of this rank that were collected in this validation."""
+        return self._collector.examples
 
     @property
     def watching(self) -> bool:
@@ -288,7 +341,7 @@ class ValidationLosses:
     def start(self, module: LightningModule) -> None:
         """Start to watch a validation."""
         self.close()
-        self._collector, self._record = SampleCollector(self.keep), _ForwardRecord(module)
+        self._collector, self._record = SampleCollector(self.keep), ForwardRecord(module)
 
     def before_batch(self) -> None:
         """Forget the passes that other callbacks made."""
@@ -304,13 +357,13 @@ class ValidationLosses:
                 with self._record.replaying():
                     self._collector.add(self._losses(trainer, module, batch))
                 return
-            except _NotRecordedError:
+            except NotRecordedError:
                 self.source = "own"  # for this validation; its end compares the mean with val/loss
         self._collector.add(self._losses(trainer, module, batch))
 
     def _losses(self, trainer: Trainer, module: LightningModule, batch: Any) -> Any:
         undrawn = nullcontext() if self.loss is default_loss else isolate_rng()  # a user's loss may draw numbers
-        with trainer.precision_plugin.forward_context(), undrawn:
+        with trainer.precision_plugin.forward_context(), undrawn, silent(module):
             return self.loss(module, batch)
 
     def finish(self, trainer: Trainer, module: LightningModule) -> Sample | None:
@@ -323,16 +376,32 @@ class ValidationLosses:
         self._collector = SampleCollector(self.keep)
         if self.source == "own" and sample is not None:
             self._compare_with_logged(trainer, sample)
+        elif sample is not None and (is_default(self.loss, module) or isinstance(self.loss, LearnedLoss)):
+            self._warn_of_other_loss(trainer, sample)
         return sample
+
+    def _warn_of_other_loss(self, trainer: Trainer, sample: Sample) -> None:
+        """Say once that the module validates with another loss than the default: it may have none for an example."""
+        name, logged = logged_by_validation(trainer, "val_loss")
+        unlike = logged is not None and abs(float(logged) - sample.loss) > 0.05 * abs(sample.loss) + 1e-6
+        if not unlike or self._warned or trainer.world_size > 1:  # a rank may log the loss of its own examples
+            return
+        self._warned = True
+        function = self.loss.function if isinstance(self.loss, LearnedLoss) else "cross_entropy"
+        rank_zero_warn(
+            f"OverfittingMonitor measures {function}, {sample.loss:.4g} in this validation, but the module logs {name} "
+            f"{float(logged or 0):.4g}: it has weights, smoothed labels or another loss. To measure that one, write "
+            "OverfittingMonitor(loss=lambda module, batch: ...), with one loss for each example."
+        )
 
     def _compare_with_logged(self, trainer: Trainer, sample: Sample) -> None:
         """Use ``val/loss`` from now on if it is the same loss; warn once."""
-        logged = trainer.callback_metrics.get("val/loss")
+        name, logged = logged_by_validation(trainer, "val_loss")
         same = logged is not None and abs(float(logged) - sample.loss) <= 0.01 * abs(sample.loss) + 1e-6
         same = trainer.strategy.reduce_boolean_decision(same, all=True)  # val/loss may differ between ranks
         how = "It evaluates the validation batches a second time"
         if same:
-            self.source, how = "logged", "It takes val/loss, and estimates its noise from the curve alone"
+            self.source, how = "logged", f"It takes {name}, and estimates its noise from the curve alone"
         if self._warned:
             return
         self._warned = True

@@ -5,14 +5,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lr_lightning._lightning import restart_train_iterator
+from lr_lightning._lightning import BaseCallback, LightningModule, Trainer, restart_train_iterator
 
 __all__ = ["RandomState", "global_random_state", "restore_random_state"]
 
 
-class RandomState(Callback):
+class RandomState(BaseCallback):
     """Keep the random states of torch, CUDA, numpy and Python in the checkpoint, so that dropout resumes exactly.
 
     Lightning's own checkpoint holds none of them. With several processes, each rank gets its own state back. The state

@@ -9,25 +9,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lr_lightning._batches import loaded_examples
 from lr_lightning._checks import check_number
-from lr_lightning._lightning import batch_loss, gather_numbers, mean_loss
+from lr_lightning._lightning import (
+    STEP_OUTPUT,
+    BaseCallback,
+    LightningModule,
+    Trainer,
+    batch_loss,
+    gather_numbers,
+    is_missed_in_sanity_check,
+    mean_loss,
+    rank_zero_warn,
+    warn_if_results_are_lost,
+)
 from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.trainer_clock import updates_made
 from lr_lightning.diagnosis.cost import Target, parse_target, percentiles, spikes
-from lr_lightning.errors import ArgumentError
 
 _MOST_PENDING = 1000  # steps whose values stay on the device
 _FETCHED, _PENDING = ("losses", "norms", "step_seconds"), ("pending_losses", "pending_norms")  # the lists in the state
 
 
-class RunCost(Callback):
+class RunCost(BaseCallback):
     """Measure the cost and the stability of a run.
 
     Logged at each validation: ``cost/seconds``, ``cost/examples_per_second``. Logged once at the end, as
@@ -55,8 +62,7 @@ class RunCost(Callback):
         gradient_norms: Whether to compute the norm of the gradient at every step.
 
     Raises:
-        ArgumentError: The target cannot be parsed, or the price is negative. In the sanity check: the target's metric
-            is not logged.
+        ArgumentError: The target cannot be parsed, or the price is negative.
 
     Example:
         >>> RunCost(target="val/acc>=0.97").target
@@ -106,6 +112,7 @@ class RunCost(Callback):
         self._fitting = stage == "fit"
         if self._fitting:
             self._reset()
+            warn_if_results_are_lost(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -198,11 +205,10 @@ class RunCost(Callback):
             self._reached = (self.seconds, float(updates_made(trainer)))
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a target that the validation does not log; some metrics come only in real validations."""
-        late = ("overfit/", "probe/", "train/", "cost/")
-        target = self.target
-        if target is not None and target.metric not in trainer.callback_metrics and not target.metric.startswith(late):
-            raise ArgumentError(self._missing(trainer))
+        """Warn of a target that the validation does not log, before the first update."""
+        if self.target is not None and is_missed_in_sanity_check(trainer, self.target.metric):
+            self._missed = True
+            rank_zero_warn(self._missing(trainer))
 
     def _missing(self, trainer: Trainer) -> str:
         known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "none"

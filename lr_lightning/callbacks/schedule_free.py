@@ -1,19 +1,31 @@
 """The callback that switches schedule-free optimizers between training and averaged weights."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import islice, product
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lr_lightning._checks import check_count
-from lr_lightning._lightning import callbacks_of, to_device
+from lr_lightning._batches import count_examples
+from lr_lightning._checks import check_batches, check_count
+from lr_lightning._lightning import (
+    BaseCallback,
+    BatchSizeFinder,
+    LearningRateFinder,
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    averaging_callbacks,
+    callbacks_of,
+    is_compiled,
+    isolate_rng,
+    rank_zero_warn,
+    to_device,
+)
 from lr_lightning.callbacks import batch_norm
+from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError, DurationError
@@ -23,7 +35,7 @@ __all__ = ["ScheduleFreeMode"]
 Forward = Callable[[LightningModule, Any], Any]
 
 
-class ScheduleFreeMode(Callback):
+class ScheduleFreeMode(BaseCallback):
     """Train, validate and save with the right weights of a schedule-free optimizer (Defazio et al. 2024).
 
     Such an optimizer takes gradients at one set of weights, and the average of another set is the result. The
@@ -43,11 +55,14 @@ class ScheduleFreeMode(Callback):
         num_batches: Training batches of each process for the statistics; 0 keeps the statistics of the training.
         batches: Those batches, as any iterable that can be iterated again. Default: random examples of the training
             loader's data set, the same each time.
-        forward: Passes ``(module, batch)`` through the layers. Default: ``module(batch[0])``.
+        forward: Passes ``(module, batch)`` through the layers. Default: the calls that the first training step makes on
+            its batch; if they take what is no part of the batch, ``module(batch[0])``. Where that cannot be, one
+            warning before the first update says what to write, and BatchNorm layers keep the training's statistics.
         seed: Seed of that draw.
 
     Raises:
-        ArgumentError: ``num_batches`` < 0. At the start of a fit: LRSchedule changes the momentum, or the checkpoint's
+        ArgumentError: ``num_batches`` < 0, or ``batches`` is an iterator. At the start of a fit: another callback
+            averages the weights, or trains without callbacks; LRSchedule changes the momentum; or the checkpoint's
             parameters are not the optimizer's.
 
     Example:
@@ -58,6 +73,7 @@ class ScheduleFreeMode(Callback):
         self, num_batches: int = 50, batches: Iterable[Any] | None = None, forward: Forward | None = None, seed: int = 0
     ) -> None:
         check_count("num_batches", num_batches, 0)
+        check_batches("batches", batches)
         self.num_batches, self.batches, self.seed = num_batches, batches, seed
         self.forward = forward
         self._reset()
@@ -69,11 +85,38 @@ class ScheduleFreeMode(Callback):
         self._norms: batch_norm.Norms = {}
         self._active: batch_norm.Norms = {}
         self._loaded: dict[str, Any] = {}
+        self._step: tuple[ForwardRecord, Any] | None = None  # the first training step, until its backward pass
+        self._passes: Forward | None = self.forward
+        self._estimates: bool | None = None  # whether statistics can be estimated; None before the first step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":
             self._reset()
+            for kind in (BatchSizeFinder, LearningRateFinder):
+                if callbacks_of(trainer, kind):
+                    raise ArgumentError(
+                        f"ScheduleFreeMode cannot work beside {kind.__name__}, which trains without callbacks, so that "
+                        "nothing would switch a schedule-free optimizer to training. Use it in a run of its own."
+                    )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what can be checked before anything trains."""
+        self.check_fit(trainer, pl_module)
+
+    def check_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse another averaging of the weights; a finder calls this before it measures.
+
+        Raises:
+            ArgumentError: WeightAveraging or StochasticWeightAveraging is among the callbacks.
+        """
+        optimizers, others = _switching(trainer), averaging_callbacks(trainer)
+        if optimizers and others:
+            other, name = type(others[0]).__name__, type(optimizers[0]).__name__
+            raise ArgumentError(
+                f"ScheduleFreeMode and {other} would both choose the weights that are validated and saved, and {name} "
+                f"averages them already. Remove {other}."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch to the weights of training; after a resume these are the checkpoint's."""
@@ -98,6 +141,53 @@ class ScheduleFreeMode(Callback):
             if not self._training:
                 self._train(optimizers)
             self._active = {name: layer for name, layer in self._norms.items() if layer.training}
+            if self._estimates is None:
+                self._prepare_estimate(trainer, pl_module, batch)
+
+    def _prepare_estimate(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Find out before the first update whether and how the statistics can be estimated."""
+        self._estimates = bool(self._active) and self.num_batches > 0
+        if not self._estimates:
+            return
+        if self.batches is None and batch_norm.calibration_batches(trainer, self.num_batches, self.seed) is None:
+            self._give_up("cannot read batches from this training loader without disturbing it", "batches=...")
+        elif self.forward is None and is_compiled(pl_module):
+            self._passes = lambda module, batch: module(batch[0])
+        elif self.forward is None:
+            self._step = ForwardRecord(pl_module), batch
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Learn from the first training step how a batch passes through the layers."""
+        if self._step is None:
+            return
+        (record, batch), self._step = self._step, None
+        with suppress(Exception):  # a batch of a library's own class
+            if calls := record.passes(batch):
+                self._passes = lambda module, batch: [call(module, batch) for call in calls]
+        record.close()
+        if self._passes is None and isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
+            self._passes = lambda module, batch: module(batch[0])
+        if self._passes is None:
+            line = "forward=lambda module, batch: module(batch['x'])"
+            self._give_up("cannot tell from the training step how a batch passes through the layers", line)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Release the module if the first step made no backward pass; the next one is watched."""
+        if self._step is not None:
+            self._step[0].close()
+            self._step, self._estimates = None, None
+
+    def on_exception(self, *_: Any) -> None:
+        """Release the module."""
+        if self._step is not None:
+            self._step[0].close()
+
+    def _give_up(self, reason: str, remedy: str) -> None:
+        self._estimates = False
+        rank_zero_warn(
+            f"ScheduleFreeMode {reason}, so BatchNorm layers are evaluated with statistics of other weights. Write "
+            f"ScheduleFreeMode({remedy})."
+        )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch to the averages until the next training batch, so that checkpoints saved in between have them too."""
@@ -129,35 +219,28 @@ class ScheduleFreeMode(Callback):
             for optimizer in optimizers:
                 optimizer.eval()
             self._training = False
-            if self._active and self.num_batches:
-                self._estimate(trainer, pl_module)
+            if self._active and self._estimates and self._passes is not None:
+                try:
+                    self._estimate(trainer, pl_module, self._passes)
+                except Exception as e:
+                    batch_norm.set_statistics(self._norms, self._statistics)
+                    self._give_up(f"fails in its estimate ({type(e).__name__}: {e})", "batches=..., forward=...")
 
     @isolate_rng()
-    def _estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _estimate(self, trainer: Trainer, pl_module: LightningModule, forward: Forward) -> None:
         """Estimate the statistics of the BatchNorm layers for the averages."""
         batches, full = self.batches, None
         if batches is None:
             batches = batch_norm.calibration_batches(trainer, self.num_batches, self.seed)
-        if batches is None:
-            rank_zero_warn(
-                "ScheduleFreeMode cannot read batches from this training loader without disturbing it, so BatchNorm "
-                "layers are evaluated with statistics of other weights. Give it training batches with "
-                "ScheduleFreeMode(batches=...)."
-            )
-            return
         with batch_norm.estimating(pl_module, self._active):
-            for batch in islice(batches, self.num_batches):
+            for batch in islice(batches or (), self.num_batches):
                 batch = to_device(trainer, batch)
-                inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-                size = len(inputs) if isinstance(inputs, Tensor) and inputs.ndim else None  # None: not known
+                size = count_examples(batch)  # None: not known
                 full = size if full is None else full
                 if size != full:
                     break  # a small last batch would count as much as a full one, and one example has no variance
-                with trainer.precision_plugin.forward_context():
-                    if self.forward is None:
-                        pl_module(inputs)
-                    else:
-                        self.forward(pl_module, batch)
+                with trainer.precision_plugin.forward_context(), silent(pl_module):
+                    forward(pl_module, batch)
         batch_norm.average_over_ranks(trainer, self._active)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

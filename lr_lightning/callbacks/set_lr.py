@@ -6,17 +6,27 @@ from contextlib import suppress
 from functools import reduce
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
-from lr_lightning._lightning import callbacks_of, hyperparameter_dicts
-from lr_lightning._param_groups import peak_lr, set_value
+from lr_lightning._lightning import (
+    LightningModule,
+    Trainer,
+    callbacks_of,
+    hyperparameter_dicts,
+    planned_epochs,
+    rank_zero_warn,
+)
+from lr_lightning._param_groups import peak_lr, scheduler_lrs, set_value
 from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError
 
-__all__ = ["is_cyclical", "lr_ratios", "reference_lr", "set_default_lr", "set_module_lr", "set_peak"]
+__all__ = [
+    *("decay_message", "is_cyclical", "lr_ratios", "reference_lr", "scheduler_factor"),
+    *("set_default_lr", "set_module_lr", "set_peak"),
+]
 
+_MOST_STEPS = 20_000  # how far a scheduler is followed to find its highest lr
 _GROUP_KEYS = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCycleLR's
 _SCHEDULER_LISTS = ("base_lrs", "_last_lr", "base_values", "max_lrs")  # base_values is timm's
 
@@ -62,6 +72,28 @@ def is_cyclical(trainer: Trainer) -> bool:
 def _cyclic_schedulers(trainer: Trainer) -> list[Any]:
     schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
     return [scheduler for scheduler in schedulers if hasattr(scheduler, "max_lrs")]  # torch's CyclicLR
+
+
+def decay_message(optimizer: Optimizer, old: float, new: float, steps_per_epoch: float | None = None) -> str:
+    """Say over how many updates AdamW's weight decay averages at another peak lr; "" for an optimizer without one.
+
+    The weights are a moving average of the updates over 1 / (lr * weight decay) of them (Wang & Aitchison 2024, "How to
+    set AdamW's weight decay as you scale model and dataset size", 2405.13698).
+    """
+
+    def time_scale(lr: float) -> str:
+        count = 1 / (lr * decay)
+        return f"{count:,.0f} updates" + (f" ({count / steps_per_epoch:.3g} epochs)" if steps_per_epoch else "")
+
+    for group in optimizer.param_groups:
+        decay, lr = float(group.get("weight_decay", 0.0)), peak_lr(group)
+        decoupled = isinstance(optimizer, AdamW) or group.get("decoupled_weight_decay", False)
+        if decoupled and decay > 0 and lr > 0 and not math.isclose(old, new):
+            return (
+                f" The weight decay of {decay:g} now averages over 1 / (lr · decay) = {time_scale(lr * new / old)}, "
+                f"instead of {time_scale(lr)}; weight_decay={decay * old / new:.2g} would keep that."
+            )
+    return ""
 
 
 def set_peak(
@@ -110,12 +142,48 @@ def set_default_lr(optimizer: Optimizer, old: float, lr: float) -> None:
 
 def set_module_lr(module: LightningModule, lr: float, attribute: str | None = None) -> None:
     """Write the lr into ``lr`` or ``learning_rate`` (or ``attribute``), wherever module and hparams have it."""
-    for place, key in list(_places(module, attribute)):
-        if isinstance(place, MutableMapping):
-            place[key] = lr
-        else:
-            with suppress(AttributeError):  # a property that only reads another place
+    places = list(_places(module, attribute))
+    for place, key in places:
+        with suppress(Exception):  # a property that only reads another place, or settings that are read-only
+            if isinstance(place, MutableMapping):
+                place[key] = lr
+            else:
                 setattr(place, key, lr)
+    old = {f"{type(place).__name__}.{key}": now for place, key in places if (now := _get(place, key)) != lr}
+    if old:
+        rank_zero_warn(
+            f"{' and '.join(old)} cannot be written, so it still says {next(iter(old.values())):g}; the optimizer has "
+            f"the lr that was found, {lr:g}. A further configure_optimizers() would read the old one."
+        )
+
+
+def scheduler_factor(trainer: Trainer, reference: float) -> float | None:
+    """Return the run's highest lr under the module's own schedulers, divided by the configured one; None: not known.
+
+    It is 1 for most, and something else for a LambdaLR or MultiplicativeLR that does not begin or peak at 1, such as
+    Noam's. The schedulers are stepped, and the loaders must be known: call this in a dry run, which undoes it.
+    """
+    factor, index = 1.0, _reference_group(trainer, reference)
+    for config in trainer.lr_scheduler_configs:
+        total = planned_epochs(trainer) if config.interval == "epoch" else trainer_clock(trainer).total
+        steps = _MOST_STEPS if total is None or total < 0 else min(total, _MOST_STEPS)
+        groups = trainer.optimizers[0].param_groups
+        peak = _peaks(trainer)[index]
+        lrs = scheduler_lrs(config.scheduler, groups, -(-steps // config.frequency))
+        if lrs is None:
+            return None
+        own = [values[index] for values in lrs]
+        highest = max(own)
+        if math.isclose(highest, peak, rel_tol=1e-3):
+            continue
+        if not math.isfinite(highest) or highest <= 0 or highest == min(own) or (own[-1] == highest < peak):
+            return None  # it reads something else than its own count, or the run ends within its warmup
+        factor *= highest / peak
+    return factor
+
+
+def _reference_group(trainer: Trainer, reference: float) -> int:
+    return next(i for i, own in enumerate(_peaks(trainer)) if math.isclose(own, reference))
 
 
 def _scaled(value: float, old: float, new: float) -> float:
@@ -147,4 +215,7 @@ def _places(module: LightningModule, attribute: str | None) -> Iterator[tuple[An
 
 
 def _get(place: Any, key: str) -> Any:
-    return place.get(key) if isinstance(place, Mapping) else getattr(place, key, None)
+    try:
+        return place.get(key) if isinstance(place, Mapping) else getattr(place, key, None)
+    except Exception:  # settings whose __getattr__ raises a KeyError, or a property that is not ready
+        return None

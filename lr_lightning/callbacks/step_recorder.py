@@ -6,14 +6,21 @@ from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lr_lightning._checks import check_count
-from lr_lightning._lightning import batch_loss, logging_step, mean_loss, names_to_loggers
+from lr_lightning._lightning import (
+    STEP_OUTPUT,
+    BaseCallback,
+    LightningModule,
+    Trainer,
+    batch_loss,
+    logging_step,
+    mean_loss,
+    names_to_loggers,
+    rank_zero_warn,
+)
 from lr_lightning._param_groups import effective_lr, first_group_lr
 from lr_lightning.errors import ArgumentError, Diverged
 
@@ -38,12 +45,13 @@ class Flushable(Protocol):
         """Accept these names only through ``log_rows``."""
 
 
-class StepRecorder(Callback):
+class StepRecorder(BaseCallback):
     """Log ``train/loss`` and ``lr/group<i>`` of every optimizer step, and ``train/loss_epoch`` of every epoch.
 
     The losses stay on their device until a flush fetches them all at once. A step's loss is the mean over its
     accumulated micro-batches and, with several processes, over the ranks. The learning rates of a second optimizer are
-    ``lr/opt1_group<i>``. The step of a value is Lightning's count of batches that stepped before it.
+    ``lr/opt1_group<i>``. A param group with a name, ``group["name"]``, is ``lr/<name>``, as in LearningRateMonitor. The
+    step of a value is Lightning's count of batches that stepped before it.
 
     A flush happens every ``flush_seconds`` (with several processes: every ``flush_steps`` steps, at the same step on
     all ranks), before every validation and checkpoint, and on any exception. If a loss is not finite, the flush logs
@@ -51,7 +59,8 @@ class StepRecorder(Callback):
     ever saved.
 
     A loss that the module logs itself under one of these names is the module's: StepRecorder then leaves its own out,
-    with one warning. A :class:`Flushable` logger takes the recorder's alone.
+    with one warning. A :class:`Flushable` logger takes the recorder's alone, and keeps the groups' numbers, which its
+    charts and reports know.
 
     Args:
         flush_seconds: Longest time between two flushes of a single process, in seconds, > 0.
@@ -78,10 +87,13 @@ class StepRecorder(Callback):
         self._epoch_sum, self._epoch_batches = 0.0, 0
         self._flushed_at = 0.0
         self._left_out: set[str] = set()  # names under which the module logs a loss itself
+        self._masked: set[Tensor] = set()  # weights that were not finite before training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the flushes, and reserve the names, which the module may log too."""
         self._flushed_at = time.monotonic()
+        if self.stop_on_divergence:
+            self._masked = {parameter for parameter in _trained(trainer) if not parameter.isfinite().all()}
         for logger in trainer.loggers:
             if isinstance(logger, Flushable):
                 logger.reserve(_LOSSES)
@@ -90,8 +102,9 @@ class StepRecorder(Callback):
         """Note the learning rates of this step: only here are they neither the previous step's nor the next one's."""
         # Lightning passes the optimizer itself, also under manual optimization.
         index = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
-        prefix = "lr/group" if index == 0 else f"lr/opt{index}_group"
-        self._lrs[index] = [(f"{prefix}{i}", effective_lr(group)) for i, group in enumerate(optimizer.param_groups)]
+        groups = ((i, effective_lr(group)) for i, group in enumerate(optimizer.param_groups))
+        # Adafactor chooses its own
+        self._lrs[index] = [(f"{_prefix(index)}group{i}", lr) for i, lr in groups if lr is not None]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -203,10 +216,11 @@ class StepRecorder(Callback):
         """Log the rows; a logger that is not :class:`Flushable` sets its own times."""
         if not trainer.is_global_zero:
             return
+        groups = _named_groups(trainer)
         by_step: dict[int, dict[str, float]] = {}
         for name, value, step, _ in rows:
             if name not in self._left_out:
-                by_step.setdefault(step, {})[name] = value
+                by_step.setdefault(step, {})[groups.get(name, name)] = value
         for logger in trainer.loggers:
             if isinstance(logger, Flushable):
                 logger.log_rows(rows)
@@ -228,7 +242,7 @@ class StepRecorder(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Log and write every step that the checkpoint contains, before the checkpoint is saved."""
         self.flush(trainer)
-        if self.stop_on_divergence and not _weights_are_finite(pl_module):
+        if self.stop_on_divergence and not _weights_are_finite(trainer, self._masked):
             raise Diverged("a weight", math.nan, logging_step(trainer), first_group_lr(trainer))
         for logger in trainer.loggers:
             if isinstance(logger, Flushable) and trainer.is_global_zero:
@@ -246,7 +260,27 @@ class StepRecorder(Callback):
         self._epoch_sum, self._epoch_batches = float(state_dict["epoch_sum"] or 0.0), state_dict["epoch_batches"]
 
 
-def _weights_are_finite(module: LightningModule) -> bool:
+def _named_groups(trainer: Trainer) -> dict[str, str]:
+    """Return the names of param groups that have one of their own, by the names that their numbers give them."""
+    names: dict[str, str] = {}
+    for index, optimizer in enumerate(trainer.optimizers):
+        prefix = _prefix(index)
+        own = [str(group.get("name") or f"group{i}") for i, group in enumerate(optimizer.param_groups)]
+        names |= {f"{prefix}group{i}": prefix + name for i, name in enumerate(own) if own.count(name) == 1}
+    return names
+
+
+def _prefix(optimizer_index: int) -> str:
+    return f"lr/opt{optimizer_index}_" if optimizer_index else "lr/"
+
+
+def _trained(trainer: Trainer) -> list[Tensor]:
+    """Return the parameters that training changes: a frozen mask of -inf is what its author wants."""
+    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    return [p for group in groups for p in group["params"] if p.requires_grad and p.is_floating_point()]
+
+
+def _weights_are_finite(trainer: Trainer, masked: set[Tensor]) -> bool:
     """Return whether all weights are finite; the step that spoils them has computed a finite loss before that."""
-    checks = [parameter.isfinite().all() for parameter in module.parameters() if parameter.is_floating_point()]
+    checks = [parameter.isfinite().all() for parameter in _trained(trainer) if parameter not in masked]
     return not checks or bool(torch.stack(checks).all())

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from lr_lightning.diagnosis.statistics import bootstrap_ci, holm, permutation_p, seeds_needed, sign_flip_p
 from lr_lightning.errors import ArgumentError
@@ -132,16 +131,22 @@ def _paired_test(x: Floats, y: Floats) -> tuple[float, float]:
     both = np.isneginf(x) & np.isneginf(y)
     d = np.subtract(x, y, out=np.zeros_like(x), where=~both)
     if not np.isfinite(d).all():
-        d = np.sign(d) * stats.rankdata(np.abs(d))
+        d = np.sign(d) * _ranks(np.abs(d))
     return sign_flip_p(d), float(d.mean())
 
 
 def _unpaired_test(x: Floats, y: Floats) -> tuple[float, float]:
     """Return p and the lead of the first, for independent values."""
     if np.isneginf(x).any() or np.isneginf(y).any():
-        ranks = stats.rankdata(np.concatenate([x, y]))
+        ranks = _ranks(np.concatenate([x, y]))
         x, y = ranks[: x.size], ranks[x.size :]
     return permutation_p(x, y), float(x.mean() - y.mean())
+
+
+def _ranks(values: Floats) -> Floats:
+    from scipy import stats
+
+    return np.asarray(stats.rankdata(values), np.float64)
 
 
 def _difference(x: Floats, y: Floats, *, paired: bool, level: float) -> tuple[float, float, float]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from lr_lightning.errors import ArgumentError
 
@@ -143,6 +142,8 @@ def median_time(reaches: Sequence[Reach]) -> float:
         return math.inf if reaches else math.nan
     longest = max((r.time for r in reaches if math.isfinite(r.time)), default=0.0)
     censored = [r.time if math.isfinite(r.time) else longest + 1.0 for r in reaches if not r.reached]
+    from scipy import stats
+
     survival = stats.ecdf(stats.CensoredData(uncensored=reached, right=censored)).sf
     below = np.flatnonzero(survival.probabilities <= 0.5 + 1e-12)
     return float(survival.quantiles[below[0]]) if below.size else math.inf

@@ -1,17 +1,17 @@
 """Means with intervals, exact tests, and the correction for several of them: pure functions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 _RESAMPLES = 9999
 _MOST_EXACT = 1 << 16  # sign flips or splits that are all tried; if there are more, a random sample
+_CHUNK = 4096  # of them at a time
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def mean_ci(values: ArrayLike, level: float = 0.95) -> Mean:
     x = np.asarray(values, np.float64)
     if x.size < 2:
         return Mean(x.size, float(x[0]) if x.size else math.nan)
+    from scipy import stats  # half a second, which who only reads a config need not wait for
+
     half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
     mean = float(x.mean())
     return Mean(x.size, mean, mean - half, mean + half)
@@ -51,6 +53,8 @@ def bootstrap_ci(first: ArrayLike, second: ArrayLike | None = None, level: float
     The same values always give the same interval. It is too narrow for few values. Both ends are nan for fewer than
     three values, and the mean if all values are equal.
     """
+    from scipy import stats
+
     data = [np.asarray(group, np.float64) for group in (first, second) if group is not None]
     if min(group.size for group in data) < 3:
         return math.nan, math.nan
@@ -87,7 +91,11 @@ def sign_flip_p(differences: ArrayLike) -> float:
         return math.nan
     if d.size == 1 or not d.any():
         return 1.0
-    return _permutation_p((d,), np.mean, "samples")
+    if 2**d.size <= _MOST_EXACT:
+        return _exact_p((d,), np.mean, "samples")
+    rng = np.random.default_rng(0)
+    null = (rng.choice(np.array([-1.0, 1.0]), (rows, d.size)) @ d for rows in _chunks())
+    return _sampled_p(float(d.sum()), null, float(np.abs(d).sum()))
 
 
 def permutation_p(first: ArrayLike, second: ArrayLike) -> float:
@@ -104,10 +112,33 @@ def permutation_p(first: ArrayLike, second: ArrayLike) -> float:
     if min(a.size, b.size) == 1:  # scipy refuses a sample of one: any value could have been the single one
         one, pool = (a[0], np.concatenate([a, b])) if a.size == 1 else (b[0], np.concatenate([b, a]))
         return min(1.0, 2 * float(min((pool <= one).mean(), (pool >= one).mean())))
-    return _permutation_p((a, b), lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis), "independent")
+    if math.comb(a.size + b.size, a.size) <= _MOST_EXACT:
+        return _exact_p((a, b), lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis), "independent")
+    rng, pool = np.random.default_rng(0), np.concatenate([a, b])
+    weights = np.repeat([1 / a.size, -1 / b.size], [a.size, b.size])  # of the values, for the difference of the means
+    null = (rng.permuted(np.tile(weights, (rows, 1)), axis=1) @ pool for rows in _chunks())
+    return _sampled_p(float(a.mean() - b.mean()), null, float(np.abs(weights) @ np.abs(pool)))
 
 
-def _permutation_p(data: tuple[NDArray[np.float64], ...], statistic: Any, kind: str) -> float:
+def _chunks() -> Iterator[int]:
+    return (_CHUNK for _ in range(_MOST_EXACT // _CHUNK))
+
+
+def _sampled_p(observed: float, null: Iterator[NDArray[np.float64]], size: float) -> float:
+    """Return the two-sided p of a statistic beside a sample of its values under the null hypothesis, and itself.
+
+    Values that differ by rounding alone are equal: ``size`` is how large the terms of the statistic are together.
+    """
+    less = greater = 1
+    for values in null:
+        less += int((values <= observed + 1e-12 * size).sum())
+        greater += int((values >= observed - 1e-12 * size).sum())
+    return min(1.0, 2 * min(less, greater) / (_MOST_EXACT + 1))
+
+
+def _exact_p(data: tuple[NDArray[np.float64], ...], statistic: Any, kind: str) -> float:
+    from scipy import stats
+
     how: dict[str, Any] = {"n_resamples": _MOST_EXACT, "vectorized": True, "rng": np.random.default_rng(0)}
     return min(1.0, float(stats.permutation_test(data, statistic, permutation_type=kind, **how).pvalue))
 

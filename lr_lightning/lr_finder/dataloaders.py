@@ -4,12 +4,16 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.states import RunningStage
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
-from lr_lightning._lightning import copy_without_iterator, prepared_loaders, set_sampler_epoch
+from lr_lightning._lightning import (
+    CombinedLoader,
+    RunningStage,
+    Trainer,
+    copy_without_iterator,
+    prepared_loaders,
+    set_sampler_epoch,
+)
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.snapshot import has_state
 

@@ -12,21 +12,27 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.loggers.logger import DummyLogger, Logger
-from lightning.pytorch.loops.optimization.automatic import ClosureResult
-from lightning.pytorch.profilers import PassThroughProfiler, Profiler
-from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lr_lightning import _lightning
-from lr_lightning._param_groups import peak_lr, set_value
+from lr_lightning._lightning import (
+    Accelerator,
+    Callback,
+    ClosureResult,
+    CombinedLoader,
+    DummyLogger,
+    LightningModule,
+    Logger,
+    PassThroughProfiler,
+    Profiler,
+    Strategy,
+    Trainer,
+    is_param_in_hook_signature,
+    isolate_rng,
+    rank_zero_warn,
+)
+from lr_lightning._param_groups import missing_lr, peak_lr, set_value
 from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.lr_finder.dataloaders import Batches, training_loaders
 from lr_lightning.lr_finder.snapshot import Snapshot
@@ -34,7 +40,7 @@ from lr_lightning.lr_finder.snapshot import Snapshot
 __all__ = ["DryRun", "check_optimization"]
 
 # Objects that a step cannot change, or that are kept out of a step; a snapshot ignores them.
-_OPAQUE = (
+_OPAQUE: tuple[type, ...] = (
     *(Trainer, Strategy, Accelerator, Callback, Logger, Profiler, CombinedLoader, _lightning.DataFetcher),
     *(logging.Logger, threading.Thread, multiprocessing.process.BaseProcess),
 )
@@ -55,12 +61,32 @@ def check_optimization(trainer: Trainer, module: LightningModule, who: str) -> N
             f"works with one optimizer, and {name}.configure_optimizers gives {len(optimizers)}. Remove {who}, or "
             "return one optimizer with several param groups, whose ratios are kept."
         )
-    elif not (groups := optimizers[0].param_groups) or any("lr" not in group for group in groups):
-        problem = f"works with an optimizer that has lr, and {type(optimizers[0]).__name__} has none."
+    elif missing := missing_lr(optimizers[0]):
+        problem = f"works with an optimizer that has an lr, but {missing}. Remove {who}."
+    elif any("d" in group for group in optimizers[0].param_groups):
+        problem = (
+            f"cannot test the lr of {type(optimizers[0]).__name__}, which multiplies it by its own estimate of the "
+            f"right step size. Remove {who}, and use lr=1.0."
+        )
     elif is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         problem = f"does not support {name}.training_step(dataloader_iter). Take a batch instead."
     if problem:
         raise ArgumentError(f"{who} {problem}")
+
+
+class _SilentLogger(DummyLogger):
+    """A logger in whose place nothing is logged, but which tells where the other one writes."""
+
+    def __init__(self, real: Logger) -> None:
+        super().__init__()
+        self.__dict__["_real"] = real
+
+    __class__ = property(lambda self: type(self._real))  # for isinstance()
+    name = property(lambda self: self._real.name)
+    version = property(lambda self: self._real.version)
+    save_dir = property(lambda self: self._real.save_dir)
+    root_dir = property(lambda self: getattr(self._real, "root_dir", self._real.save_dir))
+    log_dir = property(lambda self: getattr(self._real, "log_dir", self._real.save_dir))
 
 
 class DryRun:
@@ -68,7 +94,8 @@ class DryRun:
 
     A context manager. On entry it saves everything that a step may change
     (:class:`~lr_lightning.lr_finder.snapshot.Snapshot`) and restores it on exit, also after an exception. Inside, every
-    :meth:`run` starts from the same state, without loggers, callbacks and profiler.
+    :meth:`run` starts from the same state. Loggers, callbacks and profiler are there for a module that reads them, but
+    they get nothing.
 
     A step is Lightning's own: transfer hooks, ``training_step``, precision, accumulation, clipping and the optimizer's
     update, with the module's ``on_train_batch_start`` and ``_end``. Values that ``training_step`` logs are not stored.
@@ -108,7 +135,7 @@ class DryRun:
             "trainer.state": trainer.state,
         }
         try:
-            self._snapshots.append(Snapshot(roots, shallow=[trainer], opaque=_OPAQUE))
+            self._snapshots.append(Snapshot(roots, shallow=[trainer], opaque=_lightning.twins(*_OPAQUE)))
             with isolate_rng():
                 self._loaders = training_loaders(trainer)
             self.save({"train_dataloader": self._loaders.flattened})
@@ -122,7 +149,7 @@ class DryRun:
 
     def save(self, roots: Mapping[str, object]) -> None:
         """Save further objects that a step may change, and that nothing led to when the dry run was entered."""
-        self._snapshots.append(Snapshot(roots, opaque=_OPAQUE, before=self._snapshots))
+        self._snapshots.append(Snapshot(roots, opaque=_lightning.twins(*_OPAQUE), before=self._snapshots))
 
     def _restore(self) -> list[str]:
         return [name for snapshot in reversed(self._snapshots) for name in snapshot.restore()]
@@ -142,7 +169,7 @@ class DryRun:
 
         Run 0 sees the batches and random numbers that training is about to see; others draw their own.
         """
-        with self.undo():
+        with self.undo(), _lightning.without_callback_hooks(self.trainer):
             try:
                 self._begin(number)
                 yield
@@ -150,6 +177,13 @@ class DryRun:
                 if self._batches is not None:
                     self._batches.close()
                     self._batches = None
+
+    @contextmanager
+    def with_loaders(self) -> Iterator[None]:
+        """Let the Trainer know how long an epoch is, and undo every change on exit."""
+        with self.undo():
+            _lightning.use_train_loaders(self.trainer, self._loaders)
+            yield
 
     @contextmanager
     def undo(self) -> Iterator[None]:
@@ -163,8 +197,7 @@ class DryRun:
 
     def _begin(self, number: int) -> None:
         trainer, loop = self.trainer, self.trainer.fit_loop
-        trainer.callbacks = []  # type: ignore[attr-defined]
-        trainer.loggers = [DummyLogger() for _ in trainer.loggers]
+        trainer.loggers = [_SilentLogger(logger) for logger in trainer.loggers]
         trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
         trainer.accumulate_grad_batches = self.accumulate
         _lightning.use_train_loaders(trainer, self._loaders)

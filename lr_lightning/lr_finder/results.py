@@ -5,7 +5,7 @@ import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from lr_lightning._plotting import BLACK, BLUE, GREEN, GREY, ORANGE, axes_of, new_figure, style_axes
 from lr_lightning.lr_finder.curve import Abstention, Cause, Reading, read_curve
+from lr_lightning.lr_finder.planned_run import PlannedRun, TrialReading, Trials, first_lr, read_trials
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["GridTest", "RangeTest"]
 
 _LABELS = {"loss": "training loss", "val_loss": "validation loss", "accuracy": "validation accuracy"}
+_HEAD = 10  # values of a range test whose median is the level before any learning
+_RISES = (Cause.RISES_AT_ONCE, Cause.WITHIN_NOISE, Cause.TOO_NOISY)  # no suggestion, but the loss rises somewhere
 _TAIL = 0.2  # share of a training's last steps whose mean loss is its score, as the loss of one batch is too noisy
 
 
@@ -54,7 +57,7 @@ class _Result(ABC):
 
 @dataclass(frozen=True)
 class RangeTest(_Result):
-    """The points of a range test and what they say.
+    """The points of a range test, of the short trials that followed it, and what they say.
 
     Attributes:
         grid: The planned learning rates, rising.
@@ -63,6 +66,8 @@ class RangeTest(_Result):
         metric: What was recorded: ``"loss"``, ``"val_loss"`` or ``"accuracy"``.
         mode: ``"exponential"`` (a geometric grid) or ``"linear"``.
         epoch: The epoch at whose start the test was made.
+        run: The run that the suggestion is for; None if nothing but a range was tested.
+        trials: Short trainings on the schedule of that run, of two lengths: a search, and what is read; () if none.
     """
 
     grid: tuple[float, ...]
@@ -71,11 +76,56 @@ class RangeTest(_Result):
     mode: str = "exponential"
     epoch: int = 0
     seed: int = field(default=0, repr=False)
+    run: PlannedRun | None = None
+    trials: "tuple[GridTest, ...]" = ()
+
+    def state(self) -> dict[str, Any]:
+        """Return lists and plain values, for :meth:`from_state`."""
+        run, trials = self.run and asdict(self.run), [trials.state() for trials in self.trials]
+        return {**super().state(), "run": run, "trials": trials}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """Make the result whose :meth:`state` this is."""
+        own = {name: value for name, value in state.items() if name not in ("run", "trials")}
+        found, run = super().from_state(own), state.get("run")
+        trials = tuple(map(GridTest.from_state, state.get("trials", ())))
+        return replace(found, run=run and PlannedRun(**run), trials=trials)
 
     @cached_property
     def reading(self) -> Reading:
         """What the points say."""
         return read_curve(self.grid, self.runs, higher_is_better=self.metric == "accuracy", seed=self.seed)
+
+    @property
+    def first_trial(self) -> float:
+        """Where trials begin: the range test's own suggestion, else a tenth of the lr at which its curve rises."""
+        smoothed = [self._sign * value for value in self.reading.smoothed]
+        return first_lr(self.grid, smoothed, self.reading.suggestion)
+
+    @property
+    def start(self) -> float:
+        """The level of the metric before any learning."""
+        return float(np.median(self.losses[:_HEAD])) if self.losses else math.nan
+
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.metric == "accuracy" else 1.0
+
+    @cached_property
+    def _answer(self) -> TrialReading:
+        """What range and trials say together."""
+        reading = self.reading
+        if not self.trials or self.run is None:
+            return TrialReading(reading.suggestion, reading.interval)
+        last = self.trials[-1]
+        trials = Trials(last.lrs, [self._sign * value for value in last.losses], last.noise, last.num_steps)
+        read = read_trials(trials, self._sign * self.start, self.run, reading.rules.get("minimum/10"))
+        if read.suggestion is not None or not any(map(math.isfinite, last.losses)):
+            return read
+        rises = reading.abstention is None or reading.abstention.cause in _RISES
+        lr = self.first_trial
+        return TrialReading(lr, (lr / 10, lr * 10), learned=False) if rises else read
 
     @property
     def lrs(self) -> list[float]:
@@ -94,13 +144,13 @@ class RangeTest(_Result):
 
     @property
     def suggestion(self) -> float | None:
-        """The peak learning rate to train with; None if the curve supports none (see :attr:`abstention`)."""
-        return self.reading.suggestion
+        """The peak learning rate to train with; None if nothing supports one (see :attr:`abstention`)."""
+        return self._answer.suggestion
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Where the suggestion may lie, given the noise of the curve."""
-        return self.reading.interval
+        """Where the best peak lies in nine of ten runs; without trials, where a fresh range test may put its own."""
+        return self._answer.interval
 
     @property
     def base_lr(self) -> float | None:
@@ -120,7 +170,19 @@ class RangeTest(_Result):
     @property
     def abstention(self) -> Abstention | None:
         """Why there is no suggestion; None if there is one."""
-        return self.reading.abstention
+        if not self.trials:
+            return self.reading.abstention
+        if self.suggestion is not None:
+            return None
+        diverged = not any(map(math.isfinite, self.trials[-1].losses))
+        return Abstention(Cause.ALL_DIVERGED if diverged else Cause.NO_PROGRESS)
+
+    @property
+    def if_constant(self) -> float | None:
+        """What the suggestion becomes if the run keeps its lr; None if it does so anyway, or its run is not known."""
+        if self.suggestion is None or self.run is None or self.run.is_constant:
+            return None
+        return self.suggestion * self.run.constant
 
     def wider(self, factor: float = 10.0) -> tuple[float, float] | None:
         """Return the first and last learning rate of a second test, or None if another range would not help.
@@ -137,14 +199,23 @@ class RangeTest(_Result):
 
     def describe(self) -> str:
         """Say the result in one line."""
+        return "; ".join(self._parts(str(self.abstention or "")))
+
+    def _parts(self, abstention: str) -> list[str]:
+        """Say the suggestion, or why there is none, and the bounds of a cyclical schedule if they are known."""
         if self.suggestion is None:
-            return f"no suggestion: {self.abstention or ''}".rstrip()
-        line = f"suggests lr = {self.suggestion:.3g}"
-        if self.interval is not None:
-            line += f" (plausible: {self.interval[0]:.2g} to {self.interval[1]:.2g})"
-        if self.base_lr is not None and self.max_lr is not None:
-            line += f"; for a cyclical schedule base_lr = {self.base_lr:.3g}, max_lr = {self.max_lr:.3g}"
-        return line
+            return [f"no suggestion: {abstention}".rstrip()]
+        interval = "" if self.interval is None else " (plausible: {:.2g} to {:.2g})".format(*self.interval)
+        parts = [f"suggests lr = {self.suggestion:.3g}{interval}"]
+        if self.run is not None:
+            parts[0] += f" for {self.run.describe()}"
+            parts += [] if self.if_constant is None else [f"{self.if_constant:.2g} if constant"]
+            if not self._answer.learned:
+                length = self.trials[-1].num_steps
+                parts.append(f"no trial of {length} steps learned, so this is a guess, below where the loss rises")
+        elif self.base_lr is not None and self.max_lr is not None:
+            parts.append(f"for a cyclical schedule base_lr = {self.base_lr:.3g}, max_lr = {self.max_lr:.3g}")
+        return parts
 
     def to_csv(self) -> str:
         """Return the points as CSV: ``lr``, the mean, the smoothed mean, and every repeat."""
@@ -175,10 +246,12 @@ class RangeTest(_Result):
             for value, name, line in ((self.base_lr, "base_lr", ":"), (self.max_lr, "max_lr", "--")):
                 axes.axvline(value, color=GREEN, linestyle=line, linewidth=1.5, label=f"{name} {value:.3g}")
         _mark(axes, self.suggestion, self.interval, "suggestion")
+        for trials, shape in zip(self.trials, ("s:", "D-"), strict=False):
+            label = f"ends of trials of {trials.num_steps} steps"
+            axes.plot(trials.lrs, trials.losses, shape, color=BLACK, markersize=4, linewidth=1, label=label)
         style_axes(axes, x="learning rate", y=_LABELS[self.metric])
         when = f" at epoch {self.epoch}" if self.epoch else ""
-        text = f"no suggestion: {self.reason}" if self.suggestion is None else self.describe()
-        text = text.replace("; ", "\n")  # the bounds of a cycle get a line of their own
+        text = "\n".join(self._parts(self.reason or ""))
         axes.set_title(f"Range test{when}: {text}", loc="left", fontsize=10, wrap=True)
         if ax is None:
             figure.legend(loc="outside lower center", ncols=6, columnspacing=1.2, frameon=False, fontsize=9)
@@ -203,7 +276,7 @@ class RangeTest(_Result):
 
 @dataclass(frozen=True)
 class GridTest(_Result):
-    """Trainings at constant learning rates from the same start.
+    """Trainings with different learning rates, constant ones or peaks of one schedule, from the same start.
 
     Attributes:
         lrs: The learning rates, rising.
@@ -249,6 +322,12 @@ class GridTest(_Result):
             values = each if len(each) > 1 else runs[0][-self._tail :] if self.finals is None else []
             found.append(float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0)
         return found
+
+    @property
+    def noise(self) -> float:
+        """The median standard error of the scores of trainings that did not diverge."""
+        known = [e for e, v in zip(self.errors, self.losses, strict=True) if math.isfinite(v)]
+        return float(np.median(known)) if known else 0.0
 
     @property
     def start(self) -> float:

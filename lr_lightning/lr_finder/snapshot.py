@@ -17,6 +17,7 @@ import random
 import sys
 import types
 import warnings
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from multiprocessing.sharedctypes import SynchronizedBase
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from lr_lightning._lightning import LightningDataModule, twins
 
 __all__ = ["Snapshot", "has_state"]
 
@@ -38,7 +40,12 @@ _T = TypeVar("_T")
 _Restore = Callable[[], object]  # returns False if the object has changed and cannot be restored
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device, torch.Size)
-_DATA_HOLDERS = (DataLoader, Dataset, LightningDataModule, Sampler)  # what they hold is data, not state
+_DATA_HOLDERS: tuple[type, ...] = (
+    DataLoader,
+    Dataset,
+    LightningDataModule,
+    Sampler,
+)  # what they hold is data, not state
 _LONG = 10_000  # entries of a container that is data; the entries of a longer one are not visited
 _LARGE = 2**20  # bytes of an array that is data; a larger one is watched and not copied
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -46,7 +53,14 @@ _STDLIB_STATE = (
     *(types.SimpleNamespace, argparse.Namespace, collections.ChainMap, collections.UserDict, collections.UserList),
     SynchronizedBase,  # multiprocessing.Value and Array
 )
-_LIBRARIES = sys.stdlib_module_names | {"lightning", "lightning_fabric", "numpy", "torch", "torchmetrics"}
+_LIBRARIES = sys.stdlib_module_names | {
+    "lightning",
+    "lightning_fabric",
+    "numpy",
+    "pytorch_lightning",
+    "torch",
+    "torchmetrics",
+}
 _COMPARABLE = (type(None), bool, int, float, complex, str, bytes, range)
 _ARGUMENT_DEPTH = 4  # how deep to look into containers among an iterator's arguments
 
@@ -76,6 +90,7 @@ class Snapshot:
         before: Iterable["Snapshot"] = (),
     ) -> None:
         self._opaque = opaque
+        self._data_holders: tuple[type, ...] = twins(*_DATA_HOLDERS)
         # ids of objects that are data; the snapshots in `before` keep theirs alive
         self._data: set[int] = set().union(*(snapshot._data for snapshot in before))
         self._seen: dict[int, object] = {}  # keeps objects alive, so that no id is used again
@@ -97,20 +112,35 @@ class Snapshot:
     def _walk(self, stack: list[tuple[str, object, bool]]) -> None:
         while stack:
             name, obj, data = stack.pop()
-            if isinstance(obj, _ATOMS) or id(obj) in self._seen or isinstance(obj, self._opaque):
+            if type(obj) in weakref.ProxyTypes or id(obj) in self._seen:
+                continue  # the object of a proxy is reached, if at all, in another way
+            try:
+                if isinstance(obj, (*_ATOMS, *self._opaque)):
+                    continue
+            except Exception as e:  # another library's proxy that has no object yet
+                log.info("%s is not saved: %s: %s", name, type(e).__name__, e)
                 continue
-            self._seen[id(obj)] = obj
-            data = data or isinstance(obj, _DATA_HOLDERS) or id(obj) in self._data
-            if data:
-                self._data.add(id(obj))
-            restore = _save(obj, data)
-            if restore is not None:
-                self._saved.append((name, restore))
-            if data and isinstance(obj, list | tuple | dict | set) and len(obj) > _LONG:
-                continue
-            if data and isinstance(obj, types.MethodType):  # a collate_fn, say
-                stack.append((name, obj.__self__, data))
-            stack += reversed([(name + step, child, data) for step, child in _children(obj)])
+            try:
+                stack += self._visit(name, obj, data)
+            except Exception as e:  # it may change, and restore() says so
+                log.info("%s cannot be saved: %s: %s", name, type(e).__name__, e)
+                self._saved.append((name, lambda: False))
+
+    def _visit(self, name: str, obj: object, data: bool) -> list[tuple[str, object, bool]]:
+        """Save one object, and return those that it refers to, the first one last."""
+        self._seen[id(obj)] = obj
+        data = data or isinstance(obj, self._data_holders) or id(obj) in self._data
+        if data:
+            self._data.add(id(obj))
+        restore = _save(obj, data)
+        if restore is not None:
+            self._saved.append((name, restore))
+        if data and isinstance(obj, list | tuple | dict | set) and len(obj) > _LONG:
+            return []
+        found = [(name + step, child, data) for step, child in _children(obj)]
+        if data and isinstance(obj, types.MethodType):  # a collate_fn, say
+            found.append((name, obj.__self__, data))
+        return found[::-1]
 
 
 def _succeeds(name: str, restore: _Restore) -> bool:
@@ -123,28 +153,29 @@ def _succeeds(name: str, restore: _Restore) -> bool:
 
 def _children(obj: Any) -> Iterator[tuple[str, object]]:
     """Yield the objects that an object refers to, each with the step that leads to it."""
+    # issubclass(type()), as isinstance() asks an object for its __class__, and a proxy may raise
     if isinstance(obj, dict):
         for key, value in list(obj.items()):
-            if not isinstance(value, _ATOMS):
+            if not issubclass(type(value), _ATOMS):
                 yield f"[{key!r}]", value
-            if not isinstance(key, _ATOMS):
+            if not issubclass(type(key), _ATOMS):
                 yield " key", key
     elif isinstance(obj, list | tuple | set | frozenset | collections.deque):
         for index, value in enumerate(list(obj)):
-            if not isinstance(value, _ATOMS):
+            if not issubclass(type(value), _ATOMS):
                 yield f"[{index}]", value
     elif isinstance(obj, functools.partial):
         yield from (("", obj.func), ("", obj.args), ("", obj.keywords))
     elif isinstance(obj, Tensor):
         if obj.is_leaf and obj.grad is not None:
             yield ".grad", obj.grad
-    elif hasattr(obj, "bit_generator") and _is_numpy(type(obj)):  # type: ignore[arg-type]
+    elif _is_numpy(type(obj)) and hasattr(obj, "bit_generator"):  # type: ignore[arg-type]
         yield "", obj.bit_generator
     if isinstance(obj, type):
         yield from ((f".{key}", value) for key, value in _class_attributes(obj).items())
     elif has_state(obj):
         for key, value in {**(_instance_dict(obj) or {}), **_slot_values(obj)}.items():
-            if not isinstance(value, _ATOMS):
+            if not issubclass(type(value), _ATOMS):
                 yield f".{key}", value
         yield from (("", kind) for kind in type(obj).__mro__ if _class_attributes(kind))
 
@@ -223,6 +254,7 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
     grad = tensor.grad if tensor.is_leaf else None
     restore_attributes, restore_hooks = _save_attributes(tensor), _save_hooks(tensor)
     version = None if inference else tensor._version
+    shares = _is_slice(tensor)
 
     def restore() -> None:
         """Put the values, the shape and the device back."""
@@ -231,7 +263,9 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
         if not tensor.is_leaf and tensor._version == version:
             return  # part of a graph that may still be needed
         with torch.inference_mode(inference):
-            if (tensor.shape, tensor.dtype, tensor.device) == (saved.shape, saved.dtype, device):
+            if (data or shares) and _is_same(tensor, saved):
+                pass  # writing would look like a change of the large tensor that it is a slice of
+            elif (tensor.shape, tensor.dtype, tensor.device) == (saved.shape, saved.dtype, device):
                 _write(tensor, saved)
             else:
                 tensor.data = saved.to(device, copy=True)
@@ -242,6 +276,20 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
                 tensor.grad = grad
 
     return restore
+
+
+def _is_slice(tensor: Tensor) -> bool:
+    try:
+        return tensor.untyped_storage().nbytes() > tensor.nbytes
+    except (NotImplementedError, RuntimeError):  # a sparse or distributed tensor
+        return False
+
+
+def _is_same(tensor: Tensor, saved: Tensor) -> bool:
+    if tensor.layout != torch.strided or (tensor.shape, tensor.dtype) != (saved.shape, saved.dtype):
+        return False
+    now = tensor.detach().to("cpu")
+    return bool(((now == saved) | ((now != now) & (saved != saved))).all())  # NaN counts as equal to NaN
 
 
 def _write(tensor: Tensor, values: Tensor) -> None:
@@ -348,7 +396,10 @@ def _slot_values(obj: object) -> dict[str, Any]:
 
 
 def _instance_dict(obj: object) -> dict[str, Any] | None:
-    own = getattr(obj, "__dict__", None)
+    try:
+        own = object.__getattribute__(obj, "__dict__")  # a user's own __getattr__ may raise anything
+    except AttributeError:
+        return None
     return own if isinstance(own, dict) else None
 
 

@@ -6,26 +6,26 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 
 from lr_lightning import _lightning
 from lr_lightning._batches import loaded_examples
+from lr_lightning._lightning import isolate_rng
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.dataloaders import Batches, validation_loaders
 from lr_lightning.lr_finder.dry_run import DryRun
 
-__all__ = ["Validation", "ValidationMetric"]
+__all__ = ["LOGGED_NAMES", "Validation", "ValidationMetric"]
 
 ValidationMetric = Literal["val_loss", "accuracy"]
 
-_LOGGED = {
+LOGGED_NAMES = {
     "val_loss": ("val_loss", "val/loss", "valid_loss", "valid/loss", "validation_loss", "validation/loss", "loss"),
     "accuracy": ("val_acc", "val/acc", "val_accuracy", "val/accuracy", "valid_acc", "valid/acc", "acc", "accuracy"),
 }
+"""The usual names of a validation's metrics."""
 
 
 class Validation:
@@ -40,7 +40,7 @@ class Validation:
     def __init__(self, dry_run: DryRun, metric: ValidationMetric, *, batches: int, monitor: str | None = None) -> None:
         self.dry_run, self.metric, self.monitor = dry_run, metric, monitor
         trainer, module = dry_run.trainer, dry_run.module
-        available = _lightning.has_validation_loader(trainer) and is_overridden("validation_step", module)
+        available = _lightning.has_validation_loader(trainer) and _lightning.overrides("validation_step", module)
         if not available or trainer.limit_val_batches == 0:
             raise ArgumentError(
                 f"metric={metric!r} needs a validation loader and a validation_step, and there is none. "
@@ -81,7 +81,7 @@ class Validation:
                     returned.append((loss, weight))
             weight = 1.0
             _lightning.call_module_hook(trainer, "on_validation_epoch_end")
-            names = (self.monitor,) if self.monitor else _LOGGED[self.metric]
+            names = (self.monitor,) if self.monitor else LOGGED_NAMES[self.metric]
             fallback = returned if self.metric == "val_loss" and self.monitor is None else []
             found = next((logged[name] for name in names if name in logged), fallback)
             if not found:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from lr_lightning._commands import python_command
 from lr_lightning._loggers import NOTE_TAG
 from lr_lightning._plotting import styles
 from lr_lightning.diagnosis.cost import Target, parse_target
@@ -29,7 +30,6 @@ from lr_lightning.tracking.ui import REPORT_NAME
 COMPARE_JOB = "compare"  # the tag ``job`` of a report's own run, which excludes it from later comparisons
 DEFAULT_EXPERIMENT = "lr_lightning"
 DEFAULT_SERVER = "http://127.0.0.1:5000"
-_TRAIN_FIRST = "Train some first: python scripts/train.py -m schedule=constant,cosine seed=0,1,2,3,4,5"
 
 log = logging.getLogger(__name__)
 
@@ -159,8 +159,12 @@ def _choose_experiments(request: ReportRequest) -> dict[str, str]:
     if len(used) == 1:
         return used
     if not used:
-        raise CompareError(f"{request.store.public_uri} has no runs yet. {_TRAIN_FIRST}")
+        raise CompareError(f"{request.store.public_uri} has no runs yet. Train some first: {_example()}")
     raise CompareError(f"choose one of {', '.join(sorted(used))}.", "experiment")
+
+
+def _example() -> str:
+    return python_command("train.py", "-m", "schedule=constant,cosine", "seed=0,1,2,3,4,5")
 
 
 def _select_runs(request: ReportRequest, chosen: Mapping[str, str]) -> tuple[list[Run], list[tuple[Run, str]]]:
@@ -185,7 +189,7 @@ def _select_runs(request: ReportRequest, chosen: Mapping[str, str]) -> tuple[lis
         raise CompareError(f"no training run of {where} matches {request.filter_string!r}.", "filter")
     jobs = Counter(run.job for run in found)
     only = f" (only {', '.join(f'{n} of the job {job}' for job, n in jobs.items())})" if jobs else ""
-    raise CompareError(f"{where} has no training run yet{only}. {_TRAIN_FIRST}")
+    raise CompareError(f"{where} has no training run yet{only}. Train some first: {_example()}")
 
 
 def _choose_objective(request: ReportRequest, runs: Sequence[Run]) -> tuple[str | None, bool]:

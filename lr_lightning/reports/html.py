@@ -5,6 +5,7 @@ content policy admits only this page's scripts, by their hashes, so that a scrip
 """
 
 import base64
+import gzip
 import hashlib
 import json
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def render(
 
     folder = files("lr_lightning.reports") / "template"
     css, js = ((folder / name).read_text("utf-8") for name in ("report.css", "report.js"))
-    plotly = str(get_plotlyjs()) if plots else ""
+    plotly = _normal(str(get_plotlyjs())) if plots else ""
     loader = PackageLoader("lr_lightning.reports", "template")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.filters["printable"] = wording.printable
@@ -52,7 +53,7 @@ def render(
         warnings=compared.warnings,
         css=Markup(css),
         js=Markup(js),
-        plotly=Markup(plotly),
+        plotly=Markup(_base64(gzip.compress(plotly.encode("utf-8"), mtime=0))),  # which the browser unpacks
         hashes=Markup(" ".join(f"'sha256-{_hash(script)}'" for script in (plotly, js))),
         data=Markup(_safe_json({"axes": AXES, "plots": [_plot_data(plot) for plot in plots]})),
         axes=AXES,
@@ -72,9 +73,12 @@ def render(
 
 
 def _hash(text: str) -> str:
-    # The parser turns line ends into \n before the browser takes the hash.
-    normal = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _base64(hashlib.sha256(normal.encode("utf-8")).digest())
+    return _base64(hashlib.sha256(_normal(text).encode("utf-8")).digest())
+
+
+def _normal(text: str) -> str:
+    """Return a text with its line ends as the parser makes them before the browser takes the hash."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _safe_json(value: object) -> str:

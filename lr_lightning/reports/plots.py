@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lr_lightning._plotting import GREY, Style, new_figure, style_axes, styles
+from lr_lightning._plotting import FRAME, GREY, Style, new_figure, style_axes, styles
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import run_metrics, wording
-from lr_lightning.reports.curves import Floats, band, thin
+from lr_lightning.reports.drawn_curves import Floats, band, thin
 from lr_lightning.reports.groups import ComparedGroups, RunGroup
 from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, with_data_set
 
@@ -120,8 +120,9 @@ def plot_seed_means(compared: ComparedGroups, looks: Styles) -> Plot | None:
     if not panels:
         return None
     note = (
-        "Mean over the finished runs of each group; the band is its 95 % t interval. The mean ends where the shortest "
-        "run ends. The training loss is smoothed over a fiftieth of the run."
+        "Mean over the finished runs of each group; the band is its 95 % t interval (on a logarithmic axis, at "
+        "most down to a tenth of the mean). The mean ends where the shortest run ends. The training loss is smoothed "
+        "over a fiftieth of the run."
     )
     log_panels = tuple(i for i, key in enumerate(panels) if "loss" in key and "gap" not in key)
     return Plot("means", "Means over seeds", note, panels, traces, log_panels=log_panels)
@@ -324,6 +325,8 @@ def save_pngs(plots: Sequence[Plot], groups: Sequence[str], folder: Path) -> lis
 
 
 def _draw_plot(plot: Plot, groups: Sequence[str]) -> Any:
+    from matplotlib.ticker import LogLocator
+
     count = len(plot.panels)
     figure = new_figure(12.8, 1.2 + 3.0 * count if count > 1 else 5.6)
     figure.suptitle(_text(plot.title), x=0.01, ha="left", fontsize=12)
@@ -335,7 +338,8 @@ def _draw_plot(plot: Plot, groups: Sequence[str]) -> Any:
         series = trace.by_axis.get("") or trace.by_axis.get(x_axis)
         if series is None:
             continue
-        handle = _draw_trace(axes[trace.panel], trace, series, error_bars=plot.error_bars, many=many)
+        log = trace.panel in plot.log_panels
+        handle = _draw_trace(axes[trace.panel], trace, series, error_bars=plot.error_bars, many=many, log=log)
         # The runs of a group are listed once, under its name.
         label = trace.name if trace.group < 0 else groups[trace.group]
         if label and trace.kind != "range":
@@ -346,6 +350,10 @@ def _draw_plot(plot: Plot, groups: Sequence[str]) -> Any:
             axis.set_yscale("log")
         if plot.log_x:
             axis.set_xscale("log")
+            axis.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")  # 0.02, not 2 x 10^-2
+            axis.xaxis.set_minor_formatter("{x:g}")
+            axis.tick_params(which="minor", colors=FRAME, length=3.5)
     axes[-1].set_xlabel(plot.x_title or x_axis)
     labels = [label for _, label in legend][:_LEGEND_ENTRIES]
     figure.legend(
@@ -359,7 +367,7 @@ def _draw_plot(plot: Plot, groups: Sequence[str]) -> Any:
     return figure
 
 
-def _draw_trace(axis: Any, trace: Trace, series: Series, *, error_bars: bool, many: bool) -> Any:
+def _draw_trace(axis: Any, trace: Trace, series: Series, *, error_bars: bool, many: bool, log: bool) -> Any:
     colour, marker = trace.style.colour, trace.style.marker
     line = {"color": colour, "linestyle": trace.style.linestyle}
     x, y = series.x, series.y
@@ -374,7 +382,8 @@ def _draw_trace(axis: Any, trace: Trace, series: Series, *, error_bars: bool, ma
         error = None if series.high is None else np.nan_to_num(series.high - y)
         return axis.errorbar(x, y, yerr=error, marker=marker, markersize=10 if x.size == 1 else 6, capsize=3, **line)
     if series.low is not None and series.high is not None and np.isfinite(series.low).any():
-        axis.fill_between(x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
+        low = np.maximum(series.low, y / 10) if log else series.low  # as on the page
+        axis.fill_between(x, low, series.high, color=colour, alpha=0.15, linewidth=0)
     return axis.plot(x, y, linewidth=2, marker=marker if x.size <= 60 else "", markersize=5, **line)[0]
 
 

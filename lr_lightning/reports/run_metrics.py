@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.cost import Reach, Target, time_to
-from lr_lightning.reports.curves import Floats, setback
+from lr_lightning.reports.drawn_curves import Floats, setback
 from lr_lightning.tracking.query import MetricCurve, Run
 
 LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/acc"

@@ -59,7 +59,7 @@ def group_table(compared: ComparedGroups, target: Target | None) -> Table:
             columns.append((f"{unit}_to_own", f"{unit} to the runs' target", cell))
     columns += [
         ("examples", "examples seen", _mean(lambda r: r.examples)),
-        ("speed", "examples / s", _mean(lambda r: r.summary("examples_per_second"))),
+        ("speed", "examples/s", _mean(lambda r: r.summary("examples_per_second"))),
         ("price", "price", _mean(lambda r: r.summary("price"))),
         ("setback", "worst setback", _mean(lambda r: r.setback)),
         ("spikes", "loss spikes", _mean(lambda r: r.spikes)),

@@ -202,7 +202,8 @@ class Restarts(Schedule):
         return f"restarts after {end - start} steps{longer}{lower}: {piece}"
 
     def _with_base(self, ratio: float) -> Self:
-        return replace(self, piece=self.piece._with_floor(ratio))
+        piece = self.piece._with_floor(ratio)
+        return self if piece is self.piece else replace(self, piece=piece)  # a constant piece, say, has no lower bound
 
     _with_floor = _with_base
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lr_lightning.app.composition import choices_help, keys_help, prepare, wants_tracebacks
+from lr_lightning.app.composition import choices_help, keys_help, prepare, readable, wants_tracebacks
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.errors import ConfigError
+from lr_lightning.search.launch import PRELOAD, launch, preloaded
 from lr_lightning.search.space import Value
 
 HELP = """Search for the learning rate and what interacts with it; every trial is a training run, tracked in MLflow.
@@ -44,6 +45,7 @@ def main(root: Path) -> int:
     from lr_lightning.search.study import StorageGone
 
     try:
+        sys.argv[1:] = words = readable(["-m", *words])[1:]  # of several values each is searched
         return _search(root, words)
     except (StorageGone, OSError) as e:
         text = f"{e}."
@@ -63,9 +65,11 @@ def main(root: Path) -> int:
 
 
 def _search(root: Path, words: list[str]) -> int:
+    in_process = bool({"workers=0", "search.workers=0"} & set(words))
+    nursery = None if in_process else launch("nursery", {PRELOAD: preloaded(words)})
     from lr_lightning.search.engine import Engine, Workers
 
-    with Workers(in_process=bool({"workers=0", "search.workers=0"} & set(words))) as workers:
+    with Workers(nursery, in_process=in_process) as workers:
         from lr_lightning.search.report import (
             Progress,
             conclude,

@@ -27,6 +27,7 @@ from lr_lightning.app.config import Config
 from lr_lightning.app.run.signals import Interrupted, Signals
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
+from lr_lightning.search.launch import Launched, launch
 from lr_lightning.search.pruning import Ask, Judge
 from lr_lightning.search.report import Progress, format_count
 from lr_lightning.search.settings import Search
@@ -138,9 +139,12 @@ class Worker:
 
 
 class Workers:
-    """Starts workers, `share` of which use this machine, and keeps those that wait for a job; ends them on exit."""
+    """Starts workers, `share` of which use this machine, and keeps those that wait for a job; ends them on exit.
 
-    def __init__(self, *, in_process: bool = False) -> None:
+    ``nursery`` is the process that forks them, if it has been started already.
+    """
+
+    def __init__(self, nursery: Launched | None = None, *, in_process: bool = False) -> None:
         self.share = 1
         self._in_process = in_process
         self._idle: list[Any] = []
@@ -149,7 +153,7 @@ class Workers:
         self._nursery: subprocess.Popen[bytes] | None = None
         self._control: Connection | None = None
         if not in_process:
-            self._nursery, self._control = _launch("nursery")
+            self._nursery, self._control = nursery or launch("nursery")
 
     def __enter__(self) -> Self:
         return self
@@ -188,7 +192,7 @@ class Workers:
 
     def launch(self) -> Worker:
         """Start a worker for one run that trains with several processes, which its launcher starts."""
-        process, connection = _launch("worker", {SHARE: str(self.share)})
+        process, connection = launch("worker", {SHARE: str(self.share)})
         return Worker(connection, process.pid, process.poll, is_single_use=True)
 
     def _fork(self, gpu: str | None) -> Worker:
@@ -202,7 +206,7 @@ class Workers:
 
     def _living_nursery(self) -> "tuple[subprocess.Popen[bytes], Connection]":
         if self._nursery is None or self._control is None or self._nursery.poll() is not None:
-            self._nursery, self._control = _launch("nursery")
+            self._nursery, self._control = launch("nursery")
         return self._nursery, self._control
 
     def _request_worker(self, control: Connection, theirs: socket.socket, gpu: str | None) -> int:
@@ -234,8 +238,11 @@ class Workers:
             time.sleep(seconds)
 
     def call(self, function: Callable[..., R], *arguments: object) -> R:
-        """Return what a function of a module returns in a worker, or raise what it raises."""
-        worker = self.get()
+        """Return what a function of a module returns in a worker of its own, or raise what it raises.
+
+        The worker has everything that the nursery has imported by now; one that waits for a trial may have less.
+        """
+        worker = InProcessWorker() if self._in_process else self._fork(None)
         try:
             worker.start((function, *arguments))
             while (answer := worker.poll()) is None:
@@ -248,22 +255,8 @@ class Workers:
             raise Interrupted(signal.SIGTERM)
         if isinstance(value, TaskResult) and value.status == Status.CRASHED:
             raise ConfigError(f"a worker could not prepare the search: {value.reason}")
-        self.give_back(worker)
+        worker.close()
         return cast(R, answer.get())
-
-
-def _launch(role: str, environment: dict[str, str] | None = None) -> "tuple[subprocess.Popen[bytes], Connection]":
-    """Start `lr_lightning.search.worker` in a new session, so that Ctrl-C reaches the search alone."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lr_lightning.search.worker", role, str(theirs.fileno()), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-            env={**os.environ, **(environment or {})},
-        )
-    return process, Connection(ours.detach())
 
 
 def _gpus() -> list[str]:

@@ -3,7 +3,6 @@
 import csv
 import io
 import secrets
-import shlex
 import sys
 import time
 import warnings
@@ -17,9 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from lr_lightning._commands import override, python_command
 from lr_lightning.app.config import Config
 from lr_lightning.search.settings import Search
-from lr_lightning.search.space import Value, override
+from lr_lightning.search.space import Value
 from lr_lightning.search.study import Study, StudySummary, Trial, number_of, patient, rank_key, result_of
 from lr_lightning.search.task import Call, TrialOutcome
 from lr_lightning.tracking.files import write_atomically
@@ -132,7 +132,8 @@ def conclude(search: Search, study: Study, console: Console, call: Call, *, comp
     if not compare or search.config.tracking.name != "mlflow":
         return
     if study.optuna.user_attrs.get("compared") == len(ended):
-        say(console, f"compared before:  python scripts/compare.py --filter \"tags.sweep = '{search.name}'\"")
+        again = python_command("compare.py", "--filter", f"tags.sweep = '{search.name}'")
+        say(console, f"compared before:  {again}")
         return
     patient(study.optuna.set_user_attr)("compared", len(ended))
     print(flush=True)
@@ -158,7 +159,7 @@ def compare_and_record(
     from lr_lightning.app.commands.compare import compare_sweep
     from lr_lightning.app.run.record import sweep_record
 
-    compare_sweep(config, name, by, [config.tracking.experiment], brief=True)
+    compare_sweep(config, name, by, [config.tracking.experiment_name], brief=True)
     try:
         with sweep_record(config, folder, name, "search") as logger:
             logger.log_artifact(table)
@@ -196,13 +197,13 @@ def write_table(search: Search, summary: StudySummary) -> Path:
 def best_command(search: Search, best: FrozenTrial) -> str:
     """Return the command that trains with the best trial's values; the seed is not a part of it."""
     script = Path(sys.argv[0]).with_name("train.py")
-    return hide_password(shlex.join(["python", str(script), *search.composer.overrides(_point_of(search, best))]))
+    return hide_password(python_command(script, *search.composer.overrides(_point_of(search, best))))
 
 
 def resume_command(search: Search) -> str:
     """Return the command that resumes this search."""
     words = [word for word in sys.argv[1:] if not word.startswith(("sweep=", "search.sweep="))]
-    return hide_password(shlex.join(["python", sys.argv[0], *words, f"sweep={search.name}"]))
+    return hide_password(python_command(Path(sys.argv[0]), *words, f"sweep={search.name}"))
 
 
 def importances(study: Study, search: Search) -> dict[str, float]:

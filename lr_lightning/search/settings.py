@@ -17,6 +17,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lr_lightning._commands import override
 from lr_lightning.app.composition import choices_of, compose_config, validate
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import did_you_mean, explain
@@ -26,7 +27,7 @@ from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.reports.run_metrics import is_higher_better
 from lr_lightning.search.samplers import SAMPLERS
-from lr_lightning.search.space import KINDS, Arguments, Choice, Space, Value, override, parse_arguments, range_hint
+from lr_lightning.search.space import KINDS, Arguments, Choice, Space, Value, parse_arguments, range_hint
 
 FINDER = "finder"
 """In search.start: stands for the learning rate that the LR finder suggests."""
@@ -237,13 +238,13 @@ def _bad_settings(node: SearchConfig) -> Iterator[str]:
         yield "search.pruners: median and hyperband both decide by Optuna's rules. Give one of them."
     if node.objective.startswith(("test/", "summary/test")):
         yield (
-            f"search.objective: {node.objective}: the test set must not choose. Give a value of the validation, such "
+            f"search.objective: '{node.objective}': the test set must not choose. Give a value of the validation, such "
             "as summary/best_val_acc; the test of each trial is recorded all the same."
         )
     if node.sampler != "grid" and node.n_trials is node.hours is node.epochs is None:
         yield f"search.n_trials: null: {node.name} would never end. Give one of n_trials, hours, epochs."
     sqlite = (node.storage or "").startswith("sqlite")
-    if node.storage is not None and not re.match("sqlite:///" if sqlite else ".*://", node.storage):
+    if node.storage is not None and not re.match("sqlite:///." if sqlite else ".*://", node.storage):
         what = "has no file" if sqlite and "://" in node.storage else "is no address of a database"
         yield (
             f"storage: '{node.storage}' {what}. Give postgresql://user@host/database or sqlite:////absolute/file.db, "
@@ -356,6 +357,6 @@ def check_store(config: Config) -> None:
     try:
         with suppress(StoreUnavailable):
             store = open_store(Path(config.tracking.root), config.tracking.uri)
-            store.call("get_experiment_by_name", config.tracking.experiment)
+            store.call("get_experiment_by_name", config.tracking.experiment_name)
     except TrackingError as e:
         raise ConfigError(f"tracking: {e}") from e

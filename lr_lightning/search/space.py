@@ -1,7 +1,6 @@
 """What is searched: config keys, their values and conditions, and how a command line gives them. Pure of Optuna."""
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,20 +147,6 @@ def _range(where: str, kind: str, entry: Mapping[str, Any]) -> Range:
     if points is not None and (not isinstance(points, int) or isinstance(points, bool) or points < 1):
         raise SpaceError(f"{where}.points: must be 1 or more, got {points!r}.")
     return Range(low, high, log, integer, step, points)
-
-
-_BARE = re.compile(r"[\w./:%+@-]+")
-_MEANS_ELSE = re.compile(r"(?i)null|true|false|nan|[+-]?(inf|[\d.]+(e[+-]?\d+)?)")
-
-
-def override(key: str, value: Value) -> str:
-    """Format a value as an override for the command line, with every digit: ``optimizer.lr=0.1``."""
-    if value is None or isinstance(value, bool):
-        return f"{key}={json.dumps(value)}"
-    if isinstance(value, str) and (not _BARE.fullmatch(value) or _MEANS_ELSE.fullmatch(value)):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{key}='{escaped}'"
-    return f"{key}={value}"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ search sends, so the imports are paid once. A ``worker`` serves the search itsel
 processes, whose launcher starts the same command for the other ranks.
 """
 
+# ruff: noqa: E402
+import atexit
 import gc
 import math
 import os
@@ -19,15 +21,20 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any, NoReturn
 
+gc.set_threshold(50_000, 20, 100)  # before the imports below, and freeze at the end: see scripts/_checkout.py
+atexit.register(gc.freeze)
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import lr_lightning.app.run.train as app
+from lr_lightning._commands import override
 from lr_lightning._lightning import callbacks_of
 from lr_lightning._loggers import log_tags
 from lr_lightning.app.composition import compose_config, prepare
@@ -42,9 +49,12 @@ from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.early_stopping import Phases
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
+from lr_lightning.search.launch import PRELOAD
 from lr_lightning.search.pruning import Ask, Report
 from lr_lightning.search.task import Answer, Status, Task, TaskResult, stored_result
+from lr_lightning.tracking.store import prepare_mlflow
 
+_IDLE_SECONDS = 0.2
 _RANK_TASK = "LR_LIGHTNING_RANK_TASK"
 """Environment variable for the other ranks of a run: the file with the task."""
 
@@ -88,7 +98,7 @@ def _resumed(task: Task) -> tuple[Config, ResumedRun] | None:
     folder = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if folder is None:
         return None
-    words = [f"resume={folder}", *task.resume]
+    words = [override("resume", folder), *task.resume]
     try:
         return stored_config(compose_config(task.root, words)[0], words)
     except ConfigError as e:
@@ -217,9 +227,8 @@ def _train(task: Task, search: Connection) -> TaskResult:
         file.flush()
         os.environ[_RANK_TASK] = file.name
         result = run_task(task, ask)
+    gc.collect()  # a model and its trainer refer to each other; what was imported is frozen
     on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    if result.status == Status.FAILED or on_gpu:
-        gc.collect()  # a model and its trainer refer to each other
     if on_gpu:
         torch.cuda.empty_cache()
     return result
@@ -254,8 +263,15 @@ def _nursery(control: Connection) -> NoReturn:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     own = os.getpid()
     workers: set[int] = set()
+    preload = [name for name in os.environ.get(PRELOAD, "").split(",") if name]
+    prepare_mlflow()
     while True:
-        if control.fileno() in select.select([control.fileno(), reader], [], [])[0]:
+        ready = select.select([control.fileno(), reader], [], [], _IDLE_SECONDS if preload else None)[0]
+        if not ready:
+            with suppress(ImportError):
+                import_module(preload.pop(0))
+            gc.freeze()
+        elif control.fileno() in ready:
             try:
                 environment = control.recv()
                 socket = recv_handle(control)
@@ -305,7 +321,9 @@ def main(role: str, socket: int, parent: int) -> None:
         task: Task = pickle.loads(Path(os.environ[_RANK_TASK]).read_bytes())
         prepare(task.root)
         run_task(task)
-    elif role == "worker":
+        return
+    gc.freeze()
+    if role == "worker":
         _become_worker(socket, parent, {})
     else:
         _nursery(Connection(socket))

@@ -3,11 +3,15 @@
 import csv
 import io
 import json
+import math
 import os
+from array import array
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import yaml
 
 from lr_lightning.tracking.files import append_bytes, cut_torn_line, write_atomically
@@ -86,18 +90,25 @@ def write_lr_table(log: LocalLog, folder: Path) -> Path | None:
     """Write ``lr.csv``, one row per step and one column per param group; None if the run logged no learning rate."""
     if not log.path.exists():
         return None
-    lrs: dict[int, dict[str, float]] = {}
+    steps: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))  # eight bytes a row: a run may have millions
+    lrs: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
     with log.path.open("rb") as lines:
         for line in lines:
             # Most lines are of other metrics: decoding all of them would take ten times as long.
             if line.startswith(b'{"metric":"lr/') and isinstance(row := decode(line), Metric):
-                lrs.setdefault(row.step, {})[row.key] = row.value
+                steps[row.key].append(row.step)
+                lrs[row.key].append(row.value)
     if not lrs:
         return None
-    groups = sorted({key for row in lrs.values() for key in row}, key=lambda key: (len(key), key))
+    groups = sorted(lrs, key=lambda key: (len(key), key))
+    every = np.unique(np.concatenate([steps[key] for key in groups]))
+    table = np.full((len(every), len(groups)), np.nan)  # nan: no learning rate; one that is not finite is never logged
+    for column, key in enumerate(groups):
+        table[np.searchsorted(every, steps[key]), column] = lrs[key]
     path = folder / "lr.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["step", *groups])
-        writer.writeheader()
-        writer.writerows({"step": step, **lrs[step]} for step in sorted(lrs))
+        writer = csv.writer(file)
+        writer.writerow(["step", *groups])
+        for step, values in zip(every, table, strict=True):
+            writer.writerow([step, *("" if math.isnan(value) else value for value in values.tolist())])
     return path

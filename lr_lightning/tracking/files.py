@@ -5,6 +5,16 @@ import threading
 from pathlib import Path
 
 
+def moved(path: Path, before: Path | str, now: Path) -> Path:
+    """Return where ``path`` is now if it moved together with the folder ``before``, which is now ``now``; else itself.
+
+    >>> moved(Path("/none/mlruns"), "/none/outputs/run", Path("/new/outputs/run"))
+    PosixPath('/none/mlruns')
+    """
+    there = Path(os.path.normpath(now / os.path.relpath(path, before)))
+    return there if there.exists() else path
+
+
 def cut_torn_line(path: Path) -> int:
     """Cut a last line without a newline, as a kill during a write leaves it; return the size, 0 if there is no file."""
     if not path.exists():

@@ -12,13 +12,14 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lr_lightning.errors import TrackingError
 from lr_lightning.tracking.files import append_bytes, cut_torn_line, write_atomically
 from lr_lightning.tracking.keys import RUN_KEY_TAG, clean_key
+from lr_lightning.tracking.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A file or folder to copy to folder ``to`` of the run's artifacts in the store."""
+    """A file or folder, relative to the output directory, to copy to folder ``to`` of the run's artifacts."""
 
     path: str
     to: str | None = None
@@ -193,9 +194,13 @@ class LocalLog:
 
     def records(self, offset: int = 0) -> Iterator[Record | None]:
         """Iterate over the records from ``offset`` to the end, with None for a line that is not a record."""
-        while found := self.read(offset, _READ_BYTES):
-            yield from (record for record, _ in found)
-            offset = found[-1][1]
+        yield from (record for record, _ in self.lines(offset))
+
+    def lines(self, start: int, end: float = math.inf) -> Iterator[tuple[Record | None, int]]:
+        """Iterate over the records from ``start`` to ``end``, each with the offset of the line after it."""
+        while start < end and (found := self.read(start, _READ_BYTES)):
+            yield from (line for line in found if line[1] <= end)
+            start = found[-1][1]
 
 
 class RowBuffer:
@@ -287,7 +292,8 @@ class UploadState:
     run_name: str | None = None  # None lets MLflow invent one
     run_id: str | None = None  # None until the store has created the run
     asked: bool = False  # whether the store was asked to create the run: without a run_id, its answer was lost
-    offset: int = 0  # bytes of the log that the store has confirmed
+    offset: int = 0  # bytes of the log whose rows the store has confirmed
+    artifacts: int = 0  # bytes of the log whose artifacts the store has confirmed
     # Marks the run in the store, so that a run whose id was lost is found and not created twice.
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: int = field(default_factory=lambda: int(time.time() * 1000))  # milliseconds since 1970
@@ -299,11 +305,30 @@ class UploadState:
         if not path.exists():
             return None
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            if not os.access(path, os.R_OK):
+                raise TrackingError(f"{path}: belongs to another user, and may hold a password. Copy the run's folder.")
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{"artifacts": stored.get("offset", 0), **stored})  # once there was one offset for both
         except (ValueError, TypeError) as error:
             raise TrackingError(
                 f"{path}: not readable as the state of a run ({error}). Restore it or remove it."
             ) from None
+
+    def moved(self, before: str | None, now: Path) -> "UploadState":
+        """Return the state of a run whose folder, and perhaps its store with it, moved from ``before`` to ``now``.
+
+        In a store at another place the run is looked for by its key: it may be another store.
+        """
+        store = self.store if before is None or Path(before) == now else self.store.moved(before, now)
+        if store == self.store:
+            return self
+        artifacts = str(store.artifact_root) if store.artifact_root else None
+        return replace(self, uri=store.uri, root=str(store.root), artifact_root=artifacts, run_id=None, asked=True)
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+        return Store(self.uri, Path(self.root), Path(self.artifact_root) if self.artifact_root else None)
 
     def save(self, output_dir: Path) -> None:
         """Write the state to ``output_dir`` in one step."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lr_lightning._commands import replay_command
 from lr_lightning.errors import RunInUse, StoreUnavailable, TrackingError
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.store import Store
@@ -97,7 +98,7 @@ def mark_dead_runs(store: Store) -> list[str]:
     for description in sorted(store.lock_dir.glob("*.json")):
         path = description.with_suffix(".lock")
         run_id, holder = path.stem, read_holder(path)
-        if holder is None or holder.host != socket.gethostname() or holder.uri != store.public_uri:
+        if holder is None or holder.host != socket.gethostname() or not store.is_held_by(holder.uri):
             continue
         try:
             with FileLock(path, thread_local=False).acquire(timeout=0):
@@ -113,9 +114,9 @@ def mark_dead_runs(store: Store) -> list[str]:
             continue
         if was_running:
             marked.append(run_id)
+            where = f", or upload what it had not uploaded: {replay_command(holder.output_dir)}"
             log.warning(
-                "run %s was left RUNNING by a process that is gone: it is now marked KILLED. Resume it with resume=%s, "
-                "or upload what it had not uploaded: python scripts/replay.py %s",
-                *(run_id, run_id, holder.output_dir),
+                "run %s was left RUNNING by a process that is gone: it is now marked KILLED. Resume it with %s%s",
+                *(run_id, f"resume={run_id}", where if Path(holder.output_dir).is_dir() else ""),  # it may have moved
             )
     return marked

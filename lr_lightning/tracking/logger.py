@@ -7,11 +7,11 @@ import shutil
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities import rank_zero_only
@@ -168,7 +168,7 @@ class RunLogger(Logger):
         self._first_tags[RUN_KEY_TAG] = state.key  # so that the log tells which state and which run belong to it
         upload = UploadThread(self.output_dir, store, replace(state, offset=min(state.offset, self._log.size)), holder)
         try:
-            upload.connect()
+            upload.connect(at_once=self._resume)
             if self._resume:
                 logged = upload.with_rows_of_store(logged)
         except BaseException:
@@ -183,6 +183,7 @@ class RunLogger(Logger):
         state = UploadState.load(self.output_dir)
         if state is not None:
             state.check_log(self.output_dir, logged)
+            state = state.moved(logged.tags.get("output_dir"), self.output_dir)
             if state.uri == store.uri:
                 if run_id is not None and state.run_id is not None and run_id != state.run_id:
                     raise TrackingError(
@@ -198,8 +199,8 @@ class RunLogger(Logger):
             run_id=run_id,
             started=logged.first_time or int(time.time() * 1000),
         )
-        if state is not None:  # another store than before: the whole log is uploaded to it
-            return replace(new, run_name=self.run_name or state.run_name, key=state.key)
+        if state is not None:  # another store than before: the whole log is uploaded to it; it may have the run
+            return replace(new, run_name=self.run_name or state.run_name, key=state.key, asked=True)
         if RUN_KEY_TAG in logged.tags:  # the state was removed; the store may have the run
             return replace(new, key=logged.tags[RUN_KEY_TAG], asked=True)
         return new
@@ -401,12 +402,12 @@ class RunLogger(Logger):
                     f"log_artifact: {source} would be copied into itself, to {copy}. Give a folder beside the output "
                     "directory, or single files."
                 )
-            copy.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parent(copy)
             if source.is_dir():
                 source = shutil.copytree(source, copy, dirs_exist_ok=True)
             else:
                 source = shutil.copyfile(source, copy)
-        self._write([Artifact(str(source), artifact_path)])
+        self._write([self._artifact(source, artifact_path)])
 
     @rank_zero_only
     def log_text(self, text: str, artifact_file: str) -> None:
@@ -414,7 +415,7 @@ class RunLogger(Logger):
         if self._ensure_started():
             path, folder = self._artifact_file(artifact_file)
             path.write_text(text, encoding="utf-8")
-            self._write([Artifact(str(path), folder)])
+            self._write([self._artifact(path, folder)])
 
     @rank_zero_only
     def log_figure(self, figure: "Figure", artifact_file: str) -> None:
@@ -422,14 +423,23 @@ class RunLogger(Logger):
         if self._ensure_started():
             path, folder = self._artifact_file(artifact_file)
             figure.savefig(path, bbox_inches="tight")
-            self._write([Artifact(str(path), folder)])
+            self._write([self._artifact(path, folder)])
 
     def _artifact_file(self, name: str) -> tuple[Path, str | None]:
         """Return the local path of artifact ``name``, whose folder is created, and its folder in the store."""
         relative = _check_artifact_name(name)
         path = self.output_dir / "artifacts" / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_parent(path)
         return path, str(relative.parent) if len(relative.parts) > 1 else None
+
+    def _artifact(self, path: Path, folder: str | None) -> Artifact:
+        """Return the record of a file in the output directory, which may move before it is uploaded."""
+        return Artifact(os.path.relpath(path, self.output_dir), folder)
+
+    def _make_parent(self, path: Path) -> None:
+        """Make a file's folder in the output directory, but not that itself: where it moved from, nothing is made."""
+        os.stat(self.output_dir)
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     # ---- Lightning's interface
 
@@ -453,7 +463,7 @@ class RunLogger(Logger):
         """The run's id in the store; None on other ranks, without a store, and until the store has answered."""
         if self.store is not None and self._upload is None and not self._ended:
             self.start()
-        return self._upload.run_id if self._upload is not None else None
+        return self._connected().run_id if self._upload is not None else None
 
     @property
     def experiment_id(self) -> str | None:
@@ -461,13 +471,29 @@ class RunLogger(Logger):
         return self._upload.uploader.experiment_id if self.run_id is not None and self._upload is not None else None
 
     @property
+    def is_connected(self) -> bool:
+        """Whether the store answered when it was last asked; False while a run has not waited for it."""
+        return self._upload is not None and self._upload.is_connected
+
+    def _connected(self) -> UploadThread:
+        """Return the upload once the store has answered: the start of a run may not have waited for it."""
+        upload = cast(UploadThread, self._upload)
+        if not upload.has_contact and upload.is_alive():
+            upload.await_contact()
+        return upload
+
+    @property
     @rank_zero_experiment
     def experiment(self) -> "MlflowClient":
         """The MlflowClient. Without a store, and until it has answered, a stand-in that ignores every call."""
         if not self._active and not self._ended:
             self.start()
-        if self.store is None or self._upload is None or not self._upload.is_connected:
-            return _IgnoreCalls()  # type: ignore[return-value]
+        late = self._upload is not None and not self._upload.has_contact
+        return cast("MlflowClient", (None if late else self._client()) or _LateClient(self))
+
+    def _client(self) -> object:
+        if self.store is None or self._upload is None or not self._connected().is_connected:
+            return None
         return self.store.client()
 
 
@@ -478,9 +504,15 @@ def _check_artifact_name(name: str) -> PurePosixPath:
     return relative
 
 
-class _IgnoreCalls:
-    def __getattr__(self, method: str) -> Callable[..., None]:
-        return lambda *_, **__: None
+class _LateClient:
+    """The MlflowClient of a logger, opened at its first use, since Lightning asks every logger for its client."""
+
+    def __init__(self, logger: RunLogger) -> None:
+        self._logger = logger
+
+    def __getattr__(self, name: str) -> Any:
+        client = self._logger._client()
+        return (lambda *_, **__: None) if client is None else getattr(client, name)
 
 
 # Code that checks for Lightning's MLFlowLogger before it uses ``experiment`` and ``run_id`` accepts this logger too.

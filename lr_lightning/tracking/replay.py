@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lr_lightning._commands import resume_argument
 from lr_lightning.errors import StoreUnavailable, TrackingError
+from lr_lightning.tracking.keys import hide_password
 from lr_lightning.tracking.local_log import LOCK_NAME, LOG_NAME, LocalLog, LoggedRun, Status, UploadState
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
-from lr_lightning.tracking.store import Store
 from lr_lightning.tracking.uploader import Uploader
 
 _WATCHDOG_LOCK_SECONDS = 20.0  # children that the killed process forked hold its locks until they notice
@@ -45,8 +46,7 @@ def replay(output_dir: Path, final_status: str = "KILLED", lock_seconds: float =
     state = UploadState.load(output_dir)
     if state is None:
         raise TrackingError(f"{output_dir}: holds no log for a store. Give the output directory of an MLflow run.")
-    store = Store(state.uri, Path(state.root), Path(state.artifact_root) if state.artifact_root else None)
-    holder = Holder.here(store.public_uri, str(output_dir))
+    holder = Holder.here(hide_password(state.uri), str(output_dir))
     with ExitStack() as locks:
 
         def hold(lock: RunLock, **options: float) -> None:
@@ -58,11 +58,13 @@ def replay(output_dir: Path, final_status: str = "KILLED", lock_seconds: float =
         log.repair()
         logged = LoggedRun.of(log.records())
         state.check_log(output_dir, logged)
+        state = state.moved(logged.tags.get("output_dir"), output_dir)
+        store = state.store
         if logged.status in (None, "RUNNING") and logged.last_time:
             log.append([Status(final_status, logged.last_time)])
         uploader = Uploader(output_dir, store, state, lambda run_id: hold(run_lock(store.lock_dir, run_id)))
         records = 0
-        while count := uploader.upload_next():
+        while count := uploader.upload_next() or uploader.upload_artifact():
             records += count
         return Replayed(records, uploader.ensure_run(), store.public_uri)
 
@@ -114,4 +116,4 @@ def close_record(output_dir: Path | str) -> None:
         print(f"the record of the run in {output_dir} is not closed: {error}", file=sys.stderr)
     else:
         gone = f"the first process of run {done.run_id} is gone: its record is closed."
-        print(gone, f"Resume it with resume={output_dir}", file=sys.stderr)
+        print(gone, f"Resume it with {resume_argument(output_dir)}", file=sys.stderr)

@@ -1,21 +1,28 @@
 """The MLflow store: its address, its creation, and the meaning of its errors. MLflow's import is late: it is slow."""
 
+import errno
 import logging
 import os
 import re
 import socket
+import sqlite3
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock
 
+from lr_lightning._commands import python_command, shell_quote
 from lr_lightning.errors import NotInStore, Rejected, StoreUnavailable, TrackingError
+from lr_lightning.tracking.files import moved, write_atomically
 from lr_lightning.tracking.keys import hide_password
 
 if TYPE_CHECKING:
@@ -25,6 +32,8 @@ _SERVER_SCHEMES = ("http", "https", "databricks")
 _DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CONNECT_SECONDS = 3.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_MADE_BY_A_RUN = 3  # folders below the root of the artifacts: experiment, run, `artifacts`
 _USER, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 
 # Defaults for variables that the user has not set: no telemetry, and a dead server costs seconds instead of 4 minutes.
@@ -46,21 +55,27 @@ _NOISY_LOGGERS = {
 
 # Error codes of MLflow, and words in the errors of the libraries below it.
 _UNKNOWN_USER_CODES = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_REFUSED_REQUESTS, _REJECTED_REQUESTS = (401, 403, 404, 405, 501), (400, 413)  # every artifact, or this one
 _READ_ONLY = ("readonly database", "read-only transaction", "Read-only file system")
 # What to do about a database that gives an error with these words, and that no second try will open.
 _DATABASE_REMEDIES = {
     r"already exists|duplicate column|disk image is malformed|file is not a database": (
         ": it is damaged, or was left half-made. Move it away, or give another tracking.root."
     ),
-    r"out-of-date database schema|Can't locate revision": (
-        ": it was made by another version of MLflow. Copy the database, then run `mlflow db upgrade` with its "
-        "address; or give another tracking.root."
+    r"unable to open database file": (
+        ": SQLite needs a path of at most 500 characters, in a folder that this user may write to. Give another "
+        "tracking.root."
     ),
     r"password authentication failed|no password supplied|[Aa]ccess denied for user|Login failed for user"
     r"|(database|role) \"[^\"]*\" does not exist|Unknown database": (
         ". Give the database's name, user and password in the address, user:password@host/database."
     ),
 }
+
+log = logging.getLogger(__name__)
+
+_OTHER_SCHEMA = re.compile(r"found version (\w+), but expected|Can't locate revision identified by '(\w+)'")
 
 _clients: dict[str, "MlflowClient"] = {}
 _clients_lock = threading.Lock()
@@ -93,6 +108,13 @@ def explain(error: BaseException, uri: str) -> Exception:
         return NotInStore(f"tracking store {where}: {reason}")
     if code in ("PERMISSION_DENIED", *_UNKNOWN_USER_CODES):
         return TrackingError(f"tracking store {where}: {_access_remedy(code, reason) or reason}")
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return TrackingError(f"{error.filename}: {error.strerror}. Give the right to write there, or another place.")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in _REFUSED_REQUESTS:
+        return TrackingError(f"tracking store {where}: {reason}")
+    if status in _REJECTED_REQUESTS:
+        return Rejected(reason)
     if any(words in reason for words in _READ_ONLY):
         return TrackingError(
             f"tracking store {where} cannot be written to. Give another tracking.root, or the right to write."
@@ -134,6 +156,24 @@ class Store:
     root: Path  # local folder for locks, and for the database and artifacts of the default store
     artifact_root: Path | None  # None if a server decides
 
+    def moved(self, before: Path | str, now: Path) -> "Store":
+        """Return the store where it is now if it moved together with the folder ``before``, which is now ``now``."""
+        file = self._file
+        if file is None or (there := moved(file, before, now)) == file:
+            return self
+        return open_store(moved(self.root, before, now), _sqlite_uri(there))
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the store was a database file that is not there any more. Opening it would make an empty one."""
+        return self._file is not None and not self._file.exists()
+
+    def is_held_by(self, uri: str) -> bool:
+        """Tell whether ``uri``, in a lock of this store's folder, is this store, which may have moved since."""
+        file = self._file
+        is_inside = file is not None and file.parent == self.root
+        return uri == self.public_uri or bool(is_inside and file and unquote(uri).endswith(f"/{file.name}"))
+
     @property
     def lock_dir(self) -> Path:
         """Folder of the locks of live runs."""
@@ -158,6 +198,27 @@ class Store:
     def _artifact_uri(self) -> str | None:
         return self.artifact_root.as_uri() if self.artifact_root else None
 
+    def _mlflow(self, command: str, name: str) -> str:
+        return f"MLFLOW_TRACKING_URI={shell_quote(self.public_uri)} mlflow {command} {shell_quote(name)}"
+
+    def is_ready(self, experiment: str) -> bool:
+        """Tell, without MLflow, whether this MLflow has opened this local store before, and the experiment is there."""
+        file = self._file
+        if file is None or not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
+            return False
+        try:
+            if self._stamp.read_text(encoding="utf-8") != _opened_by(file):
+                return False
+            with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
+                found = database.execute("SELECT lifecycle_stage FROM experiments WHERE name = ?", (experiment,))
+                return bool(found.fetchall() == [("active",)])
+        except (OSError, ValueError, sqlite3.Error):
+            return False
+
+    @property
+    def _stamp(self) -> Path:
+        return self.root / ".opened"
+
     def client(self) -> "MlflowClient":
         """Open the store. If its database does not exist, create it first, one process at a time."""
         with _clients_lock:
@@ -169,7 +230,9 @@ class Store:
                 except Exception as error:  # drivers raise errors of many types
                     problem = explain(error, self.uri)
                     said = str(problem).removesuffix(".")
-                    if isinstance(problem, Rejected):
+                    if found := _OTHER_SCHEMA.search(said):
+                        problem = self._other_version(found[1] or found[2])
+                    elif isinstance(problem, Rejected):
                         problem = TrackingError(f"tracking.uri: {self.public_uri}: {problem}")
                     elif (remedy := _database_remedy(said)) is not None:
                         problem = TrackingError(f"tracking store {said}{remedy}")
@@ -187,11 +250,61 @@ class Store:
         # MLflow's own first start is not safe against a second process: without the lock one of them dies, or leaves
         # a half-made database. The file's existence proves nothing, so every start takes its turn.
         with FileLock(self.root / ".init.lock"):
-            if file is None:
-                _check_entry(self.uri)
+            if (revision := _incomplete_schema(self.uri)) is not None:
+                raise self._other_version(revision)
             # Places MLflow's "Default" experiment here; otherwise it would be below the working directory.
-            _open_database(self.uri, artifact_uri)
+            database = _open_database(self.uri, artifact_uri)
+            if file is not None:
+                if file.parent == self.root:
+                    _follow_move(database.engine, artifact_uri)
+                with suppress(OSError, sqlite3.Error):
+                    write_atomically(self._stamp, _opened_by(file))
             return MlflowClient(self.uri)
+
+    def _other_version(self, revision: str) -> TrackingError:
+        """Return the error of a database with the schema of another MLflow, older or newer than this one."""
+        from alembic.script import ScriptDirectory
+        from mlflow.store.db.utils import _get_alembic_config
+
+        configured: Callable[..., Any] = _get_alembic_config
+        known = {script.revision for script in ScriptDirectory.from_config(configured(self.uri)).walk_revisions()}
+        place = f"tracking store {self.public_uri}: it was made by"
+        if revision not in known:
+            return TrackingError(
+                f"{place} a newer MLflow than this environment's. Run {shell_quote(sys.executable)} -m pip install "
+                "--upgrade mlflow, or give another tracking.root."
+            )
+        if self._file is None:
+            upgrade = f"{shell_quote(sys.executable)} -m mlflow db upgrade {shell_quote(self.public_uri)}"
+            return TrackingError(f"{place} an older MLflow. Copy the database, then run {upgrade}")
+        own = ["--root", str(self.root)] + ([] if self._file.parent == self.root else ["--uri", self.uri])
+        upgrade = python_command("ui.py", *own, "--upgrade-store")
+        return TrackingError(f"{place} an older MLflow. To upgrade it, with a copy of it kept, run {upgrade}")
+
+    def upgrade(self) -> Path:
+        """Upgrade a database file to this MLflow's schema, and return the copy that is kept of it.
+
+        Raises:
+            TrackingError: There is no such file, or the database is on a server, whose administrator upgrades it.
+        """
+        prepare_mlflow()
+        from mlflow.store.db import utils
+
+        file = self._file
+        if file is None or not file.is_file():
+            raise TrackingError(f"--upgrade-store: {self.public_uri} is no database file. Upgrade it where it is kept.")
+        copy = file.with_name(f"{file.stem}-{time.strftime('%Y%m%d-%H%M%S')}-before-upgrade{file.suffix}")
+        upgrade: Callable[..., Any] = utils._upgrade_db
+        create_engine: Callable[..., Any] = utils.create_sqlalchemy_engine
+        with FileLock(self.root / ".init.lock"):
+            with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(copy)) as new:
+                old.backup(new)
+            engine = create_engine(self.uri)
+            try:
+                upgrade(engine)
+            finally:
+                engine.dispose()
+        return copy
 
     def _probe(self) -> None:
         """Test the port first: MLflow retries a dead database for minutes and prints a page at each attempt."""
@@ -230,7 +343,7 @@ class Store:
         if experiment.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"experiment {name!r} of {self.public_uri} was deleted. Restore it "
-                f"(MLFLOW_TRACKING_URI={self.public_uri} mlflow experiments restore -x {experiment.experiment_id}), "
+                f"({self._mlflow('experiments restore -x', experiment.experiment_id)}), "
                 "or use another name."
             )
         return str(experiment.experiment_id)
@@ -244,9 +357,28 @@ class Store:
         if run.info.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"run {run_id!r} of {self.public_uri} was deleted. Restore it: "
-                f"MLFLOW_TRACKING_URI={self.public_uri} mlflow runs restore --run-id {run_id}"
+                f"{self._mlflow('runs restore --run-id', run_id)}"
             )
         return run
+
+    def check_artifacts(self, run_id: str) -> None:
+        """Raise a TrackingError if a run's artifacts go to a folder that this process must not make or write to.
+
+        A server without an artifact proxy names a folder of its own machine. Made here, it would be on the wrong one.
+        """
+        uri = urlsplit(str(self.run(run_id).info.artifact_uri))
+        if uri.scheme not in ("", "file"):
+            return
+        folder = Path(unquote(uri.path))
+        found = next(path for path in (folder, *folder.parents) if path.exists())
+        depth = _MADE_BY_A_RUN + (urlsplit(self.uri).hostname in _LOOPBACK)  # here a server may not have made its root
+        if self.artifact_root is None and len(folder.relative_to(found).parts) > depth:
+            raise TrackingError(
+                f"{self.public_uri} keeps files in {folder}, a folder of its own machine, out of reach from here. "
+                "Start the server with --artifacts-destination in place of --default-artifact-root"
+            )
+        if not found.is_dir() or not os.access(found, os.W_OK | os.X_OK):
+            raise TrackingError(f"{found}: cannot be written to by this user. Give it the right to write there")
 
     def end_if_running(self, run_id: str, status: str) -> bool:
         """Set ``status`` and an end time if the run exists and says RUNNING; return whether it did."""
@@ -272,7 +404,10 @@ def open_store(root: Path | str, uri: str | None = None) -> Store:
     Raises:
         TrackingError: MLflow has no store for such a ``uri``.
     """
-    root = Path(root).expanduser().absolute()
+    try:
+        root = Path(root).expanduser().absolute()
+    except RuntimeError:
+        raise TrackingError(f"tracking.root: {root} needs HOME, which is not set. Give the whole path.") from None
     artifacts = root / "artifacts"
     if uri is None:
         return Store(_sqlite_uri(root / "mlflow.db"), root, artifacts)
@@ -291,7 +426,15 @@ def open_store(root: Path | str, uri: str | None = None) -> Store:
 
 
 def _sqlite_uri(path: Path) -> str:
-    return f"sqlite:///{quote(str(path))}"
+    # Only what would end the path is quoted: MLflow makes the folder of the path as it is written here.
+    return f"sqlite:///{re.sub('[%?#]', lambda found: quote(found[0]), str(path))}"
+
+
+def _opened_by(file: Path) -> str:
+    """Return the version of MLflow that is installed, and the version of the tables in a database file."""
+    with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
+        tables = database.execute("SELECT version_num FROM alembic_version").fetchall()
+    return f"{file} {version('mlflow')} {tables}\n"
 
 
 def _make_folder(path: Path) -> None:
@@ -308,6 +451,33 @@ def _open_database(uri: str, artifact_uri: str) -> Any:
 
     open_database: Callable[..., Any] = SqlAlchemyStore
     return open_database(uri, artifact_uri)
+
+
+def _follow_move(engine: Any, artifact_uri: str) -> None:
+    """Correct the places of artifacts in a database that moved with its folder: MLflow stores absolute ones.
+
+    The experiment that MLflow makes in every database tells where its artifacts were.
+    """
+    import sqlalchemy as sql
+
+    with engine.begin() as connection:
+        first = sql.text("SELECT artifact_location FROM experiments WHERE experiment_id = 0")
+        before, slash, number = str(connection.execute(first).scalar()).rpartition("/")
+        if before == artifact_uri or (slash, number) != ("/", "0") or not before.endswith("/artifacts"):
+            return
+        columns = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
+        for table, column in columns.items():
+            if sql.inspect(connection).has_table(table):
+                moved_rows = sql.text(
+                    f"UPDATE {table} SET {column} = :now || substr({column}, length(:before) + 1) "
+                    f"WHERE {column} = :before OR substr({column}, 1, length(:before) + 1) = :before || '/'"
+                )
+                connection.execute(moved_rows, {"before": before, "now": artifact_uri})
+        with suppress(ImportError, AttributeError):  # where this process wrote files before the move
+            from mlflow.tracking._tracking_service import utils
+
+            utils._artifact_repos_cache.clear()
+        log.warning("the store moved here from %s: the places of its artifacts were corrected", unquote(before))
 
 
 def _create_database(path: Path, artifact_uri: str) -> None:
@@ -336,17 +506,26 @@ def _remove_unfinished(path: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _check_entry(uri: str) -> None:
-    """Raise the error of a database server that refuses access: MLflow would try a wrong password for minutes."""
-    from mlflow.store.db.utils import create_sqlalchemy_engine
-    from sqlalchemy.exc import SQLAlchemyError
+def _incomplete_schema(uri: str) -> str | None:
+    """Return the revision of a database that lacks tables; None for a new one, and one that has them all.
+
+    MLflow would upgrade it without asking. It would also try a wrong password for minutes: that raises here.
+    """
+    import sqlalchemy as sql
+    from mlflow.store.db.utils import _all_tables_exist, create_sqlalchemy_engine
 
     create_engine: Callable[..., Any] = create_sqlalchemy_engine
+    is_complete: Callable[..., bool] = _all_tables_exist
     engine = create_engine(uri)
     try:
-        engine.connect().close()
-    except SQLAlchemyError as error:
+        with engine.connect() as connection:
+            if not sql.inspect(connection).has_table("alembic_version") or is_complete(engine):
+                return None
+            revision: str | None = connection.execute(sql.text("SELECT version_num FROM alembic_version")).scalar()
+            return revision
+    except sql.exc.SQLAlchemyError as error:
         if _database_remedy(str(error)) is not None:
             raise
+        return None
     finally:
         engine.dispose()

@@ -1,11 +1,14 @@
 """Upload of a local log to the MLflow store, in order and in batches, without ever blocking training.
 
+Artifacts follow on their own: one that the store does not take never holds a row back.
+
 The log is read from the store's last confirmation on, so the uploader keeps nothing in memory, continues where a dead
 process stopped, and is the same for a live run and for a replay. A row that is sent twice (after a crash between
 sending and confirming) is stored once: MLflow drops a row that equals a stored one in key, step, time and value.
 """
 
 import logging
+import sys
 import threading
 import time
 from collections import Counter
@@ -14,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from lr_lightning._commands import replay_command
 from lr_lightning.errors import NotInStore, Rejected, StoreUnavailable, TrackingError
 from lr_lightning.tracking import local_log
 from lr_lightning.tracking.keys import RUN_KEY_TAG
@@ -30,6 +34,7 @@ _LIMITS: dict[type, int] = {Metric: 1000, Param: 100, local_log.Tag: 100}
 # another; a server answers or is down.
 _LOCAL_CONTACT_SECONDS = 120.0
 _SERVER_CONTACT_SECONDS = 10.0
+_LATE_START_SECONDS = 1.0  # after which MLflow is imported beside a run that does not wait for it
 # Seconds without progress after which the end of a run stops waiting for the store.
 _LOCAL_DRAIN_SECONDS = 60.0  # another program may hold the database, and will release it
 _SERVER_DRAIN_SECONDS = 15.0
@@ -52,10 +57,19 @@ class Uploader:
         self.experiment_id: str | None = None
         self._output_dir, self._store, self._on_run = output_dir, store, on_run
         self._log = LocalLog(output_dir / local_log.LOG_NAME)
-        self._run_is_checked = False
+        self._run_is_checked = self._artifacts_are_checked = False
         self._warned: set[str] = set()
         self._abandoned = False
         self._lock = threading.Lock()
+        if state.run_id is not None and store.is_lost:
+            raise NotInStore(f"{store.public_uri}: there is no such database. {self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        return (
+            f"Put the store back in its place. If it is gone, remove {self._output_dir / local_log.STATE_NAME} and "
+            "resume the run: its whole log is then uploaded to a new run"
+        )
 
     def abandon(self) -> None:
         """Release the log and the run: a call in progress in another thread ends without changing the state.
@@ -67,7 +81,9 @@ class Uploader:
 
     def pending(self) -> int:
         """Count the records that the store has not confirmed."""
-        return sum(1 for _ in self._log.records(self.state.offset))
+        behind = self._log.lines(self.state.artifacts, self.state.offset)
+        artifacts = sum(isinstance(record, Artifact) for record, _ in behind)
+        return artifacts + sum(1 for _ in self._log.records(self.state.offset))
 
     def ensure_run(self) -> str:
         """Find the run in the store, or create it, and return its id."""
@@ -81,11 +97,7 @@ class Uploader:
             try:
                 self.experiment_id = str(self._store.run(run_id).info.experiment_id)
             except NotInStore as error:
-                state_file = self._output_dir / local_log.STATE_NAME
-                raise NotInStore(
-                    f"{error}. Put the store back in its place. If it is gone, remove {state_file} and resume the run: "
-                    "its whole log is then uploaded to a new run"
-                ) from None
+                raise NotInStore(f"{error}. {self._remedy}") from None
         self._run_is_checked = True
         with self._lock:
             self._raise_if_abandoned()
@@ -100,7 +112,7 @@ class Uploader:
             )
             if found:
                 return str(found[0].info.run_id)
-        self._update(asked=True)
+        self._update(asked=True, offset=0, artifacts=0)  # this store has none of it
         run = self._store.call(
             "create_run",
             self.experiment_id,
@@ -111,7 +123,7 @@ class Uploader:
         return str(run.info.run_id)
 
     def upload_next(self) -> int:
-        """Upload the next batch and return its number of records; 0 if nothing is left."""
+        """Upload the next batch without its artifacts, and return its number of records; 0 if nothing is left."""
         self._raise_if_abandoned()
         run_id = self.ensure_run()
         batch, count, end = self._next_batch()
@@ -119,6 +131,27 @@ class Uploader:
             self._send(run_id, batch)
             self._update(offset=end)
         return count
+
+    def upload_artifact(self) -> int:
+        """Upload the next artifact behind the uploaded batches, and return 1; 0 if none is left.
+
+        Raises:
+            TrackingError: The store will take no artifact of this run from this process.
+            StoreUnavailable: It takes none at the moment.
+        """
+        self._raise_if_abandoned()
+        run_id, end = self.ensure_run(), self.state.offset
+        for record, line_end in self._log.lines(self.state.artifacts, end):
+            if isinstance(record, Artifact):
+                if not self._artifacts_are_checked:
+                    self._store.check_artifacts(run_id)
+                    self._artifacts_are_checked = True
+                self._send(run_id, [record])
+                self._update(artifacts=line_end)
+                return 1
+        if self.state.artifacts < end:
+            self._update(artifacts=end)
+        return 0
 
     def _update(self, **changes: object) -> None:
         with self._lock:
@@ -133,19 +166,19 @@ class Uploader:
     def _next_batch(self) -> tuple[list[Record], int, int]:
         """Return the next records up to MLflow's limits, the number of lines read, and the offset after them.
 
-        An artifact or a status forms a batch alone, so that the order is kept.
+        A status forms a batch alone, so that the order is kept. Artifacts are counted and left out.
         """
         batch: list[Record] = []
         counts = Counter[type]()
         count, end = 0, self.state.offset
         for record, line_end in self._log.read(self.state.offset):
-            if isinstance(record, (Artifact, Status)):
+            if isinstance(record, Status):
                 if count:
                     break
                 return [record], 1, line_end
             if record is None:
                 self._warn_once("damaged line", f"{self._log.path}: the line before byte {line_end} is not a record")
-            else:
+            elif not isinstance(record, Artifact):
                 kind = type(record)
                 if counts[kind] == _LIMITS[kind]:
                     break
@@ -160,10 +193,11 @@ class Uploader:
             return
         try:
             match batch[0]:
-                case Artifact(path, to):
-                    if not Path(path).exists():
+                case Artifact(name, to):
+                    path = self._output_dir / name
+                    if not path.exists():
                         raise Rejected(f"no such file: {path}")
-                    self._store.call("log_artifacts" if Path(path).is_dir() else "log_artifact", run_id, path, to)
+                    self._store.call("log_artifacts" if path.is_dir() else "log_artifact", run_id, str(path), to)
                 case Status("RUNNING"):
                     self._store.call("update_run", run_id, status="RUNNING")
                 case Status(status, at):
@@ -221,20 +255,25 @@ class UploadThread(threading.Thread):
     ) -> None:
         super().__init__(name="lr_lightning-uploader", daemon=True)
         self.error: TrackingError | StoreUnavailable | None = None  # why nothing is uploaded at the moment
+        self.artifact_error: Exception | None = None  # why no artifact is uploaded at the moment
         self.disk_error: OSError | None = None  # set if the run's own disk is the reason
         self._output_dir, self._store, self._holder = output_dir, store, holder
         self._first_wait, self._longest_wait = first_wait, longest_wait
+        self._begin = threading.Event()  # importing MLflow, and uploading
+        self._waits = True  # whether the start of the run waits for the store
         self._contact = threading.Event()  # the store has answered, or failed to, for the first time
-        self._work = threading.Event()
+        self._work, self._artifact_work = threading.Event(), threading.Event()
+        self._artifacts = threading.Thread(target=self._upload_artifacts, name="lr_lightning-artifacts", daemon=True)
+        self._ended = threading.Event()
         self._closing = threading.Event()
         self._drain_seconds = self._deadline = float("inf")
         self._failures = 0
         self._warned = False
         self._run_lock: RunLock | None = None
+        self.uploader = Uploader(output_dir, store, state, self._hold)
         state.save(output_dir)
         if state.run_id is not None:
             self._hold(state.run_id)
-        self.uploader = Uploader(output_dir, store, state, self._hold)
 
     def _hold(self, run_id: str) -> None:
         if self._run_lock is None:
@@ -248,21 +287,39 @@ class UploadThread(threading.Thread):
         return self.uploader.state.run_id
 
     @property
+    def has_contact(self) -> bool:
+        """Whether the store has answered, or failed to, at least once."""
+        return self._contact.is_set()
+
+    @property
     def is_connected(self) -> bool:
         """Whether the store answered when it was last asked."""
         return self.error is None and self._contact.is_set()
 
-    def connect(self) -> None:
-        """Start, and wait briefly for the store, so that a wrong address or name is an error before training."""
+    def connect(self, *, at_once: bool = True) -> None:
+        """Start, and wait briefly for the store, so that a wrong address or name is an error before training.
+
+        A local store that is known to work is not waited for: MLflow, whose import takes seconds, is imported while the
+        run trains, unless it is wanted ``at_once``.
+        """
+        self._waits = at_once or "mlflow" in sys.modules or not self._store.is_ready(self.uploader.state.experiment)
+        if self._waits:
+            self._begin.set()
         self.start()
+        if self._waits:
+            self.await_contact()
+            if isinstance(self.error, TrackingError):
+                raise self.disk_error or self.error
+
+    def await_contact(self) -> None:
+        """Wait until the store has answered, or failed to, for the first time; warn if it takes long."""
+        self._begin.set()
         patience = _LOCAL_CONTACT_SECONDS if self._store.is_local else _SERVER_CONTACT_SECONDS
         if not self._contact.wait(patience):
             log.warning(
                 "the tracking store %s has not answered in %.0f s. Training continues; rows are uploaded later.",
                 *(self._store.public_uri, patience),
             )
-        if isinstance(self.error, TrackingError):
-            raise self.disk_error or self.error
 
     def with_rows_of_store(self, logged: LoggedRun) -> LoggedRun:
         """Add to ``logged`` what only the store has of the run, because the local log was lost or cut short."""
@@ -311,7 +368,15 @@ class UploadThread(threading.Thread):
 
     def run(self) -> None:
         """Upload until closed and finished, or until trying again cannot help."""
+        try:
+            self._upload_rows()
+        finally:
+            self._ended.set()
+            self._artifact_work.set()
+
+    def _upload_rows(self) -> None:
         wait = self._first_wait
+        self._begin.wait(_LATE_START_SECONDS)
         while True:
             self._work.clear()
             try:
@@ -321,6 +386,9 @@ class UploadThread(threading.Thread):
                     log.info("the tracking store answers again; everything was uploaded")
                 self.error, self._failures = None, 0
                 wait = self._first_wait
+                self._artifact_work.set()
+                if not self._artifacts.ident:
+                    self._artifacts.start()
             except Abandoned:
                 return
             except StoreUnavailable as error:
@@ -334,7 +402,7 @@ class UploadThread(threading.Thread):
             except (TrackingError, Rejected, OSError) as error:
                 problem = error if isinstance(error, TrackingError) else TrackingError(str(error))
                 self.disk_error = error if isinstance(error, OSError) else None
-                if self._contact.is_set():
+                if self._contact.is_set() or not self._waits:
                     log.warning("the upload to the tracking store has stopped: %s. Rows are kept locally.", problem)
                 self.error = problem
                 self._contact.set()
@@ -343,6 +411,38 @@ class UploadThread(threading.Thread):
             if self._closing.is_set() and not self._work.is_set():
                 return
             self._work.wait()
+
+    def _upload_artifacts(self) -> None:
+        """Upload artifacts beside the rows, until those have ended, or until trying again cannot help."""
+        wait = self._first_wait
+        while True:
+            ended = self._ended.is_set()  # before the work: what is uploaded after it is the last
+            self._artifact_work.clear()
+            try:
+                while self.uploader.upload_artifact():
+                    self._deadline, wait = time.monotonic() + self._drain_seconds, self._first_wait
+                self.artifact_error = None
+            except Abandoned:
+                return
+            except StoreUnavailable as error:
+                self._note_artifact_error(error, "at the moment")
+                if time.monotonic() + min(wait, self._first_wait) > self._deadline:
+                    return
+                if self._closing.wait(wait):
+                    time.sleep(min(wait, self._first_wait))
+                wait = min(2 * wait, self._longest_wait)
+                continue
+            except (TrackingError, Rejected, OSError) as error:
+                self._note_artifact_error(error, "by this process")
+                return
+            if ended:
+                return
+            self._artifact_work.wait()
+
+    def _note_artifact_error(self, error: Exception, when: str) -> None:
+        if self.artifact_error is None:
+            log.warning("no file can be stored with the run %s (%s). Its metrics are stored.", when, error)
+        self.artifact_error = error
 
     def _count_failure(self, error: StoreUnavailable) -> None:
         self.error = error
@@ -365,18 +465,20 @@ class UploadThread(threading.Thread):
             patience = _LOCAL_DRAIN_SECONDS if self._store.is_local else _SERVER_DRAIN_SECONDS
         self._drain_seconds = patience
         self._deadline = time.monotonic() + self._drain_seconds
+        self._begin.set()
         self._work.set()  # before _closing: a thread that sees it closing has seen the last records too
         self._closing.set()
-        while self.is_alive() and (left := self._deadline - time.monotonic()) > 0:
-            self.join(left)
+        for thread in (self, self._artifacts):
+            while thread.is_alive() and (left := self._deadline - time.monotonic()) > 0:
+                thread.join(left)
         self.uploader.abandon()
         pending = self.uploader.pending()
         complete = not self.is_alive() and pending == 0
+        reason = self.error or self.artifact_error
         if not complete:
-            log.warning(
-                "%d records were not uploaded to the tracking store%s. Upload them later: python scripts/replay.py %s",
-                *(pending, f" ({self.error})" if self.error else "", self._output_dir),
-            )
+            count = "1 record was" if pending == 1 else f"{pending} records were"
+            why, later = f" ({reason})" if reason else "", replay_command(self._output_dir)
+            log.warning("%s not uploaded to the tracking store%s. Upload later: %s", count, why, later)
         if self._run_lock is not None:
             self._run_lock.release()
             self._run_lock = None

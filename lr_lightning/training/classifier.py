@@ -1,6 +1,7 @@
 """The app's own LightningModule: a network trained as a classifier."""
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning as L
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lr_lightning._checks import check_count
-from lr_lightning.errors import ArgumentError
+from lr_lightning.errors import ArgumentError, UsageError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -54,6 +55,18 @@ class LitClassifier(L.LightningModule):
         self.test_loss, self.test_acc = _mean(), _accuracy(num_classes)
         if compile:
             self.net.compile()  # in place: a wrapped network would change the names of the weights in checkpoints
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "LitClassifier":
+        """Load the weights of a checkpoint into a new module of this network: give the arguments of ``__init__``."""
+        if "net" not in kwargs:
+            raise UsageError(
+                "a checkpoint holds the weights and not the network. Give load_from_checkpoint the arguments net=, "
+                "optimizer= and num_classes=. For a run of the app, Predictor(Path(RUN)) of "
+                "lr_lightning.app.commands.predict builds its network, and scripts/export.py RUN writes one that needs "
+                "torch alone."
+            )
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (batch, num_classes) of a batch of images."""

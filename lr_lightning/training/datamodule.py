@@ -1,7 +1,8 @@
 """The data of a run: splits, normalization, loaders, and the work done on the batch's device."""
 
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -14,15 +15,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lr_lightning._threads import usable_cores
+from lr_lightning.diagnosis.stratify import stratified_subset
 from lr_lightning.errors import DataError, UsageError
 from lr_lightning.training import split, transforms
-from lr_lightning.training.decode import EncodedImages, Format, ImageStore, choose_format, decode_all
+from lr_lightning.training.decode import (
+    EncodedImages,
+    ImageStore,
+    choose_format,
+    decode_all,
+    decoded_keys,
+    stored_keys,
+    without_unreadable,
+)
 from lr_lightning.training.images import RawSplits, require
 from lr_lightning.training.loader import BatchLoader, TrainBatch
+from lr_lightning.training.pixels import MAX_PIXELS, Format
 from lr_lightning.training.transforms import Fill, Normalization
+
+log = logging.getLogger(__name__)
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _MAX_EVAL_BATCH = 1000
+_FEW = 500  # training images that are compared where all would have to be decoded
 
 
 def parse_size(size: str | int, name: str = "size") -> int:
@@ -66,6 +80,8 @@ class ImageDataModule(L.LightningDataModule):
     - ``image_size`` is the side to resize to; by default the images' own, or 64 if they differ.
     - Data whose decoded size exceeds ``in_memory_limit`` is decoded anew in each epoch, by ``num_workers`` processes
       (``None`` or ``"auto"``: one less than there are cores).
+    - ``max_megapixels`` is the size of the largest image that is read. ``on_bad_image`` says whether images that cannot
+      be read are an ``error``, or are left out (``skip``), for which every image is decoded once more at the start.
     - ``train_size`` training images are kept, stratified.
     - ``flip_labels`` is the share of training images, the probe's among them, that get the label of another class,
       which a network can only memorize.
@@ -94,6 +110,8 @@ class ImageDataModule(L.LightningDataModule):
         drop_last: bool = True,
         train_size: int | None = None,
         flip_labels: float = 0.0,
+        max_megapixels: float = MAX_PIXELS / 1e6,
+        on_bad_image: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
         workers = max(1, usable_cores() - 1) if num_workers in (None, "auto") else num_workers
@@ -110,23 +128,24 @@ class ImageDataModule(L.LightningDataModule):
         ):
             require(value is None or value >= least, f"{key} must be >= {least}, got {value}")
         require(isinstance(workers, int) and workers >= 0, f"data.num_workers must be >= 0 or auto, got {num_workers}")
+        require(max_megapixels > 0, f"data.max_megapixels must be > 0, got {max_megapixels}")
         require(0 <= flip_labels <= 1, f"data.flip_labels must be in [0, 1], got {flip_labels}")
         for key, choice, known in (
             ("data.normalize", normalize, transforms.NORMALIZATIONS),
             ("data.crop_fill", crop_fill, get_args(Fill)),
+            ("data.on_bad_image", on_bad_image, ("error", "skip")),
         ):
             require(choice in known, f"{key} must be one of {', '.join(known)}, got {choice!r}")
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.crop_padding, self.crop_fill, self.flip, self.normalize = crop_padding, crop_fill, flip, normalize
-        self.requested_size = image_size
         self.memory_limit = parse_size(in_memory_limit, "data.in_memory_limit")
-        self.num_workers = int(workers or 0)
+        self.num_workers, self.requested_size = int(workers or 0), image_size
         self.channels_last, self.drop_last = channels_last, drop_last
         self.train_size, self.flip_labels = train_size, flip_labels
+        self.max_pixels, self.on_bad_image = round(max_megapixels * 1e6), on_bad_image
         self.class_names: tuple[str, ...] = ()
-        self.dataset_name = self.fingerprint = ""
-        self.in_memory = True
+        self.dataset_name, self.fingerprint, self.in_memory = "", "", True
         self._format: Format | None = None
         self._splits: dict[str, _Split] = {}
         self._expected_fingerprint: str | None = None
@@ -135,15 +154,16 @@ class ImageDataModule(L.LightningDataModule):
         """Load, split, decode and measure the data; a second call does nothing."""
         if self._splits:
             return
-        raw = self.source()
-        chosen = split.choose_splits(raw, self.val_fraction, self.split_seed, self.train_size)
-        split.check_splits(raw, chosen, self.batch_size)
+        raw, chosen = self._choose(self.source())
+        if self.on_bad_image == "skip":
+            raw, chosen = self._choose(raw.map(partial(without_unreadable, max_pixels=self.max_pixels)))
         if warning := split.validation_warning(raw, chosen):
             rank_zero_warn(warning)
+        true_labels = raw.train.labels
         raw = split.flip_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
         self.dataset_name, self.class_names = raw.name, raw.class_names
         present = raw.present()
-        fmt = choose_format(list(present.values()), self.requested_size)
+        fmt = choose_format(list(present.values()), self.requested_size, self.max_pixels)
         smallest = min(fmt.height, fmt.width)
         require(
             self.crop_fill != "reflect" or self.crop_padding < smallest,
@@ -160,6 +180,7 @@ class ImageDataModule(L.LightningDataModule):
             name: _Split(stores[part.origin], present[part.origin].labels, part.indices)
             for name, part in chosen.items()
         }
+        self._check_pictures(splits, true_labels)
         train = splits["train"]
         self._normalizer = transforms.fit_normalizer(
             train.images, train.indices, self.normalize, decoded=self.in_memory
@@ -167,6 +188,24 @@ class ImageDataModule(L.LightningDataModule):
         self.fingerprint = split.data_fingerprint(raw, chosen, (fmt.channels, fmt.height, fmt.width))
         self._check_fingerprint()
         self._format, self._splits = fmt, splits
+
+    def _choose(self, raw: RawSplits) -> tuple[RawSplits, dict[str, split.SplitIndices]]:
+        chosen = split.choose_splits(raw, self.val_fraction, self.split_seed, self.train_size)
+        split.check_splits(raw, chosen, self.batch_size)
+        return raw, chosen
+
+    def _check_pictures(self, splits: Mapping[str, _Split], labels: NDArray[np.int64]) -> None:
+        """Refuse training images that are alike in all classes, and count held-out images that are trained on."""
+        train = splits["train"]
+        few = train.indices[stratified_subset(labels[train.indices], _FEW, 0)] if not self.in_memory else train.indices
+        split.check_classes_differ(decoded_keys(train.images, few), labels[few], self.class_names)
+        keys: dict[str, Sequence[Hashable]] = {}
+        for name, part in splits.items():
+            if name != "probe":
+                encoded = part.images.images if isinstance(part.images, EncodedImages) else None
+                keys[name] = stored_keys(encoded, part.indices) if encoded else decoded_keys(part.images, part.indices)
+        for sentence in split.images_trained_on(keys):
+            log.warning(sentence)
 
     def setup(self, stage: str | None = None) -> None:
         """Prepare the data, on every process."""
@@ -203,6 +242,15 @@ class ImageDataModule(L.LightningDataModule):
     def sizes(self) -> dict[str, int]:
         """Number of images of train, val, probe and, if there is a test set, test."""
         return {name: len(part.indices) for name, part in self._splits.items()}
+
+    @property
+    def class_sizes(self) -> dict[str, list[int]]:
+        """Number of images of each class, in train, val and, if there is a test set, test."""
+        return {
+            name: np.bincount(part.labels[part.indices], minlength=self.num_classes).tolist()
+            for name, part in self._splits.items()
+            if name != "probe"
+        }
 
     def describe(self) -> dict[str, str | int | float]:
         """Return name, sizes, format, split seed and fingerprint as plain values, for the log."""
@@ -287,6 +335,8 @@ class ImageDataModule(L.LightningDataModule):
             "scale": self._normalizer.scale.cpu(),
             "class_names": list(self.class_names),
             "image_size": list(self.image_size),
+            "ranges": {depth: list(values) for depth, values in self._loaded_format("ranges").ranges.items()},
+            "max_pixels": self.max_pixels,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,54 +1,42 @@
 """From encoded images to uint8 pixels: one common format for a data set, decoded at once or on demand."""
 
 import logging
-import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lr_lightning._threads import usable_cores
 from lr_lightning.errors import DataError
-from lr_lightning.training.images import TOO_MANY, Images, UnreadableImage, refuse_unreadable
+from lr_lightning.training.images import (
+    SPLIT_WORDS,
+    TOO_MANY,
+    Encoded,
+    Images,
+    UnreadableImage,
+    list_images,
+    refuse_unreadable,
+)
+from lr_lightning.training.pixels import MAX_PIXELS, Format, Header, choose_range, decode, read_header, read_values
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Header = tuple[bool, tuple[int, int]]
-"""Whether an image is greyscale, and its (width, height)."""
 
-_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 _CHUNK = 256
 _TINY_FILE = 3_000  # mean bytes of an encoded image; about 100 x 100 pixels as a JPEG
 _SIZE_SAMPLE = 64
 _DEFAULT_SIDE = 64
 _PROGRESS_FROM = 5_000
-# What Pillow raises for bytes that are not an image, or only the first part of one.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-
-
-@dataclass(frozen=True)
-class Format:
-    """The common shape of all images of a data set, in pixels; one channel if all are greyscale, else three."""
-
-    channels: int
-    height: int
-    width: int
-
-    @property
-    def bytes_per_image(self) -> int:
-        """Bytes of one decoded image."""
-        return self.channels * self.height * self.width
+_DEEP_SAMPLE = 20_000  # images of more than 8 bits that stand for all
+_DEEP_VALUES = 4_000_000  # values, of all of them, whose distribution tells outliers
+_END = 4_096  # bytes
 
 
 class ImageStore(Protocol):
@@ -88,23 +76,22 @@ class EncodedImages:
         fmt = self.format
         pixels = np.empty((len(indices), fmt.height, fmt.width, fmt.channels), np.uint8)
         for out, index in zip(pixels, indices.tolist(), strict=True):
-            out[...] = _decode(self.images, index, fmt)
+            out[...] = decode(self.images, index, fmt)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def choose_format(splits: Sequence[Images], image_size: int | None) -> Format:
-    """Read the headers of all images and choose their common shape.
+def choose_format(splits: Sequence[Images], image_size: int | None, max_pixels: int = MAX_PIXELS) -> Format:
+    """Read the headers of all images and choose their common format.
 
     The height and width are ``image_size``; without it they are the images' own, or 64 x 64 (with one log line) if they
-    differ in size. A DataError names the files that are missing, are not images, or have unsupported pixels.
+    differ in size. The first split is the training set: its pixels choose what images of more than 8 bits are scaled
+    from. A DataError names the files that are missing, too large or no images, or have unsupported pixels.
     """
-    grey, sizes = True, set[tuple[int, int]]()
     unreadable: list[UnreadableImage] = []
-    for images in splits:
-        for is_grey, size in _headers(images, unreadable):
-            grey &= is_grey
-            sizes.add(size)
+    found = [set(_headers(images, unreadable, max_pixels)) for images in splits]
     refuse_unreadable(unreadable)
+    headers = set[Header]().union(*found)
+    sizes = {header.size for header in headers}
     width, height = (image_size or _DEFAULT_SIDE,) * 2
     if image_size is None and len(sizes) == 1:
         ((width, height),) = sizes
@@ -113,7 +100,70 @@ def choose_format(splits: Sequence[Images], image_size: int | None) -> Format:
             f"Images have {len(sizes)} different sizes: each is resized (shorter side) and centre-cropped to "
             f"{height} x {width}. Give data.image_size for another size."
         )
-    return Format(1 if grey else 3, height, width)
+    if any(header.has_frames for header in headers):
+        log.info("Some images have several frames or pages: the first one is used.")
+    depths = {header.depth for header in found[0]}
+    ranges = _measure_ranges(splits[0], depths, max_pixels) if depths != {""} else {}
+    return Format(1 if all(header.is_grey for header in headers) else 3, height, width, ranges, max_pixels)
+
+
+def _measure_ranges(images: Images, depths: set[str], max_pixels: int) -> dict[str, tuple[float, float]]:
+    """Choose what the pixels of more than 8 bits are scaled from, and say it, for each of their depths."""
+    chosen = np.linspace(0, len(images) - 1, min(len(images), _DEEP_SAMPLE)).astype(int).tolist()
+    share = max(16, _DEEP_VALUES // len(chosen))  # values of an image
+    seen: dict[str, list[NDArray[np.float64]]] = {depth: [] for depth in sorted(depths - {""})}
+    unreadable: list[UnreadableImage] = []
+
+    def measure(index: int) -> None:
+        if (found := read_values(images, index, max_pixels)) is not None:
+            depth, values = found
+            some = values[:: max(1, values.size // share)].astype(np.float64)
+            seen[depth].append(np.append(some, [values.min(), values.max()]))
+
+    pieces = in_threads(
+        lambda chunk: _each(measure, chosen[chunk.start : chunk.stop]), len(chosen), threads=usable_cores()
+    )
+    for found in pieces:
+        unreadable += found
+        refuse_unreadable(unreadable, least=TOO_MANY)
+    refuse_unreadable(unreadable)
+    ranges = {}
+    for depth, parts in seen.items():
+        values = np.concatenate(parts)
+        central = np.quantile(values, (0.001, 0.999)).tolist()
+        low, high = choose_range(depth, float(values.min()), float(values.max()), central, alone=len(depths) == 1)
+        ranges[depth] = (low, high)
+        log.info(
+            f"Pixels are {depth}, in training from {values.min():g} to {values.max():g}: {low:g} to {high:g} becomes "
+            "0 to 255, and so it will be for predictions."
+        )
+    return ranges
+
+
+def without_unreadable(images: Images, name: str, max_pixels: int = MAX_PIXELS) -> Images:
+    """Decode every image once and leave out, with a warning that names the first ones, those that cannot be read."""
+    fmt = Format(3, _DEFAULT_SIDE, _DEFAULT_SIDE, max_pixels=max_pixels)
+    unreadable: dict[int, UnreadableImage] = {}
+
+    def check(index: int) -> None:
+        try:
+            if read_values(images, index, max_pixels) is None:
+                decode(images, index, fmt)
+        except UnreadableImage as error:
+            unreadable[index] = UnreadableImage(error.what, error.reason)
+
+    if images.array is None:
+        chunks = in_threads(partial(_each, check), len(images), threads=useful_threads(images))
+        for _ in _with_progress_bar(chunks, len(images), f"Checking {name} images"):
+            pass
+    if not unreadable:
+        return images
+    found = [unreadable[index] for index in sorted(unreadable)]
+    log.warning(
+        f"{len(found):,} of {len(images):,} {SPLIT_WORDS[name]} images cannot be read and are left out:\n"
+        f"{list_images(found)}"
+    )
+    return images.keep(np.setdiff1d(np.arange(len(images)), list(unreadable)))
 
 
 def decode_all(splits: Mapping[str, Images], fmt: Format) -> dict[str, MemoryImages]:
@@ -131,7 +181,7 @@ def _decode_split(name: str, images: Images, fmt: Format, unreadable: list[Unrea
     pixels = np.empty((len(images), fmt.height, fmt.width, fmt.channels), np.uint8)
 
     def decode_one(index: int) -> None:
-        pixels[index] = _decode(images, index, fmt)
+        pixels[index] = decode(images, index, fmt)
 
     chunks = in_threads(partial(_each, decode_one), len(images), threads=useful_threads(images))
     for found in _with_progress_bar(chunks, len(images), f"Decoding {name} images"):
@@ -140,16 +190,16 @@ def _decode_split(name: str, images: Images, fmt: Format, unreadable: list[Unrea
     return MemoryImages(pixels)
 
 
-def _headers(images: Images, unreadable: list[UnreadableImage]) -> Iterator[Header]:
+def _headers(images: Images, unreadable: list[UnreadableImage], max_pixels: int) -> Iterator[Header]:
     """Yield the different headers of the images; an array of pixels has one, since its images are alike."""
     if images.array is not None:
         _, channels, height, width = images.array.shape
-        yield channels == 1, (width, height)
+        yield Header(channels == 1, (width, height))
         return
 
     def read_chunk(chunk: range) -> tuple[set[Header], list[UnreadableImage]]:
         headers = set[Header]()
-        return headers, _each(lambda index: headers.add(_header(images, index)), chunk)
+        return headers, _each(lambda index: headers.add(read_header(images, index, max_pixels)), chunk)
 
     try:
         are_files = isinstance(images.item(0), Path)
@@ -162,7 +212,7 @@ def _headers(images: Images, unreadable: list[UnreadableImage]) -> Iterator[Head
         yield from headers
 
 
-def _each(work: Callable[[int], None], chunk: range) -> list[UnreadableImage]:
+def _each(work: Callable[[int], None], chunk: Iterable[int]) -> list[UnreadableImage]:
     """Do the work for each image of a chunk, and return the images that cannot be read."""
     found: list[UnreadableImage] = []
     for index in chunk:
@@ -174,66 +224,31 @@ def _each(work: Callable[[int], None], chunk: range) -> list[UnreadableImage]:
     return found
 
 
-def _header(images: Images, index: int) -> Header:
-    with _opened(images, index) as image:
-        return image.mode in _GREY_MODES, image.size
+def decoded_keys(store: ImageStore, indices: NDArray[np.int64]) -> list[int]:
+    """Return a number for each decoded image, equal for equal pixels."""
+    keys: list[int] = []
+    for start in range(0, len(indices), _CHUNK):
+        keys += [hash(pixels.tobytes()) for pixels in store.take(indices[start : start + _CHUNK]).numpy()]
+    return keys
 
 
-def _decode(images: Images, index: int, fmt: Format) -> NDArray[np.uint8]:
-    """Return one image as uint8 [H, W, C] in the given format."""
-    with _opened(images, index) as image:
-        pixels = np.asarray(_fit(_to_grey(image) if fmt.channels == 1 else _to_rgb(image), fmt))
-    return pixels.reshape(fmt.height, fmt.width, fmt.channels)
+def stored_keys(images: Images, indices: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return two numbers for each encoded image, equal for equal files; of a file on disk, its two ends are read."""
+
+    def keys_of(chunk: range) -> list[tuple[int, int]]:
+        return [_stored_key(images.item(index)) for index in indices[chunk.start : chunk.stop].tolist()]
+
+    return [key for keys in in_threads(keys_of, len(indices), threads=usable_cores()) for key in keys]
 
 
-@contextmanager
-def _opened(images: Images, index: int) -> Iterator[Image.Image]:
-    """Open an image, and raise what Pillow says about it in the block as `UnreadableImage`."""
-    try:
-        item = images.item(index)
-        if isinstance(item, np.ndarray):
-            yield Image.fromarray(item[0] if item.shape[0] == 1 else item.transpose(1, 2, 0))
-        else:
-            with Image.open(item if isinstance(item, Path) else BytesIO(item)) as image:
-                yield image
-    except _BROKEN as error:
-        # Pillow's text for an unidentified image is the memory address of a buffer, which helps nobody.
-        reason = "is not an image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
-        raise UnreadableImage(images.describe(index), reason) from error
-
-
-def _to_grey(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16 bits: Pillow's own conversion clips at 255 instead of scaling.
-        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
-    if image.mode in ("LA", "La"):
-        return _over_white(image).convert("L")
-    return image if image.mode == "L" else image.convert("L")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):
-        return _to_grey(image).convert("RGB")
-    return _over_white(image) if image.has_transparency_data else image.convert("RGB")
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
-def _fit(image: Image.Image, fmt: Format) -> Image.Image:
-    """Scale the image until it just covers the format, then crop the centre."""
-    width, height = image.size
-    if (width, height) == (fmt.width, fmt.height):
-        return image
-    scale = max(fmt.width / width, fmt.height / height)
-    width, height = max(fmt.width, round(width * scale)), max(fmt.height, round(height * scale))
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - fmt.width) // 2, (height - fmt.height) // 2
-    return image.crop((left, top, left + fmt.width, top + fmt.height))
+def _stored_key(item: Encoded | NDArray[np.uint8]) -> tuple[int, int]:
+    if not isinstance(item, Path):
+        return len(item), hash(bytes(item))
+    size = item.stat().st_size
+    with item.open("rb") as file:
+        head = file.read(_END)
+        file.seek(max(0, size - _END))
+        return size, hash(head + file.read())
 
 
 def in_threads(work: Callable[[range], T], total: int, *, threads: int, chunk: int = _CHUNK) -> Iterator[T]:

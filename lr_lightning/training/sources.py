@@ -1,28 +1,36 @@
 """Where images come from: each source returns a `RawSplits`, and the app's `data=` choices name the sources."""
 
 import json
+import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.stratify import stratified_split
 from lr_lightning.errors import DataError
+from lr_lightning.training.folders import find_splits, split_of
 from lr_lightning.training.images import Encoded, Images, RawSplits, require
+
+log = logging.getLogger(__name__)
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
-_SPLIT_NAMES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
 _TEST_FRACTION, _TEST_SEED = 0.2, 0  # of the digits
 _NETWORK_SECONDS = 5.0
+Paths = str | Path | Sequence[str | Path]
 _Labels = NDArray[np.int64] | list[str]
 
 
@@ -31,11 +39,18 @@ def digits() -> RawSplits:
 
     There is no test split, so the same stratified fifth is always held out. The grey values 0..16 are scaled to 0..255.
     """
-    from sklearn.datasets import load_digits
+    places = getattr(find_spec("sklearn"), "submodule_search_locations", None) or [""]
+    file = Path(
+        places[0], "datasets", "data", "digits.csv.gz"
+    )  # read without scikit-learn, whose import takes a second
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+        data, labels = table[:, :-1], table[:, -1]
+    else:
+        from sklearn.datasets import load_digits
 
-    data, target = load_digits(return_X_y=True)
+        data, labels = (column.astype(np.int64) for column in load_digits(return_X_y=True))
     pixels = np.rint(data.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
-    labels = target.astype(np.int64)
     keep, held_out = stratified_split(labels, _TEST_FRACTION, _TEST_SEED)
     train, test = (Images(labels[rows], array=pixels[rows]) for rows in (keep, held_out))
     return RawSplits(train, None, test, class_names=tuple("0123456789"), name="digits")
@@ -44,78 +59,77 @@ def digits() -> RawSplits:
 def image_folder(root: str | Path, *, name: str | None = None) -> RawSplits:
     """Read image files from one folder per class, or from ``train/ val/ test/`` with such folders.
 
-    Classes are the folders' names, sorted. Files may lie deeper; hidden files and folders are left out. A relative path
-    starts at the working directory. Images are read when they are needed. If ``root`` contains a ``train`` folder,
-    ``val`` (or ``valid``, ``validation``) and ``test`` are looked for beside it.
+    Classes are the folders' names, sorted. Files may lie deeper, and in linked folders; hidden files and folders are
+    left out. A relative path starts at the working directory. Images are read when they are needed. `find_splits` tells
+    splits and classes apart.
 
     Raises:
         DataError: The folder does not exist or has no class folders, or a class folder is empty.
     """
     folder = Path(root).expanduser().absolute()
     require(folder.is_dir(), f"data.root: no such folder: {folder}. Give a folder with one folder a class.")
-    splits = {"train": folder}
-    if (folder / "train").is_dir():
-        splits = {
-            split: folder / alias
-            for split, aliases in _SPLIT_NAMES.items()
-            for alias in aliases[::-1]  # of several, the first name takes effect
-            if (folder / alias).is_dir()
-        }
-    files = {split: _class_files(path) for split, path in splits.items()}
+    files = find_splits(folder)
     names = sorted(set().union(*files.values()))
     images = {split: _labelled(classes, names) for split, classes in files.items()}
     return RawSplits(images["train"], images.get("val"), images.get("test"), tuple(names), name or folder.name)
 
 
-def _class_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of each class folder, sorted."""
-    classes = {
-        entry.name: sorted(
-            path
-            for path in entry.rglob("*")
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(entry).parts)
-        )
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
-    require(bool(classes), f"data.root: {folder} has no folders in it. Give a folder with one folder a class.")
-    for name, files in classes.items():
-        empty = f"data.root: the class folder {folder / name} is empty. Add images or remove the folder."
-        require(bool(files), empty)
-    return classes
-
-
 def _labelled(classes: dict[str, list[Path]], names: list[str]) -> Images:
-    labels = [names.index(name) for name, files in classes.items() for _ in files]
+    index = {name: number for number, name in enumerate(names)}
+    labels = [index[name] for name, files in classes.items() for _ in files]
     return Images(np.asarray(labels, np.int64), encoded=[path for files in classes.values() for path in files])
 
 
 def parquet(
-    train: str | Path,
-    test: str | Path | None = None,
+    train: Paths,
+    test: Paths | None = None,
     *,
-    val: str | Path | None = None,
+    val: Paths | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     name: str | None = None,
 ) -> RawSplits:
-    """Read images from one parquet file per split. Relative paths start at the working directory.
+    """Read images from parquet files: for each split a file, a pattern, a folder of files, or a list of these.
 
-    Class names come from the file's Hugging Face metadata if it has any, else they are the sorted labels. The images
-    stay encoded. The image column is by default ``image`` or ``img``, the label column (integers or strings) ``label``,
-    ``fine_label`` or ``labels``.
+    Relative paths start at the working directory. Class names come from the file's Hugging Face metadata if it has any,
+    else they are the sorted labels. The images stay encoded; an image that is a ``path`` is relative to its parquet
+    file. The image column is by default ``image`` or ``img``, the label column (integers or strings) ``label``,
+    ``fine_label`` or ``labels``. A test split without labels is left out.
 
     Raises:
         DataError: A file is missing or not a parquet file, or a column is missing or of the wrong type.
     """
-    paths = {"train": train, "val": val, "test": test}
+    given = {"train": train, "val": val, "test": test}
     tables = {
-        split: _read_parquet(Path(path).expanduser().absolute(), f"data.{split}", image_column, label_column)
-        for split, path in paths.items()
-        if path is not None
+        split: _read_shards(parquet_files(paths, f"data.{split}"), f"data.{split}", image_column, label_column)
+        for split, paths in given.items()
+        if paths is not None
     }
     names = _names_in_metadata(tables["train"])
     return _splits_from_tables(tables, names, name or Path(tables["train"].origin).parent.name)
+
+
+def parquet_files(paths: Paths, key: str) -> list[Path]:
+    """Return the files that a path, a pattern, a folder or a list of these means, sorted for each; ``key`` names it.
+
+    Raises:
+        DataError: There is no such file, or a folder mixes the files of several splits.
+    """
+    if not isinstance(paths, str | Path):
+        return [file for path in paths for file in parquet_files(path, key)]
+    path = Path(paths).expanduser().absolute()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith("."))
+        splits = {split for file in files for word in re.split(r"\W", file.stem)[:1] if (split := split_of(word))}
+        require(
+            len(splits) <= 1,
+            f"{key}: {path} holds files of several splits ({', '.join(sorted(splits))}). Give a pattern, such as "
+            f"'{path}/train*.parquet'.",
+        )
+    else:
+        files = [path] if path.is_file() else sorted(map(Path, glob(str(path), recursive=True)))
+    require(bool(files), f"{key}: no such file: {path}. Give the path of a parquet file, a folder or a pattern.")
+    return files
 
 
 def hub(
@@ -157,12 +171,18 @@ def hub(
             ) from error
         raise DataError(f"data.path: cannot load {path}: {error}") from error
     tables: dict[str, _ImageTable] = {}
-    for split, aliases in _SPLIT_NAMES.items():
-        if found := next((alias for alias in aliases if alias in loaded), None):
-            tables[split] = _hub_table(loaded[found], f"the {found} split of {path}", image_column, label_column)
+    for found in loaded:
+        if (split := split_of(found)) is None or split in tables:
+            log.warning(
+                f"data.path: the {found} split of {path} is left out: only train, validation and test are used."
+            )
+        else:
+            origin = f"the {found} split of {path}"
+            tables[split] = _hub_table(loaded[found], origin, image_column, label_column, is_test=split == "test")
     if "train" not in tables:
         raise DataError(f"data.path: {path} has no train split, only {', '.join(map(repr, loaded))}.")
-    feature = loaded["train"].features[tables["train"].label]
+    training = next(loaded[found] for found in loaded if split_of(found) == "train")
+    feature = training.features[tables["train"].label]
     return _splits_from_tables(tables, getattr(feature, "names", None), folder.name)
 
 
@@ -207,35 +227,61 @@ class _ImageTable:
     label: str  # integers or strings
     origin: str  # where the table comes from, for messages
     key: str  # the config key that names it, for messages
+    shards: tuple[tuple[str, int], ...] = ()  # the files that the table consists of, and their rows
+
+
+def _read_shards(files: Sequence[Path], key: str, image_column: str | None, label_column: str | None) -> _ImageTable:
+    """Read the files of one split as one table; those after the first have its columns."""
+    first = _read_parquet(files[0], key, image_column, label_column)
+    others = [_read_parquet(path, key, first.image, first.label) for path in files[1:]]
+    try:
+        table = pa.concat_tables([first.table, *(other.table for other in others)], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"{key}: the files have different columns ({error}). Give files of one kind.") from error
+    shards = tuple((shard.origin, len(shard.table)) for shard in (first, *others))
+    return replace(first, table=table.replace_schema_metadata(first.table.schema.metadata), shards=shards)
 
 
 def _read_parquet(path: Path, key: str, image_column: str | None, label_column: str | None) -> _ImageTable:
-    require(path.is_file(), f"{key}: no such file: {path}. Give the path of a parquet file.")
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            image, label = _find_columns(names, image_column, label_column, f"{key}: {path}")
+            image, label = _find_columns(names, image_column, label_column, f"{key}: {path}", key == "data.test")
+            columns = [name for name in (image, label) if name]
             # By row groups: read at once, a struct column above 2 GiB would not fit Arrow's 32-bit offsets.
-            groups = [file.read_row_group(group, columns=[image, label]) for group in range(file.num_row_groups)]
+            groups = [file.read_row_group(group, columns=columns) for group in range(file.num_row_groups)]
             table = pa.concat_tables(groups) if groups else file.schema_arrow.empty_table()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{key}: {path} is not a readable parquet file ({error}). Give another file.") from error
     return _ImageTable(table, image, label, str(path), key)
 
 
-def _hub_table(dataset: Any, origin: str, image_column: str | None, label_column: str | None) -> _ImageTable:
+def _hub_table(
+    dataset: Any, origin: str, image_column: str | None, label_column: str | None, *, is_test: bool
+) -> _ImageTable:
     import datasets
 
-    image, label = _find_columns(dataset.column_names, image_column, label_column, f"data.path: {origin}")
-    dataset = dataset.select_columns([image, label])
+    def only(kind: type, known: Sequence[str]) -> str | None:
+        found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
+        return found[0] if len(found) == 1 and not set(known) & set(dataset.column_names) else None
+
+    image_column = image_column or only(datasets.Image, _IMAGE_COLUMNS)
+    label_column = label_column or only(datasets.ClassLabel, _LABEL_COLUMNS)
+    image, label = _find_columns(dataset.column_names, image_column, label_column, f"data.path: {origin}", is_test)
+    dataset = dataset.select_columns([name for name in (image, label) if name])
     if isinstance(dataset.features[image], datasets.Image):
         dataset = dataset.cast_column(image, datasets.Image(decode=False))
     # In Arrow form the rows stay memory-mapped from the cache.
     return _ImageTable(dataset.with_format("arrow")[:], image, label, origin, "data.path")
 
 
-def _find_columns(names: Sequence[str], image: str | None, label: str | None, where: str) -> tuple[str, str]:
-    """Return the names of the image and the label column: those asked for, or the first known names."""
+def _find_columns(
+    names: Sequence[str], image: str | None, label: str | None, where: str, is_test: bool
+) -> tuple[str, str]:
+    """Return the names of the image and the label column: those asked for, or the first known names.
+
+    That of the labels is empty if a test split has none.
+    """
 
     def find(kind: str, candidates: Sequence[str]) -> str:
         for candidate in candidates:
@@ -246,7 +292,9 @@ def _find_columns(names: Sequence[str], image: str | None, label: str | None, wh
             f"{where} has no {kind} column {looked_for}; its columns are {present}. Name one with data.{kind}_column."
         )
 
-    return find("image", (image,) if image else _IMAGE_COLUMNS), find("label", (label,) if label else _LABEL_COLUMNS)
+    labels = (label,) if label else _LABEL_COLUMNS
+    has_labels = not is_test or set(labels) & set(names)
+    return find("image", (image,) if image else _IMAGE_COLUMNS), find("label", labels) if has_labels else ""
 
 
 def _names_in_metadata(table: _ImageTable) -> list[str] | None:
@@ -260,6 +308,9 @@ def _names_in_metadata(table: _ImageTable) -> list[str] | None:
 
 def _splits_from_tables(tables: Mapping[str, _ImageTable], class_names: Sequence[str] | None, name: str) -> RawSplits:
     """Make splits of tables; by default the class names are the sorted labels of all tables."""
+    if "test" in tables and not _has_labels(tables["test"]):
+        log.info(f"{tables['test'].key}: {tables['test'].origin} has no labels, so there is no test set.")
+        tables = {split: table for split, table in tables.items() if split != "test"}
     raw = {split: _raw_labels(table) for split, table in tables.items()}
     as_text = {isinstance(labels, list) for labels in raw.values()}
     require(len(as_text) == 1, "data: labels are integers in one split and strings in another. Use the same in all.")
@@ -269,10 +320,20 @@ def _splits_from_tables(tables: Mapping[str, _ImageTable], class_names: Sequence
         index = {label: number for number, label in enumerate(known)}
         class_names = [str(label) for label in known]
     images = {
-        split: Images(_class_indices(raw[split], index, table), encoded=_encoded(table), origin=table.origin)
+        split: Images(
+            _class_indices(raw[split], index, table), encoded=_encoded(table), origin=table.origin, shards=table.shards
+        )
         for split, table in tables.items()
     }
     return RawSplits(images["train"], images.get("val"), images.get("test"), tuple(class_names), name)
+
+
+def _has_labels(table: _ImageTable) -> bool:
+    """Tell whether a test split has labels: published ones often have none, or -1 everywhere."""
+    if not table.label:
+        return False
+    column = table.table.column(table.label)
+    return column.null_count < len(column) and pc.unique(column).to_pylist() not in ([-1], ["-1"])
 
 
 def _raw_labels(table: _ImageTable) -> _Labels:
@@ -308,14 +369,18 @@ def _encoded(table: _ImageTable) -> "_EncodedColumn":
             f"{table.key}: expected encoded images (bytes) in column {table.image!r} of {table.origin}, got {kind}. "
             "Name another column with data.image_column."
         )
-    return _EncodedColumn(column)
+    return _EncodedColumn(column, table.shards)
 
 
 class _EncodedColumn(Sequence[Encoded]):
-    """An Arrow column of encoded images, read row by row without a copy of the column."""
+    """An Arrow column of encoded images, read row by row without a copy of the column.
 
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self.column = column
+    A relative path is relative to the file, of ``shards``, that its row is from.
+    """
+
+    def __init__(self, column: pa.ChunkedArray, shards: tuple[tuple[str, int], ...] = ()) -> None:
+        self.column, self.shards = column, shards
+        self.ends = np.cumsum([rows for _, rows in shards])
 
     def __len__(self) -> int:
         return len(self.column)
@@ -323,15 +388,18 @@ class _EncodedColumn(Sequence[Encoded]):
     @overload
     def __getitem__(self, index: int) -> Encoded: ...
     @overload
-    def __getitem__(self, index: slice) -> "_EncodedColumn": ...
-    def __getitem__(self, index: int | slice) -> "Encoded | _EncodedColumn":
-        """Return one row's bytes or path (DataError if it is empty); a slice is a view."""
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        """Return the bytes or the path of a row (DataError if it is empty), or those of several."""
         if isinstance(index, slice):
-            return _EncodedColumn(self.column[index])
+            return [self[row] for row in range(*index.indices(len(self)))]
         value = self.column[index].as_py()
         content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if content is not None:
             return bytes(content)
         if path is None:
             raise DataError("there is no image in it")
-        return Path(path)
+        if not self.shards:
+            return Path(path)
+        file, _ = self.shards[int(np.searchsorted(self.ends, index, side="right"))]
+        return Path(file).parent / str(path)

@@ -1,7 +1,7 @@
 """Which images each split of a run uses, and whether they can be trained on: pure functions of the raw splits."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.stratify import stratified_split, stratified_subset
-from lr_lightning.training.images import RawSplits, require
+from lr_lightning.errors import DataError
+from lr_lightning.training.images import SPLIT_WORDS, RawSplits, require
 
 _FINGERPRINT_IMAGES = 64
 _FLIP_STREAM = 1
@@ -97,6 +98,28 @@ def validation_warning(raw: RawSplits, splits: Mapping[str, SplitIndices]) -> st
         f"data: the validation split has no image of class {missing}{why}. It is trained on, but nothing "
         "measures how well it is learnt. Add images of it, or remove the class from the data."
     )
+
+
+def check_classes_differ(pictures: Sequence[int], labels: NDArray[np.int64], class_names: Sequence[str]) -> None:
+    """Refuse training images that do not tell the classes apart: ``pictures`` is one number for equal pixels."""
+    of_class = [set[int]() for _ in class_names]
+    for picture, label in zip(pictures, labels.tolist(), strict=True):
+        of_class[label].add(picture)
+    if any(of_class) and all(found == of_class[0] for found in of_class):
+        what = "images are all the same picture" if len(of_class[0]) == 1 else "classes all have the same pictures"
+        raise DataError(f"data: the training {what}, so there is nothing to learn. Look at the files and their labels.")
+
+
+def images_trained_on(pictures: Mapping[str, Sequence[Hashable]]) -> Iterator[str]:
+    """Say how many of the validation and test images are training images too, if any."""
+    trained = set(pictures["train"])
+    for name, found in pictures.items():
+        if name != "train" and (count := sum(picture in trained for picture in found)):
+            word = SPLIT_WORDS[name]
+            yield (
+                f"{count:,} of the {len(found):,} {word} images are training images too, which makes the {word} "
+                "accuracy too good. Remove them from one of the two."
+            )
 
 
 def _missing_classes(raw: RawSplits, split: SplitIndices) -> str:

@@ -28,7 +28,6 @@ def schemas() -> None:
 def composed(tmp_path: Path, schemas: None) -> Iterator[Compose]:
     """Compose the app's config with overrides; stores and outputs lie below `tmp_path`."""
     OmegaConf.register_new_resolver("checkout", lambda: str(tmp_path), replace=True)
-    OmegaConf.register_new_resolver("choices", lambda: "", replace=True)
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         yield lambda *overrides: compose("config", overrides=list(overrides))
 

@@ -143,6 +143,13 @@ def test_the_third_cosine_ends_with_the_run(composed: Compose) -> None:
             ["schedule=cosine_restarts", "schedule.piece._target_=no.Piece"],
             ["schedule:", "no.Piece", "No module named"],
         ),
+        (
+            [
+                *("schedule=cosine_restarts", "schedule.base_lr=0.01", "~schedule.piece.start", "~schedule.piece.end"),
+                "schedule.piece._target_=lr_lightning.schedules.Constant",
+            ],
+            ["schedule.base_lr: 0.01, but", "has no lower bound. Leave it out."],
+        ),
         (["schedule=constant", "+schedule.kwargs.high=1"], ["schedule:", "high", "value"]),
         (
             ["schedule=one_cycle", "schedule._target_=lr_lightning.schedules.Constant", "schedule.base_lr=0.01"],

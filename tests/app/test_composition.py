@@ -10,8 +10,17 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from lr_lightning.app.commands.train import _usage
-from lr_lightning.app.composition import choices_help, prepare, validate, wants_tracebacks
+from lr_lightning.app.composition import (
+    choices_help,
+    compose_config,
+    prepare,
+    readable,
+    validate,
+    wants_tracebacks,
+)
 from lr_lightning.app.config import flatten
+from lr_lightning.errors import ConfigError
+from tests.test_commands import AWKWARD
 
 Compose = Callable[..., DictConfig]
 
@@ -68,3 +77,86 @@ def test_a_rank_that_lightning_starts_prints_errors_as_the_first_one_does(
     assert wants_tracebacks()
     prepare(tmp_path)
     assert wants_tracebacks()
+
+
+def test_a_text_that_hydras_grammar_cannot_read_is_read_as_it_is() -> None:
+    values = [value for value in AWKWARD if value not in ("null", "", "/a\\,b")]  # the last is quoted for Hydra by hand
+    words = readable([f"+tracking.tags.n{i}={value}" for i, value in enumerate(values)])
+    cfg, _ = compose_config(CONF.parent, [*words, *readable(["output_root=/a b=[c],é", "tracking.run_name=007"])])
+    expected = [str(Path(value).expanduser()) if value.startswith("~") else value for value in values]
+    assert list(cfg.tracking.tags.values()) == expected
+    assert (cfg.output_root, cfg.tracking.run_name) == ("/a b=[c],é", "007")
+
+
+def test_what_hydra_reads_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = [
+        "-m",
+        "seed=0,1",
+        "schedule=cosine,wsd",
+        "tracking.run_name=a,b",
+        "output_root='/a b'",
+        "resume=null",
+        "~seed",
+    ]
+    kept += ["output_root=choice(/a,/b)", "data.batch_size=[1", "output_root=${hydra:runtime.cwd}/x", "model.lr=x=y"]
+    assert readable(kept) == kept
+    assert readable(["-m", "output_root=/a,/b"]) == ["-m", "output_root=/a,/b"]  # two values
+    folder = tmp_path / "a,b"
+    folder.mkdir()
+    assert readable(["-m", f"output_root={folder}"]) == ["-m", f"output_root='{folder}'"]
+    assert readable(["callbacks.cost.target=val/acc>=0.97"]) == ["callbacks.cost.target='val/acc>=0.97'"]
+
+
+def test_an_override_that_cannot_be_read_is_shown_as_it_is_typed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(CONF.parent, ["model.kwargs.x=a=b"])
+    remedy = """If the value is text, type 'model.kwargs.x='"'"'a=b'"'"''"""
+    assert str(caught.value) == f"cannot read the override 'model.kwargs.x=a=b'. {remedy}"
+
+
+def test_a_home_that_is_not_known_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pathlib.os.path.expanduser", lambda path: path)  # nor has this user an entry
+    with pytest.raises(ConfigError, match="output_root: ~/runs needs HOME, which is not set"):
+        readable(["output_root=~/runs"])
+
+
+@pytest.fixture
+def mlflows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://store.test")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "uri", "experiment"),
+    [
+        ([], "http://store.test", "theirs"),
+        (["tracking.experiment=null"], "http://store.test", "theirs"),
+        (["tracking.uri=http://mine.test", "tracking.experiment=mine"], "http://mine.test", "mine"),
+        (["tracking.root=/here"], None, "theirs"),
+        (["tracking=csv"], None, "lr_lightning"),
+    ],
+)
+def test_mlflows_variables_say_what_the_config_does_not(
+    composed: Compose, mlflows: None, overrides: list[str], uri: str | None, experiment: str
+) -> None:
+    node = validate(composed(*overrides)).tracking
+    assert (node.uri, node.experiment_name) == (uri, experiment)
+
+
+def test_without_them_the_store_is_the_checkouts(composed: Compose) -> None:
+    node = validate(composed("tracking.experiment=null")).tracking
+    assert (node.uri, node.experiment_name) == (None, "lr_lightning")
+
+
+def test_a_time_without_a_unit_is_refused(composed: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"^trainer\.kwargs\.max_time: 2 has no unit\. Give '00:00:30:00'"):
+        validate(composed("+trainer.kwargs.max_time=2"))
+
+
+@pytest.mark.parametrize("words", [["train.py", "--help"], ["compare.py", "--help"], ["train.py", "nokey=1"]])
+def test_a_reader_that_leaves_is_no_error(words: list[str], tmp_path: Path) -> None:
+    script = f"{sys.executable} {CONF.parent}/scripts/{' '.join(words)} 2>&1 | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["/bin/bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (2 if "nokey=1" in words else 0, "")

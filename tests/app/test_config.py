@@ -21,7 +21,12 @@ Compose = Callable[..., DictConfig]
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
-NEEDS = {"parquet": "data.train={file}", "image_folder": "data.root={folder}", "own": "module._target_=some.Module"}
+NEEDS = {
+    "hub": "data.path=a/b",
+    "parquet": "data.train={file}",
+    "image_folder": "data.root={folder}",
+    "own": "module._target_=some.Module",
+}
 
 CHOICES = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml"))
 

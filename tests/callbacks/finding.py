@@ -191,13 +191,8 @@ class UsedLRs(Callback):
     def __init__(self) -> None:
         self.used: list[list[float]] = []
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            if trainer.callbacks:  # there are none while a finder measures
-                self.used.append([float(group["lr"]) for group in optimizer.param_groups])
-
-        for optimizer in trainer.optimizers:
-            optimizer.register_step_pre_hook(note)
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.used.append([float(group["lr"]) for group in optimizer.param_groups])
 
 
 def let_say(monkeypatch: pytest.MonkeyPatch, suggestion: float | None, **values: Any) -> None:

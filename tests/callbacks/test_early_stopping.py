@@ -178,3 +178,33 @@ def test_bad_arguments(settings: dict[str, Any], message: str) -> None:
 def test_a_metric_that_is_missing_is_named_beside_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no metric 'probe/loss' was logged. There are: .*val/loss"):
         trainer(tmp_path, [ScheduleAwareStopping(criterion="pq")]).fit(Tiny(), loader(), loader())
+
+
+@pytest.mark.parametrize("limit", [{"min_epochs": 6}, {"min_steps": 36}])
+def test_it_says_when_the_run_really_stops(tmp_path: Path, caplog: Any, limit: dict[str, int]) -> None:
+    fit = trainer(tmp_path, [_stop()], max_epochs=9, **limit)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        fit.fit(Scripted(RISING), loader(), loader(60))
+    (name, value), *_ = limit.items()
+    assert fit.current_epoch == 6  # as with Lightning's EarlyStopping
+    assert f"The run stops early at {name}={value}, as decided after epoch 3: Monitored metric" in caplog.text
+    assert "Stopped early after epoch" not in caplog.text
+
+
+def test_without_a_validation_a_training_metric_stops_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    class Worse(Tiny):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("train/worse", float(self.current_epoch), on_step=False, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    fit = trainer(tmp_path, [ScheduleAwareStopping("train/worse", patience=2)], max_epochs=9)
+    fit.fit(Worse(), loader())
+    assert fit.current_epoch == 3
+    with pytest.raises(ValueError, match=r"no metric 'val/loss' was logged. There are: train/worse."):
+        trainer(tmp_path, [ScheduleAwareStopping()], max_epochs=9).fit(Worse(), loader())
+
+
+def test_validations_that_never_come_are_announced(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, [_stop()], max_epochs=1, check_val_every_n_epoch=2)
+    with pytest.warns(UserWarning, match="ScheduleAwareStopping never read 'val/scripted': no validation ran"):
+        fit.fit(Scripted(RISING), loader(), loader())

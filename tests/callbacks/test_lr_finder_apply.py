@@ -424,3 +424,139 @@ def test_no_warning_of_a_scheduler_that_steps_first(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         train(tmp_path, Net(make=SCHEDULERS["cosine"]))
     assert not [w for w in noted if "optimizer.step()" in str(w.message)]
+
+
+MULTIPLIED: dict[str, tuple[Make, float]] = {
+    "Noam, from 1": (
+        lambda o, lr, base: lr_scheduler.LambdaLR(o, lambda n: 0.1 * min((n + 1) / 4, 2 / (n + 1) ** 0.5)),
+        1,
+    ),
+    "LambdaLR, up to 10": (lambda o, lr, base: lr_scheduler.LambdaLR(o, lambda n: 10.0 * (1 - n / 20)), 1),
+    "MultiplicativeLR": (lambda o, lr, base: lr_scheduler.MultiplicativeLR(o, lambda n: 2.0 if n < 5 else 0.5), 1),
+    "SequentialLR": (
+        lambda o, lr, base: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 4), lr_scheduler.LambdaLR(o, lambda n: 3.0)], [4]
+        ),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MULTIPLIED)
+@pytest.mark.parametrize("groups", [False, True])
+def test_the_peak_that_a_scheduler_makes_is_the_one_that_was_found(tmp_path: Path, name: str, groups: bool) -> None:
+    module = Net(groups=groups, make=MULTIPLIED[name][0])
+    lrs = train(tmp_path, module, max_epochs=2)
+    assert max(group[-1] for group in lrs.used) == pytest.approx(FOUND)
+    first = tiny_resume(tmp_path, module, name, groups)
+    torch.testing.assert_close(torch.tensor(first), torch.tensor(lrs.used[-6:]))
+
+
+def tiny_resume(tmp_path: Path, module: Net, name: str, groups: bool) -> list[list[float]]:
+    """Train the same in two halves; return the learning rates of the second one."""
+    options = {"max_epochs": 1}
+    finder, path = LRFinder(num_steps=10), tmp_path / "half.ckpt"
+    start = trainer(tmp_path, [finder], **options)
+    start.fit(Net(groups=groups, make=MULTIPLIED[name][0]), loader())
+    start.save_checkpoint(path)
+    again, lrs = Net(groups=groups, make=MULTIPLIED[name][0]), UsedLRs()
+    trainer(tmp_path, [LRFinder(num_steps=10), lrs], max_epochs=2).fit(again, loader(), ckpt_path=path)
+    assert again.lr == pytest.approx(module.lr)
+    return lrs.used
+
+
+@pytest.mark.parametrize("kind", ["outside", "warmup"])
+def test_a_scheduler_whose_peak_is_not_known_is_named(tmp_path: Path, kind: str) -> None:
+    class Reads(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+            scale = (lambda n: (self.global_step + 1) / 12) if kind == "outside" else (lambda n: (n + 1) / 1000)
+            return [optimizer], [{"scheduler": lr_scheduler.LambdaLR(optimizer, scale), "interval": "step"}]
+
+    with pytest.warns(UserWarning, match="It is not known what LambdaLR makes of it, so the lr that is used may be"):
+        train(tmp_path, Reads(), max_epochs=2)
+
+
+class Frozen:
+    """Settings that cannot be written, and raise a KeyError for what they do not have."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__["values"] = values
+
+    def __getattr__(self, key: str) -> Any:
+        return self.__dict__["values"][key]
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise TypeError("read-only")
+
+
+def test_settings_that_are_read_only_keep_their_lr_and_are_named(tmp_path: Path) -> None:
+    class Configured(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cfg = Frozen(lr=CONFIGURED)
+            del self.lr
+
+        def configured_lr(self) -> float:
+            lr: float = self.cfg.lr
+            return lr
+
+    module = Configured()
+    with pytest.warns(
+        UserWarning, match=r"Frozen.lr cannot be written, so it still says 0.05; the optimizer has the lr"
+    ):
+        lrs = train(tmp_path, module, attribute="cfg.lr")
+    assert lrs.used[0] == [FOUND]
+    assert module.cfg.lr == CONFIGURED
+
+
+class Prodigy(torch.optim.SGD):
+    """Has an estimate of the step size, as Prodigy and D-Adaptation."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=1.0)
+        self.param_groups[0]["d"] = 1e-6
+
+
+def _none(parameters: Any) -> torch.optim.Optimizer:
+    made = torch.optim.SGD(parameters, lr=0.1)
+    made.param_groups[0]["lr"] = None
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Prodigy, "cannot test the lr of Prodigy, which multiplies it by its own estimate of the right step size."),
+        (_none, "works with an optimizer that has an lr, but SGD has lr=None and chooses its own learning rate."),
+        (lambda parameters: None, "there is no optimizer"),
+    ],
+)
+def test_an_optimizer_whose_lr_cannot_be_tested_is_refused(tmp_path: Path, make: Any, message: str) -> None:
+    module = Net()
+    module.configure_optimizers = lambda: make(module.parameters())  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, module)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda: LRSchedule(Cosine()), "would both set the lr"),
+        (lambda: LRSchedule(Warmup(1000, Cosine()), replace=True), "Warmup: 1000"),
+        (lambda: LRSchedule(Cosine(), momentum=Constant(), replace=True), "momentum"),
+    ],
+)
+def test_refusals_come_before_the_measurement(tmp_path: Path, first: bool, schedule: Any, message: str) -> None:
+    steps: list[int] = []
+
+    class Counts(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            steps.append(batch_idx)
+            return super().training_step(batch, batch_idx)
+
+    module = Counts(make=lambda o, lr, base: lr_scheduler.StepLR(o, 1))
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, module, schedule(), first=first)
+    assert len(steps) == 0 or message == "momentum"

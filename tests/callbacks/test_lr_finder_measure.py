@@ -554,8 +554,8 @@ class Zero(Net):
         (Manual, "LRFinder works with automatic optimization, and Manual has automatic_optimization=False"),
         (ManualTwo, "ManualTwo has automatic_optimization=False"),
         (Iterates, "does not support Iterates.training_step"),
-        (NoRate, "works with an optimizer that has lr, and SGD has none"),
-        (Nothing, "works with an optimizer that has lr"),
+        (NoRate, "works with an optimizer that has an lr, but SGD has no lr"),
+        (Nothing, "there is no optimizer"),
         (Zero, "every param group of SGD has lr = 0"),
     ],
 )

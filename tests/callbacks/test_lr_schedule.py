@@ -353,7 +353,8 @@ class BringsScheduler(Tiny):
 def test_a_module_with_its_own_scheduler_is_told_which_to_remove() -> None:
     message = (
         "LRSchedule and an lr_scheduler would both set the lr: BringsScheduler.configure_optimizers returns StepLR."
-        " Remove it there (return the optimizer alone), or remove LRSchedule from the Trainer's callbacks."
+        " Remove it there (return the optimizer alone), take its place by LRSchedule(replace=True), or remove"
+        " LRSchedule from the Trainer's callbacks."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         trainer(LRSchedule(SCHEDULE), max_epochs=1).fit(BringsScheduler(), loader())
@@ -539,11 +540,10 @@ def test_a_new_trainer_begins_with_an_empty_history() -> None:
 
 
 def test_plateau_names_the_metrics_there_are() -> None:
-    callback = LRSchedule(Constant(), plateau=Plateau("val/los"))
-    with pytest.raises(
-        ValueError, match=re.escape("plateau.monitor: no metric 'val/los' was logged. There are: val/loss.")
-    ):
-        trainer(callback, max_epochs=1).fit(Tiny(), loader(), loader(1))
+    callback, module = LRSchedule(Constant(), plateau=Plateau("val/los")), Tiny()
+    text = re.escape("plateau.monitor: no metric 'val/los' was logged. There are: val/loss.")
+    with pytest.warns(UserWarning, match=text), pytest.raises(ValueError, match=text):  # first in the sanity check
+        trainer(callback, max_epochs=1).fit(module, loader(), loader(1))
 
 
 def test_learning_rate_monitor_works_beside_it(tmp_path: Path) -> None:
@@ -600,6 +600,8 @@ def test_two_processes_use_the_same_lr(tmp_path: Path, monkeypatch: pytest.Monke
         ({"schedule": Linear(), "groups": {"head": 0.1}}, "groups['head'] must be a schedule such as Cosine()"),
         ({"schedule": Linear(), "groups": {0.5: Linear()}}, "groups must map indices or names of param groups to"),
         ({"schedule": Linear(), "on_resume": "stop"}, "on_resume must be one of 'rebase', 'keep', got 'stop'"),
+        ({"schedule": Linear(), "peak_on_resume": "new"}, "peak_on_resume must be one of 'checkpoint', 'module', got"),
+        ({"schedule": Linear(), "replace": 1}, "replace must be True or False, got 1"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

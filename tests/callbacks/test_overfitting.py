@@ -6,10 +6,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, seed_everything
-from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+)
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
@@ -109,7 +115,6 @@ def test_values_are_those_of_the_probe_in_eval_mode_with_the_same_weights(tmp_pa
     point = monitor.history.points[-1]
     assert point.val_losses == pytest.approx(cross_entropy(val, Y, reduction="none").numpy(), abs=1e-6)
     assert (point.epoch, point.step, point.lr, point.val_size) == (2.0, 12, 0.1, 60)
-    assert monitor.history.start == pytest.approx(module.losses[0])
     assert monitor.history.chance == pytest.approx(0.69, abs=0.01)
 
 
@@ -117,7 +122,7 @@ def test_it_costs_its_probe_pass_and_no_more(tmp_path: Path) -> None:
     plain, _ = _fit(tmp_path, make=Counting, num_sanity_val_steps=0)
     watched, _ = _fit(tmp_path, OverfittingMonitor(probe=[(X[:7], Y[:7])]), make=Counting, num_sanity_val_steps=0)
     assert plain.evaluated == 2 * 60
-    assert watched.evaluated == 2 * 60 + 2 * 7
+    assert watched.evaluated == 2 * 60 + 2 * 7 + 7  # and a batch before the first update
 
 
 @pytest.mark.parametrize("step", ["forward", "child", "flattened"])
@@ -148,7 +153,7 @@ def test_the_validation_losses_come_from_the_validation_step(tmp_path: Path, ste
 
     monitor = OverfittingMonitor(probe=[(X[:5], Y[:5])])
     module, _ = _fit(tmp_path, monitor, make=Own, max_epochs=1, num_sanity_val_steps=0)
-    assert module.net.passes == 3 + 1
+    assert module.net.passes == 3 + 1 + 1
     module.eval()
     with torch.no_grad():
         expected = cross_entropy(module(X), Y, reduction="none").numpy()
@@ -201,8 +206,8 @@ def test_the_default_probe_is_stratified_and_as_large_as_the_validation_set(tmp_
     seed_everything(5, verbose=False)
     fit = trainer(tmp_path, [OverfittingMonitor(loss=loss)], max_epochs=1, num_sanity_val_steps=0)
     fit.fit(Tiny(), loader(), DataLoader(TensorDataset(X[:20], Y[:20]), batch_size=20))
-    assert torch.equal(seen[0], Y[:20])
-    labels = torch.cat(seen[1:])
+    assert torch.equal(seen[1], Y[:20])  # the first is a batch before the first update
+    labels = torch.cat(seen[2:])
     assert len(labels) == 20
     assert labels.sum().item() == pytest.approx(20 * Y.float().mean().item(), abs=1)
 
@@ -284,65 +289,68 @@ def test_a_run_that_ends_in_a_divergence_has_that_verdict(tmp_path: Path) -> Non
     assert monitor.verdict.advice
 
 
-def test_a_loader_no_probe_can_be_drawn_from_gets_a_warning_that_says_what_to_do(tmp_path: Path) -> None:
-    class Stream(IterableDataset[Any]):
-        def __iter__(self) -> Any:
-            return iter([(X[i], Y[i]) for i in range(20)])
-
-    memory = Memory()
-    with pytest.warns(UserWarning, match=r"OverfittingMonitor\(probe=\.\.\.\)"):
-        trainer(tmp_path, [OverfittingMonitor()], memory).fit(Tiny(), DataLoader(Stream(), batch_size=10), loader())
-    assert memory.of("probe/loss") == []
-
-
 def test_a_loss_that_does_not_fit_is_told_before_the_first_step(tmp_path: Path) -> None:
-    class Regression(Tiny):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x)[:, 0]
-
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            self(batch[0])
-
-    module = Regression()
-    with pytest.raises(ValueError, match=r"got logits \(20,\) for y \(20,\).*OverfittingMonitor\(loss=\.\.\.\)"):
-        _fit(tmp_path, OverfittingMonitor(), make=lambda: module)
+    module = Tiny()
+    monitor = OverfittingMonitor(loss=lambda m, b: cross_entropy(m(b[0]), b[1]))
+    for options in ({}, {"num_sanity_val_steps": 0}):
+        with pytest.raises(ValueError, match=r"one loss for each example, shape \[batch\], got \(\)"):
+            _fit(tmp_path, monitor, make=lambda: module, **options)
     assert module.losses == []
-    with pytest.raises(ValueError, match=r"one loss for each example, shape \[batch\], got \(\)"):
-        _fit(tmp_path, OverfittingMonitor(loss=lambda m, b: cross_entropy(m(b[0]), b[1])))
 
 
-class Bare(Tiny):
-    """Gives its logits in its steps alone."""
+class Ema(Callback):
+    """Validates with other weights, as Lightning's EMAWeightAveraging does, from one epoch hook to the other."""
 
-    forward = LightningModule.forward  # type: ignore[assignment]  # it has none of its own
+    def on_validation_epoch_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        with torch.no_grad():
+            pl_module.net[3].weight.mul_(0.5)  # type: ignore[operator, index]
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = cross_entropy(self.net(batch[0]), batch[1])
-        self.losses.append(loss.item())
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val/loss", cross_entropy(self.net(batch[0]), batch[1]))
+    def on_validation_epoch_end(self, trainer: Any, pl_module: LightningModule) -> None:
+        with torch.no_grad():
+            pl_module.net[3].weight.mul_(2.0)  # type: ignore[operator, index]
 
 
-class BareWithLosses(Bare):
-    def per_example_loss(self, batch: Any) -> Tensor:
-        return cross_entropy(self.net(batch[0]), batch[1], reduction="none")
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("other", [Ema, lambda: EMAWeightAveraging(decay=0.9)])
+def test_probe_and_validation_have_the_same_weights_whatever_swaps_them(tmp_path: Path, other: Any, order: int) -> None:
+    _, memory = _fit(tmp_path, *[OverfittingMonitor(probe=loader(20)), other()][::order], max_epochs=3)
+    assert memory.of("overfit/gap_loss") == [(step, pytest.approx(0, abs=1e-6)) for step in (5, 11, 17)]
 
 
-def test_a_module_without_forward_is_told_what_is_needed(tmp_path: Path) -> None:
-    module = Bare()
-    with pytest.raises(ValueError, match=r"^OverfittingMonitor takes .* but Bare has no forward\. .*loss=\.\.\."):
-        _fit(tmp_path, OverfittingMonitor(), make=lambda: module, num_sanity_val_steps=0)
-    assert module.losses == []
-    for make, monitor in (
-        (Bare, OverfittingMonitor(loss=lambda m, b: BareWithLosses.per_example_loss(m, b))),  # type: ignore[arg-type]
-        (BareWithLosses, OverfittingMonitor()),
+def test_without_a_validation_nothing_is_done(tmp_path: Path) -> None:
+    module, memory = _fit(tmp_path, OverfittingMonitor(), make=Counting, limit_val_batches=0)
+    assert (module.evaluated, memory.of("probe/loss")) == (0, [])
+
+
+def test_the_verdict_is_printed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("lr_lightning.callbacks.overfitting.rank_zero_info", lines.append)
+    _fit(tmp_path, OverfittingMonitor(), max_epochs=2)
+    assert lines == ["OverfittingMonitor: verdict: inconclusive (2 validations are too few, 4 are needed)"]
+
+
+def test_a_failure_in_mid_run_ends_the_measurements_and_not_the_run(tmp_path: Path) -> None:
+    class Later(Tiny):
+        def per_example_loss(self, batch: Any) -> Tensor:
+            if self.trainer.current_epoch == 2:
+                raise RuntimeError("no more")
+            return cross_entropy(self(batch[0]), batch[1], reduction="none")
+
+    with pytest.warns(
+        UserWarning, match=r"OverfittingMonitor measures no longer: its loss fails \(RuntimeError: no more"
     ):
-        assert _fit(tmp_path, monitor, make=make)[1].of("overfit/gap_loss")
+        module, memory = _fit(tmp_path, OverfittingMonitor(), make=Later, max_epochs=4)
+    assert len(module.losses) == 4 * 6
+    assert len(memory.of("probe/loss")) == 2
 
 
 @pytest.mark.parametrize("argument", ["every_n_validations", "keep"])
 def test_bad_argument(argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument} must be a whole number >= 1, got 0"):
         OverfittingMonitor(**{argument: 0})
+
+
+def test_a_probe_that_is_used_up_by_one_pass_is_refused() -> None:
+    for used_up in (iter([(X, Y)]), (batch for batch in loader()), 3):
+        with pytest.raises(ValueError, match=r"probe must be batches that can be iterated again, .* got a "):
+            OverfittingMonitor(probe=used_up)  # type: ignore[arg-type]

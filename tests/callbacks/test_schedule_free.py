@@ -1,6 +1,7 @@
 """ScheduleFreeMode in a real Trainer: which weights are trained, validated and saved."""
 
 import random
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,75 @@ def test_statistics_are_those_of_the_averages() -> None:
     torch.testing.assert_close(norm.running_var, torch.stack([h.var(dim=0) for h in hidden]).mean(dim=0))
     assert norm.momentum == 0.1
     assert int(norm.num_batches_tracked) == 2
+
+
+class ByKey(Tiny):
+    """Takes batches that are dicts; with ``derived``, its inputs are no part of them."""
+
+    derived, updates = False, 0
+
+    def forward(self, x: Any = None, y: Any = None) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        logits = self(x=batch["x"] * 2) if self.derived else self(**batch)
+        return nn.functional.cross_entropy(logits, batch["y"])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.updates += 1
+
+
+class ByChild(ByKey):
+    """Calls two children of its own, one on the other's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = self.net[:4], self.net[4]  # type: ignore[assignment]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.head(self.body(batch["x"])), batch["y"])
+
+
+def keyed(make: Any = dict) -> DataLoader[Any]:
+    def collate(rows: Any) -> Any:
+        return make(x=torch.stack([x for x, _ in rows]), y=torch.stack([y for _, y in rows]))
+
+    return DataLoader(examples(), BATCH, collate_fn=collate)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("make", "kind"), [(ByKey, dict), (ByKey, UserDict), (ByChild, dict)])
+def test_statistics_come_from_the_calls_of_the_training_step(make: Any, kind: Any) -> None:
+    seed_everything(3, verbose=False)
+    tiny, batches = make(), [kind(x=t[0], y=t[1]) for t in (examples(16, seed=s).tensors for s in range(2))]
+    fit(tiny, mode=ScheduleFreeMode(batches=batches), train=keyed(kind), val=keyed(kind))
+    hidden = [tiny.net[0](batch["x"]) for batch in batches]
+    torch.testing.assert_close(tiny.net[1].running_mean, torch.stack([h.mean(dim=0) for h in hidden]).mean(dim=0))
+    assert int(tiny.net[1].num_batches_tracked) == 2
+
+
+def test_where_the_statistics_cannot_be_estimated_it_is_told_before_the_first_update() -> None:
+    def told(message: Any) -> None:
+        if "ScheduleFreeMode" in str(message):
+            updates.append((tiny.updates, str(message)))
+
+    updates: list[tuple[int, str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lr_lightning.callbacks.schedule_free.rank_zero_warn", told)
+        seed_everything(3, verbose=False)
+        tiny = ByKey()
+        tiny.derived = True
+        fit(tiny, train=keyed(), val=keyed())
+        assert [at for at, _ in updates] == [0]
+        assert "ScheduleFreeMode(forward=lambda module, batch: module(batch['x']))" in updates[0][1]
+        assert int(tiny.net[1].num_batches_tracked) == 2 * BATCHES  # those of the training
+        updates.clear()
+        tiny = ByKey()
+        fit(tiny, mode=ScheduleFreeMode(batches=[{"x": None}]), train=keyed(), val=keyed())
+        assert tiny.updates == 2 * BATCHES
+        assert [(at, "fails in its estimate" in text) for at, text in updates] == [(BATCHES, True)]
+        assert int(tiny.net[1].num_batches_tracked) == 2 * BATCHES
 
 
 def test_statistics_of_training_go_on_as_if_not_estimated() -> None:

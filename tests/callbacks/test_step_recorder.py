@@ -162,3 +162,44 @@ def test_it_does_not_disturb_the_run(tmp_path: Path) -> None:
 def test_bad_arguments(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):
         StepRecorder(**{name: value})
+
+
+class Masked(Tiny):
+    """As attention with a causal mask."""
+
+    def __init__(self, trained: bool) -> None:
+        super().__init__()
+        self.mask = torch.nn.Parameter(torch.tensor([0.0, -torch.inf]), requires_grad=trained)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 0.0 * self.mask[0]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_mask_that_is_infinite_by_design_is_no_divergence(tmp_path: Path, trained: bool) -> None:
+    save = ModelCheckpoint(tmp_path, save_last=True)
+    module = Masked(trained)
+    trainer(tmp_path, [StepRecorder(), save], enable_checkpointing=True).fit(module, loader())
+    assert (tmp_path / "last.ckpt").exists()
+    with pytest.raises(Diverged, match="a weight became nan"):
+        trainer(tmp_path, [StepRecorder(), Spoils(), save], enable_checkpointing=True).fit(module, loader())
+
+
+class Spoils(Callback):
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        with torch.no_grad():
+            pl_module.net[0].weight.fill_(torch.nan)
+
+
+def test_an_optimizer_without_lr_has_no_lr_to_log(tmp_path: Path) -> None:
+    class NoLR(Tiny):
+        def configure_optimizers(self) -> Any:
+            made = torch.optim.SGD(self.parameters(), lr=0.1)
+            made.param_groups[0]["lr"] = None
+            made.step = lambda closure: closure()  # type: ignore[method-assign, assignment]
+            return made
+
+    memory = Memory()
+    trainer(tmp_path, [StepRecorder()], memory).fit(NoLR(), loader())
+    assert len(memory.of("train/loss")) == 12
+    assert memory.of("lr/group0") == []

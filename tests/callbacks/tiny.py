@@ -81,3 +81,8 @@ def loader(batch_size: int = 10) -> DataLoader[Any]:
 def trainer(tmp_path: Any, callbacks: list[Any], logger: Any = False, **options: Any) -> Trainer:
     settings = {**QUIET, "max_epochs": 2, "logger": logger, **options}
     return Trainer(default_root_dir=tmp_path, callbacks=callbacks, **settings)
+
+
+def falling(step: int, clock: Any) -> float:
+    """A schedule that is a plain function."""
+    return 1.0 / (1 + step)

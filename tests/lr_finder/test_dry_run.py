@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lr_lightning.lr_finder.dataloaders import Batches, training_loaders
@@ -78,8 +79,8 @@ def test_runs_draw_other_numbers_from_a_persons_own_generators(tmp_path: Path) -
 def test_what_a_module_sees_of_the_trainer(tmp_path: Path) -> None:
     class Looks(Nasty):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            assert self.trainer.callbacks == []
-            assert [type(each) for each in self.trainer.loggers] == [DummyLogger, DummyLogger]
+            assert [type(each) for each in self.trainer.callbacks] == [At]  # type: ignore[attr-defined]
+            assert [isinstance(each, Memory) for each in self.trainer.loggers] == [True, True]
             assert self.logger is self.trainer.loggers[0]
             self.logger.experiment.add_scalar("a", 1)  # type: ignore[union-attr]
             assert self.trainer.num_training_batches == 6
@@ -211,3 +212,32 @@ def test_a_loader_without_batches(tmp_path: Path, empty: Any) -> None:
             return iter(empty)
 
     within(tmp_path, body, Empty())
+
+
+def test_callbacks_and_loggers_can_be_asked_and_get_nothing(tmp_path: Path) -> None:
+    class Asks(Nasty):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            (stopping,) = self.trainer.early_stopping_callbacks
+            asked.append((stopping.wait_count, type(self.trainer.callbacks[0]), self.trainer.log_dir))  # type: ignore[attr-defined]
+            assert isinstance(self.logger, CSVLogger)
+            self.logger.log_metrics({"a": 1.0}, 0)
+            return super().training_step(batch, batch_idx)
+
+    class Hears(EarlyStopping):
+        def on_before_optimizer_step(self, *_: Any) -> None:
+            raise RuntimeError("called")
+
+        def on_after_backward(self, *_: Any) -> None:
+            raise RuntimeError("called")
+
+    def body(run: Trainer, module: LightningModule) -> None:
+        run.callbacks.append(Hears("x"))  # type: ignore[attr-defined]
+        with DryRun(run, module, [1.0]) as dry_run:
+            steps(dry_run, count=2)
+        run.callbacks.pop()  # type: ignore[attr-defined]
+
+    asked: list[Any] = []
+    logger = CSVLogger(tmp_path / "csv")
+    within(tmp_path, body, module=Asks(), logger=logger)
+    assert asked == [(0, At, logger.log_dir)] * 2
+    assert not list((tmp_path / "csv").rglob("metrics.csv"))

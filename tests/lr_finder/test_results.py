@@ -87,3 +87,21 @@ def test_a_result_draws_itself_in_a_figure_or_into_axes(found: RangeTest | GridT
     figure = found.plot()
     assert figure.axes
     assert found.plot(figure.axes[0]) is figure
+
+
+def test_the_picture_shows_the_caps_and_rounds_each_number_once() -> None:
+    pytest.importorskip("matplotlib")
+    grid = np.geomspace(1e-6, 10, 100)
+    noise = 0.02 * np.random.default_rng(0).standard_normal(100)
+    losses = 2.3 - 2.0 / (1 + (0.02 / grid) ** 2) + np.where(grid > 0.5, 40 * (grid - 0.5), 0.0) + noise
+    found = RangeTest(tuple(grid), (tuple(losses),))
+    (axes,) = found.plot().axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    caps = lines["capped"]
+    assert len(caps.get_xdata()) > 3
+    assert len(set(caps.get_ydata())) == 1
+    assert axes.get_ylim()[0] < caps.get_ydata()[0] < axes.get_ylim()[1]
+    title = axes.get_title(loc="left")
+    for name in ("suggestion", "base_lr", "max_lr"):
+        (label,) = (label for label in lines if label.startswith(f"{name} "))
+        assert f"= {label.split()[1]}" in title

@@ -10,6 +10,7 @@ import multiprocessing
 import random
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -598,3 +599,69 @@ def test_shallow_objects_lead_nowhere() -> None:
     inner.a, outer.n = 2, 2
     snapshot.restore()
     assert (inner.a, outer.n, outer.inner) == (2, 1, inner)
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_slices_of_one_large_tensor_are_no_change(data: bool) -> None:
+    whole = torch.randn(600_000)  # more than is copied
+    whole[3] = torch.nan
+    small = whole[:10] if data else nn.Parameter(whole[:10])
+    roots: Any = {"data": TensorDataset(whole), "part": TensorDataset(small) if data else Box(part=small)}
+    snapshot = Snapshot(roots)
+    assert snapshot.restore() == []
+    assert snapshot.restore() == []
+    whole[3] = 1.0
+    assert snapshot.restore() == ["data.tensors[0]"]
+
+
+class Raises:
+    """Settings whose attributes are the keys of a dict."""
+
+    def __init__(self) -> None:
+        self.__dict__["d"] = {"a": [1]}
+
+    def __getattr__(self, key: str) -> Any:
+        return self.__dict__["d"][key]
+
+
+class SlottedRaises:
+    __slots__ = ("d",)
+
+    def __init__(self) -> None:
+        self.d = [1]
+
+    def __getattr__(self, key: str) -> Any:
+        raise KeyError(key)
+
+
+class Unbound:
+    """A proxy that has no object yet, such as werkzeug's."""
+
+    __class__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+
+
+def test_an_object_that_cannot_be_looked_into_is_left_alone() -> None:
+    box = Box(proxy=Unbound(), values=[1])
+    snapshot = Snapshot({"box": box})
+    box.values.append(2)
+    assert snapshot.restore() == []
+    assert box.values == [1]
+
+
+@pytest.mark.parametrize("kind", [Raises, SlottedRaises])
+def test_objects_that_raise_at_an_unknown_attribute(kind: Any) -> None:
+    box = Box(settings=kind())
+    snapshot = Snapshot({"box": box})
+    values = box.settings.d["a"] if kind is Raises else box.settings.d
+    values.append(2)
+    assert snapshot.restore() == []
+    assert values == [1]
+
+
+def test_a_weak_proxy_is_left_alone_even_if_its_object_is_gone() -> None:
+    alive, gone = Box(a=1), Box(a=2)
+    box = Box(one=weakref.proxy(alive), two=weakref.proxy(gone))
+    del gone
+    snapshot = Snapshot({"box": box})
+    assert snapshot.restore() == []
+    assert alive.a == 1

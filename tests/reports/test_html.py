@@ -1,8 +1,13 @@
 """The page: names, tags, params and metrics may come from anybody, and stay text."""
 
+import base64
+import gzip
+import hashlib
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+
+from plotly.offline import get_plotlyjs
 
 from lr_lightning.reports.comparison import Report
 
@@ -36,7 +41,7 @@ def test_the_page_has_no_element_of_theirs(hostile: Runs, comparison: Callable[.
     parser = Elements()
     parser.feed(text)
     assert [attributes for tag, attributes in parser.found if tag == "script"] == [
-        {"type": "application/json", "id": "data"}, {}, {},
+        {"type": "application/json", "id": "data"}, {"type": "text/plain", "id": "plotly"}, {},
     ]  # fmt: skip
     assert not [tag for tag, _ in parser.found if tag in ("img", "b", "iframe", "base", "form")]
     assert not [a for _, attributes in parser.found for a in attributes if a.startswith("on")]
@@ -53,6 +58,11 @@ def test_only_the_pages_own_scripts_may_run(hostile: Runs, comparison: Callable[
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy.startswith("default-src 'none'; ")
     assert re.search(r"script-src 'sha256-[\w+/=]{44}' 'sha256-[\w+/=]{44}'$", policy)
+    (packed,) = re.findall(r'id="plotly">([^<]*)<', text)
+    plotly = gzip.decompress(base64.b64decode(packed))
+    assert plotly.decode() == get_plotlyjs()
+    assert base64.b64encode(hashlib.sha256(plotly).digest()).decode() in policy  # so the browser runs what it unpacks
+    assert len(text) < 2.5e6
 
 
 def test_a_name_of_an_experiment_leads_nowhere_else(runs: Runs, comparison: Callable[..., Report]) -> None:

@@ -56,9 +56,9 @@ class InstantWorker:
 class InstantWorkers:
     """Stands in for `Workers`."""
 
-    threads: int | None = None
+    share = 1
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         """Nothing starts."""
 
     def __enter__(self) -> Self:

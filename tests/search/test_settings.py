@@ -67,7 +67,7 @@ def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) ->
         (["optimizer.lr=abc,def"], "search.space.optimizer.lr: 'abc' is not a number"),
         (["data.batch_size=[16],32"], "is no single value"),
         (["schedule=cosine,wsdd"], "search.space.schedule: unknown choice 'wsdd'"),
-        (["search.objective=test/acc"], "the test set must not choose. Give a value of the validation"),
+        (["search.objective=test/acc"], "'test/acc': the test set must not choose. Give a value of the validation"),
         (["search.objective=test/acc"], "the test of each trial is recorded all the same"),
         (["optimizer.lrr=0.1,0.2"], "`scripts/train.py --cfg job` shows every key"),
         (
@@ -82,7 +82,7 @@ def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) ->
         (["search=foo"], "search: unknown choice 'foo'. Choices: bayes, grid, hyperband, random"),
         (["search.sampler=tp"], "Did you mean 'tpe'?"),
         (["search.pruners=[medain]"], "Did you mean 'median'?"),
-        (["search.direction=up"], "must be maximize or minimize"),
+        (["search.direction=up"], "must be maximize or minimize, got 'up'."),
         (
             ["optimizer=sgd,adam", "search.space.optimizer.momentum={linear: [0.5, 0.99]}"],
             "there is no such key with optimizer=adam",
@@ -113,6 +113,7 @@ def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) ->
         (["sweep=.."], "sweep: must be a name"),
         (["hydra.run.dir=x"], "a search is not run by Hydra"),
         (["storage=sqlite://"], "has no file"),
+        (["storage=sqlite:///"], "'sqlite:///' has no file"),
         (
             ["search=grid", "schedule=cosine,wsd", "search.start=[{optimizer.lr: 0.1}]"],
             "on a grid it needs a value of every",

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lr_lightning._commands import override
 from lr_lightning.errors import SpaceError
-from lr_lightning.search.space import Choice, Range, Space, override
+from lr_lightning.search.space import Choice, Range, Space
 
 
 def test_dotted_and_nested_keys_are_the_same_and_the_nested_one_wins() -> None:

@@ -32,6 +32,8 @@ class FakeClient:
         self.bad: set[str] = set()
         self.fail_after_storing = 0
         self.deleted = False
+        self.artifact_uri = "mlflow-artifacts:/7"
+        self.artifact_error: Exception | None = None
         self.runs: dict[str, SimpleNamespace] = {}
         self.batches: list[int] = []
         self.artifacts: list[tuple[str, str | None]] = []
@@ -56,6 +58,7 @@ class FakeClient:
             status="RUNNING",
             lifecycle_stage="active",
             start_time=start_time,
+            artifact_uri=self.artifact_uri,
         )
         self.runs[run_id] = SimpleNamespace(
             info=info, rows=[], statuses=[], data=SimpleNamespace(params={}, tags=dict(tags), _metric_objs=[])
@@ -107,6 +110,8 @@ class FakeClient:
         self.runs[run_id].statuses.append(status)
 
     def log_artifact(self, run_id: str, path: str, to: str | None) -> None:
+        if self.artifact_error is not None:
+            raise self.artifact_error
         self.artifacts.append((Path(path).name, to))
 
     log_artifacts = log_artifact

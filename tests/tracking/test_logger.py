@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -14,8 +15,9 @@ import torch
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.demos.boring_classes import BoringModel
 
+from lr_lightning._commands import replay_command
 from lr_lightning.errors import ArgumentError, RunInUse, TrackingError
-from lr_lightning.tracking import RunLogger, Store, local_log, replay
+from lr_lightning.tracking import RunLogger, Store, local_log, replay, uploader
 from lr_lightning.tracking.local_log import LocalLog, Metric, Status, UploadState
 
 KINDS = ["mlflow", "csv", "none"]
@@ -269,7 +271,7 @@ def test_a_dead_server_stops_nothing_and_replay_is_named(
         logger.end("FINISHED")
     assert stored("mlflow", tmp_path / "out", "loss") == [(0, 1.0)]
     assert sum("does not answer" in r.message and "Training continues" in r.message for r in caplog.records) == 1
-    assert f"python scripts/replay.py {tmp_path / 'out'}" in caplog.records[-1].message
+    assert replay_command(tmp_path / "out") in caplog.records[-1].message
     assert "6 records were not uploaded" in caplog.records[-1].message
 
 
@@ -544,3 +546,47 @@ def test_an_exception_in_training_ends_the_run_failed(fake_store: Store, client:
         trainer(logger, tmp_path / "root", enable_checkpointing=False).fit(Failing())
     assert client.runs["run0"].info.status == "FAILED"
     assert [r[2] for r in client.runs["run0"].rows if r[0] == "train/loss"] == [0, 1, 2]
+
+
+@pytest.fixture
+def ready(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A local store that has the experiment, as a process finds it that has not imported MLflow."""
+    store.experiment_id("exp")
+    monkeypatch.setattr(uploader, "sys", SimpleNamespace(modules={}))
+    monkeypatch.setattr(uploader, "_LATE_START_SECONDS", 600.0)
+    return store
+
+
+def test_a_ready_store_is_not_waited_for_and_gets_everything_at_the_end(ready: Store, tmp_path: Path) -> None:
+    logger = make("mlflow", ready, tmp_path / "out")
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.flush()
+    assert not logger.is_connected
+    assert not ready.call("search_runs", [ready.experiment_id("exp")])
+    logger.end("FINISHED")
+    assert logger.run_id is not None
+    run = ready.run(logger.run_id)
+    assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 1.0)
+
+
+def test_who_asks_for_the_run_of_a_ready_store_waits_for_it(ready: Store, tmp_path: Path) -> None:
+    by_id, by_client = (make("mlflow", ready, tmp_path / name) for name in ("id", "client"))
+    client = by_client.experiment  # Lightning does this before every fit
+    assert not by_client.is_connected
+    assert client.get_experiment_by_name("exp") is not None
+    assert by_client.is_connected
+    assert by_id.run_id is not None
+    for logger in (by_id, by_client):
+        logger.end("FINISHED")
+
+
+def test_a_ready_store_that_is_gone_is_a_warning(
+    ready: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = make("mlflow", ready, tmp_path / "out")
+    logger.log_metrics({"loss": 1.0}, 0)
+    ready.call("delete_experiment", ready.experiment_id("exp"))
+    with caplog.at_level(logging.WARNING):
+        logger.end("FINISHED")
+    assert any("upload to the tracking store has stopped" in r.message for r in caplog.records)
+    assert "python scripts/replay.py" in caplog.records[-1].message

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lr_lightning._commands import replay_command
 from lr_lightning.errors import RunInUse, StoreUnavailable, TrackingError
 from lr_lightning.tracking import RunLogger, Store, open_store, replay, uploader
 from lr_lightning.tracking.local_log import LocalLog, Metric, Tag
@@ -217,7 +218,7 @@ def test_a_real_server_down_at_the_start_in_the_middle_and_back(
             logger.log_metrics({"loss": float(step)}, step)
         logger.log_text("hello", "f.txt")
         logger.end("FINISHED")
-        assert f"python scripts/replay.py {out}" in caplog.text
+        assert replay_command(out) in caplog.text
         gone = forked.run(SCRIPT, str(out), cwd=tmp_path, env=dict(os.environ))
         assert gone.returncode == 1
         assert "does not answer" in gone.stderr

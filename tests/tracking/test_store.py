@@ -15,6 +15,7 @@ from lr_lightning.tracking import Store, open_store
 from lr_lightning.tracking import store as database
 from lr_lightning.tracking.store import explain
 from tests.forked import Forked
+from tests.test_commands import in_bash
 
 
 def test_the_default_store_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +241,7 @@ def test_a_process_that_is_killed_while_it_makes_the_database_leaves_none(
     ("change", "remedy"),
     [
         ("DROP TABLE metrics; DELETE FROM alembic_version", "damaged, or was left half-made"),
-        ("UPDATE alembic_version SET version_num = '0123'", "another version of MLflow.*`mlflow db upgrade"),
+        ("UPDATE alembic_version SET version_num = '0123'", r"a newer MLflow.* -m pip install --upgrade mlflow"),
         (None, "damaged, or was left half-made"),
     ],
 )
@@ -267,3 +268,67 @@ def test_a_database_that_no_second_try_opens_is_an_error_with_its_remedy(
 )
 def test_a_store_that_can_only_be_read_is_an_error_before_training(text: str) -> None:
     assert isinstance(explain(RuntimeError(text), "sqlite:////x/mlflow.db"), TrackingError)
+
+
+def test_an_older_database_is_upgraded_only_when_asked_with_a_copy_kept(tmp_path: Path) -> None:
+    from alembic import command
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    store = open_store(tmp_path / "my store")
+    (tmp_path / "my store").mkdir()
+    engine = utils.create_sqlalchemy_engine(store.uri)
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        config = utils._get_alembic_config(store.uri)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0584bdc529eb")
+    engine.dispose()
+    before = (tmp_path / "my store" / "mlflow.db").read_bytes()
+    with pytest.raises(TrackingError, match="it was made by an older MLflow") as caught:
+        store.client()
+    assert (tmp_path / "my store" / "mlflow.db").read_bytes() == before
+    *_, script, root, place, flag = in_bash(str(caught.value).partition(", run ")[2])
+    assert (Path(script).name, root, place, flag) == ("ui.py", "--root", str(store.root), "--upgrade-store")
+    with closing(sqlite3.connect(store.upgrade())) as copy:
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0584bdc529eb",)]
+    assert store.experiment_id("new") == "1"
+
+
+def test_a_path_that_is_too_long_for_sqlite_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="SQLite needs a path of at most 500 characters"):
+        open_store(tmp_path.joinpath(*["d" * 200] * 4)).client()
+
+
+def test_a_database_that_moved_knows_where_its_files_are(store: Store, tmp_path: Path) -> None:
+    experiment = store.experiment_id("e")
+    run_id = store.call("create_run", experiment).info.run_id
+    elsewhere = store.call("create_experiment", "theirs", artifact_location="file:///theirs")
+    shutil.copytree(store.root, tmp_path / "a b")
+    there = open_store(tmp_path / "a b")
+    place = (tmp_path / "a b" / "artifacts").as_uri()
+    assert there.run(run_id).info.artifact_uri == f"{place}/{run_id}/artifacts"
+    assert there.call("get_experiment", experiment).artifact_location == place
+    assert there.call("get_experiment", elsewhere).artifact_location == "file:///theirs"
+    assert store.run(run_id).info.artifact_uri.startswith(store.artifact_root.as_uri())
+    assert not list(tmp_path.glob("*%20*"))
+
+
+def test_a_store_is_known_to_be_ready_without_mlflow(make_store: Callable[[str], Store]) -> None:
+    store = make_store("ready")
+    assert not store.is_ready("x")  # nobody has opened it here
+    key = store.experiment_id("x")
+    assert store.is_ready("x")
+    assert not store.is_ready("another")  # which is to be created
+    store.call("delete_experiment", key)
+    assert not store.is_ready("x")
+    store.call("restore_experiment", key)
+    stamp = store.root / ".opened"
+    text = stamp.read_text()
+    stamp.write_text("another version of MLflow")
+    assert not store.is_ready("x")
+    stamp.write_text(text)
+    assert store.is_ready("x")
+    Path(store.uri.removeprefix("sqlite:///")).write_bytes(b"damaged")
+    assert not store.is_ready("x")
+    assert not open_store(store.root, "http://127.0.0.1:1").is_ready("x")

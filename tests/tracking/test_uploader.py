@@ -38,7 +38,7 @@ def rows(n: int, key: str = "a") -> list[Metric]:
 
 def send_all(uploader: Uploader) -> int:
     total = 0
-    while count := uploader.upload_next():
+    while count := uploader.upload_next() or uploader.upload_artifact():
         total += count
     return total
 
@@ -125,6 +125,45 @@ def test_files_are_copied_and_a_missing_one_is_named(
     assert client.artifacts == [("f.txt", "plots")]
     assert "gone" in caplog.text
     assert len(client.runs["run0"].rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        ({"artifact_error": PermissionError(13, "Permission denied", "/a")}, "/a: Permission denied"),
+        ({"artifact_error": ConnectionError("too many 503 error responses")}, "too many 503"),
+        ({"artifact_uri": "/not/here/of/mlruns/7/run0/artifacts"}, "a folder of its own machine"),
+        ({"artifact_uri": "file:///proc/version/7/run0/artifacts"}, "/proc/version: cannot be written to by this user"),
+    ],
+)
+def test_a_refused_artifact_holds_nothing_back_and_is_uploaded_once_it_is_taken(
+    fake_store: Store, client: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, refusal: Any, reason: str
+) -> None:
+    vars(client).update(refusal)
+    (tmp_path / "f.txt").write_text("x")
+    records = [Artifact(str(tmp_path / "f.txt"), None), *rows(3), Artifact(str(tmp_path / "f.txt"), "again")]
+    thread = make_thread(fake_store, tmp_path / "out", [*records, Status("FINISHED", 7)])
+    thread.connect()
+    assert not thread.close(0.05)
+    run = client.runs["run0"]
+    assert (len(run.rows), run.statuses, client.artifacts) == (3, ["FINISHED"], [])
+    said = [record.message for record in caplog.records]
+    assert [reason in text for text in said if text.startswith("no file can be stored")] == [True]
+    assert "2 records were not uploaded" in said[-1]
+    client.artifact_error, run.info.artifact_uri = None, "mlflow-artifacts:/7"
+    state = UploadState.load(tmp_path / "out")
+    assert state is not None
+    assert send_all(Uploader(tmp_path / "out", fake_store, state)) == 2
+    assert client.artifacts == [("f.txt", None), ("f.txt", "again")]
+    assert len(run.rows) == 3
+
+
+def test_a_state_of_before_has_uploaded_its_artifacts_too(tmp_path: Path) -> None:
+    state_of_before = '{"uri": "u", "root": "r", "artifact_root": null, "experiment": "e", "offset": 9}'
+    (tmp_path / "metrics.sent").write_text(state_of_before)
+    state = UploadState.load(tmp_path)
+    assert state is not None
+    assert (state.offset, state.artifacts) == (9, 9)
 
 
 def test_the_run_starts_in_the_store_when_it_started_here(fake_store: Store, client: Any, tmp_path: Path) -> None:

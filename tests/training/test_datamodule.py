@@ -1,17 +1,21 @@
 """The data module: preparation, the work on the device, its state, and bad settings."""
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
 from lr_lightning.errors import DataError, UsageError
 from lr_lightning.training import sources
 from lr_lightning.training.datamodule import ImageDataModule, parse_size
+from lr_lightning.training.decode import stored_keys
+from lr_lightning.training.images import Images
 from lr_lightning.training.loader import TrainBatch
 from lr_lightning.training.transforms import crop_and_flip
 
@@ -202,6 +206,40 @@ def test_a_lightning_module_sees_plain_pairs_in_its_precision(tmp_path, precisio
     trainer.save_checkpoint(path)
     state = torch.load(path, weights_only=True)
     assert state["ImageDataModule"]["fingerprint"] == data.fingerprint
+
+
+@pytest.mark.parametrize("as_stored", [False, True])
+def test_images_that_are_trained_on_and_tested_are_counted(caplog, tmp_path, as_stored):
+    train, test = images(), images(20, seed=1)
+    test.array[:3] = train.array[[5, 6, 7]]
+    val = images(6, seed=2)
+    val.array[0] = train.array[9]
+    parts = (train, test, val) if not as_stored else tuple(map(as_files, (train, test, val)))
+    settings = {"in_memory_limit": "0 B", "num_workers": 0} if as_stored else {}
+    module(splits(train=parts[0], test=parts[1], val=parts[2]), **settings)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("1 of the 6 validation images are training images too")
+    assert second.startswith("3 of the 20 test images are training images too, which makes the test accuracy too good.")
+    if as_stored:
+        for number, content in enumerate(parts[0].encoded):
+            (tmp_path / f"{number}").write_bytes(content)
+        paths = replace(parts[0], encoded=[tmp_path / f"{number}" for number in range(60)])
+        assert len(set(stored_keys(paths, np.arange(60)))) == 60
+
+
+@pytest.mark.parametrize("limit", ["1 GB", "0 B"])
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((60, 1, 6, 6), np.uint8), "the training images are all the same picture"),
+        (np.full((60, 3, 6, 6), 255, np.uint8), "the training images are all the same picture"),
+        (images(20).array.repeat(3, 0), "the training classes all have the same pictures"),
+    ],
+)
+def test_pictures_that_do_not_tell_the_classes_apart_are_refused(pixels, message, limit):
+    raw = splits(train=Images(np.arange(60) % 3, array=pixels), val=images(9, seed=3))
+    with pytest.raises(DataError, match=f"^data: {message}, so there is nothing to learn"):
+        module(raw, in_memory_limit=limit, num_workers=0)
 
 
 def test_digits_train_from_the_default_settings():

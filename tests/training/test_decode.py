@@ -75,7 +75,7 @@ def test_threads_and_order(monkeypatch):
 @pytest.mark.parametrize("broken", [b"", b"text", PICTURES[0][:60], encoded(picture(size=(64, 64)), "JPEG")[:900]])
 def test_a_broken_image_is_named_by_its_row(broken):
     with pytest.raises(
-        DataError, match=r"^data: row 2 of some\.parquet (is not an image|cannot be read \(.*\))\. Repa"
+        DataError, match=r"^data: row 2 of some\.parquet (is not an image(, but empty)?|cannot be read \(.*\))\. Repa"
     ):
         decoded(labelled(PICTURES[0], PICTURES[1], broken), 4)
 
@@ -90,12 +90,12 @@ def test_all_broken_images_are_named_at_once(monkeypatch, threads):
     splits = {"train": train, "test": labelled(PICTURES[0], CUT, origin="test.parquet")}
     fmt = choose_format(list(splits.values()), 4)
     tried = []
-    plain = decode._decode
-    monkeypatch.setattr(decode, "_decode", lambda images, index, fmt: tried.append(index) or plain(images, index, fmt))
+    plain = decode.decode
+    monkeypatch.setattr(decode, "decode", lambda images, index, fmt: tried.append(index) or plain(images, index, fmt))
     with pytest.raises(DataError) as caught:
         decode_all(splits, fmt)
     first, *named, last = str(caught.value).splitlines()
-    assert first == "data: 13 images cannot be read. Repair or remove them:"
+    assert first == "data: 13 images cannot be read. Repair or remove them, or give data.on_bad_image=skip:"
     assert [line.split(" cannot be read (")[0] for line in named] == [
         f"  row {number} of train.parquet" for number in range(7, 500, 50)
     ]
@@ -115,7 +115,7 @@ def test_all_files_that_are_no_images_are_named_at_once(tmp_path):
         choose_format([raw.train, raw.test], None)
     assert str(caught.value) == "\n".join(
         [
-            "data: 3 images cannot be read. Repair or remove them:",
+            "data: 3 images cannot be read. Repair or remove them, or give data.on_bad_image=skip:",
             *(f"  {path} is not an image" for path in texts),
         ]
     )
@@ -123,15 +123,17 @@ def test_all_files_that_are_no_images_are_named_at_once(tmp_path):
 
 def test_a_folder_of_no_images_is_not_read_to_its_end(monkeypatch):
     tried = []
-    plain = decode._header
-    monkeypatch.setattr(decode, "_header", lambda images, index: tried.append(index) or plain(images, index))
+    plain = decode.read_header
+    monkeypatch.setattr(
+        decode, "read_header", lambda images, index, most: tried.append(index) or plain(images, index, most)
+    )
     with pytest.raises(DataError, match=r"^data: 1,000 images or more cannot be read\. Repair or remove"):
         choose_format([labelled(*[b"text"] * 5000)], None)
     assert len(tried) == 1024  # whole chunks
 
 
 def test_a_caught_image_is_not_kept():
-    kept = decode._each(lambda index: decode._decode(labelled(*[CUT] * 3), index, Format(3, 4, 4)), range(3))
+    kept = decode._each(lambda index: decode.decode(labelled(*[CUT] * 3), index, Format(3, 4, 4)), range(3))
     assert [(error.__traceback__, error.__cause__, error.__context__) for error in kept] == [(None,) * 3] * 3
 
 
@@ -153,5 +155,8 @@ def test_memory_images_are_cut_in_channels_last():
 def test_a_file_that_is_no_image_is_named(tmp_path):
     save_tree(tmp_path, {"dog": 1, "cat": 1})
     (tmp_path / "dog" / "notes.txt").write_text("hello")
-    with pytest.raises(DataError, match=rf"^data: {tmp_path}/dog/notes\.txt is not an image\. Repair or remove it\.$"):
+    with pytest.raises(
+        DataError,
+        match=rf"^data: {tmp_path}/dog/notes\.txt is not an image\. Repair or remove it, or give ",
+    ):
         choose_format([sources.image_folder(tmp_path).train], None)

@@ -12,7 +12,7 @@ from lr_lightning.errors import DataError
 from lr_lightning.training import sources
 from lr_lightning.training.decode import choose_format
 
-from .made_up import PICTURES, decoded, save_tree
+from .made_up import PICTURES, decoded, labelled, save_tree
 
 
 def write(path, images, labels, *, image="image", label="label", struct=True, names=None):
@@ -154,6 +154,78 @@ def test_bad_folders_are_named(tmp_path):
     save_tree(tmp_path / "pets", {"dog": 1, "cat": 0})
     with pytest.raises(DataError, match=r"^data.root: the class folder .*/pets/cat is empty"):
         sources.image_folder(tmp_path / "pets")
+
+
+def shards(folder):
+    """Two files of one split, and one of another, as the hub names them."""
+    folder.mkdir()
+    write(folder / "train-00000-of-00002.parquet", PICTURES[:3], [0, 1, 0])
+    write(folder / "train-00001-of-00002.parquet", PICTURES[3:5], [1, 0])
+    write(folder / "test-00000-of-00001.parquet", PICTURES[5:], [0, 1, 1])
+    return folder
+
+
+def test_shards_are_a_pattern_a_folder_or_a_list(tmp_path):
+    folder = shards(tmp_path / "set")
+    files = sorted(folder.glob("train*"))
+    (tmp_path / "only").mkdir()
+    for file in files:
+        (tmp_path / "only" / file.name).symlink_to(file)
+    for train in (f"{folder}/train-*.parquet", files, tmp_path / "only", [f"{folder}/train-00000*", str(files[1])]):
+        raw = sources.parquet(train, f"{folder}/test*.parquet")
+        assert list(raw.train.encoded) == PICTURES[:5]
+        assert raw.train.labels.tolist() == [0, 1, 0, 1, 0]
+        assert list(raw.test.encoded) == PICTURES[5:]
+        assert [raw.train.describe(row).split("/")[-1][:11] for row in (2, 3)] == ["train-00000", "train-00001"]
+        assert [raw.train.describe(row).split()[1] for row in (2, 3)] == ["2", "0"]
+    with pytest.raises(DataError, match=r"set holds files of several splits \(test, train\)\. Give a pattern"):
+        sources.parquet(folder)
+    with pytest.raises(DataError, match=r"^data\.train: no such file: .*/none\*\.parquet\."):
+        sources.parquet(f"{folder}/none*.parquet")
+
+
+def test_a_path_in_a_table_is_relative_to_its_file(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name / "images").mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / name / "images" / f"{number}.png").write_bytes(PICTURES[number + 2 * (name == "b")])
+        rows = [{"bytes": None, "path": f"images/{number}.png"} for number in range(2)]
+        pq.write_table(pa.table({"image": rows, "label": [0, 1]}), tmp_path / name / "x.parquet")
+    monkeypatch.chdir(tmp_path)
+    raw = sources.parquet("*/x.parquet")
+    assert np.array_equal(decoded(raw.train), decoded(labelled(*PICTURES[:4])))
+    assert raw.train.encoded[3] == tmp_path / "b" / "images" / "1.png"
+    assert raw.train.encoded[1:3] == [raw.train.encoded[1], raw.train.encoded[2]]
+
+
+@pytest.mark.parametrize("labels", [[-1, -1], [None, None], None])
+def test_a_test_split_without_labels_is_left_out_and_said(tmp_path, labels, caplog):
+    caplog.set_level("INFO", "lr_lightning")
+    train = write(tmp_path / "train.parquet", PICTURES[:4], [0, 1, 0, 1], names=["cat", "dog"])
+    pictures = [{"bytes": content, "path": None} for content in PICTURES[:2]]
+    table = pa.table({"image": pictures, **({} if labels is None else {"label": pa.array(labels, pa.int64())})})
+    pq.write_table(table, tmp_path / "test.parquet")
+    assert sources.parquet(train, tmp_path / "test.parquet").test is None
+    assert "test.parquet has no labels, so there is no test set." in caplog.text
+    caplog.clear()
+    raw = sources.hub(str(tmp_path), cache_dir=tmp_path / "cache") if labels else None
+    assert raw is None or (raw.test is None and "has no labels" in caplog.text)
+
+
+def test_any_hub_set_is_read_by_the_kind_of_its_columns(tmp_path, caplog):
+    datasets = pytest.importorskip("datasets")
+    kinds = {
+        "picture": datasets.Image(),
+        "species": datasets.ClassLabel(names=["cat", "dog"]),
+        "n": datasets.Value("int64"),
+    }
+    rows = {"picture": [{"bytes": content, "path": None} for content in PICTURES], "species": [0, 1] * 4, "n": [0] * 8}
+    (tmp_path / "set").mkdir()
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(tmp_path / "set" / f"{split}.parquet")
+    raw = sources.hub(str(tmp_path / "set"), cache_dir=tmp_path / "cache")
+    assert (raw.class_names, len(raw.train), len(raw.val)) == (("cat", "dog"), 8, 8)
+    assert list(raw.train.encoded) == PICTURES
 
 
 @pytest.fixture

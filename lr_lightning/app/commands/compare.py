@@ -1,11 +1,11 @@
 """`scripts/compare.py`, and the comparison that ends a multirun or a search: compare runs, and print the result."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lr_lightning._commands import shell_quote
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED
 from lr_lightning.errors import CompareError, StoreUnavailable, TrackingError
@@ -57,7 +57,7 @@ def report(done: Report, *, brief: bool = False) -> None:
         print(f"picture:  {path}")
     if done.address:
         print(f"in MLflow{'' if done.served else ' (while `make ui` is running)'}: {done.address}")
-    print(f"open it:  xdg-open {shlex.quote(str(page))}")
+    print(f"open it:  xdg-open {shell_quote(str(page))}")
 
 
 def compare_sweep(config: Config, sweep: str, by: Sequence[str], experiments: list[str], brief: bool = False) -> None:

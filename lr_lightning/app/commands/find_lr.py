@@ -8,15 +8,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
+from lr_lightning._commands import python_command
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.messages import python_command
 from lr_lightning.app.run.train import RunOutcome, build_run, open_run, prepare_process
+from lr_lightning.callbacks.lr_finder import LRFinder
+from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.errors import ConfigError
+from lr_lightning.lr_finder.planned_run import PlannedRun
 from lr_lightning.lr_finder.results import GridTest, RangeTest
+from lr_lightning.schedules import WSD, Clock, Constant, Cosine, Linear
+from lr_lightning.tracking.keys import hide_password
 
 __all__ = ["find_lr"]
 
+_SCHEDULES = {"constant": Constant(), "linear": Linear(1, 0), "cosine": Cosine(1, 0), "wsd": WSD()}
 _LR_KEYS = ("finder", "optimizer.lr=", "schedule.max_lr=", "schedule.base_lr=")
 
 
@@ -27,12 +33,15 @@ def find_lr(config: Config, overrides: list[str]) -> RunOutcome:
     the command line are for the next command.
     """
     prepare_process(config.trainer, config.output_root)
-    build.build_schedules(config.schedule, config.optimizer.lr)
+    schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
     finder = build.build_finder(config.finder, module, config.trainer.progress)
     if finder is None:
         raise ConfigError("finder: 'none' finds nothing. Give finder=range_test or finder=lr_grid.")
     finder.apply = False
+    if isinstance(finder, LRFinder):
+        planned = LRSchedule(schedules.lr, momentum=schedules.momentum, total_steps=config.schedule.total_steps)
+        finder.answer_for(planned, config.trainer.max_steps, config.trainer.max_epochs)
     # The record says so too: nothing trains with the found lr, so it does not replace the configured one.
     config = replace(config, finder=replace(config.finder, apply=False))  # type: ignore[call-arg]
     run = open_run(config, data, module, [finder], job="find_lr")
@@ -53,7 +62,9 @@ def find_lr(config: Config, overrides: list[str]) -> RunOutcome:
         for path in sorted((run.folder / "artifacts").rglob("*.[pc][ns][gv]")):
             console.print(path)
         for name, command in _next_commands(found, overrides):
-            console.print(f"{name}:  {command}")
+            console.print(f"{name}:  {hide_password(command)}")
+        if others := _other_schedules(found, config.schedule.name):
+            console.print(others)
     return outcome
 
 
@@ -73,12 +84,25 @@ def _next_commands(found: RangeTest | GridTest, overrides: list[str]) -> list[tu
     return commands
 
 
+def _other_schedules(found: RangeTest | GridTest, configured: str) -> str:
+    """Say what the suggestion becomes on other schedules of the same length; "" if its run is not known."""
+    run = found.run if isinstance(found, RangeTest) else None
+    if run is None or found.suggestion is None:
+        return ""
+    clock = Clock(run.steps)
+    others = {name: schedule for name, schedule in _SCHEDULES.items() if name != configured}
+    lrs = {name: run.carried(found.suggestion, PlannedRun.of(other, clock)) for name, other in others.items()}
+    return "with another schedule:  " + ", ".join(f"schedule={name} optimizer.lr={lr:.2g}" for name, lr in lrs.items())
+
+
 def _print_found(found: RangeTest | GridTest, title: str) -> None:
     """Print the table of a search: its suggestion and other rules', or the score of each learning rate."""
     if isinstance(found, RangeTest):
         table = Table("rule", Column("lr", justify="right"), Column("plausible", justify="right"))
         lrs = {
             "suggestion": found.suggestion,
+            **({"suggestion, if the lr is constant": found.if_constant} if found.if_constant else {}),
+            **({"from the range test alone": found.reading.suggestion} if found.trials else {}),
             "base_lr, for a cyclical schedule": found.base_lr,
             "max_lr, for a cyclical schedule": found.max_lr,
             **{f"for comparison: {name}": lr for name, lr in found.rules.items()},

@@ -1,11 +1,15 @@
 """`scripts/train.py` and `scripts/find_lr.py`: compose the config, run the job, turn errors into an exit status."""
 
+import gc
+import io
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, redirect_stdout, suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.composition import keys_help, prepare, validate, wants_tracebacks
+from lr_lightning.app.composition import choices_help, keys_help, prepare, readable, validate, wants_tracebacks
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
@@ -42,7 +46,7 @@ Choose with group=choice, set any key with key=value, as for train.py:
   python scripts/find_lr.py data=cifar10 finder.max_lr=1 finder.repeats=3
   python scripts/find_lr.py finder=lr_grid finder.num_lrs=9        trains each learning rate of a grid for a while
 It trains nothing: its steps are undone. You get a learning rate, its curve, and the command of train.py that uses it.
-The schedule only appears in that command; finder=none, experiment, search and resume are refused.
+The range test answers for the configured schedule and length; finder=none, experiment, search and resume are refused.
 --cfg job shows every key and its value; -m searches one after another for comma-separated values.""",
 }
 
@@ -57,12 +61,12 @@ class Multirun:
     def add(self, config: Config, overrides: Sequence[str], name: str, number: int) -> None:
         """Add a run that is about to start to the multirun ``name``, and give it the tags `sweep` and `trial`."""
         config.tracking.tags = {"sweep": name, "trial": str(number), **config.tracking.tags}
+        self.take(number, config, overrides, name)
+
+    def take(self, number: int, config: Config, overrides: Sequence[str], name: str) -> None:
+        """Add a run that has its tags."""
         self._runs[number] = (config, list(overrides))
         self._name = name
-
-    def forget(self, number: int) -> None:
-        """Leave out a run that could not start."""
-        self._runs.pop(number, None)
 
     def compare(self) -> None:
         """Compare the runs and print the result. Never raises."""
@@ -73,7 +77,7 @@ class Multirun:
             print(f"\nsweep {self._name}: {len(self._runs)} runs", flush=True)
         from lr_lightning.app.commands.compare import compare_sweep
 
-        experiments = sorted({config.tracking.experiment for config in tracked})
+        experiments = sorted({config.tracking.experiment_name for config in tracked})
         compare_sweep(tracked[-1], tracked[-1].tracking.tags["sweep"], self._varied_keys(), experiments)
 
     def _varied_keys(self) -> list[str]:
@@ -99,36 +103,127 @@ def main(root: Path, job: Job = "train") -> int:
     """
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")
-    prepare(root, _PURPOSES[job], lambda: _usage(job))
-    errors: list[Exception] = []
-    composed = False
+    if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own composes its config once for each of its groups: seconds
+        print(f"{_PURPOSES[job]}\n\nGroups and their choices:\n{choices_help(root)}\n\n{_usage(job)}")
+        return 0
+    prepare(root)
+    try:
+        sys.argv[1:] = readable(sys.argv[1:])
+    except ConfigError as e:
+        print_error(e)
+        return BAD_INPUT
+    jobs, status = Jobs(root, job), 0
+    _reports.clear()
+    try:
+        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(jobs.run)()
+    except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
+        if wants_tracebacks() or _reports:
+            raise
+        print_error(explain(e))
+        return BAD_INPUT
+    except RuntimeError as e:  # joblib's, if a process of it was killed
+        if not type(e).__module__.startswith(("joblib.", "submitit.")):
+            raise
+        print_error(f"a process of the launcher is gone ({str(e).splitlines()[0]}).")
+        status = FAILED
+    except KeyboardInterrupt:
+        return 130  # before the run handles signals
     multirun = Multirun()
+    for report in (_reports[number] for number in sorted(_reports)):
+        print(report.output, end="")
+        if report.run is not None:
+            multirun.take(report.number, *report.run)
+    multirun.compare()
+    messages = [report.message for report in _reports.values() if report.message is not None]
+    for text, count in Counter(messages).items():  # all runs may fail for one reason, such as a password
+        print_error(text if count == 1 else f"{text} ({count} runs)")
+    statuses = {status, *(report.status for report in _reports.values())} - {0}
+    return max((status for status in statuses if status > BAD_INPUT), default=min(statuses, default=0))
 
-    def run_job(cfg: DictConfig) -> Any:
-        """Run one job, and keep its error for the end; Hydra would print a traceback and skip the other jobs of -m."""
-        nonlocal composed
-        composed = True
+
+@dataclass
+class Report:
+    """How a job ended. Hydra's launcher may run it in another process: unpickling a report there is reporting it here.
+
+    What is unpickled is the job's value, which a sweeper of Hydra's may need.
+    """
+
+    number: int
+    value: float | None = None
+    status: int = 0
+    message: str | None = None
+    output: str = ""  # what it printed, if nobody has seen that
+    run: tuple[Config, list[str], str] | None = None  # of a multirun: its config, its overrides, the sweep's name
+
+    def __reduce__(self) -> Any:
+        return _received, tuple(getattr(self, f.name) for f in fields(self))
+
+
+_reports: dict[int, Report] = {}
+
+
+def _received(*values: Any) -> float | None:
+    report = Report(*values)
+    _reports[report.number] = report
+    return report.value
+
+
+class Jobs:
+    """The task function of Hydra: runs one job, in this process or in one of the launcher's."""
+
+    def __init__(self, root: Path, job: Job) -> None:
+        self.root, self.job, self.argv = root, job, list(sys.argv)
+        self._pid, self._stdout = os.getpid(), _identity_of_stdout()
+
+    def run(self, cfg: DictConfig) -> Any:
+        """Run a job and report how it ended. If its error were raised, Hydra would print a traceback and stop -m."""
+        hydra_config = HydraConfig.get()
+        report = Report(int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0)
+        if os.getpid() == self._pid:
+            _reports[report.number] = report
+            self._do(cfg, report)
+            return report.value
+        sys.argv = list(self.argv)  # for the commands that are printed
+        prepare(self.root)
+        shown = _Copy(sys.stdout)
+        with nullcontext() if _identity_of_stdout() == self._stdout else redirect_stdout(shown):
+            try:
+                self._do(cfg, report)
+            except SystemExit as e:  # a signal, which must not end the launcher's process
+                report.status = e.code if isinstance(e.code, int) else FAILED
+        report.output = "".join(shown.texts)
+        return report
+
+    def _do(self, cfg: DictConfig, report: Report) -> None:
         try:
-            return _run_job(cfg, job, multirun)
+            report.value = _run_job(cfg, self.job, report)
         except (ConfigError, OmegaConfBaseException, Diverged, RunFailed) as e:
             if wants_tracebacks():
                 raise
-            errors.append(e)
+            report.message = _message(e)
+            report.status = FAILED if isinstance(e, Diverged | RunFailed) else BAD_INPUT
 
+
+class _Copy(io.TextIOBase):
+    """Text that is written to a stream and kept."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.texts = stream, list[str]()
+
+    def write(self, text: str) -> int:
+        self.texts.append(text)
+        return self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def _identity_of_stdout() -> tuple[int, int] | None:
     try:
-        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(run_job)()
-    except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
-        if wants_tracebacks() or composed:
-            raise
-        errors.append(e)
-    except KeyboardInterrupt:
-        return 130  # before the run handles signals
-    multirun.compare()
-    for text, count in Counter(map(_message, errors)).items():  # all runs may fail for one reason, such as a password
-        print_error(text if count == 1 else f"{text} ({count} runs)")
-    if not errors:
-        return 0
-    return FAILED if any(isinstance(e, Diverged | RunFailed) for e in errors) else BAD_INPUT
+        found = os.fstat(1)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _message(error: Exception) -> str:
@@ -143,7 +238,7 @@ def _usage(job: Job) -> str:
     return _USAGES[job].format_map(keys)
 
 
-def _run_job(cfg: DictConfig, job: Job, multirun: Multirun) -> Any:
+def _run_job(cfg: DictConfig, job: Job, report: Report) -> Any:
     """Run one job: the only one, or one of several with `-m`."""
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
@@ -174,16 +269,21 @@ def _run_job(cfg: DictConfig, job: Job, multirun: Multirun) -> Any:
 
         return run_study(config)
     if several_jobs:
-        number = int(hydra_config.job.num)  # Hydra counts: a launcher such as submitit's runs each job elsewhere
-        multirun.add(config, overrides, Path(hydra_config.sweep.dir).name, number)
+        name = Path(hydra_config.sweep.dir).name
+        Multirun().add(config, overrides, name, report.number)
+        report.run = config, overrides, name
     from lr_lightning.app.run.train import train
 
+    if several_jobs and len(_reports) == 1:
+        gc.freeze()  # so that what was imported is not collected among after every run
     try:
         return train(config, resumed).objective
     except ConfigError:
-        if several_jobs:
-            multirun.forget(number)
+        report.run = None  # it could not start
         raise
+    finally:
+        if several_jobs:
+            gc.collect()  # a model and its trainer refer to each other
 
 
 def _refuse_groups(cfg: DictConfig, job: Job) -> None:

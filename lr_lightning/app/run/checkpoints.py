@@ -14,9 +14,10 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lr_lightning._commands import resume_argument
 from lr_lightning._lightning import CheckpointCallback, is_step_complete
 from lr_lightning.app.monitor_checks import FinalValidation, MonitorCheck, validation_follows
-from lr_lightning.app.run.output import BEFORE_LAST, LAST
+from lr_lightning.app.run.output import BEFORE_LAST, LAST, folder_gone
 from lr_lightning.app.schemas.trainer import CheckpointConfig
 from lr_lightning.errors import ConfigError, RunFailed
 
@@ -28,11 +29,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning writes through the system's temporary folder. On another file system its last step is a copy, and a kill
     during the copy leaves half a checkpoint under the final name.
+
+    Args:
+        folder: The run's folder. If it is gone, nothing is made in its place.
     """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write the checkpoint to disk before it replaces the one before."""
         target = Path(path)
+        if self.folder is not None and not self.folder.is_dir():
+            raise folder_gone(self.folder)
         temporary = target.with_name(f".{target.name}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +59,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise
             raise RunFailed(
                 f"output_root: {target} cannot be written ({_reason(e, target.parent)}). The files in its folder are "
-                f"whole: make room, then resume with resume={target.parent.parent}."
+                f"whole: make room, then resume with {resume_argument(target.parent.parent)}."
             ) from e
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lr_lightning._lightning import is_step_complete, stop_after_batch
 from lr_lightning.app.monitor_checks import validation_follows
-from lr_lightning.app.run.signals import Interrupted, Signals
+from lr_lightning.app.run.signals import WARNINGS, Interrupted, Signals
 
 
 class GracefulStop(Signals, Callback):
@@ -29,21 +29,22 @@ class GracefulStop(Signals, Callback):
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         launcher = self._trainer.strategy.launcher if self._trainer is not None else None
-        if launcher is not None and signum == signal.SIGTERM:
-            launcher.kill(signum)  # Ctrl-C reaches the other ranks by itself
+        if launcher is not None and signum not in (signal.SIGINT, signal.SIGHUP):  # these reach the other ranks
+            launcher.kill(signal.SIGTERM)
         super()._handle(signum, frame)
         if self._trainer is None:
             raise Interrupted(signum)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace the handler for SIGTERM that Lightning has just installed.
+        """Replace the handlers that Lightning has just installed.
 
-        It stops in the middle of an accumulated step, and with several processes it starts a collective, which
-        deadlocks with a collective already under way.
+        Its SIGUSR1, under SLURM, starts the command again, which would be another run. Its SIGTERM stops in the middle
+        of an accumulated step, and with several processes it starts a collective, which deadlocks with a collective
+        already under way.
         """
         self._trainer = trainer
-        if self._before:
-            signal.signal(signal.SIGTERM, self._handle)
+        for number in {signal.SIGTERM, *WARNINGS} & self._before.keys():
+            signal.signal(number, self._handle)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Stop if a signal came and the step is complete; if a validation follows, stop after that one."""

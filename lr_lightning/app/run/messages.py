@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning.pytorch import LightningModule
 from rich.console import Console
 from rich.table import Column, Table
 
+from lr_lightning._commands import python_command, shell_quote
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
@@ -20,6 +20,7 @@ from lr_lightning.app.world import effective_batch_size, process_batch_size, wor
 from lr_lightning.diagnosis.verdict import Advice, Change
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.training.datamodule import ImageDataModule
+from lr_lightning.training.images import SPLIT_WORDS
 
 _ROWS = (  # of the table at the end: name, key of the summary, format
     ("best validation accuracy", "best_val_acc", "{:.2%}"),
@@ -38,6 +39,7 @@ _ROWS = (  # of the table at the end: name, key of the summary, format
     ("price", "price", "{:.4g}"),
     ("spikes of the training loss", "spikes", "{:.0f}"),
 )
+_MOST_CLASSES = 20
 _BY_MAKE = "MAKELEVEL"  # a variable of make: the virtual environment may not be active
 _DEFAULT_STORE = Path(__file__).resolve().parents[3] / "mlruns"
 
@@ -56,16 +58,37 @@ def print_start(
     one, update = process_batch_size(config.data, config.trainer), effective_batch_size(config.data, config.trainer)
     factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
     batch = str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
-    place = f"output: {folder}"
+    place = f"output: {folder}{_places_from_environment(config.tracking)}"
     if resumed:
         changes = "".join(f", {key}={value}" for key, value in resumed.changed.items())
         place = f"resuming from {resumed.checkpoint}{changes}"
     Console(soft_wrap=True, highlight=False, markup=False).print(
         f"{config.data.name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes.get('test', 0):,} test "
         f"images of {data.in_channels}×{height}×{width}, {data.num_classes} classes\n"
+        f"{_classes(data)}\n"
         f"{config.model.name}: {parameters:,} parameters; {node.name}, peak lr {peak}, "
         f"schedule {config.schedule.name}, batch {batch}\n{place}"
     )
+
+
+def _places_from_environment(node: TrackingConfig) -> str:
+    """Say in a line which of MLflow's variables chose the store, the experiment or the run."""
+    if node.name != "mlflow":
+        return ""
+    chosen = {"MLFLOW_TRACKING_URI": node.uri, "MLFLOW_EXPERIMENT_NAME": node.experiment}
+    obeyed = [name for name, value in chosen.items() if value and os.environ.get(name) == value]
+    obeyed += [name for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID") if os.environ.get(name)]
+    where = f"{hide_password(node.uri or node.root)}, experiment {node.experiment_name}"
+    return f"\ntracking: {where} (from {', '.join(obeyed)})" if obeyed else ""
+
+
+def _classes(data: ImageDataModule) -> str:
+    """Return the first classes, each with its images in training, validation and, if there is one, the test set."""
+    sizes = zip(data.class_names, *data.class_sizes.values(), strict=True)
+    shown = [f"{name} {' + '.join(f'{size:,}' for size in of_class)}" for name, *of_class in sizes]
+    more = len(shown) - _MOST_CLASSES
+    splits = " + ".join(SPLIT_WORDS[name] for name in data.class_sizes)
+    return f"{splits}: {', '.join(shown[:_MOST_CLASSES])}" + (f" and {more:,} more" if more > 0 else "")
 
 
 def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bool = False) -> None:
@@ -99,12 +122,7 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
         predict = Path(sys.argv[0]).with_name("predict.py")
         commands.append(("predict", python_command(predict, str(folder), "NEW_IMAGES")))
     for name, command in commands:
-        console.print(f"{name}:  {command}", soft_wrap=True)
-
-
-def python_command(script: Path, *arguments: str) -> str:
-    """Return the command that starts a script, to be copied from the terminal, without passwords."""
-    return hide_password(shlex.join(["python", str(script), *arguments]))
+        console.print(f"{name}:  {hide_password(command)}", soft_wrap=True)
 
 
 def _look(node: TrackingConfig) -> tuple[str, str]:
@@ -166,6 +184,6 @@ def _overrides(config: Config, change: Change, key: str, per_epoch: float) -> di
 
 
 def _command(name: str, arguments: list[str]) -> tuple[str, str]:
-    if _BY_MAKE in os.environ:
-        return name, f'make train ARGS="{hide_password(shlex.join(arguments))}"'
+    if _BY_MAKE in os.environ and all(shell_quote(word) == word for word in arguments):  # make would need more quotes
+        return name, f'make train ARGS="{" ".join(arguments)}"'
     return name, python_command(Path(sys.argv[0]), *arguments)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lr_lightning.errors import ConfigError
+from lr_lightning.errors import ConfigError, RunFailed
 from lr_lightning.tracking.files import write_atomically
 
 LAST, BEFORE_LAST = "last.ckpt", "before_last.ckpt"
@@ -38,6 +38,14 @@ def output_root(path: str) -> Path:
     if not os.access(root, os.W_OK):
         raise ConfigError(f"output_root: '{root}' cannot be written to. Give another one.")
     return root
+
+
+def folder_gone(folder: Path) -> RunFailed:
+    """Return the error of a run whose folder is not there any more."""
+    return RunFailed(
+        f"output_root: {folder} was moved or removed while the run was writing to it. If it was moved, resume it where "
+        "it is now, resume=FOLDER; else start the run anew."
+    )
 
 
 def write_config(folder: Path, container: dict[str, Any]) -> Path:

@@ -2,7 +2,7 @@
 
 import errno
 import math
-import shlex
+import os
 import signal
 import sys
 import time
@@ -18,12 +18,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch.distributed import DistBackendError, DistNetworkError
 
+from lr_lightning._commands import python_command, resume_argument
 from lr_lightning._lightning import callbacks_of
 from lr_lightning._plotting import style
-from lr_lightning.app.config import Config, flatten
+from lr_lightning.app.config import PLACES_OF_DATA, Config, flatten
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
 from lr_lightning.app.run.graceful_stop import GracefulStop
-from lr_lightning.app.run.output import LAST, write_config
+from lr_lightning.app.run.output import LAST, folder_gone, write_config
 from lr_lightning.app.run.resume import resume_arguments
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.schemas.trainer import TrackingConfig
@@ -32,7 +33,7 @@ from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.diagnosis import History, Verdict
-from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed
+from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed, StoreUnavailable
 from lr_lightning.tracking import RunLogger, environment_tags, mark_dead_runs, open_store
 from lr_lightning.tracking.keys import COLOUR_TAG, hide_password
 from lr_lightning.tracking.replay import watchdog
@@ -42,6 +43,7 @@ from lr_lightning.training.datamodule import ImageDataModule
 _BETTER = {"val/loss": min, "val/acc": max}
 _LAST_VALUES = ("probe/loss", "probe/acc", "overfit/gap_loss", "overfit/gap_acc")
 _GROUPS = ("schedule", "optimizer", "model", "data")
+_RUN_ID = "MLFLOW_RUN_ID"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
@@ -150,7 +152,9 @@ def open_logger(
         del tags["schedule"]
     tags |= config.tracking.tags
     with _disk_errors_as_input(folder):
-        logger = _started_logger(config.tracking, folder, name, tags, resume=resume)
+        # a run that something else has created; the runs of a sweep are several
+        run_id = None if resume or "sweep" in tags or config.tracking.name != "mlflow" else os.environ.get(_RUN_ID)
+        logger = _started_logger(config.tracking, folder, name, tags, resume=resume, run_id=run_id)
         with _ended_by_an_error(logger):
             artifact = write_config(folder, container)  # only with the lock: the folder may belong to a live run
             logger.log_hyperparams({key: value for key, value in _given(container).items() if key not in stale})
@@ -181,8 +185,14 @@ def sweep_record(config: Config, folder: Path, sweep: str, job: str) -> Iterator
 
 
 def _public(config: Config) -> dict[str, Any]:
-    """Return the config as plain values, without its store's password."""
+    """Return the config as plain values, with absolute paths and without its store's password."""
     container = asdict(config)
+    for node, key in ((container, "output_root"), (container["tracking"], "root")):
+        node[key] = str(Path(node[key]).expanduser().absolute())
+    for key in PLACES_OF_DATA:
+        place = container["data"].get(key)
+        if isinstance(place, str) and Path(place).expanduser().exists():  # not the name of a data set on the hub
+            container["data"][key] = str(Path(place).expanduser().absolute())
     container["tracking"]["uri"] = hide_password(config.tracking.uri) if config.tracking.uri else None
     return container
 
@@ -201,19 +211,29 @@ def _run_name(schedule: str, lr: str, seed: int) -> str:
 
 
 def _started_logger(
-    node: TrackingConfig, folder: Path, run_name: str, tags: dict[str, str], *, resume: bool
+    node: TrackingConfig,
+    folder: Path,
+    run_name: str,
+    tags: dict[str, str],
+    *,
+    resume: bool,
+    run_id: str | None = None,
 ) -> RunLogger:
     try:
         store = open_store(Path(node.root), node.uri) if node.name == "mlflow" else None
         if store is not None:
             mark_dead_runs(store)
+            if run_id and store.run(run_id).data.metrics:
+                raise ConfigError(f"{_RUN_ID}: run {run_id} has metrics already. Unset it, or give resume={run_id}.")
         csv = node.name == "csv"
-        about: dict[str, Any] = {"experiment": node.experiment, "run_name": run_name, "tags": tags}
-        logger = RunLogger(folder, store, **about, csv=csv, resume=resume, end_on_finalize=False)
+        about: dict[str, Any] = {"experiment": node.experiment_name, "run_name": run_name, "tags": tags}
+        logger = RunLogger(folder, store, **about, run_id=run_id or None, csv=csv, resume=resume, end_on_finalize=False)
         logger.start()
-        if store is not None and logger.experiment_id is not None:
-            keep_view(store, logger.experiment_id)
-    except ValueError as e:
+        if logger.is_connected:
+            _keep_view(logger)
+    except ConfigError:
+        raise
+    except (ValueError, StoreUnavailable) as e:
         raise ConfigError(f"tracking: {e}") from e
     return logger
 
@@ -235,9 +255,9 @@ def _disk_errors_as_input(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise ConfigError(
-            f"output_root: {e.filename or folder} cannot be written to ({e.strerror}). Make room, or give another one."
-        ) from e
+        at = Path(str(e.filename or folder))
+        key = "output_root" if at.is_relative_to(folder) else "tracking.root"
+        raise ConfigError(f"{key}: {at} cannot be written to ({e.strerror}). Make room, or give another one.") from e
 
 
 class FoundLR(Callback):
@@ -301,7 +321,7 @@ def record_run(
                 console.print(f"{interrupted} at step {trainer.global_step}")
                 if stop.checkpoint is not None and stop.checkpoint.is_file():
                     arguments = resume_arguments(stop.checkpoint.parent.parent, asdict(config))
-                    console.print(f"resume it:  {shlex.join(['python', sys.argv[0], *arguments])}")
+                    console.print(f"resume it:  {hide_password(python_command(Path(sys.argv[0]), *arguments))}")
             raise interrupted from None
         except Exception as e:
             known = _known_error(e, trainer, logger, config)
@@ -310,7 +330,15 @@ def record_run(
             raise known from e
         finally:
             if logger:
+                late = not logger.is_connected
                 _end(logger, status)
+                if late and logger.is_connected:  # the start did not wait for the store
+                    _keep_view(logger)
+
+
+def _keep_view(logger: RunLogger) -> None:
+    if logger.store is not None and logger.experiment_id is not None:
+        keep_view(logger.store, logger.experiment_id)
 
 
 def _end(logger: RunLogger, status: str) -> None:
@@ -345,7 +373,7 @@ def _known_error(
             )
         return RunFailed(f"out of memory at step {step} ({text}). {remedy}")
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
-        remedy = f" Resume with resume={logger.output_dir}, and data.num_workers=0." if logger else ""
+        remedy = f" Resume with {resume_argument(logger.output_dir)}, and data.num_workers=0." if logger else ""
         return RunFailed(
             f"data: a worker that decodes images was killed at step {step}, mostly for lack of memory ({text}).{remedy}"
         )
@@ -364,7 +392,7 @@ def _disk_error(error: OSError, logger: RunLogger | None) -> RunFailed | None:
     """Return the error for a full or lost disk, or a folder of the run that was removed; None for other OSErrors."""
     folder = logger.output_dir if logger else None
     if folder and error.errno == errno.ENOENT and not folder.exists():
-        return RunFailed(f"output_root: {folder} was removed while the run was writing to it. Start the run anew.")
+        return folder_gone(folder)
     own = folder is not None and error.filename is not None and folder in Path(str(error.filename)).parents
     denied = error.errno in (errno.EACCES, errno.EPERM)
     if error.errno not in _DISK_ERRORS and not (own and denied):
@@ -373,7 +401,7 @@ def _disk_error(error: OSError, logger: RunLogger | None) -> RunFailed | None:
     remedy = "make it writable" if denied or error.errno == errno.EROFS else "make room"
     return RunFailed(
         f"output_root: {where} cannot be written to ({error.strerror}). The files in it are whole: {remedy}, then "
-        f"resume with resume={where}."
+        f"resume with {resume_argument(str(where))}."
     )
 
 

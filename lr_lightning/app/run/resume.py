@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,27 +12,26 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning import schedules
+from lr_lightning import _commands, schedules
 from lr_lightning._threads import usable_cores
 from lr_lightning.app.composition import validate
-from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
+from lr_lightning.app.config import GROUP_BASES, PLACES_OF_DATA, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
 from lr_lightning.app.run.checkpoints import ConfigStamp, read_checkpoint
 from lr_lightning.app.run.output import BEFORE_LAST, LAST
 from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError, DataError, StoreUnavailable, TrackingError
 from lr_lightning.tracking import open_store
+from lr_lightning.tracking.files import moved
 from lr_lightning.tracking.local_log import STATE_NAME, UploadState
 from lr_lightning.training import models
 from lr_lightning.training.datamodule import ImageDataModule
 
 _DEVICE_KEYS = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
+_PLACES = [f"data.{key}" for key in PLACES_OF_DATA]
 _CHANGEABLE = {
-    "trainer.max_epochs",
-    "trainer.max_steps",
-    "trainer.progress",
-    "trainer.threads",
-    "data.num_workers",
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.progress", "trainer.threads", "data.num_workers"),
+    *_PLACES,
     *_DEVICE_KEYS,
 }
 _NO_IDENTITY = ("tracking.", "output_root", "resume", "ckpt", "trust", "test", "trainer.name")
@@ -73,7 +73,7 @@ def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
 def resume_arguments(folder: Path, container: Mapping[str, Any]) -> list[str]:
     """Return the arguments that resume the run in a folder, with ``trust`` for the foreign targets of its config."""
     untrusted = sorted({target for _, target in _targets(container)} - ALLOWED_TARGETS)
-    return [f"resume={folder}", *([f"trust=[{','.join(untrusted)}]"] if untrusted else [])]
+    return [_commands.override("resume", folder), *([f"trust=[{','.join(untrusted)}]"] if untrusted else [])]
 
 
 def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, ResumedRun]:
@@ -83,7 +83,12 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Resume
     if not checkpoint.is_file() and not checkpoint.with_name(BEFORE_LAST).is_file():
         raise ConfigError(f"resume: {folder} has no checkpoint (checkpoints/{LAST}) yet. Start the run anew.")
     stored = read_config(folder / "config.yaml", trusted={*ALLOWED_TARGETS, *cfg.trust})
+    _follow_move(stored, cfg, folder)
     changed = _apply_changes(stored, cfg, overrides)
+    for key in _PLACES:
+        place = OmegaConf.select(stored, key)
+        if isinstance(place, str) and Path(place).is_absolute() and not Path(place).exists():
+            raise ConfigError(f"{key}: the run's data is not at {place} any more. Give {key}=NEW, where it is now.")
     if (
         "trainer.threads" not in changed
         and str(threads := stored.trainer.threads) != "auto"
@@ -96,6 +101,35 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Resume
     return validate(stored), ResumedRun(folder, checkpoint, changed)
 
 
+def _follow_move(stored: DictConfig, cfg: DictConfig, folder: Path) -> None:
+    """Correct the paths of a stored config for a run's folder that has moved, alone or with its data and its store.
+
+    A store that is neither where it was nor beside the folder gives way to the one of this command, ``cfg``.
+    """
+    before, now = str(stored.output_root), folder.parent
+    if not Path(before).is_absolute():  # of an older version
+        return
+    stored.output_root = str(now)
+    for key in _PLACES:
+        if isinstance(place := OmegaConf.select(stored, key), str) and Path(place).is_absolute():
+            OmegaConf.update(stored, key, str(moved(Path(place), before, now)))
+    if stored.tracking.name != "mlflow":
+        return
+    node, own = stored.tracking, cfg.tracking
+    if node.uri is not None and not str(node.uri).startswith("sqlite"):
+        root = moved(Path(node.root), before, now)
+        node.root = str(root if root.exists() else own.root)
+        return
+    store = open_store(node.root, node.uri).moved(before, now)
+    if store.is_lost and (folder / STATE_NAME).is_file():
+        if is_rank_zero():
+            gone = f"the run's store is gone: there is no {store.public_uri}, and none beside the run"
+            print(f"{gone}. The whole log goes to {own.uri or own.root}.", file=sys.stderr)
+        node.root, node.uri = own.root, own.uri
+    else:
+        node.root, node.uri = str(store.root), node.uri and store.uri
+
+
 def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> Path:
     """Return a run's output folder from its path or its MLflow id, for which ``cfg`` tells where to look."""
     key, output_root = argument.name, Path(str(cfg.output_root))
@@ -105,16 +139,18 @@ def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> P
             raise ConfigError(f"{key}: {path} is no run's output folder: it has no config.yaml.")
         return path.resolve()
     for run in sorted(output_root.glob(f"*/{STATE_NAME}")):
-        if (state := UploadState.load(run.parent)) is not None and state.run_id == name:
-            return run.parent
+        with suppress(TrackingError):  # a run of another user
+            if (state := UploadState.load(run.parent)) is not None and state.run_id == name:
+                return run.parent
     if cfg.tracking.name == "mlflow" and _RUN_ID.fullmatch(name):
         try:
             tag = open_store(Path(cfg.tracking.root), cfg.tracking.uri).run(name).data.tags.get("output_dir")
         except (TrackingError, StoreUnavailable) as e:
             raise ConfigError(f"{key}: {e}") from e
         if tag is not None:
-            if (Path(tag) / "config.yaml").is_file():
-                return Path(tag)
+            for folder in (Path(tag), *output_root.glob(f"**/{Path(tag).name}")):  # it may have moved
+                if (folder / "config.yaml").is_file():
+                    return folder
             raise ConfigError(f"{key}: run {name} kept its checkpoints in {tag}, which is not on this machine.")
     raise ConfigError(
         f"{key}: no run '{name}': neither an output folder (in {Path.cwd()}) nor the id of a run below {output_root}. "
@@ -122,8 +158,10 @@ def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> P
     )
 
 
-def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) -> DictConfig:
-    """Read a stored config as data: it may hold no interpolation and no target that is not trusted."""
+def read_config(
+    path: Path, trusted: set[str], argument: RunArgument = _RESUME, *, without: Collection[str] = ()
+) -> DictConfig:
+    """Read a stored config as data, ``without`` some keys: it may hold no interpolation and no untrusted target."""
     name = argument.name
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -131,6 +169,7 @@ def read_config(path: Path, trusted: set[str], argument: RunArgument = _RESUME) 
         raise ConfigError(f"{name}: {path} cannot be read ({str(e).splitlines()[0]}).") from e
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: {path} is no stored config.")
+    raw = {key: value for key, value in raw.items() if key not in without}
     for key, value in _entries(raw):
         for text in (key, value):
             if isinstance(text, str) and "${" in text:  # it could build a _target_ that this check does not see
@@ -185,11 +224,14 @@ def _apply_changes(stored: DictConfig, cfg: DictConfig, overrides: list[str]) ->
             stored.tracking = cfg.tracking
         elif key == "experiment":
             refused.append("experiment: cannot be given with resume; the run has its config.")
-        if key in ("tracking", "experiment", "resume", "trust"):
+        if key in ("tracking", "experiment", "resume", "trust", "output_root"):  # the last is where a run is looked for
             continue
         names = _DEVICE_KEYS if key == "trainer" else (f"{key}.name",) if key in GROUP_BASES else (key,)
         for name in names:
             old, new = OmegaConf.select(stored, name), OmegaConf.select(cfg, name)
+            if name in _PLACES and name.partition(".")[2] not in stored.data:
+                refused.append(f"{name}: there is no such key of the run's data, {stored.data.name}.")
+                continue
             if new == old:
                 continue
             if name in _CHANGEABLE or name.startswith("tracking."):
@@ -198,7 +240,7 @@ def _apply_changes(stored: DictConfig, cfg: DictConfig, overrides: list[str]) ->
             else:
                 refused.append(f"{key}: the run has {old}, not {new}.")
     if refused:
-        allowed = "resume: only trainer.max_epochs, trainer.max_steps, device keys and tracking may change:"
+        allowed = "resume: only trainer.max_epochs, trainer.max_steps, device keys, tracking and data.root may change:"
         raise ConfigError("\n".join([allowed, *refused]))
     return changed
 

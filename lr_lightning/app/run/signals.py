@@ -8,6 +8,9 @@ from typing import Any, Self
 
 from lr_lightning.app.world import external_launch
 
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""Signals that batch systems send before they end a job. Their default action is to kill."""
+
 
 class Interrupted(SystemExit):
     """The run was told to stop; the exit status is 128 + the signal's number."""
@@ -23,7 +26,8 @@ class Interrupted(SystemExit):
 class Signals:
     """Context that notes the first SIGTERM, SIGINT or SIGHUP and raises :class:`Interrupted` at the second one.
 
-    Closing a terminal may send SIGHUP twice, so a repeated SIGHUP does not count; under nohup SIGHUP stays ignored.
+    Closing a terminal may send SIGHUP twice, so a repeated SIGHUP does not count; under nohup SIGHUP stays ignored. The
+    warnings of a batch system (SIGUSR1, SIGUSR2, SIGXCPU) count too, unless something else handles them.
     """
 
     def __init__(self) -> None:
@@ -32,7 +36,8 @@ class Signals:
 
     def __enter__(self) -> Self:
         nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        for number in (signal.SIGTERM, signal.SIGINT) if nohup else (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        warned = [number for number in WARNINGS if signal.getsignal(number) == signal.SIG_DFL]
+        for number in (signal.SIGTERM, signal.SIGINT, *([] if nohup else [signal.SIGHUP]), *warned):
             self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -65,7 +66,7 @@ def train(
     leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching``: extra
     callbacks, such as a search's. The test is skipped if any of them sets ``gives_up``.
     """
-    prepare_process(config.trainer, config.output_root)
+    prepare_process(config.trainer, config.output_root, show_notes=report)
     config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
 
@@ -129,9 +130,13 @@ def scale_lr(config: Config) -> tuple[Config, dict[str, Any]]:
     return scaled, {"lr_rule.given_lr": node.lr, "lr_rule.factor": factor}
 
 
-def prepare_process(node: TrainerConfig, output: str) -> None:
+def prepare_process(node: TrainerConfig, output: str, *, show_notes: bool = True) -> None:
     """Silence libraries, watch the launcher, and check the device and the output root."""
     quiet()
+    if show_notes:
+        logger = logging.getLogger("lr_lightning.training")
+        logger.handlers[:] = [_Notes()]
+        logger.setLevel(logging.INFO)
     if is_child():
         ParentWatch().start()
     if node.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -298,11 +303,12 @@ def make_trainer(
             default_root_dir=folder,
             enable_model_summary=False,
             enable_checkpointing=enable_checkpointing,
-            plugins=[checkpoints.AtomicCheckpointIO()],
+            plugins=[checkpoints.AtomicCheckpointIO(folder)],
             **{**node.kwargs, **settings},
         )
-    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as e:
-        raise ConfigError(f"trainer: {e}") from e
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, MisconfigurationException) as e:
+        given = f".kwargs ({', '.join(node.kwargs)})" if node.kwargs else ""
+        raise ConfigError(f"trainer{given}: {e}") from e
     spare_idle_hooks(callbacks_of(trainer, Callback))
     return trainer
 
@@ -334,6 +340,14 @@ def spare_idle_hooks(callbacks: Iterable[Callback]) -> None:
             inherited = getattr(type(callback), hook) is getattr(Callback, hook)
             if inherited and hook not in vars(callback):  # LambdaCallback has its hooks in the instance
                 setattr(callback, hook, None)
+
+
+class _Notes(logging.Handler):
+    """Prints what the data module has to say about the images, on the first rank."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if is_rank_zero():
+            print(record.getMessage(), flush=True, file=sys.stdout if record.levelno < logging.WARNING else sys.stderr)
 
 
 def quiet() -> None:

@@ -1,18 +1,28 @@
 """Schemas of the data: where the images come from, and how they are cut into batches."""
 
 from dataclasses import dataclass, field
+from glob import iglob
+from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.key_rules import AT_LEAST_0, AT_LEAST_1, Schema, existing, must, one_of
+from lr_lightning.app.schemas.key_rules import AT_LEAST_0, AT_LEAST_1, Schema, existing, must, one_of, positive
 
 _CountOrNone = Annotated[int | None, AT_LEAST_1]
-_PARQUET = existing("file", "Give the path of a parquet file.")
 _FOLDER = existing("folder", "Give a folder with one folder of images for each class.")
 _SHARE = must("lie between 0 and 1; the validation set chooses the checkpoint", lambda v: 0 < v < 1)
 _PIXELS = must("be 0 (no crops) or more pixels", lambda v: v >= 0)
 _FLIPPED = must("lie in [0, 1], a share of the training labels", lambda v: 0 <= v <= 1)
+
+
+def _parquet(value: Any) -> str | None:
+    """Require paths or patterns of files that exist."""
+    for text in value if isinstance(value, list) else [value]:
+        path = Path(str(text)).expanduser()
+        if not path.exists() and next(iglob(str(path), recursive=True), None) is None:
+            return f"no such file: '{text}' (in {Path.cwd()}). Give the path of a parquet file, a folder or a pattern."
+    return None
 
 
 @dataclass
@@ -40,6 +50,8 @@ class DataConfig(Schema):
     train_size: _CountOrNone = None  # keep only this many training images, stratified; default: all
     # share of the training labels that are replaced by another class: noise to memorise
     flip_labels: Annotated[float, _FLIPPED] = 0.0
+    on_bad_image: Annotated[str, one_of("error", "skip")] = "error"  # an image that cannot be read: error | skip
+    max_megapixels: Annotated[float, positive("such as 100")] = 100.0  # a larger image is not read
 
 
 @dataclass
@@ -70,9 +82,9 @@ class ParquetConfig(DataConfig):
 
     name: str = "parquet"
     _target_: str = "lr_lightning.training.sources.parquet"
-    train: Annotated[str, _PARQUET] = MISSING
-    val: Annotated[str | None, _PARQUET] = None  # default: a share of the training data, see val_fraction
-    test: Annotated[str | None, _PARQUET] = None
+    train: Annotated[Any, _parquet] = MISSING  # a file, a pattern ('train-*.parquet'), a folder, or a list of these
+    val: Annotated[Any, _parquet] = None  # default: a share of the training data, see val_fraction
+    test: Annotated[Any, _parquet] = None
     image_column: str | None = None  # default: image or img
     label_column: str | None = None  # default: label
 

@@ -53,7 +53,12 @@ def rules_of(schema: type) -> dict[str, Rule]:
 
 def must(requirement: str, good: Callable[[Any], bool]) -> Rule:
     """Make a rule from its requirement, such as "be 1 or more", and a test for it."""
-    return lambda value: None if good(value) else f"must {requirement}, got {value}."
+
+    def rule(value: Any) -> str | None:
+        shown = f"'{value}'" if isinstance(value, str) else value
+        return None if good(value) else f"must {requirement}, got {shown}."
+
+    return rule
 
 
 def positive(hint: str) -> Rule:

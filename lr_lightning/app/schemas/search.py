@@ -48,6 +48,7 @@ class RangeTestConfig(FinderConfig):
     metric: _Metric = "loss"  # loss: of the training batches | val_loss | accuracy: of some validation batches
     repeats: _Count = 1  # number of tests, each on other batches; their curves are averaged
     retry: bool = True  # if the curve asks for it, test once more, over a range that reaches ten times further
+    budget: str | None = "10%"  # most updates of range test and trials, at least some 340; null: no trials
     apply: bool = True  # train with the learning rate that is found
     val_batches: _Count = 4  # validation batches for each point, if the metric needs them
 

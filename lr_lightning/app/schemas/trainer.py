@@ -32,7 +32,7 @@ _CRITERION = one_of("patience", "gl", "pq", "up")
 
 
 def _target_rule(text: str) -> str | None:
-    from lr_lightning.diagnosis.cost import parse_target  # imports scipy
+    from lr_lightning.diagnosis.cost import parse_target
 
     try:
         parse_target(text)
@@ -74,6 +74,9 @@ class TrainerConfig(Schema):
         if self.max_epochs == -1 and self.max_steps == -1:
             text = "-1, and trainer.max_steps: -1: the run would never end. Give one of the two a limit."
             yield Problem("max_epochs", text)
+        if isinstance(time := self.kwargs.get("max_time"), int | float):
+            text = f"{time} has no unit. Give '00:00:30:00' (days, hours, minutes, seconds) or {{minutes: 30}}."
+            yield Problem("kwargs.max_time", text)
 
 
 @dataclass
@@ -178,8 +181,14 @@ class TrackingConfig(Schema):
     """Where the run is recorded."""
 
     name: Annotated[str, one_of("mlflow", "csv", "none")] = MISSING
-    uri: str | None = None  # default: sqlite in mlruns/; or http://..., postgresql://...
+    # http://..., postgresql://...; default: MLFLOW_TRACKING_URI, or the database file in root
+    uri: str | None = None
     root: str = "${checkout:}/mlruns"  # the default store, and the locks of live runs
-    experiment: str = "lr_lightning"
+    experiment: str | None = None  # default: that of MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID, or lr_lightning
     run_name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def experiment_name(self) -> str:
+        """The experiment's name."""
+        return self.experiment or "lr_lightning"

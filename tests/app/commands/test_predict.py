@@ -1,6 +1,8 @@
 """Predictions of new images: the network, normalisation and class names of the run, and what is left out."""
 
 import csv
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+from lr_lightning.app import build
 from lr_lightning.app.commands import predict
 from lr_lightning.app.commands.predict import Prediction, Predictor, images_of
+from lr_lightning.training import models
 from lr_lightning.training.images import UnreadableImage
+from tests import forked
 from tests.app.conftest import short_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -68,7 +74,7 @@ def test_the_classes_are_those_of_training_and_what_is_no_image_is_named(
     assert {Path(row["image"]).parent.name: row["prediction"] for row in rows} == {name: name for name in CLASSES}
     assert len(rows) == 6
     assert all(0.5 < float(row["probability"]) <= 1 for row in rows)
-    skipped = sorted(Path(line.split(" ")[1]).name for line in err.splitlines())
+    skipped = sorted(Path(line.split(" ")[1]).name for line in err.splitlines() if line.startswith("skipped: "))
     assert skipped == ["cut.png", "none.png", "note.txt"]
     assert f"skipped: {images}/new/note.txt is not an image\n" in err
     nothing = [missing, str(images / "new" / "note.txt")]
@@ -109,6 +115,92 @@ def test_a_run_that_cannot_predict_says_why(
     spoil(trained)
     assert predict.run(ROOT, str(trained), [str(images / "new")], output_root=trained.parent) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_run_alone_is_needed(
+    run_once: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the data, nor the weights it started from, nor the module of its source, nor the working directory."""
+    trained = shutil.copytree(run_once, tmp_path / "elsewhere" / "run")
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    config["data"] |= {"root": "gone", "_target_": "my_package.my_data"}
+    config |= {"ckpt": "gone.ckpt"}
+    config["model"]["kwargs"]["pretrained"] = True
+    (trained / "config.yaml").write_text(yaml.safe_dump(config))
+    plain, seen = models.small_cnn, []
+    monkeypatch.setattr(build, "build_net", lambda node, data: seen.append(dict(node.kwargs)) or net_of(data))
+
+    def net_of(data: Any) -> torch.nn.Module:
+        return plain(in_channels=data.in_channels, num_classes=data.num_classes, image_size=data.image_size, width=4)
+
+    monkeypatch.chdir(tmp_path)
+    assert predict.run(ROOT, str(trained), [str(images / "new")], output_root=tmp_path) == 0
+    assert capsys.readouterr().out.count("\n") == 7
+    assert [kwargs["pretrained"] for kwargs in seen] == [False]
+
+
+def test_names_that_are_no_utf8_do_not_cut_the_table_short(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for name in (b"a.png", b"caf\xe9.png", b"z.png"):
+        shutil.copy(images / "new" / "sea" / "00.png", os.fsencode(folder) + b"/" + name)
+    table = tmp_path / "table.csv"
+    script = [str(ROOT / "scripts" / "predict.py"), str(trained), str(folder), "--csv", str(table), "--top", "2"]
+    done = forked.run(*script, "--outputs", str(trained.parent), cwd=tmp_path, env=dict(os.environ), timeout=300)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 4)
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert [Path(row["image"]).name for row in rows] == ["a.png", "caf\\udce9.png", "z.png"]
+    assert {(row["prediction"], row["prediction_2"]) for row in rows} == {("sea", "red fox")}
+    assert all(float(row["probability"]) + float(row["probability_2"]) == pytest.approx(1, abs=2e-4) for row in rows)
+
+
+def test_images_in_folders_named_as_the_classes_are_scored(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = shutil.copytree(images / "new", tmp_path / "mixed")
+    shutil.move(mixed / "sea" / "00.png", mixed / "red fox" / "a sea.png")
+    shutil.copy(images / "new" / "sea" / "01.png", mixed / "of no class.png")
+    table = tmp_path / "t.csv"
+    assert predict.run(ROOT, str(trained), [str(mixed)], table=table, output_root=trained.parent) == 0
+    said = capsys.readouterr().err
+    assert "accuracy 83.33%, of 6 images in folders named as the classes" in said
+    matrix = [line.replace("│", " ").split() for line in said.splitlines() if line.startswith("│")]
+    assert ["red", "fox", "3", "1"] in matrix
+    assert ["sea", "·", "2"] in matrix
+    assert "asea.png" in re.sub(r"[│\s]", "", said)
+    classes = {Path(row["image"]).name: row["class"] for row in csv.DictReader(table.open())}
+    assert (classes["a sea.png"], classes["of no class.png"]) == ("red fox", "")
+    assert predict.run(ROOT, str(trained), [str(mixed / "of no class.png")], output_root=trained.parent) == 0
+    out, err = capsys.readouterr()
+    assert ("accuracy" in err, out.splitlines()[0]) == (False, "image,prediction,probability")
+
+
+@pytest.mark.parametrize("kind", ["12 bits", "floats", "turned"])
+def test_predictions_read_pixels_as_training_did(kind: str, tmp_path: Path) -> None:
+    """Two classes that pictures of 8 bits, upright, separate without an error."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 24), ("new", 6)):
+        for name, mean in (("dark", 60), ("light", 180)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                values = np.clip(generator.normal(mean, 30, (12, 12)), 0, 255)
+                path = tmp_path / split / name / f"{number}"
+                if kind == "12 bits":
+                    Image.fromarray((values * 16).astype(np.uint16)).save(f"{path}.png")
+                elif kind == "floats":
+                    Image.fromarray((values / 255).astype(np.float32)).save(f"{path}.tif")
+                else:  # the upper half is light or dark, and the picture is stored upside down
+                    values[6:] = values[6:].mean() + 240 - 2 * mean
+                    exif = Image.Exif()
+                    exif[0x0112] = 3 if number % 2 else 1
+                    shown = values[::-1, ::-1] if number % 2 else values
+                    Image.fromarray(np.clip(shown, 0, 255).astype(np.uint8)).save(f"{path}.png", exif=exif)
+    data = ["data=image_folder", f"data.root={tmp_path}/train", "data.batch_size=8", "trainer.max_epochs=8"]
+    predictor = Predictor(short_run(tmp_path / "outputs", *data))
+    results = list(predictor(images_of([str(tmp_path / "new")])))
+    assert [r.label == r.image.parent.name for r in results if isinstance(r, Prediction)] == [True] * 12
 
 
 def _rename_target(path: Path) -> None:

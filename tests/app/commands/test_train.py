@@ -1,20 +1,26 @@
 """The end of a multirun: what is compared with what, and that nothing of it can fail the runs."""
 
+import math
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
+from hydra._internal.core_plugins import basic_launcher
 
 from lr_lightning.app.commands import compare as app_compare
 from lr_lightning.app.commands import train as cli
 from lr_lightning.app.commands.train import Multirun
 from lr_lightning.app.config import Config
-from lr_lightning.app.error_messages import BAD_INPUT
+from lr_lightning.app.error_messages import BAD_INPUT, FAILED
 from lr_lightning.app.run import train as train_module
-from lr_lightning.errors import ConfigError
+from lr_lightning.app.run.record import RunOutcome
+from lr_lightning.app.run.signals import Interrupted
+from lr_lightning.errors import ConfigError, Diverged
 
 Configured = Callable[..., Config]
 
@@ -101,3 +107,99 @@ def test_runs_that_could_not_be_started_are_one_error_and_are_not_compared(
     assert cli.main(root) == BAD_INPUT
     assert capsys.readouterr().err == "error: tracking: it asks for a user and a password (3 runs)\n"
     assert not asked.calls
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher as joblib's is: each job gets copies of everything and its result comes back as a copy."""
+    run_job = basic_launcher.run_job
+
+    def copied(thing: Any) -> Any:
+        return cloudpickle.loads(cloudpickle.dumps(thing))
+
+    def run_elsewhere(*, task_function: Any, **rest: Any) -> Any:
+        jobs = copied(task_function)
+        jobs.__self__._pid = 0
+        return copied(run_job(task_function=jobs, **rest))
+
+    monkeypatch.setattr(basic_launcher, "run_job", run_elsewhere)
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_errors_status_output_and_comparison_are_the_same_from_every_launcher(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    asked: Asked,
+    where: str,
+) -> None:
+    if where == "elsewhere":
+        request.getfixturevalue(where)
+
+    def train(config: Config, *_: Any) -> RunOutcome:
+        print(f"{Path(sys.argv[0]).name} trains {config.seed}")
+        if config.seed == 2:
+            raise Diverged("train/loss", math.nan, 7, 0.1)
+        return RunOutcome({"best_val_acc": 0.5})
+
+    monkeypatch.setattr(train_module, "train", train)
+    monkeypatch.setattr(cli, "_identity_of_stdout", lambda: (1, 1))
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "seed=0,1,2", "optimizer.lr=0.1,-1", f"output_root={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    assert cli.main(Path(__file__).resolve().parents[3]) == FAILED
+    said = capsys.readouterr()
+    assert said.out.count("train.py trains") == 3
+    assert "error: train/loss became nan at step 7, where the learning rate was 0.1." in said.err
+    assert "error: optimizer.lr: must be a finite number above 0" in said.err
+    assert "(3 runs)" in said.err
+    (call,) = asked.calls
+    assert call["by_varied"] == ["schedule"]
+    assert "\nsweep " in said.out
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (None, 1)])
+def test_a_job_that_is_stopped_or_lost_elsewhere_ends_the_command_with_its_status(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: None, tmp_path: Path, signum: int | None, status: int
+) -> None:
+    class Lost(RuntimeError):
+        __module__ = "joblib.externals.loky"
+
+    def train(*_: Any) -> None:
+        raise Lost("killed") if signum is None else Interrupted(signum)
+
+    monkeypatch.setattr(train_module, "train", train)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0", f"output_root={tmp_path}"])
+    assert cli.main(Path(__file__).resolve().parents[3]) == status
+
+
+def test_what_a_launcher_writes_to_its_own_log_is_shown_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], elsewhere: None, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(train_module, "train", lambda *_: print("a table") or RunOutcome())
+    places = iter([(1, 1), (2, 2)])
+    monkeypatch.setattr(cli, "_identity_of_stdout", lambda: next(places))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0", f"output_root={tmp_path}"])
+    assert cli.main(Path(__file__).resolve().parents[3]) == 0
+    assert capsys.readouterr().out == "a table\na table\n"  # in the log, and here
+
+
+@pytest.mark.slow
+def test_jobs_of_joblib_end_as_those_of_hydras_own_launcher(train_command: Any) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = [
+        "-m",
+        "hydra/launcher=joblib",
+        "optimizer.lr=0.1,-1",
+        "tracking=none",
+        "trainer=cpu",
+        "trainer.max_steps=2",
+    ]
+    done = train_command(*words, "data.train_size=96", "test=false", "model.kwargs.width=4", check=False)
+    assert done.returncode == BAD_INPUT
+    assert done.stderr.count("error: optimizer.lr: must be a finite number above 0") == 1
+    assert "Traceback" not in done.stderr
+    assert "scripts/train.py schedule=constant tracking=mlflow" in done.stdout

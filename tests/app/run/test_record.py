@@ -58,7 +58,7 @@ def test_a_folder_that_is_removed_or_closed_in_the_middle_is_one_error(tmp_path:
     folder = tmp_path / "run"
     logger = RunLogger(folder)
     missing = FileNotFoundError(errno.ENOENT, "No such file", str(folder / "metrics.jsonl"))
-    assert "was removed while the run was writing to it" in str(record._disk_error(missing, logger))
+    assert "was moved or removed while the run was writing to it" in str(record._disk_error(missing, logger))
     folder.mkdir()
     assert record._disk_error(missing, logger) is None  # something in it is missing: a fault of ours
     closed = PermissionError(errno.EACCES, "Permission denied", str(folder / "metrics.jsonl"))

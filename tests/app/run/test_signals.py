@@ -29,6 +29,23 @@ def test_a_closed_terminal_is_one_stop_and_nohup_none() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("number", signals.WARNINGS)
+def test_the_warning_of_a_batch_system_is_a_stop_unless_it_is_handled(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with signals.Signals() as noted:
+            signal.raise_signal(number)  # its default action would kill
+            assert noted.signum == number
+        assert signal.getsignal(number) == signal.SIG_DFL
+        handled: list[int] = []
+        signal.signal(number, lambda signum, _: handled.append(signum))
+        with signals.Signals() as noted:
+            signal.raise_signal(number)
+        assert (noted.signum, handled) == (None, [number])
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("stops", [True, False])
 def test_a_rank_whose_launcher_is_gone_stops_or_is_ended(monkeypatch: pytest.MonkeyPatch, stops: bool) -> None:
     told, ended = threading.Event(), threading.Event()

@@ -16,6 +16,7 @@ import yaml
 from tests import forked
 from tests.forked import Forked
 from tests.leftovers import checkpoint, plain, query, weights
+from tests.test_commands import in_bash
 
 ROOT = Path(__file__).resolve().parents[3]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -437,6 +438,15 @@ def test_a_run_ends_with_a_validation_where_they_are_rarer_than_epochs(tmp_path:
     train_command(*SMALL, "trainer.check_val_every_n_epoch=2")
     assert [step for key, step, _ in rows(tmp_path) if key == "val/acc"] == [13, 20]
     assert checkpoint(folder_of(tmp_path))["global_step"] == 21
+
+
+def test_what_a_run_prints_can_be_pasted_whatever_its_path(tmp_path: Path, train_command: Command) -> None:
+    output = f"output_root={tmp_path}/my [runs], a=b é's"
+    said = train_command(*SMALL, output, "trainer.max_epochs=1").stdout
+    (line,) = [line.partition(":  ")[2] for line in said.splitlines() if line.startswith("train on:")]
+    python, script, *words = in_bash(line)
+    assert (python, Path(script).name, words[1]) == ("python", "train.py", "trainer.max_epochs=2")
+    assert "resuming from" in train_command(*words).stdout
 
 
 def test_a_moved_output_folder_keeps_its_best_checkpoint(tmp_path: Path, train_command: Command) -> None:

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lr_lightning.reports import curves
-from lr_lightning.reports.curves import band, setback, thin
+from lr_lightning.reports import drawn_curves
+from lr_lightning.reports.drawn_curves import band, setback, thin
 
 RNG = np.random.default_rng(5)
 
 
 def test_docstring_examples() -> None:
-    assert doctest.testmod(curves).failed == 0
+    assert doctest.testmod(drawn_curves).failed == 0
 
 
 @given(st.integers(1, 3000), st.integers(8, 300))

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from lr_lightning._checks import check_count
 
@@ -65,6 +64,8 @@ def band(curves: list[tuple[ArrayLike, ArrayLike]], level: float = 0.95, points:
     n, mean = len(rows), rows.mean(axis=0)
     half = np.full_like(mean, np.nan)
     if n > 1:
+        from scipy import stats
+
         half = stats.t.ppf((1 + level) / 2, n - 1) * rows.std(axis=0, ddof=1) / np.sqrt(n)
     return grid, mean, mean - half, mean + half
 

@@ -1,0 +1,206 @@
+"""Which folders of an image set are its splits, which are its classes, and which files belong to each."""
+
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from lr_lightning.errors import DataError
+from lr_lightning.training.images import require
+
+log = logging.getLogger(__name__)
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_NOISE = {"seg", "set", "data", "dataset", "split", "image", "images", "imgs"}  # as in seg_train, Training Set
+_JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".heic", ".jp2", ".pgm", ".ppm"}
+_NOT_IMAGES = {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".html", ".pdf", ".zip", ".mat", ".db"}
+Classes = dict[str, list[Path]]
+"""The files of each class, by its name."""
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a name means, ``train``, ``val`` or ``test``, whatever its case; None for another name.
+
+    Example:
+        >>> split_of("Training"), split_of("seg_test"), split_of("bullet_train")
+        ('train', 'test', None)
+    """
+    words = [word for word in re.split(r"[\W_]+", name.casefold()) if word not in _NOISE]
+    return next((split for split, names in SPLIT_NAMES.items() if len(words) == 1 and words[0] in names), None)
+
+
+def find_splits(root: Path) -> dict[str, Classes]:
+    """Return the splits of an image set, ``train`` and, as far as they exist, ``val`` and ``test``.
+
+    A folder is a split if it is named as one and has class folders, and if the other folders do not make it a class
+    itself. What is found one folder deeper, and what is left out, is logged.
+
+    Raises:
+        DataError: There are no two class folders, one is empty, or it is not clear what the folders are.
+    """
+    folder = _below_wrappers(root)
+    if folder != root:
+        log.info(f"data.root: the folders of classes or splits are those in {folder}.")
+    found = _folders(folder)
+    require(bool(found), f"data.root: {folder} has no folders in it. Give a folder with one folder a class.")
+    named: dict[str, list[Path]] = {split: [] for split in SPLIT_NAMES}
+    for path in found:
+        if split := split_of(path.name):
+            named[split].append(path)
+    others = [path for path in found if split_of(path.name) is None]
+    if _are_classes(folder, named, others):
+        return {"train": _class_files(folder, training=True)}
+    train, *left_out = named["train"]
+    splits = {"train": _class_files(_below_wrappers(train), training=True)}
+    for split in ("val", "test"):
+        for number, path in enumerate(named[split]):
+            classes = _held_out(path, splits["train"])
+            if number == 0 and classes is None:
+                why = "has no folders of the training classes, so it is no split; predict.py predicts its images"
+                log.info(f"data.root: {path} {why}.")
+            elif number == 0 and classes is not None:
+                splits[split] = classes
+            else:
+                left_out.append(path)
+    for path in [*left_out, *others]:
+        log.warning(f"data.root: {path} is left out: it is neither the training, the validation nor the test folder.")
+    return splits
+
+
+def _are_classes(folder: Path, named: dict[str, list[Path]], others: list[Path]) -> bool:
+    """Tell whether the folders are classes, although some may be named as splits; DataError if nobody can tell."""
+    held_out = [*named["val"], *named["test"]]
+    if not named["train"]:
+        siblings = {path.name for path in others}
+        torn = next((path for path in held_out if siblings & {below.name for below in _folders(path)}), None)
+        require(
+            torn is None,
+            f"data.root: {torn} has folders of classes, which also lie beside it. Move those into {folder}/train.",
+        )
+        require(
+            bool(others) or not held_out,
+            f"data.root: {folder} has no training folder, only {_names(held_out)}. Add {folder}/train.",
+        )
+        return True
+    train = named["train"][0]
+    inside = {class_name(path) for path in _folders(train)}
+    same_classes = any(inside & {class_name(below) for below in _folders(path)} for path in held_out)
+    if _has_images(train) and not same_classes and (others or len(inside) < 2):
+        require(
+            bool(others),
+            f"data.root: {train} has images, but no folder for each class. Sort them into {train}/CLASS.",
+        )
+        return True
+    require(
+        bool(held_out) or not others,
+        f"data.root: {train} has folders of images, and so has {folder} beside it ({_names(others)}). If train is a "
+        f"split, give data.root={train}; if it is a class, move its images out of their folders.",
+    )
+    return False
+
+
+def _held_out(path: Path, training: Classes) -> Classes | None:
+    """Return the classes of a validation or test folder; None if it has none of the training classes."""
+    for folder in (path, _below_wrappers(path)):
+        names = {class_name(below) for below in _folders(folder)}
+        if names & training.keys():
+            return _class_files(folder, training=False)
+    return None
+
+
+def _class_files(folder: Path, *, training: bool) -> Classes:
+    """Return the files of each class folder, sorted; in training each must have some, and there must be two."""
+    classes: Classes = {}
+    if stray := sum(Path(entry.name).suffix.lower() in _IMAGES for entry in _entries(folder)):
+        log.warning(f"data.root: {stray:,} images in {folder} lie in no folder of a class and are left out.")
+    for path in _folders(folder):
+        inside = [below for below in _folders(path) if split_of(below.name)]
+        require(
+            not (training and any(split_of(below.name) == "train" for below in inside) and len(inside) > 1),
+            f"data.root: the splits {_names(inside)} lie inside the class folder {path}. "
+            f"Put them above the classes: {folder}/train/{path.name}.",
+        )
+        files = files_below(path)
+        require(
+            bool(files) or not training,
+            f"data.root: the class folder {path} is empty. Add images or remove the folder.",
+        )
+        if files:
+            classes.setdefault(class_name(path), []).extend(files)
+    require(
+        len(classes) > 1 or not training,
+        f"data.root: {folder} has {_names(_folders(folder)) or 'no folder'} alone. Give a folder with two or more "
+        "folders of classes.",
+    )
+    return classes
+
+
+def class_name(path: Path) -> str:
+    """Return the class that a folder is named as; of the two ways to write an accent, file systems choose either."""
+    return unicodedata.normalize("NFC", path.name)
+
+
+def _below_wrappers(folder: Path) -> Path:
+    """Follow folders that hold nothing but one folder with folders, as unpacked archives often do."""
+    while not _has_images(folder) and len(below := _folders(folder)) == 1:
+        (only,) = below
+        if _has_images(only) or not _folders(only):
+            break
+        if split_of(only.name) and split_of(folder.name) != split_of(only.name):
+            break
+        folder = only
+    return folder
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            shown = [e for e in entries if not e.name.startswith(".") and e.name.casefold() not in _JUNK]
+    except OSError as error:
+        raise DataError(f"the folder {folder} cannot be read ({error.strerror}). Give another one.") from error
+    return sorted(shown, key=lambda entry: entry.name)
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones and links to a folder around them."""
+    here = folder.resolve()
+    found = [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
+    return [path for path in found if not (path.is_symlink() and here.is_relative_to(path.resolve()))]
+
+
+def _has_images(folder: Path) -> bool:
+    """Tell whether images lie right in a folder; files of an unknown kind may be, if there are no folders beside."""
+    entries = _entries(folder)
+    kinds = {Path(entry.name).suffix.lower() for entry in entries if not entry.is_dir()}
+    return bool(kinds & _IMAGES or (kinds - _NOT_IMAGES and not any(entry.is_dir() for entry in entries)))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return the files at any depth, sorted, also in linked folders, each folder once; hidden ones are left out.
+
+    A broken link counts as a file.
+    """
+    return sorted(_files_below(folder, set()))
+
+
+def _files_below(folder: Path, seen: set[tuple[int, int]]) -> Iterable[Path]:
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _files_below(Path(entry.path), seen)
+        elif entry.is_file() or entry.is_symlink():
+            yield Path(entry.path)
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(path.name for path in paths)

@@ -1,0 +1,49 @@
+"""Write a trained run's network for plain torch or ONNX: python scripts/export.py outputs/RUN --format onnx."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from _checkout import ROOT, installed, uri_of
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("run", metavar="RUN", help="output folder of a run, or its MLflow run id; the table at its end names both")
+    add(
+        "--format",
+        action="append",
+        default=[],
+        choices=("torchscript", "torch_export", "onnx"),
+        help="may be given more than once (torchscript and torch_export); onnx needs onnx and onnxscript",
+    )
+    add("--to", type=Path, metavar="FOLDER", help="where to write (export/ in the run's output folder)")
+    add("--checkpoint", choices=("best", "last"), default="best", help="which checkpoint (best, on the validation set)")
+    add("--trust", action="append", default=[], metavar="TARGET", help="code outside this project that the run may use")
+    add("--outputs", type=Path, help="folder of the runs' output folders: outputs/ of the checkout")
+    add("--root", type=Path, help="the MLflow store that knows the run: this checkout's mlruns/")
+    add("--uri", help="another store: postgresql://... or http://...")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Export; return 2 for bad input."""
+    given = _arguments()
+    with installed():
+        from lr_lightning.app.commands.export import run
+    return run(
+        ROOT,
+        given.run,
+        to=given.to,
+        formats=given.format,
+        checkpoint=given.checkpoint,
+        trust=given.trust,
+        output_root=given.outputs,
+        store=given.root,
+        uri=uri_of(given),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""No callback waits for the device in a step: none asks for a value that a GPU may still compute."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+
+from lr_lightning import LRSchedule, OverfittingMonitor, RandomState, RunCost, ScheduleFreeMode, StepRecorder
+from lr_lightning.schedules import Cosine, Warmup
+from tests.callbacks.tiny import QUIET, Tiny, loader
+
+WAITS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__", "nonzero")
+
+
+class Plain(Tiny):
+    """Without a wait of its own in the step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+def _counted(method: Callable[..., Any], name: str, found: Counter[str]) -> Callable[..., Any]:
+    def call(self: Tensor, *args: Any, **options: Any) -> Any:
+        found[name] += 1
+        return method(self, *args, **options)
+
+    return call
+
+
+def waits(callbacks: list[pl.Callback], steps: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a fit of two epochs with so many steps waits for the device, by the method that waits."""
+    found: Counter[str] = Counter()
+    with monkeypatch.context() as patch:
+        for name in WAITS:
+            patch.setattr(Tensor, name, _counted(getattr(Tensor, name), name, found))
+        patch.setattr(torch.cuda, "synchronize", lambda *_: found.update(["synchronize"]))
+        trainer = pl.Trainer(max_epochs=2, limit_val_batches=0, callbacks=callbacks, **QUIET)
+        trainer.fit(Plain(), loader(60 // steps))
+    return found
+
+
+def test_a_longer_epoch_waits_no_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own() -> list[pl.Callback]:
+        schedule = LRSchedule(Warmup(2, then=Cosine()), momentum=Cosine(0.9, 0.5))
+        recorder = StepRecorder(flush_seconds=600.0)
+        return [schedule, recorder, RunCost(), OverfittingMonitor(), RandomState(), ScheduleFreeMode()]
+
+    monkeypatch.setattr("lr_lightning._threads._PROBED_STEPS", (10**9,))
+    extra = {steps: waits(own(), steps, monkeypatch) - waits([], steps, monkeypatch) for steps in (6, 20)}
+    assert extra[6] == extra[20]
+    assert sum(extra[6].values()) <= 10  # at the ends of epochs, and of the fit

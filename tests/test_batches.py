@@ -1,0 +1,63 @@
+"""What a batch holds: its parts, and its examples."""
+
+from collections import UserDict
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lr_lightning._batches import at, count_examples, loaded_examples, parts, written
+
+
+@dataclass
+class Pair:
+    x: Any
+    y: Any
+
+
+def test_every_part_has_a_place_that_leads_to_it_and_can_be_written() -> None:
+    leaf = torch.ones(3)
+    batch = {"a": [Pair(UserDict(k=(leaf,)), None)], "b": SimpleNamespace(inner=leaf, _own=leaf)}
+    found = [place for place, part in parts(batch) if part is leaf]
+    assert [written(place) for place in found] == ["batch['a'][0].x['k'][0]", "batch['b'].inner"]
+    assert all(at(place, batch) is leaf for place in found)
+
+
+def test_a_batch_that_holds_itself_has_an_end() -> None:
+    batch: list[Any] = [torch.ones(2)]
+    batch.append(batch)
+    assert count_examples(batch) == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "count"),
+    [
+        (torch.ones(5, 2), None, 5),
+        ((torch.ones(5, 2), torch.tensor(1.0)), None, 5),
+        ({"atoms": torch.ones(70, 3), "energy": torch.ones(4)}, None, None),
+        ({"atoms": torch.ones(70, 3), "energy": torch.ones(4)}, 4, 4),
+        ({"atoms": torch.ones(70, 3), "energy": torch.ones(4)}, 16, 4),  # the last, smaller batch
+        ({"atoms": torch.ones(7, 3), "energy": torch.ones(4)}, 16, None),  # either may be
+        (torch.ones(70, 3), 16, None),
+        (SimpleNamespace(num_graphs=4, x=torch.ones(70, 3)), None, 4),
+        (([torch.ones(3, 8), torch.ones(3, 9)], [{"boxes": torch.ones(7, 4)}, {"boxes": torch.ones(1, 4)}]), 2, 2),
+        ((["a", "b", "c"], ["d", "e", "f"]), None, 3),
+        (["a", "b", "c"], None, None),
+        (None, None, None),
+    ],
+)
+def test_examples_are_counted(batch: Any, size: int | None, count: int | None) -> None:
+    assert count_examples(batch, size) == count
+
+
+def test_a_class_that_raises_when_it_is_looked_through_counts_nothing() -> None:
+    class Broken:
+        @property
+        def num_graphs(self) -> int:
+            raise RuntimeError("not collated")
+
+    assert loaded_examples(None, Broken(), 0) is None
+    assert loaded_examples(DataLoader(range(10), 4), Broken(), 2) == 2  # type: ignore[arg-type]  # the loader tells
