@@ -106,7 +106,9 @@ def _timed(callback: Callback, data: DataLoader[Any]) -> float:
 
 def ours(data: DataLoader[Any], steps: int) -> float:
     """LRFinder."""
-    finder = LRFinder(MIN_LR, MAX_LR, steps, early_stop=False, retry=False)  # one test, as in the other arms
+    finder = LRFinder(
+        MIN_LR, MAX_LR, steps, early_stop=False, retry=False, budget=None
+    )  # one test, as in the other arms
     taken = _timed(finder, data)
     _all_made(len(finder.result.losses) if finder.result else 0, steps)
     return taken

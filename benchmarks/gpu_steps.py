@@ -252,7 +252,7 @@ def finder(setting: Setting) -> Iterator[dict[str, Any]]:
     for number in range(setting.rounds + 1):
         before, after = Moment(), Moment()
         steps = 10 if setting.quick else 100
-        search = LRFinder(num_steps=steps, apply=False, retry=False, early_stop=False, progress=False)
+        search = LRFinder(num_steps=steps, apply=False, retry=False, budget=None, early_stop=False, progress=False)
         bench.fit(epoch, [before, search, after])
         if number == 0:
             continue  # CUDA's start and cuDNN's choice of kernels

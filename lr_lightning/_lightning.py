@@ -26,7 +26,7 @@ _installed = (name for name in _PACKAGES if find_spec(name.partition(".")[0]) is
 _MAIN = next(chain(_imported, _installed), "lightning.pytorch")  # our classes extend those of this package
 _version = import_module(_MAIN).__version__
 if tuple(map(int, _version.split(".")[:2])) < (2, 5):
-    raise ImportError(f"lr_lightning needs Lightning 2.5 or newer, and {_MAIN} is {_version}. Upgrade it with pip.")
+    raise UsageError(f"lr_lightning needs Lightning 2.5 or newer, and {_MAIN} is {_version}. Upgrade it with pip.")
 
 if TYPE_CHECKING or _MAIN == "lightning.pytorch":
     from lightning.fabric.utilities import move_data_to_device

@@ -24,6 +24,7 @@ from lr_lightning import (
     ScheduleAwareStopping,
     StepRecorder,
 )
+from lr_lightning.errors import UsageError
 from lr_lightning.schedules import Cosine
 from tests.callbacks.tiny import QUIET, loader
 
@@ -114,7 +115,7 @@ def test_an_older_lightning_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) 
     old.__version__ = "2.4.1"  # type: ignore[attr-defined]
     monkeypatch.delitem(sys.modules, "lightning.pytorch", raising=False)
     monkeypatch.setitem(sys.modules, "pytorch_lightning", old)
-    with pytest.raises(ImportError, match=r"needs Lightning 2\.5 or newer, and pytorch_lightning is 2\.4\.1"):
+    with pytest.raises(UsageError, match=r"needs Lightning 2\.5 or newer, and pytorch_lightning is 2\.4\.1"):
         runpy.run_path(str(Path(lr_lightning.__file__).parent / "_lightning.py"))
 
 

@@ -184,8 +184,10 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
             )
         else:
             rank_zero_info(text)
-        values = {"lr_finder.lr": lr} | ({} if base_lr is None else {"lr_finder.base_lr": base_lr})
-        for_each_logger(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(values))
+        values: dict[str, float | str | None] = {"lr_finder.lr": lr, "lr_finder.base_lr": base_lr}
+        values["lr_finder.run"] = None if run is None else run.describe()
+        known = {name: value for name, value in values.items() if value is not None}
+        for_each_logger(trainer, "the lr that was found", lambda logger: logger.log_hyperparams(known))
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Return whether to measure before this fit."""

@@ -15,7 +15,7 @@ from lr_lightning._lightning import LightningModule
 
 
 class NotRecordedError(Exception):
-    """A function asked for a forward pass that the step did not make."""
+    """A function asked for a forward pass that the step did not make, or a call takes what is no part of the batch."""
 
 
 @contextmanager
@@ -85,7 +85,7 @@ class ForwardRecord:
         for call in self._calls.values():
             try:
                 arguments = _placed(call.args, known), _placed(call.kwargs, known)
-            except KeyError:
+            except (KeyError, NotRecordedError):
                 continue
             found.append((ObservedCall(names[id(call.module)], *arguments), call.output))
             known.setdefault(_key(call.output), found[-1][0])
@@ -211,7 +211,7 @@ def _memory(x: Tensor) -> Any:
 
 
 def _placed(value: Any, known: Mapping[Any, Any]) -> Any:
-    """Return arguments with places instead of the batch's parts; KeyError if a tensor or an object has no place."""
+    """Return arguments with places instead of the batch's parts; an error if a tensor or an object has no place."""
     if value is None or isinstance(value, bool) or (isinstance(value, tuple | list | dict) and not value):
         return value
     if (key := _key(value)) in known:
@@ -224,7 +224,7 @@ def _placed(value: Any, known: Mapping[Any, Any]) -> Any:
         return type(value)(_placed(each, known) for each in value)
     if type(value) is dict:
         return {key: _placed(each, known) for key, each in value.items()}
-    raise KeyError(type(value))
+    raise NotRecordedError
 
 
 def _filled(value: Any, module: nn.Module, batch: Any) -> Any:
