@@ -29,11 +29,11 @@ from torch.optim import SGD
 
 from benchmarks import whole_run_cells as cells
 from benchmarks.finder_held_out import layer_norm_mlp
-from benchmarks.finder_problems import Transformer, mlp
+from benchmarks.finder_problems import Transformer, batches, mlp
 from benchmarks.pieces import Piece, add_options, finish_or_read
 from benchmarks.report import store
 from benchmarks.whole_run_cells import Split, adamw, momentum
-from benchmarks.whole_run_truth import batches, evaluate
+from benchmarks.whole_run_truth import evaluate
 from lr_lightning.callbacks import batch_norm
 from lr_lightning.callbacks.cooldown_preview import RunningAverage
 

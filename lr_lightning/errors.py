@@ -71,7 +71,7 @@ class Diverged(LRLightningError, RuntimeError):
     def __init__(self, metric: str, value: float, step: int, lr: float | None) -> None:
         self.metric, self.value, self.step, self.lr = metric, value, step, lr
         super().__init__(
-            f"{self.headline}. Try a lower learning rate (a third is a good first step), a warmup, or gradient "
+            f"{self.headline}. Try a tenth of the learning rate, a warmup, or gradient "
             "clipping with Trainer(gradient_clip_val=1)."
         )
 

@@ -174,6 +174,19 @@ def _whole_run(found: dict[str, Any]) -> str:
     return f"mean regret: {'; '.join(list(said)[:2])}, n = {len(found['cells'])} open cells"
 
 
+def _cooldown_preview(found: dict[str, Any]) -> str:
+    average, raw = found["average 0.06"], found["raw"]
+    return f"rank correlation {average['overall']:.3f}, of the raw weights {raw['overall']:.3f}, n = {average['n']}"
+
+
+def _advice(found: dict[str, Any]) -> str:
+    rows = found["advice"].values()
+    helped = sum(row["better"] * row["followed"] for row in rows)
+    worse = sum(row["worse"] * row["followed"] for row in rows)
+    count = sum(row["followed"] for row in rows)
+    return f"better {helped / count:.0%}, worse {worse / count:.0%}, n = {count} on the sealed half"
+
+
 def _soak(found: dict[str, Any]) -> str:
     changed = found["rows_missing_or_changed"] + found["rows_added_or_changed"]
     return f"{found['kills']} kills, {changed} of {found['metric_rows']} rows changed, n = 1"
@@ -215,6 +228,19 @@ ROWS = (
         _whole_run,
         "--cifar10 FOLDER",
         result="whole_run_open",
+    ),
+    Row(
+        "advice",
+        "a verdict's advice, followed: the validation loss at the end",
+        _advice,
+        "--cifar10 FOLDER --unseal",
+        result="advice_sealed",
+    ),
+    Row(
+        "cooldown_preview",
+        "the preview of a cooldown against real cooldowns",
+        _cooldown_preview,
+        "--cifar10 FOLDER",
     ),
     Row("lr_effects", "which of the textbook's claims about a high and a low learning rate hold", _lr_effects),
     Row("pruning", "epochs that pruning a search saves", _pruning),

@@ -63,7 +63,7 @@ def causes(error: BaseException, *, contexts: bool = False) -> list[BaseExceptio
 
 def explain_divergence(error: Diverged) -> str:
     """Return the message of a diverged run, with advice in the app's keys."""
-    advice = "Try a lower optimizer.lr (a third is a good first step), a warm-up, or trainer.gradient_clip_val=1."
+    advice = "Try a tenth of optimizer.lr, a warm-up, or trainer.gradient_clip_val=1."
     return f"{error.headline}. {advice}"
 
 

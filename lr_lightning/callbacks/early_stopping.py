@@ -152,7 +152,8 @@ class ScheduleAwareStopping(BaseEarlyStopping):
             if can_stop_early(trainer):
                 rank_zero_info(f"Stopped early {text}")
             else:
-                least = f"min_epochs={trainer.min_epochs}" if trainer.min_epochs else f"min_steps={trainer.min_steps}"
+                short = trainer.min_steps and trainer.global_step < trainer.min_steps
+                least = f"min_steps={trainer.min_steps}" if short else f"min_epochs={trainer.min_epochs}"
                 rank_zero_info(f"The run stops early at {least}, as decided {text}")
 
     def _check_logged(self, trainer: Trainer) -> None:

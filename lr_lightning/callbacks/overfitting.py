@@ -28,7 +28,7 @@ from lr_lightning._lightning import (
     warn_if_results_are_lost,
 )
 from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
-from lr_lightning._param_groups import first_group_lr
+from lr_lightning._param_groups import first_group_lr, peak_lr
 from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
 from lr_lightning.callbacks import batch_norm, per_example
 from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
@@ -147,13 +147,15 @@ class OverfittingMonitor(BaseCallback):
         self.unmeasured: frozenset[str] = frozenset()
         """Metrics that will not be logged, as far as the sanity check has shown."""
         self._total_steps: int | None = None
+        self._peak_lr: float | None = None
 
     @property
     def history(self) -> History:
         """The measurements so far."""
         start = None if self._first_loss is None else float(self._first_loss)
         points = tuple(self._points)
-        return History(points, self._chance, start, self._total_steps, self._diverged, self._overconfident)
+        state = self._total_steps, self._diverged, self._overconfident
+        return History(points, self._chance, start, *state, self._peak_lr)
 
     @property
     def verdict(self) -> Verdict:
@@ -170,8 +172,11 @@ class OverfittingMonitor(BaseCallback):
     # -- before the first update -------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the length of the run, find the examples that it uses, and try the loss on some of them."""
+        """Note the length of the run and its peak lr; find the examples that it uses, and try the loss on some."""
         self._total_steps = trainer_clock(trainer).total
+        groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
+        if groups and groups[0].get("lr") is not None and "d" not in groups[0]:  # d: a factor that is estimated
+            self._peak_lr = peak_lr(groups[0])
         if not trainer.enable_validation or self._from_logs:
             return
         loader = first_loader(trainer.train_dataloader)

@@ -15,6 +15,7 @@ Floats = NDArray[np.float64]
 
 RISE = 0.05  # share of the best validation loss: a smaller rise does not matter, however certain it is
 AT_CHANCE = 0.95  # share of chance: a loss above it has not left chance
+_ABOVE = 1.15  # times chance or start, the larger: a loss above it is well above chance
 _HIGH = 0.15  # share of chance: a probe loss above it is high
 _RESAMPLES = 400
 _EXAMPLES, _WEIGHTS = 1.645, 2.326  # quantiles of the standard normal: one-sided 95 % and 99 %
@@ -48,14 +49,15 @@ class Difference:
 def jitter(values: Sequence[float] | Floats) -> float:
     """Estimate the standard deviation of a curve around its own course; 0 for fewer than four values.
 
-    Each value is compared with the mean of its two neighbours, so a slope does not count; the median of the distances
-    is taken, so one spike does not count either.
+    Each value is compared with the mean of its two neighbours, so a slope does not count. Nor does a steady curvature,
+    which moves all values to the same side: distances are measured from their median. The median of the distances is
+    taken, so one spike does not count either.
     """
     curve = np.asarray(values, np.float64)
     if len(curve) < 4:
         return 0.0
     residuals = curve[1:-1] - (curve[:-2] + curve[2:]) / 2
-    return float(_MAD * np.median(np.abs(residuals)) / math.sqrt(1.5))
+    return float(_MAD * np.median(np.abs(residuals - np.median(residuals))) / math.sqrt(1.5))
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ class Fall(NamedTuple):
 class Curves:
     """The validations of a run that are compared, and the questions that several rules ask about them."""
 
-    points: tuple[Point, ...]  # at equal phases of the schedule (see same_phase)
+    every: tuple[Point, ...]  # all validations with finite losses
+    points: tuple[Point, ...]  # those of them at equal phases of the schedule (see same_phase)
     val: Track
     probe: Track
     best: int  # index of the lowest level of the validation loss
@@ -165,7 +168,8 @@ class Curves:
         compared = same_phase([p.lr for p in known])
         points, learning = tuple(known[i] for i in compared), _learning(known)[compared]
         val, probe = Track.of(points, "val"), Track.of(points, "probe")
-        return Curves(points, val, probe, int(np.argmin(val.smooth)), learning, reference_loss(history), history.start)
+        best = int(np.argmin(val.smooth))
+        return Curves(known, points, val, probe, best, learning, reference_loss(history), history.start)
 
     @property
     def end(self) -> int:
@@ -226,6 +230,80 @@ class Curves:
         return int(np.flatnonzero(self.val.smooth <= self.val.smooth[self.best] + slack)[0])
 
     @property
+    def hidden_minimum(self) -> int | None:
+        """The validation of the lowest loss, if the run has overfitted since, though the levels do not show it.
+
+        A high learning rate raises the validation loss for a while, and so may hide that the loss had been lower. The
+        medians of three validations must say three things: the validation loss ended 5 % above its minimum, the probe
+        loss ended below 0.8 of its value there, and the accuracy ended below its best, beyond its error.
+        """
+        if self.end < 3 or self.accuracy_lost <= 0:
+            return None
+        val, probe = _medians(self.val.values), _medians(self.probe.values)
+        lowest = int(np.argmin(val))
+        overfitted = val[-1] > (1 + RISE) * val[lowest] and probe[-1] < 0.8 * probe[lowest]
+        return lowest if overfitted else None
+
+    @property
+    def accuracy_lost(self) -> float:
+        """How far the last validation accuracy lies below the best one; 0 if the error of both explains it."""
+        known = [(p.val_acc, p.val_size) for p in self.every if p.val_acc is not None]
+        if not known or known[-1][1] is None:
+            return 0.0
+        best, last, size = max(acc for acc, _ in known), known[-1][0], known[-1][1]
+        error = _EXAMPLES * math.sqrt((best * (1 - best) + last * (1 - last)) / size)
+        return best - last if best - last > error else 0.0
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether any validation was well above chance: the learning rate is not too low then."""
+        limit = math.inf if self.reference is None else _ABOVE * max(self.reference, self.start or 0.0)
+        return any(max(p.val_loss, p.probe_loss) > limit for p in self.every)
+
+    @property
+    def roughness(self) -> float:
+        """The largest rise from one validation to the next, of either loss, as a share of its whole fall; inf if none.
+
+        A learning rate that is too low gives losses that fall at every single validation.
+        """
+        largest = 0.0
+        for values in (np.array([p.val_loss for p in self.every]), np.array([p.probe_loss for p in self.every])):
+            fall = float(values[0] - values.min())
+            if fall <= 0:
+                return math.inf
+            largest = max(largest, float(np.diff(values, prepend=values[0]).max()) / fall)
+        return largest
+
+    @property
+    def guesses(self) -> bool:
+        """Whether the last validation is no better than chance: by its loss, and by its accuracy if that is known."""
+        if self.reference is None or self.val_end <= AT_CHANCE * self.reference:
+            return False
+        accuracy = self.every[-1].val_acc
+        by_chance = math.exp(-self.reference)  # of equally frequent classes
+        return accuracy is None or accuracy < by_chance + 0.2 * (1 - by_chance)
+
+    @property
+    def standstill(self) -> bool:
+        """Whether the probe loss had stopped while the learning rate was still high.
+
+        A loss that stops as the learning rate goes to 0 tells nothing. So the last validation above half the peak is
+        compared with the one a quarter of the epochs before it: the loss fell by less than 2 %, and its noise allows
+        no more.
+        """
+        lrs = [p.lr for p in self.points]
+        known = [lr for lr in lrs if lr is not None]
+        high = self.end
+        if len(known) == len(lrs):
+            high = max(i for i, lr in enumerate(known) if lr >= max(known) / 2)
+        before = self.points[high].epoch - self.points[-1].epoch / 4
+        since = max((i for i, p in enumerate(self.points) if p.epoch <= before), default=None)
+        if since is None:
+            return False
+        fall = self.probe.difference(since, high)
+        return fall.value + fall.noise < 0.02 * float(self.probe.smooth[since])
+
+    @property
     def unstable(self) -> bool:
         """Whether the probe loss ended above its own best by a fifth, and beyond its noise."""
         lowest = int(np.argmin(self.probe.smooth))
@@ -245,6 +323,13 @@ class Curves:
         if different < len(now) / 2 or before.std() == 0 or now.std() == 0:
             return False
         return float(np.corrcoef(before, now)[0, 1]) > 0.95
+
+
+def _medians(values: Floats) -> Floats:
+    """Return the median of each value and its two neighbours; at an end, of the first or last three values."""
+    middle = np.clip(np.arange(len(values)), 1, len(values) - 2)
+    medians: Floats = np.median([values[middle - 1], values[middle], values[middle + 1]], axis=0)
+    return medians
 
 
 def finite(point: Point) -> bool:

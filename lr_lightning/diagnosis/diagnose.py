@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, Difference, finite, jitter, reference_loss
+from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, Difference, finite, reference_loss
 from lr_lightning.diagnosis.history import History
 from lr_lightning.diagnosis.verdict import Advice, Label, Numbers, Reason, Verdict
 
@@ -17,7 +17,12 @@ _DIVERGED = 1.5  # times the larger of start and chance
 _STILL = 0.1  # share of all that was learnt: a smaller fall in the last quarter of the learning has stopped
 _BY_HEART = 0.02  # share of chance: a probe loss below it is that of examples learnt by heart
 _WIDE = 0.1  # share of chance: a gap above it is wide
-_COOLED = 0.2  # share of the peak learning rate: a last one below it has been cooled down
+_LOST = 0.03  # of the validation accuracy: a run that ended that far below its best is not healthy
+_COOLED = 0.5  # share of the peak learning rate: a last one below it has been cooled down
+_SLOW = 0.35  # share of chance: while a loss above it falls at every validation, a higher learning rate is faster
+_CALM, _STEADY = 0.005, 0.02  # roughness of curves that fall at every validation, and of those that fall on the whole
+_AT_BEST = 1.02  # times the best validation loss: a loss below it is still at its best
+_AT_ITS_END = 0.98  # share of the planned steps: a run that made as many counts as complete
 _MOST_ADVICE = 3
 
 
@@ -35,9 +40,10 @@ def diagnose(history: History) -> Verdict:
        fell at every one of at least four validations has not diverged.
     2. ``overfitting``: the validation loss is above its best, by 5 % of it and beyond its noise, and the probe loss
        fell beyond its noise since then. ``memorised``: the validation is no better than chance, and the probe is.
-       ``receding``: the validation loss is falling again. ``gap``: the probe is learnt by heart (below 2 % of chance),
-       the validation loss is far above it (by 10 % of chance), and at least half the run brought the validation
-       nothing.
+       ``receding``: the validation loss is falling again. Also where the hump of a high learning rate hides the
+       minimum (see :attr:`~lr_lightning.diagnosis.curves.Curves.hidden_minimum`). ``gap``: the probe is learnt by heart
+       (below 2 % of chance), the validation loss is far above it (by 10 % of chance), and at least half the run brought
+       the validation nothing.
     3. ``underfitting``: the probe loss is high, above 15 % of chance. ``under-trained`` if in the last quarter of the
        learning it fell beyond its noise, and by at least 10 % of its whole fall. Near chance, it counts as falling if
        in the last half it fell by more than 1.5 times the bound, or if single examples hardly changed their losses.
@@ -45,7 +51,8 @@ def diagnose(history: History) -> Verdict:
        like a loss that has stopped. ``limited`` if the loss has stopped below chance; neither if its noise may hide a
        fall.
     4. ``collapsed``: neither loss ever left chance.
-    5. ``healthy``: the probe loss is low and the validation loss has not risen.
+    5. ``healthy``: the probe loss is low, the validation loss has not risen, and the validation accuracy is less than 3
+       points below its best, or not beyond its error.
     6. ``inconclusive``: anything else.
 
     The verdict is always the same for the same history.
@@ -69,7 +76,7 @@ def _background(history: History) -> dict[str, float]:
         return {}
     numbers: dict[str, float] = {"epochs": points[-1].epoch, "validations": float(len(points))}
     if lrs := [point.lr for point in points if point.lr is not None and math.isfinite(point.lr)]:
-        numbers |= {"lr": lrs[-1], "peak_lr": max(lrs)}
+        numbers |= {"lr": lrs[-1], "peak_lr": max(lrs) if history.peak_lr is None else history.peak_lr}
     if (reference := reference_loss(history)) is not None:
         learnt = any(point.probe_loss < AT_CHANCE * reference for point in points)
         numbers |= {"chance_loss": reference, "learnt_before": float(learnt)}
@@ -115,41 +122,45 @@ def _diverged(history: History) -> Verdict | None:
 # -- the other labels ------------------------------------------------------------------------------------------------
 
 
-def _measured(**differences: Difference) -> dict[str, float]:
-    """Return each difference and its noise."""
+def _recorded(curves: Curves, rise: Difference) -> dict[str, float]:
+    """Return the losses as they were logged: at the end, and where the validation loss was lowest.
+
+    The rules compare levels, which are means; the numbers that are shown are those that a reader finds in the log.
+    """
+    last, best = curves.every[-1], min(curves.every, key=lambda point: point.val_loss)
     return {
-        key: number
-        for name, one in differences.items()
-        for key, number in ((name, one.value), (f"{name}_noise", one.noise))
+        "val_loss": last.val_loss,
+        "best_val_loss": best.val_loss,
+        "best_epoch": best.epoch,
+        "rise": last.val_loss - best.val_loss,
+        "rise_noise": rise.noise,
+        "probe_loss": last.probe_loss,
+        "probe_loss_at_best": best.probe_loss,
     }
 
 
 def _overfitting(curves: Curves) -> Verdict | None:
     rise, fell = curves.rise, curves.probe.difference(curves.best, curves.end)
-    numbers = {
-        "val_loss": curves.val_end,
-        "best_val_loss": float(curves.val.smooth[curves.best]),
-        "best_epoch": curves.points[curves.best].epoch,
-        "rise_since_epoch": curves.points[rise.since].epoch,
-        "probe_loss": curves.probe_end,
-        "probe_loss_at_best": float(curves.probe.smooth[curves.best]),
-        **_measured(rise=rise.size, probe_fall=fell),
-    }
+    numbers = _recorded(curves, rise.size)
+    numbers |= {"probe_fall": numbers["probe_loss_at_best"] - numbers["probe_loss"], "probe_fall_noise": fell.noise}
     chance = curves.reference
     learnt = chance is not None and curves.probe_end < 0.8 * chance and curves.probe.difference(0, curves.end).above()
-    memorised = learnt and chance is not None and curves.val_end > AT_CHANCE * chance
+    memorised = learnt and curves.guesses
     if rise.risen and fell.above():
         reason = Reason.RECEDING if _recedes(curves) else Reason.MEMORISED if memorised else None
         return Verdict(Label.OVERFITTING, reason, _onset(curves), numbers)
     if memorised:
         return Verdict(Label.OVERFITTING, Reason.MEMORISED, _onset(curves), numbers)
-    gap = numbers["gap"] = curves.val_end - curves.probe_end
+    if (lowest := curves.hidden_minimum) is not None:
+        return Verdict(Label.OVERFITTING, None, curves.points[lowest].epoch, numbers)
+    gap = curves.val_end - curves.probe_end
     if chance is None or curves.probe_end >= _BY_HEART * chance or gap <= _WIDE * chance:
         return None
     onset = curves.points[curves.first_at_best].epoch
     falls = curves.val.difference(curves.at(0.75), curves.end).above(RISE * curves.val_end)
     if falls or onset > curves.points[curves.end].epoch / 2:
         return None
+    numbers["gap"] = numbers["val_loss"] - numbers["probe_loss"]
     return Verdict(Label.OVERFITTING, Reason.GAP, onset, numbers)  # half the run or more brought the validation nothing
 
 
@@ -171,30 +182,33 @@ def _onset(curves: Curves) -> float:
 
 
 def _underfitting(curves: Curves) -> Verdict | None:
-    if not curves.high:
+    if not curves.high or curves.rise.risen:
         return None
     near_chance = curves.reference is not None and curves.probe_end > AT_CHANCE * curves.reference
     since = curves.at(0.5 if near_chance else 0.75)
-    fall = curves.fall(since)
-    numbers = {
-        "probe_loss": curves.probe_end,
-        "val_loss": curves.val_end,
-        **_measured(probe_fall=fall.size),
-        "probe_fall_since_epoch": curves.points[since].epoch,
-        "probe_fall_share": fall.share,
-        "probe_jitter": jitter(curves.probe.values),
-    }
+    fall, last = curves.fall(since), curves.every[-1]
+    still = near_chance and curves.hardly_moved(since)
     if near_chance:
-        falls = fall.size.above(strictness=1.5) or curves.hardly_moved(since)
+        falls = not curves.above_chance and (fall.size.above(strictness=1.5) or still)
     else:
         falls = fall.size.above() and fall.share >= _STILL
+    numbers = {
+        "probe_loss": last.probe_loss,
+        "val_loss": last.val_loss,
+        "probe_fall": curves.points[since].probe_loss - last.probe_loss,
+        "probe_fall_noise": fall.size.noise,
+        "probe_fall_since_epoch": curves.points[since].epoch,
+        "lowest_probe_loss": float(curves.probe.values.min()),
+        "best_val_loss": min(point.val_loss for point in curves.every),
+        "val_at_half": next(p.val_loss for p in curves.every if p.epoch >= last.epoch / 2),
+        "roughness": curves.roughness,
+        "too_slow": float(not curves.above_chance and (curves.roughness < _CALM or still)),
+    }
     if falls:
         return Verdict(Label.UNDERFITTING, Reason.UNDER_TRAINED, None, numbers)
     if near_chance or curves.unstable or curves.reference is None:
         return None  # the loss had been lower, so neither the run nor the network was too small; or "high" is unknown
-    # The noise of few validations is wide: no proof of a fall is not yet proof of a standstill.
-    stopped = fall.share + fall.share_noise < _STILL
-    return Verdict(Label.UNDERFITTING, Reason.LIMITED if stopped else None, None, numbers)
+    return Verdict(Label.UNDERFITTING, Reason.LIMITED if curves.standstill else None, None, numbers)
 
 
 def _collapsed(curves: Curves) -> Verdict | None:
@@ -203,31 +217,37 @@ def _collapsed(curves: Curves) -> Verdict | None:
     lowest = min(float(curves.probe.smooth.min()), float(curves.val.smooth.min()))
     if lowest <= AT_CHANCE * curves.reference:
         return None
-    numbers = {"probe_loss": curves.probe_end, "val_loss": curves.val_end, "lowest_loss": lowest}
+    last = curves.every[-1]
+    numbers = {"probe_loss": last.probe_loss, "val_loss": last.val_loss, "lowest_loss": lowest}
     return Verdict(Label.COLLAPSED, evidence=numbers)
 
 
 def _healthy(curves: Curves) -> Verdict | None:
-    rise = curves.rise
-    if rise.risen or curves.high:
+    rise, since = curves.rise, curves.at(0.75)
+    if rise.risen or curves.high or curves.accuracy_lost >= _LOST:
         return None
-    numbers = {
-        "val_loss": curves.val_end,
-        "best_val_loss": float(curves.val.smooth[curves.best]),
-        "probe_loss": curves.probe_end,
-        **_measured(rise=rise.size, val_fall=curves.val.difference(curves.at(0.75), curves.end)),
+    fall = curves.val.difference(since, curves.end)
+    numbers = _recorded(curves, rise.size) | {
+        "val_fall": curves.points[since].val_loss - curves.every[-1].val_loss,
+        "val_fall_noise": fall.noise,
+        "val_fall_since_epoch": curves.points[since].epoch,
     }
+    del numbers["probe_loss_at_best"]
     return Verdict(Label.HEALTHY, evidence=numbers)
 
 
 def _inconclusive(curves: Curves) -> Verdict:
     rise = curves.rise
-    numbers = {"val_loss": curves.val_end, "probe_loss": curves.probe_end, **_measured(rise=rise.size)}
+    numbers = _recorded(curves, rise.size)
+    del numbers["probe_loss_at_best"]
     if curves.unstable:
         reason = Reason.UNSTABLE
-        numbers["lowest_probe_loss"] = float(curves.probe.smooth.min())
+        numbers["lowest_probe_loss"] = float(curves.probe.values.min())
     elif rise.risen:
         reason = Reason.PROBE_NOT_FALLING
+    elif curves.accuracy_lost >= _LOST:
+        reason = Reason.ACCURACY_FELL
+        numbers["accuracy_lost"] = 100 * curves.accuracy_lost
     else:
         reason = Reason.NO_REFERENCE if curves.reference is None else Reason.RESTLESS_AT_CHANCE
     return Verdict(Label.INCONCLUSIVE, reason, None, numbers)
@@ -242,43 +262,41 @@ def _if_diverged(verdict: Verdict, numbers: Numbers) -> list[Advice]:
 
 
 def _if_overfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
-    receding = verdict.reason is Reason.RECEDING
-    advice = [Advice.LENGTHEN_FIRST] if receding else []
-    if verdict.reason is Reason.MEMORISED:
-        advice.append(Advice.CHECK_LABELS)
-    elif _lr_is_high(numbers):
+    advice = [Advice.CHECK_LABELS] if verdict.reason is Reason.MEMORISED else []
+    if _lr_is_high(numbers):
         advice.append(Advice.COOL_DOWN_EARLIER)
-    elif not receding and verdict.useful_epochs < numbers["epochs"]:
-        gap = verdict.reason is Reason.GAP
-        advice.append(Advice.SHORTEN_AFTER_STANDSTILL if gap else Advice.SHORTEN_AFTER_RISE)
+    elif verdict.reason not in (Reason.RECEDING, Reason.GAP) and verdict.useful_epochs < numbers["epochs"]:
+        advice.append(Advice.SHORTEN_AFTER_RISE)
     return [*advice, Advice.REGULARISE, *([Advice.SCALE_LOGITS] if numbers.get("overconfident") else [])]
 
 
 def _if_underfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
-    share_of_chance = numbers["probe_loss"] / numbers["chance_loss"] if numbers.get("chance_loss") else 0.0
-    slow = share_of_chance > 0.5 and "peak_lr" in numbers
-    if verdict.reason is Reason.LIMITED:
-        advice = [Advice.ENLARGE, Advice.NOISY_LABELS]
-        return [Advice.COOL_DOWN_FIRST, *advice] if _lr_is_high(numbers) else advice
-    if verdict.reason is None:
-        return [*([Advice.RAISE_LR] if slow else []), Advice.TRAIN_LONGER_PROBE_NOISY]
-    if share_of_chance > AT_CHANCE and "peak_lr" in numbers:
-        return [Advice.RAISE_LR_TENFOLD]
-    calm = numbers["probe_fall"] > 5 * numbers.get("probe_jitter", 0.0)
-    return [*([Advice.RAISE_CALM_LR] if slow and calm else []), Advice.TRAIN_LONGER_PROBE_FALLS]
+    if numbers.get("planned", 1.0) < _AT_ITS_END:
+        return [Advice.FINISH]
+    chance = numbers.get("chance_loss", math.inf)
+    lowest = min(numbers["lowest_probe_loss"], numbers["best_val_loss"])
+    limited = verdict.reason is Reason.LIMITED
+    if "peak_lr" in numbers and numbers["too_slow"] and lowest > _SLOW * chance and not limited:
+        return [Advice.RAISE_LR_TENFOLD if lowest > AT_CHANCE * chance else Advice.RAISE_CALM_LR]
+    if limited:
+        return [Advice.ENLARGE, Advice.NOISY_LABELS]
+    learns = numbers["val_loss"] < min(_AT_BEST * numbers["best_val_loss"], numbers["val_at_half"] / (1 + RISE))
+    if numbers["roughness"] > _STEADY or not learns or _lr_is_high(numbers):
+        return []  # a longer run may do worse
+    falls = verdict.reason is Reason.UNDER_TRAINED and numbers["probe_fall"] > 0
+    return [Advice.TRAIN_LONGER_PROBE_FALLS if falls else Advice.LARGER_OR_LONGER]
 
 
 def _if_healthy(verdict: Verdict, numbers: Numbers) -> list[Advice]:
-    if _lr_is_high(numbers):
-        return [Advice.COOL_DOWN]
-    falls = numbers["val_fall"] > max(2 * numbers["val_fall_noise"], 0.05 * numbers["val_loss"])
-    return [Advice.TRAIN_LONGER_VAL_FALLS] if falls else []
+    if numbers.get("planned", 1.0) < _AT_ITS_END:
+        return [Advice.FINISH]
+    return [Advice.COOL_DOWN] if _lr_is_high(numbers) else []
 
 
 def _if_inconclusive(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     if verdict.reason is Reason.TOO_FEW:
         return [Advice.MEASURE_MORE]
-    if verdict.reason is Reason.UNSTABLE and "peak_lr" in numbers:
+    if verdict.reason in (Reason.UNSTABLE, Reason.PROBE_NOT_FALLING) and "peak_lr" in numbers:
         return [Advice.LOWER_UNSTABLE_LR]
     return [Advice.GIVE_CHANCE] if verdict.reason is Reason.NO_REFERENCE else []
 

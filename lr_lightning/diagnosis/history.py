@@ -50,6 +50,7 @@ class History:
         total_steps: Optimizer steps of the whole run; None if unknown.
         diverged: Which value was not finite, and when, if that ended the run. It is shown to the user.
         overconfident: Whether temperature scaling would remove the gap between the last two losses.
+        peak_lr: The schedule's own peak; None: the highest learning rate of the validations stands for it.
     """
 
     points: tuple[Point, ...]
@@ -58,6 +59,7 @@ class History:
     total_steps: int | None = None
     diverged: str | None = None
     overconfident: bool = False
+    peak_lr: float | None = None
 
     @staticmethod
     def of_curves(

@@ -6,8 +6,6 @@ from enum import Enum, StrEnum
 
 Numbers = Mapping[str, float]
 
-_AT_ITS_END = 0.98  # share of the planned steps: a run that made as many counts as complete
-
 
 class Label(StrEnum):
     """The possible verdicts. The value is stored as the tag ``verdict`` of a run."""
@@ -37,6 +35,7 @@ class Reason(Enum):
     TOO_FEW = "{validations:.0f} validations are too few, {needed:.0f} are needed"
     UNSTABLE = "the probe loss rose above its own best: unstable"
     PROBE_NOT_FALLING = "the validation loss rose, but the probe loss did not keep falling"
+    ACCURACY_FELL = "the validation accuracy ended {accuracy_lost:.1f} points below its best"
     RESTLESS_AT_CHANCE = "near chance, neither falling nor at rest"
     NO_REFERENCE = "neither chance nor the loss at the start is known"
 
@@ -55,28 +54,50 @@ class Advice(Enum):
     LOWER_UNSTABLE_LR = "Lower the learning rate from {peak_lr:.3g} to {third:.3g}, or cool it down: the loss swings."
     # a learning rate that is too low
     RAISE_LR_TENFOLD = "Raise the learning rate from {peak_lr:.3g} tenfold until the loss falls fast: {higher_lrs}, ..."
-    RAISE_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: little was learnt."
     RAISE_CALM_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: the loss falls slowly and smoothly."
     # a learning rate that is still high at the end
-    COOL_DOWN = "Cool down: {lr_is_high}. Let it fall to 0 at the end."
+    COOL_DOWN = "Cool down: {lr_is_high}. Let it fall to 0 at the end, with the schedule wsd for instance."
     COOL_DOWN_EARLIER = "Cool down: {lr_is_high}. Let it fall to 0 by about epoch {length:.0f}."
-    COOL_DOWN_FIRST = "Cool down: {lr_is_high}, which may be what keeps the loss up."
     # the length of the run
     SHORTEN_AFTER_RISE = "{shorten}: the validation loss rose after epoch {onset:.0f} of {epochs:.0f}."
-    SHORTEN_AFTER_STANDSTILL = "{shorten}: the validation loss gained nothing after epoch {onset:.0f} of {epochs:.0f}."
-    LENGTHEN_FIRST = "The validation loss is falling again: lengthen the run before you shorten it."
     TRAIN_LONGER_PROBE_FALLS = "{train_longer}: the probe loss fell by {probe_fall:.2g} {probe_fall_since}."
-    TRAIN_LONGER_PROBE_NOISY = "{train_longer}: the probe loss is high ({probe_level}), too noisy to tell if it falls."
-    TRAIN_LONGER_VAL_FALLS = "{train_longer}: the validation loss still fell by {val_fall:.2g} in the last quarter."
+    FINISH = "Train to the end of the planned run, of which {planned:.0%} are done."
     # the data, the network, the measurement
     CHECK_LABELS = "The validation is no better than chance: check that the labels are right and alike in both sets."
     REGULARISE = "Regularise: more or augmented data, dropout, weight decay."
     SCALE_LOGITS = "Scale the logits by one temperature, or smooth the labels: the gap is overconfidence."
     ENLARGE = "Use a larger network or regularise less: the probe loss has stopped at {probe_level}."
     NOISY_LABELS = "If the labels are noisy or the classes overlap, the loss may be as low as it can get."
+    LARGER_OR_LONGER = (
+        "Two runs to try: a network twice as wide, or {double_epochs:.0f} epochs. The probe loss is high "
+        "({probe_level}), and its curve does not tell which of the two it needs."
+    )
     INSPECT_NETWORK = "If that changes nothing, look at the network: its size, its initialisation, its last layer."
     MEASURE_MORE = "Train longer, or validate more often."
     GIVE_CHANCE = "Give the loss of a model that knows nothing: OverfittingMonitor(chance=...)."
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an advice changes about a run; None leaves a setting as it is.
+
+    Attributes:
+        lr: Factor of the peak learning rate.
+        epochs: Length of the run.
+        schedule: Name of a schedule of the app.
+        warmup: Share of the run, as a duration.
+        width: Factor of the network's width.
+        label_smoothing: Share of the label's weight that goes to all classes.
+        regularise: Whether to add dropout, or weight decay.
+    """
+
+    lr: float | None = None
+    epochs: int | None = None
+    schedule: str | None = None
+    warmup: str | None = None
+    width: int | None = None
+    label_smoothing: float | None = None
+    regularise: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,35 +135,46 @@ class Verdict:
         return f"{self.label} ({self.detail})" if self.detail else str(self.label)
 
     @property
-    def sufficient_epochs(self) -> float | None:
-        """The epoch at which a shorter schedule may end; None unless the advice is to shorten the run."""
-        shorten = {Advice.SHORTEN_AFTER_RISE, Advice.SHORTEN_AFTER_STANDSTILL}
-        return self.useful_epochs if shorten.intersection(self.advice) else None
-
-    @property
     def useful_epochs(self) -> float:
-        """Twice the epochs up to the onset, at most the run's, at least 1.
-
-        A learning rate that falls to 0 over twice the time learns, in sum, as much as one that stayed at its peak.
-        """
-        return max(1.0, min(2 * self._onset, self.evidence["epochs"]))
+        """The epochs up to the onset, at most the run's, at least 1."""
+        return max(1.0, min(self._onset, self.evidence["epochs"]))
 
     @property
     def _onset(self) -> float:
         return self.evidence.get("best_epoch", 0.0) if self.onset_epoch is None else self.onset_epoch
 
-    @property
-    def can_train_longer(self) -> bool:
-        """Whether more epochs with the same settings may help."""
-        match self.label:
-            case Label.OVERFITTING:
-                return self.reason is Reason.RECEDING
-            case Label.UNDERFITTING:
-                return self.reason is not Reason.LIMITED and Advice.RAISE_LR_TENFOLD not in self.advice
-            case Label.INCONCLUSIVE:
-                return self.reason is not Reason.UNSTABLE
+    def changes(self, advice: Advice) -> tuple[Change, ...]:
+        """Return the settings of each run that an advice asks for; none if it asks for no settings of a run."""
+        doubled = 2 * round(self.evidence.get("epochs", 0.0))
+        match advice:
+            case Advice.LOWER_LR | Advice.LOWER_LR_TENFOLD:
+                return (Change(lr=0.1),)
+            case Advice.LOWER_LR_AND_WARM_UP:
+                return (Change(lr=0.1, warmup="10%"),)
+            case Advice.LOWER_UNSTABLE_LR:
+                return (Change(lr=1 / 3),)
+            case Advice.RAISE_LR_TENFOLD:
+                return (Change(lr=10),)
+            case Advice.RAISE_CALM_LR:
+                return (Change(lr=3),)
+            case Advice.COOL_DOWN:
+                return (Change(schedule="wsd"),)
+            case Advice.COOL_DOWN_EARLIER:
+                return (Change(schedule="wsd", epochs=round(self.useful_epochs)),)
+            case Advice.SHORTEN_AFTER_RISE:
+                return (Change(epochs=round(self.useful_epochs)),)
+            case Advice.TRAIN_LONGER_PROBE_FALLS:
+                return (Change(epochs=doubled),)
+            case Advice.LARGER_OR_LONGER:
+                return Change(width=2), Change(epochs=doubled)
+            case Advice.ENLARGE:
+                return (Change(width=2),)
+            case Advice.REGULARISE:
+                return (Change(regularise=True),)
+            case Advice.SCALE_LOGITS:
+                return (Change(label_smoothing=0.1),)
             case _:
-                return self.label is Label.HEALTHY
+                return ()
 
     def sentences(self) -> list[str]:
         """Return the advice as sentences."""
@@ -151,15 +183,11 @@ class Verdict:
     def _open_numbers(self) -> dict[str, float | str]:
         """Return every number and phrase that a sentence of :class:`Advice` may leave open."""
         n = self.evidence
-        numbers: dict[str, float | str] = {**n, "onset": self._onset, "to_a_tenth": ""}
+        numbers: dict[str, float | str] = {"planned": 1.0, **n, "onset": self._onset, "to_a_tenth": ""}
         if "epochs" in n:
-            numbers["length"] = self.useful_epochs
+            numbers |= {"length": self.useful_epochs, "double_epochs": 2 * n["epochs"]}
             numbers["shorten"] = f"Shorten the schedule to about {self.useful_epochs:.0f} epochs"
-            numbers["train_longer"] = (
-                f"Train to the end of the planned run, of which {n['planned']:.0%} are done"
-                if n.get("planned", 1.0) < _AT_ITS_END
-                else f"Lengthen the run to {2 * n['epochs']:.0f} epochs"
-            )
+            numbers["train_longer"] = f"Lengthen the run to {2 * n['epochs']:.0f} epochs"
         if "peak_lr" in n:
             peak = n["peak_lr"]
             numbers |= {
@@ -210,10 +238,9 @@ def _validation(n: Numbers) -> str:
         at = f" (epoch {n['best_epoch']:.3g})" if "best_epoch" in n else ""
         parts.append(f"{n['best_val_loss']:.3g} at its best{at}")
     if n.get("rise", 0.0) > 0:
-        since = f"since epoch {n['rise_since_epoch']:.3g}" if "rise_since_epoch" in n else "since then"
-        parts.append(f"up by {_with_noise(n, 'rise')} {since}")
+        parts.append(f"up by {_with_noise(n, 'rise')} since then")
     if "val_fall" in n:
-        parts.append(f"{_moved(n, 'val_fall')} in the last quarter")
+        parts.append(f"{_moved(n, 'val_fall')} since epoch {n['val_fall_since_epoch']:.3g}")
     return f"validation loss: {'; '.join(parts)}" if parts else ""
 
 

@@ -119,7 +119,8 @@ SCHEDULERS: dict[str, Make] = {
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_scheduler_follows_the_found_lr(tmp_path: Path, name: str, groups: bool) -> None:
     searched = train(tmp_path, Net(groups=groups, make=SCHEDULERS[name]))
-    close(searched, train(tmp_path, Net(FOUND, groups=groups, make=SCHEDULERS[name]), finder=False))
+    base = FOUND / 0.9**4 if name == "chained" else FOUND  # it reaches that share of its base at most
+    close(searched, train(tmp_path, Net(base, groups=groups, make=SCHEDULERS[name]), finder=False))
 
 
 @pytest.mark.parametrize("groups", [False, True])

@@ -85,8 +85,8 @@ def test_a_diverged_run_stops_before_its_checkpoint_and_keeps_the_steps_before(t
         fit.fit(Explodes(at=3, value=value), loader())
     assert (caught.value.metric, caught.value.step, caught.value.lr) == ("train/loss", 3, 0.1)
     assert str(caught.value) == (
-        f"train/loss became {value} at step 3, where the learning rate was 0.1. Try a lower learning rate (a third is "
-        "a good first step), a warmup, or gradient clipping with Trainer(gradient_clip_val=1)."
+        f"train/loss became {value} at step 3, where the learning rate was 0.1. Try a tenth of the learning "
+        "rate, a warmup, or gradient clipping with Trainer(gradient_clip_val=1)."
     )
     assert [step for step, _ in memory.of("train/loss")] == [0, 1, 2]
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]

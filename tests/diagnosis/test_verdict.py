@@ -8,7 +8,8 @@ from lr_lightning.diagnosis import Advice, Label, Reason, Verdict, diagnose
 from tests.diagnosis.recorded import load, names
 
 EVIDENCE = {"epochs": 30.0, "validations": 30.0, "needed": 4.0, "lr": 0.05, "peak_lr": 0.1, "chance_loss": math.log(10)}
-EVIDENCE |= {"val_loss": 1.0, "probe_loss": 0.5, "probe_fall": 0.1, "probe_fall_since_epoch": 20.0, "val_fall": 0.1}
+EVIDENCE |= {"val_loss": 1.0, "probe_loss": 0.5, "probe_fall": 0.1, "probe_fall_since_epoch": 20.0}
+EVIDENCE |= {"accuracy_lost": 4.2}
 
 
 @pytest.mark.parametrize("advice", Advice)
@@ -38,7 +39,7 @@ def test_the_text_says_what_each_number_is_of_and_keeps_its_lists_in_markdown() 
     assert text.splitlines()[:3] == [
         "verdict: overfitting, from epoch 13",
         "",
-        "- validation loss: 2.12 at the end; 1.3 at its best (epoch 12); up by 0.82 ± 0.13 since epoch 12",
+        "- validation loss: 2.17 at the end; 1.25 at its best (epoch 14); up by 0.93 ± 0.13 since then",
     ]
     assert "- chance, the loss of a model that knows nothing: 2.27\n" in text
     assert "\n\nWhat to try:\n\n- Cool down" in text

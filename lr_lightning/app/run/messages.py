@@ -1,5 +1,6 @@
 """What a run prints: its data, model and learning rate at the start, a table at the end, and the next commands."""
 
+import math
 import os
 import sys
 from dataclasses import asdict
@@ -13,8 +14,10 @@ from lr_lightning._commands import python_command, shell_quote
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
+from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.app.world import effective_batch_size, process_batch_size, world_size
+from lr_lightning.diagnosis.verdict import Advice, Change
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.training.datamodule import ImageDataModule
 from lr_lightning.training.images import SPLIT_WORDS
@@ -111,7 +114,10 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
     if idle:
         made = f"nothing was left to do: the run had made all its {summary['steps']:,.0f} steps."
         console.print(f"{made} To train longer, resume it with {key}={2 * limit}", soft_wrap=True)
-    commands = [_look(config.tracking), *_training(outcome, key, limit, resume_arguments(folder, asdict(config)))]
+    commands = [
+        _look(config.tracking),
+        *_training(config, outcome, key, limit, resume_arguments(folder, asdict(config))),
+    ]
     if config.data.name == "image_folder":
         predict = Path(sys.argv[0]).with_name("predict.py")
         commands.append(("predict", python_command(predict, str(folder), "NEW_IMAGES")))
@@ -133,17 +139,51 @@ def _look(node: TrackingConfig) -> tuple[str, str]:
     return "look at it", "make ui"
 
 
-def _training(outcome: RunOutcome, key: str, limit: int, resume: list[str]) -> list[tuple[str, str]]:
-    """Return the training that the verdict advises, if any, for a run that the limit ``key=limit`` ended."""
-    verdict = outcome.verdict
-    if verdict is None or verdict.can_train_longer:
-        name, arguments = "train on", [*resume, f"{key}={2 * limit}"]
-    elif verdict.sufficient_epochs is None or any(word.startswith(("-", "resume=")) for word in sys.argv[1:]):
+def _training(config: Config, outcome: RunOutcome, key: str, limit: int, resume: list[str]) -> list[tuple[str, str]]:
+    """Return the command of each run that the verdict advises, for a run that the limit ``key=limit`` ended."""
+    verdict, own = outcome.verdict, sys.argv[1:]
+    if verdict is None:
+        return [_command("train on", [*resume, f"{key}={2 * limit}"])]
+    if Advice.FINISH in verdict.advice:
+        return [_command("train on", resume)]
+    if any(word.startswith(("-", "resume=")) for word in own):
         return []  # the overrides of a multirun or a resume do not start this run
-    else:
-        length = max(1, round(limit * verdict.sufficient_epochs / verdict.evidence["epochs"]))
-        own = [word for word in sys.argv[1:] if word.lstrip("+").split("=")[0] != key]
-        name, arguments = "a shorter run", [*own, f"{key}={length}"]
+    commands = []
+    for advice in verdict.advice:
+        for change in verdict.changes(advice):
+            given = _overrides(config, change, key, limit / verdict.evidence.get("epochs", math.nan))
+            if given:
+                kept = [word for word in own if word.lstrip("+").split("=")[0] not in given]
+                words = [*kept, *(f"{name}={value}" for name, value in given.items())]
+                commands.append(_command("try", words))
+    return commands
+
+
+def _overrides(config: Config, change: Change, key: str, per_epoch: float) -> dict[str, str]:
+    """Return the keys and values of the run that an advice asks for; empty if a setting has no key here."""
+    lr_key = "optimizer.lr"
+    if isinstance(config.schedule, CyclicalConfig) and config.schedule.max_lr is not None:
+        lr_key = "schedule.max_lr"
+    dropout, width = config.model.kwargs.get("dropout"), config.model.kwargs.get("width")
+    values: dict[str, str | None] = {}
+    if change.lr is not None:
+        values[lr_key] = f"{config.optimizer.lr * change.lr:.3g}"
+    if change.epochs is not None:
+        values[key] = str(max(1, round(change.epochs * per_epoch)))
+    if change.schedule is not None:
+        values["schedule"] = change.schedule
+    if change.warmup is not None:
+        values["schedule.warmup"] = change.warmup
+    if change.width is not None:
+        values["model.kwargs.width"] = None if width is None else str(change.width * width)
+    if change.label_smoothing is not None:
+        values["+module.kwargs.label_smoothing"] = str(change.label_smoothing)
+    if change.regularise:
+        values["model.kwargs.dropout"] = "0.3" if dropout == 0 else None
+    return {} if None in values.values() else {name: value for name, value in values.items() if value is not None}
+
+
+def _command(name: str, arguments: list[str]) -> tuple[str, str]:
     if _BY_MAKE in os.environ and all(shell_quote(word) == word for word in arguments):  # make would need more quotes
-        return [(name, f'make train ARGS="{" ".join(arguments)}"')]
-    return [(name, python_command(Path(sys.argv[0]), *arguments))]
+        return name, f'make train ARGS="{" ".join(arguments)}"'
+    return name, python_command(Path(sys.argv[0]), *arguments)

@@ -15,26 +15,58 @@ OVER = Verdict(Label.OVERFITTING, None, 7.0, {"epochs": 30.0, "lr": 0.0, "peak_l
 STARTED = ["schedule=constant", "trainer.max_epochs=30"]
 
 
+def advising(label: Label, *advice: Advice) -> Verdict:
+    """A verdict with this advice."""
+    return Verdict(label, None, None, {**OVER.evidence, "probe_loss": 0.5, "planned": 0.5}, advice)
+
+
 def proposed(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The lines that train, without the path of the script."""
     lines = capsys.readouterr().out.splitlines()
-    return [line for line in lines if line.startswith(("train on:", "a shorter run:"))]
+    return [line for line in lines if line.startswith(("train on:", "try:"))]
 
 
 @pytest.mark.parametrize(
     ("verdict", "words", "expected"),
     [
         (None, STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
-        (Verdict(Label.HEALTHY), STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
-        (OVER, STARTED, ["a shorter run:  python train.py schedule=constant trainer.max_epochs=14"]),
+        (Verdict(Label.HEALTHY), STARTED, []),
+        (OVER, STARTED, ["try:  python train.py schedule=constant trainer.max_epochs=7"]),
         (OVER, ["-m", *STARTED], []),  # the overrides are those of several runs
         (OVER, ["resume=run"], []),
-        (Verdict(Label.OVERFITTING, Reason.MEMORISED, 7.0, OVER.evidence), STARTED, []),
-        (Verdict(Label.COLLAPSED), STARTED, []),
+        (
+            advising(Label.HEALTHY, Advice.COOL_DOWN),
+            STARTED,
+            ["try:  python train.py trainer.max_epochs=30 schedule=wsd"],
+        ),
+        (advising(Label.UNDERFITTING, Advice.FINISH), STARTED, ["train on:  python train.py resume=run"]),
+        (
+            advising(Label.UNDERFITTING, Advice.RAISE_LR_TENFOLD),
+            [*STARTED, "optimizer.lr=0.1"],
+            ["try:  python train.py schedule=constant trainer.max_epochs=30 optimizer.lr=1"],
+        ),
+        (
+            advising(Label.COLLAPSED, Advice.LOWER_LR_AND_WARM_UP, Advice.INSPECT_NETWORK),
+            STARTED,
+            ["try:  python train.py schedule=constant trainer.max_epochs=30 optimizer.lr=0.01 schedule.warmup=10%"],
+        ),
+        (
+            advising(Label.UNDERFITTING, Advice.LARGER_OR_LONGER),
+            STARTED,
+            [
+                "try:  python train.py schedule=constant trainer.max_epochs=30 model.kwargs.width=64",
+                "try:  python train.py schedule=constant trainer.max_epochs=60",
+            ],
+        ),
+        (
+            advising(Label.OVERFITTING, Advice.REGULARISE),
+            STARTED,
+            ["try:  python train.py schedule=constant trainer.max_epochs=30 model.kwargs.dropout=0.3"],
+        ),
         (Verdict(Label.UNDERFITTING, Reason.LIMITED), STARTED, []),
     ],
 )
-def test_no_training_is_proposed_that_the_verdict_speaks_against(
+def test_the_run_of_each_advice_is_a_command_that_starts_it(
     configured: Callable[..., Config],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -54,7 +86,7 @@ def test_a_run_limited_by_steps_is_shortened_in_steps(
     monkeypatch.setenv("MAKELEVEL", "1")
     monkeypatch.setattr(sys, "argv", ["train.py", "trainer.max_steps=900"])
     print_outcome(configured("trainer.max_steps=900"), Path("run"), RunOutcome({"steps": 900.0}, verdict=OVER))
-    assert proposed(capsys) == ['a shorter run:  make train ARGS="trainer.max_steps=420"']
+    assert proposed(capsys) == ['try:  make train ARGS="trainer.max_steps=210"']
 
 
 def test_a_command_that_is_printed_to_be_copied_shows_no_password(

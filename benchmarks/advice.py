@@ -1,0 +1,459 @@
+"""Does a verdict's advice help when it is followed?
+
+Run: ``python -m benchmarks.advice --cifar10 FOLDER [--jobs 2] [--report] [--unseal] [--quick]``. Every configuration of
+:data:`CONFIGS` is trained with two seeds and judged. Every advice, and every length that the app would print as the
+next command, is followed with the same seed, and the followed run is judged in its turn. Each finished training is
+stored at once, so the same command continues where it stopped, also after a rule has changed: then only the trainings
+of new advice are missing.
+
+The configurations were drawn at random, once, before any was trained. Every second one is sealed: its results are in
+the report only with ``--unseal``, and no rule was chosen on them.
+
+For each advice the table has: how often it was printed; how often the followed run was better, the same or worse by
+validation loss at the end (3 % of it) and by test accuracy (half a point), each seed for itself; how often it was
+clearly worse (10 %); and how often the followed run's own verdict sends the user back.
+"""
+
+import argparse
+import base64
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, AdamW, RMSprop
+
+from benchmarks import whole_run_cells as cells
+from benchmarks.finder_problems import batches, mlp
+from benchmarks.pieces import Piece, add_options, finish, stored
+from benchmarks.report import store
+from lr_lightning.diagnosis import History, Verdict, diagnose
+from lr_lightning.diagnosis.history import Point
+from lr_lightning.diagnosis.verdict import Advice, Change
+from lr_lightning.schedules import WSD, Clock, Constant, Cosine, Linear, OneCycle, Schedule, Triangular, Warmup
+from lr_lightning.training.models.small_cnn import SmallCNN
+
+SEEDS = 2
+KEEP = 48
+"""Examples whose single losses are stored at each validation."""
+SAME, CLEARLY, SAME_POINTS = 0.03, 0.1, 0.005
+
+SCHEDULES: dict[str, Schedule] = {
+    "constant": Constant(),
+    "cosine": Warmup("5%", then=Cosine(1, 0)),
+    "linear": Warmup("5%", then=Linear(1, 0)),
+    "wsd": WSD(),
+    "one_cycle": OneCycle(),
+    "triangular": Triangular(0.25, "10%"),
+}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "momentum": lambda p, **k: SGD(p, momentum=0.9, **k),
+    "sgd": SGD,
+    "adamw": AdamW,
+    "rmsprop": RMSprop,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training.
+
+    Attributes:
+        data: ``"digits"``, ``"cifar16"`` or ``"teacher"``.
+        noise: Share of training labels that are random.
+        size: Training examples.
+        net: ``"bn"`` or ``"plain"``, a CNN with and without BatchNorm, or ``"mlp"``.
+        width: Of the net.
+        optimizer: A key of :data:`OPTIMIZERS`.
+        lr: Its peak.
+        schedule: A key of :data:`SCHEDULES`.
+        epochs: Length.
+        warmup: Share of the run in which the learning rate rises to the schedule; 0 for none.
+        weight_decay, dropout, smoothing: Regularisation.
+    """
+
+    data: str
+    noise: float
+    size: int
+    net: str
+    width: int
+    optimizer: str
+    lr: float
+    schedule: str
+    epochs: int
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    smoothing: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """A name that tells every setting."""
+        more = "".join(
+            f", {name} {value:g}"
+            for name in ("warmup", "weight_decay", "dropout", "smoothing")
+            if (value := getattr(self, name))
+        )
+        return (
+            f"{self.data} {self.size} noise {self.noise:g}, {self.net} {self.width}, {self.optimizer} lr {self.lr:g} "
+            f"{self.schedule}, {self.epochs} epochs{more}"
+        )
+
+
+def _drawn(count: int) -> list[Config]:
+    """Draw the configurations: every axis evenly, the learning rate over five decades around the optimizer's usual."""
+    rng = np.random.default_rng(20261129)
+    found = []
+    for _ in range(count):
+        data = str(rng.choice(["digits", "cifar16", "teacher"]))
+        optimizer = str(rng.choice(["momentum", "sgd", "adamw", "rmsprop"]))
+        middle = {"momentum": -1.5, "sgd": -0.5, "adamw": -2.5, "rmsprop": -3.0}[optimizer]
+        found.append(
+            Config(
+                data,
+                float(rng.choice([0.0, 0.0, 0.2, 0.4])),
+                int(rng.choice({"digits": [200, 600, 1200], "cifar16": [500, 2000], "teacher": [300, 2000]}[data])),
+                "mlp" if data == "teacher" else str(rng.choice(["bn", "plain"])),
+                int(rng.choice([16, 64, 256] if data == "teacher" else [4, 8, 16])),
+                optimizer,
+                float(f"{10 ** (middle + rng.uniform(-2.5, 2.5)):.2g}"),
+                str(rng.choice(list(SCHEDULES))),
+                int(rng.choice([3, 6, 12, 20, 40, 60] if data != "cifar16" else [3, 6, 12, 20, 30])),
+            )
+        )
+    return found
+
+
+_ALL = _drawn(72)
+CONFIGS = {config.key: config for config in _ALL}
+SEALED = frozenset(list(CONFIGS)[1::2])
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+@cache
+def _examples(data: str) -> tuple[Tensor, Tensor, int, int]:
+    """Return inputs, labels, and how many of the last ones are for validation and for the test."""
+    if data == "teacher":
+        random = torch.Generator().manual_seed(0)
+        x = torch.randn(6000, 24, generator=random)
+        first = torch.randn(24, 48, generator=random) / math.sqrt(6)
+        return x, (torch.tanh(x @ first) @ torch.randn(48, 10, generator=random)).argmax(1), 1000, 1000
+    if data == "digits":
+        split = cells.digits(0.0)
+        return torch.cat([split.train[0], split.val[0]]), torch.cat([split.train[1], split.val[1]]), 298, 298
+    x, y = cells._pixels(6000)
+    return F.avg_pool2d(x, 2), y, 1000, 2000
+
+
+def _parts(config: Config) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the training, probe, validation and test sets; only training labels are noisy, the probe's too."""
+    x, y, val, test = _examples(config.data)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], y[order]
+    train = x[: config.size], cells._noisy(y[: config.size], config.noise, 10)
+    held = len(x) - val - test
+    probe = min(config.size, val)
+    return {
+        "train": train,
+        "probe": (train[0][:probe], train[1][:probe]),
+        "val": (x[held : held + val], y[held : held + val]),
+        "test": (x[held + val :], y[held + val :]),
+    }
+
+
+def _net(config: Config) -> nn.Module:
+    channels, side = (1, 8) if config.data == "digits" else (3, 16)
+    if config.net == "mlp":
+        return mlp(24, config.width, config.width, 10)
+    if config.net == "bn":
+        return SmallCNN(channels, 10, (side, side), config.width, config.dropout)
+    w = config.width
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 2 * w, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(2 * w, 4 * w, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2)),
+        *(nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(16 * w, 10)),
+    )
+
+
+@torch.no_grad()
+def _evaluate(net: nn.Module, part: tuple[Tensor, Tensor]) -> tuple[Tensor, float]:
+    """Return the losses of the examples and the accuracy."""
+    net.eval()
+    logits = torch.cat([net(x) for x in part[0].split(500)])
+    net.train()
+    return F.cross_entropy(logits, part[1], reduction="none"), float((logits.argmax(1) == part[1]).float().mean())
+
+
+def train(config: Config, seed: int) -> dict[str, Any]:
+    """Train a configuration and return its history, the test accuracy at its end, and what diverged."""
+    parts = _parts(config)
+    x, y = parts["train"]
+    size = min(32, config.size)
+    clock = Clock(total=config.epochs * (config.size // size), steps_per_epoch=config.size // size)
+    schedule = SCHEDULES[config.schedule]
+    schedule = Warmup(f"{config.warmup:.0%}", then=schedule) if config.warmup else schedule
+    torch.manual_seed(seed)
+    net = _net(config)
+    optimizer = OPTIMIZERS[config.optimizer](net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    order: Iterator[Tensor] = batches(len(x), size, 1000 + seed)
+    points, start, diverged, step = [], math.nan, None, 0
+    for epoch in range(config.epochs):
+        for _ in range(config.size // size):
+            index = next(order)
+            lr = optimizer.param_groups[0]["lr"] = config.lr * schedule(step, clock)
+            loss = F.cross_entropy(net(x[index]), y[index], label_smoothing=config.smoothing)
+            if step == 0:
+                start = loss.item()
+            if not math.isfinite(loss.item()):
+                diverged = f"train/loss became {loss.item()} at step {step}"
+                break
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+        if diverged:
+            break
+        points.append(_point(net, parts, epoch + 1, step, lr))
+    accuracy = math.nan if diverged else _evaluate(net, parts["test"])[1]
+    return {"points": points, "start": start, "diverged": diverged, "total": clock.total, "test": accuracy}
+
+
+def _point(net: nn.Module, parts: Mapping[str, Any], epoch: int, step: int, lr: float) -> dict[str, Any]:
+    point: dict[str, Any] = {"epoch": epoch, "step": step, "lr": lr}
+    for name in ("val", "probe"):
+        losses, accuracy = _evaluate(net, parts[name])
+        stride = -(-len(losses) // KEEP)
+        rows = losses[::stride].to(torch.float16).numpy()
+        point |= {f"{name}_loss": losses.double().mean().item(), f"{name}_acc": accuracy, f"{name}_size": len(losses)}
+        point[f"{name}_losses"] = base64.b64encode(rows.tobytes()).decode()
+    return point
+
+
+def history(config: Config, result: Mapping[str, Any]) -> History:
+    """Return a stored training as the input of a verdict."""
+    points = []
+    for point in result["points"]:
+        rows = {
+            key: np.frombuffer(base64.b64decode(point[key]), np.float16).astype(np.float32)
+            for key in ("val_losses", "probe_losses")
+        }
+        points.append(Point(**{**point, **rows, "epoch": float(point["epoch"])}))
+    y = _parts(config)["probe"][1]
+    shares = torch.bincount(y, minlength=10).double() / len(y)
+    chance = float(-(shares[shares > 0] * shares[shares > 0].log()).sum())
+    start = result["start"] if math.isfinite(result["start"]) else None
+    return History(tuple(points), chance, start, result["total"], result["diverged"], peak_lr=config.lr)
+
+
+# --------------------------------------------------------------------------------------------------- following advice
+
+
+def followed(config: Config, change: Change) -> Config:
+    """Return the configuration that an advice asks for."""
+    return replace(
+        config,
+        lr=float(f"{config.lr * (change.lr or 1):.4g}"),
+        epochs=max(1, change.epochs or config.epochs),
+        schedule=change.schedule or config.schedule,
+        warmup=0.1 if change.warmup else config.warmup,
+        width=config.width * (change.width or 1),
+        smoothing=change.label_smoothing or config.smoothing,
+        dropout=0.3 if change.regularise and config.net != "mlp" else config.dropout,
+        weight_decay=0.01 if change.regularise and config.net == "mlp" else config.weight_decay,
+    )
+
+
+_LOWER = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.LOWER_LR_AND_WARM_UP, Advice.LOWER_UNSTABLE_LR}
+_RAISE = {Advice.RAISE_CALM_LR, Advice.RAISE_LR_TENFOLD}
+_SHORTER = {Advice.SHORTEN_AFTER_RISE, Advice.COOL_DOWN_EARLIER}
+_LONGER = {Advice.TRAIN_LONGER_PROBE_FALLS, Advice.LARGER_OR_LONGER}
+_UNTIL = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.RAISE_LR_TENFOLD}
+_OPPOSITES = ((_RAISE, _LOWER), (_LONGER, _SHORTER))
+
+
+def sends_back(advice: Advice, after: Verdict) -> bool:
+    """Return whether the followed run's verdict asks for the opposite."""
+    given = set(after.advice)
+    return any((advice in a and given & b) or (advice in b and given & a) for a, b in _OPPOSITES)
+
+
+def steps_of(config: Config, verdict: Verdict) -> dict[str, list[Config]]:
+    """Return the next runs that a verdict asks for, by the name of the advice: of two to choose from, by both names.
+
+    "Tenfold until" is followed up to three times, until the loss is clearly lower; the others once.
+    """
+    found = {}
+    for advice in verdict.advice:
+        for place, change in enumerate(verdict.changes(advice)):
+            tries = [followed(config, change)]
+            while advice in _UNTIL and len(tries) < 3:
+                tries.append(followed(tries[-1], change))
+            found[f"{advice.name}{f' ({place})' if place else ''}"] = tries
+    return found
+
+
+def piece(config: Config, seed: int, cifar10: Path | None) -> Piece:
+    """Return one training; its cost is its updates, with those of pictures counted four times."""
+    settings = {**asdict(config), "seed": seed, **({"cifar10": str(cifar10)} if cifar10 else {})}
+    weight = 4 if config.data == "cifar16" else 1
+    return Piece(f"{config.key}, seed {seed}", settings, weight * config.epochs * (config.size // 32 + 5))
+
+
+def work(settings: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """Train one piece."""
+    given = dict(settings)
+    if "cifar10" in given:
+        cells.CIFAR10 = Path(given.pop("cifar10"))
+    seed = given.pop("seed")
+    return train(Config(**given), seed)
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+@dataclass(frozen=True)
+class Followed:
+    """An advice that was followed once: the change of the loss, in its logarithm, and of the test accuracy."""
+
+    name: str
+    loss: float
+    accuracy: float
+    back: bool
+
+
+def _end(result: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the validation loss at the end and the test accuracy; those of ten random classes for a diverged run."""
+    loss = result["points"][-1]["val_loss"] if result["points"] and not result["diverged"] else math.inf
+    bad = not math.isfinite(loss)
+    return (math.log(10) * 10, 0.1) if bad else (min(loss, math.log(10) * 10), result["test"])
+
+
+def follow(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> list[Followed]:
+    """Return what following each advice brought, as far as it has been trained."""
+    found = []
+    for config in configs.values():
+        own = [records.get(piece(config, seed, cifar10).key) for seed in range(SEEDS)]
+        if None in own:
+            continue
+        for seed, record in enumerate(filter(None, own)):
+            verdict = diagnose(history(config, record["result"]))
+            for name, tries in steps_of(config, verdict).items():
+                (loss, acc), last = _end(record["result"]), None
+                for new in tries:
+                    if (after := records.get(piece(new, seed, cifar10).key)) is None:
+                        break
+                    (new_loss, new_acc), last = _end(after["result"]), (new, after)
+                    if new_loss < loss * (1 - CLEARLY):
+                        break
+                if last is None:
+                    continue
+                later = diagnose(history(last[0], last[1]["result"]))
+                back = sends_back(Advice[name.partition(" ")[0]], later)
+                change = math.log(max(new_loss, 1e-6) / max(loss, 1e-6))
+                found.append(Followed(name, change, new_acc - acc, back))
+    return found
+
+
+def table(found: Sequence[Followed]) -> dict[str, dict[str, float]]:
+    """Return the figures of each advice."""
+    by_name: dict[str, list[Followed]] = defaultdict(list)
+    for one in found:
+        by_name[one.name].append(one)
+    figures = {}
+    for name, rows in sorted(by_name.items()):
+        loss = np.array([one.loss for one in rows])
+        acc = np.array([one.accuracy for one in rows])
+        figures[name] = {
+            "followed": len(rows),
+            "better": float((loss < -SAME).mean()),
+            "same": float((abs(loss) <= SAME).mean()),
+            "worse": float((loss > SAME).mean()),
+            "clearly_worse": float((loss > CLEARLY).mean()),
+            "accuracy_better": float((acc > SAME_POINTS).mean()),
+            "accuracy_worse": float((acc < -SAME_POINTS).mean()),
+            "sent_back": float(np.mean([one.back for one in rows])),
+            "median_loss_ratio": float(np.exp(np.median(loss))),
+        }
+    return figures
+
+
+def verdicts_agree(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> float:
+    """Return the share of configurations whose seeds get the same label."""
+    same = []
+    for config in configs.values():
+        own = [records.get(piece(config, seed, cifar10).key) for seed in range(SEEDS)]
+        if all(own):
+            labels = {diagnose(history(config, record["result"])).label for record in own if record}
+            same.append(len(labels) == 1)
+    return float(np.mean(same)) if same else math.nan
+
+
+def main() -> None:
+    """Train what is not stored yet, follow every advice, print and store the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, metavar="FOLDER", help="with train.parquet; adds CIFAR-10")
+    parser.add_argument("--unseal", action="store_true", help="report on the sealed half in place of the open one")
+    parser.add_argument("--quick", action="store_true", help="two short configurations, nothing stored")
+    add_options(parser)
+    args = parser.parse_args()
+    cells.CIFAR10 = args.cifar10
+    configs = {key: c for key, c in CONFIGS.items() if args.cifar10 or c.data != "cifar16"}
+    if args.quick:
+        short = [replace(c, epochs=4, size=200) for c in configs.values() if c.data == "teacher"][:2]
+        configs = {config.key: config for config in short}
+        records: dict[str, Any] = {}
+        for config in short:
+            for seed in range(SEEDS):
+                records[piece(config, seed, None).key] = {"result": train(config, seed)}
+    else:
+        own = [piece(config, seed, args.cifar10) for config in configs.values() for seed in range(SEEDS)]
+        records = stored("advice") if args.report else finish("advice", own, "benchmarks.advice:work", jobs=args.jobs)
+    nexts = _next_pieces(configs, records, args.cifar10)
+    if args.quick:
+        records |= {p.key: {"result": work(p.settings)} for p in nexts}
+    elif not args.report:
+        records = finish("advice", nexts, "benchmarks.advice:work", jobs=args.jobs)
+    chosen = configs if args.quick else {k: c for k, c in configs.items() if (k in SEALED) == args.unseal}
+    found = table(follow(chosen, records, args.cifar10))
+    for name, row in found.items():
+        print(
+            f"{name:<26} followed {row['followed']:3.0f}: better {row['better']:4.0%}, same {row['same']:4.0%}, worse "
+            f"{row['worse']:4.0%} (clearly {row['clearly_worse']:.0%}); test accuracy better "
+            f"{row['accuracy_better']:.0%}, worse {row['accuracy_worse']:.0%}; sent back {row['sent_back']:.0%}"
+        )
+    agree = verdicts_agree(chosen, records, args.cifar10)
+    labels = Counter(
+        str(diagnose(history(c, r["result"])).label)
+        for c in chosen.values()
+        for seed in range(SEEDS)
+        if (r := records.get(piece(c, seed, args.cifar10).key))
+    )
+    print(f"verdicts: {dict(labels)}; both seeds agree in {agree:.0%} of {len(chosen)} configurations")
+    part = "sealed" if args.unseal else "open"
+    store(f"advice_{part}", {"advice": found, "agree": agree, "labels": dict(labels)}, args.quick)
+
+
+def _next_pieces(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> list[Piece]:
+    """Return the trainings that the verdicts ask for."""
+    found: dict[str, Piece] = {}
+    for config in configs.values():
+        for seed in range(SEEDS):
+            if record := records.get(piece(config, seed, cifar10).key):
+                verdict = diagnose(history(config, record["result"]))
+                for new in (new for tries in steps_of(config, verdict).values() for new in tries):
+                    one = piece(new, seed, cifar10)
+                    found.setdefault(one.key, one)
+    return list(found.values())
+
+
+if __name__ == "__main__":
+    main()
