@@ -202,9 +202,9 @@ def test_from_a_folder_of_images_to_predictions(tmp_path: Path, in_sandbox: Call
     assert ui == ["python", "scripts/ui.py"]  # a server: tests/reports/test_browser.py starts it
     words = [word for word in predict if word not in (">", "predictions.csv")]
     rows = in_sandbox([word.replace("outputs/RUN", str(folder)) for word in words]).splitlines()
-    assert rows[0] == "image,prediction,probability"
+    assert rows[0] == "image,prediction,probability,class"
     assert len(rows) == 1 + 20
-    right = [Path(image).parent.name == label for image, label, _ in (row.split(",") for row in rows[1:])]
+    right = [label == known for _, label, _, known in (row.split(",") for row in rows[1:])]
     assert sum(right) > 10  # of 20; by chance 5
     (run_id,) = set(re.findall(r"MLflow run ([0-9a-f]{32})", out))
     assert in_sandbox([word.replace("outputs/RUN", run_id) for word in words]).splitlines() == rows

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, Difference, finite, reference_loss
+from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, finite, reference_loss
 from lr_lightning.diagnosis.history import History
 from lr_lightning.diagnosis.verdict import Advice, Label, Numbers, Reason, Verdict
 
@@ -122,7 +122,7 @@ def _diverged(history: History) -> Verdict | None:
 # -- the other labels ------------------------------------------------------------------------------------------------
 
 
-def _recorded(curves: Curves, rise: Difference) -> dict[str, float]:
+def _recorded(curves: Curves) -> dict[str, float]:
     """Return the losses as they were logged: at the end, and where the validation loss was lowest.
 
     The rules compare levels, which are means; the numbers that are shown are those that a reader finds in the log.
@@ -133,7 +133,7 @@ def _recorded(curves: Curves, rise: Difference) -> dict[str, float]:
         "best_val_loss": best.val_loss,
         "best_epoch": best.epoch,
         "rise": last.val_loss - best.val_loss,
-        "rise_noise": rise.noise,
+        "rise_noise": curves.val.difference(curves.end, curves.best).noise,
         "probe_loss": last.probe_loss,
         "probe_loss_at_best": best.probe_loss,
     }
@@ -141,7 +141,7 @@ def _recorded(curves: Curves, rise: Difference) -> dict[str, float]:
 
 def _overfitting(curves: Curves) -> Verdict | None:
     rise, fell = curves.rise, curves.probe.difference(curves.best, curves.end)
-    numbers = _recorded(curves, rise.size)
+    numbers = _recorded(curves)
     numbers |= {"probe_fall": numbers["probe_loss_at_best"] - numbers["probe_loss"], "probe_fall_noise": fell.noise}
     chance = curves.reference
     learnt = chance is not None and curves.probe_end < 0.8 * chance and curves.probe.difference(0, curves.end).above()
@@ -227,7 +227,7 @@ def _healthy(curves: Curves) -> Verdict | None:
     if rise.risen or curves.high or curves.accuracy_lost >= _LOST:
         return None
     fall = curves.val.difference(since, curves.end)
-    numbers = _recorded(curves, rise.size) | {
+    numbers = _recorded(curves) | {
         "val_fall": curves.points[since].val_loss - curves.every[-1].val_loss,
         "val_fall_noise": fall.noise,
         "val_fall_since_epoch": curves.points[since].epoch,
@@ -238,7 +238,7 @@ def _healthy(curves: Curves) -> Verdict | None:
 
 def _inconclusive(curves: Curves) -> Verdict:
     rise = curves.rise
-    numbers = _recorded(curves, rise.size)
+    numbers = _recorded(curves)
     del numbers["probe_loss_at_best"]
     if curves.unstable:
         reason = Reason.UNSTABLE

@@ -165,6 +165,8 @@ class Verdict:
                 return (Change(epochs=round(self.useful_epochs)),)
             case Advice.TRAIN_LONGER_PROBE_FALLS:
                 return (Change(epochs=doubled),)
+            case Advice.MEASURE_MORE:
+                return (Change(epochs=max(4, doubled)),)
             case Advice.LARGER_OR_LONGER:
                 return Change(width=2), Change(epochs=doubled)
             case Advice.ENLARGE:

@@ -63,9 +63,9 @@ def replay(output_dir: Path, final_status: str = "KILLED", lock_seconds: float =
         if logged.status in (None, "RUNNING") and logged.last_time:
             log.append([Status(final_status, logged.last_time)])
         uploader = Uploader(output_dir, store, state, lambda run_id: hold(run_lock(store.lock_dir, run_id)))
-        records = 0
-        while count := uploader.upload_next() or uploader.upload_artifact():
-            records += count
+        records = uploader.pending()
+        while uploader.upload_next() or uploader.upload_artifact():
+            pass
         return Replayed(records, uploader.ensure_run(), store.public_uri)
 
 

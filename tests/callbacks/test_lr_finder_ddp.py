@@ -57,7 +57,7 @@ class Losses(Nasty):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
-        if not self.trainer.callbacks:
+        if any(isinstance(c, LRFinder) and c.result is None for c in self.trainer.callbacks):
             with (self.folder / f"losses{self.global_rank}.txt").open("a") as file:
                 file.write(f"{loss.item()!r}\n")
         return loss

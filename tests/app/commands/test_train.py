@@ -190,15 +190,8 @@ def test_what_a_launcher_writes_to_its_own_log_is_shown_at_the_end(
 @pytest.mark.slow
 def test_jobs_of_joblib_end_as_those_of_hydras_own_launcher(train_command: Any) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = [
-        "-m",
-        "hydra/launcher=joblib",
-        "optimizer.lr=0.1,-1",
-        "tracking=none",
-        "trainer=cpu",
-        "trainer.max_steps=2",
-    ]
-    done = train_command(*words, "data.train_size=96", "test=false", "model.kwargs.width=4", check=False)
+    words = ["hydra/launcher=joblib", "optimizer.lr=0.1,-1", "tracking=none", "trainer=cpu", "trainer.max_steps=2"]
+    done = train_command(*words, "data.train_size=96", "test=false", "model.kwargs.width=4", "-m", check=False)
     assert done.returncode == BAD_INPUT
     assert done.stderr.count("error: optimizer.lr: must be a finite number above 0") == 1
     assert "Traceback" not in done.stderr
