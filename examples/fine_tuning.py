@@ -73,7 +73,7 @@ def main(logs: str = "logs", max_epochs: int = 10) -> L.Trainer:
         max_epochs=max_epochs,
         callbacks=[
             LRSchedule(Warmup("5%", then=Cosine(end=0.0)), groups={"backbone": later}),
-            StepRecorder(),  # lr/group0 and lr/group1
+            StepRecorder(),  # lr/head and lr/backbone
             monitor,
         ],
         logger=CSVLogger(logs, name="fine_tuning"),

@@ -76,7 +76,7 @@ def test_regression(example: Any, tmp_path: Path) -> None:
 
 def test_fine_tuning(example: Any, tmp_path: Path) -> None:
     trainer = example("fine_tuning").main(max_epochs=5)
-    head, backbone = (rates(tmp_path / "logs", f"lr/group{i}") for i in (0, 1))
+    head, backbone = (rates(tmp_path / "logs", f"lr/{name}") for name in ("head", "backbone"))
     assert len(head) == len(backbone) == trainer.global_step == 40
     assert backbone[:8] == [0.0] * 8  # frozen for 20 %
     assert max(head) == pytest.approx(1e-2)
