@@ -26,13 +26,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import optuna
 import torch
 
-from benchmarks.report import store
+from benchmarks.report import at_least_one, store
 from benchmarks.searches import ROOT, Found, search
 
 SPACE = "search.space.optimizer.lr={log: [1e-4, 10]"
@@ -65,8 +66,9 @@ def main() -> None:
         "--quick", action="store_true", help="one seed of the grid of 5, an epoch a trial, nothing stored"
     )
     parser.add_argument("--overhead", action="store_true", help="measure what a search takes beyond its trials")
+    parser.add_argument("--trials", type=at_least_one, nargs="+", default=[7, 12], help="of the searches of --overhead")
     arguments = parser.parse_args()
-    measure_overhead(arguments.quick) if arguments.overhead else compare_methods(arguments.quick)
+    measure_overhead(arguments.quick, arguments.trials) if arguments.overhead else compare_methods(arguments.quick)
 
 
 def compare_methods(quick: bool) -> None:
@@ -90,10 +92,10 @@ def compare_methods(quick: bool) -> None:
     store("search_methods", {name: [vars(run) for run in runs] for name, runs in found.items()}, quick)
 
 
-def measure_overhead(quick: bool) -> None:
+def measure_overhead(quick: bool, counts: Sequence[int] = (7, 12)) -> None:
     """Measure what a search takes beyond its trials."""
     rows: dict[str, list[dict[str, float]]] = {}
-    for count in (2,) if quick else (7, 12):
+    for count in (2,) if quick else counts:
         for _ in range(1 if quick else REPEATS):
             row = _overhead(count, 1 if quick else EPOCHS)
             rows.setdefault(str(count), []).append(row)

@@ -252,6 +252,13 @@ ROWS = (
     Row("lr_effects", "which of the textbook's claims about a high and a low learning rate hold", _lr_effects),
     Row("pruning", "epochs that pruning a search saves", _pruning),
     Row("search_methods", "best validation loss of each way of searching", _search_methods),
+    Row(
+        "search_methods",
+        "a search of seven trials, from the first trial's start to the last one's end, beyond the trials' own time",
+        lambda found: of_values([row["beyond_trials"] for row in found["trials"]["7"]], "{:.1%}"),
+        "--overhead",
+        result="search_overhead",
+    ),
     Row("many_ranks", "the loader, for one of many ranks", _many_ranks),
     Row("store_scale", "a store of many runs", _store_scale),
     Row("growth", "how time grows with rows, callbacks, groups, examples, ranks and runs", _growth),
