@@ -1,7 +1,7 @@
 """Read and write the values of an optimizer's param groups.
 
-Every lr is written by :func:`set_value`: by the schedule at each step (``callbacks.lr_schedule``), by a range test that
-sets the peak (``callbacks.set_lr``), and by its trial steps (``lr_finder.dry_run``).
+Callbacks write every lr with :func:`set_value`: the schedule at each step (``callbacks.lr_schedule``), a range test
+that sets the peak (``callbacks.set_lr``), and its trial steps (``lr_finder.dry_run``). torch steps ``TorchSchedule``.
 """
 
 import warnings

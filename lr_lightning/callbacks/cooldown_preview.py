@@ -66,8 +66,8 @@ class CooldownPreview(BaseCallback):
     bring them. A running average of the weights lies near that point. This callback keeps one
     (:class:`RunningAverage`), evaluates it on the validation batches, and logs ``val/loss_if_cooled`` and
     ``val/acc_if_cooled``, which EarlyStopping and ModelCheckpoint may monitor. So runs with different learning rates
-    can be compared before any of them has cooled down. ``docs/cooldown_preview.md`` says how far it can be trusted: it
-    foretells the order of runs well, and less well the loss of a run that overfits.
+    can be compared before any of them has cooled down. Less can be said of a run that overfits, since a cooldown fits
+    the training data more than the average does.
 
     The run does not change: its weights are the same, bit for bit, with and without the callback. The cost is one copy
     of the parameters, one more forward pass of each validation batch, and ``num_batches`` forward passes a validation
