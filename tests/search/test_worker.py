@@ -74,8 +74,9 @@ def test_ctrl_c_ends_it_in_order_and_a_worker_outlives_no_search(search_command:
     assert "nothing is lost. Resume it:" in out
     wait_for(lambda: is_gone(worker), 10)
 
+    before = checkpoints(tmp_path)[0].stat().st_mtime_ns
     search = search_command(*words)
-    wait_for(lambda: workers_of(search))
+    wait_for(lambda: checkpoints(tmp_path)[0].stat().st_mtime_ns > before)  # then the smoke test's worker is gone
     (worker,) = workers_of(search)
     search.kill()
     wait_for(lambda: is_gone(worker), 30)
