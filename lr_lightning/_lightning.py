@@ -319,7 +319,7 @@ def is_dev_run(trainer: Trainer) -> bool:
 def is_resuming(trainer: Trainer) -> bool:
     """Return whether this fit resumes from a checkpoint; ask in ``on_fit_start``.
 
-    ``trainer.ckpt_path`` does not tell: BatchSizeFinder and LearningRateFinder leave a path of their own in it.
+    ``trainer.ckpt_path`` does not tell: BatchSizeFinder and LearningRateFinder leave their own path in it.
     """
     return bool(trainer._checkpoint_connector._loaded_checkpoint)
 

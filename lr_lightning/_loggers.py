@@ -82,7 +82,7 @@ def _text(logger: Any, text: str, name: str, step: int) -> None:
     if _has(logger, "log_text") and not _is_wandb(logger):  # that of Weights & Biases takes tables
         logger.log_text(text, name)
         return
-    if _has(experiment, "add_text"):  # TensorBoard shows Markdown: an indented block is shown as it is
+    if _has(experiment, "add_text"):  # TensorBoard shows Markdown: it shows an indented block unchanged
         experiment.add_text(name.rsplit(".", 1)[0], indent(text, "    "), step)
     if (path := _file(logger, name)) is not None:
         path.write_text(text, encoding="utf-8")

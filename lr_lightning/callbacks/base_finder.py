@@ -232,7 +232,7 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
         self.results[found.epoch] = found
         text = f"{type(self).__name__}: {found.describe()}"
         if found.suggestion is None:
-            rank_zero_warn(f"{text} The configured lr stays as it is.", category=NoSuggestionWarning)
+            rank_zero_warn(f"{text} The configured lr is kept.", category=NoSuggestionWarning)
         else:
             rank_zero_info(f"{text}.")
         if trainer.loggers and trainer.is_global_zero:

@@ -532,7 +532,7 @@ class OptimizerDriver:
         """Set the values that the next update uses.
 
         ``step`` is the number of updates this optimizer has made; ``scale`` is one more factor for the lr. Without
-        ``sets_lr``, the lr stays as it is.
+        ``sets_lr``, the lr is unchanged.
         """
         factor = self.schedule(step, clock) * scale
         momentum = None if self.momentum is None else self.momentum(step, clock)

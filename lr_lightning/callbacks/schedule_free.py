@@ -97,7 +97,7 @@ class ScheduleFreeMode(BaseCallback):
                 if callbacks_of(trainer, kind):
                     raise ArgumentError(
                         f"ScheduleFreeMode cannot work beside {kind.__name__}, which trains without callbacks, so that "
-                        "nothing would switch a schedule-free optimizer to training. Use it in a run of its own."
+                        "nothing would switch a schedule-free optimizer to training. Use it in a separate run."
                     )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -93,7 +93,8 @@ class StepRecorder(BaseCallback):
         """Start the clock of the flushes, and reserve the names, which the module may log too."""
         self._flushed_at = time.monotonic()
         if self.stop_on_divergence:
-            self._masked = {parameter for parameter in _trained(trainer) if not parameter.isfinite().all()}
+            trained = _trained(trainer)
+            self._masked = {p for p, finite in zip(trained, _are_finite(trained), strict=True) if not finite}
         for logger in trainer.loggers:
             if isinstance(logger, Flushable):
                 logger.reserve(_LOSSES)
@@ -282,5 +283,10 @@ def _trained(trainer: Trainer) -> list[Tensor]:
 
 def _weights_are_finite(trainer: Trainer, masked: set[Tensor]) -> bool:
     """Return whether all weights are finite; the step that spoils them has computed a finite loss before that."""
-    checks = [parameter.isfinite().all() for parameter in _trained(trainer) if parameter not in masked]
-    return not checks or bool(torch.stack(checks).all())
+    return all(_are_finite([parameter for parameter in _trained(trainer) if parameter not in masked]))
+
+
+def _are_finite(parameters: list[Tensor]) -> list[bool]:
+    """Return for each parameter whether all its values are finite, with one wait for the device."""
+    finite: list[bool] = torch.stack([p.isfinite().all() for p in parameters]).tolist() if parameters else []
+    return finite

@@ -320,7 +320,7 @@ def test_without_a_suggestion_nothing_changes(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(RangeTest, name, property(lambda self, value=value: value))
     monkeypatch.setattr(RangeTest, "describe", lambda self: "no suggestion: Wait.")
     module, logger = Net(make=SCHEDULERS["onecycle"]), Hyperparameters()
-    with pytest.warns(UserWarning, match=r"LRFinder: no suggestion: Wait\. The configured lr stays as it is\."):
+    with pytest.warns(UserWarning, match=r"LRFinder: no suggestion: Wait\. The configured lr is kept\."):
         lrs = train(tmp_path, module, logger=logger)
     assert lrs.used == train(tmp_path, Net(make=SCHEDULERS["onecycle"]), finder=False).used
     assert (module.lr, module.hparams["lr"]) == (CONFIGURED, CONFIGURED)
