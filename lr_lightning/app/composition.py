@@ -229,7 +229,7 @@ def _remedy(cfg: DictConfig, word: str) -> str:
 def _meant(key: str, keys: Sequence[str]) -> list[str]:
     """Return the existing keys that have the name of a dotted key, or that it is another name of."""
     group, _, name = key.rpartition(".")
-    if (full := _FULL_KEYS.get(name)) in keys:
+    if (full := _FULL_KEYS.get(name, "")) in keys:
         return [full]
     same = [full for full in keys if full.rpartition(".")[2] == name]
     return [full for full in same if full.split(".")[0] == group.split(".")[0]] or same[:2]
