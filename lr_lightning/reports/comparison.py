@@ -25,7 +25,7 @@ from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.query import BadFilter, Run, experiments, read_curves, read_runs
-from lr_lightning.tracking.ui import REPORT_NAME
+from lr_lightning.tracking.ui import REPORT_NAME, chart_link, run_page
 
 COMPARE_JOB = "compare"  # the tag ``job`` of a report's own run, which excludes it from later comparisons
 DEFAULT_EXPERIMENT = "lr_lightning"
@@ -67,7 +67,8 @@ class Report:
     title: str  # one line that says what was compared
     files: list[Path] = field(default_factory=list)  # the page, the CSV and the pictures, in this order
     address: str | None = None  # of the page in MLflow, if it is there
-    served: bool = False  # the store is a server, so that the address works without `make ui`
+    charts: dict[str, str] = field(default_factory=dict)  # addresses of the runs' charts there, by experiment
+    served: bool = False  # the store is a server, so that the addresses work without `make ui`
     good_lrs: list[str] = field(default_factory=list)  # each schedule's band of good learning rates, as text
 
 
@@ -139,8 +140,10 @@ def _write(request: ReportRequest, measured: _Measured, compared: ComparedGroups
         csv.writer(file).writerows(tables.csv_rows(measured.results, target, [*compared.varying]))
     report.files += save_pngs(plots, [group.name for group in compared.groups], report.folder)
     if request.log_run:
-        report.address = _log_to_store(request, next(iter(measured.experiments.values())), report, server)
-        report.served = served
+        ids, report.served = measured.experiments, served
+        if (address := _log_to_store(request, next(iter(ids.values())), report, server)) is not None:
+            report.address = address
+            report.charts = {name: chart_link(store, server, ids[name], request.filter_string) for name in ids}
     return report
 
 
@@ -233,7 +236,9 @@ def _compare_results(request: ReportRequest, measured: _Measured) -> tuple[Compa
     data_sets = find_data_sets(results, keys, request.by or (), request.filter_string)
     if data_sets:
         keys = without_data_keys(keys)
-    names = [group_name(result.run, keys) for result in results]
+    names, exact = ([group_name(result.run, keys, digits) for result in results] for digits in (4, 10))
+    if len(set(names)) < len(set(exact)):  # four digits do not tell them apart
+        names = exact
     if request.against is not None and request.against not in names:
         listed = ", ".join(sorted({*names} - {""})) or "none"
         raise CompareError(f"there is no group {request.against!r}. Groups: {listed}.", "against")
@@ -281,4 +286,4 @@ def _log_to_store(request: ReportRequest, experiment_id: str, report: Report, se
     except (TrackingError, Rejected, StoreUnavailable) as e:  # the files are complete without the store
         log.warning("the comparison could not be logged to MLflow: %s", e)
         return None
-    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html"
+    return run_page(server, experiment_id, run_id, "report.html")

@@ -55,8 +55,11 @@ def report(done: Report, *, brief: bool = False) -> None:
     print(f"table:    {table}")
     for path in pictures:
         print(f"picture:  {path}")
+    while_served = "" if done.served else " (while `make ui` is running)"
     if done.address:
-        print(f"in MLflow{'' if done.served else ' (while `make ui` is running)'}: {done.address}")
+        print(f"in MLflow{while_served}: {done.address}")
+    for name, address in done.charts.items():
+        print(f"charts of {name}{while_served}, without failed and diverged runs: {wording.printable(address)}")
     print(f"open it:  xdg-open {shell_quote(str(page))}")
 
 

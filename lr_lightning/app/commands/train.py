@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, fields
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -35,6 +37,8 @@ from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
 
 _MOST_KEYS = 3  # that name the groups of a multirun's comparison
+_MOST_GROUPS = 500  # whose colours are chosen beforehand
+_NOT_GROUPED = ("seed", "resume")
 Job = Literal["train", "find_lr"]
 _PURPOSES: dict[Job, str] = {
     "train": "Train a CNN on a learning rate schedule; the run is tracked in MLflow.",
@@ -68,8 +72,9 @@ class Multirun:
         self._name = ""
 
     def add(self, config: Config, overrides: Sequence[str], name: str, number: int) -> None:
-        """Add a run that is about to start to the multirun ``name``, and give it the tags `sweep` and `trial`."""
-        config.tracking.tags = {"sweep": name, "trial": str(number), **config.tracking.tags}
+        """Add a run that is about to start to the multirun ``name``; tag, name and colour it by what varies."""
+        looks = _name_and_colour(config, overrides, sys.argv[1:])
+        config.tracking.tags = {"sweep": name, "trial": str(number), **looks, **config.tracking.tags}
         self.take(number, config, overrides, name)
 
     def take(self, number: int, config: Config, overrides: Sequence[str], name: str) -> None:
@@ -91,7 +96,7 @@ class Multirun:
 
     def _varied_keys(self) -> list[str]:
         """Return the keys that vary, except the seed and the keys of a learning rate that a finder replaces."""
-        ignored = {"seed", "resume"}
+        ignored = set(_NOT_GROUPED)
         if any(config.keys_set_by_finder() for config, _ in self._runs.values()):
             ignored |= {"optimizer.lr", "schedule.max_lr"}
         values: dict[str, set[str]] = {}
@@ -101,6 +106,27 @@ class Multirun:
                 values.setdefault(key, set()).add(value)
         varied = [key for key, given in values.items() if len(given) > 1 and key not in ignored]
         return varied[:_MOST_KEYS] or ["schedule"]
+
+
+def _name_and_colour(config: Config, overrides: Sequence[str], words: Sequence[str]) -> dict[str, str]:
+    """Name a run of a multirun by what ``words``, the command line, vary, and return the tag of its group's colour."""
+    from lr_lightning._plotting import style, styles
+    from lr_lightning.tracking.keys import COLOUR_TAG, name_values
+
+    varied = {}
+    for given in OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")]):
+        if given.is_sweep_override() and not given.is_interval_sweep():
+            varied[given.key_or_group] = [*given.sweep_string_iterator()]
+    own = {key: value for key, _, value in (word.lstrip("+").partition("=") for word in overrides) if key in varied}
+    seed = [f"s{config.seed}"] if "seed" in own else []
+    keys = [key for key in varied if key in own and key not in _NOT_GROUPED]
+    if not keys or len(own) < len(varied):
+        return {}
+    config.tracking.run_name = config.tracking.run_name or " ".join(name_values({key: own[key] for key in keys}) + seed)
+    several = product(*(varied[key] for key in keys[:_MOST_KEYS]))
+    names = [", ".join(name_values(dict(zip(keys, values, strict=False)))) for values in islice(several, _MOST_GROUPS)]
+    mine = ", ".join(name_values({key: own[key] for key in keys[:_MOST_KEYS]}))
+    return {COLOUR_TAG: (styles(names).get(mine) or style(mine)).colour}
 
 
 def main(root: Path, job: Job = "train") -> int:

@@ -165,6 +165,8 @@ def open_logger(
                 "update_batch_size": effective_batch_size(config.data, config.trainer),
             }
             logger.log_hyperparams({**measured, **scaling})
+            if job == "train" and not stale:
+                logger.log_summary({"peak_lr": config.optimizer.lr})
             logger.log_artifact(artifact)
     return logger
 
@@ -277,6 +279,7 @@ class FoundLR(Callback):
             lrs["schedule.base_lr"] = finder.applied_base
         for logger in (logger for logger in trainer.loggers if isinstance(logger, RunLogger)):
             logger.log_hyperparams(lrs)
+            logger.log_summary({"peak_lr": lr})
             if not resumed:
                 logger.log_summary({"search_seconds": finder.seconds})  # no other number of the run contains them
             if logger.store is not None and node.tracking.run_name is None:
