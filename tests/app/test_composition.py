@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from lr_lightning.app.commands.train import _usage
+from lr_lightning.app.commands.hydra_main import _usage
 from lr_lightning.app.composition import (
     choices_help,
     compose_config,
@@ -18,8 +18,8 @@ from lr_lightning.app.composition import (
     validate,
     wants_tracebacks,
 )
-from lr_lightning.app.config import flatten
 from lr_lightning.errors import ConfigError
+from lr_lightning.tracking.keys import flatten
 from tests.test_commands import AWKWARD
 
 Compose = Callable[..., DictConfig]

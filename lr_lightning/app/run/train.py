@@ -30,7 +30,7 @@ from torch import nn
 from lr_lightning._lightning import callbacks_of
 from lr_lightning._threads import threads_for
 from lr_lightning.app import build
-from lr_lightning.app.config import Config, flatten
+from lr_lightning.app.config import Config
 from lr_lightning.app.run import checkpoints, record
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import print_outcome, print_start
@@ -52,6 +52,7 @@ from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Schedule
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch
 from lr_lightning.tracking import RunLogger
+from lr_lightning.tracking.keys import flatten
 from lr_lightning.training.datamodule import ImageDataModule
 
 __all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", "quiet", "train"]
