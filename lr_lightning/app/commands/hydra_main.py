@@ -18,7 +18,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.composition import choices_help, keys_help, prepare, readable, validate, wants_tracebacks
+from lr_lightning.app.composition import (
+    choices_help,
+    explain_overrides,
+    keys_help,
+    prepare,
+    readable,
+    refuse_options,
+    validate,
+    wants_tracebacks,
+)
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
@@ -108,6 +117,7 @@ def main(root: Path, job: Job = "train") -> int:
         return 0
     prepare(root)
     try:
+        refuse_options(root, sys.argv[1:])
         sys.argv[1:] = readable(sys.argv[1:])
     except ConfigError as e:
         print_error(e)
@@ -119,7 +129,7 @@ def main(root: Path, job: Job = "train") -> int:
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
         if wants_tracebacks() or _reports:
             raise
-        print_error(explain(e))
+        print_error(explain_overrides(root, sys.argv[1:], e))
         return BAD_INPUT
     except RuntimeError as e:  # joblib's, if a process of it was killed
         if not type(e).__module__.startswith(("joblib.", "submitit.")):
