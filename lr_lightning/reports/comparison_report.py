@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import math
 import re
 import secrets
 import time
@@ -58,6 +59,9 @@ class ReportRequest:
     metric: str | None = None  # the validation metric that decides; by default val/acc, else val/loss
     higher_is_better: bool | None = None  # by default judged by the metric's name
     against: str | None = None  # a group chosen beforehand, the only one that others are compared with
+    same_within: float | None = (
+        None  # a difference of the metric that does not matter: whether groups are as near is tested
+    )
     log_run: bool = True  # log the files to MLflow
     server: str | None = None  # address of the MLflow UI, for links
 
@@ -109,6 +113,9 @@ def compare(request: ReportRequest) -> ComparisonReport:
 
 def _read(request: ReportRequest) -> _Measured:
     """Find the runs to compare and the metric that decides, read the runs' curves and measure them."""
+    within = request.same_within
+    if within is not None and not 0 < within < math.inf:
+        raise CompareError(f"must be above 0, such as 0.003, got {within:g}.", "same-within")
     try:
         target = parse_target(request.target) if request.target else None
     except ValueError as e:
@@ -261,7 +268,14 @@ def _compare_results(request: ReportRequest, measured: _Measured) -> tuple[Compa
             result.data_set = data_sets.labels[result.run.id]
         result.group = run_metrics.with_data_set(name, result.data_set)
     objective, higher = measured.objective, measured.higher_is_better
-    compared = group_and_compare(results, objective, request.against, higher_is_better=higher, data_sets=data_sets)
+    compared = group_and_compare(
+        results,
+        objective,
+        request.against,
+        higher_is_better=higher,
+        data_sets=data_sets,
+        same_within=request.same_within,
+    )
     return compared, keys
 
 
@@ -347,6 +361,7 @@ def _render_page(
         several_data_sets=compared.data_sets is not None,
         pairs=tables.comparison_table(compared),
         not_compared=wording.not_compared(compared),
+        same_within=next((d.same_within for d in compared.differences), None),
         varying_note=tables.varying_note(compared),
         run_table=run_table,
         runs=runs,

@@ -115,8 +115,8 @@ def comparison_table(compared: ComparedGroups) -> Table:
         ("interval", "95 % interval", wording.interval),
         ("n", "n", lambda d: f"{d.n} pairs" if d.paired else f"{d.n}, unpaired"),
         ("wins", "better in", lambda d: f"{d.wins} of {d.n}" if d.paired else "–"),
-        ("p", "p", lambda d: wording.p_value(d.p)),
-        ("adjusted", "adjusted p", lambda d: wording.p_value(d.adjusted)),
+        ("p", "p", lambda d: wording.p_value(d.p if d.enough_seeds else math.nan)),
+        ("adjusted", "adjusted p", lambda d: wording.p_value(d.adjusted if d.enough_seeds else math.nan)),
         ("finding", "finding", wording.finding),
     ]
     keys, titles, cells = zip(*columns, strict=True)

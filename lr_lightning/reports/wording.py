@@ -58,10 +58,19 @@ def finding(d: GroupDifference) -> str:
     by_rank = f"; by ranks, {lost}" if lost else ""
     if d.significant:
         return f"significant{by_rank}"
+    if d.same:
+        return f"no difference that matters: less than {d.same_within:g} ({_p_equals('p', d.p_same)})"
+    won = f"better in {d.wins} of {d.n} seeds, " if d.paired and d.wins > 0 and d.n > 1 else ""
+    what = "seeds" if d.paired else "runs each"
+    now = f"{d.n} {what}" if d.n > 1 else "1 seed" if d.paired else "1 run"
+    more = "" if math.isnan(d.more_seeds) else f"; about {_count(d.more_seeds)} more {what} would decide"
     if not d.enough_seeds:
-        what = "seeds" if d.paired else "runs each"
-        return f"not enough {what} to tell (n = {d.n}, needs {d.seeds_needed}){by_rank}"
-    return f"not significant (n = {d.n}){by_rank}"
+        return f"{won}unproven: {now}, {d.seeds_needed} can prove it{by_rank}{more}"
+    return f"{won}not significant (n = {d.n}){by_rank}{more}"
+
+
+def _count(seeds: float) -> str:
+    return f"{seeds:.0f}" if seeds < 500 else "hundreds of"
 
 
 def comparable(compared: ComparedGroups) -> list[GroupDifference]:
@@ -85,7 +94,8 @@ def not_compared(compared: ComparedGroups) -> str:
 def one_line(d: GroupDifference) -> str:
     """Summarize the difference of two groups in a short line."""
     ci = "" if math.isnan(d.low) else f" ({interval(d)})"
-    return f"{d.better} > {d.worse}: {difference(d)}{ci}, {_p_equals('adjusted p', d.adjusted)}: {finding(d)}"
+    p = f", {_p_equals('adjusted p', d.adjusted)}" if d.enough_seeds else ""
+    return f"{d.better} > {d.worse}: {difference(d)}{ci}{p}: {finding(d)}"
 
 
 def headline(compared: ComparedGroups) -> str:
@@ -142,7 +152,13 @@ def _finding(compared: ComparedGroups) -> str:
             )
     wins = [d for d in own if d.significant and d.better == best.name]
     rest = f" It is significantly better than {', '.join(d.worse for d in wins)}, not than the others." if wins else ""
-    return f"No winner can be named. {best.name} has {_mean_of(best, compared.objective)}. {_lead(own[0])}{rest}"
+    doubt = "No winner can be named"
+    if own[0].better == best.name and not own[0].enough_seeds and own[0].wins == own[0].n > 1:
+        doubt = f"{best.name} is ahead in every seed, which {own[0].n} seeds cannot prove"
+    same = [d.worse if d.better == best.name else d.better for d in own if d.same and not d.significant]
+    if same:
+        rest += f" It is as good as {', '.join(same)}, within {own[0].same_within:g}."
+    return f"{doubt}. {best.name} has {_mean_of(best, compared.objective)}. {_lead(own[0])}{rest}"
 
 
 def _mean_of(group: RunGroup, objective: str, which: str = "the best mean") -> str:
@@ -159,8 +175,9 @@ def _lead(d: GroupDifference) -> str:
         lead = "ranks before" if d.p < 1 else "is level with"
     if d.n < 2:
         return f"{d.better} {lead} {d.worse} by one {'seed' if d.paired else 'run'}: {finding(d)}."
-    ps = f"{_p_equals('p', d.p)}, {_p_equals('adjusted', d.adjusted)}"
-    return f"{d.better} {lead} {d.worse} ({seeds}{ci}, {ps}): {finding(d)}."
+    # With too few seeds even the clearest difference has a p above the level, so that it would read like chance.
+    ps = f", {_p_equals('p', d.p)}, {_p_equals('adjusted', d.adjusted)}" if d.enough_seeds else ""
+    return f"{d.better} {lead} {d.worse} ({seeds}{ci}{ps}): {finding(d)}."
 
 
 def seeds_counted(group: RunGroup) -> str:

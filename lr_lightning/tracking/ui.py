@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lr_lightning.errors import TrackingError
-from lr_lightning.tracking.keys import JOB_TAG, PEAK_LR
+from lr_lightning.tracking.keys import JOB_TAG, LOG_LR
 from lr_lightning.tracking.query import experiments
 from lr_lightning.tracking.store import Store, open_store, prepare_mlflow
 
@@ -57,10 +57,8 @@ _COLUMNS = (
     *("metrics.`summary/best_val_acc`", "metrics.`summary/best_val_loss`", "metrics.`summary/test_acc`"),
     *("metrics.`summary/gap_loss`", "metrics.`summary/seconds`", "tags.`sweep`", "attributes.`Source`"),
 )
-_BARS = (
-    *("best_val_acc", "last_val_acc", "test_acc", "best_val_loss", "gap_loss", "steps", "seconds"),
-    *("steps_to_target", "seconds_to_target"),
-)
+_BY_LR = ("best_val_acc", "best_val_loss")
+_BARS = ("last_val_acc", "test_acc", "gap_loss", "steps", "seconds", "steps_to_target", "seconds_to_target")
 
 
 # ---- the view
@@ -68,17 +66,13 @@ _BARS = (
 
 def view_state(run_filter: str = DRAWN_RUNS) -> dict[str, Any]:
     """Return the view of the runs that match ``run_filter``, in MLflow's terms; the same on every call."""
-    accs = [_line("val/acc", "validation accuracy"), _line("overfit/gap_loss", "gap: val − probe loss")]
-    over_lr = [
-        _line(f"summary/{metric}", f"{name} by peak learning rate", against=PEAK_LR, log=log)
-        for metric, name, log in (("best_val_acc", "best accuracy", False), ("best_val_loss", "best loss", True))
-    ]
-    lr, losses = "learning rate", (("val/loss", "validation"), ("train/loss", "training"), ("probe/loss", "probe"))
+    losses, gaps = ("val/loss", "train/loss", "probe/loss"), ("val/acc", "overfit/gap_loss", "overfit/gap_acc")
+    by_lr = [_line(f"summary/{name}", against=LOG_LR, log=name.endswith("loss")) for name in _BY_LR]
     sections = {
-        "Learning rate": [_line("lr/group0", lr), _line("lr/group0", f"log {lr}", log=True), *over_lr],
-        "Loss": [_line(key, f"{name} loss", log=True) for key, name in losses],
-        "Accuracy and gap": [*accs, _line("overfit/gap_acc", "gap: probe − val accuracy")],
-        "Results": [_card("BAR", f"summary/{name}", name.replace("_", " ")) for name in _BARS],
+        "Learning rate": [_line("lr/group0", log=True), *by_lr],
+        "Loss": [_line(key, log=True) for key in losses],
+        "Accuracy and gap": [_line(key) for key in gaps],
+        "Results": [_card("BAR", f"summary/{name}") for name in _BARS],
     }
     charts, section_states = [], []
     for name, cards in sections.items():
@@ -88,6 +82,8 @@ def view_state(run_filter: str = DRAWN_RUNS) -> dict[str, Any]:
         charts += [{**card, "uuid": _uuid(f"{name} {i}"), "metricSectionId": section} for i, card in enumerate(cards)]
     return {
         "selectedColumns": list(_COLUMNS),
+        "columnOrder": list(_COLUMNS),
+        "columnWidths": {column: 165 if "summary/" in column else 110 for column in _COLUMNS},
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": section_states,
@@ -109,10 +105,10 @@ def _uuid(name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"lr_lightning {name}"))
 
 
-def _card(kind: str, metric: str, title: str) -> dict[str, Any]:
+def _card(kind: str, metric: str) -> dict[str, Any]:
     return {
         "type": kind,
-        "displayName": title,
+        "displayName": metric,  # MLflow shows the metric's own name above a line chart, whatever this is
         "metricKey": metric,
         "runsCountToCompare": _MAX_RUNS,
         "deleted": False,
@@ -120,14 +116,14 @@ def _card(kind: str, metric: str, title: str) -> dict[str, Any]:
     }
 
 
-def _line(metric: str, title: str, *, log: bool = False, against: str = "") -> dict[str, Any]:
+def _line(metric: str, *, log: bool = False, against: str = "") -> dict[str, Any]:
     return {
-        **_card("LINE", metric, title),
+        **_card("LINE", metric),
         "selectedMetricKeys": [metric],
         "lineSmoothness": 0,
         "xAxisKey": "metric" if against else "step",
         "selectedXAxisMetricKey": against,
-        "xAxisScaleType": "log" if against else "linear",
+        "xAxisScaleType": "linear",  # a metric has no logarithmic axis
         "scaleType": "log" if log else "linear",
         "useGlobalXaxisKey": not against,
         "useGlobalLineSmoothing": True,
