@@ -78,7 +78,7 @@ def train(
         resumed = choose_checkpoint(resumed, flat, data)
 
     # What drives, watches and records it.
-    finder = build.build_finder(config.finder, module, config.trainer.progress)
+    finder = build.build_finder(config.finder, module, config.trainer.progress, config.output_root)
     finding = [] if finder is None else [finder, record.FoundLR(config, finder)]
     configured = build.build_callbacks(config, schedules, module)
     callbacks = [checkpoints.ConfigStamp(identity(flat)), *finding, *configured, *watching]
