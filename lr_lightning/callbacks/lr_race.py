@@ -28,7 +28,7 @@ class LRRace(LRFinder):
     """Find the peak learning rate of the planned run by racing several, and train with the one that it suggests.
 
     A short range test says where to begin. Then five or more learning rates train the run's own schedule, shortened,
-    from the same weights and over the same batches, and are judged by the validation. The best of them train three
+    from the same weights and over the same batches, and are judged by the validation. The best of them train four
     times as long, and so on, as far as ``budget`` goes; the ladder of learning rates moves where the best is at its
     end. How the best one moved as the trainings grew longer says where it will be at the length of the run
     (:func:`~lr_lightning.lr_finder.race.read_race`).
