@@ -21,12 +21,12 @@ from typing import Any
 from benchmarks.pieces import Piece, add_options, finish_or_read
 from benchmarks.report import store
 from benchmarks.trainings import ROOT, quoted
-from lr_lightning.app.commands.lr_effects import train_trial
+from lr_lightning.app.commands.lr_effects import train_one
 from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.train import quiet
+from lr_lightning.app.run.messages import quiet
 from lr_lightning.app.schemas.search import StudyConfig
-from lr_lightning.diagnosis.lr_effects import Claim, Trial, claims
+from lr_lightning.diagnosis.lr_claims import Claim, GridRun, claims
 from lr_lightning.diagnosis.verdict import Label
 
 GRID = StudyConfig()
@@ -47,21 +47,21 @@ def work(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     prepare(ROOT)
     quiet()
     config = config_of(settings["cifar10"], settings["schedule"], settings["epochs"])
-    return plain(train_trial(config, settings["lr"], settings["seed"], {}))
+    return plain(train_one(config, settings["lr"], settings["seed"], {}))
 
 
-def plain(item: Trial | Claim) -> dict[str, Any]:
+def plain(item: GridRun | Claim) -> dict[str, Any]:
     """Its values; JSON knows no infinity, so what was never reached, or is not known, is null."""
     finite = {key: not isinstance(value, float) or math.isfinite(value) for key, value in asdict(item).items()}
     return {key: value if finite[key] else None for key, value in asdict(item).items()}
 
 
-def trial_of(result: Mapping[str, Any]) -> Trial:
+def trial_of(result: Mapping[str, Any]) -> GridRun:
     """Return what :func:`plain` wrote."""
     missing = {"steps_to_target": math.inf, "device_seconds_to_target": math.inf}
     values = {key: missing.get(key, math.nan) if value is None else value for key, value in result.items()}
     curve = tuple((probe, val) for probe, val in values["curve"])
-    return Trial(**(values | {"label": Label(values["label"]), "curve": curve}))
+    return GridRun(**(values | {"label": Label(values["label"]), "curve": curve}))
 
 
 def table(result: dict[str, Any]) -> str:
