@@ -141,6 +141,7 @@ def build_data(config: Config) -> ImageDataModule:
         seed=config.seed,
         normalize=cast(Any, config.model.inputs),
         channels_last=config.trainer.channels_last,
+        needs_test=config.test,
     )
 
 

@@ -202,7 +202,7 @@ def _has(cfg: DictConfig, key: str) -> bool:
     for part in key.split("."):
         if not isinstance(node, DictConfig) or node._is_none():
             return True
-        if part not in node:
+        if part not in list(node):  # without list, a value that is still missing is not found
             return False
         node = node._get_node(part)
     return True

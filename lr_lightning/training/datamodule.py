@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -27,7 +27,7 @@ from lr_lightning.training.decode import (
     stored_keys,
     without_unreadable,
 )
-from lr_lightning.training.images import RawSplits, require
+from lr_lightning.training.images import Images, RawSplits, require
 from lr_lightning.training.loader import BatchLoader, TrainBatch
 from lr_lightning.training.pixels import MAX_PIXELS, Format
 from lr_lightning.training.transforms import Fill, Normalization
@@ -82,6 +82,7 @@ class ImageDataModule(L.LightningDataModule):
       (``None`` or ``"auto"``: one less than there are cores).
     - ``max_megapixels`` is the size of the largest image that is read. ``on_bad_image`` says whether images that cannot
       be read are an ``error``, or are left out (``skip``), for which every image is decoded once more at the start.
+      Unless the run ``needs_test``, a test split with such images is left out.
     - ``train_size`` training images are kept, stratified.
     - ``flip_labels`` is the share of training images, the probe's among them, that get the label of another class,
       which a network can only memorize.
@@ -112,6 +113,7 @@ class ImageDataModule(L.LightningDataModule):
         flip_labels: float = 0.0,
         max_megapixels: float = MAX_PIXELS / 1e6,
         on_bad_image: Literal["error", "skip"] = "error",
+        needs_test: bool = True,
     ) -> None:
         super().__init__()
         workers = max(1, usable_cores() - 1) if num_workers in (None, "auto") else num_workers
@@ -143,7 +145,7 @@ class ImageDataModule(L.LightningDataModule):
         self.num_workers, self.requested_size = int(workers or 0), image_size
         self.channels_last, self.drop_last = channels_last, drop_last
         self.train_size, self.flip_labels = train_size, flip_labels
-        self.max_pixels, self.on_bad_image = round(max_megapixels * 1e6), on_bad_image
+        self.max_pixels, self.on_bad_image, self.needs_test = round(max_megapixels * 1e6), on_bad_image, needs_test
         self.class_names: tuple[str, ...] = ()
         self.dataset_name, self.fingerprint, self.in_memory = "", "", True
         self._format: Format | None = None
@@ -162,22 +164,17 @@ class ImageDataModule(L.LightningDataModule):
         true_labels = raw.train.labels
         raw = split.flip_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
         self.dataset_name, self.class_names = raw.name, raw.class_names
-        present = raw.present()
-        fmt = choose_format(list(present.values()), self.requested_size, self.max_pixels)
-        smallest = min(fmt.height, fmt.width)
-        require(
-            self.crop_fill != "reflect" or self.crop_padding < smallest,
-            f"data.crop_padding must be < {smallest} (the image size) with data.crop_fill=reflect, "
-            f"got {self.crop_padding}",
-        )
-        self.in_memory = sum(map(len, present.values())) * fmt.bytes_per_image <= self.memory_limit
-        stores: Mapping[str, ImageStore]
-        if self.in_memory:
-            stores = decode_all(present, fmt)
-        else:
-            stores = {name: EncodedImages(images, fmt) for name, images in present.items()}
+        try:
+            fmt, stores = self._read(raw.present())
+        except DataError as error:
+            if self.needs_test or raw.test is None:
+                raise
+            raw = replace(raw, test=None)
+            chosen.pop("test")
+            fmt, stores = self._read(raw.present())  # or the training set's own error
+            rank_zero_warn(f"The test split is left out, since test=false: {error}")
         splits = {
-            name: _Split(stores[part.origin], present[part.origin].labels, part.indices)
+            name: _Split(stores[part.origin], raw.present()[part.origin].labels, part.indices)
             for name, part in chosen.items()
         }
         self._check_pictures(splits, true_labels)
@@ -188,6 +185,19 @@ class ImageDataModule(L.LightningDataModule):
         self.fingerprint = split.data_fingerprint(raw, chosen, (fmt.channels, fmt.height, fmt.width))
         self._check_fingerprint()
         self._format, self._splits = fmt, splits
+
+    def _read(self, present: Mapping[str, Images]) -> tuple[Format, Mapping[str, ImageStore]]:
+        fmt = choose_format(list(present.values()), self.requested_size, self.max_pixels)
+        smallest = min(fmt.height, fmt.width)
+        require(
+            self.crop_fill != "reflect" or self.crop_padding < smallest,
+            f"data.crop_padding must be < {smallest} (the image size) with data.crop_fill=reflect, "
+            f"got {self.crop_padding}",
+        )
+        self.in_memory = sum(map(len, present.values())) * fmt.bytes_per_image <= self.memory_limit
+        if self.in_memory:
+            return fmt, decode_all(present, fmt)
+        return fmt, {name: EncodedImages(images, fmt) for name, images in present.items()}
 
     def _choose(self, raw: RawSplits) -> tuple[RawSplits, dict[str, split.SplitIndices]]:
         chosen = split.choose_splits(raw, self.val_fraction, self.split_seed, self.train_size)

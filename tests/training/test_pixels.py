@@ -280,3 +280,15 @@ def test_bad_images_are_left_out_if_asked(caplog):
         assert warning.splitlines()[1] == "  row 30 of x.parquet is not an image, but empty"
     with pytest.raises(DataError, match=r"data\.on_bad_image=skip"):
         module(splits(train=train, test=None, names=("a", "b")))
+
+
+def test_a_test_split_that_cannot_be_read_is_left_out_where_no_test_is_wanted():
+    raw = splits(test=labelled(encoded(picture()), b"", origin="test.parquet"))
+    with pytest.raises(DataError, match=r"row 1 of test\.parquet is not an image"):
+        module(raw)
+    with pytest.warns(UserWarning, match=r"test split is left out, since test=false: .*row 1 of test\.parquet"):
+        data = module(raw, needs_test=False)
+    assert not data.has_test
+    assert data.sizes == module(splits(test=None)).sizes
+    with pytest.raises(DataError, match=r"row 0 of some\.parquet"):
+        module(splits(test=raw.test, val=labelled(b"")), needs_test=False)
