@@ -125,6 +125,20 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
         console.print(f"{name}:  {hide_password(command)}", soft_wrap=True)
 
 
+def outcome_line(outcome: RunOutcome) -> str:
+    """Return a run's result in a line, for one of many runs."""
+    summary, verdict = outcome.summary, outcome.verdict
+    forms = {
+        "best_val_acc": "best val/acc {:.2%}",
+        "test_acc": "test/acc {:.2%}",
+        "best_val_loss": "best val/loss {:.4g}",
+        "seconds": "{:.3g} s",
+    }
+    parts = [f"lr {outcome.found_lr:.3g}"] if outcome.found_lr is not None else []
+    parts += [form.format(summary[key]) for key, form in forms.items() if key in summary]
+    return ", ".join([*parts, *([verdict.headline] if verdict is not None else [])])
+
+
 def _look(node: TrackingConfig) -> tuple[str, str]:
     """Return the command that shows the run, or one that makes a tracked run."""
     script = Path(sys.argv[0])

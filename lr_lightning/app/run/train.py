@@ -58,15 +58,22 @@ __all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", 
 
 
 def train(
-    config: Config, resumed: ResumedRun | None = None, *, report: bool = True, watching: Sequence[Callback] = ()
+    config: Config,
+    resumed: ResumedRun | None = None,
+    *,
+    report: bool = True,
+    notes: bool | None = None,
+    watching: Sequence[Callback] = (),
 ) -> RunOutcome:
     """Build everything, fit, test the best checkpoint once, and record the run.
+
+    Without a ``report`` nothing is printed but a bar on a terminal and, with ``notes``, what the data has to say.
 
     Bad input (``ConfigError``) is found before the run appears in the store. After that ``Diverged`` and ``RunFailed``
     leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching``: extra
     callbacks, such as a search's. The test is skipped if any of them sets ``gives_up``.
     """
-    prepare_process(config.trainer, config.output_root, show_notes=report)
+    prepare_process(config.trainer, config.output_root, show_notes=report if notes is None else notes)
     config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
 
@@ -78,9 +85,14 @@ def train(
         resumed = choose_checkpoint(resumed, flat, data)
 
     # What drives, watches and records it.
-    finder = build.build_finder(config.finder, module, config.trainer.progress)
-    finding = [] if finder is None else [finder, record.FoundLR(config, finder)]
-    configured = build.build_callbacks(config, schedules, module)
+    progress = config.trainer.progress
+    if progress == "auto" and not report:
+        progress = "bar" if sys.stdout.isatty() else "none"
+    finder = build.build_finder(config.finder, module, progress)
+    finding = [] if finder is None else [finder, record.FoundLR(config, finder, report=report)]
+    configured = build.build_callbacks(
+        replace(config, trainer=replace(config.trainer, progress=progress)), schedules, module
+    )
     callbacks = [checkpoints.ConfigStamp(identity(flat)), *finding, *configured, *watching]
     run = open_run(config, data, module, callbacks, resumed=resumed, scaling=scaling, report=report)
     trainer = run.trainer
@@ -92,6 +104,8 @@ def train(
         return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
 
     outcome = run.do(work)
+    if finder is not None:
+        outcome = replace(outcome, found_lr=finder.applied)
     if run.folder and report:
         print_outcome(config, run.folder, outcome, idle=resumed is not None and not record.stepped(trainer))
     return outcome
@@ -135,7 +149,7 @@ def prepare_process(node: TrainerConfig, output: str, *, show_notes: bool = True
     quiet()
     if show_notes:
         logger = logging.getLogger("lr_lightning.training")
-        logger.handlers[:] = [_Notes()]
+        logger.handlers[:] = logger.handlers or [_Notes()]
         logger.setLevel(logging.INFO)
     if is_child():
         ParentWatch().start()
@@ -343,11 +357,16 @@ def spare_idle_hooks(callbacks: Iterable[Callback]) -> None:
 
 
 class _Notes(logging.Handler):
-    """Prints what the data module has to say about the images, on the first rank."""
+    """Prints what the data module has to say about the images, on the first rank, and once in a multirun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if is_rank_zero():
-            print(record.getMessage(), flush=True, file=sys.stdout if record.levelno < logging.WARNING else sys.stderr)
+        if is_rank_zero() and (text := record.getMessage()) not in self._said:
+            self._said.add(text)
+            print(text, flush=True, file=sys.stdout if record.levelno < logging.WARNING else sys.stderr)
 
 
 def quiet() -> None:
