@@ -238,14 +238,21 @@ class CooldownPreview(BaseCallback):
                 "CooldownPreview(batches=...)."
             )
             return
-        full = None
+        full, forward_alone = (
+            None,
+            per_example.is_default(self.loss, pl_module),
+        )  # the labels of a training batch may be mixed
         with batch_norm.estimating(pl_module, self._active):
             for batch in islice(batches, self.num_batches):
                 size = count_examples(batch)
                 full = size if full is None else full
                 if size == full:  # a small last batch would count as much as a full one
+                    batch = to_device(trainer, batch)
                     with trainer.precision_plugin.forward_context():
-                        self.loss(pl_module, to_device(trainer, batch))
+                        if forward_alone and isinstance(batch, tuple | list):
+                            pl_module(batch[0])
+                        else:
+                            self.loss(pl_module, batch)
         batch_norm.average_over_ranks(trainer, self._active)
 
     def state_dict(self) -> dict[str, Any]:

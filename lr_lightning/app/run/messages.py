@@ -191,7 +191,8 @@ def _overrides(config: Config, change: Change, key: str, per_epoch: float) -> di
     if change.width is not None:
         values["model.kwargs.width"] = None if width is None else str(change.width * width)
     if change.label_smoothing is not None:
-        values["+module.kwargs.label_smoothing"] = str(change.label_smoothing)
+        key = "module.label_smoothing" if config.module.name == "classifier" else "+module.kwargs.label_smoothing"
+        values[key] = str(change.label_smoothing)
     if change.regularise:
         values["model.kwargs.dropout"] = "0.3" if dropout == 0 else None
     return {} if None in values.values() else {name: value for name, value in values.items() if value is not None}
