@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import repeat
 from typing import Any, Literal, get_args
@@ -19,8 +20,8 @@ from lr_lightning._lightning import (
     is_dev_run,
     isolate_rng,
     make_trainer,
+    of_both_packages,
     rank_zero_info,
-    twins,
 )
 from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
@@ -51,7 +52,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
     section 3.3): the learning rate rises from update to update while the loss is recorded.
     :func:`~lr_lightning.lr_finder.curve.read_curve` says what the curve means. It answers for a few hundred steps, and
     so it only places what follows: trials of a few peaks on the run's own schedule, shortened to two lengths, from the
-    same start and over the same batches. The short ones search, and the long ones are read and carried to the length of
+    same start and over the same batches. The short ones search; what the long ones say is extrapolated to the length of
     the run (:func:`~lr_lightning.lr_finder.planned_run.read_trials`). The schedule is that of ``LRSchedule``, or
     constant. There are no trials if the run's length is unknown or below 100 updates, if its schedule is cyclical
     above a base_lr or comes from ``configure_optimizers``, or without a ``budget``: then the range test answers alone.
@@ -168,7 +169,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         if clock.total is None:
             return
         run = PlannedRun.of(driver.schedule, clock)
-        lr = found.run.carried(self.applied, run)
+        lr = found.run.equivalent_lr(self.applied, run)
         if abs(math.log(lr / self.applied)) > _ANOTHER_SCHEDULE:
             rank_zero_info(
                 f"LRFinder: the lr of {self.applied:.3g} was found for {found.run.describe()}. For {run.describe()} it "
@@ -399,24 +400,34 @@ def find_lr(
             "must be a Trainer that has not trained yet, without fast_dev_run and limit_train_batches=0", "trainer"
         )
     finder = LRFinder(apply=False, **settings)
+    with _only_measuring(trainer, module, finder):
+        trainer.fit(module, train_dataloaders, val_dataloaders, datamodule)
+    if finder.result is None:
+        name = type(module).__name__
+        raise ArgumentError(f"find_lr: {name}.configure_callbacks returns an LRFinder, which takes this one's place")
+    return finder.result
+
+
+@contextmanager
+def _only_measuring(trainer: Trainer, module: LightningModule, finder: LRFinder) -> Iterator[None]:
+    """Let fits in this context run a finder and nothing else; restore Trainer, module and random generators on exit."""
     names = ("callbacks", "loggers", "limit_train_batches", "num_sanity_val_steps")
     before = {name: getattr(trainer, name) for name in names}
     modes, device = {layer: layer.training for layer in module.modules()}, module.device
-    others: tuple[type, ...] = (BaseLRFinder, *twins(BatchSizeFinder, LearningRateFinder))  # they would measure as well
+    others: tuple[type, ...] = (
+        BaseLRFinder,
+        *of_both_packages(BatchSizeFinder, LearningRateFinder),
+    )  # they would measure as well
     own = [callback for callback in before["callbacks"] if not isinstance(callback, others)]
     changed = {"callbacks": [*own, finder, _NoTraining()], "loggers": [], "num_sanity_val_steps": 0}
     try:
         for name, value in changed.items():
             setattr(trainer, name, value)
         with isolate_rng():
-            trainer.fit(module, train_dataloaders, val_dataloaders, datamodule)
+            yield
     finally:
         for name, value in before.items():
             setattr(trainer, name, value)
         for layer, mode in modes.items():
             layer.training = mode
         module.to(device)
-    if finder.result is None:
-        name = type(module).__name__
-        raise ArgumentError(f"find_lr: {name}.configure_callbacks returns an LRFinder, which takes this one's place")
-    return finder.result
