@@ -275,13 +275,13 @@ class FreshMetric:
 
 
 def is_missed_in_sanity_check(trainer: Trainer, name: str) -> bool:
-    """Return whether the sanity check has logged metrics, but not this one of those that a validation logs."""
-    late = name.startswith(("overfit/", "probe/", "train/", "cost/"))  # of callbacks in real validations
+    """Return whether the sanity check has logged metrics but not this one, so that no validation will log it either."""
+    late = name.startswith(("overfit/", "probe/", "train/", "cost/"))  # which callbacks log in real validations only
     return bool(trainer.callback_metrics) and name not in trainer.callback_metrics and not late
 
 
 def names_to_loggers(trainer: Trainer) -> set[str]:
-    """Return the names under which the module logs to the loggers in the running loop, as far as it has."""
+    """Return the names under which the module has logged to the loggers so far in the running loop."""
     results: Any = trainer._results
     every = [] if results is None else [result for result in results.values() if result.meta.logger]
     return {results._forked_name(r, step)[1] for r in every for step in (True, False) if _logs(r.meta, step)}

@@ -76,13 +76,13 @@ class LRFinder(BaseLRFinder[RangeTest]):
         mode: ``"exponential"`` (a geometric grid) or ``"linear"``.
         metric: ``"loss"`` (of the training batches), or ``"val_loss"`` or ``"accuracy"`` of the first validation
             batches, measured before each update.
-        repeats: Number of tests with other batches and random numbers, from the same start; the curve is their mean.
+        repeats: Number of tests from the same start, each with other batches and random numbers; the curve is the mean.
         apply: Whether to train with the lr that was found.
-        retry: Whether to test a second range, which reaches ten times further, from the same start and over the same
-            batches, if the first one ends too early or begins too late. It costs as much again, and replaces the first.
-        budget: The most updates of range test and trials together, such as ``"10%"`` of the run or ``500``, though
-            enough for trials of 11 and 44 updates, about 340 in all; None for no trials.
-        at_epochs: Test at the start of these epochs instead, counted from 0, and apply nothing.
+        retry: Whether to test once more, over a range that reaches ten times further, if the first range ends too early
+            or begins too late. The second test costs as much as the first one and replaces it.
+        budget: Most updates for range test and trials together, such as ``"10%"`` of the run or ``500``; None for no
+            trials. A smaller budget than the shortest trials need, about 340 updates in all, counts as that many.
+        at_epochs: Test at the start of these epochs, counted from 0, instead of before the run, and apply nothing.
         early_stop: Whether to end a test when the loss has clearly diverged.
         val_batches: Number of validation batches, if ``metric`` needs them, >= 1.
         monitor: The name under which the module logs that metric, if it is not a usual one.

@@ -1,10 +1,12 @@
 """Read the curve of a learning-rate range test: a suggestion with its interval, or why there is none. Pure numpy.
 
-The rule: values above start + (start - minimum) are clipped. From the first sustained rise on, the curve is set to
-that ceiling. Then it is smoothed. Its edge is the step before the loss first lies a fifth of its fall above its
-minimum. The value at the edge shows the effect of the update before it. Half the learning rate of that update
-(``max_lr``) is the upper limit of the suggestion. The suggestion lies two fifths of the way from there down to half
-the learning rate in the middle of the fall, on a logarithmic scale.
+The rule, in steps:
+
+1. Cap the curve at start + (start - minimum), and set it to that cap from the first sustained rise on. Smooth it.
+2. Find the edge: the last step before the loss has risen again from its minimum by a fifth of its fall. The loss at the
+   edge is the result of the update before it, so ``max_lr`` is half the learning rate of that update.
+3. Take half the learning rate in the middle of the fall as the lower limit. The suggestion lies two fifths of the way
+   from ``max_lr`` down to it, on a logarithmic scale; if that limit is above ``max_lr``, it is ``max_lr``.
 
 How the rule was chosen: by the regret against the best constant learning rate over 300 steps, on small problems
 (``benchmarks/finder_regret.py``). A first rule, tuned on 13 problems, did not hold on 13 others. A second rule, a third
@@ -48,7 +50,7 @@ Floats = NDArray[np.float64]
 RULES = ("steepest", "valley", "minimum/10", "smith")  # the other rules that a reading lists for comparison
 _MIN_POINTS = 10
 _HEAD = 10  # values at the start, where the learning rate is still too small to matter: their median is the start level
-_BACK = 0.2  # the edge is where the loss has come back up by a fifth of its fall
+_BACK = 0.2  # share of the fall by which the loss has risen again just after the edge
 _SAFETY = 2.0  # learning rate at the edge / max_lr
 _CAUTION = 0.4  # share of the way from max_lr down to half the lr in the middle of the fall, on a logarithmic scale
 _MOST = 0.7  # share of the fall; before it is made, a rise is not counted as sustained
@@ -213,7 +215,8 @@ def _shape(values: Floats) -> _Shape:
     limit = before + _SUSTAINED * fall + _NOISE * noise
     ahead = np.concatenate([values, [-math.inf, -math.inf]])
     over = sliding_window_view(ahead, 3) > limit[:, None]
-    # A single outlier is no sustained rise: one of the next two values must be over as well. Before most of the fall, none is.
+    # A single outlier is no sustained rise: one of the next two values must be over the limit as well. No rise counts
+    # before most of the fall.
     lasting = (before <= start - _MOST * fall) & over[:, 0] & (over.sum(1) >= 2)
     rises_at = int(np.argmax(lasting)) if fall > 0 and lasting.any() else n
     cap = start + (start - best[rises_at - 1])

@@ -77,8 +77,8 @@ class Snapshot:
 
     It starts from ``roots``, by their names in messages. It saves the attributes of ``shallow`` objects as references,
     without following them, and ignores instances of ``opaque`` types. The snapshots in ``before`` will be restored
-    after this one. An object that they reached as data counts as data here too: if this snapshot wrote to the object,
-    it would look changed to them.
+    after this one. An object that one of them only watches, as data, is only watched here too: had this snapshot
+    restored it, the earlier one would report a change.
     """
 
     def __init__(
