@@ -1,8 +1,8 @@
 """Does a verdict's advice help when it is followed?
 
 Run: ``python -m benchmarks.advice --cifar10 FOLDER [--jobs 2] [--report] [--unseal] [--quick]``. Every configuration of
-:data:`CONFIGS` is trained with two seeds and may_be_pruned. Every advice, and every length that the app would print as the
-next command, is followed with the same seed, and the followed run is may_be_pruned in its turn. Each finished training is
+:data:`CONFIGS` is trained with two seeds and judged. Every advice, and every length that the app would print as the
+next command, is followed with the same seed, and the followed run is judged in its turn. Each finished training is
 stored at once, so the same command continues where it stopped, also after a rule has changed: then only the trainings
 of new advice are missing.
 

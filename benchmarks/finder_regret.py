@@ -308,7 +308,7 @@ def problem_figures(name: str, recorded: dict[str, Any], sweeps: list[Sweep], ti
 
 
 def main() -> None:
-    """LogEntry, read, print and store."""
+    """Record, read, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two problems, few seeds, nothing stored")
     parser.add_argument("--cifar10", type=Path, metavar="FOLDER", help="with train.parquet; adds six problems")

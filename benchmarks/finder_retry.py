@@ -48,7 +48,7 @@ def search(sweeps: dict[str, Any], seed: int, first: Range) -> tuple[float | Non
 
 
 def main() -> None:
-    """LogEntry, read, print and store."""
+    """Record, read, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one problem, one seed, nothing stored")
     quick = parser.parse_args().quick

@@ -106,7 +106,7 @@ def _end(curve: Sequence[Sequence[float]], steps: int, measure: int) -> float:
     return curve[-1][1 + measure] if curve and curve[-1][0] == steps else np.inf
 
 
-def pruner(truths: Mapping[str, Truth], rules: Mapping[str, Rule]) -> dict[str, Any]:
+def judge(truths: Mapping[str, Truth], rules: Mapping[str, Rule]) -> dict[str, Any]:
     """Let every rule answer for every cell, and measure the answers.
 
     Returns:
@@ -190,7 +190,7 @@ def main() -> None:
     part = "sealed" if args.unseal else "open"
     print(f"{len(truths)} {part} cells, {RULE_SEEDS} seeds a rule; regret by validation loss, 95 % interval over cells")
     result = {"cells": list(truths), "truth": {n: t.loss.tolist() for n, t in truths.items()}, "lrs": LRS}
-    result["rules"] = pruner(truths, rules)
+    result["rules"] = judge(truths, rules)
     store(f"whole_run_{part}", result, args.quick or args.only)
 
 

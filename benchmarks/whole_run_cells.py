@@ -1,7 +1,7 @@
 """The cells of ``benchmarks.whole_run``: trainings in which only the learning rate is open.
 
 All cells were written before the first of them was run, and none was dropped afterwards. Every second one is sealed:
-its results may be trained and stored at any time, but no rule is chosen, tuned or may_be_pruned on them before the end of the
+its results may be trained and stored at any time, but no rule is chosen, tuned or judged on them before the end of the
 work on the rules. ``SEALED`` names them.
 """
 

@@ -52,7 +52,7 @@ Rule = Callable[[Cell, int], Answer]
 
 @cache
 def sweep(cell: Cell, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """LogEntry one range test: learning rates, and the losses before each update; nan after a divergence."""
+    """Record one range test: learning rates, and the losses before each update; nan after a divergence."""
     lrs = np.geomspace(*RANGE, SWEEP).tolist()
     data = cell.data(cell.noise).train
     torch.manual_seed(100 + seed)

@@ -155,7 +155,7 @@ PLACES_OF_DATA = ("root", "train", "val", "test", "path", "cache_dir")
 GROUP_BASES: dict[str, type[Any]] = {
     f.name: f.type for f in fields(Config) if isinstance(f.type, type) and issubclass(f.type, Schema)
 }
-"""The schema of each group, whose keys every choice has; the keys that a choice adds are arguments of its `_target_`."""
+"""The schema of each group, whose keys every choice has; keys that a choice adds are arguments of its `_target_`."""
 
 
 def _choices(base: type) -> dict[str, type]:
