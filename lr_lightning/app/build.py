@@ -301,7 +301,7 @@ def build_trainer(
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, MisconfigurationException) as e:
         given = f".kwargs ({', '.join(node.kwargs)})" if node.kwargs else ""
         raise ConfigError(f"trainer{given}: {e}") from e
-    spare_idle_hooks(callbacks_of(trainer, Callback))
+    skip_empty_hooks(callbacks_of(trainer, Callback))
     return trainer
 
 
@@ -311,7 +311,7 @@ STEP_HOOKS = (
 )
 
 
-def spare_idle_hooks(callbacks: Iterable[Callback]) -> None:
+def skip_empty_hooks(callbacks: Iterable[Callback]) -> None:
     """Keep Lightning from calling the hooks of a step that a callback does not implement.
 
     Lightning enters a profiler for each call: six hooks times fifteen callbacks, most of them empty. It skips a hook

@@ -158,11 +158,11 @@ PLACES_OF_DATA = ("root", "train", "val", "test", "path", "cache_dir")
 GROUP_BASES: dict[str, type[Any]] = {
     f.name: f.type for f in fields(Config) if isinstance(f.type, type) and issubclass(f.type, Schema)
 }
-"""The schema that every choice of a group has; the keys that a choice adds are arguments of its `_target_`."""
+"""The schema of each group, whose keys every choice has; keys that a choice adds are arguments of its `_target_`."""
 
 
 def _choices(base: type) -> dict[str, type]:
-    """Return the schemas of a group's choices, which stand beside its base, by the default of their key ``name``."""
+    """Return the schemas of a group's choices: the subclasses of ``base`` in its module, by their default ``name``."""
     schemas = [s for s in vars(sys.modules[base.__module__]).values() if isinstance(s, type) and issubclass(s, base)]
     return {name: s for s in schemas if (name := getattr(s, "name", MISSING)) != MISSING}
 

@@ -157,9 +157,10 @@ def main(root: Path, job: Job = "train") -> int:
 
 @dataclass
 class JobResult:
-    """How a job ended. Hydra's launcher may run it in another process: unpickling a report there is reporting it here.
+    """How a job ended.
 
-    What is unpickled is the job's value, which a sweeper of Hydra's may need.
+    Hydra's launcher may run the job in another process and send this object back. Unpickling it here adds it to
+    ``_reports``, and gives Hydra the job's value, which one of its sweepers may need.
     """
 
     number: int

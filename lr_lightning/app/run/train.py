@@ -66,7 +66,7 @@ def train(
 
     Bad input (``ConfigError``) is found before the run appears in the store. After that ``Diverged`` and ``RunFailed``
     leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching``: extra
-    callbacks, such as a search's. The test is skipped if any of them sets ``gives_up``.
+    callbacks, such as a search's. The test is skipped if any of them sets ``skips_test``.
     """
     prepare_process(config.trainer, config.output_root, show_notes=report if notes is None else notes)
     config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
@@ -265,7 +265,7 @@ def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerC
 
 def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outcome: RunOutcome) -> RunOutcome:
     """Evaluate the best checkpoint on the test set, and add its numbers to the outcome."""
-    if any(getattr(callback, "gives_up", False) for callback in callbacks_of(trainer, Callback)):
+    if any(getattr(callback, "skips_test", False) for callback in callbacks_of(trainer, Callback)):
         return outcome
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     results = trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False)
