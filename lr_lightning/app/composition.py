@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lr_lightning._commands import override, shell_quote
 from lr_lightning.app.config import PLACES_OF_DATA, SCHEMAS, Config, register, takes_text
 from lr_lightning.app.error_messages import explain
-from lr_lightning.app.schemas.key_rules import Problem
+from lr_lightning.app.schemas import Problem
 from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.errors import ConfigError, Rejected, StoreUnavailable, TrackingError
@@ -53,7 +53,11 @@ _OTHER_NAMES = {
     "data.root": "data_dir data_path data_root dir folder path",
     "data": "dataset datasets",
     "model": "net network arch architecture",
-    "module.kwargs.label_smoothing": "smoothing ls",
+    "module.label_smoothing": "smoothing ls",
+    "data.random_erasing": "erasing reprob random_erase",
+    "data.mixup": "mixup_alpha",
+    "data.cutmix": "cutmix_alpha",
+    "callbacks.ema": "ema_decay model_ema weight_averaging swa",
     "schedule": "sched scheduler lr_scheduler lr_schedule",
     "schedule.warmup": "warm_up warmup_steps warmup_epochs num_warmup_steps warmup_ratio",
     "callbacks.early_stopping.patience": "patience",

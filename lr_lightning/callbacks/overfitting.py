@@ -46,7 +46,7 @@ from lr_lightning.diagnosis.calibration import entropy
 from lr_lightning.diagnosis.diagnose import diagnose
 from lr_lightning.diagnosis.early_stopping import overfit_metrics
 from lr_lightning.diagnosis.history import History, Point
-from lr_lightning.diagnosis.stratify import Indices
+from lr_lightning.diagnosis.statistics import Indices
 from lr_lightning.diagnosis.verdict import Label, Verdict
 from lr_lightning.errors import Diverged
 

@@ -10,7 +10,7 @@ import pytest
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from lr_lightning.app.commands.train import _usage
+from lr_lightning.app.commands.hydra_main import _usage
 from lr_lightning.app.composition import (
     _OTHER_NAMES,
     _keys,
@@ -23,8 +23,8 @@ from lr_lightning.app.composition import (
     validate,
     wants_tracebacks,
 )
-from lr_lightning.app.config import flatten
 from lr_lightning.errors import ConfigError
+from lr_lightning.tracking.keys import flatten
 from tests.test_commands import AWKWARD
 
 Compose = Callable[..., DictConfig]

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lr_lightning.app import build
 from lr_lightning.app import config as app_config
 from lr_lightning.app.composition import validate
-from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config, flatten
+from lr_lightning.app.config import GROUP_BASES, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
 from lr_lightning.errors import ConfigError
 
@@ -268,7 +268,3 @@ def test_every_group_has_choices_and_every_schema_a_group() -> None:
     groups = {group for group, _ in CHOICES}
     assert groups == {*SCHEMAS, "experiment"}
     assert set(SCHEMAS) == {*GROUP_BASES, "search"}
-
-
-def test_flatten() -> None:
-    assert flatten({"a": {"b": 1, "c": {}}, "d": [1, 2]}) == {"a.b": 1, "a.c": {}, "d": [1, 2]}
