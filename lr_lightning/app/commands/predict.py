@@ -164,7 +164,7 @@ def run(
             else:
                 print(f"skipped: {result.what} {result.reason}", file=sys.stderr)
         if table is not None:
-            # A name that is not UTF-8 is escaped: the table goes on, and any program can read it.
+            # A name that is not UTF-8 is escaped, so that the table is complete and any program can read it.
             with table.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 _write_csv(done, truth, top, file)
     except (ConfigError, DataError, OSError) as e:
