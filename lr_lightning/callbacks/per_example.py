@@ -438,7 +438,7 @@ class ValidationLosses:
         return sample
 
     def _warn_of_other_loss(self, trainer: Trainer, sample: Sample) -> None:
-        """Warn once that the module validates with another loss than the default, which single examples may not have."""
+        """Warn once that the module validates with another loss than the default, and say how to give its own."""
         name, logged = logged_by_validation(trainer, "val_loss")
         unlike = logged is not None and abs(float(logged) - sample.loss) > 0.05 * abs(sample.loss) + 1e-6
         if not unlike or self._warned or trainer.world_size > 1:  # a rank may log the loss of its own examples

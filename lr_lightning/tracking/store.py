@@ -307,7 +307,7 @@ class Store:
         return copy
 
     def _check_reachable(self) -> None:
-        """Check that the port is open: MLflow retries a dead database for minutes and prints a page at each attempt."""
+        """Make local folders and test the port: MLflow retries a dead database for minutes, and prints a page each time."""
         if self.artifact_root is not None:
             _make_folder(self.root)
         if self._file is not None:
