@@ -16,6 +16,7 @@ from hydra.utils import get_object, instantiate
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 from torch import nn
@@ -146,6 +147,7 @@ def build_data(config: Config) -> ImageDataModule:
         seed=config.seed,
         normalize=cast(Any, config.model.inputs),
         channels_last=config.trainer.channels_last,
+        needs_test=config.test,
     )
 
 
@@ -173,8 +175,11 @@ def build_optimizer(node: OptimizerConfig) -> Callable[[nn.Module], Optimizer]:
 def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module, data: DataShape) -> LightningModule:
     """Build the LightningModule: the app's classifier or the user's own."""
     offers = {"net": net, "optimizer": build_optimizer(optimizer), "num_classes": data.num_classes}
+    offers["class_sizes"] = getattr(data, "class_sizes", {}).get("train")  # unknown in a prediction
+    arguments = _target_arguments("module", node)
     given = _offers_accepted_by(_import_target("module", node._target_), offers)
-    return cast(LightningModule, _build_target("module", node, LightningModule, node.kwargs, **given))
+    given = {name: value for name, value in given.items() if name not in arguments}
+    return cast(LightningModule, _build_target("module", node, LightningModule, arguments, **given))
 
 
 def build_callbacks(config: Config, schedules: Schedules, module: LightningModule) -> list[Callback]:
@@ -202,7 +207,17 @@ def build_callbacks(config: Config, schedules: Schedules, module: LightningModul
     if (stopping := node.stopping) is not None:
         callbacks.append(MonitorCheck(stopping.monitor, "callbacks.early_stopping.monitor"))
         callbacks.append(ScheduleAwareStopping(**asdict(stopping)))
-    return [*callbacks, *_extra_callbacks(node.extra), RandomState()]
+    averaging = [] if node.ema is None else [AveragedWeights(decay=node.ema)]  # after what measures a validation
+    return [*callbacks, *averaging, *_extra_callbacks(node.extra), RandomState()]
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """A running average of the weights, which is validated, saved and tested in their place; see ``callbacks.ema``."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore the weights that are trained, in a resume; a test keeps the average, which Lightning replaces too."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 def _wants_preview(config: Config) -> bool:
@@ -210,7 +225,8 @@ def _wants_preview(config: Config) -> bool:
     wanted = config.callbacks.cooldown_preview
     if wanted is not None:
         return wanted
-    return isinstance(config.schedule, schemas.STAYS_HIGH) and not config.optimizer.averages_weights
+    averages = config.optimizer.averages_weights or config.callbacks.ema is not None
+    return isinstance(config.schedule, schemas.STAYS_HIGH) and not averages
 
 
 def _batch_growth(growth: schemas.GrowthConfig, batch_size: int) -> BatchSizeSchedule:

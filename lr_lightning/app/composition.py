@@ -53,7 +53,11 @@ _OTHER_NAMES = {
     "data.root": "data_dir data_path data_root dir folder path",
     "data": "dataset datasets",
     "model": "net network arch architecture",
-    "module.kwargs.label_smoothing": "smoothing ls",
+    "module.label_smoothing": "smoothing ls",
+    "data.random_erasing": "erasing reprob random_erase",
+    "data.mixup": "mixup_alpha",
+    "data.cutmix": "cutmix_alpha",
+    "callbacks.ema": "ema_decay model_ema weight_averaging swa",
     "schedule": "sched scheduler lr_scheduler lr_schedule",
     "schedule.warmup": "warm_up warmup_steps warmup_epochs num_warmup_steps warmup_ratio",
     "callbacks.early_stopping.patience": "patience",
@@ -202,7 +206,7 @@ def _has(cfg: DictConfig, key: str) -> bool:
     for part in key.split("."):
         if not isinstance(node, DictConfig) or node._is_none():
             return True
-        if part not in node:
+        if part not in list(node):  # without list, a value that is still missing is not found
             return False
         node = node._get_node(part)
     return True

@@ -69,6 +69,9 @@ class Config(Schema):
                 else "the finder's learning rate is for this batch"
             )
             yield Problem("optimizer.lr_rule", f"{what}, so there is none to scale. Give optimizer.lr_rule=none.")
+        if self.callbacks.ema is not None and self.optimizer.averages_weights:
+            text = f"{self.optimizer.name} averages the weights itself. Leave it out, or take another optimizer."
+            yield Problem("callbacks.ema", text)
         if self.finder._target_ is not None:
             yield from self._finder_conflicts()
         if self.study is not None:

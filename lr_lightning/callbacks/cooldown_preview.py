@@ -254,7 +254,8 @@ class CooldownPreview(BaseCallback):
                 "CooldownPreview(batches=...)."
             )
             return
-        batch_norm.estimate(trainer, pl_module, self._active, batches, self.num_batches, self._loss)
+        forward = _forward if per_example.is_default(self._loss, pl_module) else self._loss
+        batch_norm.estimate(trainer, pl_module, self._active, batches, self.num_batches, forward)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averaged weights and the count of updates and validations."""
@@ -266,3 +267,8 @@ class CooldownPreview(BaseCallback):
         """Keep the average until the training starts."""
         self._loaded = dict(state_dict)
         self._validations = self._loaded.pop("validations", 0)
+
+
+def _forward(module: LightningModule, batch: Any) -> object:
+    """Pass a batch through the module, whatever its labels: those of a training batch may be mixed."""
+    return module(batch[0]) if isinstance(batch, tuple | list) else per_example.default_loss(module, batch)

@@ -30,6 +30,7 @@ _ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 # What Pillow raises for bytes that are not an image, or only the first part of one.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 _ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of a TIFF
 _EXIF_KEYS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -151,6 +152,7 @@ def _opened(images: Images, index: int, max_pixels: int) -> Iterator[Image.Image
             if width * height > max_pixels:
                 limit = f"more than data.max_megapixels={max_pixels / 1e6:g} allows"
                 raise UnreadableImage(images.describe(index), f"has {width} × {height} pixels, {limit}")
+            _refuse_misread(image)
             yield image
     except UnreadableImage:
         raise
@@ -171,6 +173,16 @@ def _open(item: Encoded) -> Image.Image:
 
         pillow_heif.register_heif_opener()
         return Image.open(item if isinstance(item, Path) else BytesIO(item))
+
+
+def _refuse_misread(image: Image.Image) -> None:
+    """Refuse the TIFFs that Pillow reads as other values than they hold, without a word."""
+    tags = getattr(image, "tag_v2", {})
+    bits, planes = max(tags.get(_BITS, (1,))), tags.get(_PLANAR) == 2 and len(image.getbands()) > 1
+    if bits > 8 and planes:
+        raise DataError(f"it has a plane of {bits} bits for each colour, which Pillow misreads: convert it")
+    if bits == 8 and 2 in tags.get(_SAMPLE_FORMAT, ()):
+        raise DataError("its pixels are signed 8 bits, which Pillow misreads: convert it")
 
 
 def _head(item: Encoded) -> bytes:
@@ -243,8 +255,10 @@ def _values(item: Encoded | NDArray[np.uint8], image: Image.Image) -> NDArray[An
             ]
             values = values.astype(np.uint16) << 8 | np.asarray(twin)
     tags = getattr(image, "tag_v2", {})
-    if values.dtype == np.int32 and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):
+    if values.dtype == np.int32 and tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
         values = values.view(np.uint32)  # Pillow has no unsigned numbers of 32 bits
+    if values.dtype.kind == "u" and tags.get(_PHOTOMETRIC) == 0 and not raw.endswith("I"):  # 0 is white; I: inverted
+        values = 2 ** tags[_BITS][0] - 1 - values
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise DataError("it holds NaN or infinite values")
     return values
