@@ -307,7 +307,7 @@ class Store:
         return copy
 
     def _check_reachable(self) -> None:
-        """Make local folders and test the port: MLflow retries a dead database for minutes, and prints a page each time."""
+        """Make local folders, and test the port: MLflow retries a dead database for minutes and prints pages."""
         if self.artifact_root is not None:
             _make_folder(self.root)
         if self._file is not None:
