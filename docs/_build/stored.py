@@ -221,6 +221,19 @@ ROWS = (
         "--cifar10 FOLDER",
         result="batch_growth_cifar10",
     ),
+    Row(
+        "batch_growth",
+        "the same on digits with AdamW, the learning rate divided by the square root of the growth",
+        lambda found: _difference(found["difference"]),
+        "--optimizer adamw",
+        result="batch_growth_adamw",
+    ),
+    Row(
+        "super_convergence",
+        "test accuracy on CIFAR-10, 1cycle minus a step schedule of ten times the epochs",
+        lambda found: _difference(found["differences"]["1cycle, 4 epochs − step, 40 epochs"]),
+        "--cifar10 FOLDER",
+    ),
     Row("smith_table", "Smith's table on CIFAR-10: paired differences", _smith, "--cifar10 FOLDER"),
     Row(
         "whole_run",
@@ -250,6 +263,14 @@ ROWS = (
         "--cifar10 FOLDER",
     ),
     Row("lr_effects", "which of the textbook's claims about a high and a low learning rate hold", _lr_effects),
+    Row("lr_effects", "the same on CIFAR-10", _lr_effects, "--cifar10 FOLDER", result="lr_effects_cifar10"),
+    Row(
+        "lr_effects",
+        "the same on CIFAR-10, with a cosine decay",
+        _lr_effects,
+        "--cifar10 FOLDER --schedule cosine",
+        result="lr_effects_cifar10_cosine",
+    ),
     Row("pruning", "epochs that pruning a search saves", _pruning),
     Row("search_methods", "best validation loss of each way of searching", _search_methods),
     Row(
