@@ -146,7 +146,6 @@ class Fall(NamedTuple):
 
     size: Difference
     share: float  # the fall in a quarter of the learning, as a share of the whole fall of the run
-    share_noise: float  # its standard error
 
 
 @dataclass(frozen=True)
@@ -222,8 +221,8 @@ class Curves:
         distance = self.learning[self.probe.window(self.end)].mean() - self.learning[self.probe.window(since)].mean()
         scale = 0.25 / max(distance, 0.05)
         if learnt <= 0:
-            return Fall(size, float(size.value > 0) * scale, 0.0)
-        return Fall(size, float(size.value / learnt * scale), float(size.noise / learnt * scale))
+            return Fall(size, float(size.value > 0) * scale)
+        return Fall(size, float(size.value / learnt * scale))
 
     @property
     def first_at_best(self) -> int:

@@ -20,7 +20,9 @@ from lr_lightning.diagnosis.statistics import stratified_subset
 from lr_lightning.errors import DataError, UsageError
 from lr_lightning.training import split, transforms
 from lr_lightning.training.decode import (
+    MAX_PIXELS,
     EncodedImages,
+    Format,
     ImageStore,
     choose_format,
     decode_all,
@@ -30,7 +32,6 @@ from lr_lightning.training.decode import (
 )
 from lr_lightning.training.images import Images, RawSplits, require
 from lr_lightning.training.loader import BatchLoader, TrainBatch
-from lr_lightning.training.pixels import MAX_PIXELS, Format
 from lr_lightning.training.transforms import Fill, Normalization
 
 log = logging.getLogger(__name__)
