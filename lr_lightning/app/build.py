@@ -183,7 +183,7 @@ def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module,
 
 
 def build_callbacks(config: Config, schedules: Schedules, module: LightningModule) -> list[Callback]:
-    """Build what drives and watches the run, but for the checkpoints, which need the output folder."""
+    """Build the callbacks of the run, except those for checkpoints, which need the output folder."""
     callbacks: list[Callback] = []
     node, schedule, plateau = config.callbacks, config.schedule, schedules.plateau
     if isinstance(schedule, schemas.BatchGrowthConfig) and schedule.growth is not None:

@@ -20,7 +20,9 @@ from lr_lightning.diagnosis.statistics import stratified_subset
 from lr_lightning.errors import DataError, UsageError
 from lr_lightning.training import split, transforms
 from lr_lightning.training.decode import (
+    MAX_PIXELS,
     EncodedImages,
+    Format,
     ImageStore,
     choose_format,
     decode_all,
@@ -30,7 +32,6 @@ from lr_lightning.training.decode import (
 )
 from lr_lightning.training.images import Images, RawSplits, require
 from lr_lightning.training.loader import BatchLoader, TrainBatch
-from lr_lightning.training.pixels import MAX_PIXELS, Format
 from lr_lightning.training.transforms import Fill, Normalization
 
 log = logging.getLogger(__name__)
@@ -126,28 +127,8 @@ class ImageDataModule(L.LightningDataModule):
         workers = max(1, usable_cores() - 1) if num_workers in (None, "auto") else num_workers
         if eval_batch_size is None:
             eval_batch_size = max(batch_size, min(4 * batch_size, _MAX_EVAL_BATCH))
-        for key, value, least in (
-            ("data.batch_size", batch_size, 1),
-            ("data.eval_batch_size", eval_batch_size, 1),
-            ("data.split_seed", split_seed, 0),
-            ("data.crop_padding", crop_padding, 0),
-            ("data.image_size", image_size, 1),
-            ("data.train_size", train_size, 1),
-            ("seed", seed, 0),
-        ):
-            require(value is None or value >= least, f"{key} must be >= {least}, got {value}")
         require(isinstance(workers, int) and workers >= 0, f"data.num_workers must be >= 0 or auto, got {num_workers}")
         require(max_megapixels > 0, f"data.max_megapixels must be > 0, got {max_megapixels}")
-        for key, share in (("flip_labels", flip_labels), ("random_erasing", random_erasing)):
-            require(0 <= share <= 1, f"data.{key} must be in [0, 1], got {share}")
-        for key, parameter in (("mixup", mixup), ("cutmix", cutmix)):
-            require(0 <= parameter < math.inf, f"data.{key} must be a finite number, 0 or more, got {parameter}")
-        for key, choice, known in (
-            ("data.normalize", normalize, transforms.NORMALIZATIONS),
-            ("data.crop_fill", crop_fill, get_args(Fill)),
-            ("data.on_bad_image", on_bad_image, ("error", "skip")),
-        ):
-            require(choice in known, f"{key} must be one of {', '.join(known)}, got {choice!r}")
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.crop_padding, self.crop_fill, self.flip, self.normalize = crop_padding, crop_fill, flip, normalize
@@ -162,6 +143,30 @@ class ImageDataModule(L.LightningDataModule):
         self._format: Format | None = None
         self._splits: dict[str, _Split] = {}
         self._expected_fingerprint: str | None = None
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        """Refuse values out of range, by the names of their config keys."""
+        for key, value, least in (
+            ("data.batch_size", self.batch_size, 1),
+            ("data.eval_batch_size", self.eval_batch_size, 1),
+            ("data.split_seed", self.split_seed, 0),
+            ("data.crop_padding", self.crop_padding, 0),
+            ("data.image_size", self.requested_size, 1),
+            ("data.train_size", self.train_size, 1),
+            ("seed", self.seed, 0),
+        ):
+            require(value is None or value >= least, f"{key} must be >= {least}, got {value}")
+        for key, share in (("flip_labels", self.flip_labels), ("random_erasing", self.random_erasing)):
+            require(0 <= share <= 1, f"data.{key} must be in [0, 1], got {share}")
+        for key, parameter in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            require(0 <= parameter < math.inf, f"data.{key} must be a finite number, 0 or more, got {parameter}")
+        for key, choice, known in (
+            ("data.normalize", self.normalize, transforms.NORMALIZATIONS),
+            ("data.crop_fill", self.crop_fill, get_args(Fill)),
+            ("data.on_bad_image", self.on_bad_image, ("error", "skip")),
+        ):
+            require(choice in known, f"{key} must be one of {', '.join(known)}, got {choice!r}")
 
     def prepare(self) -> None:
         """Load, split, decode and measure the data; a second call does nothing."""
