@@ -40,14 +40,14 @@ from benchmarks.gpu_steps import callbacks, finder, precision
 from benchmarks.report import at_least_one, machine, show, store
 from benchmarks.trainings import ROOT, images
 from lr_lightning.app.composition import prepare
-from lr_lightning.app.run.train import quiet
+from lr_lightning.app.run.messages import quiet
 
 NAME = "gpu"
 RECIPE = (
     "model=resnet9",
     "schedule=one_cycle",
     "optimizer.lr=0.4",
-    "++module.kwargs.label_smoothing=0.1",
+    "module.label_smoothing=0.1",
     "data.batch_size=512",
     "data.crop_padding=4",
     "data.crop_fill=reflect",

@@ -12,10 +12,10 @@ from typing import Annotated, Any, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING
 
+from lr_lightning.app.schemas import SEED, Problem, Schema, existing
 from lr_lightning.app.schemas.data import DataConfig
-from lr_lightning.app.schemas.key_rules import SEED, Problem, Schema, existing
 from lr_lightning.app.schemas.model import ModelConfig, ModuleConfig, OptimizerConfig
 from lr_lightning.app.schemas.schedule import CyclicalConfig, OneCycleConfig, PlateauConfig, ScheduleConfig
 from lr_lightning.app.schemas.search import FinderConfig, SearchConfig, StudyConfig
@@ -69,6 +69,9 @@ class Config(Schema):
                 else "the finder's learning rate is for this batch"
             )
             yield Problem("optimizer.lr_rule", f"{what}, so there is none to scale. Give optimizer.lr_rule=none.")
+        if self.callbacks.ema is not None and self.optimizer.averages_weights:
+            text = f"{self.optimizer.name} averages the weights itself. Leave it out, or take another optimizer."
+            yield Problem("callbacks.ema", text)
         if self.finder._target_ is not None:
             yield from self._finder_conflicts()
         if self.study is not None:
@@ -155,11 +158,11 @@ PLACES_OF_DATA = ("root", "train", "val", "test", "path", "cache_dir")
 GROUP_BASES: dict[str, type[Any]] = {
     f.name: f.type for f in fields(Config) if isinstance(f.type, type) and issubclass(f.type, Schema)
 }
-"""The schema that every choice of a group has; the keys that a choice adds are arguments of its `_target_`."""
+"""The schema of each group, whose keys every choice has; keys that a choice adds are arguments of its `_target_`."""
 
 
 def _choices(base: type) -> dict[str, type]:
-    """Return the schemas of a group's choices, which stand beside its base, by the default of their key ``name``."""
+    """Return the schemas of a group's choices: the subclasses of ``base`` in its module, by their default ``name``."""
     schemas = [s for s in vars(sys.modules[base.__module__]).values() if isinstance(s, type) and issubclass(s, base)]
     return {name: s for s in schemas if (name := getattr(s, "name", MISSING)) != MISSING}
 
@@ -199,15 +202,3 @@ def register() -> None:
     for group, choices in SCHEMAS.items():
         for name, node in choices.items():
             store.store(name=name, node=node, group=f"schema/{group}")
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested config to one level of dotted keys; lists and empty mappings stay values."""
-    if isinstance(node, DictConfig | ListConfig):
-        node = OmegaConf.to_container(node, resolve=True)
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -1,7 +1,7 @@
 """The inside of a worker: a process that trains, or does whatever else its search sends.
 
 It starts as `python -m lr_lightning.search.worker ROLE FD SEARCH_PID`, where FD is a socket to the search. A
-``nursery``, a fork server, imports what training needs, starts no thread, and forks a worker for each socket that the
+``fork_server`` imports what training needs, starts no thread, and forks a worker for each socket that the
 search sends, so the imports are paid once. A ``worker`` serves the search itself. It is for runs with several
 processes, whose launcher starts the same command for the other ranks.
 """
@@ -50,8 +50,8 @@ from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.early_stopping import Phases
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
 from lr_lightning.search.launch import PRELOAD
-from lr_lightning.search.pruning import Ask, Report
-from lr_lightning.search.task import Answer, Status, Task, TaskResult, stored_result
+from lr_lightning.search.methods import Ask, ValidationReport
+from lr_lightning.search.task import Answer, Task, TaskResult, TaskStatus, stored_result
 from lr_lightning.tracking.store import prepare_mlflow
 
 _IDLE_SECONDS = 0.2
@@ -72,14 +72,14 @@ def run_task(task: Task, ask: Ask | None = None, *, quiet: bool = False) -> Task
         done = app.train(config, previous, report=False, watching=[watch])
     except Diverged as e:
         outcome = e.outcome
-        result = TaskResult(Status.DIVERGED, e.headline, dict(outcome.summary) if outcome else {})
+        result = TaskResult(TaskStatus.DIVERGED, e.headline, dict(outcome.summary) if outcome else {})
     except ConfigError as e:
-        result = TaskResult(Status.FAILED, str(e))
+        result = TaskResult(TaskStatus.FAILED, str(e))
     except Exception as e:
         traceback.print_exc()
-        result = TaskResult(Status.FAILED, _headline(e))
+        result = TaskResult(TaskStatus.FAILED, _headline(e))
     else:
-        status = Status.PRUNED if watch.reason else Status.FINISHED
+        status = TaskStatus.PRUNED if watch.reason else TaskStatus.FINISHED
         label = done.verdict.label if done.verdict is not None else None
         folder = str(done.output_dir) if done.output_dir else None
         result = TaskResult(status, watch.reason, done.summary, run_id=done.run_id, output_dir=folder, verdict=label)
@@ -115,10 +115,10 @@ def _headline(error: Exception) -> str:
 
 
 class TrialWatch(Callback):
-    """Report each validation of a run to its search; end the run on all ranks if it is pruned or hopeless."""
+    """Report each validation of a run to its search; end the run on all ranks if it is pruned, by either side."""
 
     def __init__(self, task: Task, ask: Ask | None) -> None:
-        self.task, self._ask = task, ask if task.judged else None
+        self.task, self._ask = task, ask if task.may_be_pruned else None
         self.reason: str | None = None
         self.best: float | None = None
         self.validations = 0
@@ -128,7 +128,7 @@ class TrialWatch(Callback):
         self._phases: Phases | None = None
 
     @property
-    def gives_up(self) -> bool:
+    def skips_test(self) -> bool:
         """Tell whether the run was ended, so that a test would be pointless."""
         return self.reason is not None
 
@@ -148,23 +148,23 @@ class TrialWatch(Callback):
             best = value if self.best is None else self.best
             self.best = max(best, value) if self.task.higher else min(best, value)
         progress, comparable = self._place(trainer)
-        reason = self._judged(trainer, value, progress, comparable) if trainer.is_global_zero else None
+        reason = self._reason_to_end(trainer, value, progress, comparable) if trainer.is_global_zero else None
         reason = trainer.strategy.broadcast(reason)
         if reason is not None:
             self.reason = reason
             log_tags(trainer, {"pruned": reason[:500]})
             trainer.should_stop = True
 
-    def _judged(self, trainer: Trainer, value: float | None, progress: float, comparable: bool) -> str | None:
+    def _reason_to_end(self, trainer: Trainer, value: float | None, progress: float, comparable: bool) -> str | None:
         if progress >= 1.0:
             return None  # nothing would be saved
-        if self.task.ends_hopeless and progress >= self.task.patience and comparable:
+        if self.task.stops_on_verdict and progress >= self.task.patience and comparable:
             for verdict in (monitor.verdict for monitor in callbacks_of(trainer, OverfittingMonitor)):
                 if verdict.label in ("diverged", "collapsed"):
                     return f"{verdict.label}: {verdict.detail}".rstrip(": ")
         if self._ask is None or value is None:
             return None
-        return self._ask(Report(value, self.validations, progress, comparable))
+        return self._ask(ValidationReport(value, self.validations, progress, comparable))
 
     def _place(self, trainer: Trainer) -> tuple[float, bool]:
         """Return the share of the run that is done, and whether this validation can be compared with other runs'."""
@@ -214,7 +214,7 @@ def serve(search: Connection) -> None:
 
 
 def _train(task: Task, search: Connection) -> TaskResult:
-    def ask(report: Report) -> str | None:
+    def ask(report: ValidationReport) -> str | None:
         try:
             search.send(report)
             answer: str | None = search.recv()
@@ -255,7 +255,7 @@ def _printing_to(log: Path | None) -> Iterator[None]:
             os.close(original)
 
 
-def _nursery(control: Connection) -> NoReturn:
+def _serve_forks(control: Connection) -> NoReturn:
     """Fork a worker for each socket that the search sends, and tell it each worker's id, and later its exit status."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -316,7 +316,7 @@ def _become_worker(socket: int, parent: int, environment: dict[str, str]) -> NoR
 
 
 def main(role: str, socket: int, parent: int) -> None:
-    """Be a nursery, a worker, or one of the other ranks of a worker's run."""
+    """Be a fork server, a worker, or one of the other ranks of a worker's run."""
     if "LOCAL_RANK" in os.environ and role == "worker":
         task: Task = pickle.loads(Path(os.environ[_RANK_TASK]).read_bytes())
         prepare(task.root)
@@ -326,7 +326,7 @@ def main(role: str, socket: int, parent: int) -> None:
     if role == "worker":
         _become_worker(socket, parent, {})
     else:
-        _nursery(Connection(socket))
+        _serve_forks(Connection(socket))
 
 
 if __name__ == "__main__":

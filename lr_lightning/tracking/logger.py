@@ -22,9 +22,19 @@ from lr_lightning._checks import check_choice
 from lr_lightning._loggers import NOTE_TAG
 from lr_lightning.errors import ArgumentError, TrackingError
 from lr_lightning.tracking import local_log
-from lr_lightning.tracking.csv_files import CSVFiles, write_lr_table
 from lr_lightning.tracking.keys import JOB_TAG, MAX_PARAM, MAX_TAG, RUN_KEY_TAG, clean_key, clip, flatten
-from lr_lightning.tracking.local_log import Artifact, LocalLog, LoggedRun, Param, Record, Status, Tag, UploadState
+from lr_lightning.tracking.local_log import (
+    Artifact,
+    CSVFiles,
+    LocalLog,
+    LogEntry,
+    LoggedRun,
+    Param,
+    Status,
+    Tag,
+    UploadState,
+    write_lr_table,
+)
 from lr_lightning.tracking.locks import Holder, RunLock
 from lr_lightning.tracking.store import Store
 from lr_lightning.tracking.uploader import UploadThread
@@ -150,7 +160,7 @@ class RunLogger(Logger):
         """Repair the local log, bring the CSV files in line with it, and return what the run has logged."""
         self._log.repair()
         logged = LoggedRun.of(self._log.records())
-        imported: Sequence[Record] = self._csv.read() if self._csv and not logged.last_time else ()
+        imported: Sequence[LogEntry] = self._csv.read() if self._csv and not logged.last_time else ()
         if not self._resume and (logged.last_time or imported or (self.output_dir / local_log.STATE_NAME).exists()):
             raise TrackingError(
                 f"{self.output_dir}: already holds the log of a run. Give resume=True to resume it, or another folder."
@@ -330,12 +340,12 @@ class RunLogger(Logger):
             self._buffer.rows = []
             self._pass_on(rows)
 
-    def _write(self, records: Sequence[Record]) -> None:
+    def _write(self, records: Sequence[LogEntry]) -> None:
         if records:
             self._log.append(records)
             self._pass_on(records)
 
-    def _pass_on(self, records: Sequence[Record]) -> None:
+    def _pass_on(self, records: Sequence[LogEntry]) -> None:
         """Render and upload what the local log has just received."""
         if self._upload is not None:
             self._upload.wake()
@@ -352,7 +362,7 @@ class RunLogger(Logger):
         """
         if not self._ensure_started():
             return
-        records: list[Record] = []
+        records: list[LogEntry] = []
         changed: dict[str, object] = {}
         given = vars(params) if isinstance(params, Namespace) else params or {}
         for name, value in flatten(given).items():

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lr_lightning.diagnosis.stratify import stratified_split
+from lr_lightning.diagnosis.statistics import stratified_split
 from lr_lightning.errors import DataError
 from lr_lightning.training.folders import find_splits, split_of
 from lr_lightning.training.images import Encoded, Images, RawSplits, require
@@ -280,7 +280,7 @@ def _find_columns(
 ) -> tuple[str, str]:
     """Return the names of the image and the label column: those asked for, or the first known names.
 
-    That of the labels is empty if a test split has none.
+    The name of the label column is empty if a test split has no labels.
     """
 
     def find(kind: str, candidates: Sequence[str]) -> str:

@@ -20,16 +20,16 @@ from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.schedules import WSD, Clock, Constant, Cosine, Linear
 from lr_lightning.tracking.keys import hide_password
 
-__all__ = ["find_lr"]
+__all__ = ["run_finder"]
 
 _SCHEDULES = {"constant": Constant(), "linear": Linear(1, 0), "cosine": Cosine(1, 0), "wsd": WSD()}
 _LR_KEYS = ("finder", "optimizer.lr=", "schedule.max_lr=", "schedule.base_lr=")
 
 
-def find_lr(config: Config, overrides: list[str]) -> RunOutcome:
+def run_finder(config: Config, overrides: list[str]) -> RunOutcome:
     """Build everything as for training, search for a learning rate, record the search as a run, and print the result.
 
-    The outcome's summary has ``suggested_lr``, ``base_lr`` and ``max_lr``, as far as they were found. The overrides of
+    The outcome's summary has ``suggested_lr``, ``base_lr`` and ``max_lr``, if they were found. The overrides of
     the command line are for the next command.
     """
     prepare_process(config.trainer, config.output_root)
@@ -91,7 +91,7 @@ def _other_schedules(found: RangeTest | GridTest, configured: str) -> str:
         return ""
     clock = Clock(run.steps)
     others = {name: schedule for name, schedule in _SCHEDULES.items() if name != configured}
-    lrs = {name: run.carried(found.suggestion, PlannedRun.of(other, clock)) for name, other in others.items()}
+    lrs = {name: run.equivalent_lr(found.suggestion, PlannedRun.of(other, clock)) for name, other in others.items()}
     return "with another schedule:  " + ", ".join(f"schedule={name} optimizer.lr={lr:.2g}" for name, lr in lrs.items())
 
 

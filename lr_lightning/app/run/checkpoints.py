@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lr_lightning._commands import resume_argument
 from lr_lightning._lightning import CheckpointCallback, is_step_complete
-from lr_lightning.app.monitor_checks import FinalValidation, MonitorCheck, validation_follows
+from lr_lightning.app.build import FinalValidation, MonitorCheck, validation_follows
 from lr_lightning.app.run.output import BEFORE_LAST, LAST, folder_gone
 from lr_lightning.app.schemas.trainer import CheckpointConfig
 from lr_lightning.errors import ConfigError, RunFailed
@@ -98,7 +98,7 @@ class RunCheckpoint(CheckpointCallback):
 
     @cached_property
     def state_key(self) -> str:
-        """Lightning's key, computed once: Lightning asks for it at every hook of every step."""
+        """The key of Lightning, computed once: Lightning asks for it at every hook of every step."""
         return super().state_key
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

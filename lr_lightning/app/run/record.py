@@ -21,7 +21,7 @@ from torch.distributed import DistBackendError, DistNetworkError
 from lr_lightning._commands import python_command, resume_argument
 from lr_lightning._lightning import callbacks_of
 from lr_lightning._plotting import style
-from lr_lightning.app.config import PLACES_OF_DATA, Config, flatten
+from lr_lightning.app.config import PLACES_OF_DATA, Config
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.output import LAST, folder_gone, write_config
@@ -35,7 +35,7 @@ from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed, StoreUnavailable
 from lr_lightning.tracking import RunLogger, environment_tags, mark_dead_runs, open_store
-from lr_lightning.tracking.keys import COLOUR_TAG, hide_password
+from lr_lightning.tracking.keys import COLOUR_TAG, flatten, hide_password
 from lr_lightning.tracking.replay import watchdog
 from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
@@ -56,6 +56,7 @@ class RunOutcome:
     verdict: Verdict | None = None
     output_dir: Path | None = None  # None on ranks other than the first
     run_id: str | None = None  # in MLflow
+    found_lr: float | None = None  # the peak learning rate that a finder has set
 
     @property
     def objective(self) -> float | None:
@@ -261,10 +262,13 @@ def _disk_errors_as_input(folder: Path) -> Iterator[None]:
 
 
 class FoundLR(Callback):
-    """Record and print the learning rate that a run trains with, once its finder is done. List it after the finder."""
+    """Record the learning rate that a run trains with, once its finder is done, and ``report`` it.
 
-    def __init__(self, config: Config, finder: BaseLRFinder[Any]) -> None:
-        self.config, self.finder = config, finder
+    List it after the finder.
+    """
+
+    def __init__(self, config: Config, finder: BaseLRFinder[Any], *, report: bool = True) -> None:
+        self.config, self.finder, self.report = config, finder, report
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the learning rate; print it unless the run is resumed."""
@@ -282,7 +286,7 @@ class FoundLR(Callback):
             if logger.store is not None and node.tracking.run_name is None:
                 logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:g}", node.seed)})
         found = next(reversed(finder.results.values()), None)
-        if found is None or resumed:
+        if found is None or resumed or not self.report:
             return
         console = Console(soft_wrap=True, highlight=False, markup=False)
         console.print(f"{node.finder.name}: {found.describe().removesuffix('.')}")

@@ -14,59 +14,61 @@ import math
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import nn
 
 from lr_lightning._lightning import callbacks_of
 from lr_lightning._threads import threads_for
 from lr_lightning.app import build
-from lr_lightning.app.config import Config, flatten
+from lr_lightning.app.config import Config
 from lr_lightning.app.run import checkpoints, record
 from lr_lightning.app.run.graceful_stop import GracefulStop
-from lr_lightning.app.run.messages import print_outcome, print_start
+from lr_lightning.app.run.messages import DataNotes, print_outcome, print_start, quiet
 from lr_lightning.app.run.output import LAST, new_output_dir, output_root
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
 from lr_lightning.app.run.signals import ParentWatch, is_child
-from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.world import (
-    devices_and_nodes,
-    effective_batch_size,
     is_rank_zero,
     local_processes,
+    scale_lr,
     world_size,
 )
-from lr_lightning.callbacks.base_finder import NoSuggestionWarning
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Schedule
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch
 from lr_lightning.tracking import RunLogger
+from lr_lightning.tracking.keys import flatten
 from lr_lightning.training.datamodule import ImageDataModule
 
-__all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", "quiet", "train"]
+__all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", "train"]
 
 
 def train(
-    config: Config, resumed: ResumedRun | None = None, *, report: bool = True, watching: Sequence[Callback] = ()
+    config: Config,
+    resumed: ResumedRun | None = None,
+    *,
+    report: bool = True,
+    notes: bool | None = None,
+    watching: Sequence[Callback] = (),
 ) -> RunOutcome:
     """Build everything, fit, test the best checkpoint once, and record the run.
 
+    Without a ``report`` nothing is printed but a bar on a terminal and, with ``notes``, what the data has to say.
+
     Bad input (``ConfigError``) is found before the run appears in the store. After that ``Diverged`` and ``RunFailed``
     leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching``: extra
-    callbacks, such as a search's. The test is skipped if any of them sets ``gives_up``.
+    callbacks, such as a search's. The test is skipped if any of them sets ``skips_test``.
     """
-    prepare_process(config.trainer, config.output_root, show_notes=report)
+    prepare_process(config.trainer, config.output_root, show_notes=report if notes is None else notes)
     config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
 
@@ -78,9 +80,14 @@ def train(
         resumed = choose_checkpoint(resumed, flat, data)
 
     # What drives, watches and records it.
-    finder = build.build_finder(config.finder, module, config.trainer.progress, config.output_root)
-    finding = [] if finder is None else [finder, record.FoundLR(config, finder)]
-    configured = build.build_callbacks(config, schedules, module)
+    progress = config.trainer.progress
+    if progress == "auto" and not report:
+        progress = "bar" if sys.stdout.isatty() else "none"
+    finder = build.build_finder(config.finder, module, progress, config.output_root)
+    finding = [] if finder is None else [finder, record.FoundLR(config, finder, report=report)]
+    configured = build.build_callbacks(
+        replace(config, trainer=replace(config.trainer, progress=progress)), schedules, module
+    )
     callbacks = [checkpoints.ConfigStamp(identity(flat)), *finding, *configured, *watching]
     run = open_run(config, data, module, callbacks, resumed=resumed, scaling=scaling, report=report)
     trainer = run.trainer
@@ -92,42 +99,11 @@ def train(
         return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
 
     outcome = run.do(work)
+    if finder is not None:
+        outcome = replace(outcome, found_lr=finder.applied)
     if run.folder and report:
         print_outcome(config, run.folder, outcome, idle=resumed is not None and not record.stepped(trainer))
     return outcome
-
-
-def lr_factor(rule: str, batch: int, reference: int) -> float:
-    """Return the factor that adapts a learning rate for updates of ``reference`` examples to those of ``batch``.
-
-    The rule is ``linear`` (Goyal et al. 2017, for SGD), ``sqrt`` (Krizhevsky 2014; Malladi et al. 2022, for Adam) or
-    ``none``.
-
-    >>> lr_factor("linear", 512, 128), lr_factor("sqrt", 512, 128), lr_factor("none", 512, 128)
-    (4.0, 2.0, 1.0)
-    """
-    ratio = batch / reference
-    return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]
-
-
-def scale_lr(config: Config) -> tuple[Config, dict[str, Any]]:
-    """Apply ``optimizer.lr_rule`` to the peak learning rate and the bounds of a cycle.
-
-    Returns:
-        The config with the scaled learning rates, and a record of the change: the given learning rate and the factor.
-        Without a rule, the same config and an empty record.
-    """
-    node = config.optimizer
-    if node.lr_rule == "none" or node.lr_reference_batch is None:
-        return config, {}
-    factor = lr_factor(node.lr_rule, effective_batch_size(config.data, config.trainer), node.lr_reference_batch)
-    scaled = deepcopy(config)
-    scaled.optimizer.lr = node.lr * factor
-    if isinstance(scaled.schedule, CyclicalConfig):
-        for name in ("max_lr", "base_lr"):
-            if (lr := getattr(scaled.schedule, name)) is not None:
-                setattr(scaled.schedule, name, lr * factor)
-    return scaled, {"lr_rule.given_lr": node.lr, "lr_rule.factor": factor}
 
 
 def prepare_process(node: TrainerConfig, output: str, *, show_notes: bool = True) -> None:
@@ -135,7 +111,7 @@ def prepare_process(node: TrainerConfig, output: str, *, show_notes: bool = True
     quiet()
     if show_notes:
         logger = logging.getLogger("lr_lightning.training")
-        logger.handlers[:] = [_Notes()]
+        logger.handlers[:] = logger.handlers or [DataNotes()]
         logger.setLevel(logging.INFO)
     if is_child():
         ParentWatch().start()
@@ -186,14 +162,18 @@ def open_run(
         folder = resumed.output_dir if resumed else new_output_dir(config.output_root, *parts)
     stop = GracefulStop(folder / "checkpoints" / LAST if folder and trains else None)
     attached: list[Callback] = [stop, *callbacks, record.Summary()]
+    checkpoint_io = checkpoints.AtomicCheckpointIO(folder)
     try:
         if trains:
             node = config.callbacks.checkpoint
             attached += checkpoints.checkpoint_callbacks(node, folder)
-            trainer = make_trainer(config.trainer, folder, attached, enable_checkpointing=node is not None)
+            saves = node is not None
+            trainer = build.build_trainer(config.trainer, folder, attached, checkpoint_io, enable_checkpointing=saves)
         else:
             untrained = replace(config.trainer, max_steps=0)  # Lightning then ends the fit before its first step
-            trainer = make_trainer(untrained, folder, attached, enable_checkpointing=False, num_sanity_val_steps=0)
+            trainer = build.build_trainer(
+                untrained, folder, attached, checkpoint_io, enable_checkpointing=False, num_sanity_val_steps=0
+            )
         logger = None
         if folder:
             again = resumed is not None
@@ -283,82 +263,11 @@ def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerC
         raise ConfigError(f"schedule: {e}") from e
 
 
-_APP_KEYS = frozenset({"name", "channels_last", "compile", "threads", "deterministic", "progress", "kwargs"})
-
-
-def make_trainer(
-    node: TrainerConfig, folder: Path | None, callbacks: list[Callback], *, enable_checkpointing: bool, **settings: Any
-) -> Trainer:
-    """Build Lightning's Trainer; ``settings`` replace ``trainer.kwargs``."""
-    passed = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in _APP_KEYS}
-    passed["devices"], passed["num_nodes"] = devices_and_nodes(node)
-    if node.gradient_clip_val is None:
-        passed["gradient_clip_algorithm"] = None
-    try:
-        trainer = Trainer(
-            **passed,
-            deterministic="warn" if node.deterministic else None,
-            logger=False,
-            callbacks=callbacks,
-            default_root_dir=folder,
-            enable_model_summary=False,
-            enable_checkpointing=enable_checkpointing,
-            plugins=[checkpoints.AtomicCheckpointIO(folder)],
-            **{**node.kwargs, **settings},
-        )
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, MisconfigurationException) as e:
-        given = f".kwargs ({', '.join(node.kwargs)})" if node.kwargs else ""
-        raise ConfigError(f"trainer{given}: {e}") from e
-    spare_idle_hooks(callbacks_of(trainer, Callback))
-    return trainer
-
-
 def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outcome: RunOutcome) -> RunOutcome:
     """Evaluate the best checkpoint on the test set, and add its numbers to the outcome."""
-    if any(getattr(callback, "gives_up", False) for callback in callbacks_of(trainer, Callback)):
+    if any(getattr(callback, "skips_test", False) for callback in callbacks_of(trainer, Callback)):
         return outcome
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     results = trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False)
     tested = {key.replace("/", "_"): value for key, value in results[0].items() if math.isfinite(value)}
     return replace(outcome, summary=outcome.summary | tested)
-
-
-STEP_HOOKS = (
-    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
-    *("on_before_optimizer_step", "on_train_batch_end"),
-)
-
-
-def spare_idle_hooks(callbacks: Iterable[Callback]) -> None:
-    """Keep Lightning from calling the hooks of a step that a callback does not implement.
-
-    Lightning enters a profiler for each call: six hooks times fifteen callbacks, most of them empty. It skips a hook
-    that is not callable. The callbacks' classes are not changed, so ``super()`` finds every hook.
-    """
-    for callback in callbacks:
-        for hook in STEP_HOOKS:
-            inherited = getattr(type(callback), hook) is getattr(Callback, hook)
-            if inherited and hook not in vars(callback):  # LambdaCallback has its hooks in the instance
-                setattr(callback, hook, None)
-
-
-class _Notes(logging.Handler):
-    """Prints what the data module has to say about the images, on the first rank."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if is_rank_zero():
-            print(record.getMessage(), flush=True, file=sys.stdout if record.levelno < logging.WARNING else sys.stderr)
-
-
-def quiet() -> None:
-    """Turn off telemetry, and the messages of libraries that a user of the app can do nothing about."""
-    for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
-        os.environ.setdefault(name, "true")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    known = (
-        "does not have many workers|The number of training batches|isinstance.treespec|"
-        "Checkpoint directory .* exists and is not empty"
-    )
-    warnings.filterwarnings("ignore", message=f".*({known})")
-    warnings.filterwarnings("ignore", category=NoSuggestionWarning)  # FoundLR prints it

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import math
 import os
 import sys
 from collections import Counter
@@ -13,12 +14,22 @@ from typing import Any, Literal, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.composition import choices_help, keys_help, prepare, readable, validate, wants_tracebacks
+from lr_lightning.app.composition import (
+    choices_help,
+    explain_overrides,
+    keys_help,
+    prepare,
+    readable,
+    refuse_options,
+    validate,
+    wants_tracebacks,
+)
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RaceConfig, RangeTestConfig
@@ -73,11 +84,13 @@ class Multirun:
 
     def compare(self) -> None:
         """Compare the runs and print the result. Never raises."""
-        tracked = [config for config, _ in self._runs.values() if config.tracking.name == "mlflow"]
+        configs = [config for config, _ in self._runs.values()]
+        tracked = [config for config in configs if config.tracking.name == "mlflow"]
+        with suppress(OSError):  # the terminal may be closed
+            if len(configs) > 1:
+                print(f"\nsweep {self._name}: {len(configs)} runs, in {configs[-1].output_root}", flush=True)
         if len(tracked) < 2:
             return
-        with suppress(OSError):  # the terminal may be closed
-            print(f"\nsweep {self._name}: {len(self._runs)} runs", flush=True)
         from lr_lightning.app.commands.compare import compare_sweep
 
         experiments = sorted({config.tracking.experiment_name for config in tracked})
@@ -111,6 +124,7 @@ def main(root: Path, job: Job = "train") -> int:
         return 0
     prepare(root)
     try:
+        refuse_options(root, sys.argv[1:])
         sys.argv[1:] = readable(sys.argv[1:])
     except ConfigError as e:
         print_error(e)
@@ -122,7 +136,7 @@ def main(root: Path, job: Job = "train") -> int:
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
         if wants_tracebacks() or _reports:
             raise
-        print_error(explain(e))
+        print_error(explain_overrides(root, sys.argv[1:], e))
         return BAD_INPUT
     except RuntimeError as e:  # joblib's, if a process of it was killed
         if not type(e).__module__.startswith(("joblib.", "submitit.")):
@@ -145,10 +159,11 @@ def main(root: Path, job: Job = "train") -> int:
 
 
 @dataclass
-class Report:
-    """How a job ended. Hydra's launcher may run it in another process: unpickling a report there is reporting it here.
+class JobResult:
+    """How a job ended.
 
-    What is unpickled is the job's value, which a sweeper of Hydra's may need.
+    Hydra's launcher may run the job in another process and send this object back. Unpickling it here adds it to
+    ``_reports``, and gives Hydra the job's value, which one of its sweepers may need.
     """
 
     number: int
@@ -162,11 +177,11 @@ class Report:
         return _received, tuple(getattr(self, f.name) for f in fields(self))
 
 
-_reports: dict[int, Report] = {}
+_reports: dict[int, JobResult] = {}
 
 
 def _received(*values: Any) -> float | None:
-    report = Report(*values)
+    report = JobResult(*values)
     _reports[report.number] = report
     return report.value
 
@@ -181,7 +196,7 @@ class Jobs:
     def run(self, cfg: DictConfig) -> Any:
         """Run a job and report how it ended. If its error were raised, Hydra would print a traceback and stop -m."""
         hydra_config = HydraConfig.get()
-        report = Report(int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0)
+        report = JobResult(int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0)
         if os.getpid() == self._pid:
             _reports[report.number] = report
             self._do(cfg, report)
@@ -197,7 +212,7 @@ class Jobs:
         report.output = "".join(shown.texts)
         return report
 
-    def _do(self, cfg: DictConfig, report: Report) -> None:
+    def _do(self, cfg: DictConfig, report: JobResult) -> None:
         try:
             report.value = _run_job(cfg, self.job, report)
         except (ConfigError, OmegaConfBaseException, Diverged, RunFailed) as e:
@@ -245,7 +260,7 @@ def _usage(job: Job) -> str:
     return _USAGES[job].format_map(keys)
 
 
-def _run_job(cfg: DictConfig, job: Job, report: Report) -> Any:
+def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
     """Run one job: the only one, or one of several with `-m`."""
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
@@ -268,9 +283,9 @@ def _run_job(cfg: DictConfig, job: Job, report: Report) -> Any:
     if several_jobs and config.study is not None:
         raise ConfigError("experiment: a study has many runs. Leave -m out; give study.seeds=[...] or study.lrs=[...].")
     if job == "find_lr":
-        from lr_lightning.app.commands.find_lr import find_lr
+        from lr_lightning.app.commands.find_lr import run_finder
 
-        return find_lr(config, overrides).summary.get("suggested_lr")
+        return run_finder(config, overrides).summary.get("suggested_lr")
     if config.study is not None:
         from lr_lightning.app.commands.lr_effects import run_study
 
@@ -281,16 +296,47 @@ def _run_job(cfg: DictConfig, job: Job, report: Report) -> Any:
         report.run = config, overrides, name
     from lr_lightning.app.run.train import train
 
-    if several_jobs and len(_reports) == 1:
+    if not several_jobs:
+        return train(config, resumed).objective
+    if len(_reports) == 1:
         gc.freeze()  # so that what was imported is not collected among after every run
     try:
-        return train(config, resumed).objective
+        return _run_in_a_line(config, resumed, _place_in_multirun(hydra_config, overrides)).objective
     except ConfigError:
         report.run = None  # it could not start
         raise
     finally:
-        if several_jobs:
-            gc.collect()  # a model and its trainer refer to each other
+        gc.collect()  # a model and its trainer refer to each other
+
+
+def _run_in_a_line(config: Config, resumed: Any, title: str) -> Any:
+    """Run one job of a multirun, and print a line: what varies, and the result."""
+    from lr_lightning.app.run.messages import outcome_line
+    from lr_lightning.app.run.train import train
+
+    on_terminal = sys.stdout.isatty()  # which shows a bar meanwhile
+    print(title, end="\n" if on_terminal else ": ", flush=True)
+    try:
+        outcome = train(config, resumed, report=False, notes=True)
+    except (ConfigError, RunFailed, Diverged) as e:
+        print(e.headline if isinstance(e, Diverged) else f"failed: {str(e).splitlines()[0]}", flush=True)
+        raise
+    print(f"  {outcome_line(outcome)}" if on_terminal else outcome_line(outcome), flush=True)
+    return outcome
+
+
+def _place_in_multirun(hydra_config: Any, overrides: Sequence[str]) -> str:
+    """Return ``run 3 of 18`` and what varies; without the number of runs if a sweeper of another kind chooses them."""
+    place, words = f"run {hydra_config.job.num + 1}", [word for word in sys.argv[1:] if not word.startswith("-")]
+    if str(hydra_config.sweeper._target_).endswith(".BasicSweeper"):
+        words += [f"{key}={value}" for key, value in (hydra_config.sweeper.params or {}).items()]
+        swept = [parsed for parsed in OverridesParser.create().parse_overrides(words) if parsed.is_sweep_override()]
+        place += f" of {math.prod(sum(1 for _ in parsed.sweep_iterator()) for parsed in swept)}"
+        keys = {parsed.key_or_group for parsed in swept}
+        varied = [word for word in overrides if word.lstrip("+").partition("=")[0] in keys]
+    else:
+        varied = [word for word in overrides if word not in words]
+    return f"{place}: {', '.join(varied)}" if varied else place
 
 
 def _refuse_groups(cfg: DictConfig, job: Job) -> None:

@@ -1,6 +1,10 @@
 """A comparison from the store to its files: read the runs, compare them, and write the report."""
 
+import base64
 import csv
+import gzip
+import hashlib
+import json
 import logging
 import re
 import secrets
@@ -10,17 +14,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from lr_lightning._commands import python_command
 from lr_lightning._loggers import NOTE_TAG
-from lr_lightning._plotting import styles
+from lr_lightning._plotting import Style, styles
 from lr_lightning.diagnosis.cost import Target, parse_target
 from lr_lightning.errors import CompareError, Rejected, StoreUnavailable, TrackingError
-from lr_lightning.reports import html, run_metrics, tables, wording
+from lr_lightning.reports import run_metrics, tables, wording
 from lr_lightning.reports.groups import ComparedGroups, find_data_sets, group_and_compare, without_data_keys
-from lr_lightning.reports.plots import make_plots, save_pngs
-from lr_lightning.reports.run_metrics import RunResult, find_metric, group_name
+from lr_lightning.reports.plots import Plot, Styles, Trace, make_plots, save_pngs
+from lr_lightning.reports.run_metrics import AXES, RunResult, find_metric, group_name
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import JOB_TAG
@@ -58,7 +68,7 @@ class ReportRequest:
 
 
 @dataclass
-class Report:
+class ComparisonReport:
     """A comparison and its files."""
 
     compared: ComparedGroups
@@ -83,7 +93,7 @@ class _Measured:
     higher_is_better: bool
 
 
-def compare(request: ReportRequest) -> Report:
+def compare(request: ReportRequest) -> ComparisonReport:
     """Read the runs, compare them and write a report.
 
     If something that was asked for does not exist, the error is a CompareError that names it.
@@ -116,7 +126,9 @@ def _read(request: ReportRequest) -> _Measured:
     return _Measured(chosen, results, excluded, target, objective, higher)
 
 
-def _write(request: ReportRequest, measured: _Measured, compared: ComparedGroups, keys: Sequence[str]) -> Report:
+def _write(
+    request: ReportRequest, measured: _Measured, compared: ComparedGroups, keys: Sequence[str]
+) -> ComparisonReport:
     """Write the page, the CSV and the pictures into a new folder, and log them to the store if asked to."""
     store, target, name = request.store, measured.target, ", ".join(measured.experiments)
     looks = styles(group.name for group in compared.groups)
@@ -127,11 +139,13 @@ def _write(request: ReportRequest, measured: _Measured, compared: ComparedGroups
     facts = f"{datetime.now():%Y-%m-%d %H:%M}, {store.public_uri}{filtered}"
     served = store.artifact_root is None
     server = (request.server or (store.uri if served else DEFAULT_SERVER)).rstrip("/")
-    page = html.render(
+    page = _render_page(
         compared, plots, looks, measured.excluded, title=title, facts=facts, target=target, server=server
     )
 
-    report = Report(compared, target, _new_folder(request.output_root / "compare", name), wording.printable(title))
+    report = ComparisonReport(
+        compared, target, _new_folder(request.output_root / "compare", name), wording.printable(title)
+    )
     report.good_lrs = [text for plot in plots for text in plot.good_lrs]
     report.files += [report.folder / "report.html", report.folder / "runs.csv"]
     write_atomically(report.files[0], page)
@@ -257,7 +271,7 @@ def _new_folder(root: Path, experiment: str) -> Path:
             return folder
 
 
-def _log_to_store(request: ReportRequest, experiment_id: str, report: Report, server: str) -> str | None:
+def _log_to_store(request: ReportRequest, experiment_id: str, report: ComparisonReport, server: str) -> str | None:
     """Log the files as a separate run and return the page's address, or None if the store fails."""
     call = request.store.call
     tags = {
@@ -282,3 +296,107 @@ def _log_to_store(request: ReportRequest, experiment_id: str, report: Report, se
         log.warning("the comparison could not be logged to MLflow: %s", e)
         return None
     return f"{server}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html"
+
+
+# -- the report as one HTML file that needs nothing else: no network, no other file ------------------------------------
+#
+# Names, tags and params may come from anybody. Jinja escapes them, the data block cannot end its script element, and a
+# content policy admits only this page's scripts, by their hashes, so that a script that slips through would not run.
+
+
+def _render_page(
+    compared: ComparedGroups,
+    plots: Sequence[Plot],
+    styles: Styles,
+    excluded: Sequence[tuple[Run, str]],
+    *,
+    title: str,
+    facts: str,
+    target: Target | None,
+    server: str,
+) -> str:
+    """Return the text of the page; ``facts`` says where the runs are from, links lead to the MLflow ``server``."""
+    from plotly.offline import get_plotlyjs
+
+    folder = files("lr_lightning.reports") / "template"
+    css, js = ((folder / name).read_text("utf-8") for name in ("report.css", "report.js"))
+    plotly = _normal(str(get_plotlyjs())) if plots else ""
+    loader = PackageLoader("lr_lightning.reports", "template")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.filters["printable"] = wording.printable
+    run_table, runs = tables.run_table(compared)
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        facts=facts,
+        findings=wording.findings(compared),
+        warnings=compared.warnings,
+        css=Markup(css),
+        js=Markup(js),
+        plotly=Markup(_base64(gzip.compress(plotly.encode("utf-8"), mtime=0))),  # which the browser unpacks
+        hashes=Markup(" ".join(f"'sha256-{_hash(script)}'" for script in (plotly, js))),
+        data=Markup(_safe_json({"axes": AXES, "plots": [_plot_data(plot) for plot in plots]})),
+        axes=AXES,
+        plots=[(plot, _legend(plot)) for plot in plots],
+        groups=tables.group_table(compared, target),
+        styles=[styles[group.name] for group in compared.groups],
+        several_data_sets=compared.data_sets is not None,
+        pairs=tables.comparison_table(compared),
+        not_compared=wording.not_compared(compared),
+        varying_note=tables.varying_note(compared),
+        run_table=run_table,
+        runs=runs,
+        run_link=tables.run_link,
+        excluded=excluded,
+        server=server,
+    )
+
+
+def _hash(text: str) -> str:
+    return _base64(hashlib.sha256(_normal(text).encode("utf-8")).digest())
+
+
+def _normal(text: str) -> str:
+    """Return a text with its line ends as the parser makes them before the browser takes the hash."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _safe_json(value: object) -> str:
+    """Return JSON that cannot end the script element around it."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _plot_data(plot: Plot) -> dict[str, object]:
+    return {
+        **_fields(plot, "id", "x_title", "log_x", "log_panels", "lr_panel", "error_bars", "is_cost"),
+        "panels": [wording.printable(panel) for panel in plot.panels],
+        "traces": [_trace_data(trace) for trace in plot.traces],
+    }
+
+
+def _trace_data(trace: Trace) -> dict[str, object]:
+    series = {axis: _fields(one, "x", "y", "low", "high") for axis, one in trace.by_axis.items()}
+    return {
+        "name": wording.printable(trace.name),
+        **_fields(trace, "group", "panel", "kind"),
+        **_fields(trace.style, "colour", "dash", "symbol"),
+        "by_axis": {
+            axis: {
+                key: _base64(np.asarray(values, "<f4").tobytes()) for key, values in one.items() if values is not None
+            }
+            for axis, one in series.items()
+        },
+    }
+
+
+def _fields(value: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names}
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _legend(plot: Plot) -> dict[str, Style]:
+    """Return the legend of the lines that are not groups."""
+    return {t.name: t.style for t in plot.traces if t.group < 0 and t.kind not in ("front", "range")}
