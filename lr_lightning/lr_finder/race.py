@@ -7,8 +7,8 @@ Whole schedules race, squeezed, and not constant trunks whose running average is
 ``benchmarks.whole_run`` both find the best peak of a length about equally well. But by validation loss the best peak of
 squeezed schedules is a power of the length, with another exponent in each cell (-0.1 to -0.9), and ends at that of the
 run. So two lengths foretell a third. The usual exponent, -0.45, is near that of the convex bound (-0.5, see
-:func:`~lr_lightning.lr_finder.planned_run.best_scale`). It, the spreads and the lengths were chosen on these cells, with other seeds
-than those of the benchmark's rules.
+:func:`~lr_lightning.lr_finder.planned_run.best_scale`). It, the spreads and the lengths were chosen on these cells,
+with other seeds than those of the benchmark's rules.
 """
 
 import math
