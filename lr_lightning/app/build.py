@@ -16,6 +16,7 @@ from hydra.utils import get_object, instantiate
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 from torch import nn
@@ -35,6 +36,7 @@ from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
+from lr_lightning.callbacks.lr_race import LRRace
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.per_example import ACCURACY_METRICS, LOGIT_METRICS, can_measure
@@ -146,6 +148,7 @@ def build_data(config: Config) -> ImageDataModule:
         seed=config.seed,
         normalize=cast(Any, config.model.inputs),
         channels_last=config.trainer.channels_last,
+        needs_test=config.test,
     )
 
 
@@ -173,12 +176,15 @@ def build_optimizer(node: OptimizerConfig) -> Callable[[nn.Module], Optimizer]:
 def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module, data: DataShape) -> LightningModule:
     """Build the LightningModule: the app's classifier or the user's own."""
     offers = {"net": net, "optimizer": build_optimizer(optimizer), "num_classes": data.num_classes}
+    offers["class_sizes"] = getattr(data, "class_sizes", {}).get("train")  # unknown in a prediction
+    arguments = _target_arguments("module", node)
     given = _offers_accepted_by(_import_target("module", node._target_), offers)
-    return cast(LightningModule, _build_target("module", node, LightningModule, node.kwargs, **given))
+    given = {name: value for name, value in given.items() if name not in arguments}
+    return cast(LightningModule, _build_target("module", node, LightningModule, arguments, **given))
 
 
 def build_callbacks(config: Config, schedules: Schedules, module: LightningModule) -> list[Callback]:
-    """Build what drives and watches the run, but for the checkpoints, which need the output folder."""
+    """Build the callbacks of the run, except those for checkpoints, which need the output folder."""
     callbacks: list[Callback] = []
     node, schedule, plateau = config.callbacks, config.schedule, schedules.plateau
     if isinstance(schedule, schemas.BatchGrowthConfig) and schedule.growth is not None:
@@ -202,7 +208,17 @@ def build_callbacks(config: Config, schedules: Schedules, module: LightningModul
     if (stopping := node.stopping) is not None:
         callbacks.append(MonitorCheck(stopping.monitor, "callbacks.early_stopping.monitor"))
         callbacks.append(ScheduleAwareStopping(**asdict(stopping)))
-    return [*callbacks, *_extra_callbacks(node.extra), RandomState()]
+    averaging = [] if node.ema is None else [AveragedWeights(decay=node.ema)]  # after what measures a validation
+    return [*callbacks, *averaging, *_extra_callbacks(node.extra), RandomState()]
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """A running average of the weights, which is validated, saved and tested in their place; see ``callbacks.ema``."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore the weights that are trained, in a resume; a test keeps the average, which Lightning replaces too."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 def _wants_preview(config: Config) -> bool:
@@ -210,7 +226,8 @@ def _wants_preview(config: Config) -> bool:
     wanted = config.callbacks.cooldown_preview
     if wanted is not None:
         return wanted
-    return isinstance(config.schedule, schemas.STAYS_HIGH) and not config.optimizer.averages_weights
+    averages = config.optimizer.averages_weights or config.callbacks.ema is not None
+    return isinstance(config.schedule, schemas.STAYS_HIGH) and not averages
 
 
 def _batch_growth(growth: schemas.GrowthConfig, batch_size: int) -> BatchSizeSchedule:
@@ -238,8 +255,13 @@ def _extra_callbacks(extra: Mapping[str, Any]) -> Iterator[Callback]:
         yield _call_target(key, target, arguments, {name: f"{key}.{name}" for name in arguments})
 
 
-def build_finder(node: FinderConfig, module: LightningModule, progress: str) -> BaseLRFinder[Any] | None:
-    """Build the search for a learning rate that precedes training; None without one."""
+def build_finder(
+    node: FinderConfig, module: LightningModule, progress: str, root: str | None = None
+) -> BaseLRFinder[Any] | None:
+    """Build the search for a learning rate that precedes training; None without one.
+
+    A race that is not over is kept in ``root``, as the next start of its run has a folder of its own.
+    """
     if node._target_ is None:
         return None
     if not module.automatic_optimization:
@@ -247,6 +269,8 @@ def build_finder(node: FinderConfig, module: LightningModule, progress: str) -> 
         raise ConfigError(f"finder: {by_hand}, so a finder cannot control its learning rate. Give finder=none.")
     finder: BaseLRFinder[Any] = _build_target("finder", node, BaseLRFinder, _target_arguments("finder", node))
     finder.progress = progress in ("auto", "bar")
+    if isinstance(finder, LRRace):
+        finder.folder = finder.folder or root
     finder.say = partial(print, flush=True) if progress in ("auto", "lines") else None
     return finder
 
@@ -286,7 +310,7 @@ def build_trainer(
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, MisconfigurationException) as e:
         given = f".kwargs ({', '.join(node.kwargs)})" if node.kwargs else ""
         raise ConfigError(f"trainer{given}: {e}") from e
-    spare_idle_hooks(callbacks_of(trainer, Callback))
+    skip_empty_hooks(callbacks_of(trainer, Callback))
     return trainer
 
 
@@ -296,7 +320,7 @@ STEP_HOOKS = (
 )
 
 
-def spare_idle_hooks(callbacks: Iterable[Callback]) -> None:
+def skip_empty_hooks(callbacks: Iterable[Callback]) -> None:
     """Keep Lightning from calling the hooks of a step that a callback does not implement.
 
     Lightning enters a profiler for each call: six hooks times fifteen callbacks, most of them empty. It skips a hook

@@ -145,7 +145,7 @@ class RunAxes:
     def at(self, axis: str, step: NDArray[np.int64]) -> Floats | None:
         """Return the positions of steps on an axis, or None if the run did not record what it takes.
 
-        A position is that of the end of the step; on the axis of seconds it is that of the step's record.
+        A position is the end of the step; on the axis of seconds it is the moment at which the step was recorded.
         """
         if axis == "step":
             return step.astype(np.float64)
@@ -309,10 +309,10 @@ def measure_run(
     _measure_cost(result)
     if target is not None and (met := result.curve(target.metric)) is not None:
         # A run that failed or was killed might still have reached the target: it is censored.
-        hopeless = state is RunState.DIVERGED
-        result.steps_to_target = time_to(target, met.step + 1, met.value, hopeless=hopeless)  # steps count from 0
+        diverged = state is RunState.DIVERGED
+        result.steps_to_target = time_to(target, met.step + 1, met.value, diverged=diverged)  # steps count from 0
         if (seconds := axes.at("seconds", met.step)) is not None:
-            result.seconds_to_target = time_to(target, seconds, met.value, hopeless=hopeless)
+            result.seconds_to_target = time_to(target, seconds, met.value, diverged=diverged)
     return result
 
 

@@ -54,7 +54,7 @@ def main(root: Path) -> int:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
             text = f"output_root: {f'{e.filename} ' if e.filename else ''}cannot be written ({e.strerror})."
-        print_error(f"{text} Nothing is lost: mend it, and start the same search again.")
+        print_error(f"{text} Nothing is lost: correct it, and start the same search again.")
         return FAILED
     except ConfigError as e:
         if wants_tracebacks():
@@ -67,10 +67,10 @@ def main(root: Path) -> int:
 
 def _search(root: Path, words: list[str]) -> int:
     in_process = bool({"workers=0", "search.workers=0"} & set(words))
-    nursery = None if in_process else launch("nursery", {PRELOAD: preloaded(words)})
+    fork_server = None if in_process else launch("fork_server", {PRELOAD: preloaded(words)})
     from lr_lightning.search.engine import Engine, Workers
 
-    with Workers(nursery, in_process=in_process) as workers:
+    with Workers(fork_server, in_process=in_process) as workers:
         from lr_lightning.search.report import (
             Progress,
             conclude,

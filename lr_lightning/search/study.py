@@ -141,7 +141,7 @@ def _lock_of(url: str) -> FileLock:
     return FileLock(path, timeout=_LOCK_SECONDS)
 
 
-class Lost(StrEnum):
+class RequeueReason(StrEnum):
     """Why a trial ended without a result, so that it is put back."""
 
     INTERRUPTED = "interrupted"
@@ -215,7 +215,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _lives(pid: Any, born: Any) -> bool:
-    """Tell whether the process with this id and time of birth lives; another one may have its id by now."""
+    """Tell whether the process with this id and creation time lives; another one may have its id by now."""
     try:
         process = psutil.Process(int(pid))
         return bool(abs(process.create_time() - float(born)) < 1.0 and process.status() != psutil.STATUS_ZOMBIE)
@@ -359,7 +359,7 @@ class Study:
     def note(self, trial: Trial, *, phase: str, folder: Path, worker: Sequence[Any] | None) -> None:
         """Record what is known of a trial before it runs: what its peers share with it, and who trains it.
 
-        `worker` is the id and time of birth of the process that trains, so that a later search can wait for its end.
+        `worker` is the id and creation time of the process that trains, so that a later search can wait for its end.
         """
         trial.handle.set_user_attr("run", {"phase": phase, "folder": str(folder), "worker": worker})
 
@@ -378,8 +378,8 @@ class Study:
         return True
 
     @patient
-    def put_back(
-        self, trial: Trial, why: Lost, *, counted: bool = False, result: Mapping[str, Any] | None = None
+    def requeue(
+        self, trial: Trial, why: RequeueReason, *, counted: bool = False, result: Mapping[str, Any] | None = None
     ) -> bool:
         """Put back a trial without a result, so that a free worker resumes it; False after too many attempts.
 
@@ -407,14 +407,16 @@ class Study:
                 gone = owner.get("host") == self._owner["host"] and not _lives(owner.get("pid"), owner.get("born"))
             if gone:
                 _await_worker(trial.user_attrs.get("run", {}).get("worker"))
-                self._fail(trial, Lost.GONE, _attempt_of(trial) + 1)
+                self._fail(trial, RequeueReason.GONE, _attempt_of(trial) + 1)
         optuna.storages.fail_stale_trials(self.optuna)
         return sorted({number_of(t) for t in self.trials(TrialState.WAITING)} - before)
 
     def _replace_stale(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._replace(trial, _attempt_of(trial) + 1)
 
-    def _fail(self, trial: FrozenTrial, why: Lost, attempt: int, result: Mapping[str, Any] | None = None) -> bool:
+    def _fail(
+        self, trial: FrozenTrial, why: RequeueReason, attempt: int, result: Mapping[str, Any] | None = None
+    ) -> bool:
         trial_id = self._id_of(trial.number)
         attributes = {"reason": str(why), **(result or {}), "lost": why.name}
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another machine was first

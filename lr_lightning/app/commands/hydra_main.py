@@ -2,6 +2,7 @@
 
 import gc
 import io
+import math
 import os
 import sys
 from collections import Counter
@@ -33,7 +34,7 @@ from lr_lightning.app.composition import (
 )
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
-from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
+from lr_lightning.app.schemas.search import LRGridConfig, RaceConfig, RangeTestConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
 
@@ -53,6 +54,9 @@ _USAGES: dict[Job, str] = {
     "find_lr": """Keys of finder=range_test, which is the default:
 {range_test}
 
+Keys of finder=race:
+{race}
+
 Keys of finder=lr_grid:
 {lr_grid}
 
@@ -61,7 +65,7 @@ Choose with group=choice, set any key with key=value, as for train.py:
   python scripts/find_lr.py data=cifar10 finder.max_lr=1 finder.repeats=3
   python scripts/find_lr.py finder=lr_grid finder.num_lrs=9        trains each learning rate of a grid for a while
 It trains nothing: its steps are undone. You get a learning rate, its curve, and the command of train.py that uses it.
-The range test answers for the configured schedule and length; finder=none, experiment, search and resume are refused.
+Range test and race answer for the configured schedule and length. Refused: finder=none, experiment, search and resume.
 --cfg job shows every key and its value; -m searches one after another for comma-separated values.""",
 }
 
@@ -88,11 +92,13 @@ class Multirun:
 
     def compare(self) -> None:
         """Compare the runs and print the result. Never raises."""
-        tracked = [config for config, _ in self._runs.values() if config.tracking.name == "mlflow"]
+        configs = [config for config, _ in self._runs.values()]
+        tracked = [config for config in configs if config.tracking.name == "mlflow"]
+        with suppress(OSError):  # the terminal may be closed
+            if len(configs) > 1:
+                print(f"\nsweep {self._name}: {len(configs)} runs, in {configs[-1].output_root}", flush=True)
         if len(tracked) < 2:
             return
-        with suppress(OSError):  # the terminal may be closed
-            print(f"\nsweep {self._name}: {len(self._runs)} runs", flush=True)
         from lr_lightning.app.commands.compare import compare_sweep
 
         experiments = sorted({config.tracking.experiment_name for config in tracked})
@@ -225,9 +231,10 @@ def main(root: Path, job: Job = "train") -> int:
 
 @dataclass
 class JobResult:
-    """How a job ended. Hydra's launcher may run it in another process: unpickling a report there is reporting it here.
+    """How a job ended.
 
-    What is unpickled is the job's value, which a sweeper of Hydra's may need.
+    Hydra's launcher may run the job in another process and send this object back. Unpickling it here adds it to
+    ``_reports``, and gives Hydra the job's value, which one of its sweepers may need.
     """
 
     number: int
@@ -315,7 +322,11 @@ def _message(error: Exception) -> str:
 
 
 def _usage(job: Job) -> str:
-    finders = {"range_test": RangeTestConfig, "lr_grid": LRGridConfig}  # without apply: find_lr.py applies nothing
+    finders = {
+        "range_test": RangeTestConfig,
+        "race": RaceConfig,
+        "lr_grid": LRGridConfig,
+    }  # without apply: find_lr.py applies nothing
     keys = {name: keys_help("finder", schema, without=["apply"]) for name, schema in finders.items()}
     return _USAGES[job].format_map(keys)
 
@@ -356,16 +367,47 @@ def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
         report.run = config, overrides, name
     from lr_lightning.app.run.train import train
 
-    if several_jobs and len(_reports) == 1:
+    if not several_jobs:
+        return train(config, resumed).objective
+    if len(_reports) == 1:
         gc.freeze()  # so that what was imported is not collected among after every run
     try:
-        return train(config, resumed).objective
+        return _run_in_a_line(config, resumed, _place_in_multirun(hydra_config, overrides)).objective
     except ConfigError:
         report.run = None  # it could not start
         raise
     finally:
-        if several_jobs:
-            gc.collect()  # a model and its trainer refer to each other
+        gc.collect()  # a model and its trainer refer to each other
+
+
+def _run_in_a_line(config: Config, resumed: Any, title: str) -> Any:
+    """Run one job of a multirun, and print a line: what varies, and the result."""
+    from lr_lightning.app.run.messages import outcome_line
+    from lr_lightning.app.run.train import train
+
+    on_terminal = sys.stdout.isatty()  # which shows a bar meanwhile
+    print(title, end="\n" if on_terminal else ": ", flush=True)
+    try:
+        outcome = train(config, resumed, report=False, notes=True)
+    except (ConfigError, RunFailed, Diverged) as e:
+        print(e.headline if isinstance(e, Diverged) else f"failed: {str(e).splitlines()[0]}", flush=True)
+        raise
+    print(f"  {outcome_line(outcome)}" if on_terminal else outcome_line(outcome), flush=True)
+    return outcome
+
+
+def _place_in_multirun(hydra_config: Any, overrides: Sequence[str]) -> str:
+    """Return ``run 3 of 18`` and what varies; without the number of runs if a sweeper of another kind chooses them."""
+    place, words = f"run {hydra_config.job.num + 1}", [word for word in sys.argv[1:] if not word.startswith("-")]
+    if str(hydra_config.sweeper._target_).endswith(".BasicSweeper"):
+        words += [f"{key}={value}" for key, value in (hydra_config.sweeper.params or {}).items()]
+        swept = [parsed for parsed in OverridesParser.create().parse_overrides(words) if parsed.is_sweep_override()]
+        place += f" of {math.prod(sum(1 for _ in parsed.sweep_iterator()) for parsed in swept)}"
+        keys = {parsed.key_or_group for parsed in swept}
+        varied = [word for word in overrides if word.lstrip("+").partition("=")[0] in keys]
+    else:
+        varied = [word for word in overrides if word not in words]
+    return f"{place}: {', '.join(varied)}" if varied else place
 
 
 def _refuse_groups(cfg: DictConfig, job: Job) -> None:

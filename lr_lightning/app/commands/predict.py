@@ -24,13 +24,12 @@ from lr_lightning.app.run.resume import ALLOWED_TARGETS, RunArgument, read_confi
 from lr_lightning.app.schemas.data import DigitsConfig
 from lr_lightning.errors import ConfigError, DataError
 from lr_lightning.training.datamodule import ImageDataModule
-from lr_lightning.training.decode import EncodedImages
+from lr_lightning.training.decode import MAX_PIXELS, EncodedImages, Format
 from lr_lightning.training.folders import class_name, files_below
 from lr_lightning.training.images import Images, UnreadableImage
-from lr_lightning.training.pixels import MAX_PIXELS, Format
 from lr_lightning.training.transforms import Normalizer
 
-__all__ = ["Prediction", "Predictor", "images_of", "run"]
+__all__ = ["Prediction", "Predictor", "find_run", "images_of", "run"]
 
 RUN = RunArgument("RUN", "--trust {}")
 """The argument that names a run, for error messages."""
@@ -121,6 +120,19 @@ class Predictor:
         ]
 
 
+def find_run(root: Path, name: str, output_root: Path | None, store: Path | None, uri: str | None) -> Path:
+    """Return the output folder of a run, named by that folder or by its id in a store.
+
+    ``root`` is the checkout, whose output folder and store are used if no others are given.
+    """
+    quiet()
+    prepare(root)
+    cfg, _ = compose_config(root, [])
+    cfg.output_root = str(output_root or cfg.output_root)
+    cfg.tracking.root, cfg.tracking.uri = str(store or cfg.tracking.root), uri
+    return run_folder(name, cfg, RUN)
+
+
 def run(
     root: Path,
     name: str,
@@ -139,13 +151,8 @@ def run(
     The ``top`` most probable classes are given. Of images in folders that are named as the classes, the accuracy, the
     confusion matrix and the worst mistakes follow, on stderr if stdout is a pipe.
     """
-    quiet()
     try:
-        prepare(root)
-        cfg, _ = compose_config(root, [])
-        cfg.output_root = str(output_root or cfg.output_root)
-        cfg.tracking.root, cfg.tracking.uri = str(store or cfg.tracking.root), uri
-        predictor = Predictor(run_folder(name, cfg, RUN), checkpoint, trust)
+        predictor = Predictor(find_run(root, name, output_root, store, uri), checkpoint, trust)
         truth = {
             path: name for given in images for path, name in _true_classes(Path(given), predictor.data.class_names)
         }
@@ -156,7 +163,7 @@ def run(
             else:
                 print(f"skipped: {result.what} {result.reason}", file=sys.stderr)
         if table is not None:
-            # A name that is not UTF-8 is escaped: the table goes on, and any program can read it.
+            # A name that is not UTF-8 is escaped, so that the table is complete and any program can read it.
             with table.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 _write_csv(done, truth, top, file)
     except (ConfigError, DataError, OSError) as e:

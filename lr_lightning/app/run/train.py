@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,15 +53,22 @@ __all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", 
 
 
 def train(
-    config: Config, resumed: ResumedRun | None = None, *, report: bool = True, watching: Sequence[Callback] = ()
+    config: Config,
+    resumed: ResumedRun | None = None,
+    *,
+    report: bool = True,
+    notes: bool | None = None,
+    watching: Sequence[Callback] = (),
 ) -> RunOutcome:
     """Build everything, fit, test the best checkpoint once, and record the run.
 
+    Without a ``report`` nothing is printed but a bar on a terminal and, with ``notes``, what the data has to say.
+
     Bad input (``ConfigError``) is found before the run appears in the store. After that ``Diverged`` and ``RunFailed``
     leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching``: extra
-    callbacks, such as a search's. The test is skipped if any of them sets ``gives_up``.
+    callbacks, such as a search's. The test is skipped if any of them sets ``skips_test``.
     """
-    prepare_process(config.trainer, config.output_root, show_notes=report)
+    prepare_process(config.trainer, config.output_root, show_notes=report if notes is None else notes)
     config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
 
@@ -72,9 +80,14 @@ def train(
         resumed = choose_checkpoint(resumed, flat, data)
 
     # What drives, watches and records it.
-    finder = build.build_finder(config.finder, module, config.trainer.progress)
-    finding = [] if finder is None else [finder, record.FoundLR(config, finder)]
-    configured = build.build_callbacks(config, schedules, module)
+    progress = config.trainer.progress
+    if progress == "auto" and not report:
+        progress = "bar" if sys.stdout.isatty() else "none"
+    finder = build.build_finder(config.finder, module, progress, config.output_root)
+    finding = [] if finder is None else [finder, record.FoundLR(config, finder, report=report)]
+    configured = build.build_callbacks(
+        replace(config, trainer=replace(config.trainer, progress=progress)), schedules, module
+    )
     callbacks = [checkpoints.ConfigStamp(identity(flat)), *finding, *configured, *watching]
     run = open_run(config, data, module, callbacks, resumed=resumed, scaling=scaling, report=report)
     trainer = run.trainer
@@ -86,6 +99,8 @@ def train(
         return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
 
     outcome = run.do(work)
+    if finder is not None:
+        outcome = replace(outcome, found_lr=finder.applied)
     if run.folder and report:
         print_outcome(config, run.folder, outcome, idle=resumed is not None and not record.stepped(trainer))
     return outcome
@@ -96,7 +111,7 @@ def prepare_process(node: TrainerConfig, output: str, *, show_notes: bool = True
     quiet()
     if show_notes:
         logger = logging.getLogger("lr_lightning.training")
-        logger.handlers[:] = [DataNotes()]
+        logger.handlers[:] = logger.handlers or [DataNotes()]
         logger.setLevel(logging.INFO)
     if is_child():
         ParentWatch().start()
@@ -250,7 +265,7 @@ def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerC
 
 def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outcome: RunOutcome) -> RunOutcome:
     """Evaluate the best checkpoint on the test set, and add its numbers to the outcome."""
-    if any(getattr(callback, "gives_up", False) for callback in callbacks_of(trainer, Callback)):
+    if any(getattr(callback, "skips_test", False) for callback in callbacks_of(trainer, Callback)):
         return outcome
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     results = trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False)
