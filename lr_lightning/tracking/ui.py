@@ -69,8 +69,8 @@ def view_state(run_filter: str = DRAWN_RUNS) -> dict[str, Any]:
     losses, gaps = ("val/loss", "train/loss", "probe/loss"), ("val/acc", "overfit/gap_loss", "overfit/gap_acc")
     by_lr = [_line(f"summary/{name}", against=LOG_LR, log=name.endswith("loss")) for name in _BY_LR]
     sections = {
-        "Learning rate": [_line("lr/group0", log=True), *by_lr],
-        "Loss": [_line(key, log=True) for key in losses],
+        "Learning rate and loss": [_line(key, log=True) for key in ("lr/group0", *losses)],
+        "By peak learning rate": by_lr,
         "Accuracy and gap": [_line(key) for key in gaps],
         "Results": [_card("BAR", f"summary/{name}") for name in _BARS],
     }
@@ -83,7 +83,7 @@ def view_state(run_filter: str = DRAWN_RUNS) -> dict[str, Any]:
     return {
         "selectedColumns": list(_COLUMNS),
         "columnOrder": list(_COLUMNS),
-        "columnWidths": {column: 165 if "summary/" in column else 110 for column in _COLUMNS},
+        "columnWidths": {column: 165 if "summary/" in column else 100 for column in _COLUMNS},
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": section_states,

@@ -277,7 +277,7 @@ def test_mlflows_page_shows_the_charts_of_the_sweep(browser: Any, server: str) -
     opened.page.on("response", keep)
     opened.page.goto(link)
     page = opened.page
-    for section in ("Learning rate", "Loss", "Accuracy and gap"):
+    for section in ("Learning rate and loss", "By peak learning rate", "Accuracy and gap"):
         page.get_by_text(section).first.wait_for(timeout=90_000)
     for run in ("cosine s0", "constant s1", "by the plugin"):
         page.get_by_text(run).first.wait_for(timeout=30_000)

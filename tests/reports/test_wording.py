@@ -41,7 +41,8 @@ def test_a_group_does_not_win_by_the_runs_that_did_not_diverge(runs: Runs, compa
     assert c.n == 6
     if lost:
         assert f"(n = {6 - lost}; {lost} of 6 diverged)" in said
-        assert wording.finding(c) == f"not significant (n = 6); by ranks, cosine: {lost} of 6 diverged"
+        won = f"better in {max(lost, 6 - lost)} of 6 seeds"
+        assert wording.finding(c) == f"{won}, not significant (n = 6); by ranks, cosine: {lost} of 6 diverged"
         assert said in page(done)
         assert ("cosine ranks before constant" if lost < 4 else "constant ranks before cosine") in said
 
