@@ -165,7 +165,7 @@ def _lead(d: GroupDifference) -> str:
     if any(d.diverged):  # the difference of the surviving runs would say the opposite, or nothing
         lead = "ranks before" if d.p < 1 else "is level with"
     if d.n < 2:
-        return f"{d.better} {lead} {d.worse} by one {'seed' if d.paired else 'run'}: {finding(d)}."
+        return f"{d.better} {lead} {d.worse} by one {'seed' if d.paired else 'run'}, {finding(d)}."
     # With too few seeds even the clearest difference has a p above the level, so that it would read like chance.
     ps = f", {_p_equals('p', d.p)}, {_p_equals('adjusted', d.adjusted)}" if d.enough_seeds else ""
     return f"{d.better} {lead} {d.worse} ({seeds}{ci}{ps}): {finding(d)}."

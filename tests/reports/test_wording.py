@@ -114,7 +114,7 @@ def test_groups_of_one_seed_are_one_line_and_no_p(
     assert not tables.comparison_table(one.compared).rows
     assert wording.headline(one.compared) == (
         "No winner can be named. cosine has the best mean val/acc, 0.9500 (n = 1). cosine is 0.0100 ahead of constant "
-        "by one seed: unproven: 1 seed, 7 can prove it."
+        "by one seed, unproven: 1 seed, 7 can prove it."
     )
     app_compare.report(one)
     said = capsys.readouterr().out
