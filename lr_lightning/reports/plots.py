@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lr_lightning._plotting import FRAME, GREY, Style, new_figure, style_axes, styles
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import run_metrics, wording
 from lr_lightning.reports.drawn_curves import Floats, band, thin
-from lr_lightning.reports.groups import ComparedGroups, RunGroup
+from lr_lightning.reports.groups import ComparedGroups, RunGroup, fork_families
 from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, with_data_set
 
 Styles = dict[str, Style]  # by a group's name
@@ -69,12 +70,51 @@ class Plot:
 
 def make_plots(compared: ComparedGroups, looks: Styles, by: Sequence[str]) -> list[Plot]:
     """Return every plot that there is data for."""
-    means, curves, cost = (make(compared, looks) for make in (plot_seed_means, plot_run_curves, plot_cost))
-    made = [means, curves, cost, plot_lr_sensitivity(compared, looks, by), plot_loss_against_lr(compared, looks)]
+    forks, means, curves, cost = (
+        make(compared, looks) for make in (plot_forks, plot_seed_means, plot_run_curves, plot_cost)
+    )
+    made = [forks, means, curves, cost, plot_lr_sensitivity(compared, looks, by), plot_loss_against_lr(compared, looks)]
     plots = [plot for plot in made if plot is not None]
     if any(key in ("trial", *LR_PARAMS) for key in by):  # a search asks first how much the learning rate matters
         plots.sort(key=lambda plot: plot.id != "sensitivity")
     return plots
+
+
+def plot_forks(compared: ComparedGroups, looks: Styles) -> Plot | None:
+    """Plot what each fork of a run reaches at its end, above the run that they share."""
+    key = compared.objective
+    results = {r: (index, group) for index, group in enumerate(compared.groups) for r in group.runs}
+    families = [family for family in fork_families([*results]) if len(family.forks) > 1]
+    if key is None or not families:
+        return None
+    plot = Plot(
+        "forks",
+        "What each fork reaches",
+        " ".join(family.describe() for family in families) + " Grey: the run before the forks.",
+        [key],
+        x_title="steps",
+    )
+    for family in families:
+        longest = max(family.forks, key=lambda r: r.fork_step)
+        if (curve := longest.curve(key)) is not None and (before := curve.step < longest.fork_step).any():
+            series = Series(_steps_made(curve.step[before]), curve.value[before])
+            plot.traces.append(Trace("before the forks", -1, Style(GREY, "solid", "circle"), "curve", {"": series}))
+        ends = [(r.steps, r.best) for r in family.forks if math.isfinite(r.best)]
+        if ends:
+            plot.traces.append(Trace("best of each fork", -1, _FRONT_STYLE, "front", {"": Series(*np.array(ends).T)}))
+        for r in family.forks:
+            if (curve := r.curve(key)) is not None:
+                index, group = results[r]
+                own = curve.step >= r.fork_step
+                series = Series(_steps_made(curve.step[own]), curve.value[own])
+                plot.traces.append(Trace(r.run.name, index, looks[group.name], "curve", {"": series}))
+                end = Series(np.array([r.steps]), np.array([r.best]))
+                plot.traces.append(Trace(r.run.name, index, looks[group.name], "points", {"": end}))
+    return plot
+
+
+def _steps_made(step: NDArray[np.int64]) -> Floats:
+    return (step + 1).astype(np.float64)
 
 
 def plot_run_curves(compared: ComparedGroups, looks: Styles) -> Plot | None:

@@ -24,7 +24,17 @@ from lr_lightning.errors import ArgumentError, TrackingError
 from lr_lightning.tracking import local_log
 from lr_lightning.tracking.csv_files import CSVFiles, write_lr_table
 from lr_lightning.tracking.keys import JOB_TAG, MAX_PARAM, MAX_TAG, RUN_KEY_TAG, clean_key, clip, flatten
-from lr_lightning.tracking.local_log import Artifact, LocalLog, LoggedRun, Param, Record, Status, Tag, UploadState
+from lr_lightning.tracking.local_log import (
+    Artifact,
+    LocalLog,
+    LoggedRun,
+    Metric,
+    Param,
+    Record,
+    Status,
+    Tag,
+    UploadState,
+)
 from lr_lightning.tracking.locks import Holder, RunLock
 from lr_lightning.tracking.store import Store
 from lr_lightning.tracking.uploader import UploadThread
@@ -309,6 +319,14 @@ class RunLogger(Logger):
                 self._buffer.add(key, value, step, at)
             if self._buffer.is_due():
                 self.flush()
+
+    @rank_zero_only
+    def copy_rows(self, rows: Iterable[Metric]) -> None:
+        """Begin a run with rows of another one, which it starts from; their steps are not logged again."""
+        if self._ensure_started():
+            copied = [*rows]
+            self._write(copied)
+            self._buffer.resume(LoggedRun.of(copied))
 
     def reserve(self, keys: Iterable[str]) -> None:
         """Accept these metrics from :meth:`log_rows` only, since a recorder logs them at every step."""

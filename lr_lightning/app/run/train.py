@@ -32,13 +32,14 @@ from lr_lightning._threads import threads_for
 from lr_lightning.app import build
 from lr_lightning.app.config import Config, flatten
 from lr_lightning.app.run import checkpoints, record
+from lr_lightning.app.run.fork import ForkedRun, ForkState, check_fork
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import print_outcome, print_start
 from lr_lightning.app.run.output import LAST, new_output_dir, output_root
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
 from lr_lightning.app.run.signals import ParentWatch, is_child
-from lr_lightning.app.schemas.schedule import CyclicalConfig
+from lr_lightning.app.schemas.schedule import CooldownConfig, CyclicalConfig, ScheduleConfig
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.world import (
     devices_and_nodes,
@@ -48,52 +49,69 @@ from lr_lightning.app.world import (
     world_size,
 )
 from lr_lightning.callbacks.base_finder import NoSuggestionWarning
+from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.errors import ConfigError
-from lr_lightning.schedules import Schedule
+from lr_lightning.schedules import Clock, Schedule
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch
+from lr_lightning.schedules.compose import Shifted
 from lr_lightning.tracking import RunLogger
 from lr_lightning.training.datamodule import ImageDataModule
+
+_TENTHS = Clock(1000, steps_per_epoch=100)  # stands for a length that is not known yet
 
 __all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", "quiet", "train"]
 
 
 def train(
-    config: Config, resumed: ResumedRun | None = None, *, report: bool = True, watching: Sequence[Callback] = ()
+    config: Config,
+    start: ResumedRun | ForkedRun | None = None,
+    *,
+    report: bool = True,
+    watching: Sequence[Callback] = (),
 ) -> RunOutcome:
-    """Build everything, fit, test the best checkpoint once, and record the run.
+    """Build everything, fit, test the best checkpoint once, and record the run; ``start`` is a state to train on from.
 
     Bad input (``ConfigError``) is found before the run appears in the store. After that ``Diverged`` and ``RunFailed``
     leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching``: extra
     callbacks, such as a search's. The test is skipped if any of them sets ``gives_up``.
     """
     prepare_process(config.trainer, config.output_root, show_notes=report)
-    config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
+    if start is None:
+        _refuse_without_fork(config)
+    config, scaling = (config, {}) if start else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
 
     # What is trained.
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
-    _check_durations(schedules.lr, config.schedule.total_steps, config.trainer, data)
-    if resumed:
-        resumed = choose_checkpoint(resumed, flat, data)
+    clock = _planned_clock(config.trainer, data)
+    if clock is not None:
+        _check_durations(schedules.lr, config.schedule, clock)
+    if isinstance(start, ResumedRun):
+        start = choose_checkpoint(start, flat, data)
+    elif start is not None:
+        check_fork(start, flat, data)
 
     # What drives, watches and records it.
     finder = build.build_finder(config.finder, module, config.trainer.progress)
     finding = [] if finder is None else [finder, record.FoundLR(config, finder)]
-    configured = build.build_callbacks(config, schedules, module)
-    callbacks = [checkpoints.ConfigStamp(identity(flat)), *finding, *configured, *watching]
-    run = open_run(config, data, module, callbacks, resumed=resumed, scaling=scaling, report=report)
+    forking = [ForkState(start)] if isinstance(start, ForkedRun) else []
+    new_peak = any(state.forked.new_peak for state in forking)
+    configured = build.build_callbacks(config, schedules, module, new_peak=new_peak)
+    _announce_space(config, module, configured, clock or _TENTHS, say=report)
+    callbacks = [*forking, checkpoints.ConfigStamp(identity(flat)), *finding, *configured, *watching]
+    run = open_run(config, data, module, callbacks, start=start, scaling=scaling, report=report)
     trainer = run.trainer
 
     def work() -> RunOutcome:
-        path = str(resumed.checkpoint) if resumed else None
+        path = str(start.checkpoint) if start else None
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True if path else None)
         outcome = record.outcome_of(trainer)  # before the test, which restores the callbacks of the best checkpoint
         return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
 
     outcome = run.do(work)
     if run.folder and report:
-        print_outcome(config, run.folder, outcome, idle=resumed is not None and not record.stepped(trainer))
+        print_outcome(config, run.folder, outcome, idle=start is not None and not record.stepped(trainer))
     return outcome
 
 
@@ -170,7 +188,7 @@ def open_run(
     callbacks: Iterable[Callback],
     *,
     job: str = "train",
-    resumed: ResumedRun | None = None,
+    start: ResumedRun | ForkedRun | None = None,
     scaling: Mapping[str, Any] = MappingProxyType({}),
     report: bool = True,
 ) -> OpenRun:
@@ -180,6 +198,8 @@ def open_run(
     ends before the first step.
     """
     folder, trains = None, job == "train"
+    resumed = start if isinstance(start, ResumedRun) else None
+    forked = start if isinstance(start, ForkedRun) else None
     if is_rank_zero():
         what = config.schedule.name if trains else f"{job}-{config.finder.name}"
         parts = config.data.name, config.model.name, what, f"s{config.seed}"
@@ -196,8 +216,8 @@ def open_run(
             trainer = make_trainer(untrained, folder, attached, enable_checkpointing=False, num_sanity_val_steps=0)
         logger = None
         if folder:
-            again = resumed is not None
-            logger = record.open_logger(config, folder, data, module, resume=again, job=job, scaling=scaling)
+            about: dict[str, Any] = {"resume": resumed is not None, "job": job, "scaling": scaling, "forked": forked}
+            logger = record.open_logger(config, folder, data, module, **about)
     except ValueError as e:
         if folder and not resumed:
             shutil.rmtree(folder)
@@ -210,7 +230,7 @@ def open_run(
         if resumed:
             set_damaged_aside(resumed)  # only with the record's lock
     if folder and report:
-        print_start(config, folder, data, module, resumed)
+        print_start(config, folder, data, module, start)
     return OpenRun(config, trainer, stop, folder, logger)
 
 
@@ -265,22 +285,47 @@ def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
         )
 
 
-def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerConfig, data: ImageDataModule) -> None:
-    """Refuse durations that do not fit into the run, before the run appears in the store.
+def _refuse_without_fork(config: Config) -> None:
+    """Refuse the keys that mean something only where a run starts from a state of another."""
+    if config.fork:
+        raise ConfigError("fork: belongs to scripts/train.py, which starts one run from another. Leave it out.")
+    if isinstance(config.schedule, CooldownConfig):
+        raise ConfigError(
+            "schedule: a cooldown starts from a trained run: give fork=RUN@60%, or another schedule, such as wsd, "
+            "which ends with a cooldown."
+        )
 
-    LRSchedule does it later if the number of steps is not yet known (several processes, limited batches).
-    """
+
+def _planned_clock(node: TrainerConfig, data: ImageDataModule) -> Clock | None:
+    """Return the clock of the run; None if its steps are not yet known (several processes, limited batches)."""
     if node.limit_train_batches != 1.0 or node.strategy != "auto" or world_size(node) > 1:
-        return
+        return None
     steps = updates_per_epoch(len(data.train_dataloader()), node.accumulate_grad_batches)
     limits = [node.max_steps] if node.max_steps > 0 else []
-    clock = epoch_clock([steps] * max(1, node.max_epochs), ends=node.max_epochs > 0, totals=limits)
-    if total_steps is not None:
-        clock = replace(clock, total=total_steps)
+    return epoch_clock([steps] * max(1, node.max_epochs), ends=node.max_epochs > 0, totals=limits)
+
+
+def _check_durations(schedule: Schedule, node: ScheduleConfig, clock: Clock) -> None:
+    """Refuse durations that do not fit into the run, before the run appears in the store."""
+    if node.total_steps is not None:
+        clock = replace(clock, total=node.total_steps)
     try:
-        schedule.check(clock)
+        (Shifted(node.start_step, schedule) if node.start_step else schedule).check(clock)
     except ValueError as e:
         raise ConfigError(f"schedule: {e}") from e
+
+
+def _announce_space(
+    config: Config, module: LightningModule, callbacks: Iterable[Callback], clock: Clock, *, say: bool
+) -> None:
+    """Say what the checkpoints along the run will take, or refuse a run whose disk has less."""
+    node = config.callbacks.checkpoint
+    if node is None or node.every is None or not is_rank_zero():
+        return
+    copies = build.optimizer_copies(config.optimizer) + any(isinstance(each, CooldownPreview) for each in callbacks)
+    text = checkpoints.trunk_space(node.every, clock, module, copies, output_root(config.output_root))
+    if say:
+        print(text, flush=True)
 
 
 _APP_KEYS = frozenset({"name", "channels_last", "compile", "threads", "deterministic", "progress", "kwargs"})

@@ -19,7 +19,7 @@ from lr_lightning.app.run.output import BEFORE_LAST, LAST, new_output_dir, write
 from lr_lightning.app.run.resume import (
     ALLOWED_TARGETS,
     ResumedRun,
-    _check_length,
+    check_length,
     choose_checkpoint,
     identity,
     set_damaged_aside,
@@ -238,7 +238,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before_and_that_is_said(
     assert found.checkpoint.name == BEFORE_LAST
     said = capsys.readouterr().err
     assert "last.ckpt cannot be read" in said
-    assert "resuming from the one before" in said
+    assert "using the one before" in said
     assert "of step 10" in said
     set_damaged_aside(found)
     assert not previous.checkpoint.exists()  # so the next save keeps the whole one
@@ -326,7 +326,7 @@ def test_several_optimizers_may_have_gone_beyond_the_limit_in_the_last_batch(
     }
     config = configured("trainer.max_steps=9")
     with pytest.raises(ConfigError, match=r"max_steps: 9, .* made 10 steps") if refused else nullcontext():
-        _check_length(checkpoint, flatten(asdict(config)))
+        check_length(checkpoint, flatten(asdict(config)))
 
 
 def test_a_run_at_its_end_says_that_nothing_was_left_to_do(
