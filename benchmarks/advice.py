@@ -38,7 +38,7 @@ from lr_lightning.diagnosis import History, Verdict, diagnose
 from lr_lightning.diagnosis.history import Point
 from lr_lightning.diagnosis.verdict import Advice, Change
 from lr_lightning.schedules import WSD, Clock, Constant, Cosine, Linear, OneCycle, Schedule, Triangular, Warmup
-from lr_lightning.training.models.small_cnn import SmallCNN
+from lr_lightning.training.models import SmallCNN
 
 SEEDS = 2
 KEEP = 48

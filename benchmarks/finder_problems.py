@@ -20,9 +20,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
 from lr_lightning.training.decode import EncodedImages, Format
-from lr_lightning.training.models.resnet import CifarResNet
-from lr_lightning.training.models.small_cnn import SmallCNN
-from lr_lightning.training.models.smith_cnn import SmithCNN
+from lr_lightning.training.models import CifarResNet, SmallCNN, SmithCNN
 from lr_lightning.training.sources import parquet
 
 Data = tuple[Tensor, Tensor]

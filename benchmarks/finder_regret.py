@@ -46,7 +46,7 @@ from benchmarks import finder_rules
 from benchmarks.finder_held_out import HELD_OUT, held_out_cifar
 from benchmarks.finder_problems import DENSE, PROBLEMS, cifar_problems, record
 from benchmarks.report import store
-from lr_lightning.lr_finder import other_rules
+from lr_lightning.lr_finder import curve
 from lr_lightning.lr_finder.curve import Cause, DivergenceStop, Reading, read_curve
 
 STEPS, RANGES = (40, 100, 300), ((1e-6, 10.0), (1e-5, 1.0))
@@ -57,8 +57,8 @@ OURS = "lr_lightning"
 ADVISED = "  its advice taken"
 
 PEERS: dict[str, Callable[[Sequence[float], Sequence[float]], float | None]] = {
-    "fastai minimum/10": other_rules.fastai_minimum,
-    "fastai valley": other_rules.fastai_valley,
+    "fastai minimum/10": curve.fastai_minimum,
+    "fastai valley": curve.fastai_valley,
     "ignite": finder_rules.ignite,
     "torch-lr-finder": finder_rules.torch_lr_finder,
     "Lightning": finder_rules.lightning,

@@ -3,7 +3,7 @@
 Each rule takes the learning rates and the raw losses of a sweep in which loss k was measured before the update with
 learning rate k, and repeats what its package does: its smoothing, its early stop, its margins at both ends. So every
 rule can read the same recorded sweep. Arithmetic is in float64, while the packages use float32 in places: counting
-fastai's rules in ``lr_lightning.lr_finder.other_rules`` as well, 1,070 of 1,080 answers on recorded sweeps were equal
+fastai's rules in ``lr_lightning.lr_finder.curve`` as well, 1,070 of 1,080 answers on recorded sweeps were equal
 to the packages'; the other ten, all of fastai's valley on a loss that hardly moves, were within a factor of 1.6.
 
 A loss that is not finite is kept if the package keeps it; it then poisons the smoothed losses after it.

@@ -21,10 +21,10 @@ from lr_lightning.app.commands.lr_effects import run_study
 from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.run.train import quiet
 from lr_lightning.app.schemas.search import StudyConfig
-from lr_lightning.diagnosis.lr_effects import Claim, Trial, claims
+from lr_lightning.diagnosis.lr_claims import Claim, GridRun, claims
 
 
-def plain(item: Trial | Claim) -> dict[str, Any]:
+def plain(item: GridRun | Claim) -> dict[str, Any]:
     """Its values, without a curve; JSON knows no infinity, so what was never reached, or is not known, is null."""
     finite = {key: not isinstance(value, float) or math.isfinite(value) for key, value in asdict(item).items()}
     return {key: value if finite[key] else None for key, value in asdict(item).items() if key != "curve"}

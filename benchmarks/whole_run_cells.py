@@ -22,8 +22,7 @@ from benchmarks.finder_held_out import Patches, depthwise, layer_norm_mlp
 from benchmarks.finder_problems import Transformer, markov, mlp, plain_cnn
 from lr_lightning.schedules import WSD, Constant, Cosine, Linear, OneCycle, Schedule, Warmup
 from lr_lightning.training.decode import EncodedImages, Format
-from lr_lightning.training.models.resnet import CifarResNet
-from lr_lightning.training.models.small_cnn import SmallCNN
+from lr_lightning.training.models import CifarResNet, SmallCNN
 from lr_lightning.training.sources import parquet
 
 

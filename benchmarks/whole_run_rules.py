@@ -24,7 +24,7 @@ from benchmarks.finder_problems import batches, descend
 from benchmarks.whole_run_cells import Cell
 from benchmarks.whole_run_truth import train
 from lr_lightning import LRFinder, LRSchedule
-from lr_lightning.lr_finder import other_rules
+from lr_lightning.lr_finder import curve
 
 RANGE = (1e-6, 10.0)
 SWEEP = 100
@@ -70,13 +70,13 @@ def read(rule: Callable[[Sequence[float], Sequence[float]], float | None], cell:
 
 def smith(cell: Cell, seed: int) -> Answer:
     """Smith's upper bound."""
-    bounds = other_rules.smith(*sweep(cell, seed))
+    bounds = curve.smith(*sweep(cell, seed))
     return Answer(bounds[1] if bounds else None, SWEEP)
 
 
 def steepest(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     """Return the learning rate at the steepest descent of the averaged loss against the logarithm of it."""
-    x, y = other_rules.fastai_smoothed(lrs, losses)
+    x, y = curve.fastai_smoothed(lrs, losses)
     return float(x[np.argmin(np.gradient(y, np.log(x)))]) if len(y) >= 2 else None
 
 
@@ -208,8 +208,8 @@ def lr_finder(cell: Cell, seed: int) -> Answer:
 
 RULES: dict[str, Rule] = {
     "LRFinder": lr_finder,
-    "fastai minimum/10": partial(read, other_rules.fastai_minimum),
-    "fastai valley": partial(read, other_rules.fastai_valley),
+    "fastai minimum/10": partial(read, curve.fastai_minimum),
+    "fastai valley": partial(read, curve.fastai_valley),
     "Smith's upper bound": smith,
     "steepest": partial(read, steepest),
     "Lightning": partial(read, finder_rules.lightning),

@@ -42,8 +42,11 @@ def log_note(trainer: "Trainer", text: str) -> None:
 
 
 def for_each_logger(trainer: "Trainer", name: str, action: Callable[[Any], None]) -> None:
-    """Call a function with each logger, on the first process alone; warn if a logger does not accept ``name``."""
-    if not trainer.is_global_zero:
+    """Call a function with each logger, on the first process alone; warn if a logger does not accept ``name``.
+
+    In a development run (``fast_dev_run``) nothing is called: its logger has every attribute and keeps nothing.
+    """
+    if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
         return
     for logger in trainer.loggers:
         try:

@@ -6,5 +6,5 @@ from _checkout import ROOT, installed
 
 if __name__ == "__main__":
     with installed():
-        from lr_lightning.app.commands.train import main
+        from lr_lightning.app.commands.hydra_main import main
     sys.exit(main(ROOT, "find_lr"))

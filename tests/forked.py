@@ -27,7 +27,7 @@ _PRELOADED = [
     ),
     *(
         "lr_lightning.app.commands.compare",
-        "lr_lightning.app.commands.train",
+        "lr_lightning.app.commands.hydra_main",
         "lr_lightning.training.sources",
         "sklearn.datasets",
     ),

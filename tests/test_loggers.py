@@ -11,13 +11,25 @@ import pytest
 import torch
 
 import lr_lightning
-from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost, StepRecorder
+from lr_lightning import (
+    BatchSizeSchedule,
+    CooldownPreview,
+    LRFinder,
+    LRSchedule,
+    OverfittingMonitor,
+    RandomState,
+    RunCost,
+    ScheduleAwareStopping,
+    ScheduleFreeMode,
+    StepRecorder,
+)
 from lr_lightning._loggers import log_note, log_tags
 from lr_lightning.schedules import Cosine
 from tests.callbacks.tiny import Memory, Tiny, loader, trainer
 
 FILES = {"range_test/curve.csv", "range_test/curve.png", "verdict.txt", "verdict.png"}
 METRICS = {"lr/head", "lr/body", "train/loss", "train/loss_epoch", "val/loss", "probe/loss", "overfit/gap_loss"}
+METRICS |= {"val/loss_if_cooled", "batch/size"}
 
 
 class Kept(NamedTuple):
@@ -116,12 +128,14 @@ def test_every_callback_with_every_logger(
 ) -> None:
     monitor, schedule = OverfittingMonitor(), LRSchedule(Cosine())
     callbacks = [LRFinder(num_steps=12, apply=False, progress=False), schedule, monitor, StepRecorder(), RunCost()]
+    callbacks += [CooldownPreview(), BatchSizeSchedule(["1 epoch"]), RandomState()]
+    callbacks.append(ScheduleAwareStopping("val/loss_if_cooled", patience=9))
 
     def run(logger: Any) -> None:
         trainer(tmp_path, callbacks, logger, log_every_n_steps=1).fit(Grouped(), loader(), loader(60))
 
     kept = kind(tmp_path, run, request)
-    assert kept.lrs == pytest.approx([0.1 * factor for factor in Cosine().factors(12)])
+    assert kept.lrs == pytest.approx([0.1 * factor for factor in Cosine().factors(6 + 2)])
     assert kept.metrics >= METRICS
     assert any(name.startswith("summary/") for name in kept.metrics)
     assert kept.files >= FILES
@@ -157,3 +171,15 @@ def test_a_logger_of_ours_gets_the_note_itself_and_one_without_notes_nothing() -
 def test_no_callback_names_a_tag_of_mlflow() -> None:
     root = Path(lr_lightning.__file__).parent
     assert not [str(path) for path in (root / "callbacks").glob("*.py") if "mlflow." in path.read_text()]
+
+
+def test_a_mode_of_the_optimizer_logs_nothing_and_a_development_run_gives_no_text_away(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    schedulefree = pytest.importorskip("schedulefree")
+    logger, module = Memory(), Tiny()
+    module.configure_optimizers = lambda: schedulefree.SGDScheduleFree(module.parameters(), lr=0.1)  # type: ignore[method-assign]
+    trainer(tmp_path, [ScheduleFreeMode()], logger, max_epochs=1).fit(module, loader(), loader(60))
+    assert {name for name, _, _ in logger.rows} == {"epoch", "val/loss", "val/acc"}
+    trainer(tmp_path, [OverfittingMonitor(), RunCost()], True, fast_dev_run=True).fit(Tiny(), loader(), loader(60))
+    assert not [str(w.message) for w in recwarn if "did not take" in str(w.message)]

@@ -43,7 +43,7 @@ def test_importing_the_package_alone_loads_neither_torch_nor_lightning() -> None
 
 
 def test_the_command_line_is_read_before_anything_heavy_is_loaded() -> None:
-    assert not _loaded("import lr_lightning.app.commands.train") & {
+    assert not _loaded("import lr_lightning.app.commands.hydra_main") & {
         "torch",
         "lightning",
         "mlflow",

@@ -241,7 +241,12 @@ def _batch_growth(growth: schemas.GrowthConfig, batch_size: int) -> BatchSizeSch
         wrong = f"{growth.max_batch_size} is below data.batch_size, {batch_size}"
         raise ConfigError(f"schedule.growth.max_batch_size: {wrong}. Give that or more, or null for no limit.")
     with _naming_keys("schedule.growth", {f.name: f"schedule.growth.{f.name}" for f in fields(growth)}):
-        return BatchSizeSchedule(growth.milestones, growth.factor, max_batch_size=growth.max_batch_size)
+        return BatchSizeSchedule(
+            growth.milestones,
+            growth.factor,
+            max_batch_size=growth.max_batch_size,
+            lr=growth.lr,  # type: ignore[arg-type]  # checked by the schema
+        )
 
 
 def _extra_callbacks(extra: Mapping[str, Any]) -> Iterator[Callback]:

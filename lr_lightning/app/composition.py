@@ -1,6 +1,7 @@
-"""From a command line's overrides to a checked config, and the texts of `--help`."""
+"""From a command line's overrides to a checked config; what a mistyped key meant; the texts of `--help`."""
 
 import ast
+import difflib
 import inspect
 import os
 import re
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -19,9 +20,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning._commands import override
-from lr_lightning.app.config import PLACES_OF_DATA, Config, register, takes_text
-from lr_lightning.app.error_messages import did_you_mean, explain
+from lr_lightning._commands import override, shell_quote
+from lr_lightning.app.config import PLACES_OF_DATA, SCHEMAS, Config, register, takes_text
+from lr_lightning.app.error_messages import explain
 from lr_lightning.app.schemas.key_rules import Problem
 from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrackingConfig
@@ -31,6 +32,46 @@ _HYDRAS, _OURS = "HYDRA_FULL_ERROR", "LR_LIGHTNING_SET_HYDRA_FULL_ERROR"
 _MOST_PROBLEMS = 5
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _HOME = re.compile(r"~[\w.-]*(/|$)")
+_OTHER_NAMES = {
+    "optimizer.lr": "lr learning_rate base_learning_rate peak_lr init_lr initial_lr eta0",
+    "optimizer.weight_decay": "wd decay l2",
+    "optimizer.momentum": "mom",
+    "optimizer": "optim opt",
+    "trainer.max_epochs": "epoch epochs num_epochs n_epochs num_train_epochs",
+    "trainer.max_steps": "steps num_steps n_steps iters iterations updates",
+    "trainer.devices": "gpus num_gpus n_gpus ngpus num_devices",
+    "trainer.accelerator": "device cuda",
+    "trainer.precision": "amp fp16 bf16 dtype",
+    "trainer.gradient_clip_val": "clip clip_grad grad_clip gradient_clip clip_norm max_grad_norm",
+    "trainer.accumulate_grad_batches": "accumulate accum grad_accum accumulation_steps gradient_accumulation_steps",
+    "data.batch_size": "bs batch batchsize train_batch_size per_device_train_batch_size",
+    "data.num_workers": "workers nworkers n_workers",
+    "data.val_fraction": "val_split validation_split valid_pct val_size",
+    "data.image_size": "img_size imgsz resolution size",
+    "data.crop_padding": "crop random_crop padding",
+    "data.flip": "hflip horizontal_flip",
+    "data.root": "data_dir data_path data_root dir folder path",
+    "data": "dataset datasets",
+    "model": "net network arch architecture",
+    "module.kwargs.label_smoothing": "smoothing ls",
+    "schedule": "sched scheduler lr_scheduler lr_schedule",
+    "schedule.warmup": "warm_up warmup_steps warmup_epochs num_warmup_steps warmup_ratio",
+    "callbacks.early_stopping.patience": "patience",
+    "tracking": "logger log",
+    "tracking.experiment": "experiment_name project",
+    "tracking.run_name": "run_name name",
+    "output_root": "out output output_dir outdir save_dir",
+    "seed": "random_seed random_state manual_seed seeds",
+    "ckpt": "checkpoint weights pretrained load",
+    "resume": "resume_from resume_from_checkpoint ckpt_path",
+}
+_FULL_KEYS = {other: key for key, others in _OTHER_NAMES.items() for other in others.split()}
+"""The key that people mean by a name that it has elsewhere."""
+_HYDRA_OPTIONS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info"),
+    *("-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i"),
+)
 
 
 def wants_tracebacks() -> bool:
@@ -61,20 +102,25 @@ def compose_config(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, di
     Raises:
         ConfigError: The overrides cannot be composed.
     """
-    outer = GlobalHydra.instance().hydra  # of a caller that is a Hydra app itself
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(root / "conf"), version_base="1.3"):
-            cfg = compose("config", list(overrides), return_hydra_config=True)
+        cfg = _composed(root, overrides)
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
-        raise ConfigError(explain(e)) from e
-    finally:
-        GlobalHydra.instance().hydra = outer
+        raise ConfigError(explain_overrides(root, overrides, e)) from e
     HydraConfig.instance().set_config(cfg)  # a check looks for optimizer.lr among the overrides
     choices = {str(k): str(v) for k, v in cfg.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg, choices
+
+
+def _composed(root: Path, overrides: Sequence[str]) -> DictConfig:
+    outer = GlobalHydra.instance().hydra  # of a caller that is a Hydra app itself
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+            return compose("config", list(overrides), return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def load_config(root: Path, overrides: Sequence[str]) -> Config:
@@ -101,6 +147,9 @@ def _readable(word: str, *, several: bool) -> str:
     key, equals, value = word.partition("=")
     if not equals or not takes_text(key.lstrip("+")):
         return word
+    if "${" in value and Path(value).expanduser().exists():  # what is stored or passed on would be read once more
+        why = "in a value ${...} stands for another key. Give a link to it without these characters: ln -s"
+        raise ConfigError(f"{key}: '{value}' exists, but {why} {shell_quote(value)} LINK")
     if _HOME.match(value):
         try:
             word = f"{key}={(value := str(Path(value).expanduser()))}"
@@ -121,13 +170,105 @@ def _readable(word: str, *, several: bool) -> str:
     return override(key, value) if is_plain and read != value else word
 
 
+def refuse_options(root: Path, words: Sequence[str]) -> None:
+    """Refuse options that Hydra does not have, such as ``--lr 0.1``, with the key to type."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        is_hydras = any(option.startswith(name) for option in _HYDRA_OPTIONS) and len(name) > 1
+        if not name.startswith("-") or is_hydras or re.match(r"-[\d.]", name):
+            continue
+        if not equals and following and "=" not in following and not following.startswith("-"):
+            value = following
+        meant = _remedy(_composed(root, []), f"{name.strip('-').replace('-', '_')}={value or 'VALUE'}")
+        raise ConfigError(f"{name}: there is no such option. {meant or 'A key is set with key=value; see `--help`.'}")
+
+
+def explain_overrides(root: Path, words: Sequence[str], error: Exception) -> str:
+    """Return the message for a command line that Hydra cannot compose: for keys that do not exist, the ones to type."""
+    groups = choices_of(root)
+    overrides = [word for word in words if not word.startswith(("-", "~"))]
+    chosen = [word.split(",")[0] for word in overrides if word.lstrip("+").partition("=")[0] in groups]
+    try:
+        cfg = _composed(root, chosen)
+    except (HydraException, OmegaConfBaseException, ValueError, AssertionError):
+        return explain(error)
+    problems = []
+    for word in overrides:
+        key = word.lstrip("+").partition("=")[0]
+        if key not in groups and "@" not in key and not _has(cfg, key) and (remedy := _remedy(cfg, word.lstrip("+"))):
+            problems.append(str(Problem(key, f"there is no such key. {remedy}")))
+    return "\n".join(problems[:_MOST_PROBLEMS]) or explain(error)
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    """Tell whether a composed config has a key; also if a group above it is off (null)."""
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or node._is_none():
+            return True
+        if part not in node:
+            return False
+        node = node._get_node(part)
+    return True
+
+
+def _remedy(cfg: DictConfig, word: str) -> str:
+    """Return what to type for an override whose key does not exist; empty if nothing is like it."""
+    key, _, value = word.partition("=")
+    group, _, name = key.rpartition(".")
+    keys = [full for full in _keys(cfg) if full != key]  # +key=value has put it there
+    if meant := _meant(key.lower(), keys):
+        return f"Type {' or '.join(shell_quote(f'{full}={value}') for full in meant)}"
+    for owner, schemas in SCHEMAS.items():
+        having = [choice for choice, schema in schemas.items() if name in {f.name for f in fields(schema)}]
+        if having and group in ("", owner) and OmegaConf.select(cfg, owner) is not None:
+            others = f" (or {owner}={','.join(having[1:])})" if having[1:] else ""
+            typed = f"{owner}={having[0]} {shell_quote(f'{owner}.{name}={value}')}"
+            return f"{owner}={cfg[owner].name} has none. Type {typed}{others}"
+    if close := _alike(key.lower(), keys):
+        return f"Type {shell_quote(f'{close}={value}')}"
+    return ""
+
+
+def _meant(key: str, keys: Sequence[str]) -> list[str]:
+    """Return the existing keys that have the name of a dotted key, or that it is another name of."""
+    group, _, name = key.rpartition(".")
+    if (full := _FULL_KEYS.get(name, "")) in keys:
+        return [full]
+    same = [full for full in keys if full.rpartition(".")[2] == name]
+    return [full for full in same if full.split(".")[0] == group.split(".")[0]] or same[:2]
+
+
+def _alike(key: str, keys: Sequence[str]) -> str | None:
+    """Return the existing key that is spelt like a dotted key: first one of those beside it."""
+    group, _, name = key.rpartition(".")
+    beside = [full for full in keys if full.rpartition(".")[0] == group]
+    below = [full for full in keys if full.startswith(f"{group.split('.')[0]}.")]
+    for among, cutoff in ((beside, 0.6), (below, 0.6), (keys, 0.75)):
+        names = {full.rpartition(".")[2]: full for full in reversed(among)}
+        names |= {other: full for other, full in _FULL_KEYS.items() if full in among}
+        if close := difflib.get_close_matches(name, names, n=1, cutoff=cutoff):
+            return names[close[0]]
+    return None
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of a composed config that a run may be given, with the groups themselves."""
+    for key in map(str, node):
+        if prefix or key != "hydra":
+            yield f"{prefix}{key}"
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing()):
+                yield from _keys(child, f"{prefix}{key}.")
+
+
 def validate(cfg: DictConfig) -> Config:
     """Check the composed config, and return it as plain dataclasses, with ``optimizer.lr`` as the peak learning rate.
 
     Raises:
         ConfigError: A key or a value is bad. The first few problems are shown, a line each: key, value and remedy.
     """
-    _raise_for(_bad_keys(cfg))
+    _raise_for(_bad_keys(cfg, cfg))
     try:
         config = cast(Config, OmegaConf.to_object(cfg))
     except OmegaConfBaseException as e:
@@ -167,18 +308,19 @@ def _raise_for(problems: Iterator[Problem]) -> None:
         raise ConfigError("\n".join(lines[:_MOST_PROBLEMS]))
 
 
-def _bad_keys(node: DictConfig, prefix: str = "") -> Iterator[Problem]:
+def _bad_keys(cfg: DictConfig, node: DictConfig, prefix: str = "") -> Iterator[Problem]:
     """Find keys that the schema lacks (``+sede=3`` passes Hydra), and keys of the schema that are gone (``~seed``)."""
     schema = OmegaConf.get_type(node)
     known = [f.name for f in fields(schema)] if is_dataclass(schema) else None
     for key in map(str, node):
         name = f"{prefix}{key}"
         if known is not None and key not in known:
-            yield Problem(name, f"there is no such key.{did_you_mean(key, known)} `--cfg job` shows every key.")
+            remedy = _remedy(cfg, f"{name}={node._get_node(key)}") or "`--cfg job` shows every key."
+            yield Problem(name, f"there is no such key. {remedy}")
         elif not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
             child = node[key]
             if isinstance(child, DictConfig) and not child._is_none():
-                yield from _bad_keys(child, f"{name}.")
+                yield from _bad_keys(cfg, child, f"{name}.")
     present = set(map(str, node))
     for key in known or ():
         if key not in present:

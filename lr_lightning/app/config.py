@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING
 
 from lr_lightning.app.schemas.data import DataConfig
 from lr_lightning.app.schemas.key_rules import SEED, Problem, Schema, existing
@@ -203,15 +203,3 @@ def register() -> None:
     for group, choices in SCHEMAS.items():
         for name, node in choices.items():
             store.store(name=name, node=node, group=f"schema/{group}")
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested config to one level of dotted keys; lists and empty mappings stay values."""
-    if isinstance(node, DictConfig | ListConfig):
-        node = OmegaConf.to_container(node, resolve=True)
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -5,12 +5,12 @@ import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lr_lightning._batches import batch_size_of
-from lr_lightning._checks import check_count, check_number
+from lr_lightning._checks import check_choice, check_count, check_number
 from lr_lightning._lightning import (
     BaseCallback,
     GradientAccumulationScheduler,
@@ -32,6 +32,8 @@ from lr_lightning.schedules.clock import updates_per_epoch
 
 __all__ = ["BatchSizeSchedule", "Resizable", "can_resize", "resized"]
 
+_LR = Literal["constant", "inverse_sqrt"]
+
 
 @dataclass(frozen=True)
 class _Epoch:
@@ -49,8 +51,12 @@ class BatchSizeSchedule(BaseCallback):
     """Grow the batch at epoch boundaries, instead of decaying the learning rate.
 
     Source: Smith, Kindermans, Ying & Le 2017, "Don't Decay the Learning Rate, Increase the Batch Size" (1711.00489):
-    fewer updates for the same examples. The lr stays unchanged; an ``LRSchedule`` beside this callback knows the
-    planned updates, so its schedule ends at the last one.
+    fewer updates for the same examples. An ``LRSchedule`` beside this callback knows the planned updates, so its
+    schedule ends at the last one.
+
+    For SGD the lr stays unchanged. For Adam and AdamW, ``lr="inverse_sqrt"`` divides the lr by the square root of the
+    batch's growth: where a schedule would halve the lr, the batch doubles and the lr falls by √2. Source: Meterez et
+    al. 2025, "Seesaw: Accelerating Training by Balancing Learning Rate and Batch Size Scheduling" (2510.14717).
 
     The training loader is rebuilt with a larger batch, up to ``max_batch_size``. Beyond that, or if the loader cannot
     be rebuilt, gradients are accumulated over more batches. A loader can be rebuilt if it is a map-style torch
@@ -65,6 +71,7 @@ class BatchSizeSchedule(BaseCallback):
         mirror: An lr schedule instead of milestones: the batch grows by the inverse of the factor that this schedule
             would have at the epoch's start in a run whose batch does not grow.
         max_batch_size: Most examples in a batch of one process; None for no limit but the epoch.
+        lr: ``"constant"``, or ``"inverse_sqrt"``, for which an ``LRSchedule`` must stand beside this callback.
 
     Raises:
         ArgumentError: An argument is out of range; or, at the start of a fit, the milestones or the schedule do not fit
@@ -81,8 +88,11 @@ class BatchSizeSchedule(BaseCallback):
         *,
         mirror: ScheduleLike | None = None,
         max_batch_size: int | None = None,
+        lr: _LR = "constant",
     ) -> None:
         super().__init__()
+        check_choice("lr", lr, get_args(_LR))
+        self.lr = lr
         if (milestones is None) == (mirror is None):
             raise ArgumentError("BatchSizeSchedule takes either milestones=['30%', ...] or mirror=<an lr schedule>.")
         self.mirror = None if mirror is None else as_schedule("mirror", mirror)
@@ -96,6 +106,7 @@ class BatchSizeSchedule(BaseCallback):
         self._restored: list[_Epoch] = []
         self._examples: int | None = None  # of one process in an epoch
         self._known_size = True
+        self._asked = False  # whether an LRSchedule takes lr_factor into account
         self._accumulate: int | None = None  # the Trainer's own
 
     # -- for other callbacks -----------------------------------------------------------------------------------------
@@ -107,6 +118,14 @@ class BatchSizeSchedule(BaseCallback):
         """
         counts = [epoch.updates for epoch in self._planned(trainer)]
         return None if None in counts else [count for count in counts if count is not None]
+
+    def lr_factor(self, trainer: Trainer) -> float:
+        """Return the factor by which the present batch changes the lr. Not before ``on_train_start``."""
+        self._asked = True
+        if self.lr == "constant":
+            return 1.0
+        plan, index = self._planned(trainer), int(_epochs(trainer).processed)
+        return math.sqrt(plan[0].batch.examples / plan[min(index, len(plan) - 1)].batch.examples)
 
     def describe(self, trainer: Trainer) -> str:
         """Describe in one line how the batch grows in this fit. Not before ``on_train_start``."""
@@ -128,7 +147,7 @@ class BatchSizeSchedule(BaseCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what can be checked before anything trains."""
-        self._plan = None
+        self._plan, self._asked = None, False
         self.check_fit(trainer, pl_module)
 
     def check_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,6 +168,8 @@ class BatchSizeSchedule(BaseCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Grow the batch; Lightning makes the epoch's iterator after this."""
+        if self.lr != "constant" and not self._asked:
+            raise ArgumentError(f"{self.lr!r} needs LRSchedule, which sets it: add LRSchedule(Constant()).", "lr")
         self._apply(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

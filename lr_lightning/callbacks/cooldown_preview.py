@@ -21,7 +21,8 @@ from lr_lightning._lightning import (
     warn_if_results_are_lost,
 )
 from lr_lightning.callbacks import batch_norm, per_example
-from lr_lightning.callbacks.per_example import LossFunction, SampleCollector
+from lr_lightning.callbacks.forward_calls import silent
+from lr_lightning.callbacks.per_example import LossFunction, LossLearner, SampleCollector
 
 __all__ = ["CooldownPreview", "RunningAverage"]
 
@@ -76,7 +77,7 @@ class CooldownPreview(BaseCallback):
     (FSDP, DeepSpeed) are not tested.
 
     Args:
-        loss: Function from ``(module, batch)`` to the losses of the examples, as for
+        loss: Function from ``(module, batch)`` to the losses of the examples, with the same default as for
             :class:`~lr_lightning.callbacks.overfitting.OverfittingMonitor`.
         share: Half-life of the average as a share of the updates so far. 0.06 stands for a cooldown of 20 % of the run.
         every_n_validations: Number of validations from one preview to the next.
@@ -120,6 +121,7 @@ class CooldownPreview(BaseCallback):
         self._statistics: batch_norm.Statistics = {}
         self._collector: SampleCollector | None = None  # while a validation is evaluated a second time
         self._problem: Exception | None = None  # why the loss cannot be computed
+        self._loss, self._learner, self._line = self.loss, LossLearner(), ""
 
     @property
     def averaged(self) -> dict[str, Tensor]:
@@ -133,7 +135,8 @@ class CooldownPreview(BaseCallback):
             warn_if_results_are_lost(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the average, or continue that of the checkpoint."""
+        """Start the average, or continue that of the checkpoint; learn the loss if the module's own is not given."""
+        self._learner.wanted = per_example.is_default(self.loss, pl_module)
         self._average = RunningAverage(pl_module.named_parameters(), self.share, self.device)
         self._steps, self._norms = trainer.global_step, batch_norm.tracking_norms(pl_module)
         kept = self._loaded.pop("average", {})
@@ -145,6 +148,7 @@ class CooldownPreview(BaseCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Take the weights in after each update."""
+        self._learner.close()
         if self._average is not None and trainer.global_step != self._steps:
             self._steps = trainer.global_step
             self._average.update(pl_module.named_parameters())
@@ -167,8 +171,21 @@ class CooldownPreview(BaseCallback):
                 self._problem = problem
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note which BatchNorm layers are trained; frozen ones keep their statistics."""
+        """Note which BatchNorm layers are trained; frozen ones keep their statistics. Watch the first step."""
+        self._learner.watch(pl_module, batch)
         self._active = {name: layer for name, layer in self._norms.items() if layer.training}
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Learn the loss of single examples from the first step; where that fails, the default may still do."""
+        learned = self._learner.learn(trainer, pl_module, loss)
+        if isinstance(learned, str):
+            self._line = learned
+        elif learned is not None:
+            self._loss = learned[0]
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Release the module."""
+        self._learner.close()
 
     def on_validation_batch_end(
         self,
@@ -183,8 +200,8 @@ class CooldownPreview(BaseCallback):
         if self._collector is None or dataloader_idx or self._problem is not None:
             return
         try:
-            with isolate_rng(), self._cooled(pl_module), trainer.precision_plugin.forward_context():
-                self._collector.add(self.loss(pl_module, batch))
+            with isolate_rng(), self._cooled(pl_module), trainer.precision_plugin.forward_context(), silent(pl_module):
+                self._collector.add(self._loss(pl_module, batch))
         except Exception as problem:  # a monitor never ends a run
             self._problem = problem
 
@@ -194,12 +211,15 @@ class CooldownPreview(BaseCallback):
             return
         collector, self._collector = self._collector, None
         if not trainer.strategy.reduce_boolean_decision(self._problem is None, all=True):
-            problem = self._problem or "another process failed"
+            problem, self._problem = self._problem or RuntimeError("another process failed."), None
+            if trainer.sanity_checking and per_example.is_default(self.loss, pl_module):
+                return  # another loss may be learned from the first step
             rank_zero_warn(
                 f"CooldownPreview evaluates nothing, because the loss of the examples of a batch cannot be computed: "
-                f"{problem} Pass a function that computes it: CooldownPreview(loss=...)."
+                f"{problem} Pass a function that computes it: CooldownPreview(loss=lambda module, batch: "
+                f"{self._line or per_example.EXAMPLE_LINE})."
             )
-            self._problem = self._problem or RuntimeError(problem)
+            self._problem = problem
             return
         sample = collector.finish(trainer, pl_module.device)
         if sample is not None:  # in the sanity check too, where what is monitored must show up
@@ -244,8 +264,8 @@ class CooldownPreview(BaseCallback):
                 size = count_examples(batch)
                 full = size if full is None else full
                 if size == full:  # a small last batch would count as much as a full one
-                    with trainer.precision_plugin.forward_context():
-                        self.loss(pl_module, to_device(trainer, batch))
+                    with trainer.precision_plugin.forward_context(), silent(pl_module):
+                        self._loss(pl_module, to_device(trainer, batch))
         batch_norm.average_over_ranks(trainer, self._active)
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lr_lightning._lightning import (
     Trainer,
     TrainerFn,
     averaging_callbacks,
+    callbacks_of,
     is_dev_run,
     is_missed_in_sanity_check,
     is_resuming,
@@ -26,6 +27,7 @@ from lr_lightning._lightning import (
 )
 from lr_lightning._param_groups import missing_lr, peak_lr, restart_without_scheduler, scheduler_lrs
 from lr_lightning._threads import ThreadWatch
+from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.optimizer_driver import OptimizerDriver
 from lr_lightning.callbacks.trainer_clock import longer_clock, trainer_clock
 from lr_lightning.errors import ArgumentError
@@ -123,6 +125,8 @@ class LRSchedule(BaseCallback):
         self._starts: list[int] = []  # the update at which each optimizer's schedules start
         self._history: list[float] = []
         self._scale = 1.0
+        self._growing: list[BatchSizeSchedule] = []
+        self._batch_factor = 1.0  # for a batch that has grown
         self._is_fresh = FreshMetric()
         self._observed = False  # in this validation
         self._hooks: list[RemovableHandle] = []
@@ -258,6 +262,7 @@ class LRSchedule(BaseCallback):
         self._scale = 1.0 if self.plateau is None else self.plateau(self._history)
         if by_hand:
             self._attach()
+        self._growing = callbacks_of(trainer, BatchSizeSchedule)
         self._threads = ThreadWatch() if pl_module.device.type == "cpu" else None
         self._drive(trainer)
 
@@ -451,12 +456,14 @@ class LRSchedule(BaseCallback):
         if trainer.lr_scheduler_configs and not self._successor:
             self._successor = type(trainer.lr_scheduler_configs[0].scheduler).__name__
             rank_zero_info(f"LRSchedule: another callback has added {self._successor}, which sets the lr from now on.")
+        self._batch_factor = math.prod(growing.lr_factor(trainer) for growing in self._growing)
         for index in range(len(self._drivers)):
             self._drive_one(index, trainer.global_step)
 
     def _drive_one(self, index: int, step: int) -> None:
         step = self._steps[index] if self._steps else step
-        self._drivers[index].drive(step, self._clocks[index], self._scale, sets_lr=not self._successor)
+        factor = self._scale * self._batch_factor
+        self._drivers[index].drive(step, self._clocks[index], factor, sets_lr=not self._successor)
 
     def _planned_updates(self, trainer: Trainer, index: int = 0) -> tuple[int, int] | None:
         """Return the updates planned up to the start and the end of this epoch; None where no plan must hold."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lr_lightning._batches import batch_size_of, count_examples, loaded_examples
+from lr_lightning._batches import at, batch_size_of, count_examples, loaded_examples
 from lr_lightning._checks import check_batches, check_count
 from lr_lightning._lightning import (
     STEP_OUTPUT,
@@ -16,7 +16,6 @@ from lr_lightning._lightning import (
     LightningModule,
     Trainer,
     batch_loss,
-    is_compiled,
     is_last_validation_batch,
     isolate_rng,
     loaders_of_validation,
@@ -33,7 +32,9 @@ from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_f
 from lr_lightning.callbacks import batch_norm, per_example
 from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
 from lr_lightning.callbacks.per_example import (
+    LearnedLoss,
     LossFunction,
+    LossLearner,
     Sample,
     SampleCollector,
     ValidationLosses,
@@ -45,7 +46,7 @@ from lr_lightning.diagnosis.calibration import entropy
 from lr_lightning.diagnosis.diagnose import diagnose
 from lr_lightning.diagnosis.early_stopping import overfit_metrics
 from lr_lightning.diagnosis.history import History, Point
-from lr_lightning.diagnosis.stratify import Indices
+from lr_lightning.diagnosis.statistics import Indices
 from lr_lightning.diagnosis.verdict import Label, Verdict
 from lr_lightning.errors import Diverged
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 
 _MOST_UNSUMMED = 1000  # training losses that stay on the device
+_MOST_TARGETS = 1_000_000  # numbers, from which a constant guess is made
 _OF_LOSSES = frozenset({"overfit/gl", "overfit/pq", "overfit/up"})  # metrics that need no probe
 
 
@@ -100,7 +102,8 @@ class OverfittingMonitor(BaseCallback):
         every_n_validations: Number of validations from one measurement to the next.
         seed: Seed of the draw of the default probe.
         keep: Most examples of a set whose single losses are kept, to estimate the noise; of a larger set, every n-th.
-        chance: Loss of a model that knows only the shares of the classes. Default: computed from the probe's labels.
+        chance: Loss of a model that knows only the shares of the classes, or the mean of a regression's targets.
+            Default: computed from the probe.
 
     Raises:
         ArgumentError: A number is < 1, or ``probe`` is an iterator. Before the first update: ``loss`` does not return
@@ -130,14 +133,13 @@ class OverfittingMonitor(BaseCallback):
         self._kept: KeptBatches | None = None  # in place of these, if only the batches show them
         self._val = ValidationLosses(self.loss, self.keep)
         self._val_examples = 0  # of this rank, in this validation
-        self._step: tuple[ForwardRecord, Any] | None = None  # the first training step, while the loss is learned
-        self._unsuited = False  # whether the default loss does not suit the module
-        self._networks: set[str] = set()  # children that the default loss calls: so should the first training step
+        self._learner = LossLearner()
+        self._targets: list[Tensor] = []  # of the probe, if only they tell what a constant guess would reach
         self._collector: SampleCollector | None = None  # of the probe, in this validation
         self._training_losses: list[Tensor] = []  # since the last validation, if they stand for the probe
         self._from_logs = self._ended = False
         self._failure: str | None = None
-        self._chance, self._validations = self.chance, 0
+        self._chance, self._regression, self._validations = self.chance, False, 0
         self._points: list[Point] = []
         self._resumed = 0  # measurements of the checkpoint
         self._first_loss: Tensor | float | None = None  # as the probe's is measured
@@ -155,7 +157,7 @@ class OverfittingMonitor(BaseCallback):
         start = None if self._first_loss is None else float(self._first_loss)
         points = tuple(self._points)
         state = self._total_steps, self._diverged, self._overconfident
-        return History(points, self._chance, start, *state, self._peak_lr)
+        return History(points, self._chance, start, *state, self._peak_lr, self._regression)
 
     @property
     def verdict(self) -> Verdict:
@@ -222,15 +224,15 @@ class OverfittingMonitor(BaseCallback):
                 trainer.precision_plugin.forward_context(),
             ):
                 first.add(self.loss(module, batch))
-                self._networks = record.called() - {""} if learnable else set()
-            self._unsuited = learnable and first.has_probabilities()
+                self._learner.networks = record.called() - {""} if learnable else set()
+            self._learner.wanted = learnable and first.has_probabilities()
         except Exception:
             if not learnable:
                 raise
-            self._unsuited = True
+            self._learner.wanted = True
         finally:
             batch_norm.set_statistics(norms, kept)
-        if not self._unsuited and self._first_loss is None and not self._points:
+        if not self._learner.wanted and self._first_loss is None and not self._points:
             self._first_loss = first.mean()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -242,8 +244,7 @@ class OverfittingMonitor(BaseCallback):
                 with isolate_rng():
                     self._try_loss(trainer, pl_module, batch)
             self._keep(trainer, batch, batch_idx)
-        if (self._unsuited or self._networks) and self._step is None and not is_compiled(pl_module):
-            self._step = ForwardRecord(pl_module), batch
+        self._learner.watch(pl_module, batch)
 
     def _keep(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         kept, size = self._kept, loaded_examples(trainer.train_dataloader, batch, batch_idx)
@@ -257,19 +258,9 @@ class OverfittingMonitor(BaseCallback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Learn the loss of single examples from the first step, before its update."""
-        if self._step is None:
+        learned = self._learner.learn(trainer, pl_module, loss)
+        if learned is None:
             return
-        (record, batch), self._step = self._step, None
-        networks, self._networks = self._networks, set()
-        if not self._unsuited and (networks <= (called := record.called()) or "" in called):
-            return record.close()
-        scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-        try:
-            learned = per_example.learn_loss(record, batch, float(loss.detach()) * scale)
-        except Exception:  # a batch of a library's own class
-            learned = ""
-        record.close()
-        self._unsuited = False
         if isinstance(learned, str):
             return self._fail(trainer, "the loss of single examples cannot be told from the training step", learned)
         self._val.loss, start = learned
@@ -279,7 +270,7 @@ class OverfittingMonitor(BaseCallback):
     def _fail(self, trainer: Trainer, reason: str, line: str = "") -> None:
         """Take the logged losses from now on, or nothing more if there were measurements of the probe, and say so."""
         self._val.close()
-        self._collector, self._kept, self._unsuited = None, None, False
+        self._collector, self._kept, self._learner.wanted = None, None, False
         if self._failure is not None:
             return
         self._failure = reason
@@ -289,7 +280,7 @@ class OverfittingMonitor(BaseCallback):
             rank_zero_warn(f"OverfittingMonitor measures no longer: {reason}. The run goes on.")
             return
         self._first_loss = self._first_training_loss
-        line = line or "torch.nn.functional.cross_entropy(module(batch[0]), batch[1], reduction='none')"
+        line = line or per_example.EXAMPLE_LINE
         rank_zero_warn(
             f"OverfittingMonitor has no probe: {reason}. Its verdict compares the validation loss that the module "
             "logs with the mean training loss. To measure a probe, write OverfittingMonitor(loss=lambda module, batch: "
@@ -303,9 +294,7 @@ class OverfittingMonitor(BaseCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Keep the training loss, on its device, if it stands for the probe's."""
-        if self._step is not None:  # it made no backward pass; the next one is watched
-            self._step[0].close()
-            self._step = None
+        self._learner.close()
         if self._points and not self._from_logs:
             return  # the probe is measured
         if (loss := batch_loss(outputs, trainer, pl_module)) is None:
@@ -324,10 +313,10 @@ class OverfittingMonitor(BaseCallback):
             return
         self._agree(trainer)
         due = trainer.sanity_checking or self._validations % self.every_n_validations == 0
-        if self._unsuited and not trainer.sanity_checking:
+        if self._learner.wanted and not trainer.sanity_checking:
             self._fail(trainer, "no training step had a loss from which the examples' could be told")
         self._val_examples, self._collector = 0, None
-        if due and not self._from_logs and not self._ended and not self._unsuited:
+        if due and not self._from_logs and not self._ended and not self._learner.wanted:
             self._val.start(pl_module)
 
     def _agree(self, trainer: Trainer) -> None:
@@ -385,6 +374,8 @@ class OverfittingMonitor(BaseCallback):
                 batch = move_data_to_device(batch, module.device) if kept else to_device(trainer, batch)
                 with trainer.precision_plugin.forward_context(), silent(module):
                     collector.add(self._val.loss(module, batch))
+                if isinstance(self._val.loss, LearnedLoss) and sum(map(Tensor.numel, self._targets)) < _MOST_TARGETS:
+                    self._targets.append(at(self._val.loss.target, batch))
         self._collector = collector
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -412,6 +403,10 @@ class OverfittingMonitor(BaseCallback):
             return self._fail(trainer, "it has no example")
         if self._chance is None and probe.labels is not None:
             self._chance = entropy(probe.labels)
+        if self._chance is None and isinstance(self._val.loss, LearnedLoss):
+            self._chance = mean_over_ranks(trainer, self._val.loss.of_constant(self._targets))
+            self._regression = self._val.loss.is_regression
+        self._targets = []
         metrics = per_example.calibration_metrics(val, probe)
         self._overconfident = bool(metrics.get("overfit/overconfident"))
         self._log(trainer, pl_module, self._point(trainer, probe, val), metrics)
@@ -480,8 +475,7 @@ class OverfittingMonitor(BaseCallback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Release the module; if the run diverged, log that verdict."""
         self._val.close()
-        if self._step is not None:
-            self._step[0].close()
+        self._learner.close()
         if isinstance(exception, Diverged):
             self._diverged = exception.headline
             self._log_verdict(trainer)
@@ -504,6 +498,7 @@ class OverfittingMonitor(BaseCallback):
             "first_loss": None if self._first_loss is None else float(self._first_loss),
             "source": self._val.source,
             "chance": self._chance,
+            "regression": self._regression,
             "overconfident": self._overconfident,
             "from_logs": self._from_logs,
             **_pack(self._points),
@@ -517,6 +512,7 @@ class OverfittingMonitor(BaseCallback):
         self._validations, self._first_loss = state_dict["validations"], state_dict["first_loss"]
         self._val.source, self._chance = state_dict["source"], state_dict["chance"]
         self._overconfident, self._points = state_dict["overconfident"], _unpack(state_dict)
+        self._regression = state_dict.get("regression", False)
 
 
 _ROWS = ("val_losses", "probe_losses")
@@ -564,7 +560,7 @@ def plot_verdict(history: History, verdict: Verdict) -> "Figure":
     losses.plot(epochs, val, color=VALIDATION, marker=marker, ms=3, label="validation")
     losses.plot(epochs, probe, color=PROBE, marker=marker, ms=3, label="probe (training examples)")
     if history.chance is not None:
-        losses.axhline(history.chance, color=GREY, ls=":", lw=1, label="chance")
+        losses.axhline(history.chance, color=GREY, ls=":", lw=1, label=verdict.reference)
     if verdict.onset_epoch is not None:
         name = "first bad" if verdict.label is Label.DIVERGED else "onset,"
         losses.axvline(verdict.onset_epoch, color=YELLOW, lw=2, label=f"{name} epoch {verdict.onset_epoch:g}")

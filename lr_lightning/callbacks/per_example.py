@@ -1,6 +1,6 @@
 """The losses of single examples: how a module gives them, and how they come from all ranks to the host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from lr_lightning._lightning import (
     Trainer,
     gather_numbers,
     gather_rows,
+    is_compiled,
     isolate_rng,
     overrides,
     rank_zero_warn,
@@ -35,8 +36,9 @@ ACCURACY_METRICS = frozenset({"probe/acc", "overfit/gap_acc"})
 LossFunction = Callable[[LightningModule, Any], Tensor | tuple[Tensor | None, ...]]
 
 _NO_BATCHES = -1  # in place of the width of the logits, on a rank that had no batch
-_EXPECTED = "OverfittingMonitor takes batches (x, y) with class labels y and logits module(x)"
-_REMEDY = "Pass a function that computes a loss per example from a batch: OverfittingMonitor(loss=...)."
+EXAMPLE_LINE = "torch.nn.functional.cross_entropy(module(batch[0]), batch[1], reduction='none')"
+_EXPECTED = "The default loss takes batches (x, y) with class labels y and logits module(x)"
+_REMEDY = "Pass a function that computes a loss per example from a batch: loss=..."
 
 
 # -- from a batch to losses ------------------------------------------------------------------------------------------
@@ -121,6 +123,19 @@ class LearnedLoss:
             raise ArgumentError(f"{self.function} takes no {tuple(prediction.shape)} for {tuple(target.shape)}.")
         return found
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether the targets are no classes."""
+        return self.function in ("mse_loss", "l1_loss", "smooth_l1_loss")
+
+    def of_constant(self, targets: Sequence[Tensor]) -> float | None:
+        """Return the loss of a constant guess, the mean of the targets; None if these have no mean."""
+        if self.function == "cross_entropy" or not targets or len({each.shape[1:] for each in targets}) > 1:
+            return None
+        every = torch.cat([each.float() for each in targets])
+        found = _losses(self.function.removesuffix("_with_logits"), every.mean(0, keepdim=True).expand_as(every), every)
+        return None if found is None else float(found.losses.mean())
+
 
 def learn_loss(record: ForwardRecord, batch: Any, loss: float) -> tuple[LearnedLoss, float] | str:
     """Return the loss that gives the training step's own, and its mean; else the line of code that would help.
@@ -155,6 +170,47 @@ def learn_loss(record: ForwardRecord, batch: Any, loss: float) -> tuple[LearnedL
     guess = fitting[0][0]
     prediction = written(guess.prediction, guess.call.written())
     return f"torch.nn.functional.{guess.function}({prediction}, {written(guess.target)}, reduction='none')"
+
+
+class LossLearner:
+    """Learns the loss of single examples from the module's first training step, where the default does not suit it.
+
+    Attributes:
+        wanted: Whether the default loss does not suit the module.
+        networks: Children that the default loss calls; a step that does not call them has another loss.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.networks: set[str] = set()
+        self._step: tuple[ForwardRecord, Any] | None = None
+
+    def watch(self, module: LightningModule, batch: Any) -> None:
+        """Watch a training step from its start, if it is the first one of interest."""
+        if (self.wanted or self.networks) and self._step is None and not is_compiled(module):
+            self._step = ForwardRecord(module), batch
+
+    def learn(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> tuple[LearnedLoss, float] | str | None:
+        """Return what :func:`learn_loss` does, before the step's update; None if there is nothing to learn."""
+        if self._step is None:
+            return None
+        (record, batch), networks, wanted = self._step, self.networks, self.wanted
+        self.networks, self.wanted = set(), False
+        try:
+            if not wanted and (networks <= (called := record.called()) or "" in called):
+                return None
+            scale = trainer.accumulate_grad_batches if module.automatic_optimization else 1
+            return learn_loss(record, batch, float(loss.detach()) * scale)
+        except Exception:  # a batch of a library's own class
+            return ""
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Release the module; if the step made no backward pass, the next one is watched."""
+        if self._step is not None:
+            self._step[0].close()
+            self._step = None
 
 
 _FUNCTIONS = (
@@ -222,7 +278,7 @@ class SampleCollector:
         if not isinstance(examples.losses, Tensor) or examples.losses.ndim != 1:
             got = tuple(examples.losses.shape) if isinstance(examples.losses, Tensor) else examples.losses
             raise ArgumentError(
-                f"OverfittingMonitor(loss=...) must return one loss for each example, shape [batch], got {got}. "
+                f"loss=... must return one loss for each example, shape [batch], got {got}. "
                 "Compute it with reduction='none'."
             )
         self._batches.append(examples)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from lr_lightning._batches import count_examples, parts
 from lr_lightning._lightning import Trainer, inner_sampler, move_data_to_device
-from lr_lightning.diagnosis.stratify import Indices, stratified_subset
+from lr_lightning.diagnosis.statistics import Indices, stratified_subset
 
 _MOST_BYTES = 256e6  # of batches that are kept
 

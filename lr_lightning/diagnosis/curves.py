@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.diagnosis.history import History, Point
+from lr_lightning.diagnosis.verdict import Reference
 
 Floats = NDArray[np.float64]
 
@@ -169,7 +170,8 @@ class Curves:
         points, learning = tuple(known[i] for i in compared), _learning(known)[compared]
         val, probe = Track.of(points, "val"), Track.of(points, "probe")
         best = int(np.argmin(val.smooth))
-        return Curves(known, points, val, probe, best, learning, reference_loss(history), history.start)
+        _, reference = reference_of(history) or (None, None)
+        return Curves(known, points, val, probe, best, learning, reference, history.start)
 
     @property
     def end(self) -> int:
@@ -337,10 +339,11 @@ def finite(point: Point) -> bool:
     return math.isfinite(point.val_loss) and math.isfinite(point.probe_loss)
 
 
-def reference_loss(history: History) -> float | None:
-    """Return the loss of a model that has learnt nothing: chance, else the loss at the start; None if unknown."""
-    known = (v for v in (history.chance, history.start) if v is not None and math.isfinite(v) and v > 0)
-    return next(known, None)
+def reference_of(history: History) -> tuple[Reference, float] | None:
+    """Return what has learnt nothing, and its loss: chance, else the loss at the start; None if unknown."""
+    chance = Reference.CONSTANT if history.regression else Reference.CHANCE
+    losses = ((chance, history.chance), (Reference.START, history.start))
+    return next(((kind, v) for kind, v in losses if v is not None and math.isfinite(v) and v > 0), None)
 
 
 def _learning(points: tuple[Point, ...]) -> Floats:

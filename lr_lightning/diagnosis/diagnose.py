@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, finite, reference_loss
+from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, finite, reference_of
 from lr_lightning.diagnosis.history import History
 from lr_lightning.diagnosis.verdict import Advice, Label, Numbers, Reason, Verdict
 
@@ -32,7 +32,7 @@ def diagnose(history: History) -> Verdict:
     The labels are tried in this order. "Beyond its noise" is a one-sided bound of 95 % (see
     :class:`~lr_lightning.diagnosis.curves.Difference`); levels are means of up to five validations at equal phases of
     the schedule (see :func:`~lr_lightning.diagnosis.curves.same_phase`); chance is the loss of a model that knows only
-    the shares of the classes, or else the loss at the start.
+    the shares of the classes, or the mean of a regression's targets, or else the loss at the start.
 
     1. ``diverged``: a loss is not finite at the end; or both losses are above a limit, at the last validations (up to
        three), or, if the run has never learnt, at any in its second half. The limit is 1.5 times the larger of start
@@ -65,7 +65,8 @@ def diagnose(history: History) -> Verdict:
         curves = Curves.of(history)
         rules: tuple[Callable[[Curves], Verdict | None], ...] = (_overfitting, _underfitting, _collapsed, _healthy)
         found = next((verdict for rule in rules if (verdict := rule(curves)) is not None), _inconclusive(curves))
-    found = replace(found, evidence=MappingProxyType({**_background(history), **found.evidence}))
+    reference, _ = reference_of(history) or (found.reference, None)
+    found = replace(found, reference=reference, evidence=MappingProxyType({**_background(history), **found.evidence}))
     return replace(found, advice=tuple(_ADVICE[found.label](found, found.evidence))[:_MOST_ADVICE])
 
 
@@ -77,9 +78,9 @@ def _background(history: History) -> dict[str, float]:
     numbers: dict[str, float] = {"epochs": points[-1].epoch, "validations": float(len(points))}
     if lrs := [point.lr for point in points if point.lr is not None and math.isfinite(point.lr)]:
         numbers |= {"lr": lrs[-1], "peak_lr": max(lrs) if history.peak_lr is None else history.peak_lr}
-    if (reference := reference_loss(history)) is not None:
-        learnt = any(point.probe_loss < AT_CHANCE * reference for point in points)
-        numbers |= {"chance_loss": reference, "learnt_before": float(learnt)}
+    if (reference := reference_of(history)) is not None:
+        learnt = any(point.probe_loss < AT_CHANCE * reference[1] for point in points)
+        numbers |= {"chance_loss": reference[1], "learnt_before": float(learnt)}
     if history.total_steps:
         numbers["planned"] = points[-1].step / history.total_steps
     if history.overconfident:

@@ -45,12 +45,14 @@ class History:
 
     Attributes:
         points: The validations, oldest first.
-        chance: Loss of a model that knows only the shares of the classes, such as log(number of classes).
+        chance: Loss of a model that knows only the shares of the classes, such as log(number of classes), or the mean
+            of a regression's targets.
         start: Training loss of the initial weights.
         total_steps: Optimizer steps of the whole run; None if unknown.
         diverged: Which value was not finite, and when, if that ended the run. It is shown to the user.
         overconfident: Whether temperature scaling would remove the gap between the last two losses.
         peak_lr: The schedule's own peak; None: the highest learning rate of the validations stands for it.
+        regression: Whether ``chance`` is the loss of a constant guess, because the targets are no classes.
     """
 
     points: tuple[Point, ...]
@@ -60,6 +62,7 @@ class History:
     diverged: str | None = None
     overconfident: bool = False
     peak_lr: float | None = None
+    regression: bool = False
 
     @staticmethod
     def of_curves(

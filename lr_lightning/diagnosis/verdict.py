@@ -23,7 +23,7 @@ class Reason(Enum):
 
     # diverged
     NOT_FINITE = "a loss is not finite"
-    FAR_ABOVE_CHANCE = "far above chance"
+    FAR_ABOVE_CHANCE = "far above {reference}"
     # overfitting
     MEMORISED = "memorised"
     GAP = "gap"
@@ -36,8 +36,16 @@ class Reason(Enum):
     UNSTABLE = "the probe loss rose above its own best: unstable"
     PROBE_NOT_FALLING = "the validation loss rose, but the probe loss did not keep falling"
     ACCURACY_FELL = "the validation accuracy ended {accuracy_lost:.1f} points below its best"
-    RESTLESS_AT_CHANCE = "near chance, neither falling nor at rest"
+    RESTLESS_AT_CHANCE = "near {reference}, neither falling nor at rest"
     NO_REFERENCE = "neither chance nor the loss at the start is known"
+
+
+class Reference(StrEnum):
+    """What has learnt nothing, with whose loss the losses are compared. The value is its name in a sentence."""
+
+    CHANCE = "chance"
+    CONSTANT = "a constant guess"
+    START = "the start"
 
 
 class Advice(Enum):
@@ -63,7 +71,9 @@ class Advice(Enum):
     TRAIN_LONGER_PROBE_FALLS = "{train_longer}: the probe loss fell by {probe_fall:.2g} {probe_fall_since}."
     FINISH = "Train to the end of the planned run, of which {planned:.0%} are done."
     # the data, the network, the measurement
-    CHECK_LABELS = "The validation is no better than chance: check that the labels are right and alike in both sets."
+    CHECK_LABELS = (
+        "The validation is no better than {reference}: check that the labels are right and alike in both sets."
+    )
     REGULARISE = "Regularise: more or augmented data, dropout, weight decay."
     SCALE_LOGITS = "Scale the logits by one temperature, or smooth the labels: the gap is overconfidence."
     ENLARGE = "Use a larger network or regularise less: the probe loss has stopped at {probe_level}."
@@ -113,6 +123,7 @@ class Verdict:
         evidence: The numbers that decided, by name.
         advice: At most three things to try, never "stop".
         divergence: Which value was not finite, and when, if the run ended with it.
+        reference: What the losses are compared with.
     """
 
     label: Label
@@ -121,13 +132,14 @@ class Verdict:
     evidence: Numbers = field(default_factory=dict)
     advice: tuple[Advice, ...] = ()
     divergence: str | None = None
+    reference: Reference = Reference.CHANCE
 
     @property
     def detail(self) -> str:
         """The reason as text; empty if there is none."""
         if self.divergence is not None:
             return self.divergence
-        return "" if self.reason is None else self.reason.value.format_map(self.evidence)
+        return "" if self.reason is None else self.reason.value.format_map(self._open_numbers())
 
     @property
     def headline(self) -> str:
@@ -185,7 +197,8 @@ class Verdict:
     def _open_numbers(self) -> dict[str, float | str]:
         """Return every number and phrase that a sentence of :class:`Advice` may leave open."""
         n = self.evidence
-        numbers: dict[str, float | str] = {"planned": 1.0, **n, "onset": self._onset, "to_a_tenth": ""}
+        open_now: dict[str, float | str] = {"onset": self._onset, "to_a_tenth": "", "reference": self.reference}
+        numbers = {"planned": 1.0, **n, **open_now}
         if "epochs" in n:
             numbers |= {"length": self.useful_epochs, "double_epochs": 2 * n["epochs"]}
             numbers["shorten"] = f"Shorten the schedule to about {self.useful_epochs:.0f} epochs"
@@ -203,14 +216,14 @@ class Verdict:
         if "probe_fall_since_epoch" in n:
             numbers["probe_fall_since"] = f"since epoch {n['probe_fall_since_epoch']:.0f}"
         if "probe_loss" in n:
-            share = f", {n['probe_loss'] / n['chance_loss']:.0%} of chance" if n.get("chance_loss") else ""
+            share = f", {n['probe_loss'] / n['chance_loss']:.0%} of {self.reference}" if n.get("chance_loss") else ""
             numbers["probe_level"] = f"{n['probe_loss']:.3g}{share}"
         return numbers
 
     def text(self) -> str:
         """Return the verdict in a few lines of Markdown: headline, numbers ("±" is one standard error) and advice."""
         onset = "" if self.onset_epoch is None else f", from epoch {self.onset_epoch:g}"
-        lines = [f"verdict: {self.headline}{onset}", "", *(f"- {line}" for line in _evidence_lines(self.evidence))]
+        lines = [f"verdict: {self.headline}{onset}", "", *(f"- {line}" for line in _evidence_lines(self))]
         if self.advice:
             lines += ["", "What to try:", "", *(f"- {line}" for line in self.sentences())]
         return "\n".join(lines)
@@ -218,14 +231,21 @@ class Verdict:
 
 # -- the numbers as text ---------------------------------------------------------------------------------------------
 
+_REFERENCE_LINES = {
+    Reference.CHANCE: "chance, the loss of a model that knows nothing",
+    Reference.CONSTANT: "loss of a constant guess, the mean of the targets",
+    Reference.START: "loss at the start",
+}
 
-def _evidence_lines(n: Numbers) -> list[str]:
+
+def _evidence_lines(verdict: Verdict) -> list[str]:
     """Return a line for each measured quantity."""
+    n = verdict.evidence
     lines = [_validation(n), _probe(n)]
     if "gap" in n:
         lines.append(f"gap, validation − probe loss: {n['gap']:.3g}")
     if "chance_loss" in n:
-        lines.append(f"chance, the loss of a model that knows nothing: {n['chance_loss']:.3g}")
+        lines.append(f"{_REFERENCE_LINES[verdict.reference]}: {n['chance_loss']:.3g}")
     if "lr" in n:
         lines.append(f"learning rate: {n['lr']:.3g} at the end; {n['peak_lr']:.3g} at its peak")
     if "epochs" in n:

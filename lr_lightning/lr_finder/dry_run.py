@@ -1,5 +1,6 @@
 """Dry run: the Trainer's own training steps, at chosen learning rates, all undone at the end."""
 
+import copy
 import logging
 import math
 import multiprocessing.process
@@ -14,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from lr_lightning import _lightning
 from lr_lightning._lightning import (
@@ -26,18 +28,21 @@ from lr_lightning._lightning import (
     Logger,
     PassThroughProfiler,
     Profiler,
+    RunningStage,
     Strategy,
     Trainer,
+    copy_without_iterator,
     is_param_in_hook_signature,
     isolate_rng,
+    prepared_loaders,
     rank_zero_warn,
+    set_sampler_epoch,
 )
 from lr_lightning._param_groups import missing_lr, peak_lr, set_value
 from lr_lightning.errors import ArgumentError, UsageError
-from lr_lightning.lr_finder.dataloaders import Batches, training_loaders
-from lr_lightning.lr_finder.snapshot import Snapshot
+from lr_lightning.lr_finder.snapshot import Snapshot, has_state
 
-__all__ = ["DryRun", "check_optimization"]
+__all__ = ["Batches", "DryRun", "check_optimization", "training_loaders", "validation_loaders"]
 
 # Objects that a step cannot change, or that are kept out of a step; a snapshot ignores them.
 _OPAQUE: tuple[type, ...] = (
@@ -312,3 +317,72 @@ class DryRun:
     def _receive_all(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
         for name, value in dictionary.items():
             self._receive(name, value)
+
+
+# -- batches for a measurement -----------------------------------------------------------------------------------------
+
+
+def training_loaders(trainer: Trainer) -> CombinedLoader:
+    """Return the training loaders as Lightning prepares them: do not iterate them, and undo what this call changes."""
+    return prepared_loaders(trainer, RunningStage.TRAINING, _refuse_iterator)
+
+
+def validation_loaders(trainer: Trainer) -> CombinedLoader:
+    """Return the validation loaders, in the same way."""
+    return prepared_loaders(trainer, RunningStage.VALIDATING, _refuse_iterator)
+
+
+def _refuse_iterator(loader: Any, hook: str) -> None:
+    if isinstance(loader, Iterator) and not has_state(loader):  # an object's attributes can be restored
+        raise ArgumentError(
+            f"The learning rate search would use up the {hook}, which is an iterator ({type(loader).__name__}). "
+            "Give a loader that can be iterated again, such as a DataLoader."
+        )
+
+
+class Batches:
+    """An endless stream of batches from copies of loaders, epoch after epoch.
+
+    The copies share samplers, generators and data sets with the loaders, so the caller must restore those.
+    """
+
+    def __init__(self, combined: CombinedLoader, first_epoch: int = 0) -> None:
+        self.copy = copy_without_iterator(combined, [_restarted(loader) for loader in combined.flattened])
+        self.epoch, self.index = first_epoch, 0
+        self._iterator: Iterator[Any] | None = None
+
+    def __next__(self) -> tuple[Any, int]:
+        """Return a batch, on the host, and its index in its epoch."""
+        for _ in range(2):
+            if self._iterator is None:
+                for loader in self.copy.flattened:
+                    set_sampler_epoch(loader, self.epoch)
+                self._iterator, self.index = iter(self.copy), 0
+            try:
+                batch = next(self._iterator)[0]
+            except StopIteration:
+                self.skip_rest()
+                continue
+            self.index += 1
+            return batch, self.index - 1
+        raise ArgumentError(
+            "The learning rate search got no batch from the training loader. Check its data set, batch size and limits."
+        )
+
+    def skip_rest(self) -> None:
+        """End this epoch."""
+        self._iterator = None
+        self.epoch += 1
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._iterator = None
+        self.copy.reset()
+
+
+def _restarted(loader: Any) -> Any:
+    """Return a copy of a loader that shares everything except the iterator and the workers."""
+    other = copy.copy(loader)
+    if isinstance(loader, DataLoader):
+        vars(other)["_iterator"] = None  # in vars, as torch forbids setting some attributes
+    return other

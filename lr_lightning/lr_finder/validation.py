@@ -14,8 +14,7 @@ from lr_lightning import _lightning
 from lr_lightning._batches import loaded_examples
 from lr_lightning._lightning import isolate_rng
 from lr_lightning.errors import ArgumentError
-from lr_lightning.lr_finder.dataloaders import Batches, validation_loaders
-from lr_lightning.lr_finder.dry_run import DryRun
+from lr_lightning.lr_finder.dry_run import Batches, DryRun, validation_loaders
 
 __all__ = ["LOGGED_NAMES", "Validation", "ValidationMetric"]
 

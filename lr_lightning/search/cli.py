@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lr_lightning.app.composition import choices_help, keys_help, prepare, readable, wants_tracebacks
+from lr_lightning.app.composition import choices_help, keys_help, prepare, readable, refuse_options, wants_tracebacks
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.schemas.search import SearchConfig
@@ -45,6 +45,7 @@ def main(root: Path) -> int:
     from lr_lightning.search.study import StorageGone
 
     try:
+        refuse_options(root, words)
         sys.argv[1:] = words = readable(["-m", *words])[1:]  # of several values each is searched
         return _search(root, words)
     except (StorageGone, OSError) as e:

@@ -28,11 +28,11 @@ from lr_lightning.app.run.signals import Interrupted, Signals
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.launch import Launched, launch
-from lr_lightning.search.pruning import Ask, Judge
+from lr_lightning.search.methods import Ask, Judge
 from lr_lightning.search.report import Progress, format_count
 from lr_lightning.search.settings import Search
 from lr_lightning.search.study import Lost, StorageGone, Study, Trial, result_of
-from lr_lightning.search.task import LOG, Answer, Status, Task, TaskResult, TrialOutcome, TrialRuns
+from lr_lightning.search.task import LOG, Answer, Task, TaskResult, TaskStatus, TrialOutcome, TrialRuns
 
 _TICK_SECONDS = 0.25
 _LOOK_SECONDS = 2.0
@@ -106,8 +106,8 @@ class Worker:
             return None
         self.kill()  # what it had started may live on
         if {-status, status - 128} & {signal.SIGTERM, signal.SIGINT}:
-            return Answer(TaskResult(Status.INTERRUPTED, "stopped by a signal"))
-        return Answer(TaskResult(Status.CRASHED, self._crash(status)))
+            return Answer(TaskResult(TaskStatus.INTERRUPTED, "stopped by a signal"))
+        return Answer(TaskResult(TaskStatus.CRASHED, self._crash(status)))
 
     def _crash(self, status: int) -> str:
         where = f" (see {self._log})" if self._log else ""
@@ -251,9 +251,9 @@ class Workers:
             worker.stop()
             raise
         value = answer.value
-        if isinstance(value, TaskResult) and value.status == Status.INTERRUPTED:
+        if isinstance(value, TaskResult) and value.status == TaskStatus.INTERRUPTED:
             raise Interrupted(signal.SIGTERM)
-        if isinstance(value, TaskResult) and value.status == Status.CRASHED:
+        if isinstance(value, TaskResult) and value.status == TaskStatus.CRASHED:
             raise ConfigError(f"a worker could not prepare the search: {value.reason}")
         worker.close()
         return cast(R, answer.get())
@@ -404,11 +404,11 @@ class Engine:
                 continue
             result: TaskResult = answer.get()
             runs.results.append(result)
-            if result.status == Status.CRASHED:
+            if result.status == TaskStatus.CRASHED:
                 self._lose(runs, Lost.CRASHED, result.reason, counted=True)
-            elif result.status == Status.INTERRUPTED:
+            elif result.status == TaskStatus.INTERRUPTED:
                 self._lose(runs, Lost.INTERRUPTED, result.reason, counted=not stopping)
-            elif stopping and result.status == Status.FINISHED and not runs.is_complete:
+            elif stopping and result.status == TaskStatus.FINISHED and not runs.is_complete:
                 self._free_worker(runs)
                 self._lose(runs, Lost.INTERRUPTED, "stopped between two of its runs", counted=False)
             else:

@@ -26,7 +26,7 @@ from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.reports.run_metrics import is_higher_better
-from lr_lightning.search.samplers import SAMPLERS
+from lr_lightning.search.methods import SAMPLERS
 from lr_lightning.search.space import KINDS, Arguments, Choice, Space, Value, parse_arguments, range_hint
 
 FINDER = "finder"

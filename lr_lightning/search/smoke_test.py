@@ -14,7 +14,7 @@ from lr_lightning.app.world import process_batch_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.settings import FINDER, Search, direction_of
 from lr_lightning.search.space import Range, Value
-from lr_lightning.search.task import Call, Status, Task, TaskResult, objective_of
+from lr_lightning.search.task import Call, Task, TaskResult, TaskStatus, objective_of
 
 _OF_LONG_RUNS = ("num_sanity_val_steps", "val_check_interval", "min_epochs", "min_steps")
 _ONE_BATCH: dict[str, Any] = {
@@ -48,9 +48,9 @@ def smoke_test(search: Search, call: Call) -> None:
     with tempfile.TemporaryDirectory(prefix="lr_lightning-smoke-test-", ignore_cleanup_errors=True) as folder:
         task = Task(search.root, config, Path(folder), search.monitor, search.monitor_higher)
         result: TaskResult = call(_train, task)
-    if result.status == Status.FAILED:
+    if result.status == TaskStatus.FAILED:
         raise ConfigError(f"a smoke test, a trial of one batch, failed:\n{result.reason}")
-    if result.status == Status.FINISHED:
+    if result.status == TaskStatus.FINISHED:
         _check_objective(search, result)
 
 
@@ -109,7 +109,7 @@ def suggested_lr(search: Search, call: Call) -> float | None:
 
 
 def _find(root: Path, config: Config, words: list[str]) -> float | None:
-    from lr_lightning.app.commands.find_lr import find_lr
+    from lr_lightning.app.commands.find_lr import run_finder
 
     prepare(root)
-    return find_lr(config, words).summary.get("suggested_lr")
+    return run_finder(config, words).summary.get("suggested_lr")

@@ -34,8 +34,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from lr_lightning.errors import ConfigError
-from lr_lightning.search.pruning import pruner_of
-from lr_lightning.search.samplers import SAMPLERS
+from lr_lightning.search.methods import SAMPLERS, pruner_of
 from lr_lightning.search.settings import Search
 from lr_lightning.search.space import Choice, Space, Value
 from lr_lightning.tracking.keys import hide_password

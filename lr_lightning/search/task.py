@@ -23,7 +23,7 @@ LOG = "log.txt"
 _RESULT = "result.json"
 
 
-class Status(StrEnum):
+class TaskStatus(StrEnum):
     """How a training run of a trial ended."""
 
     FINISHED = "finished"
@@ -34,7 +34,7 @@ class Status(StrEnum):
     CRASHED = "crashed"
 
 
-_FINAL = (Status.FINISHED, Status.PRUNED, Status.DIVERGED)
+_FINAL = (TaskStatus.FINISHED, TaskStatus.PRUNED, TaskStatus.DIVERGED)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Task:
 class TaskResult:
     """A run's result: its `summary` without prefix, metrics `logged` by the last validation, `best` monitored value."""
 
-    status: Status
+    status: TaskStatus
     reason: str | None = None
     summary: dict[str, float] = field(default_factory=dict)
     logged: dict[str, float] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def stored_result(folder: Path) -> TaskResult | None:
     """Return the stored result of a run, if there is one."""
     try:
         fields = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
-        return TaskResult(**{**fields, "status": Status(fields["status"])})
+        return TaskResult(**{**fields, "status": TaskStatus(fields["status"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -155,7 +155,7 @@ class TrialRuns:
 
     def next_task(self) -> Task | None:
         """Return the next run to do, or None at the end of the trial; the results of earlier attempts count."""
-        if self.results and self.results[-1].status != Status.FINISHED:
+        if self.results and self.results[-1].status != TaskStatus.FINISHED:
             return None
         for task in self._tasks:
             result = stored_result(task.folder) if self.trial.resumes else None
@@ -163,7 +163,7 @@ class TrialRuns:
                 (task.folder / _RESULT).unlink(missing_ok=True)
                 return task
             self.results.append(result)
-            if result.status != Status.FINISHED:
+            if result.status != TaskStatus.FINISHED:
                 return None
         return None
 
@@ -174,7 +174,7 @@ class TrialRuns:
 
     @property
     def _last(self) -> TaskResult:
-        return self.results[-1] if self.results else TaskResult(Status.FAILED, "nothing was trained")
+        return self.results[-1] if self.results else TaskResult(TaskStatus.FAILED, "nothing was trained")
 
     def _attributes(self) -> dict[str, Any]:
         return {
@@ -193,10 +193,10 @@ class TrialRuns:
     def outcome(self) -> TrialOutcome:
         """Combine the results so far into the trial's outcome."""
         results, last, common = self.results, self._last, self._attributes()
-        if last.status in (Status.PRUNED, Status.DIVERGED):
+        if last.status in (TaskStatus.PRUNED, TaskStatus.DIVERGED):
             reason = last.reason or str(last.status)
             return TrialOutcome(TrialState.PRUNED, None, {**common, "reason": reason, "best": last.best})
-        if last.status != Status.FINISHED:
+        if last.status != TaskStatus.FINISHED:
             return TrialOutcome(TrialState.FAIL, None, common)
         values = [value for r in results if (value := objective_of(self.search.node.objective, r)) is not None]
         if len(values) < len(results):

@@ -50,8 +50,8 @@ from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.diagnosis.early_stopping import Phases
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
 from lr_lightning.search.launch import PRELOAD
-from lr_lightning.search.pruning import Ask, Report
-from lr_lightning.search.task import Answer, Status, Task, TaskResult, stored_result
+from lr_lightning.search.methods import Ask, ValidationReport
+from lr_lightning.search.task import Answer, Task, TaskResult, TaskStatus, stored_result
 from lr_lightning.tracking.store import prepare_mlflow
 
 _IDLE_SECONDS = 0.2
@@ -72,14 +72,14 @@ def run_task(task: Task, ask: Ask | None = None, *, quiet: bool = False) -> Task
         done = app.train(config, previous, report=False, watching=[watch])
     except Diverged as e:
         outcome = e.outcome
-        result = TaskResult(Status.DIVERGED, e.headline, dict(outcome.summary) if outcome else {})
+        result = TaskResult(TaskStatus.DIVERGED, e.headline, dict(outcome.summary) if outcome else {})
     except ConfigError as e:
-        result = TaskResult(Status.FAILED, str(e))
+        result = TaskResult(TaskStatus.FAILED, str(e))
     except Exception as e:
         traceback.print_exc()
-        result = TaskResult(Status.FAILED, _headline(e))
+        result = TaskResult(TaskStatus.FAILED, _headline(e))
     else:
-        status = Status.PRUNED if watch.reason else Status.FINISHED
+        status = TaskStatus.PRUNED if watch.reason else TaskStatus.FINISHED
         label = done.verdict.label if done.verdict is not None else None
         folder = str(done.output_dir) if done.output_dir else None
         result = TaskResult(status, watch.reason, done.summary, run_id=done.run_id, output_dir=folder, verdict=label)
@@ -164,7 +164,7 @@ class TrialWatch(Callback):
                     return f"{verdict.label}: {verdict.detail}".rstrip(": ")
         if self._ask is None or value is None:
             return None
-        return self._ask(Report(value, self.validations, progress, comparable))
+        return self._ask(ValidationReport(value, self.validations, progress, comparable))
 
     def _place(self, trainer: Trainer) -> tuple[float, bool]:
         """Return the share of the run that is done, and whether this validation can be compared with other runs'."""
@@ -214,7 +214,7 @@ def serve(search: Connection) -> None:
 
 
 def _train(task: Task, search: Connection) -> TaskResult:
-    def ask(report: Report) -> str | None:
+    def ask(report: ValidationReport) -> str | None:
         try:
             search.send(report)
             answer: str | None = search.recv()

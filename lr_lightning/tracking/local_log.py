@@ -4,17 +4,23 @@ The log is the run's record, and it is complete even while the MLflow store is d
 same order. So what has not been uploaded can be uploaded later, and a resumed run knows what it has logged already.
 """
 
+import csv
+import io
 import json
 import logging
 import math
 import os
 import time
 import uuid
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+import yaml
 
 from lr_lightning.errors import TrackingError
 from lr_lightning.tracking.files import append_bytes, cut_torn_line, write_atomically
@@ -79,7 +85,7 @@ class Status:
 Record = Metric | Param | Tag | Artifact | Status
 
 
-def encode(record: Record) -> str:
+def encode_record(record: Record) -> str:
     """Encode ``record`` as one line of JSON, without the newline. Floats keep all their bits."""
     match record:
         case Metric(key, value, step, time):
@@ -94,7 +100,7 @@ def encode(record: Record) -> str:
             return _encode_json({"status": status, "time": time})
 
 
-def decode(line: bytes) -> Record | None:
+def decode_record(line: bytes) -> Record | None:
     """Decode one line; None if it is not a record (a disk error, or the file was edited)."""
     try:
         d = json.loads(line)
@@ -165,7 +171,7 @@ class LocalLog:
 
     def append(self, records: Iterable[Record]) -> None:
         """Append ``records`` in one write, so that a kill between two calls tears no line, and an OSError adds none."""
-        append_bytes(self.path, "".join(encode(record) + "\n" for record in records).encode())
+        append_bytes(self.path, "".join(encode_record(record) + "\n" for record in records).encode())
 
     def sync(self) -> None:
         """Force the appended records to the disk, so that they survive a power cut."""
@@ -189,7 +195,7 @@ class LocalLog:
         found: list[tuple[Record | None, int]] = []
         for line in data.split(b"\n")[:-1]:  # splitlines() would also end a line at a carriage return
             offset += len(line) + 1
-            found.append((decode(line), offset))
+            found.append((decode_record(line), offset))
         return found
 
     def records(self, offset: int = 0) -> Iterator[Record | None]:
@@ -341,3 +347,102 @@ class UploadState:
                 f"{output_dir / STATE_NAME}: is of another run than {LOG_NAME} beside it. Restore it, or remove it and "
                 "resume the run: the run is then found in the store again."
             )
+
+
+# -- the log rendered as CSV, YAML and JSON files, for people and programs that do not read MLflow -------------------
+
+
+class CSVFiles:
+    """A run as ``metrics.csv`` (one row a value), ``params.yaml``, ``summary.json`` and ``run.json`` (tags, status)."""
+
+    def __init__(self, output_dir: Path, run_name: str) -> None:
+        self._metrics = output_dir / "metrics.csv"
+        self._params_file = output_dir / "params.yaml"
+        self._summary_file = output_dir / "summary.json"
+        self._run_file = output_dir / "run.json"
+        self._params: dict[str, str] = {}
+        self._summary: dict[str, float] = {}
+        self._run: dict[str, Any] = {"run_name": run_name, "status": "RUNNING", "tags": {}}
+
+    def read(self) -> list[Record]:
+        """Read the records back, for a run whose local log is missing; empty if there are no files."""
+        if cut_torn_line(self._metrics) == 0:
+            return []
+        run = json.loads(self._run_file.read_text(encoding="utf-8"))
+        params = yaml.safe_load(self._params_file.read_text(encoding="utf-8")) if self._params_file.exists() else {}
+        with self._metrics.open(encoding="utf-8", newline="") as file:
+            rows = [Metric(key, float(value), int(step), int(at)) for key, value, step, at in [*csv.reader(file)][1:]]
+        status = Status(run["status"], run.get("status_time_ms", 0))
+        return [*map(Tag, run["tags"], run["tags"].values()), *map(Param, params, params.values()), *rows, status]
+
+    def rewrite(self, records: Iterable[Record | None]) -> None:
+        """Write all files anew; None stands for a damaged line. A full disk leaves ``metrics.csv`` unchanged."""
+        temporary = self._metrics.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write("key,value,step,time_ms\n")
+            changed = self._render(records, file)
+        os.replace(temporary, self._metrics)
+        self._save({*changed, Status})
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Add records to the files."""
+        text = io.StringIO(newline="")
+        changed = self._render(records, text)
+        append_bytes(self._metrics, text.getvalue().encode())
+        self._save(changed)
+
+    def _render(self, records: Iterable[Record | None], file: TextIO) -> set[type]:
+        """Write metrics to ``file``, take over the other records, and return the types whose file must be written."""
+        writer = csv.writer(file, lineterminator="\n")
+        changed: set[type] = set()
+        for record in records:
+            match record:
+                case Metric(key, value):
+                    writer.writerow(record)
+                    if not key.startswith(SUMMARY):
+                        continue
+                    self._summary[key] = value
+                case Param(key, text):
+                    self._params[key] = text
+                case Tag(key, text):
+                    self._run["tags"][key] = text
+                case Status(status, time):
+                    self._run |= {"status": status, "status_time_ms": time}
+            changed.add(type(record))
+        return changed
+
+    def _save(self, changed: set[type]) -> None:
+        if Metric in changed:
+            write_atomically(self._summary_file, json.dumps(self._summary, indent=1) + "\n")
+        if Param in changed:
+            write_atomically(self._params_file, yaml.safe_dump(self._params, allow_unicode=True))
+        if changed & {Tag, Status}:
+            write_atomically(self._run_file, json.dumps(self._run, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_lr_table(log: LocalLog, folder: Path) -> Path | None:
+    """Write ``lr.csv``, one row per step and one column per param group; None if the run logged no learning rate."""
+    if not log.path.exists():
+        return None
+    steps: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))  # eight bytes a row: a run may have millions
+    lrs: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
+    with log.path.open("rb") as lines:
+        for line in lines:
+            # Most lines are of other metrics: decoding all of them would take ten times as long.
+            if line.startswith(b'{"metric":"lr/') and isinstance(row := decode_record(line), Metric):
+                steps[row.key].append(row.step)
+                lrs[row.key].append(row.value)
+    if not lrs:
+        return None
+    groups = sorted(lrs, key=lambda key: (len(key), key))
+    every = np.unique(np.concatenate([steps[key] for key in groups]))
+    table = np.full((len(every), len(groups)), np.nan)  # nan: no learning rate; one that is not finite is never logged
+    for column, key in enumerate(groups):
+        table[np.searchsorted(every, steps[key]), column] = lrs[key]
+    path = folder / "lr.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", *groups])
+        for step, values in zip(every, table, strict=True):
+            writer.writerow([step, *("" if math.isnan(value) else value for value in values.tolist())])
+    return path

@@ -22,10 +22,10 @@ from lr_lightning._checks import check_choice
 from lr_lightning._loggers import NOTE_TAG
 from lr_lightning.errors import ArgumentError, TrackingError
 from lr_lightning.tracking import local_log
-from lr_lightning.tracking.csv_files import CSVFiles, write_lr_table
 from lr_lightning.tracking.keys import JOB_TAG, MAX_PARAM, MAX_TAG, RUN_KEY_TAG, clean_key, clip, flatten
 from lr_lightning.tracking.local_log import (
     Artifact,
+    CSVFiles,
     LocalLog,
     LoggedRun,
     Metric,
@@ -34,6 +34,7 @@ from lr_lightning.tracking.local_log import (
     Status,
     Tag,
     UploadState,
+    write_lr_table,
 )
 from lr_lightning.tracking.locks import Holder, RunLock
 from lr_lightning.tracking.store import Store

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lr_lightning.errors import Rejected, TrackingError
 from lr_lightning.tracking.keys import JOB_TAG
-from lr_lightning.tracking.store import Store, explain
+from lr_lightning.tracking.store import Store, translate_error
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ def _read_tables(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> Iter
         is_missing = any(words in str(error) for words in ("no such", "does not exist", "nknown column"))
         if is_missing and isinstance(error, (sql.exc.ProgrammingError, sql.exc.OperationalError)):
             raise TablesDiffer(str(error)) from None
-        raise explain(error, store.uri) from None
+        raise translate_error(error, store.uri) from None
     finally:
         engine.dispose()
 
@@ -248,7 +248,7 @@ def _bulk(store: Store, ids: list[str], key: str) -> dict[str, Rows] | None:
         log.debug("%s does not return many metrics at once: %s", store.public_uri, error)
         return None
     except Exception as error:  # requests and MLflow raise their own
-        raise explain(error, store.uri) from None
+        raise translate_error(error, store.uri) from None
 
 
 def _one(store: Store, run: Run, key: str) -> Rows:

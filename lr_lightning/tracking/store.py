@@ -91,7 +91,7 @@ def prepare_mlflow() -> None:
             logger.setLevel(level)
 
 
-def explain(error: BaseException, uri: str) -> Exception:
+def translate_error(error: BaseException, uri: str) -> Exception:
     """Translate an error that MLflow, or a library below it, raised for the store at ``uri``.
 
     It becomes a TrackingError if trying again cannot help, Rejected if the content of the call was rejected, else
@@ -228,7 +228,7 @@ class Store:
                 try:
                     _clients[self.uri] = self._connect()
                 except Exception as error:  # drivers raise errors of many types
-                    problem = explain(error, self.uri)
+                    problem = translate_error(error, self.uri)
                     said = str(problem).removesuffix(".")
                     if found := _OTHER_SCHEMA.search(said):
                         problem = self._other_version(found[1] or found[2])
@@ -322,12 +322,12 @@ class Store:
             raise StoreUnavailable(f"{self.public_uri}: {error.strerror or error}") from None
 
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call ``MlflowClient.<method>`` and translate its errors (see :func:`explain`)."""
+        """Call ``MlflowClient.<method>`` and translate its errors (see :func:`translate_error`)."""
         client = self.client()
         try:
             return getattr(client, method)(*args, **kwargs)
         except Exception as error:  # requests, sqlalchemy, drivers and MLflow all raise their own
-            raise explain(error, self.uri) from None
+            raise translate_error(error, self.uri) from None
 
     def experiment_id(self, name: str) -> str:
         """Return the id of experiment ``name``. If there is none, create it, with a fixed place for its artifacts."""

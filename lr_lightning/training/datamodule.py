@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lr_lightning._threads import usable_cores
-from lr_lightning.diagnosis.stratify import stratified_subset
+from lr_lightning.diagnosis.statistics import stratified_subset
 from lr_lightning.errors import DataError, UsageError
 from lr_lightning.training import split, transforms
 from lr_lightning.training.decode import (

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lr_lightning.diagnosis.stratify import stratified_split
+from lr_lightning.diagnosis.statistics import stratified_split
 from lr_lightning.errors import DataError
 from lr_lightning.training.folders import find_splits, split_of
 from lr_lightning.training.images import Encoded, Images, RawSplits, require

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lr_lightning.diagnosis.stratify import stratified_split, stratified_subset
+from lr_lightning.diagnosis.statistics import stratified_split, stratified_subset
 from lr_lightning.errors import DataError
 from lr_lightning.training.images import SPLIT_WORDS, RawSplits, require
 

@@ -237,6 +237,7 @@ def test_an_absent_package_is_named(composed: Compose, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["schedule.growth.lr=sqrt"], "schedule.growth.lr: must be one of 'constant', 'inverse_sqrt', got 'sqrt'"),
         (["schedule.growth.factor=1"], "schedule.growth.factor: must be > 1, got 1"),
         (["schedule.growth.milestones=[60%,30%]"], "schedule.growth.milestones: must rise, got '60%' before '30%'"),
         (

@@ -1,4 +1,4 @@
-"""The texts of `--help`, and what composing changes in a process."""
+"""The texts of `--help`, answers to mistyped keys, and what composing changes in a process."""
 
 import re
 import subprocess
@@ -7,19 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from lr_lightning.app.commands.train import _usage
+from lr_lightning.app.commands.hydra_main import _usage
 from lr_lightning.app.composition import (
+    _OTHER_NAMES,
+    _keys,
+    _remedy,
     choices_help,
     compose_config,
     prepare,
     readable,
+    refuse_options,
     validate,
     wants_tracebacks,
 )
-from lr_lightning.app.config import flatten
 from lr_lightning.errors import ConfigError
+from lr_lightning.tracking.keys import flatten
 from tests.test_commands import AWKWARD
 
 Compose = Callable[..., DictConfig]
@@ -160,3 +165,100 @@ def test_a_reader_that_leaves_is_no_error(words: list[str], tmp_path: Path) -> N
     script = f"{sys.executable} {CONF.parent}/scripts/{' '.join(words)} 2>&1 | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["/bin/bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (2 if "nokey=1" in words else 0, "")
+
+
+@pytest.fixture(scope="module")
+def cfg() -> DictConfig:
+    prepare(CONF.parent)
+    return compose_config(CONF.parent, ["data=image_folder"])[0]
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("lr=0.1", "Type optimizer.lr=0.1"),
+        ("learning_rate=1e-2", "Type optimizer.lr=1e-2"),
+        ("optimizer.learning_rate=0.1", "Type optimizer.lr=0.1"),
+        ("schedule.lr=0.1", "Type optimizer.lr=0.1"),
+        ("max_epochs=3", "Type trainer.max_epochs=3"),
+        ("trainer.epochs=3", "Type trainer.max_epochs=3"),
+        ("batch_size=32", "Type data.batch_size=32"),
+        ("data.bs=32", "Type data.batch_size=32"),
+        ("momentum=0.8", "Type optimizer.momentum=0.8"),
+        ("seeds=3", "Type seed=3"),
+        ("model.width=3", "Type model.kwargs.width=3"),
+        ("model.kwargs.widht=3", "Type model.kwargs.width=3"),
+        ("optimizer.weight_decy=3", "Type optimizer.weight_decay=3"),
+        ("scheduler=cosine", "Type schedule=cosine"),
+        ("schdule=cosine", "Type schedule=cosine"),
+        ("run_name=a b", "Type 'tracking.run_name=a b'"),
+        ("max_lr=1", "schedule=cosine has none. Type schedule=triangular schedule.max_lr=1 (or schedule=triangular2,"),
+        ("optimizer.alpha=1", "optimizer=sgd has none. Type optimizer=rmsprop optimizer.alpha=1"),
+        ("monitor=a", "Type callbacks.checkpoint.monitor=a or callbacks.early_stopping.monitor=a"),
+        ("path=/a", "Type data.root=/a"),  # of an image folder
+        ("model.kwargs.foo=3", ""),
+        ("zzz=3", ""),
+    ],
+)
+def test_a_key_that_does_not_exist_is_answered_with_the_one_to_type(cfg: DictConfig, word: str, answer: str) -> None:
+    assert _remedy(cfg, word).startswith(answer)
+    assert bool(_remedy(cfg, word)) == bool(answer)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["epochs=3", "optimizer=adam", "nesterov=true", "bs=32"],
+            [
+                "epochs: there is no such key. Type trainer.max_epochs=3",
+                "nesterov: there is no such key. optimizer=adam has none. Type optimizer=sgd optimizer.nesterov=true",
+                "bs: there is no such key. Type data.batch_size=32",
+            ],
+        ),
+        (["+lr=0.1"], ["lr: there is no such key. Type optimizer.lr=0.1"]),
+        (["zzz=3"], ["zzz: there is no such key. `--cfg job` shows every key."]),
+    ],
+)
+def test_every_key_of_a_command_that_does_not_exist_has_its_line(words: list[str], said: list[str]) -> None:
+    prepare(CONF.parent)
+    with pytest.raises(ConfigError) as refused:
+        validate(compose_config(CONF.parent, words)[0])
+    assert str(refused.value).splitlines() == said
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--batch-size", "32"], "--batch-size: there is no such option. Type data.batch_size=32"),
+        (["--lr=0.1"], "--lr: there is no such option. Type optimizer.lr=0.1"),
+        (["-lr", "seed=1"], "-lr: there is no such option. Type optimizer.lr=VALUE"),
+        (["--foo", "1"], "--foo: there is no such option. A key is set with key=value; see `--help`."),
+    ],
+)
+def test_an_option_that_does_not_exist_is_answered_with_the_key(words: list[str], answer: str) -> None:
+    prepare(CONF.parent)
+    with pytest.raises(ConfigError) as refused:
+        refuse_options(CONF.parent, words)
+    assert str(refused.value) == answer
+
+
+def test_the_options_of_hydra_are_taken_also_shortened() -> None:
+    for action in get_args_parser()._actions:
+        for option in action.option_strings:
+            refuse_options(CONF.parent, [option, "seed=1"])
+    refuse_options(CONF.parent, ["--multi", "seed=1,2", "--cfg=job", "-c", "job", "-1"])
+
+
+def test_every_other_name_stands_for_a_key_that_some_choice_has(cfg: DictConfig) -> None:
+    assert set(_OTHER_NAMES) <= set(_keys(cfg))
+    names = [name for others in _OTHER_NAMES.values() for name in others.split()]
+    assert len(names) == len(set(names))
+
+
+def test_a_path_with_an_interpolation_in_its_name_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    folder = tmp_path / "a${x}"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"^data\.root: '.*a\$\{x\}' exists, but .*ln -s '.*a\$\{x\}' LINK$"):
+        readable([f"data.root={folder}"])
+    assert readable(["data.root=${oc.env:HOME}"]) == ["data.root=${oc.env:HOME}"]

@@ -264,6 +264,15 @@ def test_mirrors_an_lr_schedule(schedule: Schedule, expected: list[int]) -> None
     assert [size for size, _ in logged.values] == expected
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["LRSchedule first", "LRSchedule last"])
+def test_the_lr_falls_by_the_square_root_of_the_growth(after: bool) -> None:
+    module, callbacks = Notes(), [LRSchedule(Linear(1, 0.5)), BatchSizeSchedule(TWICE, 2, lr="inverse_sqrt")]
+    trainer(*(callbacks[::-1] if after else callbacks)).fit(module, loader())
+    growth = [1] * 10 + [2] * 5 + [4] * 6
+    expected = [PEAK * f / g**0.5 for f, g in zip(Linear(1, 0.5).factors(21), growth, strict=True)]
+    assert module.lrs == pytest.approx(expected)
+
+
 def test_the_recorded_loss_is_the_mean_over_the_update(tmp_path: Path) -> None:
     rows: list[tuple[str, float, int]] = []
 
@@ -294,7 +303,8 @@ class Flips(Notes):
 
 
 def growing(limit: int | None) -> list[Callback]:
-    return [BatchSizeSchedule(["1 epoch", "3 epochs"], 2, max_batch_size=limit), LRSchedule(Cosine())]
+    callback = BatchSizeSchedule(["1 epoch", "3 epochs"], 2, max_batch_size=limit, lr="inverse_sqrt")
+    return [callback, LRSchedule(Cosine())]
 
 
 SAVES: dict[str, Callable[[Path], ModelCheckpoint]] = {
@@ -450,6 +460,7 @@ def test_workers_of_the_smaller_batch_end(persistent: bool) -> None:
         ({"mirror": 0.1}, "mirror must be a schedule such as Cosine() or a function(step, clock), got 0.1"),
         ({"milestones": TWICE, "max_batch_size": 0}, "max_batch_size must be a whole number >= 1, got 0"),
         ({"milestones": TWICE, "max_batch_size": 1.5}, "max_batch_size must be a whole number >= 1, got 1.5"),
+        ({"milestones": TWICE, "lr": "sqrt"}, "lr must be one of"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -494,6 +505,7 @@ def test_manual_optimization_grows_the_batch_alone() -> None:
             {},
             "would both set the accumulation. Remove one.",
         ),
+        ([BatchSizeSchedule(TWICE, lr="inverse_sqrt")], {}, "lr 'inverse_sqrt' needs LRSchedule"),
     ],
 )
 def test_what_does_not_fit_is_found_before_training(

@@ -8,9 +8,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
+from lr_lightning.callbacks import batch_norm
 from lr_lightning.callbacks.cooldown_preview import CooldownPreview, RunningAverage
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.random_state import RandomState
@@ -175,7 +176,7 @@ def test_a_loss_that_cannot_be_computed_is_one_warning_and_the_run_goes_on() -> 
         raise KeyError("labels")
 
     module, seen = tiny(), Recorder()
-    with pytest.warns(UserWarning, match=r"CooldownPreview evaluates nothing.*labels.*loss=\.\.\.") as warned:
+    with pytest.warns(UserWarning, match=r"CooldownPreview evaluates nothing.*labels.*loss=lambda module") as warned:
         trainer = fit(CooldownPreview(loss=broken), seen, module=module)
     assert sum("CooldownPreview" in str(w.message) for w in warned) == 1
     assert trainer.current_epoch == 4
@@ -186,3 +187,44 @@ def test_every_second_validation() -> None:
     memory = Memory()
     fit(CooldownPreview(every_n_validations=2), epochs=5, logger=memory)
     assert len([row for row in memory.rows if row[0] == "val/loss_if_cooled"]) == 3
+
+
+class Regression(Tiny):
+    """Fits numbers, from batches that are dicts, and logs in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log("size", x.abs().mean())
+        return super().forward(x)
+
+    def step(self, batch: Any) -> Tensor:
+        return mse_loss(self(batch["x"]), batch["y"])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.step(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self.step(batch))
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_the_loss_is_learned_from_the_first_step_where_the_default_does_not_suit(
+    sanity: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    def run(*callbacks: Callback) -> tuple[Regression, Trainer]:
+        seed_everything(3, verbose=False)
+        module, data = Regression(dropout=0.0), [{"x": x, "y": x[:2] + y} for x, y in zip(X, Y, strict=True)]
+        trainer = Trainer(**QUIET, max_epochs=2, num_sanity_val_steps=sanity, callbacks=list(callbacks))
+        trainer.fit(module, DataLoader(data, 20), DataLoader(data, 60))  # type: ignore[arg-type]
+        return module, trainer
+
+    preview = CooldownPreview()
+    (module, trainer), (plain, alone) = run(preview), run()
+    assert equal(module, plain)
+    assert [str(w.message) for w in recwarn if "CooldownPreview" in str(w.message)] == []
+    assert trainer.callback_metrics["size"] == alone.callback_metrics["size"]
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(preview.averaged[name])
+        batch_norm.set_statistics(batch_norm.tracking_norms(module), preview._statistics)
+        expected = mse_loss(module.eval().net(X), X[:, :2] + Y[:, None]).item()
+    assert trainer.callback_metrics["val/loss_if_cooled"].item() == pytest.approx(expected, rel=1e-5)

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, seed_everything
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
+from torch.distributions import Bernoulli
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
@@ -214,17 +215,24 @@ class Autoencoder(Plain):
 
 
 @pytest.mark.parametrize(
-    ("make", "x", "y"),
+    ("make", "x", "y", "of_constant", "named"),
     [
-        (MultiLabel, X, torch.stack([Y, 1 - Y], 1).float()),
-        (Regression, X, X.sum(1)),
-        (Autoencoder, X.view(60, 2, 2), Y),
+        (MultiLabel, X, torch.stack([Y, 1 - Y], 1).float(), lambda x, y: Bernoulli(y.mean(0)).entropy(), "chance, the"),
+        (Regression, X, X.sum(1), lambda x, y: (y - y.mean()).abs(), "loss of a constant guess, the mean of"),
+        (
+            Autoencoder,
+            X.view(60, 2, 2),
+            Y,
+            lambda x, y: x.var(0, correction=0),
+            "loss of a constant guess, the mean of",
+        ),
     ],
 )
 @pytest.mark.parametrize("sanity", [0, 2])
 def test_other_losses_are_learned_from_the_first_step(
-    tmp_path: Path, make: Any, x: Tensor, y: Tensor, sanity: int, recwarn: pytest.WarningsRecorder
-) -> None:
+    tmp_path: Path, make: Any, x: Tensor, y: Tensor, of_constant: Any, named: str, sanity: int,
+    recwarn: pytest.WarningsRecorder,
+) -> None:  # fmt: skip
     collate = packed(by_key)
     loaders = rows(collate, x=x, y=y), rows(collate, 20, x[VAL], y[VAL])
     module, monitor, memory = fit(tmp_path, make, *loaders, num_sanity_val_steps=sanity, accumulate_grad_batches=2)
@@ -236,7 +244,35 @@ def test_other_losses_are_learned_from_the_first_step(
     gap = memory.of("val/loss")[-1][1] - expected
     assert memory.of("overfit/gap_loss")[-1][1] == pytest.approx(gap, abs=1e-5)
     assert monitor.history.start == pytest.approx(module.losses[0], rel=1e-6)
-    assert monitor.history.chance is None
+    assert monitor.history.chance == pytest.approx(of_constant(x[chosen], y[chosen]).mean().item(), rel=1e-5)
+    text = monitor.verdict.text()
+    assert named in text
+    assert ("chance" in text) is (make is MultiLabel)
+    assert "accura" not in text
+
+
+class Forecast(Plain):
+    """Takes batches like those of pytorch-forecasting, and predicts the mean of its targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Any) -> Any:
+        return {"prediction": self.mean.expand_as(x["encoder_cont"])[..., None]}
+
+    def loss(self, batch: Any) -> Tensor:
+        x, (y, _) = batch
+        return functional.mse_loss(self(x)["prediction"], y[..., None])
+
+
+def test_a_regression_that_gives_the_mean_of_its_targets_has_learnt_nothing(tmp_path: Path) -> None:
+    """Its loss falls to a hundredth of that at the start, and is still that of a constant guess."""
+    collate = packed(lambda x, y: ({"encoder_cont": x}, (20 + x, None)))
+    _, monitor, _ = fit(tmp_path, Forecast, rows(collate), rows(collate, 20), max_epochs=10)
+    assert monitor.history.start > 100 * monitor.history.chance > 0
+    assert monitor.verdict.label == "collapsed"
+    assert "chance" not in monitor.verdict.text()
 
 
 class Scaled(Plain):

@@ -11,7 +11,7 @@ from lightning.pytorch import seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 
 from lr_lightning import LRSchedule, OverfittingMonitor
-from lr_lightning.diagnosis.stratify import stratified_subset
+from lr_lightning.diagnosis.statistics import stratified_subset
 from lr_lightning.schedules import WSD, Constant, Cosine, Schedule, Triangular, Warmup
 from lr_lightning.training.classifier import LitClassifier
 from lr_lightning.training.models import small_cnn

@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "name", ["comparison", "cost", "early_stopping", "curves", "history", "lr_effects", "statistics", "stratify"]
+    "name", ["comparison", "cost", "early_stopping", "curves", "history", "lr_claims", "statistics"]
 )
 def test_docstring_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"lr_lightning.diagnosis.{name}"))

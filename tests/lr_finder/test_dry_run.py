@@ -11,8 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
-from lr_lightning.lr_finder.dataloaders import Batches, training_loaders
-from lr_lightning.lr_finder.dry_run import DryRun
+from lr_lightning.lr_finder.dry_run import Batches, DryRun, training_loaders
 from tests.callbacks.finding import Nasty, frozen, random_states, seed
 from tests.callbacks.tiny import Memory, X, Y, loader, trainer
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from lr_lightning.reports import tables
-from lr_lightning.reports.comparison import Report, ReportRequest, compare
+from lr_lightning.reports.comparison_report import ComparisonReport, ReportRequest, compare
 from lr_lightning.tracking import Store
 
 START = 1_700_000_000_000
-Compare = Callable[..., Report]
+Compare = Callable[..., ComparisonReport]
 Rows = Mapping[str, Sequence[tuple[int, float]]]
 
 SCRIPT, IMAGE = "<script>alert(1)</script>", "<img src=x onerror=alert(1)>"
@@ -86,16 +86,16 @@ class Runs:
         return self.add(name, rows, tags=tags, params=params | more.pop("params", {}), **more)
 
 
-def table(done: Report) -> dict[str, dict[str, str]]:
+def table(done: ComparisonReport) -> dict[str, dict[str, str]]:
     found = tables.group_table(done.compared, done.target)
     return {row[0]: dict(zip(found.titles, row, strict=True)) for row in found.rows}
 
 
-def page(done: Report) -> str:
+def page(done: ComparisonReport) -> str:
     return done.files[0].read_text(encoding="utf-8")
 
 
-def csv_rows(done: Report) -> list[dict[str, str]]:
+def csv_rows(done: ComparisonReport) -> list[dict[str, str]]:
     with done.files[1].open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -106,13 +106,13 @@ def runs(store: Store) -> Runs:
 
 
 @pytest.fixture
-def comparison(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
+def comparison(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ComparisonReport]:
     """Compares what is in the store; with pictures, which take a second, only where they are asked for."""
 
-    def run(draw: bool = False, **asked: Any) -> Report:
+    def run(draw: bool = False, **asked: Any) -> ComparisonReport:
         with monkeypatch.context() as patch:
             if not draw:
-                patch.setattr("lr_lightning.reports.comparison.save_pngs", lambda plots, groups, folder: [])
+                patch.setattr("lr_lightning.reports.comparison_report.save_pngs", lambda plots, groups, folder: [])
             return compare(ReportRequest(store, tmp_path / "outputs", **{"experiments": ["exp"], **asked}))
 
     return run

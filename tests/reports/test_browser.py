@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.reports.comparison import Report
+from lr_lightning.reports.comparison_report import ComparisonReport
 from lr_lightning.tracking import RunLogger, open_store
 from lr_lightning.tracking.query import read_runs
 from lr_lightning.tracking.ui import REPORT_NAME
@@ -83,7 +83,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
 
 
 @pytest.fixture
-def report(runs: Runs, comparison: Callable[..., Report]) -> Path:
+def report(runs: Runs, comparison: Callable[..., ComparisonReport]) -> Path:
     for seed in range(3):
         runs.train("cosine", seed, 0.95)
         runs.train("constant", seed, 0.9)
@@ -128,7 +128,7 @@ def test_a_script_in_a_name_is_shown_and_does_nothing(browser: Any, report: Path
 
 
 def test_a_logarithmic_axis_has_whole_powers_of_ten_until_it_is_zoomed(
-    browser: Any, runs: Runs, comparison: Callable[..., Report]
+    browser: Any, runs: Runs, comparison: Callable[..., ComparisonReport]
 ) -> None:
     for lr in (1e-4, 1e-3, 1e-2, 0.1):
         runs.train("cosine", 0, 0.9, lr=lr, rows={"val/loss": [(9, 0.5), (39, 0.05)]})

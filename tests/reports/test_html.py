@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 from plotly.offline import get_plotlyjs
 
-from lr_lightning.reports.comparison import Report
+from lr_lightning.reports.comparison_report import ComparisonReport
 
 from .conftest import BREAKOUT, IMAGE, SCRIPT, Runs
 
@@ -35,7 +35,7 @@ class Elements(HTMLParser):
             self.text += data
 
 
-def test_the_page_has_no_element_of_theirs(hostile: Runs, comparison: Callable[..., Report]) -> None:
+def test_the_page_has_no_element_of_theirs(hostile: Runs, comparison: Callable[..., ComparisonReport]) -> None:
     done = comparison(log_run=False)
     text = done.files[0].read_text(encoding="utf-8")
     parser = Elements()
@@ -53,7 +53,7 @@ def test_the_page_has_no_element_of_theirs(hostile: Runs, comparison: Callable[.
     assert "49" not in re.findall(r"\$\{alert\(3\)\}(.{0,6})", parser.text)
 
 
-def test_only_the_pages_own_scripts_may_run(hostile: Runs, comparison: Callable[..., Report]) -> None:
+def test_only_the_pages_own_scripts_may_run(hostile: Runs, comparison: Callable[..., ComparisonReport]) -> None:
     text = comparison(log_run=False).files[0].read_text(encoding="utf-8")
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy.startswith("default-src 'none'; ")
@@ -65,7 +65,7 @@ def test_only_the_pages_own_scripts_may_run(hostile: Runs, comparison: Callable[
     assert len(text) < 2.5e6
 
 
-def test_a_name_of_an_experiment_leads_nowhere_else(runs: Runs, comparison: Callable[..., Report]) -> None:
+def test_a_name_of_an_experiment_leads_nowhere_else(runs: Runs, comparison: Callable[..., ComparisonReport]) -> None:
     evil = Runs(runs.store, "../../evil <b>")
     evil.train("cosine", 0, 0.9)
     done = comparison(experiments=["../../evil <b>"], log_run=False)

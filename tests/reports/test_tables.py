@@ -10,7 +10,7 @@ import pytest
 
 from lr_lightning.app.commands import compare as app_compare
 from lr_lightning.reports import tables
-from lr_lightning.reports.comparison import Report
+from lr_lightning.reports.comparison_report import ComparisonReport
 from lr_lightning.reports.tables import print_comparison
 from lr_lightning.tracking import Store
 
@@ -83,7 +83,7 @@ def test_no_terminal_breaks_a_word(
     assert target or "inconclusive" in shown
 
 
-def test_a_spreadsheet_gets_no_formula(hostile: Runs, comparison: Callable[..., Report]) -> None:
+def test_a_spreadsheet_gets_no_formula(hostile: Runs, comparison: Callable[..., ComparisonReport]) -> None:
     with comparison(log_run=False).files[1].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = {row["name"] for row in rows}
@@ -93,7 +93,7 @@ def test_a_spreadsheet_gets_no_formula(hostile: Runs, comparison: Callable[..., 
 
 
 def test_the_terminal_gets_no_escape_sequence_and_no_markup(
-    hostile: Runs, comparison: Callable[..., Report], capsys: pytest.CaptureFixture[str]
+    hostile: Runs, comparison: Callable[..., ComparisonReport], capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = comparison(log_run=False)
     print_comparison(done.compared, None, done.title)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.train import RunOutcome
 from lr_lightning.search.settings import Search
-from lr_lightning.search.task import Answer, Status, Task, TaskResult
+from lr_lightning.search.task import Answer, Task, TaskResult, TaskStatus
 
 Searched = Callable[..., Search]
 Run = Callable[..., int]
@@ -37,7 +37,7 @@ class InstantWorker:
     """Stands in for a worker process: every run has ended at once."""
 
     tasks: ClassVar[list[Task]] = []
-    result = TaskResult(Status.FINISHED, summary={"best_val_acc": 0.5}, epochs=4.0)
+    result = TaskResult(TaskStatus.FINISHED, summary={"best_val_acc": 0.5}, epochs=4.0)
     gpu = identity = None
     is_single_use = False
 

@@ -18,7 +18,7 @@ from lr_lightning.errors import ConfigError, Diverged
 from lr_lightning.search.engine import Engine
 from lr_lightning.search.report import Progress
 from lr_lightning.search.study import Study
-from lr_lightning.search.task import Status, Task, TaskResult
+from lr_lightning.search.task import Task, TaskResult, TaskStatus
 from lr_lightning.search.worker import run_task
 from tests.leftovers import trials
 from tests.search.stand_ins import UNTRACKED, InstantWorker, InstantWorkers, Run, Searched, Trainings, valley
@@ -161,7 +161,7 @@ def test_a_limit_ends_a_search_of_several_workers_too_and_it_can_be_resumed(
     assert len(instant) == 4
 
 
-@pytest.mark.parametrize("status", [Status.INTERRUPTED, Status.CRASHED])
+@pytest.mark.parametrize("status", [TaskStatus.INTERRUPTED, TaskStatus.CRASHED])
 def test_a_trial_whose_process_ends_again_and_again_has_failed(
     run: Run,
     trainings: Trainings,
@@ -169,7 +169,7 @@ def test_a_trial_whose_process_ends_again_and_again_has_failed(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    status: Status,
+    status: TaskStatus,
 ) -> None:
     monkeypatch.setattr(InstantWorker, "result", TaskResult(status, "killed by SIGKILL"))
     assert run("search=random", "n_trials=1", "workers=1", *UNTRACKED, "search.retries=2") == 1
@@ -177,7 +177,7 @@ def test_a_trial_whose_process_ends_again_and_again_has_failed(
     assert len({task.config.optimizer.lr for task in instant}) == 1
     (row,) = trials(tmp_path)
     assert row["state"] == "failed"
-    assert row["reason"] == ("killed by SIGKILL" if status == Status.CRASHED else "interrupted")
+    assert row["reason"] == ("killed by SIGKILL" if status == TaskStatus.CRASHED else "interrupted")
     assert "it is resumed" in capsys.readouterr().out
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from lr_lightning.errors import ConfigError
-from lr_lightning.search.samplers import SAMPLERS
+from lr_lightning.search.methods import SAMPLERS
 from lr_lightning.search.settings import Search
 from lr_lightning.search.space import range_hint
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from lr_lightning.errors import Rejected, StoreUnavailable, TrackingError
 from lr_lightning.tracking import Store, open_store
 from lr_lightning.tracking import store as database
-from lr_lightning.tracking.store import explain
+from lr_lightning.tracking.store import translate_error
 from tests.forked import Forked
 from tests.test_commands import in_bash
 
@@ -153,13 +153,13 @@ def test_a_file_that_exists_is_not_taken_for_a_database(empty_store: Path) -> No
 def test_an_error_code_decides_the_type_of_the_error(code: str, kind: type) -> None:
     error = RuntimeError("first line\nsecond")
     error.error_code = code  # type: ignore[attr-defined]
-    translated = explain(error, "http://h")
+    translated = translate_error(error, "http://h")
     assert type(translated) is kind
     assert "second" not in str(translated)
 
 
 def test_a_missing_driver_is_no_reason_to_try_again() -> None:
-    assert type(explain(ModuleNotFoundError("No module named 'psycopg2'"), "postgresql://h")) is TrackingError
+    assert type(translate_error(ModuleNotFoundError("No module named 'psycopg2'"), "postgresql://h")) is TrackingError
 
 
 FIRST_RUN = """
@@ -267,7 +267,7 @@ def test_a_database_that_no_second_try_opens_is_an_error_with_its_remedy(
     ],
 )
 def test_a_store_that_can_only_be_read_is_an_error_before_training(text: str) -> None:
-    assert isinstance(explain(RuntimeError(text), "sqlite:////x/mlflow.db"), TrackingError)
+    assert isinstance(translate_error(RuntimeError(text), "sqlite:////x/mlflow.db"), TrackingError)
 
 
 def test_an_older_database_is_upgraded_only_when_asked_with_a_copy_kept(tmp_path: Path) -> None:

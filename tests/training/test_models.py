@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lr_lightning.training import models
-from lr_lightning.training.models.resnet import BasicBlock
+from lr_lightning.training.models import BasicBlock
 
 BUILDERS = [getattr(models, name) for name in models.__all__]
 SIZES = [(1, (8, 8)), (1, (28, 28)), (3, (32, 32)), (3, (64, 64)), (3, (17, 24))]

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lr_lightning.training.models import smith_cnn
-from lr_lightning.training.models.smith_cnn import WithinChannelLRN
+from lr_lightning.training.models import WithinChannelLRN, smith_cnn
 
 
 def caffe_pool(x: Tensor, kind: str, kernel: int = 3, stride: int = 2, pad: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED
 from lr_lightning.errors import CompareError, StoreUnavailable, TrackingError
 from lr_lightning.reports import wording
-from lr_lightning.reports.comparison import Report, ReportRequest, compare
+from lr_lightning.reports.comparison_report import ComparisonReport, ReportRequest, compare
 from lr_lightning.reports.tables import print_comparison
 from lr_lightning.tracking import open_store
 
@@ -41,7 +41,7 @@ def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, br
     return status
 
 
-def report(done: Report, *, brief: bool = False) -> None:
+def report(done: ComparisonReport, *, brief: bool = False) -> None:
     """Print the tables, the findings, and the paths of the files."""
     if brief:
         for finding in wording.findings(done.compared):

@@ -20,13 +20,13 @@ from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.schedules import WSD, Clock, Constant, Cosine, Linear
 from lr_lightning.tracking.keys import hide_password
 
-__all__ = ["find_lr"]
+__all__ = ["run_finder"]
 
 _SCHEDULES = {"constant": Constant(), "linear": Linear(1, 0), "cosine": Cosine(1, 0), "wsd": WSD()}
 _LR_KEYS = ("finder", "optimizer.lr=", "schedule.max_lr=", "schedule.base_lr=")
 
 
-def find_lr(config: Config, overrides: list[str]) -> RunOutcome:
+def run_finder(config: Config, overrides: list[str]) -> RunOutcome:
     """Build everything as for training, search for a learning rate, record the search as a run, and print the result.
 
     The outcome's summary has ``suggested_lr``, ``base_lr`` and ``max_lr``, as far as they were found. The overrides of

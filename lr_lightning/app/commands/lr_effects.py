@@ -22,7 +22,7 @@ from lr_lightning.app.run.record import RunOutcome, sweep_record
 from lr_lightning.app.run.train import train
 from lr_lightning.app.schemas.search import StudyConfig
 from lr_lightning.diagnosis import Label
-from lr_lightning.diagnosis.lr_effects import Claim, Finding, Row, Trial, claims, matched_gap, matched_level, table
+from lr_lightning.diagnosis.lr_claims import Claim, Finding, GridRun, Row, claims, matched_gap, matched_level, table
 from lr_lightning.errors import Diverged
 from lr_lightning.tracking.files import write_atomically
 
@@ -41,7 +41,7 @@ _MEASURES = {  # the fields of a row that are a mean and half the width of its c
 _WITH_DETAIL = (Label.UNDERFITTING, Label.OVERFITTING)  # the details of other verdicts hold numbers, not kinds
 
 
-def run_study(config: Config) -> list[Trial]:
+def run_study(config: Config) -> list[GridRun]:
     """Train every learning rate with every seed, then write and log the table, the claims and the figure.
 
     Each seed trains all learning rates before the next seed does. A busy minute of the machine then slows several
@@ -59,7 +59,7 @@ def run_study(config: Config) -> list[Trial]:
         f"lr_effects: {len(lrs)} learning rates × {len(node.seeds)} seeds on {config.data.name}, the others against "
         f"{reference:g}, {name}"
     )
-    trials: list[Trial] = []
+    trials: list[GridRun] = []
     began = time.monotonic()
     folder = output_root(config.output_root) / name
     for number, (lr, seed) in enumerate(grid, 1):
@@ -67,7 +67,7 @@ def run_study(config: Config) -> list[Trial]:
         folder.mkdir(exist_ok=True)  # only after a first run: bad input leaves no folder
         trial = _trial(lr, seed, outcome)
         trials.append(trial)
-        kept = [f.name for f in fields(Trial) if f.name not in ("label", "curve")]
+        kept = [f.name for f in fields(GridRun) if f.name not in ("label", "curve")]
         write_atomically(folder / "trials.csv", _csv([{k: getattr(trial, k) for k in kept} for trial in trials]))
         left = (time.monotonic() - began) / number * (len(grid) - number)
         steps = trial.steps_to_target
@@ -94,13 +94,13 @@ def _train(config: Config, lr: float, seed: int, tags: dict[str, str]) -> RunOut
         return outcome
 
 
-def _trial(lr: float, seed: int, outcome: RunOutcome) -> Trial:
+def _trial(lr: float, seed: int, outcome: RunOutcome) -> GridRun:
     summary, verdict, history = outcome.summary, outcome.verdict, outcome.history
     points = history.points if history is not None else ()
     devices = summary.get("device_seconds", math.nan) / summary.get("train_seconds", math.nan)
     label = verdict.label if verdict is not None else Label.DIVERGED
     median = summary.get("grad_norm_p50", math.nan)
-    return Trial(
+    return GridRun(
         lr=lr,
         seed=seed,
         label=label,
@@ -118,7 +118,7 @@ def _trial(lr: float, seed: int, outcome: RunOutcome) -> Trial:
     )
 
 
-def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Trial], console: Console) -> None:
+def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[GridRun], console: Console) -> None:
     """Write the table, the claims and the figure, print them, and log them as a run."""
     target = config.callbacks.cost.target if config.callbacks.cost is not None else None
     rows, tested = table(trials, node.level), claims(trials, node.reference_lr())
@@ -145,7 +145,7 @@ def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Tria
 def as_text(
     rows: Sequence[Row],
     claims: Sequence[Claim],
-    trials: Sequence[Trial],
+    trials: Sequence[GridRun],
     level: float,
     target: str,
     reference: tuple[float, str],
@@ -212,7 +212,7 @@ def _csv(rows: Sequence[Mapping[str, object]]) -> str:
     return out.getvalue()
 
 
-def _draw(trials: Sequence[Trial], rows: Sequence[Row]) -> Any:
+def _draw(trials: Sequence[GridRun], rows: Sequence[Row]) -> Any:
     """Draw four panels over the learning rate: speed, stability, losses, and the gap at the end and matched."""
     figure = new_figure(11, 7.5, dpi=120)
     (speed, stability), (losses, gaps) = figure.subplots(2, 2, sharex=True)

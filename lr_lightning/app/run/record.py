@@ -21,7 +21,7 @@ from torch.distributed import DistBackendError, DistNetworkError
 from lr_lightning._commands import python_command, resume_argument
 from lr_lightning._lightning import callbacks_of
 from lr_lightning._plotting import style
-from lr_lightning.app.config import PLACES_OF_DATA, Config, flatten
+from lr_lightning.app.config import PLACES_OF_DATA, Config
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
 from lr_lightning.app.run.fork import ForkedRun
 from lr_lightning.app.run.graceful_stop import GracefulStop
@@ -36,7 +36,7 @@ from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed, StoreUnavailable
 from lr_lightning.tracking import RunLogger, environment_tags, mark_dead_runs, open_store
-from lr_lightning.tracking.keys import COLOUR_TAG, hide_password
+from lr_lightning.tracking.keys import COLOUR_TAG, flatten, hide_password
 from lr_lightning.tracking.replay import watchdog
 from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule

@@ -30,7 +30,7 @@ from torch import nn
 from lr_lightning._lightning import callbacks_of
 from lr_lightning._threads import threads_for
 from lr_lightning.app import build
-from lr_lightning.app.config import Config, flatten
+from lr_lightning.app.config import Config
 from lr_lightning.app.run import checkpoints, record
 from lr_lightning.app.run.fork import ForkedRun, ForkState, check_fork
 from lr_lightning.app.run.graceful_stop import GracefulStop
@@ -55,6 +55,7 @@ from lr_lightning.schedules import Clock, Schedule
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch
 from lr_lightning.schedules.compose import Shifted
 from lr_lightning.tracking import RunLogger
+from lr_lightning.tracking.keys import flatten
 from lr_lightning.training.datamodule import ImageDataModule
 
 _TENTHS = Clock(1000, steps_per_epoch=100)  # stands for a length that is not known yet

@@ -250,6 +250,7 @@ class GrowthConfig:
     milestones: list[str] = field(default_factory=lambda: ["30%", "60%", "80%"])  # shares of the epochs, or "60 epochs"
     factor: float = 5.0  # by which the batch grows at each milestone
     max_batch_size: int | None = 512  # of one process; gradients are accumulated beyond it; null: no limit
+    lr: Annotated[str, one_of("constant", "inverse_sqrt")] = "constant"  # inverse_sqrt: for Adam and AdamW
 
 
 @dataclass

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 
 from lr_lightning.app import build
-from lr_lightning.app.commands.find_lr import find_lr
+from lr_lightning.app.commands.find_lr import run_finder
 from lr_lightning.app.composition import validate
 from lr_lightning.app.run.train import train
 from lr_lightning.errors import ConfigError
@@ -152,7 +152,7 @@ def test_a_grid_takes_its_best_rate(composed: Compose) -> None:
 
 @pytest.mark.usefixtures("known")
 def test_find_searches_only(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
-    result = find_lr(validate(composed(*SMALL, "finder=range_test")), ["optimizer=adam", "finder=range_test"])
+    result = run_finder(validate(composed(*SMALL, "finder=range_test")), ["optimizer=adam", "finder=range_test"])
     assert result.output_dir is not None
     assert result.summary == {"suggested_lr": LR, "base_lr": BASE, "max_lr": TOP}
     assert not list(result.output_dir.rglob("*.ckpt"))
@@ -182,7 +182,7 @@ def test_a_search_without_a_terminal_says_how_far_it_is(
 ) -> None:
     monkeypatch.setattr("lr_lightning.callbacks.base_finder._SECONDS", 0.0)
     search = ["finder=range_test", "finder.num_steps=10", "finder.max_lr=1e-3", "finder.retry=false"]
-    find_lr(validate(composed(*SMALL, *search, f"trainer.progress={progress}")), [])
+    run_finder(validate(composed(*SMALL, *search, f"trainer.progress={progress}")), [])
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("LR range test: ")]
     assert len(said) == lines
     assert all(line.endswith(" s left") for line in said)
@@ -193,7 +193,7 @@ def test_a_data_set_that_is_too_large_to_copy_is_not_said_to_have_moved(
     composed: Compose, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, metric: str
 ) -> None:
     monkeypatch.setattr("lr_lightning.lr_finder.snapshot._LARGE", 10_000)  # bytes; the digits have 100,000
-    find_lr(validate(composed(*SMALL, "finder=range_test", "finder.num_steps=10", f"finder.metric={metric}")), [])
+    run_finder(validate(composed(*SMALL, "finder=range_test", "finder.num_steps=10", f"finder.metric={metric}")), [])
     assert not [w for w in recwarn if "objects that it cannot restore" in str(w.message)]
 
 
@@ -202,7 +202,7 @@ def test_a_search_that_finds_nothing_names_the_next_one(
     composed: Compose, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["scripts/find_lr.py"])
-    find_lr(validate(composed(*SMALL, "finder=range_test")), ["optimizer=adam", "finder=range_test"])
+    run_finder(validate(composed(*SMALL, "finder=range_test")), ["optimizer=adam", "finder=range_test"])
     assert "python scripts/find_lr.py optimizer=adam finder=lr_grid" in capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 
 from lr_lightning.app.composition import validate
-from lr_lightning.app.config import Config, flatten
+from lr_lightning.app.config import Config
 from lr_lightning.app.run.checkpoints import AtomicCheckpointIO
 from lr_lightning.app.run.output import BEFORE_LAST, LAST, new_output_dir, write_config
 from lr_lightning.app.run.resume import (
@@ -27,6 +27,7 @@ from lr_lightning.app.run.resume import (
 )
 from lr_lightning.app.run.train import RunOutcome, train
 from lr_lightning.errors import ConfigError
+from lr_lightning.tracking.keys import flatten
 from lr_lightning.training.datamodule import ImageDataModule
 from tests.app.conftest import checkpoint_of, short_run
 

@@ -58,7 +58,7 @@ class ReportRequest:
 
 
 @dataclass
-class Report:
+class ComparisonReport:
     """A comparison and its files."""
 
     compared: ComparedGroups
@@ -83,7 +83,7 @@ class _Measured:
     higher_is_better: bool
 
 
-def compare(request: ReportRequest) -> Report:
+def compare(request: ReportRequest) -> ComparisonReport:
     """Read the runs, compare them and write a report.
 
     If something that was asked for does not exist, the error is a CompareError that names it.
@@ -116,7 +116,9 @@ def _read(request: ReportRequest) -> _Measured:
     return _Measured(chosen, results, excluded, target, objective, higher)
 
 
-def _write(request: ReportRequest, measured: _Measured, compared: ComparedGroups, keys: Sequence[str]) -> Report:
+def _write(
+    request: ReportRequest, measured: _Measured, compared: ComparedGroups, keys: Sequence[str]
+) -> ComparisonReport:
     """Write the page, the CSV and the pictures into a new folder, and log them to the store if asked to."""
     store, target, name = request.store, measured.target, ", ".join(measured.experiments)
     looks = styles(group.name for group in compared.groups)
@@ -131,7 +133,9 @@ def _write(request: ReportRequest, measured: _Measured, compared: ComparedGroups
         compared, plots, looks, measured.excluded, title=title, facts=facts, target=target, server=server
     )
 
-    report = Report(compared, target, _new_folder(request.output_root / "compare", name), wording.printable(title))
+    report = ComparisonReport(
+        compared, target, _new_folder(request.output_root / "compare", name), wording.printable(title)
+    )
     report.good_lrs = [text for plot in plots for text in plot.good_lrs]
     report.files += [report.folder / "report.html", report.folder / "runs.csv"]
     write_atomically(report.files[0], page)
@@ -257,7 +261,7 @@ def _new_folder(root: Path, experiment: str) -> Path:
             return folder
 
 
-def _log_to_store(request: ReportRequest, experiment_id: str, report: Report, server: str) -> str | None:
+def _log_to_store(request: ReportRequest, experiment_id: str, report: ComparisonReport, server: str) -> str | None:
     """Log the files as a separate run and return the page's address, or None if the store fails."""
     call = request.store.call
     tags = {

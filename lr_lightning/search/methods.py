@@ -1,15 +1,50 @@
-"""Pruning: a trial's worker reports each validation, and the search compares it with the other trials."""
+"""The ways to search, by name: samplers, pruners, and the judge that compares a trial with others while it trains."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from lr_lightning.diagnosis.early_stopping import dominated
 
 log = logging.getLogger(__name__)
+
+# -- samplers: a new one is a function here and a row of SAMPLERS ----------------------------------------------------
+
+
+def _random(seed: int, study_seed: int) -> BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _qmc(seed: int, study_seed: int) -> BaseSampler:
+    first = _random(seed, study_seed)  # QMC's own draws are all alike until a trial has ended
+    return optuna.samplers.QMCSampler(
+        seed=study_seed, scramble=True, independent_sampler=first, warn_independent_sampling=False
+    )
+
+
+def _tpe(seed: int, study_seed: int) -> BaseSampler:
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+def _gp(seed: int, study_seed: int) -> BaseSampler:
+    return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
+
+
+SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
+    "grid": _random,  # the points of a grid are fixed when the study is filled, so nothing is drawn
+    "random": _random,
+    "qmc": _qmc,
+    "tpe": _tpe,
+    "gp": _gp,
+}
+"""Makes the sampler of one trial from the trial's seed and the seed of the whole search."""
+
+
+# -- pruners ---------------------------------------------------------------------------------------------------------
 
 
 def pruner_of(names: Sequence[str], validations: int | None, patience: float) -> optuna.pruners.BasePruner:
@@ -22,7 +57,7 @@ def pruner_of(names: Sequence[str], validations: int | None, patience: float) ->
 
 
 @dataclass(frozen=True)
-class Report:
+class ValidationReport:
     """One validation of a trial that runs: the monitored metric, which validation, and which share of the run is done.
 
     It is comparable if this phase of the schedule can be compared with other runs.
@@ -34,7 +69,7 @@ class Report:
     comparable: bool
 
 
-Ask = Callable[[Report], str | None]
+Ask = Callable[[ValidationReport], str | None]
 """Asks the search, after a validation, why the trial is pruned; None if it continues."""
 
 
@@ -54,7 +89,7 @@ class Judge:
         self._sign = 1.0 if higher == (trial.study.direction == optuna.study.StudyDirection.MAXIMIZE) else -1.0
         self._values = {validation: self._sign * value for validation, value in reports.items()}
 
-    def __call__(self, report: Report) -> str | None:
+    def __call__(self, report: ValidationReport) -> str | None:
         """Record a report, and return why the trial is pruned, or None. A storage that fails prunes nothing."""
         try:
             return self._judge(report)
@@ -62,7 +97,7 @@ class Judge:
             log.warning("the study does not answer, so a validation is not reported: %s", e)
             return None
 
-    def _judge(self, report: Report) -> str | None:
+    def _judge(self, report: ValidationReport) -> str | None:
         if report.validation not in self._values:
             self._trial.report(self._sign * report.value, report.validation)
         self._values[report.validation] = report.value

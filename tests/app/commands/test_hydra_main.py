@@ -13,8 +13,8 @@ import pytest
 from hydra._internal.core_plugins import basic_launcher
 
 from lr_lightning.app.commands import compare as app_compare
-from lr_lightning.app.commands import train as cli
-from lr_lightning.app.commands.train import Multirun
+from lr_lightning.app.commands import hydra_main as cli
+from lr_lightning.app.commands.hydra_main import Multirun
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED
 from lr_lightning.app.run import train as train_module
@@ -103,7 +103,7 @@ def test_runs_that_could_not_be_started_are_one_error_and_are_not_compared(
     root = Path(__file__).resolve().parents[3]
     monkeypatch.setattr(train_module, "train", refuse)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1,2", f"output_root={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["hydra_main.py", "-m", "seed=0,1,2", f"output_root={tmp_path}"])
     assert cli.main(root) == BAD_INPUT
     assert capsys.readouterr().err == "error: tracking: it asks for a user and a password (3 runs)\n"
     assert not asked.calls
@@ -147,10 +147,10 @@ def test_errors_status_output_and_comparison_are_the_same_from_every_launcher(
     monkeypatch.setattr(cli, "_identity_of_stdout", lambda: (1, 1))
     monkeypatch.chdir(tmp_path)
     words = ["-m", "seed=0,1,2", "optimizer.lr=0.1,-1", f"output_root={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    monkeypatch.setattr(sys, "argv", ["hydra_main.py", *words])
     assert cli.main(Path(__file__).resolve().parents[3]) == FAILED
     said = capsys.readouterr()
-    assert said.out.count("train.py trains") == 3
+    assert said.out.count("hydra_main.py trains") == 3
     assert "error: train/loss became nan at step 7, where the learning rate was 0.1." in said.err
     assert "error: optimizer.lr: must be a finite number above 0" in said.err
     assert "(3 runs)" in said.err
@@ -171,7 +171,7 @@ def test_a_job_that_is_stopped_or_lost_elsewhere_ends_the_command_with_its_statu
 
     monkeypatch.setattr(train_module, "train", train)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0", f"output_root={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["hydra_main.py", "-m", "seed=0", f"output_root={tmp_path}"])
     assert cli.main(Path(__file__).resolve().parents[3]) == status
 
 
@@ -182,7 +182,7 @@ def test_what_a_launcher_writes_to_its_own_log_is_shown_at_the_end(
     places = iter([(1, 1), (2, 2)])
     monkeypatch.setattr(cli, "_identity_of_stdout", lambda: next(places))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0", f"output_root={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["hydra_main.py", "-m", "seed=0", f"output_root={tmp_path}"])
     assert cli.main(Path(__file__).resolve().parents[3]) == 0
     assert capsys.readouterr().out == "a table\na table\n"  # in the log, and here
 
@@ -195,4 +195,4 @@ def test_jobs_of_joblib_end_as_those_of_hydras_own_launcher(train_command: Any) 
     assert done.returncode == BAD_INPUT
     assert done.stderr.count("error: optimizer.lr: must be a finite number above 0") == 1
     assert "Traceback" not in done.stderr
-    assert "scripts/train.py schedule=constant tracking=mlflow" in done.stdout
+    assert "scripts/hydra_main.py schedule=constant tracking=mlflow" in done.stdout

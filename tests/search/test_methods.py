@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from lr_lightning.search.pruning import Judge, Report
+from lr_lightning.search.methods import Judge, ValidationReport
 from lr_lightning.search.study import Lost, Study, Trial
 from tests.leftovers import trials
 from tests.search.stand_ins import UNTRACKED, Run, Searched
@@ -29,11 +29,12 @@ def test_a_resumed_trial_is_compared_at_the_validation_it_is_at(searched: Search
     trial = taken(study)
     judge = Judge(trial.handle, ["verdict"], higher=True, patience=0.25, reports=trial.reports)
     for validation, value in enumerate(curve, 1):
-        assert judge(Report(value + 0.001, validation, validation / 10, True)) is None
+        assert judge(ValidationReport(value + 0.001, validation, validation / 10, True)) is None
     study.put_back(trial, Lost.INTERRUPTED)
     trial = taken(study)
     judge = Judge(trial.handle, ["verdict"], higher=True, patience=0.25, reports=trial.reports)
-    assert (judge(Report(-1.0, 11, 0.5, True)) or "").startswith("dominated") is False  # no peer has come so far
+    found = judge(ValidationReport(-1.0, 11, 0.5, True))
+    assert not (found or "").startswith("dominated")  # no peer has come so far
     assert len(judge._values) == 11
 
 

@@ -19,7 +19,7 @@ _MOST_EXACT = 20_000  # permutations that are all tried; if there are more, as m
 
 
 @dataclass(frozen=True)
-class Trial:
+class GridRun:
     """One run of the grid. Its losses are those at the end of the budget."""
 
     lr: float
@@ -51,7 +51,7 @@ class Trial:
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-def matched_level(trials: Sequence[Trial]) -> float:
+def matched_level(trials: Sequence[GridRun]) -> float:
     """Return the probe loss at which gaps are compared: the lowest to which every run that met the target came down.
 
     It is nan if no run reached the target.
@@ -61,7 +61,7 @@ def matched_level(trials: Sequence[Trial]) -> float:
     return max(lowest) if lowest and max(lowest) < math.inf else math.nan
 
 
-def matched_gap(trial: Trial, level: float) -> float:
+def matched_gap(trial: GridRun, level: float) -> float:
     """Return the gap at which a run's probe loss first fell to ``level``.
 
     It is interpolated between two validations, linearly in the logarithm of the probe loss. It is nan if the probe
@@ -69,7 +69,7 @@ def matched_gap(trial: Trial, level: float) -> float:
 
     Example:
         >>> curve = ((1.0, 1.0), (0.1, 1.5))
-        >>> trial = Trial(0.1, 0, Label.HEALTHY, "healthy", False, 2, 1.0, 0, 1.0, 1, 1.0, 1.5, 0.1, curve)
+        >>> trial = GridRun(0.1, 0, Label.HEALTHY, "healthy", False, 2, 1.0, 0, 1.0, 1, 1.0, 1.5, 0.1, curve)
         >>> round(matched_gap(trial, 0.1), 3)
         1.4
     """
@@ -110,7 +110,7 @@ class Row:
     verdicts: tuple[tuple[str, int], ...]  # how often each was given, the most frequent first
 
 
-def table(trials: Sequence[Trial], level: float = 0.95) -> list[Row]:
+def table(trials: Sequence[GridRun], level: float = 0.95) -> list[Row]:
     """Return a row for each learning rate, the lowest first, with Student's intervals of this level over the seeds."""
     matched = matched_level(trials)
     rows = []
@@ -147,7 +147,7 @@ def table(trials: Sequence[Trial], level: float = 0.95) -> list[Row]:
 
 # -- the claims ------------------------------------------------------------------------------------------------------
 
-_MEASURES: dict[str, Callable[[Trial, float], float]] = {
+_MEASURES: dict[str, Callable[[GridRun, float], float]] = {
     "steps to the target": lambda t, level: t.steps_to_target,
     "device seconds to the target": lambda t, level: t.device_seconds_to_target,
     "spikes in 1000 steps": lambda t, level: t.instability,
@@ -191,7 +191,7 @@ class Claim:
     runs: tuple[int, int]  # how many at such learning rates, and at the reference, were compared
 
 
-def claims(trials: Sequence[Trial], reference: float, alpha: float = 0.05) -> list[Claim]:
+def claims(trials: Sequence[GridRun], reference: float, alpha: float = 0.05) -> list[Claim]:
     """Test :data:`CLAIMS`: compare the learning rates above, or below, a reference with it.
 
     The runs are compared by rank, so a run that never reached the target counts as the slowest, and one that diverged

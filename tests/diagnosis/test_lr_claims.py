@@ -11,16 +11,16 @@ from scipy.stats import mannwhitneyu
 from lr_lightning.app.commands.lr_effects import as_text
 from lr_lightning.app.schemas.search import StudyConfig
 from lr_lightning.diagnosis import Label
-from lr_lightning.diagnosis.lr_effects import CLAIMS, Trial, _rank_test, claims, matched_gap, matched_level, table
+from lr_lightning.diagnosis.lr_claims import CLAIMS, GridRun, _rank_test, claims, matched_gap, matched_level, table
 from lr_lightning.diagnosis.statistics import holm
 
 
 def _trial(
     lr: float, seed: int, *, steps: float, gap: float, probe: float, spikes: int = 0, diverged: bool = False
-) -> Trial:
+) -> GridRun:
     luck = 1 + 0.02 * seed
     curve = tuple((2.3 * 0.5**n, 2.3 * 0.5**n + gap * n / 6) for n in range(7) if 2.3 * 0.5**n >= probe / 1.5)
-    return Trial(
+    return GridRun(
         lr=lr,
         seed=seed,
         label=Label.DIVERGED if diverged else Label.HEALTHY,
@@ -38,7 +38,7 @@ def _trial(
     )
 
 
-def _textbook() -> list[Trial]:
+def _textbook() -> list[GridRun]:
     trials = []
     for seed in range(4):
         trials += [

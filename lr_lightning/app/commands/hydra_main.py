@@ -18,7 +18,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lr_lightning.app.composition import choices_help, keys_help, prepare, readable, validate, wants_tracebacks
+from lr_lightning.app.composition import (
+    choices_help,
+    explain_overrides,
+    keys_help,
+    prepare,
+    readable,
+    refuse_options,
+    validate,
+    wants_tracebacks,
+)
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
@@ -114,6 +123,7 @@ def main(root: Path, job: Job = "train") -> int:
         return 0
     prepare(root)
     try:
+        refuse_options(root, sys.argv[1:])
         sys.argv[1:] = readable(sys.argv[1:])
     except ConfigError as e:
         print_error(e)
@@ -125,7 +135,7 @@ def main(root: Path, job: Job = "train") -> int:
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
         if wants_tracebacks() or _reports:
             raise
-        print_error(explain(e))
+        print_error(explain_overrides(root, sys.argv[1:], e))
         return BAD_INPUT
     except RuntimeError as e:  # joblib's, if a process of it was killed
         if not type(e).__module__.startswith(("joblib.", "submitit.")):
@@ -148,7 +158,7 @@ def main(root: Path, job: Job = "train") -> int:
 
 
 @dataclass
-class Report:
+class JobResult:
     """How a job ended. Hydra's launcher may run it in another process: unpickling a report there is reporting it here.
 
     What is unpickled is the job's value, which a sweeper of Hydra's may need.
@@ -165,11 +175,11 @@ class Report:
         return _received, tuple(getattr(self, f.name) for f in fields(self))
 
 
-_reports: dict[int, Report] = {}
+_reports: dict[int, JobResult] = {}
 
 
 def _received(*values: Any) -> float | None:
-    report = Report(*values)
+    report = JobResult(*values)
     _reports[report.number] = report
     return report.value
 
@@ -184,7 +194,7 @@ class Jobs:
     def run(self, cfg: DictConfig) -> Any:
         """Run a job and report how it ended. If its error were raised, Hydra would print a traceback and stop -m."""
         hydra_config = HydraConfig.get()
-        report = Report(int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0)
+        report = JobResult(int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0)
         if os.getpid() == self._pid:
             _reports[report.number] = report
             self._do(cfg, report)
@@ -200,7 +210,7 @@ class Jobs:
         report.output = "".join(shown.texts)
         return report
 
-    def _do(self, cfg: DictConfig, report: Report) -> None:
+    def _do(self, cfg: DictConfig, report: JobResult) -> None:
         try:
             report.value = _run_job(cfg, self.job, report)
         except (ConfigError, OmegaConfBaseException, Diverged, RunFailed) as e:
@@ -244,7 +254,7 @@ def _usage(job: Job) -> str:
     return _USAGES[job].format_map(keys)
 
 
-def _run_job(cfg: DictConfig, job: Job, report: Report) -> Any:
+def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
     """Run one job: the only one, or one of several with `-m`."""
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
@@ -272,9 +282,9 @@ def _run_job(cfg: DictConfig, job: Job, report: Report) -> Any:
     if several_jobs and config.study is not None:
         raise ConfigError("experiment: a study has many runs. Leave -m out; give study.seeds=[...] or study.lrs=[...].")
     if job == "find_lr":
-        from lr_lightning.app.commands.find_lr import find_lr
+        from lr_lightning.app.commands.find_lr import run_finder
 
-        return find_lr(config, overrides).summary.get("suggested_lr")
+        return run_finder(config, overrides).summary.get("suggested_lr")
     if config.study is not None:
         from lr_lightning.app.commands.lr_effects import run_study
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lr_lightning.lr_finder import other_rules
+from lr_lightning.lr_finder import curve
 
 LRS = np.geomspace(1e-6, 10, 100).tolist()
 
@@ -28,7 +28,7 @@ FASTAI = {
 @pytest.mark.parametrize("rule", FASTAI)
 @pytest.mark.parametrize("seed", range(5))
 def test_fastai(rule: str, seed: int) -> None:
-    found = getattr(other_rules, rule)(LRS, sweep(seed).tolist())
+    found = getattr(curve, rule)(LRS, sweep(seed).tolist())
     assert found == pytest.approx(FASTAI[rule][seed], rel=1e-4)
 
 
@@ -50,10 +50,10 @@ def test_the_valley_is_the_longest_decreasing_subsequence(seed: int) -> None:
     losses = 1 + np.random.default_rng(seed).random(100)  # never four times the best
     weights = 0.02 * 0.98 ** np.arange(100)
     smoothed = [float((weights[: k + 1][::-1] * losses[: k + 1]).sum() / (1 - 0.98 ** (k + 1))) for k in range(100)]
-    assert other_rules.fastai_valley(LRS, losses.tolist()) == pytest.approx(valley_by_hand(LRS[10:-5], smoothed[10:-5]))
+    assert curve.fastai_valley(LRS, losses.tolist()) == pytest.approx(valley_by_hand(LRS[10:-5], smoothed[10:-5]))
 
 
-@pytest.mark.parametrize("rule", [other_rules.fastai_minimum, other_rules.fastai_valley])
+@pytest.mark.parametrize("rule", [curve.fastai_minimum, curve.fastai_valley])
 def test_nothing_to_read(rule: Any) -> None:
     assert rule([], []) is None
     assert rule(LRS, [1.0, 2.0]) is None
@@ -62,13 +62,13 @@ def test_nothing_to_read(rule: Any) -> None:
 def test_a_nan_poisons_what_follows_as_in_fastai() -> None:
     losses = sweep(0)
     losses[60:] = math.nan
-    found = other_rules.fastai_minimum(LRS, losses.tolist())
+    found = curve.fastai_minimum(LRS, losses.tolist())
     assert found is not None
     assert found <= LRS[59] / 10
 
 
 def test_smith_reads_where_the_loss_starts_to_fall_and_where_it_is_lowest() -> None:
-    pair = other_rules.smith(LRS, sweep(0, noise=0.01).tolist())
+    pair = curve.smith(LRS, sweep(0, noise=0.01).tolist())
     assert pair is not None
     assert 5e-4 < pair[0] < 1e-2
     assert 0.1 < pair[1] < 1.0
@@ -77,7 +77,7 @@ def test_smith_reads_where_the_loss_starts_to_fall_and_where_it_is_lowest() -> N
 def test_smith_on_a_linear_grid_and_an_accuracy() -> None:
     lrs = np.linspace(0.001, 0.02, 100)
     accuracy = 0.1 + 0.5 * np.clip((lrs - 0.003) / 0.005, 0, 1) - 0.3 * np.clip((lrs - 0.012) / 0.004, 0, 1)
-    pair = other_rules.smith(lrs.tolist(), (-accuracy).tolist())
+    pair = curve.smith(lrs.tolist(), (-accuracy).tolist())
     assert pair is not None
     assert pair[0] == pytest.approx(0.0035, abs=0.0005)
     assert 0.008 <= pair[1] <= 0.012
@@ -85,10 +85,10 @@ def test_smith_on_a_linear_grid_and_an_accuracy() -> None:
 
 @pytest.mark.parametrize("values", [np.linspace(2, 1, 100), np.linspace(1, 2, 100), np.ones(100), np.ones(5)])
 def test_smith_says_nothing_without_a_fall_and_an_edge(values: NDArray[np.float64]) -> None:
-    assert other_rules.smith(LRS[: len(values)], values.tolist()) is None
+    assert curve.smith(LRS[: len(values)], values.tolist()) is None
 
 
 def test_smith_ignores_what_follows_a_value_that_is_not_finite() -> None:
     losses = sweep(0)
     losses[80] = math.inf
-    assert other_rules.smith(LRS, losses.tolist()) == other_rules.smith(LRS, losses[:80].tolist())
+    assert curve.smith(LRS, losses.tolist()) == curve.smith(LRS, losses[:80].tolist())
