@@ -17,6 +17,7 @@ from lr_lightning._lightning import (
     TrainerFn,
     averaging_callbacks,
     callbacks_of,
+    end_fit_at,
     is_dev_run,
     is_missed_in_sanity_check,
     is_resuming,
@@ -28,7 +29,7 @@ from lr_lightning._lightning import (
 from lr_lightning._param_groups import missing_lr, peak_lr, restart_without_scheduler, scheduler_lrs
 from lr_lightning._threads import ThreadWatch
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
-from lr_lightning.callbacks.optimizer_driver import OptimizerDriver
+from lr_lightning.callbacks.optimizer_driver import Cooldown, OptimizerDriver, plain_clock
 from lr_lightning.callbacks.trainer_clock import longer_clock, trainer_clock
 from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules import Clock, Plateau, Schedule
@@ -123,6 +124,7 @@ class LRSchedule(BaseCallback):
         self._clocks: list[Clock] = []
         self._steps: list[int] = []  # updates of each optimizer; used under manual optimization only
         self._starts: list[int] = []  # the update at which each optimizer's schedules start
+        self._cooldown: Cooldown | None = None
         self._history: list[float] = []
         self._scale = 1.0
         self._growing: list[BatchSizeSchedule] = []
@@ -192,6 +194,43 @@ class LRSchedule(BaseCallback):
         """
         return self.schedule_of(optimizer_index), self._clocks[optimizer_index]
 
+    @property
+    def is_cooling(self) -> bool:
+        """Whether the schedule was left for a cooldown."""
+        return self._cooldown is not None
+
+    def cool_down(self, trainer: Trainer, updates: int) -> int:
+        """Leave the schedule now: bring the lr to zero in a straight line, and end the fit there.
+
+        Call it on every rank between two updates, such as in ``on_train_batch_end`` of a batch that completed one.
+        Momentum, weight decay and plateau stay as they are. A checkpoint keeps it, so a fit that resumes cools down as
+        well. A second call changes nothing.
+
+        Args:
+            trainer: The Trainer, in a fit.
+            updates: Length of the cooldown, >= 1. It ends with the planned run at the latest.
+
+        Returns:
+            The updates until the end.
+
+        Raises:
+            ArgumentError: ``updates`` is < 1.
+        """
+        check_count("updates", updates, 1)
+        if self._cooldown is None:
+            starts = list(self._steps) or [int(trainer.global_step)]
+            left = [clock.total - start for clock, start in zip(self._clocks, starts, strict=True) if clock.total]
+            length = max(1, min([updates, *left]))
+            end = int(trainer.global_step) + length * len(starts)
+            self._cooldown = Cooldown(starts, length, end, list(self._clocks))
+            self._drivers = self._make_drivers(trainer)
+            self._follow(trainer, self._cooldown)
+        return self._cooldown.length
+
+    def _follow(self, trainer: Trainer, cooldown: Cooldown) -> None:
+        end_fit_at(trainer, cooldown.end)
+        self._clocks = cooldown.clocks_to_end()
+
     def planned(self, trainer: Trainer, pl_module: LightningModule) -> tuple[OptimizerDriver, Clock]:
         """Return what will drive the first optimizer, and its clock, in a fit that has not begun.
 
@@ -220,6 +259,7 @@ class LRSchedule(BaseCallback):
         if self._base is not None:
             (self.schedule, self.groups), self._base = self._configured, None
         self._successor, self._warned, self._module_peaks, self._saved, self._starts = "", False, None, {}, []
+        self._cooldown = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what can be checked before anything trains."""
@@ -257,6 +297,8 @@ class LRSchedule(BaseCallback):
         # Made anew: a range test in another callback's on_fit_start may have set a lower bound.
         self._drivers = self._make_drivers(trainer)
         self._clocks = self._make_clocks(trainer, pl_module)
+        if self._cooldown is not None:
+            self._follow(trainer, self._cooldown)
         for driver, clock in zip(self._drivers, self._clocks, strict=True):
             driver.check(clock)
         self._scale = 1.0 if self.plateau is None else self.plateau(self._history)
@@ -319,10 +361,12 @@ class LRSchedule(BaseCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values: the updates counted, the length followed, the plateau's history, a found lower bound."""
-        clocks = [[c.total, c.steps_per_epoch, c.epoch_starts and list(c.epoch_starts)] for c in self._clocks]
+        clocks = list(map(plain_clock, self._clocks))
         peaks = {"used": [driver.peaks for driver in self._drivers], "module": self._module_peaks or []}
         own = {"steps": list(self._steps), "clocks": clocks, "plateau": list(self._history), "base": self._base}
         start = {"starts": list(self._starts), "started": self._fingerprint()} if self.start == "here" else {}
+        if (left := self._cooldown) is not None:
+            start["cooldown"] = left.state()
         return {**own, **start, "peaks": peaks if self._drivers else self._saved, "successor": self._successor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -335,6 +379,8 @@ class LRSchedule(BaseCallback):
             self._history = []
             return
         self._starts = list(state_dict.get("starts", []))
+        if (left := state_dict.get("cooldown")) is not None:
+            self._cooldown = Cooldown.from_state(left)
         if state_dict.get("base") is not None:
             self.set_base(state_dict["base"])
 
@@ -402,15 +448,17 @@ class LRSchedule(BaseCallback):
     def _make_drivers(self, trainer: Trainer) -> list[OptimizerDriver]:
         drivers = []
         for index, optimizer in enumerate(trainer.optimizers):
-            momentum, decay = (each and self._started(each, index) for each in (self.momentum, self.weight_decay))
+            held = (each and self._started(each, index, hold=True) for each in (self.momentum, self.weight_decay))
+            momentum, decay = held
             groups = {key: self._started(own, index) for key, own in self.groups.items()}
             drivers.append(OptimizerDriver(optimizer, self.schedule_of(index), momentum, decay, groups))
         return drivers
 
-    def _started(self, schedule: Schedule, index: int) -> Schedule:
-        """Return a schedule that starts where this optimizer's do, as far as that is known."""
-        start = self._starts[index] if index < len(self._starts) else 0
-        return Shifted(start, schedule) if start else schedule
+    def _started(self, schedule: Schedule, index: int, *, hold: bool = False) -> Schedule:
+        """Return a schedule from where this optimizer's start to where they are left, as far as that is known."""
+        if index < len(self._starts) and (start := self._starts[index]):
+            schedule = Shifted(start, schedule)
+        return schedule if self._cooldown is None else self._cooldown.applied_to(schedule, index, hold=hold)
 
     def _find_starts(self, trainer: Trainer) -> list[int]:
         """Return where the schedules of each optimizer start; a fit that resumes a fork starts where the fork did."""
@@ -504,7 +552,7 @@ class LRSchedule(BaseCallback):
 
     def _update_plateau(self, trainer: Trainer) -> None:
         metrics, plateau = trainer.callback_metrics, self.plateau
-        if plateau is None:
+        if plateau is None or self.is_cooling:
             return
         is_fresh = self._is_fresh(trainer, plateau.monitor)
         # all ranks must take the same decision

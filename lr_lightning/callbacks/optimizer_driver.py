@@ -1,7 +1,7 @@
-"""What sets the lr of one optimizer's param groups from a schedule."""
+"""What sets the lr of one optimizer's param groups from a schedule, and a cooldown for which schedules are left."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -12,8 +12,9 @@ from lr_lightning._lightning import rank_zero_warn
 from lr_lightning._param_groups import initial_value, set_value
 from lr_lightning.errors import ArgumentError, TotalStepsUnknown
 from lr_lightning.schedules import Clock, Schedule
+from lr_lightning.schedules.compose import LeftForCooldown
 
-__all__ = ["OptimizerDriver"]
+__all__ = ["Cooldown", "OptimizerDriver", "plain_clock"]
 
 
 @dataclass(eq=False)
@@ -97,3 +98,38 @@ def _set_momentum(group: dict[str, Any], value: float) -> None:
         first.fill_(value)
     else:
         group["betas"] = (value, *group["betas"][1:])
+
+
+@dataclass(frozen=True)
+class Cooldown:
+    """A line to zero for which each optimizer leaves its schedules, at which of its updates, and where the fit ends."""
+
+    starts: list[int]
+    length: int
+    end: int  # in the Trainer's global_step
+    clocks: list[Clock]  # that the schedules followed until then
+
+    def applied_to(self, schedule: Schedule, index: int, *, hold: bool = False) -> Schedule:
+        """Return a schedule of an optimizer with the line at its end; with ``hold`` it stays where it is instead."""
+        length = None if hold else self.length
+        return LeftForCooldown(schedule, self.starts[index], length, self.clocks[index])
+
+    def clocks_to_end(self) -> list[Clock]:
+        """Return the clock of each optimizer, which ends with the line."""
+        ends = [start + self.length for start in self.starts]
+        return [replace(clock, total=end) for clock, end in zip(self.clocks, ends, strict=True)]
+
+    def state(self) -> list[Any]:
+        """Return plain values."""
+        return [self.starts, self.length, self.end, list(map(plain_clock, self.clocks))]
+
+    @classmethod
+    def from_state(cls, state: list[Any]) -> "Cooldown":
+        """Restore what ``state`` returned."""
+        starts, length, end, clocks = state
+        return cls(starts, length, end, [Clock(*each) for each in clocks])
+
+
+def plain_clock(clock: Clock) -> list[Any]:
+    """Return the plain values that ``Clock(*values)`` takes."""
+    return [clock.total, clock.steps_per_epoch, clock.epoch_starts and list(clock.epoch_starts)]

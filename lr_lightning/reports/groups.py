@@ -251,7 +251,7 @@ class ForkFamily:
         return (
             f"{len(self.forks)} runs are forks of {name}: they share its steps, so they are no independent seeds and "
             f"count as one. Together they took {self.shared_steps + own:,} steps, {self.shared_steps:,} before the "
-            f"forks and {own:,} after them; trained apart they would have taken {apart:,}."
+            f"forks and {own:,} after them; trained apart they would have taken {apart:,} steps."
         )
 
 

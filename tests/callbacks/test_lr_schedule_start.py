@@ -1,4 +1,4 @@
-"""LRSchedule(start="here"): any checkpoint can be forked, in anybody's script."""
+"""LRSchedule from the middle of a run: a schedule that starts at a checkpoint, and one that is left for a cooldown."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from lr_lightning import LRSchedule
+from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules import Clock, Constant, Cosine, Join, Linear, Plateau, Schedule
 from lr_lightning.schedules.compose import Shifted
@@ -96,3 +97,86 @@ def test_a_shifted_schedule_is_the_schedule_on_the_rest(schedule: Schedule) -> N
     ]
     assert shifted.describe(clock).startswith("from step 10 on ")
     assert shifted.needs_total is schedule.needs_total
+
+
+class CoolDown(Callback):
+    """Call cool_down after a step."""
+
+    def __init__(self, schedule: LRSchedule, after: int, updates: int) -> None:
+        self.schedule, self.after, self.updates = schedule, after, updates
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.after:
+            self.schedule.cool_down(trainer, self.updates)
+            self.schedule.cool_down(trainer, 1)  # a second call changes nothing
+
+
+def cooled(schedule: LRSchedule, *, after: int, updates: int, module: Any = None, **arguments: Any) -> Any:
+    module = module or Tiny()
+    run = trainer(schedule, CoolDown(schedule, after, updates), **{"max_epochs": 3, **arguments})
+    run.fit(module, loader())
+    assert schedule.is_cooling
+    return module
+
+
+LINE = [1.0, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(("after", "accumulate"), [(13, 1), (10, 1), (5, 2)])  # in an epoch, at its end, accumulating
+def test_a_cooldown_is_a_line_from_the_lr_now_to_zero_and_ends_the_run(after: int, accumulate: int) -> None:
+    clock = Clock(30 // accumulate, BATCHES / accumulate)
+    module = cooled(LRSchedule(Cosine()), after=after, updates=4, accumulate_grad_batches=accumulate)
+    now = Cosine()(after, clock)
+    assert module.lrs() == pytest.approx(expected(Cosine(), clock, after) + [PEAK * now * share for share in LINE])
+
+
+def test_groups_keep_their_ratios_and_momentum_and_weight_decay_their_values() -> None:
+    schedule = LRSchedule(
+        Cosine(), groups={0: Linear()}, momentum=Linear(0.9, 0.5), weight_decay=Linear(1, 0.5), on_resume="keep"
+    )
+    module = cooled(schedule, after=12, updates=4, module=Tiny(momentum=0.9, weight_decay=0.1))
+    used = [groups[0] for groups in module.used[12:]]
+    assert [group["lr"] for group in used] == pytest.approx([PEAK * Linear()(12, Clock(30)) * share for share in LINE])
+    assert [group["momentum"] for group in used] == [Linear(0.9, 0.5)(12, Clock(30))] * 4
+    assert [group["weight_decay"] for group in used] == pytest.approx([0.1 * Linear(1, 0.5)(12, Clock(30))] * 4)
+
+
+def test_a_cooldown_ends_with_the_run_that_was_planned() -> None:
+    assert len(cooled(LRSchedule(Constant()), after=27, updates=10).lrs()) == 30
+
+
+def test_a_run_stopped_in_its_cooldown_resumes_in_it(tmp_path: Path) -> None:
+    schedule = LRSchedule(Constant())
+    whole = Tiny()
+    saving = SaveAt(tmp_path, 15)
+    trainer(schedule, CoolDown(schedule, 12, 6), saving, max_epochs=3).fit(whole, loader())
+    assert len(whole.lrs()) == 18
+    again = LRSchedule(Constant())
+    module = Tiny()
+    trainer(again, max_epochs=3).fit(module, loader(), ckpt_path=tmp_path / "15.ckpt")
+    assert module.lrs() == whole.lrs()[15:]
+    assert again.plan()[1].total == 18
+    assert fit(tmp_path, LRSchedule(Linear(), start="here"), start=15).lrs() == expected(Linear(), Clock(15))  # a fork
+
+
+def test_each_of_two_optimizers_cools_down_and_a_new_fit_follows_its_schedule() -> None:
+    schedule = LRSchedule(Constant(), total_steps=[40, 40])
+    module = cooled(schedule, after=20, updates=4, module=Gan(), max_epochs=4)
+    assert module.used[0][10:] == pytest.approx([PEAK * share for share in LINE])
+    assert module.used[1][10:] == pytest.approx([2 * PEAK * share for share in LINE])
+    trainer(schedule, max_epochs=1).fit(again := Tiny(), loader())
+    assert again.lrs() == [PEAK] * BATCHES
+
+
+def test_early_stopping_lets_a_cooldown_come_to_its_end() -> None:
+    schedule = LRSchedule(Constant())
+    stopping = ScheduleAwareStopping("val/loss", patience=2)
+    module = Tiny()  # its validation loss never changes
+    run = trainer(schedule, stopping, CoolDown(schedule, 15, 10), max_epochs=9, val_check_interval=5)
+    run.fit(module, loader(), loader(1))
+    assert len(module.lrs()) == 25
+
+
+def test_a_cooldown_of_no_update_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"^updates must be a whole number >= 1, got 0"):
+        LRSchedule(Constant()).cool_down(trainer(), 0)

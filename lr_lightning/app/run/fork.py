@@ -93,10 +93,13 @@ def forked_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Forked
     stored.fork, stored.tracking.run_name, stored.tracking.tags = f"{folder.name}@{point}", None, cfg.tracking.tags
     if stored.callbacks.checkpoint is not None:
         stored.callbacks.checkpoint.every = None
+    grows = getattr(stored.schedule, "growth", None) is not None
     changed = _apply(stored, cfg, overrides)
     new_schedule = "schedule" in changed
     _settle_peak(stored, changed)
     if new_schedule:
+        if grows:
+            raise ConfigError("schedule: the run's batch grows with its schedule, so a fork keeps that. Leave it out.")
         if "schedule.start_step" not in changed:
             stored.schedule.start_step = step
         if "schedule.warmup" not in changed and not issubclass(_schema(stored.schedule), OneCycleConfig):
@@ -254,7 +257,7 @@ def check_fork(forked: ForkedRun, flat: Mapping[str, Any], data: ImageDataModule
                 f"{key}: {flat[key]}, but the run has made as many up to {forked.point}, so nothing is left to train. "
                 f"Give {override(key, 2 * made)} or another limit; it counts what the run has made."
             )
-    within = progress["current"]["completed"] % flat["trainer.accumulate_grad_batches"]
+    within = progress["current"]["ready"] % flat["trainer.accumulate_grad_batches"]
     if within and not progress["is_last_batch"] and is_rank_zero():
         lost = f"{forked.checkpoint} was saved between two updates: the gradients of {within} batches are not in it"
         print(f"{lost}, so the fork is not exactly a continuation.", file=sys.stderr)
@@ -282,7 +285,7 @@ class ForkState(Callback):
         if "Summary" in states:
             states["Summary"]["values"] = {}
         if self.forked.new_schedule and "LRSchedule" in states:
-            states["LRSchedule"] |= {"plateau": [], "base": None}
+            states["LRSchedule"] |= {"plateau": [], "base": None, "cooldown": None}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the weight decay of the config, before the checkpoint's replaces it."""

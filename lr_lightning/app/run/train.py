@@ -32,6 +32,7 @@ from lr_lightning._threads import threads_for
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
 from lr_lightning.app.run import checkpoints, record
+from lr_lightning.app.run.cool_down import CoolDownOnRequest
 from lr_lightning.app.run.fork import ForkedRun, ForkState, check_fork
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import print_outcome, print_start
@@ -210,6 +211,7 @@ def open_run(
     try:
         if trains:
             node = config.callbacks.checkpoint
+            attached.append(CoolDownOnRequest(stop, folder))
             attached += checkpoints.checkpoint_callbacks(node, folder)
             trainer = make_trainer(config.trainer, folder, attached, enable_checkpointing=node is not None)
         else:
