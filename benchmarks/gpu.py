@@ -40,7 +40,7 @@ from benchmarks.gpu_steps import callbacks, finder, precision
 from benchmarks.report import at_least_one, machine, show, store
 from benchmarks.trainings import ROOT, images
 from lr_lightning.app.composition import prepare
-from lr_lightning.app.run.train import quiet
+from lr_lightning.app.run.messages import quiet
 
 NAME = "gpu"
 RECIPE = (

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import show, spread, store
-from lr_lightning.app.run.train import quiet
+from lr_lightning.app.run.messages import quiet
 from lr_lightning.tracking import RunLogger, open_store
 from lr_lightning.tracking.store import prepare_mlflow
 

@@ -19,7 +19,7 @@ from benchmarks.report import store
 from benchmarks.trainings import ROOT
 from lr_lightning.app.commands.lr_effects import run_study
 from lr_lightning.app.composition import load_config, prepare
-from lr_lightning.app.run.train import quiet
+from lr_lightning.app.run.messages import quiet
 from lr_lightning.app.schemas.search import StudyConfig
 from lr_lightning.diagnosis.lr_claims import Claim, GridRun, claims
 

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, seed_everything
 
 from benchmarks.report import at_least_one, show, spread, store
 from lr_lightning import OverfittingMonitor, RunCost
-from lr_lightning.app.run.train import quiet
+from lr_lightning.app.run.messages import quiet
 from lr_lightning.training.classifier import LitClassifier
 from lr_lightning.training.datamodule import ImageDataModule
 from lr_lightning.training.models import small_cnn

@@ -29,7 +29,7 @@ from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from benchmarks.report import at_least_one, show, spread, store
 from lr_lightning import LRSchedule, OverfittingMonitor, RunCost, StepRecorder
-from lr_lightning.app.run.train import quiet
+from lr_lightning.app.run.messages import quiet
 from lr_lightning.schedules import Cosine
 from lr_lightning.tracking import RunLogger, open_store
 from lr_lightning.training.classifier import LitClassifier

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from lr_lightning._threads import threads_for, usable_cores
-from lr_lightning.tracking.environment import device_name
 from lr_lightning.tracking.files import write_atomically
+from lr_lightning.tracking.keys import device_name
 
 torch.set_num_threads(threads_for())  # before any parallel work: the cores that a container or an affinity allows
 RESULTS = Path(__file__).parent / "results"

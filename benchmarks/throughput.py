@@ -33,7 +33,8 @@ from benchmarks.trainings import ROOT
 from lr_lightning.app import build
 from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.train import quiet, train
+from lr_lightning.app.run.messages import quiet
+from lr_lightning.app.run.train import train
 from lr_lightning.training.datamodule import ImageDataModule
 
 WARMUP = 20  # steps that are not measured

@@ -2,37 +2,42 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from lightning.pytorch import Callback, LightningModule
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from lr_lightning._lightning import callbacks_of, is_validation_due, validate_also
 from lr_lightning._threads import core_share
 from lr_lightning.app.config import GROUP_BASES, Config
-from lr_lightning.app.error_messages import causes, config_error
-from lr_lightning.app.monitor_checks import MonitorCheck
+from lr_lightning.app.error_messages import causes, config_error, did_you_mean
 from lr_lightning.app.schemas import schedule as schemas
 from lr_lightning.app.schemas.data import DataConfig
 from lr_lightning.app.schemas.model import OPTIMIZER_PACKAGES, ModelConfig, ModuleConfig, OptimizerConfig
 from lr_lightning.app.schemas.search import FinderConfig
-from lr_lightning.app.world import local_processes, process_batch_size
+from lr_lightning.app.schemas.trainer import TrainerConfig
+from lr_lightning.app.world import devices_and_nodes, local_processes, process_batch_size
 from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
-from lr_lightning.callbacks.per_example import can_measure
+from lr_lightning.callbacks.per_example import ACCURACY_METRICS, LOGIT_METRICS, can_measure
 from lr_lightning.callbacks.random_state import RandomState
 from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
@@ -277,6 +282,61 @@ def build_finder(node: FinderConfig, module: LightningModule, progress: str) -> 
 # -- calling the _target_ of a config group ----------------------------------------------------------------------------
 
 
+_APP_KEYS = frozenset({"name", "channels_last", "compile", "threads", "deterministic", "progress", "kwargs"})
+
+
+def build_trainer(
+    node: TrainerConfig,
+    folder: Path | None,
+    callbacks: list[Callback],
+    checkpoint_io: CheckpointIO,
+    *,
+    enable_checkpointing: bool,
+    **settings: Any,
+) -> Trainer:
+    """Build Lightning's Trainer; ``settings`` replace ``trainer.kwargs``."""
+    passed = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in _APP_KEYS}
+    passed["devices"], passed["num_nodes"] = devices_and_nodes(node)
+    if node.gradient_clip_val is None:
+        passed["gradient_clip_algorithm"] = None
+    try:
+        trainer = Trainer(
+            **passed,
+            deterministic="warn" if node.deterministic else None,
+            logger=False,
+            callbacks=callbacks,
+            default_root_dir=folder,
+            enable_model_summary=False,
+            enable_checkpointing=enable_checkpointing,
+            plugins=[checkpoint_io],
+            **{**node.kwargs, **settings},
+        )
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, MisconfigurationException) as e:
+        given = f".kwargs ({', '.join(node.kwargs)})" if node.kwargs else ""
+        raise ConfigError(f"trainer{given}: {e}") from e
+    spare_idle_hooks(callbacks_of(trainer, Callback))
+    return trainer
+
+
+STEP_HOOKS = (
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_train_batch_end"),
+)
+
+
+def spare_idle_hooks(callbacks: Iterable[Callback]) -> None:
+    """Keep Lightning from calling the hooks of a step that a callback does not implement.
+
+    Lightning enters a profiler for each call: six hooks times fifteen callbacks, most of them empty. It skips a hook
+    that is not callable. The callbacks' classes are not changed, so ``super()`` finds every hook.
+    """
+    for callback in callbacks:
+        for hook in STEP_HOOKS:
+            inherited = getattr(type(callback), hook) is getattr(Callback, hook)
+            if inherited and hook not in vars(callback):  # LambdaCallback has its hooks in the instance
+                setattr(callback, hook, None)
+
+
 def _build_target(group: str, node: Any, kind: type[Any], arguments: Mapping[str, Any], /, **objects: Any) -> Any:
     """Call the ``_target_`` of a config group, which must return an object of this kind."""
     built = _call_target(group, node._target_, arguments, _keys_of_arguments(group, node), **objects)
@@ -349,3 +409,120 @@ def _naming_keys(key: str, keys: Mapping[str, str]) -> Iterator[None]:
         raise
     except (ValueError, TypeError) as e:
         raise config_error(e, key, keys) from e
+
+
+# -- callbacks that make sure of a run's result ------------------------------------------------------------------------
+
+
+class FinalValidation(Callback):
+    """Validate after the last batch of every fit, so that a checkpoint is saved there.
+
+    Lightning does so only if `check_val_every_n_epoch` divides the epochs and `val_check_interval` the batches of an
+    epoch, and not if `max_steps` is reached in the middle of an epoch. The last batch before `max_time` is not known.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell Lightning which batch is the last, before it looks for the place to resume at."""
+        if stage == TrainerFn.FITTING:
+            validate_also(trainer, lambda: _is_last_batch_of_fit(trainer))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the Trainer."""
+        validate_also(trainer, None)
+
+
+def _is_last_batch_of_fit(trainer: Trainer) -> bool:
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return True
+    # A run resumed at its end, for more epochs, begins at what was the last batch then.
+    last_epoch = trainer.current_epoch + 1 == trainer.max_epochs or trainer.fit_loop.epoch_loop.restarting
+    return last_epoch and trainer.is_last_batch
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Tell whether a validation follows the batch that has just ended.
+
+    A checkpoint saved at this moment would lose the validation: Lightning skips it on resume.
+    """
+    return trainer.enable_validation and is_validation_due(trainer)
+
+
+class MonitorCheck(Callback):
+    """Refuse a monitored metric that is not logged, as early as this can be known.
+
+    The sanity check shows whether the validation logs the metric and whether OverfittingMonitor can measure it, the
+    first optimizer step shows it for ``train/*``, and the first validation for all others. List this callback before
+    those that monitor the metric.
+    """
+
+    def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:
+        self.monitor, self.key = monitor, key
+        self._first_step: int | None = None  # global_step at the start of the fit, until there was an update
+        self._validated: bool | None = None  # None: not known, as after a checkpoint of an older version
+
+    @property
+    def state_key(self) -> str:
+        """A key for each check, since a run has several."""
+        return f"MonitorCheck({self.key})"
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with the metrics that the sanity check logged; some metrics come only in real validations."""
+        if self.monitor in trainer.callback_metrics:
+            return
+        if any(self.monitor in monitor.unmeasured for monitor in callbacks_of(trainer, OverfittingMonitor)):
+            raise ConfigError(f"{self.key}: '{self.monitor}' {_requirement(self.monitor)}")
+        if not self.monitor.startswith(("overfit/", "probe/", "train/", "cost/")):
+            raise ConfigError(self._message("is not logged by the validation. It logs", trainer))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the first update, unless the run is resumed: it passed this check before."""
+        resumed = trainer.ckpt_path is not None
+        self._first_step = None if resumed or not trainer.enable_validation else trainer.global_step
+        self._validated = resumed and self._validated is not False
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """After the first update, compare with the metrics that its steps logged."""
+        if self._first_step is None or trainer.global_step == self._first_step:
+            return
+        self._first_step = None
+        if self.monitor.startswith("train/") and self.monitor not in trainer.callback_metrics:
+            what = (
+                "is not logged by the training steps with on_step=True. The recorded train/loss goes to the record "
+                "alone, and an epoch's mean is not there yet when a validation asks. There are"
+            )
+            raise ConfigError(self._message(what, trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Require the metric in the first real validation."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or self._validated:
+            return
+        self._validated = True
+        if self.monitor not in trainer.callback_metrics:
+            why = f" It {_requirement(self.monitor)}" if self.monitor in LOGIT_METRICS | ACCURACY_METRICS else ""
+            raise ConfigError(self._message(f"was not logged by the first validation.{why} It logged", trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Store whether there was a validation."""
+        return {"validated": bool(self._validated)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` stored."""
+        self._validated = state_dict.get("validated", state_dict.get("seen"))  # its name in older versions
+
+    def _message(self, what: str, trainer: Trainer) -> str:
+        known = sorted(map(str, trainer.callback_metrics))
+        close = did_you_mean(self.monitor, known)
+        return f"{self.key}: '{self.monitor}' {what}: {', '.join(known) or 'nothing'}.{close}"
+
+
+def _requirement(metric: str) -> str:
+    """Tell what OverfittingMonitor needs from a module to measure one of its metrics."""
+    if metric in LOGIT_METRICS:
+        return (
+            "is measured only if the logits of the validation are known: validation_step calls the module as the loss "
+            "does, or the module's per_example_loss returns (losses, right, logits, labels). Use overfit/gap_loss."
+        )
+    return (
+        "is measured only if it is known which predictions are right: the module's per_example_loss returns (losses, "
+        "right). Use overfit/gap_loss or probe/loss."
+    )

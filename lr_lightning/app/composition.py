@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lr_lightning._commands import override, shell_quote
 from lr_lightning.app.config import PLACES_OF_DATA, SCHEMAS, Config, register, takes_text
 from lr_lightning.app.error_messages import explain
-from lr_lightning.app.schemas.key_rules import Problem
+from lr_lightning.app.schemas import Problem
 from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.errors import ConfigError, Rejected, StoreUnavailable, TrackingError

@@ -14,8 +14,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING
 
+from lr_lightning.app.schemas import SEED, Problem, Schema, existing
 from lr_lightning.app.schemas.data import DataConfig
-from lr_lightning.app.schemas.key_rules import SEED, Problem, Schema, existing
 from lr_lightning.app.schemas.model import ModelConfig, ModuleConfig, OptimizerConfig
 from lr_lightning.app.schemas.schedule import CyclicalConfig, OneCycleConfig, PlateauConfig, ScheduleConfig
 from lr_lightning.app.schemas.search import FinderConfig, SearchConfig, StudyConfig

@@ -1,12 +1,18 @@
-"""The processes of a run: how many there are, who started them, which of them this is, and the batch that they share.
+"""The processes of a run, the batch that they share, and the learning rate for that batch.
 
-All of it is known before there is a Trainer: from the config, and from the environment that torchrun or SLURM sets.
+How many processes there are, and who started them, is known before there is a Trainer: from the config, and from the
+environment that torchrun or SLURM sets.
 """
 
+import math
 import os
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
+from lr_lightning.app.config import Config
 from lr_lightning.app.schemas.data import DataConfig
+from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.errors import ConfigError
 
@@ -114,3 +120,39 @@ def is_rank_zero() -> bool:
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
+# -- the learning rate for that batch ----------------------------------------------------------------------------------
+
+
+def lr_factor(rule: str, batch: int, reference: int) -> float:
+    """Return the factor that adapts a learning rate for updates of ``reference`` examples to those of ``batch``.
+
+    The rule is ``linear`` (Goyal et al. 2017, for SGD), ``sqrt`` (Krizhevsky 2014; Malladi et al. 2022, for Adam) or
+    ``none``.
+
+    >>> lr_factor("linear", 512, 128), lr_factor("sqrt", 512, 128), lr_factor("none", 512, 128)
+    (4.0, 2.0, 1.0)
+    """
+    ratio = batch / reference
+    return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]
+
+
+def scale_lr(config: Config) -> tuple[Config, dict[str, Any]]:
+    """Apply ``optimizer.lr_rule`` to the peak learning rate and the bounds of a cycle.
+
+    Returns:
+        The config with the scaled learning rates, and a record of the change: the given learning rate and the factor.
+        Without a rule, the same config and an empty record.
+    """
+    node = config.optimizer
+    if node.lr_rule == "none" or node.lr_reference_batch is None:
+        return config, {}
+    factor = lr_factor(node.lr_rule, effective_batch_size(config.data, config.trainer), node.lr_reference_batch)
+    scaled = deepcopy(config)
+    scaled.optimizer.lr = node.lr * factor
+    if isinstance(scaled.schedule, CyclicalConfig):
+        for name in ("max_lr", "base_lr"):
+            if (lr := getattr(scaled.schedule, name)) is not None:
+                setattr(scaled.schedule, name, lr * factor)
+    return scaled, {"lr_rule.given_lr": node.lr, "lr_rule.factor": factor}

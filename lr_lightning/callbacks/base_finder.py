@@ -28,9 +28,8 @@ from lr_lightning.callbacks import set_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.errors import ArgumentError
-from lr_lightning.lr_finder.dry_run import DryRun, check_optimization
+from lr_lightning.lr_finder.dry_run import DryRun, Validation, check_optimization
 from lr_lightning.lr_finder.results import GridTest, RangeTest
-from lr_lightning.lr_finder.validation import Validation
 
 __all__ = ["BaseLRFinder", "FinderProgressBar", "Instruments", "Metric", "NoSuggestionWarning"]
 

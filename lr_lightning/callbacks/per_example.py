@@ -27,7 +27,7 @@ from lr_lightning._lightning import (
 from lr_lightning.callbacks.forward_calls import ForwardRecord, NotRecordedError, ObservedCall, silent
 from lr_lightning.diagnosis.calibration import scale_gap
 from lr_lightning.errors import ArgumentError
-from lr_lightning.lr_finder.validation import LOGGED_NAMES
+from lr_lightning.lr_finder.dry_run import LOGGED_NAMES
 
 # Metrics that need the logits of the validation, and those that need to know which predictions are right.
 LOGIT_METRICS = frozenset({"overfit/ece", "overfit/temperature", "overfit/gap_loss_scaled", "overfit/overconfident"})

@@ -4,19 +4,83 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from lr_lightning._checks import check_count
 from lr_lightning._plotting import FRAME, GREY, Style, new_figure, style_axes, styles
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import run_metrics, wording
-from lr_lightning.reports.drawn_curves import Floats, band, thin
 from lr_lightning.reports.groups import ComparedGroups, RunGroup, fork_families
 from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, with_data_set
+
+Floats = NDArray[np.float64]
+# x, mean, and lower and upper end of the mean's t interval (nan if there is one curve).
+Band = tuple[Floats, Floats, Floats, Floats]
+
+
+def thin(values: ArrayLike, limit: int) -> NDArray[np.int64]:
+    """Choose the points of a curve that show its shape: both ends, the extrema of every stretch, the sharpest bends.
+
+    Unlike points at equal distances, they include a spike of one step and the exact steps at which a schedule breaks.
+    ``values`` are y at equal distances; at most ``limit``, >= 8, rising indices are returned.
+
+    Example:
+        >>> spike = [0.0] * 500 + [9.0] + [0.0] * 500
+        >>> 500 in thin(spike, 20)
+        True
+    """
+    check_count("limit", limit, 8)
+    y = np.asarray(values, np.float64)
+    n = y.size
+    if n <= limit:
+        return np.arange(n)
+    buckets = (limit - 2) // 3  # two extrema each, and as many bends
+    edges = np.linspace(0, n, buckets + 1).astype(np.int64)
+    finite = np.where(np.isfinite(y), y, 0.0)
+    keep = {0, n - 1}
+    for start, end in pairwise(edges):
+        stretch = finite[start:end]
+        keep.update((int(start + stretch.argmin()), int(start + stretch.argmax())))
+    bend = np.abs(np.diff(finite, 2))
+    sharpest = np.argpartition(bend, -buckets)[-buckets:] if bend.size > buckets else np.arange(bend.size)
+    # A bend of mere rounding is not worth a point.
+    keep.update(int(i) + 1 for i in sharpest if bend[i] > 1e-9 * (np.ptp(finite) or 1.0))
+    return np.array(sorted(keep), np.int64)
+
+
+def band(curves: list[tuple[ArrayLike, ArrayLike]], level: float = 0.95, points: int = 200) -> Band:
+    """Average curves, each x (rising) and y, with a t interval at each x.
+
+    Curves with the same x are averaged as they are; others are interpolated, at ``points`` x. The mean ends where the
+    shortest curve ends, so that it does not jump there.
+    """
+    xs = [np.asarray(x, np.float64) for x, _ in curves]
+    ys = [np.asarray(y, np.float64) for _, y in curves]
+    start, end = max(x[0] for x in xs), min(x[-1] for x in xs)
+    if all(np.array_equal(x, xs[0]) for x in xs[1:]):
+        grid, rows = xs[0], np.stack(ys)
+    elif start > end:  # the curves do not overlap
+        empty = np.empty(0)
+        return empty, empty, empty, empty
+    else:
+        common = xs[0][(xs[0] >= start) & (xs[0] <= end)]
+        inside = all(np.isin(common, x).all() for x in xs[1:])  # the same x, but different lengths
+        grid = common if inside and common.size else np.linspace(start, end, points)
+        rows = np.stack([np.interp(grid, x, y) for x, y in zip(xs, ys, strict=True)])
+    n, mean = len(rows), rows.mean(axis=0)
+    half = np.full_like(mean, np.nan)
+    if n > 1:
+        from scipy import stats
+
+        half = stats.t.ppf((1 + level) / 2, n - 1) * rows.std(axis=0, ddof=1) / np.sqrt(n)
+    return grid, mean, mean - half, mean + half
+
 
 Styles = dict[str, Style]  # by a group's name
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lr_lightning.diagnosis.cost import Reach, Target, time_to
-from lr_lightning.reports.drawn_curves import Floats, setback
 from lr_lightning.tracking.query import MetricCurve, Run
 
 LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/acc"
 PROBE_LOSS, GAP_LOSS, TRAIN_LOSS_EPOCH, EPOCH = "probe/loss", "overfit/gap_loss", "train/loss_epoch", "epoch"
 BATCH_SIZE, COST_SECONDS = "batch/size", "cost/seconds"
+Floats = NDArray[np.float64]
 _LOSSES = (TRAIN_LOSS, VAL_LOSS, PROBE_LOSS, TRAIN_LOSS_EPOCH)
 REPORT_METRICS = (LR, *_LOSSES, VAL_ACC, GAP_LOSS, EPOCH, BATCH_SIZE, COST_SECONDS)  # by this project's names
 WORLD_SIZE_TAG = "env.world_size"  # holds the number of training processes
@@ -394,3 +394,14 @@ def _measure_cost(result: RunResult) -> None:
     result.spikes = result.summary("spikes")
     peak_lr = _number(shorten_number(params.get("optimizer.lr") or params.get("lr") or ""))
     result.peak_lr = math.nan if peak_lr is None else peak_lr
+
+
+def setback(values: ArrayLike, *, higher_is_better: bool) -> float:
+    """Return the largest loss against the best value so far; 0 if the curve only improves.
+
+    Example:
+        >>> setback([0.1, 0.8, 0.5, 0.9], higher_is_better=True)
+        0.30000000000000004
+    """
+    y = np.asarray(values, np.float64) * (1.0 if higher_is_better else -1.0)
+    return float((np.maximum.accumulate(y) - y).max()) if y.size else 0.0

@@ -21,7 +21,7 @@ from lr_lightning._commands import override
 from lr_lightning.app.composition import choices_of, compose_config, validate
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import did_you_mean, explain
-from lr_lightning.app.schemas.key_rules import AT_LEAST_1, NOT_NEGATIVE, SEED, must, one_of
+from lr_lightning.app.schemas import AT_LEAST_1, NOT_NEGATIVE, SEED, must, one_of
 from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError

@@ -1,7 +1,16 @@
-"""Names and text values that MLflow accepts. Pure functions that do not import MLflow."""
+"""Names, tags and text values that MLflow accepts, and the tags of a run's environment. MLflow is not imported."""
 
+import getpass
+import importlib.metadata
+import platform
 import re
+import shlex
+import socket
+import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 MAX_KEY = 250
 MAX_PARAM = 6000
@@ -67,3 +76,68 @@ def hide_password(text: str) -> str:
     'postgresql://me:***@db/x'
     """
     return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***", text))
+
+
+# -- tags that describe the environment of a run -----------------------------------------------------------------------
+
+_GIT_SECONDS = 5.0
+
+
+def environment_tags(checkout: Path | None = None) -> dict[str, str]:
+    """Return tags for versions, device, host, command line and git commit, with the passwords in addresses masked.
+
+    ``checkout`` is the folder of the git checkout; by default the one that contains this package. Some tags are those
+    from which MLflow's UI shows source, user and commit.
+    """
+    packages = ("torch", "lightning", "mlflow", "lr-lightning")
+    tags = {f"env.{package.replace('-', '_')}": _version(package) for package in packages} | {
+        "env.python": platform.python_version(),
+        "env.device": device_name(),
+        "env.host": socket.gethostname(),
+        "env.command": clip(hide_password(shlex.join([sys.executable, *sys.argv])), MAX_TAG),
+        "mlflow.source.name": clip(sys.argv[0], MAX_TAG),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+    }
+    folder = checkout if checkout is not None else Path(__file__).resolve().parents[2]
+    if commit := _git(folder, "rev-parse", "HEAD"):
+        tags["git.commit"] = tags["mlflow.source.git.commit"] = commit
+        tags["git.dirty"] = str(bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))).lower()
+    return tags
+
+
+def device_name() -> str:
+    """Return the name of the accelerator, or of the processor if there is none."""
+    import torch  # not above: a search's own process does without
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if torch.backends.mps.is_available():
+        return "Apple MPS"
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user id without a name
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-import numpy as np
 import yaml
 
 from lr_lightning.errors import TrackingError
@@ -424,6 +423,8 @@ def write_lr_table(log: LocalLog, folder: Path) -> Path | None:
     """Write ``lr.csv``, one row per step and one column per param group; None if the run logged no learning rate."""
     if not log.path.exists():
         return None
+    import numpy as np  # not above: a search's own process does without
+
     steps: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))  # eight bytes a row: a run may have millions
     lrs: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
     with log.path.open("rb") as lines:

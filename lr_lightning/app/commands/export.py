@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lr_lightning.app.commands.predict import RUN, Predictor
 from lr_lightning.app.composition import compose_config, prepare
 from lr_lightning.app.error_messages import BAD_INPUT, print_error
+from lr_lightning.app.run.messages import quiet
 from lr_lightning.app.run.resume import run_folder
-from lr_lightning.app.run.train import quiet
 from lr_lightning.errors import ConfigError
 from lr_lightning.training.classifier import LitClassifier
 from lr_lightning.training.transforms import Normalizer

@@ -19,8 +19,8 @@ from lr_lightning.app import build
 from lr_lightning.app.composition import compose_config, prepare, validate
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
 from lr_lightning.app.run.checkpoints import load_weights, read_checkpoint
+from lr_lightning.app.run.messages import quiet
 from lr_lightning.app.run.resume import ALLOWED_TARGETS, RunArgument, read_config, run_folder
-from lr_lightning.app.run.train import quiet
 from lr_lightning.app.schemas.data import DigitsConfig
 from lr_lightning.errors import ConfigError, DataError
 from lr_lightning.training.datamodule import ImageDataModule

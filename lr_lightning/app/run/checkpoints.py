@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lr_lightning._commands import resume_argument
 from lr_lightning._lightning import CheckpointCallback, is_step_complete
-from lr_lightning.app.monitor_checks import FinalValidation, MonitorCheck, validation_follows
+from lr_lightning.app.build import FinalValidation, MonitorCheck, validation_follows
 from lr_lightning.app.run.output import BEFORE_LAST, LAST, folder_gone
 from lr_lightning.app.schemas.trainer import CheckpointConfig
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made

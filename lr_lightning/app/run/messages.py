@@ -1,8 +1,10 @@
 """What a run prints: its data, model and learning rate at the start, a table at the end, and the next commands."""
 
+import logging
 import math
 import os
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
 from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrackingConfig
-from lr_lightning.app.world import effective_batch_size, process_batch_size, world_size
+from lr_lightning.app.world import effective_batch_size, is_rank_zero, process_batch_size, world_size
+from lr_lightning.callbacks.base_finder import NoSuggestionWarning
 from lr_lightning.diagnosis.verdict import Advice, Change
 from lr_lightning.tracking.keys import hide_password
 from lr_lightning.training.datamodule import ImageDataModule
@@ -198,3 +201,26 @@ def _command(name: str, arguments: list[str]) -> tuple[str, str]:
     if _BY_MAKE in os.environ and all(shell_quote(word) == word for word in arguments):  # make would need more quotes
         return name, f'make train ARGS="{" ".join(arguments)}"'
     return name, python_command(Path(sys.argv[0]), *arguments)
+
+
+class DataNotes(logging.Handler):
+    """Prints what the data module logs about the images, on the first rank."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message: a warning to stderr, another one to stdout."""
+        if is_rank_zero():
+            print(record.getMessage(), flush=True, file=sys.stdout if record.levelno < logging.WARNING else sys.stderr)
+
+
+def quiet() -> None:
+    """Turn off telemetry, and the messages of libraries that a user of the app can do nothing about."""
+    for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "true")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    known = (
+        "does not have many workers|The number of training batches|isinstance.treespec|"
+        "Checkpoint directory .* exists and is not empty"
+    )
+    warnings.filterwarnings("ignore", message=f".*({known})")
+    warnings.filterwarnings("ignore", category=NoSuggestionWarning)  # FoundLR prints it

@@ -13,17 +13,13 @@ import logging
 import math
 import os
 import shutil
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import nn
 
@@ -35,21 +31,19 @@ from lr_lightning.app.run import checkpoints, record
 from lr_lightning.app.run.cool_down import CoolDownOnRequest
 from lr_lightning.app.run.fork import ForkedRun, ForkState, check_fork
 from lr_lightning.app.run.graceful_stop import GracefulStop
-from lr_lightning.app.run.messages import print_outcome, print_start
+from lr_lightning.app.run.messages import DataNotes, print_outcome, print_start, quiet
 from lr_lightning.app.run.output import LAST, new_output_dir, output_root
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
 from lr_lightning.app.run.signals import ParentWatch, is_child
-from lr_lightning.app.schemas.schedule import CooldownConfig, CyclicalConfig, ScheduleConfig
+from lr_lightning.app.schemas.schedule import CooldownConfig, ScheduleConfig
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.world import (
-    devices_and_nodes,
-    effective_batch_size,
     is_rank_zero,
     local_processes,
+    scale_lr,
     world_size,
 )
-from lr_lightning.callbacks.base_finder import NoSuggestionWarning
 from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Clock, Schedule
@@ -61,7 +55,7 @@ from lr_lightning.training.datamodule import ImageDataModule
 
 _TENTHS = Clock(1000, steps_per_epoch=100)  # stands for a length that is not known yet
 
-__all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", "quiet", "train"]
+__all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", "train"]
 
 
 def train(
@@ -117,45 +111,12 @@ def train(
     return outcome
 
 
-def lr_factor(rule: str, batch: int, reference: int) -> float:
-    """Return the factor that adapts a learning rate for updates of ``reference`` examples to those of ``batch``.
-
-    The rule is ``linear`` (Goyal et al. 2017, for SGD), ``sqrt`` (Krizhevsky 2014; Malladi et al. 2022, for Adam) or
-    ``none``.
-
-    >>> lr_factor("linear", 512, 128), lr_factor("sqrt", 512, 128), lr_factor("none", 512, 128)
-    (4.0, 2.0, 1.0)
-    """
-    ratio = batch / reference
-    return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]
-
-
-def scale_lr(config: Config) -> tuple[Config, dict[str, Any]]:
-    """Apply ``optimizer.lr_rule`` to the peak learning rate and the bounds of a cycle.
-
-    Returns:
-        The config with the scaled learning rates, and a record of the change: the given learning rate and the factor.
-        Without a rule, the same config and an empty record.
-    """
-    node = config.optimizer
-    if node.lr_rule == "none" or node.lr_reference_batch is None:
-        return config, {}
-    factor = lr_factor(node.lr_rule, effective_batch_size(config.data, config.trainer), node.lr_reference_batch)
-    scaled = deepcopy(config)
-    scaled.optimizer.lr = node.lr * factor
-    if isinstance(scaled.schedule, CyclicalConfig):
-        for name in ("max_lr", "base_lr"):
-            if (lr := getattr(scaled.schedule, name)) is not None:
-                setattr(scaled.schedule, name, lr * factor)
-    return scaled, {"lr_rule.given_lr": node.lr, "lr_rule.factor": factor}
-
-
 def prepare_process(node: TrainerConfig, output: str, *, show_notes: bool = True) -> None:
     """Silence libraries, watch the launcher, and check the device and the output root."""
     quiet()
     if show_notes:
         logger = logging.getLogger("lr_lightning.training")
-        logger.handlers[:] = [_Notes()]
+        logger.handlers[:] = [DataNotes()]
         logger.setLevel(logging.INFO)
     if is_child():
         ParentWatch().start()
@@ -208,15 +169,19 @@ def open_run(
         folder = resumed.output_dir if resumed else new_output_dir(config.output_root, *parts)
     stop = GracefulStop(folder / "checkpoints" / LAST if folder and trains else None)
     attached: list[Callback] = [stop, *callbacks, record.Summary()]
+    checkpoint_io = checkpoints.AtomicCheckpointIO(folder)
     try:
         if trains:
             node = config.callbacks.checkpoint
             attached.append(CoolDownOnRequest(stop, folder))
             attached += checkpoints.checkpoint_callbacks(node, folder)
-            trainer = make_trainer(config.trainer, folder, attached, enable_checkpointing=node is not None)
+            saves = node is not None
+            trainer = build.build_trainer(config.trainer, folder, attached, checkpoint_io, enable_checkpointing=saves)
         else:
             untrained = replace(config.trainer, max_steps=0)  # Lightning then ends the fit before its first step
-            trainer = make_trainer(untrained, folder, attached, enable_checkpointing=False, num_sanity_val_steps=0)
+            trainer = build.build_trainer(
+                untrained, folder, attached, checkpoint_io, enable_checkpointing=False, num_sanity_val_steps=0
+            )
         logger = None
         if folder:
             about: dict[str, Any] = {"resume": resumed is not None, "job": job, "scaling": scaling, "forked": forked}
@@ -331,36 +296,6 @@ def _announce_space(
         print(text, flush=True)
 
 
-_APP_KEYS = frozenset({"name", "channels_last", "compile", "threads", "deterministic", "progress", "kwargs"})
-
-
-def make_trainer(
-    node: TrainerConfig, folder: Path | None, callbacks: list[Callback], *, enable_checkpointing: bool, **settings: Any
-) -> Trainer:
-    """Build Lightning's Trainer; ``settings`` replace ``trainer.kwargs``."""
-    passed = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in _APP_KEYS}
-    passed["devices"], passed["num_nodes"] = devices_and_nodes(node)
-    if node.gradient_clip_val is None:
-        passed["gradient_clip_algorithm"] = None
-    try:
-        trainer = Trainer(
-            **passed,
-            deterministic="warn" if node.deterministic else None,
-            logger=False,
-            callbacks=callbacks,
-            default_root_dir=folder,
-            enable_model_summary=False,
-            enable_checkpointing=enable_checkpointing,
-            plugins=[checkpoints.AtomicCheckpointIO(folder)],
-            **{**node.kwargs, **settings},
-        )
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, MisconfigurationException) as e:
-        given = f".kwargs ({', '.join(node.kwargs)})" if node.kwargs else ""
-        raise ConfigError(f"trainer{given}: {e}") from e
-    spare_idle_hooks(callbacks_of(trainer, Callback))
-    return trainer
-
-
 def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outcome: RunOutcome) -> RunOutcome:
     """Evaluate the best checkpoint on the test set, and add its numbers to the outcome."""
     if any(getattr(callback, "gives_up", False) for callback in callbacks_of(trainer, Callback)):
@@ -369,44 +304,3 @@ def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outc
     results = trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False)
     tested = {key.replace("/", "_"): value for key, value in results[0].items() if math.isfinite(value)}
     return replace(outcome, summary=outcome.summary | tested)
-
-
-STEP_HOOKS = (
-    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
-    *("on_before_optimizer_step", "on_train_batch_end"),
-)
-
-
-def spare_idle_hooks(callbacks: Iterable[Callback]) -> None:
-    """Keep Lightning from calling the hooks of a step that a callback does not implement.
-
-    Lightning enters a profiler for each call: six hooks times fifteen callbacks, most of them empty. It skips a hook
-    that is not callable. The callbacks' classes are not changed, so ``super()`` finds every hook.
-    """
-    for callback in callbacks:
-        for hook in STEP_HOOKS:
-            inherited = getattr(type(callback), hook) is getattr(Callback, hook)
-            if inherited and hook not in vars(callback):  # LambdaCallback has its hooks in the instance
-                setattr(callback, hook, None)
-
-
-class _Notes(logging.Handler):
-    """Prints what the data module has to say about the images, on the first rank."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if is_rank_zero():
-            print(record.getMessage(), flush=True, file=sys.stdout if record.levelno < logging.WARNING else sys.stderr)
-
-
-def quiet() -> None:
-    """Turn off telemetry, and the messages of libraries that a user of the app can do nothing about."""
-    for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
-        os.environ.setdefault(name, "true")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    known = (
-        "does not have many workers|The number of training batches|isinstance.treespec|"
-        "Checkpoint directory .* exists and is not empty"
-    )
-    warnings.filterwarnings("ignore", message=f".*({known})")
-    warnings.filterwarnings("ignore", category=NoSuggestionWarning)  # FoundLR prints it

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.key_rules import AT_LEAST_0, AT_LEAST_1, Schema, existing, must, one_of, positive
+from lr_lightning.app.schemas import AT_LEAST_0, AT_LEAST_1, Schema, existing, must, one_of, positive
 
 _CountOrNone = Annotated[int | None, AT_LEAST_1]
 _FOLDER = existing("folder", "Give a folder with one folder of images for each class.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.key_rules import (
+from lr_lightning.app.schemas import (
     AT_LEAST_1,
     NOT_NEGATIVE,
     Problem,

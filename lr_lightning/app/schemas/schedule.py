@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.key_rules import AT_LEAST_0, AT_LEAST_1, Problem, Schema, below_one, one_of, positive
+from lr_lightning.app.schemas import AT_LEAST_0, AT_LEAST_1, Problem, Schema, below_one, one_of, positive
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas.key_rules import AT_LEAST_1, SEED, Problem, Schema, must, one_of, positive
+from lr_lightning.app.schemas import AT_LEAST_1, SEED, Problem, Schema, must, one_of, positive
 
 _MinLR = Annotated[float, positive("for instance 1e-6")]
 _MaxLR = Annotated[float, positive("for instance 10")]

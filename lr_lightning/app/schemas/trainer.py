@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 
 from lr_lightning.app.error_messages import did_you_mean
-from lr_lightning.app.schemas.key_rules import AT_LEAST_1, NOT_NEGATIVE, Problem, Schema, must, one_of, positive
+from lr_lightning.app.schemas import AT_LEAST_1, NOT_NEGATIVE, Problem, Schema, must, one_of, positive
 from lr_lightning.errors import ArgumentError
 
 _GAPS = ("gap_loss", "gap_acc", "gl", "pq", "up", "ece", "temperature", "gap_loss_scaled", "overconfident")

@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lr_lightning import _threads
 from lr_lightning.app import build
+from lr_lightning.app.build import STEP_HOOKS, spare_idle_hooks
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.train import STEP_HOOKS, build_run, check_batch_norm, lr_factor, scale_lr, spare_idle_hooks
+from lr_lightning.app.run.train import build_run, check_batch_norm
+from lr_lightning.app.world import lr_factor, scale_lr
 from lr_lightning.errors import ConfigError
 from lr_lightning.training.datamodule import ImageDataModule
 from tests.callbacks.tiny import QUIET, Tiny, X, Y

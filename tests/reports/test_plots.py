@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lr_lightning.reports import drawn_curves
-from lr_lightning.reports.drawn_curves import band, setback, thin
+from lr_lightning.reports import plots, run_metrics
+from lr_lightning.reports.plots import band, thin
+from lr_lightning.reports.run_metrics import setback
 
 RNG = np.random.default_rng(5)
 
 
 def test_docstring_examples() -> None:
-    assert doctest.testmod(drawn_curves).failed == 0
+    assert doctest.testmod(plots).failed == doctest.testmod(run_metrics).failed == 0
 
 
 @given(st.integers(1, 3000), st.integers(8, 300))
