@@ -20,6 +20,12 @@ def _arguments() -> argparse.Namespace:
     )
     add("--to", type=Path, metavar="FOLDER", help="where to write (export/ in the run's output folder)")
     add("--checkpoint", choices=("best", "last"), default="best", help="which checkpoint (best, on the validation set)")
+    add(
+        "--weights",
+        choices=("last", "averaged"),
+        default="last",
+        help="averaged: the running average of callbacks.cooldown_preview, in place of the checkpoint's own (last)",
+    )
     add("--trust", action="append", default=[], metavar="TARGET", help="code outside this project that the run may use")
     add("--outputs", type=Path, help="folder of the runs' output folders: outputs/ of the checkout")
     add("--root", type=Path, help="the MLflow store that knows the run: this checkout's mlruns/")
@@ -38,6 +44,7 @@ def main() -> int:
         to=given.to,
         formats=given.format,
         checkpoint=given.checkpoint,
+        averaged=given.weights == "averaged",
         trust=given.trust,
         output_root=given.outputs,
         store=given.root,

@@ -269,12 +269,14 @@ class CooldownPreview(BaseCallback):
         batch_norm.average_over_ranks(trainer, self._active)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averaged weights and the count of updates and validations."""
+        """Return the averaged weights, their BatchNorm statistics at the last validation, and the counts."""
         if self._average is None:
             return {}
-        return {"average": self.averaged, "updates": self._average.updates, "validations": self._validations}
+        counts = {"updates": self._average.updates, "validations": self._validations}
+        return {"average": self.averaged, "statistics": dict(self._statistics), **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the average until the training starts."""
         self._loaded = dict(state_dict)
         self._validations = self._loaded.pop("validations", 0)
+        self._statistics = self._loaded.pop("statistics", {})

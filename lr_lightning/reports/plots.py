@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import run_metrics, wording
 from lr_lightning.reports.groups import ComparedGroups, RunGroup, fork_families
 from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, with_data_set
+from lr_lightning.tracking.query import MetricCurve
 
 Floats = NDArray[np.float64]
 # x, mean, and lower and upper end of the mean's t interval (nan if there is one curve).
@@ -188,10 +189,11 @@ def plot_run_curves(compared: ComparedGroups, looks: Styles) -> Plot | None:
     panels = [key for key in wanted if any(r.curve(key) for _, _, r in runs)]
     if not panels:
         return None
+    thinned = "Thinned: every stretch keeps its extrema, and a schedule keeps its breaks."
     plot = Plot(
         "curves",
         "Learning rate and loss of every run",
-        "Thinned: every stretch keeps its extrema, and a schedule keeps its breaks.",
+        thinned,
         [{run_metrics.LR: "learning rate"}.get(key, key) for key in panels],
         log_panels=tuple(i for i, key in enumerate(panels) if "loss" in key),
         lr_panel=panels.index(run_metrics.LR) if run_metrics.LR in panels else -1,
@@ -200,11 +202,19 @@ def plot_run_curves(compared: ComparedGroups, looks: Styles) -> Plot | None:
     for panel, key in enumerate(panels):
         for index, name, r in runs:
             if curve := r.curve(key):
-                keep = thin(curve.value, limit)
-                xs = {axis: r.axes.at(axis, curve.step[keep]) for axis in AXES}
-                series = {axis: Series(x, curve.value[keep]) for axis, x in xs.items() if x is not None}
-                plot.traces.append(Trace(r.run.name, index, looks[name], "curve", series, panel))
+                plot.traces.append(Trace(r.run.name, index, looks[name], "curve", _on_all_axes(r, curve, limit), panel))
+            if key == run_metrics.VAL_LOSS and (curve := r.curve(run_metrics.VAL_LOSS_IF_COOLED)):
+                series, look = _on_all_axes(r, curve, limit), replace(looks[name], dash="dash")
+                plot.traces.append(Trace(f"{r.run.name}, if cooled", index, look, "curve", series, panel))
+                plot.note = f"{thinned} Dashed, in the panel of val/loss: what a cooldown would reach."
     return plot
+
+
+def _on_all_axes(r: RunResult, curve: MetricCurve, limit: int) -> dict[str, Series]:
+    """Return a run's curve, thinned, on each x axis that the run recorded."""
+    keep = thin(curve.value, limit)
+    xs = {axis: r.axes.at(axis, curve.step[keep]) for axis in AXES}
+    return {axis: Series(x, curve.value[keep]) for axis, x in xs.items() if x is not None}
 
 
 def plot_seed_means(compared: ComparedGroups, looks: Styles) -> Plot | None:

@@ -15,10 +15,20 @@ from lr_lightning.tracking.query import MetricCurve, Run
 
 LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/acc"
 PROBE_LOSS, GAP_LOSS, TRAIN_LOSS_EPOCH, EPOCH = "probe/loss", "overfit/gap_loss", "train/loss_epoch", "epoch"
-BATCH_SIZE, COST_SECONDS = "batch/size", "cost/seconds"
+BATCH_SIZE, COST_SECONDS = "batch/size", "cost/seconds"  # by this project's names, as all of these
 Floats = NDArray[np.float64]
 _LOSSES = (TRAIN_LOSS, VAL_LOSS, PROBE_LOSS, TRAIN_LOSS_EPOCH)
-REPORT_METRICS = (LR, *_LOSSES, VAL_ACC, GAP_LOSS, EPOCH, BATCH_SIZE, COST_SECONDS)  # by this project's names
+VAL_LOSS_IF_COOLED = "val/loss_if_cooled"
+REPORT_METRICS = (
+    LR,
+    *_LOSSES,
+    VAL_LOSS_IF_COOLED,
+    VAL_ACC,
+    GAP_LOSS,
+    EPOCH,
+    BATCH_SIZE,
+    COST_SECONDS,
+)  # by this project's names
 WORLD_SIZE_TAG = "env.world_size"  # holds the number of training processes
 
 _SYNONYMS = {

@@ -10,7 +10,7 @@ import pytest
 
 from lr_lightning._plotting import styles
 from lr_lightning.reports import wording
-from lr_lightning.reports.plots import plot_cost, plot_forks, plot_seed_means
+from lr_lightning.reports.plots import plot_cost, plot_forks, plot_run_curves, plot_seed_means
 from lr_lightning.reports.run_metrics import group_name
 
 from .conftest import BEST, Compare, Runs, csv_rows, table
@@ -248,3 +248,14 @@ def test_the_best_of_a_fork_is_of_its_own_steps_and_the_picture_shows_both(runs:
     assert drawn["at 10", "curve"].y.tolist() == [0.99]
     assert drawn["best of each fork", "front"].x.tolist() == [20, 40]
     assert drawn["best of each fork", "front"].y.tolist() == [0.99, 0.7]
+
+
+def test_what_a_cooldown_would_reach_is_drawn_dashed_beside_the_loss(runs: Runs, comparison: Compare) -> None:
+    runs.train("constant", 0, 0.9, rows={"val/loss_if_cooled": [(9, 0.4), (19, 0.3), (29, 0.2), (39, 0.1)]})
+    compared = comparison(log_run=False).compared
+    plot = plot_run_curves(compared, styles(group.name for group in compared.groups))
+    assert plot is not None
+    (dashed,) = [trace for trace in plot.traces if trace.name.endswith("if cooled")]
+    assert (plot.panels[dashed.panel], dashed.style.dash) == ("val/loss", "dash")
+    assert dashed.by_axis["step"].y.tolist() == [0.4, 0.3, 0.2, 0.1]
+    assert "Dashed" in plot.note

@@ -83,8 +83,18 @@ FORMATS: dict[str, tuple[str, Callable[[nn.Module, Tensor, Path], Callable[[Tens
 """The name of the file, and what writes it and reads it back, of each format."""
 
 
-def export(folder: Path, to: Path, formats: Sequence[str], checkpoint: str = "best", trust: Sequence[str] = ()) -> None:
+def export(
+    folder: Path,
+    to: Path,
+    formats: Sequence[str],
+    checkpoint: str = "best",
+    trust: Sequence[str] = (),
+    *,
+    averaged: bool = False,
+) -> None:
     """Write the network of a run's checkpoint in each of the formats, with `model.json` beside them.
+
+    With ``averaged``, its weights are the average that CooldownPreview kept.
 
     Each file is read back, and its probabilities compared with the run's own.
 
@@ -94,7 +104,7 @@ def export(folder: Path, to: Path, formats: Sequence[str], checkpoint: str = "be
     missing = [name for name in ("onnx", "onnxscript") if "onnx" in formats and find_spec(name) is None]
     if missing:
         raise ConfigError(f"--format onnx: needs `pip install {' '.join(missing)}`.")
-    predictor = Predictor(folder, checkpoint, trust)
+    predictor = Predictor(folder, checkpoint, trust, averaged=averaged)
     data, module = predictor.data, predictor.module.cpu()
     network = _Network(module.net if isinstance(module, LitClassifier) else module, data.normalizer).eval()
     shape = (data.in_channels, *data.image_size)
@@ -124,6 +134,7 @@ def export(folder: Path, to: Path, formats: Sequence[str], checkpoint: str = "be
         "preprocessing": _PREPROCESSING,
         "run": folder.name,
         "checkpoint": checkpoint,
+        "weights": "averaged" if averaged else "last",
     }
     (to / "model.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     print(f"wrote {to / 'model.json'}: class names and preprocessing")
@@ -136,6 +147,7 @@ def run(
     to: Path | None = None,
     formats: Sequence[str] = (),
     checkpoint: str = "best",
+    averaged: bool = False,
     trust: Sequence[str] = (),
     output_root: Path | None = None,
     store: Path | None = None,
@@ -149,7 +161,8 @@ def run(
         cfg.output_root = str(output_root or cfg.output_root)
         cfg.tracking.root, cfg.tracking.uri = str(store or cfg.tracking.root), uri
         folder = run_folder(name, cfg, RUN)
-        export(folder, to or folder / "export", list(formats) or ["torchscript", "torch_export"], checkpoint, trust)
+        wanted = list(formats) or ["torchscript", "torch_export"]
+        export(folder, to or folder / "export", wanted, checkpoint, trust, averaged=averaged)
     except (ConfigError, OSError) as e:
         print_error(f"--to: {e}" if isinstance(e, OSError) else e)
         return BAD_INPUT

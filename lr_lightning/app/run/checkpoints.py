@@ -22,6 +22,7 @@ from lr_lightning._lightning import CheckpointCallback, is_step_complete
 from lr_lightning.app.build import FinalValidation, MonitorCheck, validation_follows
 from lr_lightning.app.run.output import BEFORE_LAST, LAST, folder_gone
 from lr_lightning.app.schemas.trainer import CheckpointConfig
+from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.errors import ConfigError, RunFailed
 from lr_lightning.schedules import Clock, Duration, DurationLike, parse_duration
@@ -234,6 +235,20 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ConfigError(f"{key}: {path} is no checkpoint of Lightning: it has no state_dict.")
     return checkpoint
+
+
+def with_averaged_weights(checkpoint: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:
+    """Return a checkpoint whose weights are the running average that CooldownPreview kept; ``key`` asked for them."""
+    kept = checkpoint.get("callbacks", {}).get(CooldownPreview.__name__, {})
+    if not kept.get("average"):
+        raise ConfigError(f"{key}: {name} has no averaged weights. Train with callbacks.cooldown_preview=true.")
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    statistics = {
+        f"{layer}.{buffer}": value
+        for layer, values in kept.get("statistics", {}).items()
+        for buffer, value in zip(names, values, strict=True)
+    }
+    return {**checkpoint, "state_dict": {**checkpoint["state_dict"], **kept["average"], **statistics}}
 
 
 def load_weights(module: LightningModule, checkpoint: Mapping[str, Any], name: str) -> None:
