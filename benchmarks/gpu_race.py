@@ -146,7 +146,10 @@ def batches(data: ImageDataModule, split: OnDevice) -> Iterator[tuple[Tensor, Te
         rows = order[at : at + size]
         offsets = torch.randint(0, 2 * pad + 1, (size, 2), device=device())
         flips = (torch.rand(size, device=device()) < 0.5) & data.flip
-        batch = TrainBatch(split.images[rows], split.labels[rows], Draws(offsets, flips))
+        nothing = torch.zeros(size, 4, device=device())  # erased, mixed or pasted
+        batch = TrainBatch(
+            split.images[rows], split.labels[rows], Draws(offsets, flips, nothing, nothing[:, 0], nothing)
+        )
         yield data.on_after_batch_transfer(batch, 0)
 
 
@@ -183,7 +186,7 @@ def loop(words: list[str], target: float) -> Raced:
     factors = build.build_schedules(config.schedule, config.optimizer.lr).lr.factors(total, steps_per_epoch=per_epoch)
     optimizer = build.build_optimizer(config.optimizer)(net)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    smoothing = config.module.kwargs.get("label_smoothing", 0.0)
+    smoothing = getattr(config.module, "label_smoothing", 0.0)
     validating, step, found = 0.0, 0, (None, None)
     value = 0.0
     synchronize()

@@ -85,7 +85,7 @@ _SAID: WeakSet[Trainer] = WeakSet()  # the Trainers whose user has been told tha
 # -- the two packages --------------------------------------------------------------------------------------------------
 
 
-def twins(*kinds: type[_T]) -> tuple[type[_T], ...]:
+def of_both_packages(*kinds: type[_T]) -> tuple[type[_T], ...]:
     """Return classes, each with the class of its name in the other Lightning package if that is imported."""
     found = list(kinds)
     for kind in kinds:
@@ -135,7 +135,7 @@ class BaseEarlyStopping(BaseCallback, EarlyStopping):
 def join_packages() -> None:
     """Make this package's callbacks subclasses of those of every Lightning package that is imported by now."""
     for ours, theirs in ((BaseCallback, Callback), (BaseEarlyStopping, EarlyStopping)):
-        for kind in twins(theirs):
+        for kind in of_both_packages(theirs):
             if not issubclass(ours, kind):
                 last = type(f"_{kind.__name__}", (kind,), {"__init__": lambda self: None, "__module__": __name__})
                 ours.__bases__ = (*ours.__bases__, last)  # it ends the chain of super().__init__
@@ -144,13 +144,13 @@ def join_packages() -> None:
 def callbacks_of(trainer: Trainer, kind: type[_T]) -> list[_T]:
     """Return the Trainer's callbacks of one class, of either package, in their order."""
     every: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
-    return [callback for callback in every if isinstance(callback, twins(kind))]
+    return [callback for callback in every if isinstance(callback, of_both_packages(kind))]
 
 
 def overrides(method: str, module: LightningModule) -> bool:
     """Return whether a module defines a method that LightningModule has a default for."""
     own = getattr(module, method)
-    plain = {getattr(kind, method) for kind in twins(LightningModule)}
+    plain = {getattr(kind, method) for kind in of_both_packages(LightningModule)}
     return getattr(own, "__func__", own) not in plain
 
 
@@ -275,13 +275,13 @@ class FreshMetric:
 
 
 def is_missed_in_sanity_check(trainer: Trainer, name: str) -> bool:
-    """Return whether the sanity check has logged metrics, but not this one of those that a validation logs."""
-    late = name.startswith(("overfit/", "probe/", "train/", "cost/"))  # of callbacks in real validations
+    """Return whether the sanity check has logged metrics but not this one, so that no validation will log it either."""
+    late = name.startswith(("overfit/", "probe/", "train/", "cost/"))  # which callbacks log in real validations only
     return bool(trainer.callback_metrics) and name not in trainer.callback_metrics and not late
 
 
 def names_to_loggers(trainer: Trainer) -> set[str]:
-    """Return the names under which the module logs to the loggers in the running loop, as far as it has."""
+    """Return the names under which the module has logged to the loggers so far in the running loop."""
     results: Any = trainer._results
     every = [] if results is None else [result for result in results.values() if result.meta.logger]
     return {results._forked_name(r, step)[1] for r in every for step in (True, False) if _logs(r.meta, step)}
@@ -480,7 +480,7 @@ def prepared_loaders(
     given = connector._request_dataloader(loop._data_source)
     hook = f"{stage.dataloader_prefix}_dataloader"
     trainer.strategy.barrier(f"LRFinder: {hook}()")
-    is_combined = isinstance(given, twins(CombinedLoader))
+    is_combined = isinstance(given, of_both_packages(CombinedLoader))
     mode = "max_size_cycle" if training else "sequential"
     combined: CombinedLoader = copy.copy(given) if is_combined else combining.CombinedLoader(given, mode)
     if trainer.overfit_batches > 0:  # type: ignore[attr-defined]  # set outside the class

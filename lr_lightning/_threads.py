@@ -68,7 +68,7 @@ def _quota_of(group: Path) -> Iterator[float]:
 
 
 def core_share(processes: int = 1) -> int:
-    """Return how many cores each of the ``processes`` of a run may use, if others that share this machine count."""
+    """Return how many cores each of a run's ``processes`` may use, beside the other runs that share this machine."""
     others = int(os.environ.get(SHARE, "1"))
     return max(1, usable_cores() // max(1, processes * others))
 

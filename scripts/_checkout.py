@@ -56,6 +56,16 @@ def uri_of(given: argparse.Namespace) -> str | None:
     return uri
 
 
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a trained run: which checkpoint, and where the run lies."""
+    add = parser.add_argument
+    add("--checkpoint", choices=("best", "last"), default="best", help="which checkpoint (best, on the validation set)")
+    add("--trust", action="append", default=[], metavar="TARGET", help="code outside this project that the run may use")
+    add("--outputs", type=Path, help="folder of the runs' output folders: outputs/ of the checkout")
+    add("--root", type=Path, help="the MLflow store that knows the run: this checkout's mlruns/")
+    add("--uri", help="another store: postgresql://... or http://...")
+
+
 @contextmanager
 def installed() -> Iterator[None]:
     """Turn a missing package into one message. Scripts import after they parse their arguments, so --help is fast."""

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _checkout import ROOT, installed, uri_of
+from _checkout import ROOT, installed, run_arguments, uri_of
 
 
 def _arguments() -> argparse.Namespace:
@@ -19,17 +19,13 @@ def _arguments() -> argparse.Namespace:
         help="may be given more than once (torchscript and torch_export); onnx needs onnx and onnxscript",
     )
     add("--to", type=Path, metavar="FOLDER", help="where to write (export/ in the run's output folder)")
-    add("--checkpoint", choices=("best", "last"), default="best", help="which checkpoint (best, on the validation set)")
     add(
         "--weights",
         choices=("last", "averaged"),
         default="last",
         help="averaged: the running average of callbacks.cooldown_preview, in place of the checkpoint's own (last)",
     )
-    add("--trust", action="append", default=[], metavar="TARGET", help="code outside this project that the run may use")
-    add("--outputs", type=Path, help="folder of the runs' output folders: outputs/ of the checkout")
-    add("--root", type=Path, help="the MLflow store that knows the run: this checkout's mlruns/")
-    add("--uri", help="another store: postgresql://... or http://...")
+    run_arguments(parser)
     return parser.parse_args()
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _checkout import ROOT, installed, uri_of
+from _checkout import ROOT, installed, run_arguments, uri_of
 
 
 def _arguments() -> argparse.Namespace:
@@ -14,16 +14,7 @@ def _arguments() -> argparse.Namespace:
     add("images", metavar="IMAGES", nargs="+", help="image files, and folders of them; unreadable ones are skipped")
     add("--top", type=int, default=1, metavar="N", help="give the N most probable classes of each image (1)")
     add("--csv", type=Path, metavar="FILE", help="also write the table as CSV; a pipe gets CSV anyway")
-    add(
-        "--checkpoint",
-        choices=("best", "last"),
-        default="best",
-        help="which checkpoint (best, on the validation set)",
-    )
-    add("--trust", action="append", default=[], metavar="TARGET", help="code outside this project that the run may use")
-    add("--outputs", type=Path, help="folder of the runs' output folders: outputs/ of the checkout")
-    add("--root", type=Path, help="the MLflow store that knows the run: this checkout's mlruns/")
-    add("--uri", help="another store: postgresql://... or http://...")
+    run_arguments(parser)
     return parser.parse_args()
 
 

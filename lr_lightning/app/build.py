@@ -16,6 +16,7 @@ from hydra.utils import get_object, instantiate
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 from torch import nn
@@ -189,8 +190,11 @@ def optimizer_copies(node: OptimizerConfig) -> float:
 def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module, data: DataShape) -> LightningModule:
     """Build the LightningModule: the app's classifier or the user's own."""
     offers = {"net": net, "optimizer": build_optimizer(optimizer), "num_classes": data.num_classes}
+    offers["class_sizes"] = getattr(data, "class_sizes", {}).get("train")  # unknown in a prediction
+    arguments = _target_arguments("module", node)
     given = _offers_accepted_by(_import_target("module", node._target_), offers)
-    return cast(LightningModule, _build_target("module", node, LightningModule, node.kwargs, **given))
+    given = {name: value for name, value in given.items() if name not in arguments}
+    return cast(LightningModule, _build_target("module", node, LightningModule, arguments, **given))
 
 
 def build_callbacks(
@@ -230,7 +234,17 @@ def build_callbacks(
     if (stopping := node.stopping) is not None:
         callbacks.append(MonitorCheck(stopping.monitor, "callbacks.early_stopping.monitor"))
         callbacks.append(ScheduleAwareStopping(**asdict(stopping)))
-    return [*callbacks, *_extra_callbacks(node.extra), RandomState()]
+    averaging = [] if node.ema is None else [AveragedWeights(decay=node.ema)]  # after what measures a validation
+    return [*callbacks, *averaging, *_extra_callbacks(node.extra), RandomState()]
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """A running average of the weights, which is validated, saved and tested in their place; see ``callbacks.ema``."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore the weights that are trained, in a resume; a test keeps the average, which Lightning replaces too."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 def _wants_preview(config: Config) -> bool:
@@ -238,7 +252,8 @@ def _wants_preview(config: Config) -> bool:
     wanted = config.callbacks.cooldown_preview
     if wanted is not None:
         return wanted
-    return isinstance(config.schedule, schemas.STAYS_HIGH) and not config.optimizer.averages_weights
+    averages = config.optimizer.averages_weights or config.callbacks.ema is not None
+    return isinstance(config.schedule, schemas.STAYS_HIGH) and not averages
 
 
 def _batch_growth(growth: schemas.GrowthConfig, batch_size: int) -> BatchSizeSchedule:
@@ -314,7 +329,7 @@ def build_trainer(
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, MisconfigurationException) as e:
         given = f".kwargs ({', '.join(node.kwargs)})" if node.kwargs else ""
         raise ConfigError(f"trainer{given}: {e}") from e
-    spare_idle_hooks(callbacks_of(trainer, Callback))
+    skip_empty_hooks(callbacks_of(trainer, Callback))
     return trainer
 
 
@@ -324,7 +339,7 @@ STEP_HOOKS = (
 )
 
 
-def spare_idle_hooks(callbacks: Iterable[Callback]) -> None:
+def skip_empty_hooks(callbacks: Iterable[Callback]) -> None:
     """Keep Lightning from calling the hooks of a step that a callback does not implement.
 
     Lightning enters a profiler for each call: six hooks times fifteen callbacks, most of them empty. It skips a hook

@@ -71,6 +71,9 @@ class Config(Schema):
                 else "the finder's learning rate is for this batch"
             )
             yield Problem("optimizer.lr_rule", f"{what}, so there is none to scale. Give optimizer.lr_rule=none.")
+        if self.callbacks.ema is not None and self.optimizer.averages_weights:
+            text = f"{self.optimizer.name} averages the weights itself. Leave it out, or take another optimizer."
+            yield Problem("callbacks.ema", text)
         if self.finder._target_ is not None:
             yield from self._finder_conflicts()
         if self.study is not None:
@@ -159,11 +162,11 @@ PLACES_OF_DATA = ("root", "train", "val", "test", "path", "cache_dir")
 GROUP_BASES: dict[str, type[Any]] = {
     f.name: f.type for f in fields(Config) if isinstance(f.type, type) and issubclass(f.type, Schema)
 }
-"""The schema that every choice of a group has; the keys that a choice adds are arguments of its `_target_`."""
+"""The schema of each group, whose keys every choice has; keys that a choice adds are arguments of its `_target_`."""
 
 
 def _choices(base: type) -> dict[str, type]:
-    """Return the schemas of a group's choices, which stand beside its base, by the default of their key ``name``."""
+    """Return the schemas of a group's choices: the subclasses of ``base`` in its module, by their default ``name``."""
     schemas = [s for s in vars(sys.modules[base.__module__]).values() if isinstance(s, type) and issubclass(s, base)]
     return {name: s for s in schemas if (name := getattr(s, "name", MISSING)) != MISSING}
 

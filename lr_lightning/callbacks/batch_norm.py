@@ -1,8 +1,9 @@
 """Running statistics of BatchNorm layers: save, estimate and restore them."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import data
 
-from lr_lightning._lightning import CombinedLoader, Trainer, twins
+from lr_lightning._batches import count_examples
+from lr_lightning._lightning import CombinedLoader, LightningModule, Trainer, isolate_rng, of_both_packages, to_device
+from lr_lightning.callbacks.forward_calls import silent
 from lr_lightning.callbacks.training_examples import first_loader, used_indices
 
 Norms = dict[str, _BatchNorm]
@@ -60,6 +63,32 @@ def estimating(module: nn.Module, norms: Norms) -> Iterator[None]:
             layer.training = mode
 
 
+@isolate_rng()
+def estimate(
+    trainer: Trainer,
+    module: LightningModule,
+    norms: Norms,
+    batches: Iterable[Any],
+    count: int,
+    forward: Callable[..., object],
+) -> None:
+    """Set the running statistics of ``norms`` to their mean over ``count`` batches of training examples, on all ranks.
+
+    ``forward(module, batch)`` passes a batch through the layers. Only batches of the first one's size are used: a small
+    last batch would count as much as a full one, and a single example has no variance.
+    """
+    full = None
+    with estimating(module, norms):
+        for batch in islice(batches, count):
+            batch = to_device(trainer, batch)
+            size = count_examples(batch)  # None: not known
+            full = size if full is None else full
+            if size == full:
+                with trainer.precision_plugin.forward_context(), silent(module):
+                    forward(module, batch)
+    average_over_ranks(trainer, norms)
+
+
 def average_over_ranks(trainer: Trainer, norms: Norms) -> None:
     """Set the statistics of all ranks to their mean, so that the ranks evaluate alike."""
     if trainer.world_size == 1 or not norms:
@@ -78,7 +107,7 @@ def calibration_batches(trainer: Trainer, count: int, seed: int) -> Iterable[Any
     """
     loader: Any = first_loader(trainer.train_dataloader)
     if not isinstance(loader, data.DataLoader):
-        several_or_spent = isinstance(loader, (Mapping, Sequence, Iterator, *twins(CombinedLoader)))
+        several_or_spent = isinstance(loader, (Mapping, Sequence, Iterator, *of_both_packages(CombinedLoader)))
         return None if loader is None or several_or_spent else copy.copy(loader)
     indices, size = used_indices(trainer, loader, limited=False), loader.batch_size
     if indices is None or size is None or isinstance(loader.sampler, data.WeightedRandomSampler):

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lr_lightning._batches import count_examples
 from lr_lightning._checks import check_batches, check_count, check_number
 from lr_lightning._lightning import (
     STEP_OUTPUT,
@@ -17,7 +15,6 @@ from lr_lightning._lightning import (
     Trainer,
     isolate_rng,
     rank_zero_warn,
-    to_device,
     warn_if_results_are_lost,
 )
 from lr_lightning.callbacks import batch_norm, per_example
@@ -245,7 +242,6 @@ class CooldownPreview(BaseCallback):
                     parameter.copy_(weight)
                 batch_norm.set_statistics(self._active, statistics)
 
-    @isolate_rng()
     def _estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimate the statistics of the BatchNorm layers for the average."""
         batches = self.batches
@@ -258,15 +254,8 @@ class CooldownPreview(BaseCallback):
                 "CooldownPreview(batches=...)."
             )
             return
-        full = None
-        with batch_norm.estimating(pl_module, self._active):
-            for batch in islice(batches, self.num_batches):
-                size = count_examples(batch)
-                full = size if full is None else full
-                if size == full:  # a small last batch would count as much as a full one
-                    with trainer.precision_plugin.forward_context(), silent(pl_module):
-                        self._loss(pl_module, to_device(trainer, batch))
-        batch_norm.average_over_ranks(trainer, self._active)
+        forward = _forward if per_example.is_default(self._loss, pl_module) else self._loss
+        batch_norm.estimate(trainer, pl_module, self._active, batches, self.num_batches, forward)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averaged weights, their BatchNorm statistics at the last validation, and the counts."""
@@ -280,3 +269,8 @@ class CooldownPreview(BaseCallback):
         self._loaded = dict(state_dict)
         self._validations = self._loaded.pop("validations", 0)
         self._statistics = self._loaded.pop("statistics", {})
+
+
+def _forward(module: LightningModule, batch: Any) -> object:
+    """Pass a batch through the module, whatever its labels: those of a training batch may be mixed."""
+    return module(batch[0]) if isinstance(batch, tuple | list) else per_example.default_loss(module, batch)

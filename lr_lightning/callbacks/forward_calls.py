@@ -92,9 +92,10 @@ class ForwardRecord:
         return sorted(found, key=lambda pair: pair[0].network != "")
 
     def passes(self, batch: Any) -> list["ObservedCall"] | None:
-        """Return the calls that pass a batch through the layers; None if one of them cannot be made on another batch.
+        """Return the calls that pass a batch through the layers; None if one cannot be repeated on another batch.
 
-        These are the module's own calls; without any, those of its children, each within the last call that uses it.
+        They are the calls of the module itself; if it is never called, the calls of its children. A call that another
+        one makes is left out.
         """
         observed = [call for call, _ in self.observed(batch)]
         own = [call for call in self._calls.values() if call.module is self._module]

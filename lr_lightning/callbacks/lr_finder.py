@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import repeat
 from typing import Any, Literal, get_args
@@ -19,8 +20,8 @@ from lr_lightning._lightning import (
     is_dev_run,
     isolate_rng,
     make_trainer,
+    of_both_packages,
     rank_zero_info,
-    twins,
 )
 from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
@@ -52,7 +53,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
     section 3.3): the learning rate rises from update to update while the loss is recorded.
     :func:`~lr_lightning.lr_finder.curve.read_curve` says what the curve means. It answers for a few hundred steps, and
     so it only places what follows: trials of a few peaks on the run's own schedule, shortened to two lengths, from the
-    same start and over the same batches. The short ones search, and the long ones are read and carried to the length of
+    same start and over the same batches. The short ones search; what the long ones say is extrapolated to the length of
     the run (:func:`~lr_lightning.lr_finder.planned_run.read_trials`). The schedule is that of ``LRSchedule``, or
     constant. There are no trials if the run's length is unknown or below 100 updates, if its schedule is cyclical
     above a base_lr or comes from ``configure_optimizers``, or without a ``budget``: then the range test answers alone.
@@ -76,13 +77,13 @@ class LRFinder(BaseLRFinder[RangeTest]):
         mode: ``"exponential"`` (a geometric grid) or ``"linear"``.
         metric: ``"loss"`` (of the training batches), or ``"val_loss"`` or ``"accuracy"`` of the first validation
             batches, measured before each update.
-        repeats: Number of tests with other batches and random numbers, from the same start; the curve is their mean.
+        repeats: Number of tests from the same start, each with other batches and random numbers; the curve is the mean.
         apply: Whether to train with the lr that was found.
-        retry: Whether to test a second range, which reaches ten times further, from the same start and over the same
-            batches, if the first one ends too early or begins too late. It costs as much again, and replaces the first.
-        budget: The most updates of range test and trials together, such as ``"10%"`` of the run or ``500``, though
-            enough for trials of 11 and 44 updates, about 340 in all; None for no trials.
-        at_epochs: Test at the start of these epochs instead, counted from 0, and apply nothing.
+        retry: Whether to test once more, over a range that reaches ten times further, if the first range ends too early
+            or begins too late. The second test costs as much as the first one and replaces it.
+        budget: Most updates for range test and trials together, such as ``"10%"`` of the run or ``500``; None for no
+            trials. A smaller budget than the shortest trials need, about 340 updates in all, counts as that many.
+        at_epochs: Test at the start of these epochs, counted from 0, instead of before the run, and apply nothing.
         early_stop: Whether to end a test when the loss has clearly diverged.
         val_batches: Number of validation batches, if ``metric`` needs them, >= 1.
         monitor: The name under which the module logs that metric, if it is not a usual one.
@@ -169,7 +170,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         if clock.total is None:
             return
         run = PlannedRun.of(driver.schedule, clock)
-        lr = found.run.carried(self.applied, run)
+        lr = found.run.equivalent_lr(self.applied, run)
         if abs(math.log(lr / self.applied)) > _ANOTHER_SCHEDULE:
             rank_zero_info(
                 f"LRFinder: the lr of {self.applied:.3g} was found for {found.run.describe()}. For {run.describe()} it "
@@ -400,24 +401,34 @@ def find_lr(
             "must be a Trainer that has not trained yet, without fast_dev_run and limit_train_batches=0", "trainer"
         )
     finder = LRFinder(apply=False, **settings)
+    with _only_measuring(trainer, module, finder):
+        trainer.fit(module, train_dataloaders, val_dataloaders, datamodule)
+    if finder.result is None:
+        name = type(module).__name__
+        raise ArgumentError(f"find_lr: {name}.configure_callbacks returns an LRFinder, which takes this one's place")
+    return finder.result
+
+
+@contextmanager
+def _only_measuring(trainer: Trainer, module: LightningModule, finder: LRFinder) -> Iterator[None]:
+    """Let fits in this context run a finder and nothing else; restore Trainer, module and random generators on exit."""
     names = ("callbacks", "loggers", "limit_train_batches", "num_sanity_val_steps")
     before = {name: getattr(trainer, name) for name in names}
     modes, device = {layer: layer.training for layer in module.modules()}, module.device
-    others: tuple[type, ...] = (BaseLRFinder, *twins(BatchSizeFinder, LearningRateFinder))  # they would measure as well
+    others: tuple[type, ...] = (
+        BaseLRFinder,
+        *of_both_packages(BatchSizeFinder, LearningRateFinder),
+    )  # they would measure as well
     own = [callback for callback in before["callbacks"] if not isinstance(callback, others)]
     changed = {"callbacks": [*own, finder, _NoTraining()], "loggers": [], "num_sanity_val_steps": 0}
     try:
         for name, value in changed.items():
             setattr(trainer, name, value)
         with isolate_rng():
-            trainer.fit(module, train_dataloaders, val_dataloaders, datamodule)
+            yield
     finally:
         for name, value in before.items():
             setattr(trainer, name, value)
         for layer, mode in modes.items():
             layer.training = mode
         module.to(device)
-    if finder.result is None:
-        name = type(module).__name__
-        raise ArgumentError(f"find_lr: {name}.configure_callbacks returns an LRFinder, which takes this one's place")
-    return finder.result

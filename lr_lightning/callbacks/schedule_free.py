@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from itertools import islice, product
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lr_lightning._batches import count_examples
 from lr_lightning._checks import check_batches, check_count
 from lr_lightning._lightning import (
     BaseCallback,
@@ -20,12 +19,10 @@ from lr_lightning._lightning import (
     averaging_callbacks,
     callbacks_of,
     is_compiled,
-    isolate_rng,
     rank_zero_warn,
-    to_device,
 )
 from lr_lightning.callbacks import batch_norm
-from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
+from lr_lightning.callbacks.forward_calls import ForwardRecord
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError, DurationError
@@ -226,22 +223,12 @@ class ScheduleFreeMode(BaseCallback):
                     batch_norm.set_statistics(self._norms, self._statistics)
                     self._give_up(f"fails in its estimate ({type(e).__name__}: {e})", "batches=..., forward=...")
 
-    @isolate_rng()
     def _estimate(self, trainer: Trainer, pl_module: LightningModule, forward: Forward) -> None:
         """Estimate the statistics of the BatchNorm layers for the averages."""
-        batches, full = self.batches, None
+        batches = self.batches
         if batches is None:
             batches = batch_norm.calibration_batches(trainer, self.num_batches, self.seed)
-        with batch_norm.estimating(pl_module, self._active):
-            for batch in islice(batches or (), self.num_batches):
-                batch = to_device(trainer, batch)
-                size = count_examples(batch)  # None: not known
-                full = size if full is None else full
-                if size != full:
-                    break  # a small last batch would count as much as a full one, and one example has no variance
-                with trainer.precision_plugin.forward_context(), silent(pl_module):
-                    forward(pl_module, batch)
-        batch_norm.average_over_ranks(trainer, self._active)
+        batch_norm.estimate(trainer, pl_module, self._active, batches or (), self.num_batches, forward)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the averages in the checkpoint's ``state_dict``, and the training's weights in this callback's state."""

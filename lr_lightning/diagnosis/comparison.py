@@ -1,8 +1,9 @@
-"""Comparisons between groups of runs: significant differences, the cheapest good runs, the band of good lrs."""
+"""Comparisons between groups of runs: significant differences, the winner, the cheapest good runs, good lrs."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -157,6 +158,64 @@ def _difference(x: Floats, y: Floats, *, paired: bool, level: float) -> tuple[fl
         return (float(d.mean()) if d.size else math.nan), *bootstrap_ci(d, level=1 - level)
     x, y = x[np.isfinite(x)], y[np.isfinite(y)]
     return (float(x.mean() - y.mean()) if x.size and y.size else math.nan), *bootstrap_ci(x, y, level=1 - level)
+
+
+class Outcome(Enum):
+    """Whether a comparison names a winner, and if not, why."""
+
+    WON = "significantly better than every other group"
+    UNDECIDED = "not significantly better than every other group"
+    ALONE = "no other group has a value"
+    REFERENCE_MISSING = "the group that was chosen to compare with has no value"
+    NO_VALUES = "no group has a value"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What the comparison of several groups shows.
+
+    Attributes:
+        outcome: Whether there is a winner.
+        leader: The winner, else the group with the best mean; "" if no group has a value.
+        wins: The significant differences in which the leader is the better group.
+        lead: The difference between the leader and the best of the groups that it was compared with, if there is one.
+    """
+
+    outcome: Outcome
+    leader: str = ""
+    wins: tuple[GroupDifference, ...] = ()
+    lead: GroupDifference | None = None
+
+
+def rank_groups(groups: Sequence[str], differences: Sequence[GroupDifference]) -> Ranking:
+    """Name the winner: the group that is significantly better than every other one.
+
+    Runs that diverged count as losses in ``differences`` (see :func:`compare_groups`), so the winner need not have the
+    best mean of the runs that finished.
+
+    Args:
+        groups: The groups that have values, by their means over finished runs, best first.
+        differences: Their differences, from :func:`compare_groups`.
+
+    Example:
+        >>> seeds = [str(seed) for seed in range(6)]
+        >>> values = {"a": dict.fromkeys(seeds, 0.9), "b": dict.fromkeys(seeds, 0.8)}
+        >>> found = rank_groups(["a", "b"], compare_groups(values, higher_is_better=True))
+        >>> found.outcome is Outcome.WON, found.leader
+        (True, 'a')
+    """
+    if not groups:
+        return Ranking(Outcome.NO_VALUES)
+    best = groups[0]
+    compared = [d for d in differences if best in (d.better, d.worse)]
+    if not compared:
+        return Ranking(Outcome.ALONE if len(groups) == 1 else Outcome.REFERENCE_MISSING, best)
+    wins = {group: tuple(d for d in differences if d.significant and d.better == group) for group in groups}
+    others = len({name for d in differences for name in (d.better, d.worse)}) - 1
+    winner = next((group for group in groups if len(wins[group]) == others), None)
+    if winner is not None:
+        return Ranking(Outcome.WON, winner, wins[winner], wins[winner][0])
+    return Ranking(Outcome.UNDECIDED, best, wins[best], compared[0])
 
 
 # -- many groups -----------------------------------------------------------------------------------------------------

@@ -110,10 +110,10 @@ class Reach:
     reached: bool
 
 
-def time_to(target: Target, times: ArrayLike, values: ArrayLike, *, hopeless: bool = False) -> Reach | None:
+def time_to(target: Target, times: ArrayLike, values: ArrayLike, *, diverged: bool = False) -> Reach | None:
     """Return the first of the rising times, in any unit, at which the metric meets the target; None without values.
 
-    A run that has not reached the target is censored; one that is hopeless, since it diverged, never will.
+    A run that has not reached the target is censored; one that diverged never will.
     """
     t, v = np.asarray(times, np.float64), np.asarray(values, np.float64)
     if t.size == 0:
@@ -121,7 +121,7 @@ def time_to(target: Target, times: ArrayLike, values: ArrayLike, *, hopeless: bo
     met = np.flatnonzero(OPERATORS[target.sign](v, target.value))
     if met.size:
         return Reach(float(t[met[0]]), True)
-    return Reach(math.inf if hopeless else float(t[-1]), False)
+    return Reach(math.inf if diverged else float(t[-1]), False)
 
 
 def median_time(reaches: Sequence[Reach]) -> float:

@@ -117,8 +117,9 @@ def stop_reason(
     """Return why a run should stop by one of Prechelt's criteria, or None if it should not.
 
     Args:
-        criterion: ``"gl"``: the generalization loss is above the threshold. ``"pq"``: its quotient with the progress
-            is, at the end of a strip. ``"up"``: the loss rose in ``threshold`` successive strips, at the end of one.
+        criterion: ``"gl"``: the generalization loss is above the threshold. ``"pq"``, asked at the end of a strip: its
+            quotient with the progress is above the threshold. ``"up"``, asked at the end of a strip: the loss rose in
+            ``threshold`` successive strips.
         validation: Losses of the validations that count, oldest first; at least one.
         training: Training losses at the same validations; only ``"pq"`` uses them.
         threshold: In percent for ``"gl"``, in percent for each per mille for ``"pq"``, in strips for ``"up"``.

@@ -1,10 +1,12 @@
 """Read the curve of a learning-rate range test: a suggestion with its interval, or why there is none. Pure numpy.
 
-The rule: values above start + (start - minimum) are clipped. From the first sustained rise on, the curve is set to
-that ceiling. Then it is smoothed. Its edge is the step before the loss first lies a fifth of its fall above its
-minimum. The value at the edge shows the effect of the update before it. Half the learning rate of that update
-(``max_lr``) is the upper limit of the suggestion. The suggestion lies two fifths of the way from there down to half
-the learning rate in the middle of the fall, on a logarithmic scale.
+The rule, in steps:
+
+1. Cap the curve at start + (start - minimum), and set it to that cap from the first sustained rise on. Smooth it.
+2. Find the edge: the last step before the loss has risen again from its minimum by a fifth of its fall. The loss at the
+   edge is the result of the update before it, so ``max_lr`` is half the learning rate of that update.
+3. Take half the learning rate in the middle of the fall as the lower limit. The suggestion lies two fifths of the way
+   from ``max_lr`` down to it, on a logarithmic scale; if that limit is above ``max_lr``, it is ``max_lr``.
 
 How the rule was chosen: by the regret against the best constant learning rate over 300 steps, on small problems
 (``benchmarks/finder_regret.py``). A first rule, tuned on 13 problems, did not hold on 13 others. A second rule, a third
@@ -48,11 +50,11 @@ Floats = NDArray[np.float64]
 RULES = ("steepest", "valley", "minimum/10", "smith")  # the other rules that a reading lists for comparison
 _MIN_POINTS = 10
 _HEAD = 10  # values at the start, where the learning rate is still too small to matter: their median is the start level
-_BACK = 0.2  # the edge is where the loss has come back up by a fifth of its fall
+_BACK = 0.2  # share of the fall by which the loss has risen again just after the edge
 _SAFETY = 2.0  # learning rate at the edge / max_lr
 _CAUTION = 0.4  # share of the way from max_lr down to half the lr in the middle of the fall, on a logarithmic scale
-_MOST = 0.7  # share of the fall; before it is made, no rise counts as a relapse
-_RELAPSE = 0.5  # share of the fall; a relapse is a rise above the best so far by more than this ...
+_MOST = 0.7  # share of the fall; before it is made, a rise is not counted as sustained
+_SUSTAINED = 0.5  # share of the fall; a sustained rise is above the best so far by more than this ...
 _NOISE = 4.0  # ... plus this many times the noise
 _EVIDENCE = 3.5  # times log n; pure noise passes for a fall in about 1 of 30 curves, for any distribution
 _LARGE_RISE = 40.0  # times the squared noise: a rise this large counts even if it lasts only a few steps
@@ -195,31 +197,32 @@ def _running_best(values: Floats) -> tuple[Floats, float]:
 
 @dataclass(frozen=True)
 class _Shape:
-    """A curve ready for smoothing: ``values`` are capped, and stay at the cap from ``relapse`` on (n if none)."""
+    """A curve ready for smoothing: ``values`` are capped, and stay at the cap from ``rises_at`` on (n if none)."""
 
     values: Floats
-    relapse: int
+    rises_at: int
     noise: float
 
 
 def _shape(values: Floats) -> _Shape:
-    """Find the first sustained rise (the relapse); clip the curve at start + (start - minimum before the relapse)."""
+    """Find the first sustained rise; clip the curve at start + (start - minimum before it)."""
     n = len(values)
     best, start = _running_best(values)
     fall = start - best[-1]
     lowest = int(np.argmax(best == best[-1]))
     noise = _noise(values[: max(lowest, _HEAD) + 1])
     before = np.concatenate([[math.inf], best[:-1]])
-    limit = before + _RELAPSE * fall + _NOISE * noise
+    limit = before + _SUSTAINED * fall + _NOISE * noise
     ahead = np.concatenate([values, [-math.inf, -math.inf]])
     over = sliding_window_view(ahead, 3) > limit[:, None]
-    # A single outlier is no relapse: one of the next two values must be over as well. Before most of the fall, none is.
+    # A single outlier is no sustained rise: one of the next two values must be over the limit as well. No rise counts
+    # before most of the fall.
     lasting = (before <= start - _MOST * fall) & over[:, 0] & (over.sum(1) >= 2)
-    relapse = int(np.argmax(lasting)) if fall > 0 and lasting.any() else n
-    cap = start + (start - best[relapse - 1])
+    rises_at = int(np.argmax(lasting)) if fall > 0 and lasting.any() else n
+    cap = start + (start - best[rises_at - 1])
     capped = np.minimum(values, cap)
-    capped[relapse:] = cap
-    return _Shape(capped, relapse, noise)
+    capped[rises_at:] = cap
+    return _Shape(capped, rises_at, noise)
 
 
 def _smoother(n: int) -> Floats:
@@ -231,12 +234,12 @@ def _smoother(n: int) -> Floats:
     return matrix
 
 
-def _edge(smoothed: Floats, relapse: int) -> tuple[int, bool]:
+def _edge(smoothed: Floats, rises_at: int) -> tuple[int, bool]:
     """Return the step before the loss first rises, after its minimum, by a fifth of its fall; and whether it ever does.
 
     If it never does, the step is the last one.
     """
-    lowest = int(np.argmin(smoothed[:relapse]))
+    lowest = int(np.argmin(smoothed[:rises_at]))
     fall = float(np.median(smoothed[:_HEAD])) - smoothed[lowest]
     over = np.flatnonzero(smoothed[lowest:] > smoothed[lowest] + _BACK * fall)
     return (max(lowest + int(over[0]) - 1, 0), True) if len(over) else (len(smoothed) - 1, False)
@@ -249,12 +252,12 @@ def _passed(smoothed: Floats, lowest: int, share: float) -> int:
     return min(int(high[-1]) + 1, lowest) if len(high) else 0
 
 
-def _log_lrs(smoothed: Floats, relapse: int, log_lrs: Floats) -> tuple[float, float]:
+def _log_lrs(smoothed: Floats, rises_at: int, log_lrs: Floats) -> tuple[float, float]:
     """Return the logarithms of the suggestion and of ``max_lr``."""
-    edge, _ = _edge(smoothed, relapse)
+    edge, _ = _edge(smoothed, rises_at)
     # The value at the edge was measured before the update with the learning rate of that step.
     top = float(log_lrs[max(edge - 1, 0)]) - math.log(_SAFETY)
-    middle = float(log_lrs[_passed(smoothed, int(np.argmin(smoothed[:relapse])), 0.5)]) - math.log(_SAFETY)
+    middle = float(log_lrs[_passed(smoothed, int(np.argmin(smoothed[:rises_at])), 0.5)]) - math.log(_SAFETY)
     return top + _CAUTION * min(middle - top, 0.0), top
 
 
@@ -264,7 +267,7 @@ def _resampled(shape: _Shape, smoother: Floats, smoothed: Floats, log_lrs: Float
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     signs = rng.choice([-1.0, 1.0], size=(_RESAMPLES, len(smoothed)))
     curves = (smoothed + residuals * signs) @ smoother.T
-    return np.asarray([_log_lrs(curve, shape.relapse, log_lrs)[0] for curve in curves])
+    return np.asarray([_log_lrs(curve, shape.rises_at, log_lrs)[0] for curve in curves])
 
 
 def _clean(lrs: Floats, runs: Sequence[Sequence[float]], sign: float) -> tuple[list[Floats], bool]:
@@ -286,13 +289,13 @@ def _clean(lrs: Floats, runs: Sequence[Sequence[float]], sign: float) -> tuple[l
 def _why_none(shape: _Shape, crosses: bool, lowest: int, ended_early: bool) -> Cause | None:
     """Return why a curve that does not both improve and then turn has no suggestion; None for one that does."""
     n = len(shape.values)
-    fall, _ = evidence(shape.values[: shape.relapse])
+    fall, _ = evidence(shape.values[: shape.rises_at])
     _, rise = evidence(shape.values)
     errors = fit_errors(shape.values)
     local = max(shape.noise, _noise(shape.values[max(lowest - 9, 0) : lowest + 5]))
     large = errors[-1] - errors.min() > _LARGE_RISE * local**2 > 0
-    rises = shape.relapse < n or ended_early or rise > _EVIDENCE * math.log(n) or large
-    if fall > _EVIDENCE * math.log(max(shape.relapse, 2)):
+    rises = shape.rises_at < n or ended_early or rise > _EVIDENCE * math.log(n) or large
+    if fall > _EVIDENCE * math.log(max(shape.rises_at, 2)):
         return None if ended_early or (rises and crosses) else Cause.NO_UPPER_EDGE
     if not rises:
         return Cause.FLAT
@@ -304,7 +307,7 @@ def _interval(log_lrs: Floats, samples: Floats, single: Sequence[Floats]) -> tup
     spread, runs = _SWEEP_SPREAD**2, len(single)
     if runs >= 3:
         shapes = map(_shape, single)
-        own = [_log_lrs(_smoother(len(each.values)) @ each.values, each.relapse, log_lrs)[0] for each in shapes]
+        own = [_log_lrs(_smoother(len(each.values)) @ each.values, each.rises_at, log_lrs)[0] for each in shapes]
         # A few runs say little about their own spread, so the usual spread counts as four more runs.
         spread = (4 * spread + (runs - 1) * float(np.var(own, ddof=1))) / (4 + runs - 1)
     # Some resamples may lose the fall and land anywhere, so take the spread from the middle half.
@@ -337,8 +340,8 @@ def read_curve(
         return replace(silent, abstention=Abstention(Cause.TOO_FEW_POINTS, n))
     shape, smoother, log_lrs = _shape(mean), _smoother(n), np.log(grid)
     smoothed = smoother @ shape.values
-    lowest = int(np.argmin(smoothed[: shape.relapse]))
-    _, crosses = _edge(smoothed, shape.relapse)
+    lowest = int(np.argmin(smoothed[: shape.rises_at]))
+    _, crosses = _edge(smoothed, shape.rises_at)
     rules = _other_rules(grid, clean[0], smoothed, lowest, loss=not higher_is_better)
     silent = replace(silent, smoothed=sign * smoothed, rules=rules, capped=sign * shape.values)
     if cause := _why_none(shape, crosses, lowest, ended_early):
@@ -346,7 +349,7 @@ def read_curve(
     half, noise = _interval(log_lrs, _resampled(shape, smoother, smoothed, log_lrs, seed), clean)
     if noise > math.log(_TOO_WIDE) / 2:
         return replace(silent, abstention=Abstention(Cause.TOO_NOISY, math.exp(2 * noise)))
-    suggestion, max_lr = map(math.exp, _log_lrs(smoothed, shape.relapse, log_lrs))
+    suggestion, max_lr = map(math.exp, _log_lrs(smoothed, shape.rises_at, log_lrs))
     return replace(
         silent,
         suggestion=suggestion,

@@ -153,7 +153,7 @@ class DryRun:
             "trainer.state": trainer.state,
         }
         try:
-            self._snapshots.append(Snapshot(roots, shallow=[trainer], opaque=_lightning.twins(*_OPAQUE)))
+            self._snapshots.append(Snapshot(roots, shallow=[trainer], opaque=_lightning.of_both_packages(*_OPAQUE)))
             with isolate_rng():
                 self._loaders = training_loaders(trainer)
             self.save({"train_dataloader": self._loaders.flattened})
@@ -167,7 +167,7 @@ class DryRun:
 
     def save(self, roots: Mapping[str, object]) -> None:
         """Save further objects that a step may change, and that nothing led to when the dry run was entered."""
-        self._snapshots.append(Snapshot(roots, opaque=_lightning.twins(*_OPAQUE), before=self._snapshots))
+        self._snapshots.append(Snapshot(roots, opaque=_lightning.of_both_packages(*_OPAQUE), before=self._snapshots))
 
     def _restore(self) -> list[str]:
         return [name for snapshot in reversed(self._snapshots) for name in snapshot.restore()]

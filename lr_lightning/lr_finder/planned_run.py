@@ -1,10 +1,11 @@
 """The run that a learning rate is for, and short trials of it: which to make next, and what they say. Pure.
 
-The answer is the geometric mean of two: what the trials say, carried to the length of the run, and a tenth of the lr at
-the range test's minimum (fastai's rule). Their errors differ. On 15 open cells of ``benchmarks.whole_run``, three seeds
-each, the mean regret is 0.030 (worst 0.13); of the trials alone 0.035 (0.28), of minimum / 10 alone 0.035 (0.17). The
-constants were chosen on these cells, and no sealed cell was looked at. On a 16th open cell nothing learns but one lr of
-the sweep, late, and every rule fails. The drift measured between trials of 12 and 48 updates did not help: it is noisy.
+The answer is the geometric mean of two learning rates: what the trials say, extrapolated to the length of the run, and
+a tenth of the lr at the range test's minimum (fastai's rule). Their errors differ. On 15 open cells of
+``benchmarks.whole_run``, three seeds each, the mean regret is 0.030 (worst 0.13); of the trials alone 0.035 (0.28), of
+minimum / 10 alone 0.035 (0.17). The constants were chosen on these cells, and no sealed cell was looked at. On a 16th
+open cell nothing learns but one lr of the sweep, late, and every rule fails. The drift measured between trials of 12
+and 48 updates did not help: it is noisy.
 """
 
 import math
@@ -94,7 +95,7 @@ class PlannedRun:
             length = f"{self.epochs:.3g} epoch{'' if self.epochs == 1 else 's'} ({length})"
         return f"{length} at a constant lr" if self.is_constant else f"{length} of {self.schedule}"
 
-    def carried(self, lr: float, other: "PlannedRun") -> float:
+    def equivalent_lr(self, lr: float, other: "PlannedRun") -> float:
         """Return what a peak lr of this run becomes under the schedule of another one of the same length."""
         return lr * self.constant / other.constant
 
@@ -129,7 +130,7 @@ def first_lr(lrs: Sequence[float], smoothed: Sequence[float], suggestion: float 
 def next_lr(scores: Mapping[float, float], first: float, start: float, fewest: int) -> float | None:
     """Return the lr of the next trial; None if the best one is known well enough, or there were enough trials.
 
-    They stand on a ladder around ``first``. The ladder grows until its best is inside, and then to both sides.
+    The trials form a geometric grid around ``first``. It grows until its best lr is not at an end, then to both sides.
 
     Args:
         scores: Learning rate to the value at the trial's end, lower is better; nan or inf if it diverged.
@@ -189,7 +190,7 @@ class Trials:
 
     @property
     def open_ends(self) -> tuple[bool, bool]:
-        """Whether the best trial is the lowest, and whether it is the highest of the ladder."""
+        """Whether the best trial is the lowest, and whether it is the highest of the grid."""
         best = int(np.argmin([value if math.isfinite(value) else np.inf for value in self.scores]))
         return best == 0, best == len(self.scores) - 1
 

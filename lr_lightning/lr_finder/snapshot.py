@@ -30,7 +30,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from lr_lightning._lightning import LightningDataModule, twins
+from lr_lightning._lightning import LightningDataModule, of_both_packages
 
 __all__ = ["Snapshot", "has_state"]
 
@@ -77,8 +77,8 @@ class Snapshot:
 
     It starts from ``roots``, by their names in messages. It saves the attributes of ``shallow`` objects as references,
     without following them, and ignores instances of ``opaque`` types. The snapshots in ``before`` will be restored
-    after this one. An object that they reached as data counts as data here too: if this snapshot wrote to the object,
-    it would look changed to them.
+    after this one. An object that one of them only watches, as data, is only watched here too: had this snapshot
+    restored it, the earlier one would report a change.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Snapshot:
         before: Iterable["Snapshot"] = (),
     ) -> None:
         self._opaque = opaque
-        self._data_holders: tuple[type, ...] = twins(*_DATA_HOLDERS)
+        self._data_holders: tuple[type, ...] = of_both_packages(*_DATA_HOLDERS)
         # ids of objects that are data; the snapshots in `before` keep theirs alive
         self._data: set[int] = set().union(*(snapshot._data for snapshot in before))
         self._seen: dict[int, object] = {}  # keeps objects alive, so that no id is used again

@@ -10,7 +10,7 @@ from posixpath import commonprefix
 
 import numpy as np
 
-from lr_lightning.diagnosis.comparison import GroupDifference, compare_groups
+from lr_lightning.diagnosis.comparison import GroupDifference, Ranking, compare_groups, rank_groups
 from lr_lightning.diagnosis.statistics import Mean, mean_ci
 from lr_lightning.reports.run_metrics import RunResult, RunState, tag_or_param, with_data_set
 
@@ -169,6 +169,17 @@ class ComparedGroups:
     warnings: list[str]  # what weakens the comparison
     higher_is_better: bool = True
     data_sets: DataSets | None = None  # None if there is one
+
+    @property
+    def testable(self) -> list[GroupDifference]:
+        """The differences over more than one seed; one seed allows no test."""
+        return [d for d in self.differences if d.n > 1]
+
+    @property
+    def ranking(self) -> Ranking:
+        """What the comparison of the groups of one data set shows."""
+        counted = [group.name for group in self.groups if group.counted] if self.objective else []
+        return rank_groups(counted, self.differences)
 
     def by_data_set(self) -> dict[str, "ComparedGroups"]:
         """Return the part of each data set, by its label; the label is "" if there is only one data set."""

@@ -351,10 +351,10 @@ def measure_run(
     _measure_cost(result)
     if target is not None and (met := result.curve(target.metric)) is not None:
         # A run that failed or was killed might still have reached the target: it is censored.
-        hopeless = state is RunState.DIVERGED
-        result.steps_to_target = time_to(target, met.step + 1, met.value, hopeless=hopeless)  # steps count from 0
+        diverged = state is RunState.DIVERGED
+        result.steps_to_target = time_to(target, met.step + 1, met.value, diverged=diverged)  # steps count from 0
         if (seconds := axes.at("seconds", met.step)) is not None:
-            result.seconds_to_target = time_to(target, seconds, met.value, hopeless=hopeless)
+            result.seconds_to_target = time_to(target, seconds, met.value, diverged=diverged)
     return result
 
 

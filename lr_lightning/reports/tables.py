@@ -120,7 +120,7 @@ def comparison_table(compared: ComparedGroups) -> Table:
         ("finding", "finding", wording.finding),
     ]
     keys, titles, cells = zip(*columns, strict=True)
-    return Table([*keys], [*titles], [[cell(d) for cell in cells] for d in wording.comparable(compared)])
+    return Table([*keys], [*titles], [[cell(d) for cell in cells] for d in compared.testable])
 
 
 def run_table(compared: ComparedGroups) -> tuple[Table, list[Run]]:
@@ -206,7 +206,7 @@ def print_comparison(compared: ComparedGroups, target: Target | None, title: str
         title = "who won: pairs of groups, the better one first"
         if narrow:
             console.print(title)
-            for d in wording.comparable(compared)[:_ROWS_SHOWN]:
+            for d in compared.testable[:_ROWS_SHOWN]:
                 console.print(f"  {wording.printable(wording.one_line(d))}", soft_wrap=True)
         else:
             _print_table(console, pairs, title, set())

@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 
-from lr_lightning.diagnosis.comparison import GroupDifference
+from lr_lightning.diagnosis.comparison import GroupDifference, Outcome
 from lr_lightning.diagnosis.statistics import Mean
 from lr_lightning.reports.groups import ComparedGroups, DataSets, RunGroup
 
@@ -64,11 +64,6 @@ def finding(d: GroupDifference) -> str:
     return f"not significant (n = {d.n}){by_rank}"
 
 
-def comparable(compared: ComparedGroups) -> list[GroupDifference]:
-    """Return the differences over more than one seed; one seed allows no test."""
-    return [d for d in compared.differences if d.n > 1]
-
-
 def not_compared(compared: ComparedGroups) -> str:
     """Explain in one line why groups are not compared; "" if all are."""
     if not compared.differences:
@@ -117,32 +112,27 @@ def _data_sets_note(data_sets: DataSets) -> str:
 def _finding(compared: ComparedGroups) -> str:
     """State what the comparison of one data set's groups shows.
 
-    A winner is significantly better than every other group, with its diverged runs counted as losses. The means are
-    over finished runs only, so the number of diverged runs is given beside them.
+    The means are over finished runs only, so the number of diverged runs is given beside them.
     """
-    counted = [group for group in compared.groups if group.counted]
-    if compared.objective is None or not counted:
+    ranking, objective = compared.ranking, compared.objective
+    leader = next((group for group in compared.groups if group.name == ranking.leader and group.counted), None)
+    if leader is None or objective is None:
         return "No finished run has a validation metric, so there is nothing to rank."
-    best = counted[0]
-    own = [d for d in compared.differences if best.name in (d.better, d.worse)]
-    if not own:
+    if ranking.lead is None:
         alone = "There is no other group to compare it with."
-        if len(counted) > 1:  # a data set may lack the group chosen beforehand
+        if ranking.outcome is Outcome.REFERENCE_MISSING:  # a data set may lack the group chosen beforehand
             alone = "The group to compare it with has no runs here."
-        return f"{best.name} has {_mean_of(best, compared.objective)}. {alone}"
-    names = {name for d in compared.differences for name in (d.better, d.worse)}
-    for group in counted:
-        wins = [d for d in compared.differences if d.significant and d.better == group.name]
-        if wins and len(wins) == len(names) - 1:
-            largest = max(d.adjusted for d in wins)
-            which = "the best mean" if group is best else "a mean"
-            return (
-                f"{group.name} won: {_mean_of(group, compared.objective, which)}, significantly better than every "
-                f"other group (largest {_p_equals('adjusted p', largest)}). {_lead(wins[0])}"
-            )
-    wins = [d for d in own if d.significant and d.better == best.name]
-    rest = f" It is significantly better than {', '.join(d.worse for d in wins)}, not than the others." if wins else ""
-    return f"No winner can be named. {best.name} has {_mean_of(best, compared.objective)}. {_lead(own[0])}{rest}"
+        return f"{leader.name} has {_mean_of(leader, objective)}. {alone}"
+    if ranking.outcome is Outcome.WON:
+        largest = max(d.adjusted for d in ranking.wins)
+        which = "the best mean" if leader is compared.groups[0] else "a mean"
+        return (
+            f"{leader.name} won: {_mean_of(leader, objective, which)}, significantly better than every "
+            f"other group (largest {_p_equals('adjusted p', largest)}). {_lead(ranking.lead)}"
+        )
+    wins = ", ".join(d.worse for d in ranking.wins)
+    rest = f" It is significantly better than {wins}, not than the others." if wins else ""
+    return f"No winner can be named. {leader.name} has {_mean_of(leader, objective)}. {_lead(ranking.lead)}{rest}"
 
 
 def _mean_of(group: RunGroup, objective: str, which: str = "the best mean") -> str:

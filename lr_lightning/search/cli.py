@@ -67,10 +67,10 @@ def main(root: Path) -> int:
 
 def _search(root: Path, words: list[str]) -> int:
     in_process = bool({"workers=0", "search.workers=0"} & set(words))
-    nursery = None if in_process else launch("nursery", {PRELOAD: preloaded(words)})
+    fork_server = None if in_process else launch("fork_server", {PRELOAD: preloaded(words)})
     from lr_lightning.search.engine import Engine, Workers
 
-    with Workers(nursery, in_process=in_process) as workers:
+    with Workers(fork_server, in_process=in_process) as workers:
         from lr_lightning.search.report import (
             Progress,
             conclude,

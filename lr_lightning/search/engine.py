@@ -1,4 +1,4 @@
-"""The engine of a search: it hands trials to workers, judges them while they run, and stops in good order.
+"""The engine of a search: it hands trials to workers, prunes them while they run, and stops in good order.
 
 A worker is a process that trains trial after trial; with ``workers=0`` it is this process. This module imports neither
 torch nor Lightning: that is left to the workers, which start while the command line is read.
@@ -28,10 +28,10 @@ from lr_lightning.app.run.signals import Interrupted, Signals
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.launch import Launched, launch
-from lr_lightning.search.methods import Ask, Judge
+from lr_lightning.search.methods import Ask, TrialPruner
 from lr_lightning.search.report import Progress, format_count
 from lr_lightning.search.settings import Search
-from lr_lightning.search.study import Lost, StorageGone, Study, Trial, result_of
+from lr_lightning.search.study import RequeueReason, StorageGone, Study, Trial, result_of
 from lr_lightning.search.task import LOG, Answer, Task, TaskResult, TaskStatus, TrialOutcome, TrialRuns
 
 _TICK_SECONDS = 0.25
@@ -47,12 +47,12 @@ class InProcessWorker:
     gpu = identity = None
     is_single_use = False
 
-    def start(self, job: Any, judge: Ask | None = None, log: Path | None = None) -> None:
+    def start(self, job: Any, pruner: Ask | None = None, log: Path | None = None) -> None:
         """Do a job."""
         if isinstance(job, Task):
             from lr_lightning.search.worker import run_task
 
-            job = (partial(run_task, quiet=True), job, judge)
+            job = (partial(run_task, quiet=True), job, pruner)
         function, *arguments = job
         self._answer = Answer(function(*arguments))
 
@@ -76,19 +76,19 @@ class Worker:
     gpu: str | None = None
     is_single_use: bool = False
     identity: tuple[int, float] | None = None
-    _judge: Ask | None = None
+    _pruner: Ask | None = None
     _log: Path | None = None
 
     def __post_init__(self) -> None:
         with contextlib.suppress(psutil.Error):
             self.identity = (self.pid, psutil.Process(self.pid).create_time())
 
-    def start(self, job: Any, judge: Ask | None = None, log: Path | None = None) -> None:
-        """Start a `Task`, whose reports `judge` answers, or a function of a module and its arguments.
+    def start(self, job: Any, pruner: Ask | None = None, log: Path | None = None) -> None:
+        """Start a `Task`, whose reports `pruner` answers, or a function of a module and its arguments.
 
         What the job prints goes to the file `log`; None stands for this process's own output.
         """
-        self._judge, self._log = judge, log
+        self._pruner, self._log = pruner, log
         with contextlib.suppress(OSError):  # `poll` finds out that the process is gone
             self.connection.send((job, log))
 
@@ -101,7 +101,7 @@ class Worker:
                 message = self.connection.recv()
                 if isinstance(message, Answer):
                     return message
-                self.connection.send(self._judge(message) if self._judge else None)
+                self.connection.send(self._pruner(message) if self._pruner else None)
         if status is None:
             return None
         self.kill()  # what it had started may live on
@@ -141,19 +141,19 @@ class Worker:
 class Workers:
     """Starts workers, `share` of which use this machine, and keeps those that wait for a job; ends them on exit.
 
-    ``nursery`` is the process that forks them, if it has been started already.
+    ``fork_server`` is the process that forks them, if it has been started already.
     """
 
-    def __init__(self, nursery: Launched | None = None, *, in_process: bool = False) -> None:
+    def __init__(self, fork_server: Launched | None = None, *, in_process: bool = False) -> None:
         self.share = 1
         self._in_process = in_process
         self._idle: list[Any] = []
         self._statuses: dict[int, int] = {}
         self._has_forked = False
-        self._nursery: subprocess.Popen[bytes] | None = None
+        self._fork_server: subprocess.Popen[bytes] | None = None
         self._control: Connection | None = None
         if not in_process:
-            self._nursery, self._control = nursery or launch("nursery")
+            self._fork_server, self._control = fork_server or launch("fork_server")
 
     def __enter__(self) -> Self:
         return self
@@ -161,12 +161,12 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         for worker in self._idle:
             worker.close()
-        if self._control is not None and self._nursery is not None:
-            self._control.close()  # the nursery ends, with all its workers
+        if self._control is not None and self._fork_server is not None:
+            self._control.close()  # the fork server ends, with all its workers
             if not self._has_forked:
-                self._nursery.kill()  # it may import yet
+                self._fork_server.kill()  # it may import yet
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._nursery.wait(_STOP_SECONDS)
+                self._fork_server.wait(_STOP_SECONDS)
 
     def has_idle(self, gpu: str | None) -> bool:
         """Tell whether a worker with this GPU waits for a job."""
@@ -196,21 +196,24 @@ class Workers:
         return Worker(connection, process.pid, process.poll, is_single_use=True)
 
     def _fork(self, gpu: str | None) -> Worker:
-        """Have the nursery fork a worker, with a socket between it and this process."""
-        nursery, control = self._living_nursery()
+        """Have the fork server fork a worker, with a socket between it and this process."""
+        fork_server, control = self._living_fork_server()
         self._has_forked = True
         ours, theirs = socket.socketpair()
         with theirs:
             pid = self._request_worker(control, theirs, gpu)
-        return Worker(Connection(ours.detach()), pid, partial(self._status_of, pid, nursery), gpu)
+        return Worker(Connection(ours.detach()), pid, partial(self._status_of, pid, fork_server), gpu)
 
-    def _living_nursery(self) -> "tuple[subprocess.Popen[bytes], Connection]":
-        if self._nursery is None or self._control is None or self._nursery.poll() is not None:
-            self._nursery, self._control = launch("nursery")
-        return self._nursery, self._control
+    def _living_fork_server(self) -> "tuple[subprocess.Popen[bytes], Connection]":
+        if self._fork_server is None or self._control is None or self._fork_server.poll() is not None:
+            self._fork_server, self._control = launch("fork_server")
+        return self._fork_server, self._control
 
     def _request_worker(self, control: Connection, theirs: socket.socket, gpu: str | None) -> int:
-        """Send the nursery a worker's settings and socket; return its id, which comes after the ends of other ones."""
+        """Have the fork server start a worker with these settings and this socket; return the worker's process id.
+
+        Messages that other workers have ended may come first.
+        """
         control.send({SHARE: str(self.share), **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})})
         send_handle(control, theirs.fileno(), None)
         while (message := control.recv())[1] is not None:
@@ -219,10 +222,10 @@ class Workers:
         self._statuses.pop(pid, None)  # of an earlier process with that id
         return pid
 
-    def _status_of(self, pid: int, nursery: "subprocess.Popen[bytes]") -> int | None:
-        """Return the exit status of a worker, or None while it lives; it does not outlive its nursery."""
+    def _status_of(self, pid: int, fork_server: "subprocess.Popen[bytes]") -> int | None:
+        """Return the exit status of a worker, or None while it lives; it does not outlive its fork server."""
         self._read_statuses()
-        return self._statuses.get(pid, None if nursery.poll() is None else -signal.SIGTERM)
+        return self._statuses.get(pid, None if fork_server.poll() is None else -signal.SIGTERM)
 
     def _read_statuses(self) -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -240,7 +243,7 @@ class Workers:
     def call(self, function: Callable[..., R], *arguments: object) -> R:
         """Return what a function of a module returns in a worker of its own, or raise what it raises.
 
-        The worker has everything that the nursery has imported by now; one that waits for a trial may have less.
+        The worker has everything that the fork server has imported by now; one that waits for a trial may have less.
         """
         worker = InProcessWorker() if self._in_process else self._fork(None)
         try:
@@ -300,7 +303,7 @@ class Engine:
                         runs.worker.kill()
                 if not isinstance(sys.exception(), StorageGone):
                     for runs in self._running:
-                        self.study.put_back(runs.trial, Lost.INTERRUPTED)
+                        self.study.requeue(runs.trial, RequeueReason.INTERRUPTED)
 
     def _loop(self, signals: Signals) -> None:
         may_have_more = True
@@ -368,12 +371,14 @@ class Engine:
         if runs.worker is None:
             runs.worker = self._worker_for(task.config)
             self.study.note(trial, phase=runs.phase, folder=runs.folder, worker=runs.worker.identity)
-        judge = None
-        if task.judged:
+        pruner = None
+        if task.may_be_pruned:
             node = self.search.node
-            judge = Judge(trial.handle, node.pruners, higher=task.higher, patience=node.patience, reports=trial.reports)
+            pruner = TrialPruner(
+                trial.handle, node.pruners, higher=task.higher, patience=node.patience, reports=trial.reports
+            )
         task.folder.mkdir(parents=True, exist_ok=True)
-        runs.worker.start(task, judge, task.folder / LOG)
+        runs.worker.start(task, pruner, task.folder / LOG)
 
     def _worker_for(self, config: Config) -> Any:
         """Return a worker with a GPU to itself and its share of the processors."""
@@ -405,12 +410,12 @@ class Engine:
             result: TaskResult = answer.get()
             runs.results.append(result)
             if result.status == TaskStatus.CRASHED:
-                self._lose(runs, Lost.CRASHED, result.reason, counted=True)
+                self._requeue(runs, RequeueReason.CRASHED, result.reason, counted=True)
             elif result.status == TaskStatus.INTERRUPTED:
-                self._lose(runs, Lost.INTERRUPTED, result.reason, counted=not stopping)
+                self._requeue(runs, RequeueReason.INTERRUPTED, result.reason, counted=not stopping)
             elif stopping and result.status == TaskStatus.FINISHED and not runs.is_complete:
                 self._free_worker(runs)
-                self._lose(runs, Lost.INTERRUPTED, "stopped between two of its runs", counted=False)
+                self._requeue(runs, RequeueReason.INTERRUPTED, "stopped between two of its runs", counted=False)
             else:
                 if runs.worker.is_single_use:
                     self._free_worker(runs)
@@ -421,12 +426,12 @@ class Engine:
             self.workers.give_back(runs.worker)
             runs.worker = None
 
-    def _lose(self, runs: TrialRuns, why: Lost, reason: str | None, *, counted: bool) -> None:
+    def _requeue(self, runs: TrialRuns, why: RequeueReason, reason: str | None, *, counted: bool) -> None:
         """Put back a trial that has no outcome; after too many `counted` attempts it has failed."""
         self._running.remove(runs)
-        outcome = runs.lost(reason)
-        result = outcome.attributes if why == Lost.CRASHED else {**outcome.attributes, "reason": str(why)}
-        if self.study.put_back(runs.trial, why, counted=counted, result=result):
+        outcome = runs.incomplete_outcome(reason)
+        result = outcome.attributes if why == RequeueReason.CRASHED else {**outcome.attributes, "reason": str(why)}
+        if self.study.requeue(runs.trial, why, counted=counted, result=result):
             self.progress.say(f"trial {runs.trial.number}: {reason}; it is resumed")
         else:
             self._tell(runs.trial, outcome)

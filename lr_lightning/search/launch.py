@@ -11,7 +11,7 @@ Launched = tuple["subprocess.Popen[bytes]", Connection]
 """A process, and this end of the socket to it."""
 
 PRELOAD = "LR_LIGHTNING_PRELOAD"
-"""Environment variable of a nursery: modules to import once it has nothing to do, separated by commas."""
+"""Environment variable of a fork server: modules to import once it has nothing to do, separated by commas."""
 
 
 def preloaded(words: Sequence[str]) -> str:

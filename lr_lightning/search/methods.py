@@ -1,4 +1,4 @@
-"""The ways to search, by name: samplers, pruners, and the judge that compares a trial with others while it trains."""
+"""The ways to search, by name: samplers, and pruners, which compare a trial with others while it trains."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +73,7 @@ Ask = Callable[[ValidationReport], str | None]
 """Asks the search, after a validation, why the trial is pruned; None if it continues."""
 
 
-class Judge:
+class TrialPruner:
     """Decides after each validation whether a trial is pruned; `reports` are those of earlier attempts at it."""
 
     def __init__(
@@ -92,12 +92,12 @@ class Judge:
     def __call__(self, report: ValidationReport) -> str | None:
         """Record a report, and return why the trial is pruned, or None. A storage that fails prunes nothing."""
         try:
-            return self._judge(report)
+            return self._reason_to_prune(report)
         except Exception as e:  # of any database driver: it must not end a training run
             log.warning("the study does not answer, so a validation is not reported: %s", e)
             return None
 
-    def _judge(self, report: ValidationReport) -> str | None:
+    def _reason_to_prune(self, report: ValidationReport) -> str | None:
         if report.validation not in self._values:
             self._trial.report(self._sign * report.value, report.validation)
         self._values[report.validation] = report.value

@@ -141,7 +141,7 @@ def _lock_of(url: str) -> FileLock:
     return FileLock(path, timeout=_LOCK_SECONDS)
 
 
-class Lost(StrEnum):
+class RequeueReason(StrEnum):
     """Why a trial ended without a result, so that it is put back."""
 
     INTERRUPTED = "interrupted"
@@ -378,8 +378,8 @@ class Study:
         return True
 
     @patient
-    def put_back(
-        self, trial: Trial, why: Lost, *, counted: bool = False, result: Mapping[str, Any] | None = None
+    def requeue(
+        self, trial: Trial, why: RequeueReason, *, counted: bool = False, result: Mapping[str, Any] | None = None
     ) -> bool:
         """Put back a trial without a result, so that a free worker resumes it; False after too many attempts.
 
@@ -407,14 +407,16 @@ class Study:
                 gone = owner.get("host") == self._owner["host"] and not _lives(owner.get("pid"), owner.get("born"))
             if gone:
                 _await_worker(trial.user_attrs.get("run", {}).get("worker"))
-                self._fail(trial, Lost.GONE, _attempt_of(trial) + 1)
+                self._fail(trial, RequeueReason.GONE, _attempt_of(trial) + 1)
         optuna.storages.fail_stale_trials(self.optuna)
         return sorted({number_of(t) for t in self.trials(TrialState.WAITING)} - before)
 
     def _replace_stale(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._replace(trial, _attempt_of(trial) + 1)
 
-    def _fail(self, trial: FrozenTrial, why: Lost, attempt: int, result: Mapping[str, Any] | None = None) -> bool:
+    def _fail(
+        self, trial: FrozenTrial, why: RequeueReason, attempt: int, result: Mapping[str, Any] | None = None
+    ) -> bool:
         trial_id = self._id_of(trial.number)
         attributes = {"reason": str(why), **(result or {}), "lost": why.name}
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another machine was first

@@ -47,8 +47,8 @@ class Task:
     monitor: str
     higher: bool
     tags: dict[str, str] = field(default_factory=dict)
-    judged: bool = False  # the search is asked after each validation
-    ends_hopeless: bool = False  # the run ends if it diverges or collapses by its own diagnosis
+    may_be_pruned: bool = False  # the search is asked after each validation
+    stops_on_verdict: bool = False  # the run ends if it diverges or collapses by its own diagnosis
     patience: float = 1.0  # share of the run before which nothing ends it
     resume: tuple[str, ...] | None = None  # overrides to resume an interrupted attempt with; None for a new run
 
@@ -141,8 +141,8 @@ class TrialRuns:
                 monitor=search.monitor,
                 higher=search.monitor_higher,
                 tags={"sweep": search.name, "trial": str(trial.number), "search": node.name},
-                judged=index == 0 and bool(node.pruners),  # only the first run is compared with other trials
-                ends_hopeless="verdict" in node.pruners,
+                may_be_pruned=index == 0 and bool(node.pruners),  # only the first run is compared with other trials
+                stops_on_verdict="verdict" in node.pruners,
                 patience=node.patience,
                 resume=tuple(trust) if trial.resumes else None,
             )
@@ -186,7 +186,7 @@ class TrialRuns:
             "reason": self._last.reason,
         }
 
-    def lost(self, reason: str | None) -> TrialOutcome:
+    def incomplete_outcome(self, reason: str | None) -> TrialOutcome:
         """Return the outcome of a trial that ends before all its runs are done."""
         return TrialOutcome(TrialState.FAIL, None, {**self._attributes(), "reason": reason})
 

@@ -1,7 +1,7 @@
 """The inside of a worker: a process that trains, or does whatever else its search sends.
 
 It starts as `python -m lr_lightning.search.worker ROLE FD SEARCH_PID`, where FD is a socket to the search. A
-``nursery``, a fork server, imports what training needs, starts no thread, and forks a worker for each socket that the
+``fork_server`` imports what training needs, starts no thread, and forks a worker for each socket that the
 search sends, so the imports are paid once. A ``worker`` serves the search itself. It is for runs with several
 processes, whose launcher starts the same command for the other ranks.
 """
@@ -115,10 +115,10 @@ def _headline(error: Exception) -> str:
 
 
 class TrialWatch(Callback):
-    """Report each validation of a run to its search; end the run on all ranks if it is pruned or hopeless."""
+    """Report each validation of a run to its search; end the run on all ranks if it is pruned, by either side."""
 
     def __init__(self, task: Task, ask: Ask | None) -> None:
-        self.task, self._ask = task, ask if task.judged else None
+        self.task, self._ask = task, ask if task.may_be_pruned else None
         self.reason: str | None = None
         self.best: float | None = None
         self.validations = 0
@@ -128,7 +128,7 @@ class TrialWatch(Callback):
         self._phases: Phases | None = None
 
     @property
-    def gives_up(self) -> bool:
+    def skips_test(self) -> bool:
         """Tell whether the run was ended, so that a test would be pointless."""
         return self.reason is not None
 
@@ -148,17 +148,17 @@ class TrialWatch(Callback):
             best = value if self.best is None else self.best
             self.best = max(best, value) if self.task.higher else min(best, value)
         progress, comparable = self._place(trainer)
-        reason = self._judged(trainer, value, progress, comparable) if trainer.is_global_zero else None
+        reason = self._reason_to_end(trainer, value, progress, comparable) if trainer.is_global_zero else None
         reason = trainer.strategy.broadcast(reason)
         if reason is not None:
             self.reason = reason
             log_tags(trainer, {"pruned": reason[:500]})
             trainer.should_stop = True
 
-    def _judged(self, trainer: Trainer, value: float | None, progress: float, comparable: bool) -> str | None:
+    def _reason_to_end(self, trainer: Trainer, value: float | None, progress: float, comparable: bool) -> str | None:
         if progress >= 1.0:
             return None  # nothing would be saved
-        if self.task.ends_hopeless and progress >= self.task.patience and comparable:
+        if self.task.stops_on_verdict and progress >= self.task.patience and comparable:
             for verdict in (monitor.verdict for monitor in callbacks_of(trainer, OverfittingMonitor)):
                 if verdict.label in ("diverged", "collapsed"):
                     return f"{verdict.label}: {verdict.detail}".rstrip(": ")
@@ -255,7 +255,7 @@ def _printing_to(log: Path | None) -> Iterator[None]:
             os.close(original)
 
 
-def _nursery(control: Connection) -> NoReturn:
+def _serve_forks(control: Connection) -> NoReturn:
     """Fork a worker for each socket that the search sends, and tell it each worker's id, and later its exit status."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -316,7 +316,7 @@ def _become_worker(socket: int, parent: int, environment: dict[str, str]) -> NoR
 
 
 def main(role: str, socket: int, parent: int) -> None:
-    """Be a nursery, a worker, or one of the other ranks of a worker's run."""
+    """Be a fork server, a worker, or one of the other ranks of a worker's run."""
     if "LOCAL_RANK" in os.environ and role == "worker":
         task: Task = pickle.loads(Path(os.environ[_RANK_TASK]).read_bytes())
         prepare(task.root)
@@ -326,7 +326,7 @@ def main(role: str, socket: int, parent: int) -> None:
     if role == "worker":
         _become_worker(socket, parent, {})
     else:
-        _nursery(Connection(socket))
+        _serve_forks(Connection(socket))
 
 
 if __name__ == "__main__":

@@ -81,10 +81,10 @@ class Status:
     time: int
 
 
-Record = Metric | Param | Tag | Artifact | Status
+LogEntry = Metric | Param | Tag | Artifact | Status
 
 
-def encode_record(record: Record) -> str:
+def encode_record(record: LogEntry) -> str:
     """Encode ``record`` as one line of JSON, without the newline. Floats keep all their bits."""
     match record:
         case Metric(key, value, step, time):
@@ -99,7 +99,7 @@ def encode_record(record: Record) -> str:
             return _encode_json({"status": status, "time": time})
 
 
-def decode_record(line: bytes) -> Record | None:
+def decode_record(line: bytes) -> LogEntry | None:
     """Decode one line; None if it is not a record (a disk error, or the file was edited)."""
     try:
         d = json.loads(line)
@@ -130,7 +130,7 @@ class LoggedRun:
     last_time: int = 0
 
     @classmethod
-    def of(cls, records: Iterable[Record | None]) -> "LoggedRun":
+    def of(cls, records: Iterable[LogEntry | None]) -> "LoggedRun":
         """Summarize ``records``, oldest first; None stands for a damaged line and is skipped."""
         run = cls()
         for record in records:
@@ -168,7 +168,7 @@ class LocalLog:
         """Cut a torn last line. Only the process that holds the run's lock may call this."""
         cut_torn_line(self.path)
 
-    def append(self, records: Iterable[Record]) -> None:
+    def append(self, records: Iterable[LogEntry]) -> None:
         """Append ``records`` in one write, so that a kill between two calls tears no line, and an OSError adds none."""
         append_bytes(self.path, "".join(encode_record(record) + "\n" for record in records).encode())
 
@@ -178,7 +178,7 @@ class LocalLog:
             with self.path.open("rb+") as file:
                 os.fsync(file.fileno())
 
-    def read(self, offset: int, limit: int = 1 << 18) -> list[tuple[Record | None, int]]:
+    def read(self, offset: int, limit: int = 1 << 18) -> list[tuple[LogEntry | None, int]]:
         """Read whole lines from byte ``offset`` on: about ``limit`` bytes, and the last line to its end.
 
         Returns:
@@ -191,17 +191,17 @@ class LocalLog:
             data = file.read(limit)
             if data and not data.endswith(b"\n"):
                 data += file.readline()
-        found: list[tuple[Record | None, int]] = []
+        found: list[tuple[LogEntry | None, int]] = []
         for line in data.split(b"\n")[:-1]:  # splitlines() would also end a line at a carriage return
             offset += len(line) + 1
             found.append((decode_record(line), offset))
         return found
 
-    def records(self, offset: int = 0) -> Iterator[Record | None]:
+    def records(self, offset: int = 0) -> Iterator[LogEntry | None]:
         """Iterate over the records from ``offset`` to the end, with None for a line that is not a record."""
         yield from (record for record, _ in self.lines(offset))
 
-    def lines(self, start: int, end: float = math.inf) -> Iterator[tuple[Record | None, int]]:
+    def lines(self, start: int, end: float = math.inf) -> Iterator[tuple[LogEntry | None, int]]:
         """Iterate over the records from ``start`` to ``end``, each with the offset of the line after it."""
         while start < end and (found := self.read(start, _READ_BYTES)):
             yield from (line for line in found if line[1] <= end)
@@ -363,7 +363,7 @@ class CSVFiles:
         self._summary: dict[str, float] = {}
         self._run: dict[str, Any] = {"run_name": run_name, "status": "RUNNING", "tags": {}}
 
-    def read(self) -> list[Record]:
+    def read(self) -> list[LogEntry]:
         """Read the records back, for a run whose local log is missing; empty if there are no files."""
         if cut_torn_line(self._metrics) == 0:
             return []
@@ -374,7 +374,7 @@ class CSVFiles:
         status = Status(run["status"], run.get("status_time_ms", 0))
         return [*map(Tag, run["tags"], run["tags"].values()), *map(Param, params, params.values()), *rows, status]
 
-    def rewrite(self, records: Iterable[Record | None]) -> None:
+    def rewrite(self, records: Iterable[LogEntry | None]) -> None:
         """Write all files anew; None stands for a damaged line. A full disk leaves ``metrics.csv`` unchanged."""
         temporary = self._metrics.with_suffix(".tmp")
         with temporary.open("w", encoding="utf-8", newline="") as file:
@@ -383,14 +383,14 @@ class CSVFiles:
         os.replace(temporary, self._metrics)
         self._save({*changed, Status})
 
-    def append(self, records: Iterable[Record]) -> None:
+    def append(self, records: Iterable[LogEntry]) -> None:
         """Add records to the files."""
         text = io.StringIO(newline="")
         changed = self._render(records, text)
         append_bytes(self._metrics, text.getvalue().encode())
         self._save(changed)
 
-    def _render(self, records: Iterable[Record | None], file: TextIO) -> set[type]:
+    def _render(self, records: Iterable[LogEntry | None], file: TextIO) -> set[type]:
         """Write metrics to ``file``, take over the other records, and return the types whose file must be written."""
         writer = csv.writer(file, lineterminator="\n")
         changed: set[type] = set()

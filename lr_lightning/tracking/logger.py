@@ -27,10 +27,10 @@ from lr_lightning.tracking.local_log import (
     Artifact,
     CSVFiles,
     LocalLog,
+    LogEntry,
     LoggedRun,
     Metric,
     Param,
-    Record,
     Status,
     Tag,
     UploadState,
@@ -161,7 +161,7 @@ class RunLogger(Logger):
         """Repair the local log, bring the CSV files in line with it, and return what the run has logged."""
         self._log.repair()
         logged = LoggedRun.of(self._log.records())
-        imported: Sequence[Record] = self._csv.read() if self._csv and not logged.last_time else ()
+        imported: Sequence[LogEntry] = self._csv.read() if self._csv and not logged.last_time else ()
         if not self._resume and (logged.last_time or imported or (self.output_dir / local_log.STATE_NAME).exists()):
             raise TrackingError(
                 f"{self.output_dir}: already holds the log of a run. Give resume=True to resume it, or another folder."
@@ -349,12 +349,12 @@ class RunLogger(Logger):
             self._buffer.rows = []
             self._pass_on(rows)
 
-    def _write(self, records: Sequence[Record]) -> None:
+    def _write(self, records: Sequence[LogEntry]) -> None:
         if records:
             self._log.append(records)
             self._pass_on(records)
 
-    def _pass_on(self, records: Sequence[Record]) -> None:
+    def _pass_on(self, records: Sequence[LogEntry]) -> None:
         """Render and upload what the local log has just received."""
         if self._upload is not None:
             self._upload.wake()
@@ -371,7 +371,7 @@ class RunLogger(Logger):
         """
         if not self._ensure_started():
             return
-        records: list[Record] = []
+        records: list[LogEntry] = []
         changed: dict[str, object] = {}
         given = vars(params) if isinstance(params, Namespace) else params or {}
         for name, value in flatten(given).items():

@@ -21,7 +21,7 @@ from lr_lightning._commands import replay_command
 from lr_lightning.errors import NotInStore, Rejected, StoreUnavailable, TrackingError
 from lr_lightning.tracking import local_log
 from lr_lightning.tracking.keys import RUN_KEY_TAG
-from lr_lightning.tracking.local_log import Artifact, LocalLog, LoggedRun, Metric, Param, Record, Status, UploadState
+from lr_lightning.tracking.local_log import Artifact, LocalLog, LogEntry, LoggedRun, Metric, Param, Status, UploadState
 from lr_lightning.tracking.locks import Holder, RunLock, run_lock
 from lr_lightning.tracking.store import Store
 
@@ -163,12 +163,12 @@ class Uploader:
         if self._abandoned:
             raise Abandoned
 
-    def _next_batch(self) -> tuple[list[Record], int, int]:
+    def _next_batch(self) -> tuple[list[LogEntry], int, int]:
         """Return the next records up to MLflow's limits, the number of lines read, and the offset after them.
 
         A status forms a batch alone, so that the order is kept. Artifacts are counted and left out.
         """
-        batch: list[Record] = []
+        batch: list[LogEntry] = []
         counts = Counter[type]()
         count, end = 0, self.state.offset
         for record, line_end in self._log.read(self.state.offset):
@@ -187,7 +187,7 @@ class Uploader:
             count, end = count + 1, line_end
         return batch, count, end
 
-    def _send(self, run_id: str, batch: Sequence[Record]) -> None:
+    def _send(self, run_id: str, batch: Sequence[LogEntry]) -> None:
         """Send ``batch``. If the store rejects it, split it until the bad record stands alone, and skip that one."""
         if not batch:
             return
@@ -215,7 +215,7 @@ class Uploader:
             name = f"{type(record).__name__.lower()} {getattr(record, record.__match_args__[0])!r}"
             self._warn_once(name, f"{name} was rejected by the store and skipped: {error}")
 
-    def _send_batch(self, run_id: str, batch: Sequence[Record]) -> None:
+    def _send_batch(self, run_id: str, batch: Sequence[LogEntry]) -> None:
         from mlflow import entities
 
         metrics = [entities.Metric(r.key, r.value, r.time, r.step) for r in batch if isinstance(r, Metric)]

@@ -1,9 +1,10 @@
 """The app's own LightningModule: a network trained as a classifier."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import lightning as L
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,14 +22,18 @@ class LitClassifier(L.LightningModule):
 
     The training step logs nothing: callbacks take what they record from the step's output, on the device. `val/loss`,
     `val/acc`, `test/loss` and `test/acc` are means over examples, not over batches, and over all processes. Label
-    smoothing acts on the training loss alone, so that losses on held-out data are comparable with and without it. A
-    checkpoint holds the network's weights only, under "net.".
+    smoothing, class weights and mixed labels act on the training loss alone: losses on held-out data and of the probe
+    are the plain cross-entropy, comparable with and without them. A checkpoint holds the network's weights only, under
+    "net.".
 
     Args:
         net: Maps images (batch, channels, height, width) to logits (batch, num_classes).
         optimizer: Called with `net`, returns its optimizer; see `OptimizerFactory`.
         num_classes: Number of classes, >= 2.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
+        class_weights: ``"balanced"`` weighs the training loss of an example by N / (K · n), for N images in K classes,
+            n of them in its own, so that every class counts alike; None weighs all examples alike.
+        class_sizes: Number of training images of each class, for these weights.
         compile: Whether to run `net` through `torch.compile`; it compiles at the first batch.
 
     Raises:
@@ -41,14 +46,21 @@ class LitClassifier(L.LightningModule):
         optimizer: Callable[[nn.Module], Optimizer],
         num_classes: int,
         label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | None = None,
+        class_sizes: Sequence[int] | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
         check_count("num_classes", num_classes, 2)
         if not 0 <= label_smoothing < 1:
             raise ArgumentError(f"must be in [0, 1), got {label_smoothing}", "label_smoothing")
+        if class_weights not in (None, "balanced"):
+            raise ArgumentError(f"must be 'balanced' or None, got {class_weights!r}", "class_weights")
         self.net = net
         self.label_smoothing = label_smoothing
+        self.class_weights: Tensor | None
+        weights = _balanced(class_sizes) if class_weights is not None and class_sizes is not None else None
+        self.register_buffer("class_weights", weights, persistent=False)
         self._make_optimizer = optimizer
         self.lr: float | None = getattr(optimizer, "lr", None)  # the peak learning rate; a finder replaces it
         self.val_loss, self.val_acc = _mean(), _accuracy(num_classes)
@@ -74,9 +86,9 @@ class LitClassifier(L.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean training loss of a batch, in nats."""
+        """Return the mean training loss of a batch, in nats; the labels may be shares of the classes."""
         images, labels = batch
-        return F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(self(images), labels, self.class_weights, label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to `val/loss` and `val/acc`."""
@@ -97,6 +109,12 @@ class LitClassifier(L.LightningModule):
         accuracy.update(logits, labels)
         self.log(f"{split}/loss", loss, on_step=False, on_epoch=True)
         self.log(f"{split}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+
+
+def _balanced(sizes: Sequence[int]) -> Tensor:
+    """Return a weight for each class, with the mean 1 over the images; 0 for a class without images."""
+    counts = torch.tensor(sizes, dtype=torch.float32)
+    return torch.where(counts > 0, counts.sum() / (counts > 0).sum() / counts.clamp_min(1), 0.0)
 
 
 def _mean() -> MeanMetric:

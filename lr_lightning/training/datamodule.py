@@ -1,6 +1,7 @@
 """The data of a run: splits, normalization, loaders, and the work done on the batch's device."""
 
 import logging
+import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,9 @@ class ImageDataModule(L.LightningDataModule):
     - ``max_megapixels`` is the size of the largest image that is read. ``on_bad_image`` says whether images that cannot
       be read are an ``error``, or are left out (``skip``), for which every image is decoded once more at the start.
     - ``train_size`` training images are kept, stratified.
+    - ``random_erasing`` is the share of training images that lose a box. ``mixup`` and ``cutmix`` mix pairs of training
+      images, by shares from a Beta distribution with this parameter; the labels of a training batch are then shares of
+      the classes, float32 [B, num_classes].
     - ``flip_labels`` is the share of training images, the probe's among them, that get the label of another class,
       which a network can only memorize.
 
@@ -102,6 +106,9 @@ class ImageDataModule(L.LightningDataModule):
         crop_padding: int = 0,
         crop_fill: Fill = "zero",
         flip: bool = False,
+        random_erasing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         normalize: Normalization = "standard",
         image_size: int | None = None,
         in_memory_limit: str | int = "2 GB",
@@ -129,7 +136,10 @@ class ImageDataModule(L.LightningDataModule):
             require(value is None or value >= least, f"{key} must be >= {least}, got {value}")
         require(isinstance(workers, int) and workers >= 0, f"data.num_workers must be >= 0 or auto, got {num_workers}")
         require(max_megapixels > 0, f"data.max_megapixels must be > 0, got {max_megapixels}")
-        require(0 <= flip_labels <= 1, f"data.flip_labels must be in [0, 1], got {flip_labels}")
+        for key, share in (("flip_labels", flip_labels), ("random_erasing", random_erasing)):
+            require(0 <= share <= 1, f"data.{key} must be in [0, 1], got {share}")
+        for key, parameter in (("mixup", mixup), ("cutmix", cutmix)):
+            require(0 <= parameter < math.inf, f"data.{key} must be a finite number, 0 or more, got {parameter}")
         for key, choice, known in (
             ("data.normalize", normalize, transforms.NORMALIZATIONS),
             ("data.crop_fill", crop_fill, get_args(Fill)),
@@ -139,6 +149,7 @@ class ImageDataModule(L.LightningDataModule):
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.crop_padding, self.crop_fill, self.flip, self.normalize = crop_padding, crop_fill, flip, normalize
+        self.random_erasing, self.mixup, self.cutmix = random_erasing, mixup, cutmix
         self.memory_limit = parse_size(in_memory_limit, "data.in_memory_limit")
         self.num_workers, self.requested_size = int(workers or 0), image_size
         self.channels_last, self.drop_last = channels_last, drop_last
@@ -280,13 +291,28 @@ class ImageDataModule(L.LightningDataModule):
             ),
         )
         draw = None
-        if self.crop_padding > 0 or self.flip:
-            draw = partial(transforms.draw_augmentation, padding=self.crop_padding, flip=self.flip)
+        if self._crops or self._mixes or self.random_erasing > 0:
+            draw = partial(
+                transforms.draw_augmentation,
+                padding=self.crop_padding,
+                flip=self.flip,
+                erasing=self.random_erasing,
+                mixup=self.mixup,
+                cutmix=self.cutmix,
+            )
         # Lightning's overfit_batches repeats the same batches in every epoch.
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
         return self._loader(
             "train", self.batch_size, train=True, shuffle=shuffle, drop_last=self.drop_last, seed=self.seed, draw=draw
         )
+
+    @property
+    def _crops(self) -> bool:
+        return self.crop_padding > 0 or self.flip
+
+    @property
+    def _mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
 
     def val_dataloader(self) -> BatchLoader:
         """Return the loader of validation batches ``(image, label)``, in a fixed order."""
@@ -316,14 +342,20 @@ class ImageDataModule(L.LightningDataModule):
         image, label = batch[0], batch[1]
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 4:
             return batch
-        if isinstance(batch, TrainBatch) and batch.draws is not None:
-            image = transforms.crop_and_flip(image, batch.draws, padding=self.crop_padding, fill=self.crop_fill)
+        draws = batch.draws if isinstance(batch, TrainBatch) else None
+        if draws is not None and self._crops:
+            image = transforms.crop_and_flip(image, draws, padding=self.crop_padding, fill=self.crop_fill)
         if self._normalizer.offset.device != image.device:
             self._normalizer = self._normalizer.to(image.device)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        image = self._normalizer(image).contiguous(memory_format=layout)
+        image = self._normalizer(image)
+        if draws is not None and self.random_erasing > 0:
+            image.masked_fill_(transforms.inside(draws.erased, *self.image_size), 0.0)
+        if draws is not None and self._mixes:
+            image, label = transforms.mix(image, label, draws, self.num_classes)
+        batch = image.contiguous(memory_format=layout), label
         # Lightning converts to the trainer's precision before the transfer, when these were still integers.
-        return (image if self.trainer is None else self.trainer.precision_plugin.convert_input(image)), label
+        return batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the fingerprint and what a prediction needs, as plain values and tensors."""

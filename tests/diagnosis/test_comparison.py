@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lr_lightning.diagnosis.comparison import compare_groups, good_band, pareto_front
+from lr_lightning.diagnosis.comparison import Outcome, Ranking, compare_groups, good_band, pareto_front, rank_groups
 from lr_lightning.diagnosis.statistics import permutation_p
 
 RNG = np.random.default_rng(3)
@@ -181,3 +181,43 @@ def test_bad_input() -> None:
         good_band([0.0, 0.1, 1, 10], [1] * 4, higher=True, tolerance=0.1)
     with pytest.raises(ValueError, match="one value for each of the 2 lrs"):
         good_band([0.1, 1], [1], higher=True, tolerance=0.1)
+
+
+WORSE = dict.fromkeys("012345", 0.8)
+
+
+@pytest.mark.parametrize(
+    ("values", "against", "expected"),
+    [
+        ({}, None, Ranking(Outcome.NO_VALUES)),
+        ({"a": WORSE}, None, Ranking(Outcome.ALONE, "a")),
+        ({"a": WORSE, "b": WORSE}, "c", Ranking(Outcome.REFERENCE_MISSING, "a")),
+    ],
+)
+def test_nothing_to_rank(values: dict[str, dict[str, float]], against: str | None, expected: Ranking) -> None:
+    assert rank_groups([*values], compare_groups(values, higher_is_better=True, against=against)) == expected
+
+
+def test_a_winner_beats_every_other_group_and_need_not_have_the_best_mean() -> None:
+    good = {seed: 0.9 + 0.001 * int(seed) for seed in WORSE}
+    won = rank_groups(["a", "b"], compare_groups({"a": good, "b": WORSE}, higher_is_better=True))
+    assert (won.outcome, won.leader, [d.worse for d in won.wins], won.lead) == (Outcome.WON, "a", ["b"], won.wins[0])
+    # The mean of a's only survivor is the best one, and b is better in all six pairs.
+    few = {seed: -math.inf if int(seed) < 5 else 0.99 for seed in WORSE}
+    better = {seed: 0.9 if int(seed) < 5 else 0.995 for seed in WORSE}
+    found = rank_groups(["a", "b"], compare_groups({"a": few, "b": better}, higher_is_better=True))
+    assert (found.outcome, found.leader) == (Outcome.WON, "b")
+
+
+def test_without_a_winner_the_group_with_the_best_mean_leads() -> None:
+    seeds = [str(seed) for seed in range(7)]
+    values = {
+        "a": dict.fromkeys(seeds, 0.9),
+        "b": {seed: 0.9 + (0.01 if int(seed) % 2 else -0.0101) for seed in seeds},
+        "c": {seed: 0.8 + 0.001 * int(seed) for seed in seeds},
+    }
+    found = rank_groups(["a", "b", "c"], compare_groups(values, higher_is_better=True))
+    assert (found.outcome, found.leader) == (Outcome.UNDECIDED, "a")
+    assert [d.worse for d in found.wins] == ["c"]
+    assert found.lead is not None
+    assert found.lead.worse == "b"

@@ -76,7 +76,7 @@ def test_time_to_a_target() -> None:
     target = Target("val/acc", ">=", 0.9)
     assert time_to(target, [10, 20, 30], [0.5, 0.9, 0.8]) == Reach(20, True)
     assert time_to(target, [10, 20], [0.5, 0.6]) == Reach(20, False)
-    assert time_to(target, [10, 20], [0.5, 0.6], hopeless=True) == Reach(math.inf, False)
+    assert time_to(target, [10, 20], [0.5, 0.6], diverged=True) == Reach(math.inf, False)
     assert time_to(target, [], []) is None
     assert time_to(Target("val/loss", "<", 0.3), [1, 2], [0.3, 0.29]) == Reach(2, True)
 

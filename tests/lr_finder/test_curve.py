@@ -146,7 +146,7 @@ def test_huge_finite_values_do_no_harm() -> None:
     assert found.suggestion < 1.0
 
 
-def test_after_a_relapse_nothing_counts() -> None:
+def test_after_a_sustained_rise_nothing_counts() -> None:
     """Ragged losses may come down again: the first instability is the edge."""
     lrs = grid()
     values = sweep(lrs, edge=100.0)
@@ -158,7 +158,7 @@ def test_after_a_relapse_nothing_counts() -> None:
     assert found.max_lr < 0.1
 
 
-def test_one_outlier_is_no_relapse() -> None:
+def test_one_outlier_is_no_sustained_rise() -> None:
     lrs = grid()
     values = sweep(lrs)
     expected = read_curve(lrs, [values.tolist()])

@@ -50,9 +50,9 @@ def test_a_peak_is_carried_to_another_schedule_and_back() -> None:
     clock = Clock(500)
     constant, linear = PlannedRun.of(Constant(), clock), PlannedRun.of(Linear(1, 0), clock)
     assert (constant.constant, constant.is_constant, linear.is_constant) == (1.0, True, False)
-    assert linear.carried(0.1, constant) == pytest.approx(0.1 * linear.constant)
+    assert linear.equivalent_lr(0.1, constant) == pytest.approx(0.1 * linear.constant)
     assert 0.2 < linear.constant < 0.5
-    assert constant.carried(linear.carried(0.1, constant), linear) == pytest.approx(0.1)
+    assert constant.equivalent_lr(linear.equivalent_lr(0.1, constant), linear) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(("length", "total"), [(1, 1), (10, 40), (44, 1000), (44, 44)])
@@ -63,7 +63,7 @@ def test_a_trial_takes_the_middle_of_each_part_of_the_run(length: int, total: in
     assert abs(sum(steps) / length - total / 2) <= 1
 
 
-def ladder(best: float, first: float, fewest: int, width: float = 1.0) -> dict[float, float]:
+def grid_of_trials(best: float, first: float, fewest: int, width: float = 1.0) -> dict[float, float]:
     """Make all trials whose loss is a parabola over the logarithm of the lr; far above the best they diverge."""
     scores: dict[float, float] = {}
     while (lr := next_lr(scores, first, START, fewest)) is not None:
@@ -76,19 +76,19 @@ def ladder(best: float, first: float, fewest: int, width: float = 1.0) -> dict[f
 @pytest.mark.parametrize("fewest", [FEWEST_SHORT, FEWEST_LONG])
 @pytest.mark.parametrize("off", [0.25, 0.5, 1.0, 2.0, 4.0])
 def test_the_ladder_holds_its_best_inside(fewest: int, off: float) -> None:
-    scores = ladder(0.1, 0.1 * off, fewest)
+    scores = grid_of_trials(0.1, 0.1 * off, fewest)
     assert fewest <= len(scores) <= fewest + 2
     if fewest == FEWEST_SHORT:
         assert min(scores) < min(scores, key=scores.__getitem__) < max(scores)
 
 
 def test_when_all_diverge_the_ladder_goes_down() -> None:
-    assert max(ladder(1e-6, 1.0, 3)) == pytest.approx(RATIO)
-    assert min(ladder(1e-6, 1.0, 3)) == pytest.approx(RATIO**-3)
+    assert max(grid_of_trials(1e-6, 1.0, 3)) == pytest.approx(RATIO)
+    assert min(grid_of_trials(1e-6, 1.0, 3)) == pytest.approx(RATIO**-3)
 
 
 def read(best: float, run: PlannedRun, scale: float = 1.0, shift: float = 0.0) -> float | None:
-    scores = ladder(best, best * 1.3, FEWEST_LONG)
+    scores = grid_of_trials(best, best * 1.3, FEWEST_LONG)
     trials = Trials(sorted(scores), [scale * scores[lr] + shift for lr in sorted(scores)], 0.01 * scale, 50)
     return read_trials(trials, scale * START + shift, run).suggestion
 

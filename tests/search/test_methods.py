@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from lr_lightning.search.methods import Judge, ValidationReport
-from lr_lightning.search.study import Lost, Study, Trial
+from lr_lightning.search.methods import TrialPruner, ValidationReport
+from lr_lightning.search.study import RequeueReason, Study, Trial
 from tests.leftovers import trials
 from tests.search.stand_ins import UNTRACKED, Run, Searched
 
@@ -19,7 +19,7 @@ def test_a_resumed_trial_is_compared_at_the_validation_it_is_at(searched: Search
         trial = taken(study)
         for validation in range(1, 6):
             trial.handle.report(curve[validation - 1], validation)
-        study.put_back(trial, Lost.INTERRUPTED)
+        study.requeue(trial, RequeueReason.INTERRUPTED)
         trial = taken(study)
         assert trial.resumes
         assert list(trial.reports.values()) == curve[:5]
@@ -27,15 +27,15 @@ def test_a_resumed_trial_is_compared_at_the_validation_it_is_at(searched: Search
             trial.handle.report(curve[validation - 1], validation)
         study.finish(trial, TrialState.COMPLETE, 1.0)
     trial = taken(study)
-    judge = Judge(trial.handle, ["verdict"], higher=True, patience=0.25, reports=trial.reports)
+    pruner = TrialPruner(trial.handle, ["verdict"], higher=True, patience=0.25, reports=trial.reports)
     for validation, value in enumerate(curve, 1):
-        assert judge(ValidationReport(value + 0.001, validation, validation / 10, True)) is None
-    study.put_back(trial, Lost.INTERRUPTED)
+        assert pruner(ValidationReport(value + 0.001, validation, validation / 10, True)) is None
+    study.requeue(trial, RequeueReason.INTERRUPTED)
     trial = taken(study)
-    judge = Judge(trial.handle, ["verdict"], higher=True, patience=0.25, reports=trial.reports)
-    found = judge(ValidationReport(-1.0, 11, 0.5, True))
+    pruner = TrialPruner(trial.handle, ["verdict"], higher=True, patience=0.25, reports=trial.reports)
+    found = pruner(ValidationReport(-1.0, 11, 0.5, True))
     assert not (found or "").startswith("dominated")  # no peer has come so far
-    assert len(judge._values) == 11
+    assert len(pruner._values) == 11
 
 
 def taken(study: Study) -> Trial:

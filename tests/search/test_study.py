@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from lr_lightning.search.study import Lost, Study, StudySummary, rank_key
+from lr_lightning.search.study import RequeueReason, Study, StudySummary, rank_key
 from tests.search.stand_ins import UNTRACKED, Run, Searched, Trainings
 
 
@@ -86,7 +86,7 @@ def test_a_search_that_was_killed_between_failing_and_putting_back_is_repaired(
     trial = study.take()
     assert trial is not None
     monkeypatch.setattr(study, "_replace", lambda *_: False)
-    study.put_back(trial, Lost.INTERRUPTED)
+    study.requeue(trial, RequeueReason.INTERRUPTED)
     assert study.summary().left == 0
     again = Study(search)
     again.fill()

@@ -17,9 +17,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 def workers_of(search: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The processes that train, which the search's nursery has forked."""
+    """The processes that train, which the search's fork_server has forked."""
     nurseries = [p for p in psutil.Process(search.pid).children() if "lr_lightning.search.worker" in p.cmdline()]
-    return [worker for nursery in nurseries for worker in nursery.children()]
+    return [worker for fork_server in nurseries for worker in fork_server.children()]
 
 
 def is_gone(process: psutil.Process) -> bool:

@@ -13,10 +13,10 @@ from lr_lightning.tracking import RunLogger, Store
 from lr_lightning.tracking.local_log import (
     Artifact,
     LocalLog,
+    LogEntry,
     LoggedRun,
     Metric,
     Param,
-    Record,
     RowBuffer,
     Status,
     Tag,
@@ -34,7 +34,7 @@ RECORDS = [
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)
-def test_a_record_survives_its_line_bit_for_bit(record: Record) -> None:
+def test_a_record_survives_its_line_bit_for_bit(record: LogEntry) -> None:
     line = encode_record(record)
     assert "\n" not in line
     assert decode_record(line.encode()) == record

@@ -10,9 +10,9 @@ from lr_lightning.tracking.local_log import (
     RUN_KEY_TAG,
     Artifact,
     LocalLog,
+    LogEntry,
     Metric,
     Param,
-    Record,
     Status,
     Tag,
     UploadState,
@@ -21,13 +21,13 @@ from lr_lightning.tracking.locks import Holder
 from lr_lightning.tracking.uploader import Uploader, UploadThread
 
 
-def make_uploader(store: Store, output_dir: Path, records: list[Record]) -> Uploader:
+def make_uploader(store: Store, output_dir: Path, records: list[LogEntry]) -> Uploader:
     output_dir.mkdir(exist_ok=True)
     LocalLog(output_dir / "metrics.jsonl").append(records)
     return Uploader(output_dir, store, UploadState(store.uri, str(store.root), None, "exp"))
 
 
-def make_thread(store: Store, output_dir: Path, records: list[Record]) -> UploadThread:
+def make_thread(store: Store, output_dir: Path, records: list[LogEntry]) -> UploadThread:
     state = make_uploader(store, output_dir, records).state
     return UploadThread(output_dir, store, state, Holder.here("", ""), first_wait=0.001, longest_wait=0.002)
 

@@ -98,6 +98,22 @@ def test_test_metrics_equal_a_pass_by_hand(tmp_path: Path) -> None:
     assert found == pytest.approx({"test/loss": loss, "test/acc": accuracy}, rel=1e-5)
 
 
+def test_class_weights_and_shares_of_classes_are_of_the_training_loss_alone(tmp_path: Path) -> None:
+    module = classifier(class_weights="balanced", class_sizes=[6, 0, 2])
+    assert module.class_weights is not None
+    assert module.class_weights.tolist() == pytest.approx([8 / 2 / 6, 0.0, 8 / 2 / 2])  # the mean over images is 1
+    assert "class_weights" not in module.state_dict()
+    images, labels = data().tensors[0][:2], torch.tensor([0, 2])
+    losses = F.cross_entropy(module.net(images), labels, reduction="none")
+    weighted = (losses * module.class_weights[labels]).sum() / module.class_weights[labels].sum()
+    assert module.training_step((images, labels), 0).item() == pytest.approx(weighted.item(), rel=1e-6)
+    shares = torch.tensor([[0.7, 0.0, 0.3], [0.0, 0.0, 1.0]])
+    by_class = -module.net(images).log_softmax(1) * shares * module.class_weights
+    assert module.training_step((images, shares), 0).item() == pytest.approx(by_class.sum(1).mean().item(), rel=1e-6)
+    (found,) = trainer(tmp_path).test(module, DataLoader(data(), BATCH), verbose=False)
+    assert found["test/loss"] == pytest.approx(by_hand(module, data())[0], rel=1e-5)
+
+
 def test_a_nan_in_one_batch_is_not_hidden(tmp_path: Path) -> None:
     dataset = data()
     dataset.tensors[0][5] = float("nan")
@@ -180,6 +196,7 @@ def test_compile_keeps_the_names_of_the_weights(monkeypatch: pytest.MonkeyPatch)
     ("kwargs", "message"),
     [
         ({"num_classes": 1}, "num_classes must be a whole number >= 2, got 1"),
+        ({"num_classes": 3, "class_weights": "rare"}, "class_weights must be 'balanced' or None, got 'rare'"),
         ({"num_classes": 3, "label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"num_classes": 3, "label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\), got -0.1"),
     ],

@@ -17,7 +17,7 @@ from lr_lightning.training.datamodule import ImageDataModule, parse_size
 from lr_lightning.training.decode import stored_keys
 from lr_lightning.training.images import Images
 from lr_lightning.training.loader import TrainBatch
-from lr_lightning.training.transforms import crop_and_flip
+from lr_lightning.training.transforms import crop_and_flip, inside, mix
 
 from .made_up import as_files, images, module, splits, training_pixels
 
@@ -89,6 +89,24 @@ def test_training_batches_are_augmented_and_others_are_not():
     assert x.is_contiguous(memory_format=torch.channels_last)
     image, _ = next(iter(data.val_dataloader()))
     assert torch.equal(plain(data, image), image * torch.tensor(1 / 255))
+
+
+def test_a_training_batch_is_erased_and_mixed_after_its_normalisation_and_others_are_not():
+    data = module(flip=True, random_erasing=0.5, mixup=0.4, cutmix=1.0)
+    batch = next(iter(data.train_dataloader()))
+    x, y = data.on_after_batch_transfer(batch, 0)
+    image = plain(data, crop_and_flip(batch.image, batch.draws, padding=0))
+    image = image.masked_fill(inside(batch.draws.erased, *data.image_size), 0.0)
+    expected, shares = mix(image, batch.label, batch.draws, data.num_classes)
+    assert torch.equal(x, expected)
+    assert torch.equal(y, shares)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y.sum(1), torch.ones(len(y)))
+    for loader in (data.val_dataloader(), data.probe_dataloader(), data.test_dataloader()):
+        held_out, labels = next(iter(loader))
+        seen = data.on_after_batch_transfer((held_out, labels), 0)
+        assert torch.equal(seen[0], plain(data, held_out))
+        assert torch.equal(seen[1], labels)
 
 
 def test_the_layout_can_be_plain():

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 from lr_lightning._commands import override, python_command
-from lr_lightning.app.commands.predict import RUN
-from lr_lightning.app.composition import compose_config, prepare
+from lr_lightning.app.commands.predict import find_run
 from lr_lightning.app.error_messages import BAD_INPUT, print_error
 from lr_lightning.app.run.cool_down import CooldownRequest
-from lr_lightning.app.run.resume import run_folder
 from lr_lightning.errors import ArgumentError, ConfigError
 from lr_lightning.schedules import parse_duration
 from lr_lightning.tracking.local_log import LOCK_NAME
@@ -16,11 +14,8 @@ from lr_lightning.tracking.locks import is_held
 
 def run(root: Path, name: str, over: str, *, output_root: Path | None, store: Path | None, uri: str | None) -> int:
     """Ask the run for a cooldown, and return the exit status; every input error is one message."""
-    prepare(root)
-    places = (("output_root", output_root), ("tracking.root", store), ("tracking.uri", uri))
     try:
-        words = [override(key, value) for key, value in places if value is not None]
-        folder = run_folder(name, compose_config(root, words)[0], RUN)
+        folder = find_run(root, name, output_root, store, uri)
         request = CooldownRequest(str(parse_duration(over, "--over", positive=True)))
         _check(folder)
         request.write(folder)

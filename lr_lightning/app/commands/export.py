@@ -11,11 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lr_lightning.app.commands.predict import RUN, Predictor
-from lr_lightning.app.composition import compose_config, prepare
+from lr_lightning.app.commands.predict import Predictor, find_run
 from lr_lightning.app.error_messages import BAD_INPUT, print_error
-from lr_lightning.app.run.messages import quiet
-from lr_lightning.app.run.resume import run_folder
 from lr_lightning.errors import ConfigError
 from lr_lightning.training.classifier import LitClassifier
 from lr_lightning.training.transforms import Normalizer
@@ -154,13 +151,8 @@ def run(
     uri: str | None = None,
 ) -> int:
     """Export a run, by default to ``export/`` in its output folder, and return the exit status."""
-    quiet()
     try:
-        prepare(root)
-        cfg, _ = compose_config(root, [])
-        cfg.output_root = str(output_root or cfg.output_root)
-        cfg.tracking.root, cfg.tracking.uri = str(store or cfg.tracking.root), uri
-        folder = run_folder(name, cfg, RUN)
+        folder = find_run(root, name, output_root, store, uri)
         wanted = list(formats) or ["torchscript", "torch_export"]
         export(folder, to or folder / "export", wanted, checkpoint, trust, averaged=averaged)
     except (ConfigError, OSError) as e:

@@ -91,7 +91,7 @@ def _other_schedules(found: RangeTest | GridTest, configured: str) -> str:
         return ""
     clock = Clock(run.steps)
     others = {name: schedule for name, schedule in _SCHEDULES.items() if name != configured}
-    lrs = {name: run.carried(found.suggestion, PlannedRun.of(other, clock)) for name, other in others.items()}
+    lrs = {name: run.equivalent_lr(found.suggestion, PlannedRun.of(other, clock)) for name, other in others.items()}
     return "with another schedule:  " + ", ".join(f"schedule={name} optimizer.lr={lr:.2g}" for name, lr in lrs.items())
 
 

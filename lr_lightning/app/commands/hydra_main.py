@@ -2,6 +2,7 @@
 
 import gc
 import io
+import math
 import os
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -83,11 +85,13 @@ class Multirun:
 
     def compare(self) -> None:
         """Compare the runs and print the result. Never raises."""
-        tracked = [config for config, _ in self._runs.values() if config.tracking.name == "mlflow"]
+        configs = [config for config, _ in self._runs.values()]
+        tracked = [config for config in configs if config.tracking.name == "mlflow"]
+        with suppress(OSError):  # the terminal may be closed
+            if len(configs) > 1:
+                print(f"\nsweep {self._name}: {len(configs)} runs, in {configs[-1].output_root}", flush=True)
         if len(tracked) < 2:
             return
-        with suppress(OSError):  # the terminal may be closed
-            print(f"\nsweep {self._name}: {len(self._runs)} runs", flush=True)
         from lr_lightning.app.commands.compare import compare_sweep
 
         experiments = sorted({config.tracking.experiment_name for config in tracked})
@@ -159,9 +163,10 @@ def main(root: Path, job: Job = "train") -> int:
 
 @dataclass
 class JobResult:
-    """How a job ended. Hydra's launcher may run it in another process: unpickling a report there is reporting it here.
+    """How a job ended.
 
-    What is unpickled is the job's value, which a sweeper of Hydra's may need.
+    Hydra's launcher may run the job in another process and send this object back. Unpickling it here adds it to
+    ``_reports``, and gives Hydra the job's value, which one of its sweepers may need.
     """
 
     number: int
@@ -295,16 +300,47 @@ def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
         report.run = config, overrides, name
     from lr_lightning.app.run.train import train
 
-    if several_jobs and len(_reports) == 1:
+    if not several_jobs:
+        return train(config, start).objective
+    if len(_reports) == 1:
         gc.freeze()  # so that what was imported is not collected among after every run
     try:
-        return train(config, start).objective
+        return _run_in_a_line(config, start, _place_in_multirun(hydra_config, overrides)).objective
     except ConfigError:
         report.run = None  # it could not start
         raise
     finally:
-        if several_jobs:
-            gc.collect()  # a model and its trainer refer to each other
+        gc.collect()  # a model and its trainer refer to each other
+
+
+def _run_in_a_line(config: Config, start: Any, title: str) -> Any:
+    """Run one job of a multirun, and print a line: what varies, and the result."""
+    from lr_lightning.app.run.messages import outcome_line
+    from lr_lightning.app.run.train import train
+
+    on_terminal = sys.stdout.isatty()  # which shows a bar meanwhile
+    print(title, end="\n" if on_terminal else ": ", flush=True)
+    try:
+        outcome = train(config, start, report=False, notes=True)
+    except (ConfigError, RunFailed, Diverged) as e:
+        print(e.headline if isinstance(e, Diverged) else f"failed: {str(e).splitlines()[0]}", flush=True)
+        raise
+    print(f"  {outcome_line(outcome)}" if on_terminal else outcome_line(outcome), flush=True)
+    return outcome
+
+
+def _place_in_multirun(hydra_config: Any, overrides: Sequence[str]) -> str:
+    """Return ``run 3 of 18`` and what varies; without the number of runs if a sweeper of another kind chooses them."""
+    place, words = f"run {hydra_config.job.num + 1}", [word for word in sys.argv[1:] if not word.startswith("-")]
+    if str(hydra_config.sweeper._target_).endswith(".BasicSweeper"):
+        words += [f"{key}={value}" for key, value in (hydra_config.sweeper.params or {}).items()]
+        swept = [parsed for parsed in OverridesParser.create().parse_overrides(words) if parsed.is_sweep_override()]
+        place += f" of {math.prod(sum(1 for _ in parsed.sweep_iterator()) for parsed in swept)}"
+        keys = {parsed.key_or_group for parsed in swept}
+        varied = [word for word in overrides if word.lstrip("+").partition("=")[0] in keys]
+    else:
+        varied = [word for word in overrides if word not in words]
+    return f"{place}: {', '.join(varied)}" if varied else place
 
 
 def _refuse_groups(cfg: DictConfig, job: Job) -> None:

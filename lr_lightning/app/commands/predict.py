@@ -30,7 +30,7 @@ from lr_lightning.training.images import Images, UnreadableImage
 from lr_lightning.training.pixels import MAX_PIXELS, Format
 from lr_lightning.training.transforms import Normalizer
 
-__all__ = ["Prediction", "Predictor", "images_of", "run"]
+__all__ = ["Prediction", "Predictor", "find_run", "images_of", "run"]
 
 RUN = RunArgument("RUN", "--trust {}")
 """The argument that names a run, for error messages."""
@@ -126,6 +126,19 @@ class Predictor:
         ]
 
 
+def find_run(root: Path, name: str, output_root: Path | None, store: Path | None, uri: str | None) -> Path:
+    """Return the output folder of a run, named by that folder or by its id in a store.
+
+    ``root`` is the checkout, whose output folder and store are used if no others are given.
+    """
+    quiet()
+    prepare(root)
+    cfg, _ = compose_config(root, [])
+    cfg.output_root = str(output_root or cfg.output_root)
+    cfg.tracking.root, cfg.tracking.uri = str(store or cfg.tracking.root), uri
+    return run_folder(name, cfg, RUN)
+
+
 def run(
     root: Path,
     name: str,
@@ -144,13 +157,8 @@ def run(
     The ``top`` most probable classes are given. Of images in folders that are named as the classes, the accuracy, the
     confusion matrix and the worst mistakes follow, on stderr if stdout is a pipe.
     """
-    quiet()
     try:
-        prepare(root)
-        cfg, _ = compose_config(root, [])
-        cfg.output_root = str(output_root or cfg.output_root)
-        cfg.tracking.root, cfg.tracking.uri = str(store or cfg.tracking.root), uri
-        predictor = Predictor(run_folder(name, cfg, RUN), checkpoint, trust)
+        predictor = Predictor(find_run(root, name, output_root, store, uri), checkpoint, trust)
         truth = {
             path: name for given in images for path, name in _true_classes(Path(given), predictor.data.class_names)
         }

@@ -139,6 +139,20 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
         console.print(f"{name}:  {hide_password(command)}", soft_wrap=True)
 
 
+def outcome_line(outcome: RunOutcome) -> str:
+    """Return a run's result in a line, for one of many runs."""
+    summary, verdict = outcome.summary, outcome.verdict
+    forms = {
+        "best_val_acc": "best val/acc {:.2%}",
+        "test_acc": "test/acc {:.2%}",
+        "best_val_loss": "best val/loss {:.4g}",
+        "seconds": "{:.3g} s",
+    }
+    parts = [f"lr {outcome.found_lr:.3g}"] if outcome.found_lr is not None else []
+    parts += [form.format(summary[key]) for key, form in forms.items() if key in summary]
+    return ", ".join([*parts, *([verdict.headline] if verdict is not None else [])])
+
+
 def _look(node: TrackingConfig) -> tuple[str, str]:
     """Return the command that shows the run, or one that makes a tracked run."""
     script = Path(sys.argv[0])
@@ -191,7 +205,8 @@ def _overrides(config: Config, change: Change, key: str, per_epoch: float) -> di
     if change.width is not None:
         values["model.kwargs.width"] = None if width is None else str(change.width * width)
     if change.label_smoothing is not None:
-        values["+module.kwargs.label_smoothing"] = str(change.label_smoothing)
+        key = "module.label_smoothing" if config.module.name == "classifier" else "+module.kwargs.label_smoothing"
+        values[key] = str(change.label_smoothing)
     if change.regularise:
         values["model.kwargs.dropout"] = "0.3" if dropout == 0 else None
     return {} if None in values.values() else {name: value for name, value in values.items() if value is not None}
@@ -204,12 +219,17 @@ def _command(name: str, arguments: list[str]) -> tuple[str, str]:
 
 
 class DataNotes(logging.Handler):
-    """Prints what the data module logs about the images, on the first rank."""
+    """Prints what the data module logs about the images, on the first rank, and once in a multirun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message: a warning to stderr, another one to stdout."""
-        if is_rank_zero():
-            print(record.getMessage(), flush=True, file=sys.stdout if record.levelno < logging.WARNING else sys.stderr)
+        if is_rank_zero() and (text := record.getMessage()) not in self._said:
+            self._said.add(text)
+            print(text, flush=True, file=sys.stdout if record.levelno < logging.WARNING else sys.stderr)
 
 
 def quiet() -> None:

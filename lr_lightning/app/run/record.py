@@ -57,6 +57,7 @@ class RunOutcome:
     verdict: Verdict | None = None
     output_dir: Path | None = None  # None on ranks other than the first
     run_id: str | None = None  # in MLflow
+    found_lr: float | None = None  # the peak learning rate that a finder has set
 
     @property
     def objective(self) -> float | None:
@@ -269,10 +270,13 @@ def _disk_errors_as_input(folder: Path) -> Iterator[None]:
 
 
 class FoundLR(Callback):
-    """Record and print the learning rate that a run trains with, once its finder is done. List it after the finder."""
+    """Record the learning rate that a run trains with, once its finder is done, and ``report`` it.
 
-    def __init__(self, config: Config, finder: BaseLRFinder[Any]) -> None:
-        self.config, self.finder = config, finder
+    List it after the finder.
+    """
+
+    def __init__(self, config: Config, finder: BaseLRFinder[Any], *, report: bool = True) -> None:
+        self.config, self.finder, self.report = config, finder, report
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the learning rate; print it unless the run is resumed."""
@@ -290,7 +294,7 @@ class FoundLR(Callback):
             if logger.store is not None and node.tracking.run_name is None:
                 logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:g}", node.seed)})
         found = next(reversed(finder.results.values()), None)
-        if found is None or resumed:
+        if found is None or resumed or not self.report:
             return
         console = Console(soft_wrap=True, highlight=False, markup=False)
         console.print(f"{node.finder.name}: {found.describe().removesuffix('.')}")

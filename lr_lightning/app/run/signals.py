@@ -55,9 +55,9 @@ class Signals:
 class ParentWatch(threading.Thread):
     """Thread that sends this process SIGTERM when its parent is gone, and ends the process if that does not.
 
-    A rank that outlives its launcher would train in vain, or wait for the other ranks for ever. A process that waits
-    in a collective does not notice SIGTERM, so it is ended ``grace`` seconds later, which is enough for the current
-    step and a checkpoint (None: never). Give ``parent``, an id, if the parent may be gone already.
+    A rank that outlives its launcher would train in vain, or wait for the other ranks for ever. A rank that waits in a
+    collective does not notice SIGTERM. So the process is ended ``grace`` seconds after SIGTERM, time enough for the
+    current step and a checkpoint; None never ends it. ``parent`` is the parent's id, if the parent may be gone already.
     """
 
     def __init__(self, period: float = 1.0, grace: float | None = 30.0, parent: int | None = None) -> None:

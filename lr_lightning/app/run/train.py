@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -63,15 +64,18 @@ def train(
     start: ResumedRun | ForkedRun | None = None,
     *,
     report: bool = True,
+    notes: bool | None = None,
     watching: Sequence[Callback] = (),
 ) -> RunOutcome:
     """Build everything, fit, test the best checkpoint once, and record the run; ``start`` is a state to train on from.
 
+    Without a ``report`` nothing is printed but a bar on a terminal and, with ``notes``, what the data has to say.
+
     Bad input (``ConfigError``) is found before the run appears in the store. After that ``Diverged`` and ``RunFailed``
     leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching``: extra
-    callbacks, such as a search's. The test is skipped if any of them sets ``gives_up``.
+    callbacks, such as a search's. The test is skipped if any of them sets ``skips_test``.
     """
-    prepare_process(config.trainer, config.output_root, show_notes=report)
+    prepare_process(config.trainer, config.output_root, show_notes=report if notes is None else notes)
     if start is None:
         _refuse_without_fork(config)
     config, scaling = (config, {}) if start else scale_lr(config)  # a stored config is scaled already
@@ -80,20 +84,22 @@ def train(
     # What is trained.
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
-    clock = _planned_clock(config.trainer, data)
-    if clock is not None:
+    if (clock := _planned_clock(config.trainer, data)) is not None:
         _check_durations(schedules.lr, config.schedule, clock)
-    if isinstance(start, ResumedRun):
-        start = choose_checkpoint(start, flat, data)
-    elif start is not None:
+    start = choose_checkpoint(start, flat, data) if isinstance(start, ResumedRun) else start
+    if isinstance(start, ForkedRun):
         check_fork(start, flat, data)
 
     # What drives, watches and records it.
-    finder = build.build_finder(config.finder, module, config.trainer.progress)
-    finding = [] if finder is None else [finder, record.FoundLR(config, finder)]
+    progress = config.trainer.progress
+    if progress == "auto" and not report:
+        progress = "bar" if sys.stdout.isatty() else "none"
+    finder = build.build_finder(config.finder, module, progress)
+    finding = [] if finder is None else [finder, record.FoundLR(config, finder, report=report)]
     forking = [ForkState(start)] if isinstance(start, ForkedRun) else []
+    shown = replace(config, trainer=replace(config.trainer, progress=progress))
     new_peak = any(state.forked.new_peak for state in forking)
-    configured = build.build_callbacks(config, schedules, module, new_peak=new_peak)
+    configured = build.build_callbacks(shown, schedules, module, new_peak=new_peak)
     _announce_space(config, module, configured, clock or _TENTHS, say=report)
     callbacks = [*forking, checkpoints.ConfigStamp(identity(flat)), *finding, *configured, *watching]
     run = open_run(config, data, module, callbacks, start=start, scaling=scaling, report=report)
@@ -106,6 +112,8 @@ def train(
         return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
 
     outcome = run.do(work)
+    if finder is not None:
+        outcome = replace(outcome, found_lr=finder.applied)
     if run.folder and report:
         print_outcome(config, run.folder, outcome, idle=start is not None and not record.stepped(trainer))
     return outcome
@@ -116,7 +124,7 @@ def prepare_process(node: TrainerConfig, output: str, *, show_notes: bool = True
     quiet()
     if show_notes:
         logger = logging.getLogger("lr_lightning.training")
-        logger.handlers[:] = [DataNotes()]
+        logger.handlers[:] = logger.handlers or [DataNotes()]
         logger.setLevel(logging.INFO)
     if is_child():
         ParentWatch().start()
@@ -298,7 +306,7 @@ def _announce_space(
 
 def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outcome: RunOutcome) -> RunOutcome:
     """Evaluate the best checkpoint on the test set, and add its numbers to the outcome."""
-    if any(getattr(callback, "gives_up", False) for callback in callbacks_of(trainer, Callback)):
+    if any(getattr(callback, "skips_test", False) for callback in callbacks_of(trainer, Callback)):
         return outcome
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     results = trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False)

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas import AT_LEAST_0, AT_LEAST_1, Schema, existing, must, one_of, positive
+from lr_lightning.app.schemas import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, Schema, existing, must, one_of, positive
 
 _CountOrNone = Annotated[int | None, AT_LEAST_1]
 _FOLDER = existing("folder", "Give a folder with one folder of images for each class.")
 _SHARE = must("lie between 0 and 1; the validation set chooses the checkpoint", lambda v: 0 < v < 1)
 _PIXELS = must("be 0 (no crops) or more pixels", lambda v: v >= 0)
+_ERASED = must("lie in [0, 1], a share of the training images", lambda v: 0 <= v <= 1)
 _FLIPPED = must("lie in [0, 1], a share of the training labels", lambda v: 0 <= v <= 1)
 
 
@@ -43,6 +44,13 @@ class DataConfig(Schema):
     crop_padding: Annotated[int, _PIXELS] = 0  # pixels of padding before a random crop; 0: no crops
     crop_fill: Annotated[str, one_of("zero", "reflect")] = "zero"  # what the padding holds: zero | reflect
     flip: bool = False  # random horizontal flips
+    random_erasing: Annotated[float, _ERASED] = (
+        0.0  # share of the training images that lose a random box; 0.25 is usual
+    )
+    # mix pairs of training images and their labels: Beta(mixup, mixup) is their share; 0.2 is usual, 0: off
+    mixup: Annotated[float, NOT_NEGATIVE] = 0.0
+    # paste a box of another training image, and mix the labels: Beta(cutmix, cutmix) is its area; 1 is usual, 0: off
+    cutmix: Annotated[float, NOT_NEGATIVE] = 0.0
     image_size: _CountOrNone = None  # resize to this square; default: keep the size, or 64 if sizes differ
     in_memory_limit: str = "2 GB"  # larger data sets are decoded by DataLoader workers
     num_workers: Annotated[int | None, AT_LEAST_0] = None  # DataLoader workers; default: half of the usable cores

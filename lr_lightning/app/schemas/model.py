@@ -57,6 +57,9 @@ class ClassifierConfig(ModuleConfig):
 
     name: str = "classifier"
     _target_: str = "lr_lightning.training.classifier.LitClassifier"
+    label_smoothing: Annotated[float, below_one("for instance 0.1")] = 0.0  # share of the target for all classes
+    # balanced: the training loss of an example counts the more, the rarer its class; null: all count alike
+    class_weights: Annotated[str | None, one_of("balanced")] = None
 
 
 @dataclass

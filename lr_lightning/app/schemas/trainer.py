@@ -28,6 +28,7 @@ _BATCHES = must(
 _Batches = Annotated[int | float, _BATCHES]
 _THREADS = must("be auto, or a number of threads (1 or more)", lambda v: v == "auto" or (isinstance(v, int) and v > 0))
 _Mode = Annotated[str, one_of("min", "max")]
+_DECAY = must("lie between 0 and 1, for instance 0.999", lambda v: 0 < v < 1)
 _CRITERION = one_of("patience", "gl", "pq", "up")
 
 
@@ -152,6 +153,8 @@ class CallbacksConfig(Schema):
     early_stopping: EarlyStoppingConfig | None = field(default_factory=EarlyStoppingConfig)
     # log what a cooldown would reach; null: if the schedule keeps the learning rate high for most of the run
     cooldown_preview: bool | None = None
+    # validate, save and test a running average of the weights: its decay for each step, such as 0.999; null: off
+    ema: Annotated[float | None, _DECAY] = None
     extra: dict[str, Any] = field(default_factory=dict)  # your own: +callbacks.extra.mine._target_=package.MyCallback
 
     @property

@@ -137,8 +137,7 @@ def test_errors_status_output_and_comparison_are_the_same_from_every_launcher(
     if where == "elsewhere":
         request.getfixturevalue(where)
 
-    def train(config: Config, *_: Any) -> RunOutcome:
-        print(f"{Path(sys.argv[0]).name} trains {config.seed}")
+    def train(config: Config, *_: Any, **__: Any) -> RunOutcome:
         if config.seed == 2:
             raise Diverged("train/loss", math.nan, 7, 0.1)
         return RunOutcome({"best_val_acc": 0.5})
@@ -150,7 +149,12 @@ def test_errors_status_output_and_comparison_are_the_same_from_every_launcher(
     monkeypatch.setattr(sys, "argv", ["hydra_main.py", *words])
     assert cli.main(Path(__file__).resolve().parents[3]) == FAILED
     said = capsys.readouterr()
-    assert said.out.count("hydra_main.py trains") == 3
+    lines = [line for line in said.out.splitlines() if line.startswith("run ")]
+    assert lines == [  # the others could not start
+        "run 1 of 6: seed=0, optimizer.lr=0.1: best val/acc 50.00%",
+        "run 3 of 6: seed=1, optimizer.lr=0.1: best val/acc 50.00%",
+        "run 5 of 6: seed=2, optimizer.lr=0.1: train/loss became nan at step 7, where the learning rate was 0.1",
+    ]
     assert "error: train/loss became nan at step 7, where the learning rate was 0.1." in said.err
     assert "error: optimizer.lr: must be a finite number above 0" in said.err
     assert "(3 runs)" in said.err
@@ -166,7 +170,7 @@ def test_a_job_that_is_stopped_or_lost_elsewhere_ends_the_command_with_its_statu
     class Lost(RuntimeError):
         __module__ = "joblib.externals.loky"
 
-    def train(*_: Any) -> None:
+    def train(*_: Any, **__: Any) -> None:
         raise Lost("killed") if signum is None else Interrupted(signum)
 
     monkeypatch.setattr(train_module, "train", train)
@@ -178,13 +182,13 @@ def test_a_job_that_is_stopped_or_lost_elsewhere_ends_the_command_with_its_statu
 def test_what_a_launcher_writes_to_its_own_log_is_shown_at_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], elsewhere: None, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(train_module, "train", lambda *_: print("a table") or RunOutcome())
+    monkeypatch.setattr(train_module, "train", lambda *_, **__: print("a table") or RunOutcome())
     places = iter([(1, 1), (2, 2)])
     monkeypatch.setattr(cli, "_identity_of_stdout", lambda: next(places))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["hydra_main.py", "-m", "seed=0", f"output_root={tmp_path}"])
     assert cli.main(Path(__file__).resolve().parents[3]) == 0
-    assert capsys.readouterr().out == "a table\na table\n"  # in the log, and here
+    assert capsys.readouterr().out == 2 * "run 1 of 1: a table\n\n"  # in the log, and here
 
 
 @pytest.mark.slow
@@ -195,4 +199,4 @@ def test_jobs_of_joblib_end_as_those_of_hydras_own_launcher(train_command: Any) 
     assert done.returncode == BAD_INPUT
     assert done.stderr.count("error: optimizer.lr: must be a finite number above 0") == 1
     assert "Traceback" not in done.stderr
-    assert "scripts/hydra_main.py schedule=constant tracking=mlflow" in done.stdout
+    assert "run 1 of 2: optimizer.lr=0.1: best val/acc " in done.stdout

@@ -1,5 +1,6 @@
 """Which run is resumed from which checkpoint, what may change about it, and what its stored config may name."""
 
+import csv
 import re
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
+from torch.nn.functional import cross_entropy
 
 from lr_lightning.app.composition import validate
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.checkpoints import AtomicCheckpointIO
+from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, load_weights, read_checkpoint
 from lr_lightning.app.run.output import BEFORE_LAST, LAST, new_output_dir, write_config
 from lr_lightning.app.run.resume import (
     ALLOWED_TARGETS,
@@ -25,7 +27,7 @@ from lr_lightning.app.run.resume import (
     set_damaged_aside,
     stored_config,
 )
-from lr_lightning.app.run.train import RunOutcome, train
+from lr_lightning.app.run.train import RunOutcome, build_run, train
 from lr_lightning.errors import ConfigError
 from lr_lightning.tracking.keys import flatten
 from lr_lightning.training.datamodule import ImageDataModule
@@ -340,3 +342,49 @@ def test_a_run_at_its_end_says_that_nothing_was_left_to_do(
     assert f"{line}trainer.max_steps=18\n" in capsys.readouterr().out
     assert resume(composed, finished, "trainer.max_epochs=4", "trainer.max_steps=-1").summary["steps"] == 12
     assert "nothing was left" not in capsys.readouterr().out
+
+
+MIXED = ("data.mixup=0.2", "data.cutmix=1", "data.random_erasing=0.5", "data.flip=true", "callbacks.ema=0.9")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of 24 steps with mixed images and averaged weights, and one stopped in its second epoch."""
+    words = ("data.train_size=192", "data.batch_size=16", "schedule=constant", "module.label_smoothing=0.1", *MIXED)
+    words = (*words, "module.class_weights=balanced", "callbacks.cooldown_preview=true")
+    outputs = tmp_path_factory.mktemp("outputs")
+    folders = [short_run(outputs, *words, f"trainer.max_steps={steps}") for steps in (24, 17)]
+    return folders[0], folders[1]
+
+
+def test_a_resume_mixes_erases_and_averages_as_if_it_had_not_been_stopped(
+    mixed: tuple[Path, Path], composed: Compose
+) -> None:
+    resume(composed, mixed[1], "trainer.max_steps=24")
+    one, other = (read_checkpoint(folder / "checkpoints" / "last.ckpt", "resume") for folder in mixed)
+    assert one["global_step"] == other["global_step"] == 24
+    for weights in ("state_dict", "current_model_state"):
+        assert one[weights].keys() == other[weights].keys()
+        assert all(torch.equal(one[weights][name], other[weights][name]) for name in one[weights])
+    name = next(name for name in one["state_dict"] if name.endswith("weight"))
+    assert not torch.equal(one["state_dict"][name], one["current_model_state"][name])
+
+
+def test_validation_probe_and_test_are_plain_cross_entropies_of_the_average(
+    mixed: tuple[Path, Path], configured: Callable[..., Config]
+) -> None:
+    """Mixed labels, class weights and label smoothing belong to the training loss alone."""
+    config = configured("data.train_size=192", "data.batch_size=16", "model.kwargs.width=4", "trainer=cpu")
+    data, module = build_run(config)
+    with (mixed[0] / "metrics.csv").open() as file:
+        logged = {row["key"]: float(row["value"]) for row in csv.DictReader(file)}  # the last ones
+    for checkpoint, names in (("last", ("val", "probe")), ("best", ("test",))):
+        stored = read_checkpoint(mixed[0] / "checkpoints" / f"{checkpoint}.ckpt", "ckpt")
+        load_weights(module, stored, checkpoint)
+        for name in names:
+            batches = [data.on_after_batch_transfer(batch, 0) for batch in getattr(data, f"{name}_dataloader")()]
+            with torch.no_grad():
+                losses = [cross_entropy(module.eval()(x), y, reduction="none") for x, y in batches]
+            assert logged[f"{name}/loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+    assert logged["train/loss_epoch"] > logged["probe/loss"]  # of mixed images
+    assert "val/loss_if_cooled" in logged

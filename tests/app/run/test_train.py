@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lr_lightning import _threads
 from lr_lightning.app import build
-from lr_lightning.app.build import STEP_HOOKS, spare_idle_hooks
+from lr_lightning.app.build import STEP_HOOKS, skip_empty_hooks
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.train import build_run, check_batch_norm
 from lr_lightning.app.world import lr_factor, scale_lr
@@ -82,7 +82,7 @@ def called(callback: Callback) -> list[str]:
 def test_what_a_callback_has_is_called_and_the_rest_is_not() -> None:
     own, below, late, none = Counts(), Inherits(), Late(), Callback()
     trainer = Trainer(max_epochs=1, callbacks=[own, below, late, none], **QUIET)
-    spare_idle_hooks(trainer.callbacks)  # type: ignore[attr-defined]
+    skip_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
     trainer.fit(Tiny(), DataLoader(TensorDataset(X, Y), batch_size=20))
     steps = trainer.global_step
     assert steps > 1
