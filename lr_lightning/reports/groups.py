@@ -258,7 +258,8 @@ class ForkFamily:
         """Say that the forks are one seed, and what they cost together and would have cost apart."""
         own = sum(int(r.steps) - r.fork_step for r in self.forks)
         apart = sum(int(r.steps) for r in self.forks) + (self.shared_steps if self.trunk else 0)
-        name = self.trunk.run.name if self.trunk else self.forks[0].trunk
+        origins = {r.run.params.get("fork", "").rpartition("@")[0] or r.trunk for r in self.forks}
+        name = self.trunk.run.name if self.trunk else " and ".join(sorted(origins))
         return (
             f"{len(self.forks)} runs are forks of {name}: they share its steps, so they are no independent seeds and "
             f"count as one. Together they took {self.shared_steps + own:,} steps, {self.shared_steps:,} before the "

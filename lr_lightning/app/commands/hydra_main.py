@@ -107,7 +107,7 @@ class Multirun:
             for override in overrides:
                 key, _, value = override.lstrip("+~").partition("=")
                 values.setdefault(key, set()).add(value)
-        if len({override.rpartition("@")[0] for override in values.get("fork", ())}) == 1:
+        if len({override.strip("'").rpartition("@")[0] for override in values.get("fork", ())}) == 1:
             values["fork.point"] = values.pop("fork")  # the points of one run, which no group need name
         varied = [key for key, given in values.items() if len(given) > 1 and key not in ignored]
         return varied[:_MOST_KEYS] or ["schedule"]

@@ -1,6 +1,7 @@
 """Forking a run: a new run from a state of another one, with another schedule, length, peak lr or weight decay."""
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -273,6 +274,10 @@ class ForkState(Callback):
     def __init__(self, forked: ForkedRun) -> None:
         self.forked = forked
         self._decays: list[list[float]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let Lightning be silent about callbacks of the other run that this one has not."""
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Forget the best values and checkpoints, and before another schedule what stopping and plateau have seen."""
