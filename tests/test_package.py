@@ -80,6 +80,7 @@ def test_public_names() -> None:
         "History",
         "LRFinder",
         "LRGrid",
+        "LRRace",
         "LRSchedule",
         "OverfittingMonitor",
         "RandomState",

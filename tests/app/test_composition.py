@@ -51,7 +51,7 @@ def test_the_help_of_find_lr_is_its_own(composed: Compose) -> None:
     assert text.startswith("Search for a learning rate, without training;")
     assert "It trains nothing" in text
     assert "train.py schedule" not in text
-    for choice in ("range_test", "lr_grid"):
+    for choice in ("range_test", "race", "lr_grid"):
         keys = set(flatten(OmegaConf.to_container(composed(f"finder={choice}").finder)))
         listed = text.partition(f"Keys of finder={choice}")[2].partition("\n\n")[0]
         assert set(re.findall(r"^  finder\.(\w+)  +\S", listed, flags=re.MULTILINE)) == keys - UNLISTED, choice
@@ -218,6 +218,10 @@ def test_a_key_that_does_not_exist_is_answered_with_the_one_to_type(cfg: DictCon
         ),
         (["+lr=0.1"], ["lr: there is no such key. Type optimizer.lr=0.1"]),
         (["zzz=3"], ["zzz: there is no such key. `--cfg job` shows every key."]),
+        (
+            ["data=image_folder", "data.root=x", "trainer.epochs=2"],
+            ["trainer.epochs: there is no such key. Type trainer.max_epochs=2"],
+        ),
     ],
 )
 def test_every_key_of_a_command_that_does_not_exist_has_its_line(words: list[str], said: list[str]) -> None:
