@@ -25,6 +25,7 @@ from lr_lightning.app.config import PLACES_OF_DATA, Config
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.output import LAST, folder_gone, write_config
+from lr_lightning.app.run.predictions import Predictions
 from lr_lightning.app.run.resume import resume_arguments
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.schemas.trainer import TrackingConfig
@@ -57,6 +58,7 @@ class RunOutcome:
     output_dir: Path | None = None  # None on ranks other than the first
     run_id: str | None = None  # in MLflow
     found_lr: float | None = None  # the peak learning rate that a finder has set
+    predictions: Predictions | None = None  # if the config asks for them
 
     @property
     def objective(self) -> float | None:

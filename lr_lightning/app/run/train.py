@@ -32,6 +32,7 @@ from lr_lightning.app.run import checkpoints, record
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import DataNotes, print_outcome, print_start, quiet
 from lr_lightning.app.run.output import LAST, new_output_dir, output_root
+from lr_lightning.app.run.predictions import report_predictions
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
 from lr_lightning.app.run.signals import ParentWatch, is_child
@@ -43,7 +44,7 @@ from lr_lightning.app.world import (
     world_size,
 )
 from lr_lightning.errors import ConfigError
-from lr_lightning.schedules import Schedule
+from lr_lightning.schedules import Clock, Schedule
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch
 from lr_lightning.tracking import RunLogger
 from lr_lightning.tracking.keys import flatten
@@ -75,9 +76,11 @@ def train(
     # What is trained.
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
-    _check_durations(schedules.lr, config.schedule.total_steps, config.trainer, data)
+    clock = _checked_clock(schedules.lr, config.schedule.total_steps, config.trainer, data)
     if resumed:
         resumed = choose_checkpoint(resumed, flat, data)
+        if clock and schedules.plateau is None and {"trainer.max_epochs", "trainer.max_steps"} & resumed.changed.keys():
+            resumed = replace(resumed, next_lr=resumed.peak_lr * schedules.lr(resumed.step, clock))
 
     # What drives, watches and records it.
     progress = config.trainer.progress
@@ -96,7 +99,9 @@ def train(
         path = str(resumed.checkpoint) if resumed else None
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True if path else None)
         outcome = record.outcome_of(trainer)  # before the test, which restores the callbacks of the best checkpoint
-        return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
+        tests = config.test and data.has_test
+        outcome = _test(trainer, module, data, outcome) if tests else outcome
+        return _predict(config, trainer, module, data, outcome, tested=tests)
 
     outcome = run.do(work)
     if finder is not None:
@@ -245,13 +250,15 @@ def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
         )
 
 
-def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerConfig, data: ImageDataModule) -> None:
-    """Refuse durations that do not fit into the run, before the run appears in the store.
+def _checked_clock(
+    schedule: Schedule, total_steps: int | None, node: TrainerConfig, data: ImageDataModule
+) -> Clock | None:
+    """Return the run's clock; refuse durations that do not fit into it, before the run appears in the store.
 
-    LRSchedule does it later if the number of steps is not yet known (several processes, limited batches).
+    If the number of steps is not yet known (several processes, limited batches), return None: LRSchedule checks later.
     """
     if node.limit_train_batches != 1.0 or node.strategy != "auto" or world_size(node) > 1:
-        return
+        return None
     steps = updates_per_epoch(len(data.train_dataloader()), node.accumulate_grad_batches)
     limits = [node.max_steps] if node.max_steps > 0 else []
     clock = epoch_clock([steps] * max(1, node.max_epochs), ends=node.max_epochs > 0, totals=limits)
@@ -261,6 +268,7 @@ def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerC
         schedule.check(clock)
     except ValueError as e:
         raise ConfigError(f"schedule: {e}") from e
+    return clock
 
 
 def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outcome: RunOutcome) -> RunOutcome:
@@ -271,3 +279,26 @@ def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outc
     results = trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False)
     tested = {key.replace("/", "_"): value for key, value in results[0].items() if math.isfinite(value)}
     return replace(outcome, summary=outcome.summary | tested)
+
+
+def _predict(
+    config: Config,
+    trainer: Trainer,
+    module: LightningModule,
+    data: ImageDataModule,
+    outcome: RunOutcome,
+    *,
+    tested: bool,
+) -> RunOutcome:
+    """Report the predictions of the best checkpoint, if the config asks for any, and add them to the outcome."""
+    node, path = config.callbacks, getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if any(getattr(callback, "skips_test", False) for callback in callbacks_of(trainer, Callback)):
+        return outcome
+    if path and not tested and (node.class_accuracy or node.confusion_matrix or node.mistakes):
+        checkpoints.load_weights(module, checkpoints.read_checkpoint(Path(path), "ckpt"), path)
+    found = report_predictions(node, trainer, module, data, "test" if tested else "validation")
+    if found is None or not node.class_accuracy:
+        return outcome if found is None else replace(outcome, predictions=found)
+    by_class = zip(found.class_names, found.class_accuracies, strict=True)
+    accuracies = {f"acc_of/{name}": acc for name, acc in by_class if math.isfinite(acc)}
+    return replace(outcome, summary=outcome.summary | accuracies, predictions=found)
