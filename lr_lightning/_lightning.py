@@ -164,7 +164,7 @@ def _call_strategy(trainer: Trainer, hook: str, *args: Any, **kwargs: Any) -> An
 
 
 def averaging_callbacks(trainer: Trainer, name: str = "") -> list[Any]:
-    """Return Lightning's callbacks that average the weights, or those of them with this class name."""
+    """Return Lightning's callbacks that average the weights, or only those with this class name."""
     names = {name} if name else {"StochasticWeightAveraging", "WeightAveraging"}  # the second came with Lightning 2.6
     every = callbacks_of(trainer, Callback)
     return [each for each in every if names & {kind.__name__ for kind in type(each).__mro__}]
@@ -448,7 +448,7 @@ def is_compiled(module: LightningModule) -> bool:
 
 
 def is_last_validation_batch(trainer: Trainer) -> bool:
-    """Return whether no validation batch follows the one that has just ended, as far as Lightning knows."""
+    """Return whether Lightning knows that no validation batch follows the one that has just ended."""
     return bool(trainer.fit_loop.epoch_loop.val_loop.batch_progress.is_last_batch)
 
 

@@ -147,6 +147,7 @@ def build_data(config: Config) -> ImageDataModule:
         seed=config.seed,
         normalize=cast(Any, config.model.inputs),
         channels_last=config.trainer.channels_last,
+        needs_test=config.test,
     )
 
 
@@ -182,7 +183,7 @@ def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module,
 
 
 def build_callbacks(config: Config, schedules: Schedules, module: LightningModule) -> list[Callback]:
-    """Build what drives and watches the run, but for the checkpoints, which need the output folder."""
+    """Build the callbacks of the run, except those for checkpoints, which need the output folder."""
     callbacks: list[Callback] = []
     node, schedule, plateau = config.callbacks, config.schedule, schedules.plateau
     if isinstance(schedule, schemas.BatchGrowthConfig) and schedule.growth is not None:

@@ -73,7 +73,7 @@ _OTHER_NAMES = {
     "resume": "resume_from resume_from_checkpoint ckpt_path",
 }
 _FULL_KEYS = {other: key for key, others in _OTHER_NAMES.items() for other in others.split()}
-"""The key that people mean by a name that it has elsewhere."""
+"""Names that other programs use, each with the key that is meant here."""
 _HYDRA_OPTIONS = (
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info"),
@@ -209,7 +209,7 @@ def _has(cfg: DictConfig, key: str) -> bool:
     for part in key.split("."):
         if not isinstance(node, DictConfig) or node._is_none():
             return True
-        if part not in node:
+        if part not in list(node):  # without list, a value that is still missing is not found
             return False
         node = node._get_node(part)
     return True
@@ -234,7 +234,7 @@ def _remedy(cfg: DictConfig, word: str) -> str:
 
 
 def _meant(key: str, keys: Sequence[str]) -> list[str]:
-    """Return the existing keys that have the name of a dotted key, or that it is another name of."""
+    """Return the existing keys that an unknown dotted key may mean: of that name, or of which it is another name."""
     group, _, name = key.rpartition(".")
     if (full := _FULL_KEYS.get(name, "")) in keys:
         return [full]
@@ -243,7 +243,7 @@ def _meant(key: str, keys: Sequence[str]) -> list[str]:
 
 
 def _alike(key: str, keys: Sequence[str]) -> str | None:
-    """Return the existing key that is spelt like a dotted key: first one of those beside it."""
+    """Return the existing key whose spelling is closest to a dotted key; keys of the same group come first."""
     group, _, name = key.rpartition(".")
     beside = [full for full in keys if full.rpartition(".")[0] == group]
     below = [full for full in keys if full.startswith(f"{group.split('.')[0]}.")]
@@ -284,7 +284,7 @@ def validate(cfg: DictConfig) -> Config:
 
 
 def take_peak_from_schedule(config: Config) -> None:
-    """Set ``optimizer.lr`` to ``schedule.max_lr``, its other name in a cyclical schedule, where that is given."""
+    """Set ``optimizer.lr`` to ``schedule.max_lr``, its other name in a cyclical schedule, if that is given."""
     if isinstance(config.schedule, CyclicalConfig) and config.schedule.max_lr is not None:
         config.optimizer.lr = float(config.schedule.max_lr)
 

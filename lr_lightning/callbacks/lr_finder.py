@@ -389,7 +389,7 @@ def find_lr(
         >>> result.suggestion, result.plot()  # doctest: +SKIP
     """
     for name in settings.keys() & {"apply", "at_epochs"}:
-        raise ArgumentError("is of no use in find_lr, which does not train; use LRFinder in a Trainer", name)
+        raise ArgumentError("cannot be given to find_lr, which does not train; use LRFinder in a Trainer", name)
     if trainer is None:
         settings = {"budget": None, **settings}  # there is no planned run
         trainer = make_trainer(

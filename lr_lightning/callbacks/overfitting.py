@@ -95,13 +95,13 @@ class OverfittingMonitor(BaseCallback):
             if that is a usual loss of a network's output (see
             :func:`~lr_lightning.callbacks.per_example.learn_loss`).
         probe: Batches of training examples without augmentation, as an iterable that can be iterated again. Default:
-            the data module's ``probe_dataloader()``, else as many stratified examples of those that training uses as
-            the first measured validation has. If only the batches show which these are (a stream, a sampler of your
-            own, ``limit_train_batches`` with shuffling), the first batches of the training, with up to ``keep``
-            examples; a resumed run keeps other ones.
+            the data module's ``probe_dataloader()``, else a stratified subset of the examples that training uses, as
+            large as the first measured validation. If only the batches show which examples training uses (a stream, a
+            sampler of your own, ``limit_train_batches`` with shuffling), the first batches of the training, up to
+            ``keep`` examples; a resumed run then keeps other examples.
         every_n_validations: Number of validations from one measurement to the next.
         seed: Seed of the draw of the default probe.
-        keep: Most examples of a set whose single losses are kept, to estimate the noise; of a larger set, every n-th.
+        keep: Most single losses of a set to keep, for the estimate of the noise; of a larger set, every n-th is kept.
         chance: Loss of a model that knows only the shares of the classes, or the mean of a regression's targets.
             Default: computed from the probe.
 
@@ -147,7 +147,7 @@ class OverfittingMonitor(BaseCallback):
         self._diverged: str | None = None
         self._overconfident = False
         self.unmeasured: frozenset[str] = frozenset()
-        """Metrics that will not be logged, as far as the sanity check has shown."""
+        """Metrics of which the sanity check has shown that they will not be logged."""
         self._total_steps: int | None = None
         self._peak_lr: float | None = None
 
@@ -277,7 +277,7 @@ class OverfittingMonitor(BaseCallback):
         self._ended = self._ended or bool(self._points)
         self._from_logs = not self._ended
         if self._ended:
-            rank_zero_warn(f"OverfittingMonitor measures no longer: {reason}. The run goes on.")
+            rank_zero_warn(f"OverfittingMonitor measures no longer: {reason}. The run continues.")
             return
         self._first_loss = self._first_training_loss
         line = line or per_example.EXAMPLE_LINE
@@ -438,7 +438,7 @@ class OverfittingMonitor(BaseCallback):
             val_acc=val_acc,
             probe_acc=probe.acc,
             val_losses=val.losses if val else None,
-            # of a run resumed with other batches kept, single losses cannot be compared with those of before
+            # a resumed run has kept other batches: their single losses cannot be compared with the checkpoint's
             probe_losses=None if self._resumed and self._kept is not None else probe.losses,
             val_size=val.size if val else None,
             probe_size=probe.size,

@@ -15,7 +15,7 @@ from lr_lightning.diagnosis.verdict import Advice, Label, Numbers, Reason, Verdi
 _FEWEST = 4  # validations; fewer show only a divergence
 _DIVERGED = 1.5  # times the larger of start and chance
 _STILL = 0.1  # share of all that was learnt: a smaller fall in the last quarter of the learning has stopped
-_BY_HEART = 0.02  # share of chance: a probe loss below it is that of examples learnt by heart
+_MEMORIZED = 0.02  # share of chance: a probe loss below it means that the network has memorized the examples
 _WIDE = 0.1  # share of chance: a gap above it is wide
 _LOST = 0.03  # of the validation accuracy: a run that ended that far below its best is not healthy
 _COOLED = 0.5  # share of the peak learning rate: a last one below it has been cooled down
@@ -155,7 +155,7 @@ def _overfitting(curves: Curves) -> Verdict | None:
     if (lowest := curves.hidden_minimum) is not None:
         return Verdict(Label.OVERFITTING, None, curves.points[lowest].epoch, numbers)
     gap = curves.val_end - curves.probe_end
-    if chance is None or curves.probe_end >= _BY_HEART * chance or gap <= _WIDE * chance:
+    if chance is None or curves.probe_end >= _MEMORIZED * chance or gap <= _WIDE * chance:
         return None
     onset = curves.points[curves.first_at_best].epoch
     falls = curves.val.difference(curves.at(0.75), curves.end).above(RISE * curves.val_end)

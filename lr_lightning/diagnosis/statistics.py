@@ -42,7 +42,7 @@ def mean_ci(values: ArrayLike, level: float = 0.95) -> Mean:
     x = np.asarray(values, np.float64)
     if x.size < 2:
         return Mean(x.size, float(x[0]) if x.size else math.nan)
-    from scipy import stats  # half a second, which who only reads a config need not wait for
+    from scipy import stats  # takes half a second, which a look at the config must not cost
 
     half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
     mean = float(x.mean())

@@ -41,7 +41,7 @@ class Reason(Enum):
 
 
 class Reference(StrEnum):
-    """What has learnt nothing, with whose loss the losses are compared. The value is its name in a sentence."""
+    """The model without any learning to whose loss losses are compared. The value is its name in a sentence."""
 
     CHANCE = "chance"
     CONSTANT = "a constant guess"
@@ -241,7 +241,7 @@ _REFERENCE_LINES = {
 def _evidence_lines(verdict: Verdict) -> list[str]:
     """Return a line for each measured quantity."""
     n = verdict.evidence
-    lines = [_validation(n), _probe(n)]
+    lines = [_validation_line(n), _probe_line(n)]
     if "gap" in n:
         lines.append(f"gap, validation − probe loss: {n['gap']:.3g}")
     if "chance_loss" in n:
@@ -254,7 +254,7 @@ def _evidence_lines(verdict: Verdict) -> list[str]:
     return [line for line in lines if line]
 
 
-def _validation(n: Numbers) -> str:
+def _validation_line(n: Numbers) -> str:
     parts = [f"{n['val_loss']:.3g} at the end"] if "val_loss" in n else []
     if "best_val_loss" in n:
         at = f" (epoch {n['best_epoch']:.3g})" if "best_epoch" in n else ""
@@ -266,7 +266,7 @@ def _validation(n: Numbers) -> str:
     return f"validation loss: {'; '.join(parts)}" if parts else ""
 
 
-def _probe(n: Numbers) -> str:
+def _probe_line(n: Numbers) -> str:
     parts = [f"{n['probe_loss']:.3g} at the end"] if "probe_loss" in n else []
     if "lowest_probe_loss" in n:
         parts.append(f"{n['lowest_probe_loss']:.3g} at its lowest")

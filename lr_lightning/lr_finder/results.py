@@ -94,7 +94,7 @@ class RangeTest(_Result):
 
     @cached_property
     def reading(self) -> Reading:
-        """What the points say."""
+        """The reading of the curve."""
         return read_curve(self.grid, self.runs, higher_is_better=self.metric == "accuracy", seed=self.seed)
 
     @property
@@ -114,7 +114,7 @@ class RangeTest(_Result):
 
     @cached_property
     def _answer(self) -> TrialReading:
-        """What range and trials say together."""
+        """The answer of the range test and the trials together."""
         reading = self.reading
         if not self.trials or self.run is None:
             return TrialReading(reading.suggestion, reading.interval)

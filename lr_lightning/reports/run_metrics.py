@@ -167,7 +167,7 @@ class RunAxes:
     def at(self, axis: str, step: NDArray[np.int64]) -> Floats | None:
         """Return the positions of steps on an axis, or None if the run did not record what it takes.
 
-        A position is that of the end of the step; on the axis of seconds it is that of the step's record.
+        A position is the end of the step; on the axis of seconds it is the moment at which the step was recorded.
         """
         if axis == "step":
             return step.astype(np.float64)

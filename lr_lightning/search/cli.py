@@ -54,7 +54,7 @@ def main(root: Path) -> int:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
             text = f"output_root: {f'{e.filename} ' if e.filename else ''}cannot be written ({e.strerror})."
-        print_error(f"{text} Nothing is lost: mend it, and start the same search again.")
+        print_error(f"{text} Nothing is lost: correct it, and start the same search again.")
         return FAILED
     except ConfigError as e:
         if wants_tracebacks():

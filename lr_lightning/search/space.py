@@ -191,7 +191,7 @@ class Space:
         )
 
     def point(self, values: Mapping[str, Value], base: Mapping[str, Value]) -> dict[str, Value]:
-        """Return those of the values whose condition is met, in the order of the space."""
+        """Return the values whose condition is met, in the order of the space."""
         point: dict[str, Value] = {}
         for key in self.keys:
             if key in values and self.active(key, point, base):

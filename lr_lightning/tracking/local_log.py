@@ -222,7 +222,7 @@ class RowBuffer:
         self._last_values: dict[str, float] = {}
 
     def resume(self, logged: LoggedRun) -> None:
-        """From now on drop what ``logged`` has: a resumed run repeats the steps after its checkpoint."""
+        """Drop from now on what ``logged`` has: a resumed run repeats the steps after its checkpoint."""
         self._last_steps = {k: v for k, v in logged.last_steps.items() if not k.startswith(SUMMARY)}
         self._last_values = dict(logged.last_values)
 

@@ -4,7 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,9 @@ from lr_lightning.diagnosis.statistics import stratified_subset
 from lr_lightning.errors import DataError, UsageError
 from lr_lightning.training import split, transforms
 from lr_lightning.training.decode import (
+    MAX_PIXELS,
     EncodedImages,
+    Format,
     ImageStore,
     choose_format,
     decode_all,
@@ -28,9 +30,8 @@ from lr_lightning.training.decode import (
     stored_keys,
     without_unreadable,
 )
-from lr_lightning.training.images import RawSplits, require
+from lr_lightning.training.images import Images, RawSplits, require
 from lr_lightning.training.loader import BatchLoader, TrainBatch
-from lr_lightning.training.pixels import MAX_PIXELS, Format
 from lr_lightning.training.transforms import Fill, Normalization
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class ImageDataModule(L.LightningDataModule):
       (``None`` or ``"auto"``: one less than there are cores).
     - ``max_megapixels`` is the size of the largest image that is read. ``on_bad_image`` says whether images that cannot
       be read are an ``error``, or are left out (``skip``), for which every image is decoded once more at the start.
+      Unless the run ``needs_test``, a test split with such images is left out.
     - ``train_size`` training images are kept, stratified.
     - ``random_erasing`` is the share of training images that lose a box. ``mixup`` and ``cutmix`` mix pairs of training
       images, by shares from a Beta distribution with this parameter; the labels of a training batch are then shares of
@@ -119,33 +121,14 @@ class ImageDataModule(L.LightningDataModule):
         flip_labels: float = 0.0,
         max_megapixels: float = MAX_PIXELS / 1e6,
         on_bad_image: Literal["error", "skip"] = "error",
+        needs_test: bool = True,
     ) -> None:
         super().__init__()
         workers = max(1, usable_cores() - 1) if num_workers in (None, "auto") else num_workers
         if eval_batch_size is None:
             eval_batch_size = max(batch_size, min(4 * batch_size, _MAX_EVAL_BATCH))
-        for key, value, least in (
-            ("data.batch_size", batch_size, 1),
-            ("data.eval_batch_size", eval_batch_size, 1),
-            ("data.split_seed", split_seed, 0),
-            ("data.crop_padding", crop_padding, 0),
-            ("data.image_size", image_size, 1),
-            ("data.train_size", train_size, 1),
-            ("seed", seed, 0),
-        ):
-            require(value is None or value >= least, f"{key} must be >= {least}, got {value}")
         require(isinstance(workers, int) and workers >= 0, f"data.num_workers must be >= 0 or auto, got {num_workers}")
         require(max_megapixels > 0, f"data.max_megapixels must be > 0, got {max_megapixels}")
-        for key, share in (("flip_labels", flip_labels), ("random_erasing", random_erasing)):
-            require(0 <= share <= 1, f"data.{key} must be in [0, 1], got {share}")
-        for key, parameter in (("mixup", mixup), ("cutmix", cutmix)):
-            require(0 <= parameter < math.inf, f"data.{key} must be a finite number, 0 or more, got {parameter}")
-        for key, choice, known in (
-            ("data.normalize", normalize, transforms.NORMALIZATIONS),
-            ("data.crop_fill", crop_fill, get_args(Fill)),
-            ("data.on_bad_image", on_bad_image, ("error", "skip")),
-        ):
-            require(choice in known, f"{key} must be one of {', '.join(known)}, got {choice!r}")
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.crop_padding, self.crop_fill, self.flip, self.normalize = crop_padding, crop_fill, flip, normalize
@@ -154,12 +137,36 @@ class ImageDataModule(L.LightningDataModule):
         self.num_workers, self.requested_size = int(workers or 0), image_size
         self.channels_last, self.drop_last = channels_last, drop_last
         self.train_size, self.flip_labels = train_size, flip_labels
-        self.max_pixels, self.on_bad_image = round(max_megapixels * 1e6), on_bad_image
+        self.max_pixels, self.on_bad_image, self.needs_test = round(max_megapixels * 1e6), on_bad_image, needs_test
         self.class_names: tuple[str, ...] = ()
         self.dataset_name, self.fingerprint, self.in_memory = "", "", True
         self._format: Format | None = None
         self._splits: dict[str, _Split] = {}
         self._expected_fingerprint: str | None = None
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        """Refuse values out of range, by the names of their config keys."""
+        for key, value, least in (
+            ("data.batch_size", self.batch_size, 1),
+            ("data.eval_batch_size", self.eval_batch_size, 1),
+            ("data.split_seed", self.split_seed, 0),
+            ("data.crop_padding", self.crop_padding, 0),
+            ("data.image_size", self.requested_size, 1),
+            ("data.train_size", self.train_size, 1),
+            ("seed", self.seed, 0),
+        ):
+            require(value is None or value >= least, f"{key} must be >= {least}, got {value}")
+        for key, share in (("flip_labels", self.flip_labels), ("random_erasing", self.random_erasing)):
+            require(0 <= share <= 1, f"data.{key} must be in [0, 1], got {share}")
+        for key, parameter in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            require(0 <= parameter < math.inf, f"data.{key} must be a finite number, 0 or more, got {parameter}")
+        for key, choice, known in (
+            ("data.normalize", self.normalize, transforms.NORMALIZATIONS),
+            ("data.crop_fill", self.crop_fill, get_args(Fill)),
+            ("data.on_bad_image", self.on_bad_image, ("error", "skip")),
+        ):
+            require(choice in known, f"{key} must be one of {', '.join(known)}, got {choice!r}")
 
     def prepare(self) -> None:
         """Load, split, decode and measure the data; a second call does nothing."""
@@ -173,22 +180,17 @@ class ImageDataModule(L.LightningDataModule):
         true_labels = raw.train.labels
         raw = split.flip_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
         self.dataset_name, self.class_names = raw.name, raw.class_names
-        present = raw.present()
-        fmt = choose_format(list(present.values()), self.requested_size, self.max_pixels)
-        smallest = min(fmt.height, fmt.width)
-        require(
-            self.crop_fill != "reflect" or self.crop_padding < smallest,
-            f"data.crop_padding must be < {smallest} (the image size) with data.crop_fill=reflect, "
-            f"got {self.crop_padding}",
-        )
-        self.in_memory = sum(map(len, present.values())) * fmt.bytes_per_image <= self.memory_limit
-        stores: Mapping[str, ImageStore]
-        if self.in_memory:
-            stores = decode_all(present, fmt)
-        else:
-            stores = {name: EncodedImages(images, fmt) for name, images in present.items()}
+        try:
+            fmt, stores = self._read(raw.present())
+        except DataError as error:
+            if self.needs_test or raw.test is None:
+                raise
+            raw = replace(raw, test=None)
+            chosen.pop("test")
+            fmt, stores = self._read(raw.present())  # or the training set's own error
+            rank_zero_warn(f"The test split is left out, since test=false: {error}")
         splits = {
-            name: _Split(stores[part.origin], present[part.origin].labels, part.indices)
+            name: _Split(stores[part.origin], raw.present()[part.origin].labels, part.indices)
             for name, part in chosen.items()
         }
         self._check_pictures(splits, true_labels)
@@ -199,6 +201,19 @@ class ImageDataModule(L.LightningDataModule):
         self.fingerprint = split.data_fingerprint(raw, chosen, (fmt.channels, fmt.height, fmt.width))
         self._check_fingerprint()
         self._format, self._splits = fmt, splits
+
+    def _read(self, present: Mapping[str, Images]) -> tuple[Format, Mapping[str, ImageStore]]:
+        fmt = choose_format(list(present.values()), self.requested_size, self.max_pixels)
+        smallest = min(fmt.height, fmt.width)
+        require(
+            self.crop_fill != "reflect" or self.crop_padding < smallest,
+            f"data.crop_padding must be < {smallest} (the image size) with data.crop_fill=reflect, "
+            f"got {self.crop_padding}",
+        )
+        self.in_memory = sum(map(len, present.values())) * fmt.bytes_per_image <= self.memory_limit
+        if self.in_memory:
+            return fmt, decode_all(present, fmt)
+        return fmt, {name: EncodedImages(images, fmt) for name, images in present.items()}
 
     def _choose(self, raw: RawSplits) -> tuple[RawSplits, dict[str, split.SplitIndices]]:
         chosen = split.choose_splits(raw, self.val_fraction, self.split_seed, self.train_size)

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
 _NOISE = {"seg", "set", "data", "dataset", "split", "image", "images", "imgs"}  # as in seg_train, Training Set
 _JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
@@ -29,11 +29,30 @@ def split_of(name: str) -> str | None:
     """Return the split that a name means, ``train``, ``val`` or ``test``, whatever its case; None for another name.
 
     Example:
-        >>> split_of("Training"), split_of("seg_test"), split_of("bullet_train")
-        ('train', 'test', None)
+        >>> split_of("Training"), split_of("seg_test"), split_of("val2017"), split_of("bullet_train")
+        ('train', 'test', 'val', None)
     """
-    words = [word for word in re.split(r"[\W_]+", name.casefold()) if word not in _NOISE]
+    words = _words(name)
     return next((split for split, names in SPLIT_NAMES.items() if len(words) == 1 and words[0] in names), None)
+
+
+def _words(name: str) -> list[str]:
+    words = (word.strip("0123456789") for word in re.split(r"[\W_]+", name.casefold()))
+    return [word for word in words if word and word not in _NOISE]
+
+
+def _named_as_splits(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the split of each folder that is named as one; ``cars_train`` is, beside ``cars_test``."""
+    alone: dict[Path, str] = {}
+    pairs: dict[tuple[int, tuple[str, ...]], dict[Path, str]] = {}
+    for path in paths:
+        if split := split_of(path.name):
+            alone[path] = split
+        words = _words(path.name)
+        for end, rest in ((0, words[1:]), (-1, words[:-1])) if len(words) > 1 else ():
+            if split := split_of(words[end]):
+                pairs.setdefault((end, tuple(rest)), {})[path] = split
+    return alone or next((pair for pair in pairs.values() if {"train"} < set(pair.values())), {})
 
 
 def find_splits(root: Path) -> dict[str, Classes]:
@@ -51,10 +70,9 @@ def find_splits(root: Path) -> dict[str, Classes]:
     found = _folders(folder)
     require(bool(found), f"data.root: {folder} has no folders in it. Give a folder with one folder a class.")
     named: dict[str, list[Path]] = {split: [] for split in SPLIT_NAMES}
-    for path in found:
-        if split := split_of(path.name):
-            named[split].append(path)
-    others = [path for path in found if split_of(path.name) is None]
+    for path, split in (splits_of := _named_as_splits(found)).items():
+        named[split].append(path)
+    others = [path for path in found if path not in splits_of]
     if _are_classes(folder, named, others):
         return {"train": _class_files(folder, training=True)}
     train, *left_out = named["train"]
@@ -107,12 +125,28 @@ def _are_classes(folder: Path, named: dict[str, list[Path]], others: list[Path])
 
 
 def _held_out(path: Path, training: Classes) -> Classes | None:
-    """Return the classes of a validation or test folder; None if it has none of the training classes."""
+    """Return the classes of a validation or test folder; None if it has none of the training classes.
+
+    A class that is written with other capitals or spaces gets the name that it has in training.
+    """
+    alike = {_folded(name): name for name in training}
+    written = alike if len(alike) == len(training) else {}
     for folder in (path, _below_wrappers(path)):
         names = {class_name(below) for below in _folders(folder)}
-        if names & training.keys():
-            return _class_files(folder, training=False)
+        if not any(name in training or _folded(name) in written for name in names):
+            continue
+        renamed = {name: name if name in training else written.get(_folded(name), name) for name in names}
+        if changed := [f"{old!r} is taken as {new!r}" for old, new in sorted(renamed.items()) if old != new]:
+            log.info(f"data.root: in {folder}, {', '.join(changed)}.")
+        classes: Classes = {}
+        for name, files in _class_files(folder, training=False).items():
+            classes.setdefault(renamed[name], []).extend(files)
+        return classes
     return None
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.split()).casefold()
 
 
 def _class_files(folder: Path, *, training: bool) -> Classes:
@@ -120,8 +154,14 @@ def _class_files(folder: Path, *, training: bool) -> Classes:
     classes: Classes = {}
     if stray := sum(Path(entry.name).suffix.lower() in _IMAGES for entry in _entries(folder)):
         log.warning(f"data.root: {stray:,} images in {folder} lie in no folder of a class and are left out.")
+    siblings, below_each = {class_name(path) for path in _folders(folder)}, []
     for path in _folders(folder):
         inside = [below for below in _folders(path) if split_of(below.name)]
+        below_each.append({class_name(below) for below in _folders(path)})
+        require(
+            not training or len((siblings - {class_name(path)}) & below_each[-1]) < 2,
+            f"data.root: {path} has folders of classes, which also lie beside it. Move or remove it.",
+        )
         require(
             not (training and any(split_of(below.name) == "train" for below in inside) and len(inside) > 1),
             f"data.root: the splits {_names(inside)} lie inside the class folder {path}. "
@@ -134,6 +174,11 @@ def _class_files(folder: Path, *, training: bool) -> Classes:
         )
         if files:
             classes.setdefault(class_name(path), []).extend(files)
+    if training and len(classes) > 1 and len(below_each[0]) > 1 and all(each == below_each[0] for each in below_each):
+        log.warning(
+            f"data.root: each of {', '.join(classes)} has the folders {', '.join(sorted(below_each[0]))}. The former "
+            "are taken as the classes. If the latter are, put these folders together."
+        )
     require(
         len(classes) > 1 or not training,
         f"data.root: {folder} has {_names(_folders(folder)) or 'no folder'} alone. Give a folder with two or more "
@@ -197,6 +242,8 @@ def _files_below(folder: Path, seen: set[tuple[int, int]]) -> Iterable[Path]:
     seen.add((status.st_dev, status.st_ino))
     for entry in _entries(folder):
         if entry.is_dir():
+            if entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve()):
+                continue  # it would count the images of the other classes
             yield from _files_below(Path(entry.path), seen)
         elif entry.is_file() or entry.is_symlink():
             yield Path(entry.path)

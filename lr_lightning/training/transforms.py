@@ -157,7 +157,7 @@ def fit_normalizer(images: ImageStore, indices: NDArray[np.int64], kind: Normali
 
     ``standard`` subtracts each channel's mean and divides by its standard deviation; ``mean_image`` subtracts the mean
     image and keeps the scale of 0..255; ``unit`` divides by 255. If the images are not ``decoded`` in memory, an evenly
-    spaced sample stands for all.
+    spaced sample is used.
     """
     require(kind in NORMALIZATIONS, f"data.normalize must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}")
     one = torch.ones(1, images.take(indices[:1]).shape[1], 1, 1)

@@ -218,6 +218,10 @@ def test_a_key_that_does_not_exist_is_answered_with_the_one_to_type(cfg: DictCon
         ),
         (["+lr=0.1"], ["lr: there is no such key. Type optimizer.lr=0.1"]),
         (["zzz=3"], ["zzz: there is no such key. `--cfg job` shows every key."]),
+        (
+            ["data=image_folder", "data.root=x", "trainer.epochs=2"],
+            ["trainer.epochs: there is no such key. Type trainer.max_epochs=2"],
+        ),
     ],
 )
 def test_every_key_of_a_command_that_does_not_exist_has_its_line(words: list[str], said: list[str]) -> None:

@@ -189,6 +189,29 @@ def test_every_second_validation() -> None:
     assert len([row for row in memory.rows if row[0] == "val/loss_if_cooled"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        (
+            [1.0, 0.5, 0.8, 0.9],
+            "val/loss_if_cooled was 0.5 at step 6 and is 0.9 now. A cooldown from here would end no",
+        ),
+        ([1.0, 0.5, 0.4, 0.405], ""),
+        ([float("nan"), 0.5, 0.4, float("nan")], ""),
+    ],
+)
+def test_it_says_where_the_preview_was_lowest_if_it_has_risen(
+    losses: list[float], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def scripted(module: LightningModule, batch: Any) -> Tensor:
+        return torch.full((len(batch[1]),), losses[module.current_epoch])
+
+    with caplog.at_level("INFO"):
+        fit(CooldownPreview(loss=scripted))
+    lines = [record.message for record in caplog.records if record.message.startswith("CooldownPreview:")]
+    assert [said in line for line in lines] == [True] * bool(said)
+
+
 class Regression(Tiny):
     """Fits numbers, from batches that are dicts, and logs in its forward."""
 

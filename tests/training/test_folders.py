@@ -54,6 +54,11 @@ ONE_EACH = {"cat": 1, "dog": 1}
         (("Training Set", "dev"), {"train", "val"}),
         (("train", "valid"), {"train", "val"}),
         (("train_images", "test-set"), {"train", "test"}),
+        (("Train_data", "evaluation"), {"train", "test"}),
+        (("train1", "test1"), {"train", "test"}),
+        (("train2017", "val2017"), {"train", "val"}),
+        (("cars_train", "cars_test"), {"train", "test"}),
+        (("training Pets", "validation Pets"), {"train", "val"}),
     ],
 )
 def test_names_of_splits(tmp_path, names, splits):
@@ -134,6 +139,7 @@ def test_a_test_folder_without_classes_is_for_prediction(tmp_path, caplog, test)
         ({"cat": {"train": 2, "test": 1}, "dog": {"train": 2}}, r"the splits test, train lie inside the class folder"),
         ({"cat": 2}, r"has cat alone\. Give a folder with two or more folders of classes\."),
         ({"train": {"cat": 2}}, r"has cat alone\. Give a folder with two"),
+        ({"cat": 2, "dog": 2, "pets": PETS}, r"/pets has folders of classes, which also lie beside it\. Move or rem"),
         ({"cat": 2, "dog": 0}, r"the class folder .*/dog is empty\. Add images or remove"),
     ],
 )
@@ -148,6 +154,7 @@ def test_linked_folders_count_wherever_they_are_and_loops_end(tmp_path):
     (root / "bird").symlink_to(elsewhere / "birds")
     (root / "cat" / "more").symlink_to(elsewhere / "more")
     (root / "cat" / "loop").symlink_to(root / "cat")
+    (root / "cat" / "up").symlink_to(root)
     (root / "loop").symlink_to(tmp_path)
     (root / "dog" / "gone.png").symlink_to(tmp_path / "nothing")
     assert counts(root) == {"train": {"bird": 2, "cat": 5, "dog": 3}}  # the broken link is an unreadable image
@@ -164,6 +171,20 @@ def test_what_systems_leave_behind_is_no_image(tmp_path):
 def test_an_accent_is_one_letter_however_it_is_written(tmp_path):
     tree(tmp_path, train={"caf\u00e9": 1, "bar \u00df": 1}, test={"cafe\u0301": 2})
     assert counts(tmp_path) == {"train": {"bar \u00df": 1, "caf\u00e9": 1}, "test": {"caf\u00e9": 2}}
+
+
+def test_a_held_out_class_may_be_written_with_other_capitals_and_spaces(tmp_path, caplog):
+    tree(tmp_path, train={"Cat": 2, "Big dog": 2}, test={"cat": 1, "Big  Dog ": 3, "cow": 1})
+    assert counts(tmp_path)["test"] == {"Cat": 1, "Big dog": 3, "cow": 1}
+    assert "'Big  Dog ' is taken as 'Big dog', 'cat' is taken as 'Cat'." in said(caplog)
+    tree(tmp_path, train={"cat": 1}, test={"CAT": 1})
+    assert counts(tmp_path)["test"] == {"CAT": 1, "cat": 1, "Big  Dog ": 3, "cow": 1}
+
+
+def test_folders_that_all_hold_the_same_folders_are_pointed_at(tmp_path, caplog):
+    tree(tmp_path, fold1=PETS, fold2=PETS)
+    assert counts(tmp_path) == {"train": {"fold1": 5, "fold2": 5}}
+    assert "each of fold1, fold2 has the folders cat, dog. The former are taken as the classes" in said(caplog)
 
 
 def test_names_that_are_no_utf8_are_classes_too(tmp_path):

@@ -29,7 +29,7 @@ _LR_KEYS = ("finder", "optimizer.lr=", "schedule.max_lr=", "schedule.base_lr=")
 def run_finder(config: Config, overrides: list[str]) -> RunOutcome:
     """Build everything as for training, search for a learning rate, record the search as a run, and print the result.
 
-    The outcome's summary has ``suggested_lr``, ``base_lr`` and ``max_lr``, as far as they were found. The overrides of
+    The outcome's summary has ``suggested_lr``, ``base_lr`` and ``max_lr``, if they were found. The overrides of
     the command line are for the next command.
     """
     prepare_process(config.trainer, config.output_root)

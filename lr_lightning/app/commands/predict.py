@@ -24,10 +24,9 @@ from lr_lightning.app.run.resume import ALLOWED_TARGETS, RunArgument, read_confi
 from lr_lightning.app.schemas.data import DigitsConfig
 from lr_lightning.errors import ConfigError, DataError
 from lr_lightning.training.datamodule import ImageDataModule
-from lr_lightning.training.decode import EncodedImages
+from lr_lightning.training.decode import MAX_PIXELS, EncodedImages, Format
 from lr_lightning.training.folders import class_name, files_below
 from lr_lightning.training.images import Images, UnreadableImage
-from lr_lightning.training.pixels import MAX_PIXELS, Format
 from lr_lightning.training.transforms import Normalizer
 
 __all__ = ["Prediction", "Predictor", "find_run", "images_of", "run"]
@@ -164,7 +163,7 @@ def run(
             else:
                 print(f"skipped: {result.what} {result.reason}", file=sys.stderr)
         if table is not None:
-            # A name that is not UTF-8 is escaped: the table goes on, and any program can read it.
+            # A name that is not UTF-8 is escaped, so that the table is complete and any program can read it.
             with table.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 _write_csv(done, truth, top, file)
     except (ConfigError, DataError, OSError) as e:

@@ -98,7 +98,7 @@ class RunCheckpoint(CheckpointCallback):
 
     @cached_property
     def state_key(self) -> str:
-        """Lightning's key, computed once: Lightning asks for it at every hook of every step."""
+        """The key of Lightning, computed once: Lightning asks for it at every hook of every step."""
         return super().state_key
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -136,7 +136,7 @@ def _follow_move(stored: DictConfig, cfg: DictConfig, folder: Path) -> None:
 
 
 def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> Path:
-    """Return a run's output folder from its path or its MLflow id, for which ``cfg`` tells where to look."""
+    """Return a run's output folder, given that folder or the run's id, which is looked up in the store of ``cfg``."""
     key, output_root = argument.name, Path(str(cfg.output_root))
     path = Path(name).expanduser()
     if path.is_dir():

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from lr_lightning.errors import DataError
-from lr_lightning.training.decode import choose_format, decode_all
+from lr_lightning.training.decode import Format, choose_format, choose_range, decode, decode_all
 from lr_lightning.training.images import Images
-from lr_lightning.training.pixels import Format, choose_range, decode
 
 from .made_up import decoded, encoded, labelled, module, picture, splits
 
@@ -34,28 +33,28 @@ def png16(values):
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def tiff(values, sample_format, compressed=False):
-    """A little-endian TIFF of one strip; sample formats: 1 unsigned, 2 signed, 3 float, 6 complex."""
+def tiff(values, sample_format, compressed=False, black=None, planes=False):
+    """A little-endian TIFF of one strip, or one a plane; sample formats: 1 unsigned, 2 signed, 3 float, 6 complex."""
     height, width, channels = values.shape
-    data = zlib.compress(values.tobytes()) if compressed else values.tobytes()
-    bits = values.dtype.itemsize * 8
-    entries = [
-        (256, width),
-        (257, height),
-        (258, bits),
-        (259, 8 if compressed else 1),
-        (262, 1 if channels == 1 else 2),
-    ]
-    entries += [(273, 8), (277, channels), (278, height), (279, len(data)), (339, sample_format)]
+    stored = np.moveaxis(values, -1, 0).tobytes() if planes else values.tobytes()
+    data, bits = zlib.compress(stored) if compressed else stored, values.dtype.itemsize * 8
+    black = (1 if channels == 1 else 2) if black is None else black
+    entries = [(256, width), (257, height), (258, bits), (259, 8 if compressed else 1), (262, black)]
+    entries += [(273, 8), (277, channels), (278, height), (279, len(data)), (284, 2 if planes else 1)]
+    entries += [(339, sample_format)]
     start = 8 + len(data) + len(data) % 2
     after = start + 2 + 12 * len(entries) + 4
-    directory = b""
+    strip = len(data) // channels
+    lists = {258: [bits] * channels, 339: [sample_format] * channels}
+    if planes:
+        lists |= {273: [8 + strip * plane for plane in range(channels)], 279: [strip] * channels}
+    directory, extra = b"", b""
     for tag, value in entries:
-        if tag in (258, 339) and channels > 1:
-            directory += struct.pack("<HHII", tag, 3, channels, after + (6 if tag == 339 else 0))
+        if tag in lists and channels > 1:
+            directory += struct.pack("<HHII", tag, 4, channels, after + len(extra))
+            extra += struct.pack(f"<{channels}I", *lists[tag])
         else:
             directory += struct.pack("<HHII", tag, 4, 1, value)
-    extra = struct.pack("<6H", *[bits] * 3, *[sample_format] * 3)
     header = b"II*\0" + struct.pack("<I", start) + data + b"\0" * (len(data) % 2)
     return header + struct.pack("<H", len(entries)) + directory + struct.pack("<I", 0) + extra
 
@@ -102,6 +101,13 @@ def test_colours_of_16_bits_keep_their_low_byte(write):
     assert np.array_equal(decoded(labelled(*map(write, COLOUR))), COLOUR.transpose(0, 3, 1, 2))
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_tiff_whose_0_is_white_is_no_negative(kind):
+    most = np.iinfo(kind).max
+    values = np.array([[[most], [0]], [[0], [most]]], kind)
+    assert decoded(labelled(tiff(values, 1, black=0))).ravel().tolist() == [0, 255, 255, 0]
+
+
 def test_transparent_colours_of_16_bits_become_white():
     values = np.zeros((1, 2, 4), np.uint16)
     values[0, 1] = (4000, 2000, 0, 65535)
@@ -146,6 +152,8 @@ def test_test_images_are_scaled_as_training_images_are():
             "is a TIFF of a kind that Pillow does not read, such as 64-bit or complex",
         ),
         (tiff(np.ones((2, 2, 1)), 3), "is a TIFF of a kind that Pillow does not read, such as 64-bit or complex"),
+        (tiff(np.ones((2, 2, 3), np.uint16), 1, planes=True), "it has a plane of 16 bits for each colour"),
+        (tiff(np.ones((2, 2, 1), np.int8), 2), "its pixels are signed 8 bits"),
         (b"\0" * 128 + b"DICM" + b"\0" * 50, "is DICOM, which Pillow does not read: convert it to 16-bit PNG"),
         (b"\xff\x0a" + b"\0" * 50, "is JPEG XL, which Pillow does not read"),
         (b"", "is not an image, but empty"),
@@ -197,7 +205,7 @@ def test_heic_is_read_with_its_package_and_named_without(monkeypatch):
     heif.from_pillow(Image.new("RGB", (64, 64), (200, 30, 40))).save(buffer, quality=90)
     content = buffer.getvalue()
     with monkeypatch.context() as without:
-        without.setattr("lr_lightning.training.pixels.find_spec", lambda name: None)
+        without.setattr("lr_lightning.training.decode.find_spec", lambda name: None)
         with pytest.raises(DataError, match="is HEIC, which needs `pip install pillow-heif`"):
             decoded(labelled(content))
     assert np.abs(decoded(labelled(content)).mean((0, 2, 3)) - [200, 30, 40]).max() < 8
@@ -271,3 +279,15 @@ def test_bad_images_are_left_out_if_asked(caplog):
         assert warning.splitlines()[1] == "  row 30 of x.parquet is not an image, but empty"
     with pytest.raises(DataError, match=r"data\.on_bad_image=skip"):
         module(splits(train=train, test=None, names=("a", "b")))
+
+
+def test_a_test_split_that_cannot_be_read_is_left_out_where_no_test_is_wanted():
+    raw = splits(test=labelled(encoded(picture()), b"", origin="test.parquet"))
+    with pytest.raises(DataError, match=r"row 1 of test\.parquet is not an image"):
+        module(raw)
+    with pytest.warns(UserWarning, match=r"test split is left out, since test=false: .*row 1 of test\.parquet"):
+        data = module(raw, needs_test=False)
+    assert not data.has_test
+    assert data.sizes == module(splits(test=None)).sizes
+    with pytest.raises(DataError, match=r"row 0 of some\.parquet"):
+        module(splits(test=raw.test, val=labelled(b"")), needs_test=False)
