@@ -56,10 +56,10 @@ def print_start(
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
     sizes, (height, width), node = data.sizes, data.image_size, config.optimizer
     if getattr(config.finder, "apply", False):
-        peak = f"from {config.finder.name} (else {node.lr:g})"
+        peak = f"from {config.finder.name} (else {node.lr:.4g})"
     else:
         rule = f" ({node.lr_rule} rule, for {node.lr_reference_batch})" if node.lr_rule != "none" else ""
-        peak = f"{node.lr:g}{rule}"
+        peak = f"{node.lr:.4g}{rule}"
     one, update = process_batch_size(config.data, config.trainer), effective_batch_size(config.data, config.trainer)
     factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
     batch = str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"

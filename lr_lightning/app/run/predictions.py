@@ -91,7 +91,7 @@ def predict(
     module.to(device).eval()
     confusion, mistakes = np.zeros((len(names), len(names)), np.int64), list[Mistake]()
     loader = whole.test_dataloader() if split == "test" else whole.val_dataloader()
-    for image, label in loader:
+    for image, label, *_ in loader:
         batch = plugin.convert_input(whole.on_after_batch_transfer((image.to(device), label), 0))
         with plugin.forward_context():
             logits: Any = module(batch[0])

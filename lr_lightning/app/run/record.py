@@ -140,7 +140,7 @@ def open_logger(
     ``scaling`` is the change of the learning rate by ``optimizer.lr_rule``, from ``scale_lr``.
     """
     container, stale = _public(config), config.keys_set_by_finder()
-    lr = config.finder.name if stale else f"{config.optimizer.lr:g}"
+    lr = config.finder.name if stale else f"{config.optimizer.lr:.4g}"
     name = config.tracking.run_name or (_run_name(config.schedule.name, lr, config.seed) if job == "train" else job)
     tags = _tags(container, job) | {
         "seed": str(config.seed),
@@ -286,7 +286,7 @@ class FoundLR(Callback):
             if not resumed:
                 logger.log_summary({"search_seconds": finder.seconds})  # no other number of the run contains them
             if logger.store is not None and node.tracking.run_name is None:
-                logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:g}", node.seed)})
+                logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:.4g}", node.seed)})
         found = next(reversed(finder.results.values()), None)
         if found is None or resumed or not self.report:
             return
