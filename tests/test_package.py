@@ -79,6 +79,7 @@ def test_public_names() -> None:
         "History",
         "LRFinder",
         "LRGrid",
+        "LRRace",
         "LRSchedule",
         "OverfittingMonitor",
         "RandomState",

@@ -36,6 +36,7 @@ from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
+from lr_lightning.callbacks.lr_race import LRRace
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.per_example import ACCURACY_METRICS, LOGIT_METRICS, can_measure
@@ -254,8 +255,13 @@ def _extra_callbacks(extra: Mapping[str, Any]) -> Iterator[Callback]:
         yield _call_target(key, target, arguments, {name: f"{key}.{name}" for name in arguments})
 
 
-def build_finder(node: FinderConfig, module: LightningModule, progress: str) -> BaseLRFinder[Any] | None:
-    """Build the search for a learning rate that precedes training; None without one."""
+def build_finder(
+    node: FinderConfig, module: LightningModule, progress: str, root: str | None = None
+) -> BaseLRFinder[Any] | None:
+    """Build the search for a learning rate that precedes training; None without one.
+
+    A race that is not over is kept in ``root``, as the next start of its run has a folder of its own.
+    """
     if node._target_ is None:
         return None
     if not module.automatic_optimization:
@@ -263,6 +269,8 @@ def build_finder(node: FinderConfig, module: LightningModule, progress: str) -> 
         raise ConfigError(f"finder: {by_hand}, so a finder cannot control its learning rate. Give finder=none.")
     finder: BaseLRFinder[Any] = _build_target("finder", node, BaseLRFinder, _target_arguments("finder", node))
     finder.progress = progress in ("auto", "bar")
+    if isinstance(finder, LRRace):
+        finder.folder = finder.folder or root
     finder.say = partial(print, flush=True) if progress in ("auto", "lines") else None
     return finder
 

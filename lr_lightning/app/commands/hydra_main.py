@@ -32,7 +32,7 @@ from lr_lightning.app.composition import (
 )
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
-from lr_lightning.app.schemas.search import LRGridConfig, RangeTestConfig
+from lr_lightning.app.schemas.search import LRGridConfig, RaceConfig, RangeTestConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
 
@@ -49,6 +49,9 @@ _USAGES: dict[Job, str] = {
     "find_lr": """Keys of finder=range_test, which is the default:
 {range_test}
 
+Keys of finder=race:
+{race}
+
 Keys of finder=lr_grid:
 {lr_grid}
 
@@ -57,7 +60,7 @@ Choose with group=choice, set any key with key=value, as for train.py:
   python scripts/find_lr.py data=cifar10 finder.max_lr=1 finder.repeats=3
   python scripts/find_lr.py finder=lr_grid finder.num_lrs=9        trains each learning rate of a grid for a while
 It trains nothing: its steps are undone. You get a learning rate, its curve, and the command of train.py that uses it.
-The range test answers for the configured schedule and length; finder=none, experiment, search and resume are refused.
+Range test and race answer for the configured schedule and length. Refused: finder=none, experiment, search and resume.
 --cfg job shows every key and its value; -m searches one after another for comma-separated values.""",
 }
 
@@ -248,7 +251,11 @@ def _message(error: Exception) -> str:
 
 
 def _usage(job: Job) -> str:
-    finders = {"range_test": RangeTestConfig, "lr_grid": LRGridConfig}  # without apply: find_lr.py applies nothing
+    finders = {
+        "range_test": RangeTestConfig,
+        "race": RaceConfig,
+        "lr_grid": LRGridConfig,
+    }  # without apply: find_lr.py applies nothing
     keys = {name: keys_help("finder", schema, without=["apply"]) for name, schema in finders.items()}
     return _USAGES[job].format_map(keys)
 

@@ -348,7 +348,7 @@ def _keep_view(logger: RunLogger) -> None:
 
 
 def _end(logger: RunLogger, status: str) -> None:
-    """Close the record. On a full disk the store already knows, and the run's own error matters more."""
+    """Close the record. On a full disk the store has been told the status, and the run's error matters more."""
     try:
         logger.end(status)
     except OSError as e:

@@ -86,7 +86,7 @@ def train(
     progress = config.trainer.progress
     if progress == "auto" and not report:
         progress = "bar" if sys.stdout.isatty() else "none"
-    finder = build.build_finder(config.finder, module, progress)
+    finder = build.build_finder(config.finder, module, progress, config.output_root)
     finding = [] if finder is None else [finder, record.FoundLR(config, finder, report=report)]
     configured = build.build_callbacks(
         replace(config, trainer=replace(config.trainer, progress=progress)), schedules, module
