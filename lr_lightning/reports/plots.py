@@ -419,9 +419,7 @@ def _add_good_bands(plot: Plot, sweeps: dict[str, _LRSweep], own: Styles, higher
             continue
         bar = Series(np.array([good.low, good.high]), np.array([good.limit, good.limit]))
         plot.traces.append(Trace(f"{name}: good learning rates", -1, own[name], "range", {"": bar}))
-        low = f"{good.low:.3g}{' or lower' if good.open_low else ''}"
-        high = f"{good.high:.3g}{' or higher' if good.open_high else ''}"
-        plot.good_lrs.append(f"{name}: {low} to {high} ({good.decades:.1f} decades)")
+        plot.good_lrs.append(f"{name}: {wording.good_lrs(good)}")
     if plot.good_lrs:
         plot.note += (
             " The bars mark the good learning rates, whose result lies within 0.01 (of a loss: 10 %) of the line's "

@@ -26,6 +26,7 @@ from lr_lightning.app.error_messages import config_error, is_out_of_memory
 from lr_lightning.app.run.fork import ForkedRun
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.output import LAST, folder_gone, write_config
+from lr_lightning.app.run.predictions import Predictions
 from lr_lightning.app.run.resume import resume_arguments
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.schemas.trainer import TrackingConfig
@@ -58,6 +59,7 @@ class RunOutcome:
     output_dir: Path | None = None  # None on ranks other than the first
     run_id: str | None = None  # in MLflow
     found_lr: float | None = None  # the peak learning rate that a finder has set
+    predictions: Predictions | None = None  # if the config asks for them
 
     @property
     def objective(self) -> float | None:
@@ -141,7 +143,7 @@ def open_logger(
     was ``forked`` begins with what the other run logged up to there.
     """
     container, stale = _public(config), config.keys_set_by_finder()
-    lr = config.finder.name if stale else f"{config.optimizer.lr:g}"
+    lr = config.finder.name if stale else f"{config.optimizer.lr:.4g}"
     name = config.tracking.run_name or (_run_name(config.schedule.name, lr, config.seed) if job == "train" else job)
     if forked and not config.tracking.run_name:
         name += f" fork@{forked.point}"
@@ -292,7 +294,7 @@ class FoundLR(Callback):
             if not resumed:
                 logger.log_summary({"search_seconds": finder.seconds})  # no other number of the run contains them
             if logger.store is not None and node.tracking.run_name is None:
-                logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:g}", node.seed)})
+                logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:.4g}", node.seed)})
         found = next(reversed(finder.results.values()), None)
         if found is None or resumed or not self.report:
             return

@@ -1,5 +1,6 @@
 """Resuming a run: its stored config, what may change about it, what it may name, and the checkpoint to start from."""
 
+import math
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -63,6 +64,10 @@ class ResumedRun:
     output_dir: Path
     checkpoint: Path
     changed: dict[str, Any]
+    step: int = 0  # optimizer steps made
+    lr: float = math.nan  # of the last of them, and its peak
+    peak_lr: float = math.nan
+    next_lr: float = math.nan  # with which training continues; unknown, or as before: nan
 
 
 def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,7 +270,9 @@ def choose_checkpoint(resumed: ResumedRun, flat: Mapping[str, Any], data: ImageD
     check_stamp(checkpoint, path, identity(flat))
     check_length(checkpoint, flat)
     load_data_state(data, checkpoint)
-    return replace(resumed, checkpoint=path)
+    groups = next((state.get("param_groups") for state in checkpoint.get("optimizer_states", ())), None) or [{}]
+    lrs = {"lr": groups[0].get("lr", math.nan), "peak_lr": groups[0].get("initial_lr", math.nan)}
+    return replace(resumed, checkpoint=path, step=checkpoint.get("global_step", 0), **lrs)
 
 
 def check_stamp(checkpoint: Mapping[str, Any], path: Path, expected: Mapping[str, Any], key: str = "resume") -> None:

@@ -34,10 +34,11 @@ from lr_lightning.app.run.fork import ForkedRun, ForkState, check_fork
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.messages import DataNotes, print_outcome, print_start, quiet
 from lr_lightning.app.run.output import LAST, new_output_dir, output_root
+from lr_lightning.app.run.predictions import report_predictions
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
 from lr_lightning.app.run.signals import ParentWatch, is_child
-from lr_lightning.app.schemas.schedule import CooldownConfig, ScheduleConfig
+from lr_lightning.app.schemas.schedule import CooldownConfig
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.world import (
     is_rank_zero,
@@ -76,24 +77,24 @@ def train(
     callbacks, such as a search's. The test is skipped if any of them sets ``skips_test``.
     """
     prepare_process(config.trainer, config.output_root, show_notes=report if notes is None else notes)
-    if start is None:
-        _refuse_without_fork(config)
+    _check_fork_keys(config, start)
     config, scaling = (config, {}) if start else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
 
     # What is trained.
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
-    if (clock := _planned_clock(config.trainer, data)) is not None:
-        _check_durations(schedules.lr, config.schedule, clock)
-    start = choose_checkpoint(start, flat, data) if isinstance(start, ResumedRun) else start
-    if isinstance(start, ForkedRun):
+    schedule = Shifted(begin, schedules.lr) if (begin := config.schedule.start_step) else schedules.lr
+    clock = _checked_clock(schedule, config.schedule.total_steps, config.trainer, data)
+    if isinstance(start, ResumedRun):
+        followed = schedule if schedules.plateau is None else None
+        start = _resumed_state(choose_checkpoint(start, flat, data), followed, clock)
+    elif start is not None:
         check_fork(start, flat, data)
 
     # What drives, watches and records it.
-    progress = config.trainer.progress
-    if progress == "auto" and not report:
-        progress = "bar" if sys.stdout.isatty() else "none"
+    quiet_progress = "bar" if sys.stdout.isatty() else "none"
+    progress = config.trainer.progress if report or config.trainer.progress != "auto" else quiet_progress
     finder = build.build_finder(config.finder, module, progress, config.output_root)
     finding = [] if finder is None else [finder, record.FoundLR(config, finder, report=report)]
     forking = [ForkState(start)] if isinstance(start, ForkedRun) else []
@@ -109,11 +110,12 @@ def train(
         path = str(start.checkpoint) if start else None
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True if path else None)
         outcome = record.outcome_of(trainer)  # before the test, which restores the callbacks of the best checkpoint
-        return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
+        tests = config.test and data.has_test
+        outcome = _test(trainer, module, data, outcome) if tests else outcome
+        return _predict(config, trainer, module, data, outcome, tested=tests)
 
     outcome = run.do(work)
-    if finder is not None:
-        outcome = replace(outcome, found_lr=finder.applied)
+    outcome = replace(outcome, found_lr=finder.applied) if finder is not None else outcome
     if run.folder and report:
         print_outcome(config, run.folder, outcome, idle=start is not None and not record.stepped(trainer))
     return outcome
@@ -261,8 +263,10 @@ def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
         )
 
 
-def _refuse_without_fork(config: Config) -> None:
+def _check_fork_keys(config: Config, start: ResumedRun | ForkedRun | None) -> None:
     """Refuse the keys that mean something only where a run starts from a state of another."""
+    if start is not None:
+        return
     if config.fork:
         raise ConfigError("fork: belongs to scripts/train.py, which starts one run from another. Leave it out.")
     if isinstance(config.schedule, CooldownConfig):
@@ -272,23 +276,32 @@ def _refuse_without_fork(config: Config) -> None:
         )
 
 
-def _planned_clock(node: TrainerConfig, data: ImageDataModule) -> Clock | None:
-    """Return the clock of the run; None if its steps are not yet known (several processes, limited batches)."""
+def _resumed_state(resumed: ResumedRun, schedule: Schedule | None, clock: Clock | None) -> ResumedRun:
+    """Return the run with the learning rate of its next step, if its length has changed and that lr is known."""
+    if schedule is None or clock is None or not {"trainer.max_epochs", "trainer.max_steps"} & resumed.changed.keys():
+        return resumed
+    return replace(resumed, next_lr=resumed.peak_lr * schedule(resumed.step, clock))
+
+
+def _checked_clock(
+    schedule: Schedule, total_steps: int | None, node: TrainerConfig, data: ImageDataModule
+) -> Clock | None:
+    """Return the run's clock; refuse durations that do not fit into it, before the run appears in the store.
+
+    If the number of steps is not yet known (several processes, limited batches), return None: LRSchedule checks later.
+    """
     if node.limit_train_batches != 1.0 or node.strategy != "auto" or world_size(node) > 1:
         return None
     steps = updates_per_epoch(len(data.train_dataloader()), node.accumulate_grad_batches)
     limits = [node.max_steps] if node.max_steps > 0 else []
-    return epoch_clock([steps] * max(1, node.max_epochs), ends=node.max_epochs > 0, totals=limits)
-
-
-def _check_durations(schedule: Schedule, node: ScheduleConfig, clock: Clock) -> None:
-    """Refuse durations that do not fit into the run, before the run appears in the store."""
-    if node.total_steps is not None:
-        clock = replace(clock, total=node.total_steps)
+    clock = epoch_clock([steps] * max(1, node.max_epochs), ends=node.max_epochs > 0, totals=limits)
+    if total_steps is not None:
+        clock = replace(clock, total=total_steps)
     try:
-        (Shifted(node.start_step, schedule) if node.start_step else schedule).check(clock)
+        schedule.check(clock)
     except ValueError as e:
         raise ConfigError(f"schedule: {e}") from e
+    return clock
 
 
 def _announce_space(
@@ -312,3 +325,26 @@ def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outc
     results = trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False)
     tested = {key.replace("/", "_"): value for key, value in results[0].items() if math.isfinite(value)}
     return replace(outcome, summary=outcome.summary | tested)
+
+
+def _predict(
+    config: Config,
+    trainer: Trainer,
+    module: LightningModule,
+    data: ImageDataModule,
+    outcome: RunOutcome,
+    *,
+    tested: bool,
+) -> RunOutcome:
+    """Report the predictions of the best checkpoint, if the config asks for any, and add them to the outcome."""
+    node, path = config.callbacks, getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if any(getattr(callback, "skips_test", False) for callback in callbacks_of(trainer, Callback)):
+        return outcome
+    if path and not tested and (node.class_accuracy or node.confusion_matrix or node.mistakes):
+        checkpoints.load_weights(module, checkpoints.read_checkpoint(Path(path), "ckpt"), path)
+    found = report_predictions(node, trainer, module, data, "test" if tested else "validation")
+    if found is None or not node.class_accuracy:
+        return outcome if found is None else replace(outcome, predictions=found)
+    by_class = zip(found.class_names, found.class_accuracies, strict=True)
+    accuracies = {f"acc_of/{name}": acc for name, acc in by_class if math.isfinite(acc)}
+    return replace(outcome, summary=outcome.summary | accuracies, predictions=found)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 
 from lr_lightning.app.error_messages import did_you_mean
-from lr_lightning.app.schemas import AT_LEAST_1, NOT_NEGATIVE, Problem, Schema, must, one_of, positive
+from lr_lightning.app.schemas import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, Problem, Schema, must, one_of, positive
 from lr_lightning.errors import ArgumentError
 
 _GAPS = ("gap_loss", "gap_acc", "gl", "pq", "up", "ece", "temperature", "gap_loss_scaled", "overconfident")
@@ -155,6 +155,9 @@ class CallbacksConfig(Schema):
     cooldown_preview: bool | None = None
     # validate, save and test a running average of the weights: its decay for each step, such as 0.999; null: off
     ema: Annotated[float | None, _DECAY] = None
+    class_accuracy: bool = False  # at the end: the accuracy of each class, as a table and as summary/acc_of/<class>
+    confusion_matrix: bool = False  # at the end: a figure of which class is taken for which
+    mistakes: Annotated[int, AT_LEAST_0] = 0  # at the end: a figure of this many of the most confident mistakes
     extra: dict[str, Any] = field(default_factory=dict)  # your own: +callbacks.extra.mine._target_=package.MyCallback
 
     @property

@@ -1,6 +1,7 @@
 """Which run is resumed from which checkpoint, what may change about it, and what its stored config may name."""
 
 import csv
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -342,6 +343,21 @@ def test_a_run_at_its_end_says_that_nothing_was_left_to_do(
     assert f"{line}trainer.max_steps=18\n" in capsys.readouterr().out
     assert resume(composed, finished, "trainer.max_epochs=4", "trainer.max_steps=-1").summary["steps"] == 12
     assert "nothing was left" not in capsys.readouterr().out
+
+
+def test_a_schedule_that_ends_later_says_how_far_the_lr_jumps_and_what_to_do_instead(
+    composed: Compose, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume(composed, finished, "trainer.max_epochs=6")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "jumps" in line)
+    last, following = 0.1 * (1 + math.cos(math.pi * 8 / 9)) / 2, 0.1 * (1 + math.cos(math.pi * 9 / 18)) / 2
+    assert line.startswith(f"the learning rate jumps from {last:.2g} to {following:.2g}, since cosine now ends later. ")
+    assert "a new run with trainer.max_epochs=6, or one from these weights" in line
+    assert line.endswith("last.ckpt optimizer.lr=0.01")
+    resume(composed, finished, "trainer.max_epochs=7")  # from the end of 6
+    assert "jumps" in capsys.readouterr().out
+    assert resume(composed, finished).summary["steps"] == 21
+    assert "jumps" not in capsys.readouterr().out
 
 
 MIXED = ("data.mixup=0.2", "data.cutmix=1", "data.random_erasing=0.5", "data.flip=true", "callbacks.ema=0.9")
