@@ -133,13 +133,13 @@ def test_a_search_that_applies_nothing_leaves_no_trace(composed: Compose, finder
 def test_multipliers_are_ratios_to_the_optimizers_rate(composed: Compose) -> None:
     config = validate(composed("finder=range_test", "experiment=smith"))
     assert config.optimizer.multipliers
-    from lr_lightning.callbacks.set_lr import lr_ratios, reference_lr
+    from lr_lightning.callbacks.set_lr import configured_lr, lr_ratios
 
     data = build.build_data(config)
     data.prepare()
     module = build.build_module(config.module, config.optimizer, build.build_net(config.model, data), data)
     trainer = type("T", (), {"optimizers": [module.configure_optimizers()], "lr_scheduler_configs": []})()
-    reference = reference_lr(trainer, module)
+    reference = configured_lr(trainer, module)
     assert reference == config.optimizer.lr
     assert sorted(set(lr_ratios(trainer, reference))) == [1.0, 2.0]
 
