@@ -262,7 +262,7 @@ class StepRecorder(BaseCallback):
 
 
 def _named_groups(trainer: Trainer) -> dict[str, str]:
-    """Return the names of param groups that have one of their own, by the names that their numbers give them."""
+    """Return the given names of param groups by their numbered names; groups without a name are left out."""
     names: dict[str, str] = {}
     for index, optimizer in enumerate(trainer.optimizers):
         prefix = _prefix(index)
@@ -276,13 +276,13 @@ def _prefix(optimizer_index: int) -> str:
 
 
 def _trained(trainer: Trainer) -> list[Tensor]:
-    """Return the parameters that training changes: a frozen mask of -inf is what its author wants."""
+    """Return the parameters that training changes; frozen ones, such as a mask of -inf, are not checked."""
     groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
     return [p for group in groups for p in group["params"] if p.requires_grad and p.is_floating_point()]
 
 
 def _weights_are_finite(trainer: Trainer, masked: set[Tensor]) -> bool:
-    """Return whether all weights are finite; the step that spoils them has computed a finite loss before that."""
+    """Return whether all weights are finite; an update may spoil them although its loss was finite."""
     return all(_are_finite([parameter for parameter in _trained(trainer) if parameter not in masked]))
 
 

@@ -260,11 +260,6 @@ class GoodBand:
     open_low: bool
     open_high: bool
 
-    @property
-    def decades(self) -> float:
-        """Width of the band, in powers of ten."""
-        return math.log10(self.high / self.low)
-
 
 def good_band(lrs: Sequence[float], results: Sequence[float], *, higher: bool, tolerance: float) -> GoodBand | None:
     """Find the band of good learning rates around the best one.

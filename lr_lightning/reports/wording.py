@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 
-from lr_lightning.diagnosis.comparison import GroupDifference, Outcome
+from lr_lightning.diagnosis.comparison import GoodBand, GroupDifference, Outcome
 from lr_lightning.diagnosis.statistics import Mean
 from lr_lightning.reports.groups import ComparedGroups, DataSets, RunGroup
 
@@ -157,3 +157,11 @@ def seeds_counted(group: RunGroup) -> str:
     """State how many seeds the means are over, and how many of the runs if that differs."""
     n, runs = group.mean(lambda r: r.best).n, len(group.runs)
     return str(n) if n == runs else f"{n} ({len(group.counted)} of {runs} runs)"
+
+
+def good_lrs(band: GoodBand) -> str:
+    """Say which learning rates are good, and where higher or lower ones are still to be tried."""
+    low, high = f"{band.low:.3g}", f"{band.high:.3g}"
+    text = f"only {low}" if low == high else f"{low} to {high}, a factor of {band.high / band.low:.2g}"
+    untried = [word for is_open, word in ((band.open_low, "lower"), (band.open_high, "higher")) if is_open]
+    return f"{text}; {' or '.join(untried)} was not tried" if untried else text

@@ -19,7 +19,7 @@ from rich.table import Table
 from lr_lightning._commands import override, python_command
 from lr_lightning.app.config import Config
 from lr_lightning.search.settings import Search
-from lr_lightning.search.space import Value
+from lr_lightning.search.space import Range, Value
 from lr_lightning.search.study import Study, StudySummary, Trial, number_of, patient, rank_key, result_of
 from lr_lightning.search.task import Call, TrialOutcome
 from lr_lightning.tracking.files import write_atomically
@@ -185,7 +185,7 @@ def write_table(search: Search, summary: StudySummary) -> Path:
     for number, trial in sorted(summary.ended.items()):
         result = result_of(trial)
         value = trial.value if trial.state == TrialState.COMPLETE else None
-        cells = [number, _state(trial), value, result.get("error"), *(trial.params.get(key) for key in keys)]
+        cells = [number, _state(trial), value, result.get("error"), *map(_point_of(search, trial).get, keys)]
         cells += [result.get(name) for name in ("epochs", "seconds", "verdict", "reason")]
         writer.writerow([*cells, " ".join(result.get("runs", []))])
     search.folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,12 @@ def _state(trial: FrozenTrial) -> str:
 
 
 def _point_of(search: Search, trial: FrozenTrial) -> dict[str, Value]:
-    return {key: trial.params[key] for key in search.space.keys if key in trial.params}
+    """Return the values that a trial was trained with."""
+    given = {key: (domain, trial.params[key]) for key, domain in search.space.keys.items() if key in trial.params}
+    return {
+        key: domain.short(value) if isinstance(domain, Range) and isinstance(value, float) else value
+        for key, (domain, value) in given.items()
+    }
 
 
 def _print_trials(search: Search, ended: Mapping[int, FrozenTrial], console: Console) -> None:

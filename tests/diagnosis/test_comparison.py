@@ -137,7 +137,6 @@ def test_the_band_ends_where_a_learning_rate_is_worse_than_the_tolerance() -> No
     assert (band.low, band.high, band.best_lr) == (0.01, 0.1, 0.1)
     assert not band.open_low
     assert not band.open_high
-    assert band.decades == pytest.approx(1.0)
 
 
 def test_a_band_that_reaches_the_end_of_what_was_tried_is_open() -> None:

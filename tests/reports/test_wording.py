@@ -3,6 +3,7 @@
 import pytest
 
 from lr_lightning.app.commands import compare as app_compare
+from lr_lightning.diagnosis.comparison import GoodBand
 from lr_lightning.reports import tables, wording
 
 from .conftest import Compare, Runs, page, table
@@ -100,3 +101,18 @@ def test_a_single_run_is_a_report_without_a_winner(runs: Runs, comparison: Compa
     done = comparison(log_run=False)
     assert "There is no other group to compare it with." in page(done)
     assert table(done)["cosine"]["best val/acc"] == "0.9000"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "open_low", "open_high", "text"),
+    [
+        (0.01, 0.1, False, False, "0.01 to 0.1, a factor of 10"),
+        (0.01, 0.03, True, False, "0.01 to 0.03, a factor of 3; lower was not tried"),
+        (0.2734, 0.2734, False, True, "only 0.273; higher was not tried"),
+        (0.1, 0.1, True, True, "only 0.1; lower or higher was not tried"),
+    ],
+)
+def test_good_learning_rates_are_said_in_words(
+    low: float, high: float, open_low: bool, open_high: bool, text: str
+) -> None:
+    assert wording.good_lrs(GoodBand(low, high, 0.9, low, 0.89, open_low, open_high)) == text

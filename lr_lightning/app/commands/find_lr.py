@@ -35,9 +35,9 @@ def run_finder(config: Config, overrides: list[str]) -> RunOutcome:
     prepare_process(config.trainer, config.output_root)
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
-    finder = build.build_finder(config.finder, module, config.trainer.progress)
+    finder = build.build_finder(config.finder, module, config.trainer.progress, config.output_root)
     if finder is None:
-        raise ConfigError("finder: 'none' finds nothing. Give finder=range_test or finder=lr_grid.")
+        raise ConfigError("finder: 'none' finds nothing. Give finder=range_test, finder=race or finder=lr_grid.")
     finder.apply = False
     if isinstance(finder, LRFinder):
         planned = LRSchedule(schedules.lr, momentum=schedules.momentum, total_steps=config.schedule.total_steps)
