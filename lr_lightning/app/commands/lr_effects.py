@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lr_lightning._plotting import GREY, PROBE, VALIDATION, VERDICT_COLOURS, YELLOW, new_figure, style_axes
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.output import output_root
+from lr_lightning.app.run.checkpoints import output_root
 from lr_lightning.app.run.record import RunOutcome, sweep_record
 from lr_lightning.app.run.train import train
 from lr_lightning.app.schemas.search import StudyConfig
