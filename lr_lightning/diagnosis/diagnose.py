@@ -87,9 +87,9 @@ def _scaled(history: History, factor: float) -> History:
     """Return the history with all validation and probe losses multiplied; chance and the start stay."""
 
     def times(point: Point) -> Point:
-        rows = [None if rows is None else rows * factor for rows in (point.val_losses, point.probe_losses)]
-        losses = {"val_loss": point.val_loss * factor, "probe_loss": point.probe_loss * factor}
-        return replace(point, **losses, val_losses=rows[0], probe_losses=rows[1])
+        val, probe = (None if rows is None else rows * factor for rows in (point.val_losses, point.probe_losses))
+        val_loss, probe_loss = point.val_loss * factor, point.probe_loss * factor
+        return replace(point, val_loss=val_loss, probe_loss=probe_loss, val_losses=val, probe_losses=probe)
 
     return replace(history, points=tuple(map(times, history.points)))
 
