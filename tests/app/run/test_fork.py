@@ -100,6 +100,12 @@ def test_runs_with_accumulated_batches_and_best_checkpoints_fork_exactly(
     assert "between two updates" not in capsys.readouterr().err
 
 
+def test_a_run_that_averages_its_weights_forks_exactly(tmp_path: Path) -> None:
+    run = short_run(tmp_path, *TRUNK, "callbacks.ema=0.9", "trainer.max_epochs=2")
+    assert equal(fork(run, "step=12"), run)
+    assert refusal(run, "step=12", "callbacks=none").startswith("callbacks.ema: the run has 0.9, so a fork keeps that")
+
+
 def test_another_schedule_starts_at_the_fork(trunk: Path) -> None:
     forked = fork(trunk, "step=24", "schedule=linear", "trainer.max_epochs=5", "schedule.end=0.2")
     used = lrs(forked)
@@ -175,6 +181,7 @@ def test_the_record_names_the_run_and_the_first_of_the_line(trunk: Path) -> None
         ("step=24", ["finder=range_test"], "finder.name: the run has none, not range_test."),
         ("step=24", ["trainer.max_steps=20"], "trainer.max_steps: 20, but the run has made 24 steps"),
         ("step=24", ["schedule.cooldown=3"], "schedule.cooldown: "),
+        ("step=24", ["callbacks.ema=0.9"], "callbacks.ema: the run has None, so a fork keeps that, not 0.9."),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(trunk: Path, point: str, words: list[str], message: str) -> None:
