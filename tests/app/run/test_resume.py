@@ -360,7 +360,14 @@ def test_a_schedule_that_ends_later_says_how_far_the_lr_jumps_and_what_to_do_ins
     assert "jumps" not in capsys.readouterr().out
 
 
-MIXED = ("data.mixup=0.2", "data.cutmix=1", "data.random_erasing=0.5", "data.flip=true", "callbacks.ema=0.9")
+MIXED = (
+    "data.trivial_augment=true",
+    "data.mixup=0.2",
+    "data.cutmix=1",
+    "data.random_erasing=0.5",
+    "data.flip=true",
+    "callbacks.ema=0.9",
+)
 
 
 @pytest.fixture(scope="module")
