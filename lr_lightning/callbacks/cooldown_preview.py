@@ -275,16 +275,17 @@ class CooldownPreview(BaseCallback):
         batch_norm.estimate(trainer, pl_module, self._active, batches, self.num_batches, forward)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averaged weights and the count of updates and validations."""
+        """Return the averaged weights, their BatchNorm statistics at the last validation, and the counts."""
         if self._average is None:
             return {}
         counts = {"updates": self._average.updates, "validations": self._validations, "losses": self._losses}
-        return {"average": self.averaged, **counts}
+        return {"average": self.averaged, "statistics": dict(self._statistics), **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the average until the training starts."""
         self._loaded = dict(state_dict)
         self._validations = self._loaded.pop("validations", 0)
+        self._statistics = self._loaded.pop("statistics", {})
         self._losses = self._loaded.pop("losses", [])
 
 

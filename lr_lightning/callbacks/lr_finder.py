@@ -26,7 +26,8 @@ from lr_lightning._lightning import (
 )
 from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
-from lr_lightning.callbacks.lr_schedule import LRSchedule, OptimizerDriver
+from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.optimizer_driver import OptimizerDriver
 from lr_lightning.callbacks.set_lr import configured_lr
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.curve import DivergenceStop

@@ -49,7 +49,7 @@ def diagnose(history: History) -> Verdict:
        in the last half it fell by more than 1.5 times the bound, or if single examples hardly changed their losses.
        The learning is the sum of the learning rates of all steps, so a learning rate that has gone to 0 does not look
        like a loss that has stopped. ``limited`` if the loss has stopped below chance; neither if its noise may hide a
-       fall.
+       fall. ``the learning rate is high`` in place of ``limited`` if a cooldown would lower the validation loss.
     4. ``collapsed``: neither loss ever left chance.
     5. ``healthy``: the probe loss is low, the validation loss has not risen, and the validation accuracy is less than 3
        points below its best, or not beyond its error.
@@ -67,6 +67,8 @@ def diagnose(history: History) -> Verdict:
         found = next((verdict for rule in rules if (verdict := rule(curves)) is not None), _inconclusive(curves))
     reference, _ = reference_of(history) or (found.reference, None)
     found = replace(found, reference=reference, evidence=MappingProxyType({**_background(history), **found.evidence}))
+    if found.reason is Reason.LIMITED and _gains_by_cooling(found.evidence):
+        found = replace(found, reason=Reason.LR_IS_HIGH)
     return replace(found, advice=tuple(_ADVICE[found.label](found, found.evidence))[:_MOST_ADVICE])
 
 
@@ -83,6 +85,8 @@ def _background(history: History) -> dict[str, float]:
         numbers |= {"chance_loss": reference[1], "learnt_before": float(learnt)}
     if history.total_steps:
         numbers["planned"] = points[-1].step / history.total_steps
+    if history.cooled_loss is not None and history.cooled_loss < (1 - RISE) * points[-1].val_loss:
+        numbers["if_cooled"] = history.cooled_loss
     if history.overconfident:
         numbers["overconfident"] = 1.0
     return numbers
@@ -276,6 +280,8 @@ def _if_underfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
         return [Advice.FINISH]
     chance = numbers.get("chance_loss", math.inf)
     lowest = min(numbers["lowest_probe_loss"], numbers["best_val_loss"])
+    if verdict.reason is Reason.LR_IS_HIGH:
+        return [Advice.COOL_DOWN]
     limited = verdict.reason is Reason.LIMITED
     if "peak_lr" in numbers and numbers["too_slow"] and lowest > _SLOW * chance and not limited:
         return [Advice.RAISE_LR_TENFOLD if lowest > AT_CHANCE * chance else Advice.RAISE_CALM_LR]
@@ -305,6 +311,11 @@ def _if_inconclusive(verdict: Verdict, numbers: Numbers) -> list[Advice]:
 def _lr_is_high(numbers: Numbers) -> bool:
     """Return whether the learning rate has not been cooled down."""
     return numbers.get("peak_lr", 0.0) > 0 and numbers["lr"] / numbers["peak_lr"] > _COOLED
+
+
+def _gains_by_cooling(numbers: Numbers) -> bool:
+    """Return whether the learning rate is high, and a cooldown would lower the validation loss."""
+    return "if_cooled" in numbers and "peak_lr" in numbers and _lr_is_high(numbers)
 
 
 _ADVICE: dict[Label, Callable[[Verdict, Numbers], list[Advice]]] = {

@@ -31,6 +31,7 @@ class Reason(Enum):
     # underfitting
     UNDER_TRAINED = "under-trained"
     LIMITED = "limited"
+    LR_IS_HIGH = "the learning rate is high"
     # inconclusive
     TOO_FEW = "{validations:.0f} validations are too few, {needed:.0f} are needed"
     UNSTABLE = "the probe loss rose above its own best: unstable"
@@ -210,7 +211,7 @@ class Verdict:
                 "triple": 3 * peak,
                 "lower_lrs": ", ".join(f"{peak / 10**k:.3g}" for k in (1, 2, 3)),
                 "higher_lrs": ", ".join(f"{peak * 10**k:.3g}" for k in (1, 2, 3)),
-                "lr_is_high": f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak",
+                "lr_is_high": f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak{self._if_cooled}",
                 "to_a_tenth": f" from {peak:.3g} to {peak / 10:.3g}",
             }
         if "probe_fall_since_epoch" in n:
@@ -219,6 +220,16 @@ class Verdict:
             share = f", {n['probe_loss'] / n['chance_loss']:.0%} of {self.reference}" if n.get("chance_loss") else ""
             numbers["probe_level"] = f"{n['probe_loss']:.3g}{share}"
         return numbers
+
+    @property
+    def _if_cooled(self) -> str:
+        """What a cooldown would reach now, as a clause; empty if it is unknown or not less."""
+        n = self.evidence
+        if not {"if_cooled", "val_loss"} <= n.keys():
+            return ""
+        return (
+            f", and cooled now it would reach a validation loss of {n['if_cooled']:.3g} instead of {n['val_loss']:.3g}"
+        )
 
     def text(self) -> str:
         """Return the verdict in a few lines of Markdown: headline, numbers ("±" is one standard error) and advice."""

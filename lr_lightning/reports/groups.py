@@ -15,7 +15,8 @@ from lr_lightning.diagnosis.statistics import Mean, mean_ci
 from lr_lightning.reports.run_metrics import RunResult, RunState, tag_or_param, with_data_set
 
 _MANY_GROUPS = 12  # beyond this number only the leading group is compared with the others
-_NOT_COMPARED = ("tracking.", "output_root")  # prefixes of params that say where a run is kept, not what it does
+# Prefixes of params that say where a run is kept or comes from, not what it does.
+_NOT_COMPARED = ("tracking.", "output_root", "fork")
 _DATA_NAME = "data.name"
 # Params that identify a run's images; the name alone does not, since ``image_folder`` stands for any folder.
 _DATA_KEYS = (_DATA_NAME, "data.path", "data.subset", "data.root", "data.train", "data.val", "data.test")
@@ -64,10 +65,10 @@ class RunGroup:
 
 
 def _by_seed(values: Iterable[tuple[RunResult, float]]) -> dict[str, float]:
-    """Average the values of each seed; a run without a seed stands for itself."""
+    """Average the values of each seed; a run without a seed stands for itself, and forks of one run for one."""
     found: dict[str, list[float]] = {}
     for result, value in values:
-        found.setdefault(result.seed or f"run {result.run.id}", []).append(value)
+        found.setdefault(result.seed or f"run {result.trunk or result.run.id}", []).append(value)
     return {seed: float(np.mean(several)) for seed, several in found.items()}
 
 
@@ -231,12 +232,49 @@ def group_and_compare(
         )
     varying = _varying_params(results)
     warnings = [*_mixture_warnings(groups, varying), *_length_warnings(groups)]
+    warnings += [family.describe() for family in fork_families(results)]
     warnings += [
         f"{group.name}: {len(group.counted)} of {len(group.runs)} runs are in its means ({group.not_counted})."
         for group in groups
         if group.not_counted
     ]
     return ComparedGroups(objective, groups, differences, varying, warnings, higher_is_better, data_sets)
+
+
+@dataclass(frozen=True)
+class ForkFamily:
+    """Runs that were forked from one run, and that run if it is among those compared."""
+
+    trunk: RunResult | None
+    forks: list[RunResult]  # by their steps
+
+    @property
+    def shared_steps(self) -> int:
+        """The steps of the forked run: all, or those that the forks are known to share."""
+        known = [result.fork_step for result in self.forks]
+        return max([*known, int(self.trunk.steps)] if self.trunk and math.isfinite(self.trunk.steps) else known)
+
+    def describe(self) -> str:
+        """Say that the forks are one seed, and what they cost together and would have cost apart."""
+        own = sum(int(r.steps) - r.fork_step for r in self.forks)
+        apart = sum(int(r.steps) for r in self.forks) + (self.shared_steps if self.trunk else 0)
+        origins = {r.run.params.get("fork", "").rpartition("@")[0] or r.trunk for r in self.forks}
+        name = self.trunk.run.name if self.trunk else " and ".join(sorted(origins))
+        return (
+            f"{len(self.forks)} runs are forks of {name}: they share its steps, so they are no independent seeds and "
+            f"count as one. Together they took {self.shared_steps + own:,} steps, {self.shared_steps:,} before the "
+            f"forks and {own:,} after them; trained apart they would have taken {apart:,} steps."
+        )
+
+
+def fork_families(results: Sequence[RunResult]) -> list[ForkFamily]:
+    """Return the runs that share a beginning: two forks or more, or a fork and the run that was forked."""
+    by_id = {r.run.id: r for r in results}
+    by_trunk: dict[str, list[RunResult]] = {}
+    for r in sorted((r for r in results if r.trunk and math.isfinite(r.steps)), key=attrgetter("steps")):
+        by_trunk.setdefault(r.trunk, []).append(r)
+    families = [ForkFamily(by_id.get(trunk), forks) for trunk, forks in by_trunk.items()]
+    return [family for family in families if family.trunk or len(family.forks) > 1]
 
 
 def _varying_params(results: Sequence[RunResult]) -> dict[str, list[str]]:

@@ -15,10 +15,20 @@ from lr_lightning.tracking.query import MetricCurve, Run
 
 LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/acc"
 PROBE_LOSS, GAP_LOSS, TRAIN_LOSS_EPOCH, EPOCH = "probe/loss", "overfit/gap_loss", "train/loss_epoch", "epoch"
-BATCH_SIZE, COST_SECONDS = "batch/size", "cost/seconds"
+BATCH_SIZE, COST_SECONDS = "batch/size", "cost/seconds"  # by this project's names, as all of these
 Floats = NDArray[np.float64]
 _LOSSES = (TRAIN_LOSS, VAL_LOSS, PROBE_LOSS, TRAIN_LOSS_EPOCH)
-REPORT_METRICS = (LR, *_LOSSES, VAL_ACC, GAP_LOSS, EPOCH, BATCH_SIZE, COST_SECONDS)  # by this project's names
+VAL_LOSS_IF_COOLED = "val/loss_if_cooled"
+REPORT_METRICS = (
+    LR,
+    *_LOSSES,
+    VAL_LOSS_IF_COOLED,
+    VAL_ACC,
+    GAP_LOSS,
+    EPOCH,
+    BATCH_SIZE,
+    COST_SECONDS,
+)  # by this project's names
 WORLD_SIZE_TAG = "env.world_size"  # holds the number of training processes
 
 _SYNONYMS = {
@@ -298,6 +308,16 @@ class RunResult:
     data_set: str = ""  # label of its data set, if there are several
 
     @property
+    def trunk(self) -> str:
+        """The run that it was forked from, or that its forked run was, and so on; "" if it is no fork."""
+        return self.run.tags.get("fork.trunk", "")
+
+    @property
+    def fork_step(self) -> int:
+        """The steps that it shares with the run that it was forked from."""
+        return int(_number(self.run.tags.get("fork.step")) or 0) if self.trunk else 0
+
+    @property
     def counts(self) -> bool:
         """Whether the run is in its group's means: it finished and has the objective."""
         return self.state is RunState.FINISHED and not math.isnan(self.best)
@@ -363,9 +383,13 @@ def _measure_objective(result: RunResult, objective: str, higher: bool) -> None:
     if (curve := result.curve(objective)) is None:
         result.notes.append(f"has no {objective}")
         return
-    result.best = float(curve.value.max() if higher else curve.value.min())
-    result.last = float(curve.value[-1])
-    result.setback = setback(curve.value, higher_is_better=higher)
+    own = curve.value[curve.step >= result.fork_step]
+    if not own.size:
+        result.notes.append(f"has no {objective} since it was forked")
+        return
+    result.best = float(own.max() if higher else own.min())
+    result.last = float(own[-1])
+    result.setback = setback(own, higher_is_better=higher)
     if (test := find_metric(objective.replace("val", "test", 1), result.run.last)) is not None:
         result.test = result.run.last[test]
 

@@ -111,6 +111,23 @@ def test_a_high_loss_that_stopped_at_a_high_learning_rate_is_limited() -> None:
     assert verdict.advice[0] is Advice.ENLARGE
 
 
+@pytest.mark.parametrize(
+    ("cooled", "last_lr", "detail"),
+    [(0.9, 0.1, "the learning rate is high"), (1.19, 0.1, "limited"), (0.9, 0.001, "limited")],
+)
+def test_a_run_that_a_cooldown_would_bring_further_is_not_limited(cooled: float, last_lr: float, detail: str) -> None:
+    probe = (1.2 + np.exp(-np.arange(1, 31) / 2)).tolist()
+    history = History.of_curves(probe, probe, chance=CHANCE, lr=[0.1] * 29 + [last_lr])
+    verdict = diagnose(replace(history, cooled_loss=cooled))
+    assert (verdict.label, verdict.detail) == ("underfitting", detail)
+    if detail != "limited":
+        assert verdict.advice == (Advice.COOL_DOWN,)
+        assert verdict.sentences() == [
+            "Cool down: the learning rate is still 100% of its peak, and cooled now it would reach a validation loss "
+            "of 0.9 instead of 1.2. Let it fall to 0 at the end, with the schedule wsd for instance."
+        ]
+
+
 def test_a_loss_that_stops_as_the_learning_rate_goes_to_zero_may_need_a_longer_run_or_a_larger_network() -> None:
     t = np.arange(1, 31)
     lr = (0.05 * (1 + np.cos(np.pi * t / 30))).tolist()

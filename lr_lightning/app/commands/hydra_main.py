@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,6 +35,10 @@ from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_
 from lr_lightning.app.schemas.search import LRGridConfig, RaceConfig, RangeTestConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
+
+if TYPE_CHECKING:
+    from lr_lightning.app.run.fork import ForkedRun
+    from lr_lightning.app.run.resume import ResumedRun
 
 _MOST_KEYS = 3  # that name the groups of a multirun's comparison
 Job = Literal["train", "find_lr"]
@@ -106,6 +110,8 @@ class Multirun:
             for override in overrides:
                 key, _, value = override.lstrip("+~").partition("=")
                 values.setdefault(key, set()).add(value)
+        if len({override.strip("'").rpartition("@")[0] for override in values.get("fork", ())}) == 1:
+            values["fork.point"] = values.pop("fork")  # the points of one run, which no group need name
         varied = [key for key, given in values.items() if len(given) > 1 and key not in ignored]
         return varied[:_MOST_KEYS] or ["schedule"]
 
@@ -266,12 +272,17 @@ def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
     overrides = list(hydra_config.overrides.task)
     several_jobs = hydra_config.mode == RunMode.MULTIRUN
     _refuse_groups(cfg, job)
+    start: ResumedRun | ForkedRun | None
     if cfg.resume is not None:
         from lr_lightning.app.run.resume import stored_config
 
-        config, resumed = stored_config(cfg, overrides)
+        config, start = stored_config(cfg, overrides)
+    elif cfg.fork is not None:
+        from lr_lightning.app.run.fork import forked_config
+
+        config, start = forked_config(cfg, overrides)
     else:
-        config, resumed = validate(cfg), None
+        config, start = validate(cfg), None
     processes = world_size(config.trainer)
     if config.study is not None and processes > 1:
         raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
@@ -297,11 +308,11 @@ def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
     from lr_lightning.app.run.train import train
 
     if not several_jobs:
-        return train(config, resumed).objective
+        return train(config, start).objective
     if len(_reports) == 1:
         gc.freeze()  # so that what was imported is not collected among after every run
     try:
-        return _run_in_a_line(config, resumed, _place_in_multirun(hydra_config, overrides)).objective
+        return _run_in_a_line(config, start, _place_in_multirun(hydra_config, overrides)).objective
     except ConfigError:
         report.run = None  # it could not start
         raise
@@ -309,7 +320,7 @@ def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
         gc.collect()  # a model and its trainer refer to each other
 
 
-def _run_in_a_line(config: Config, resumed: Any, title: str) -> Any:
+def _run_in_a_line(config: Config, start: Any, title: str) -> Any:
     """Run one job of a multirun, and print a line: what varies, and the result."""
     from lr_lightning.app.run.messages import outcome_line
     from lr_lightning.app.run.train import train
@@ -317,7 +328,7 @@ def _run_in_a_line(config: Config, resumed: Any, title: str) -> Any:
     on_terminal = sys.stdout.isatty()  # which shows a bar meanwhile
     print(title, end="\n" if on_terminal else ": ", flush=True)
     try:
-        outcome = train(config, resumed, report=False, notes=True)
+        outcome = train(config, start, report=False, notes=True)
     except (ConfigError, RunFailed, Diverged) as e:
         print(e.headline if isinstance(e, Diverged) else f"failed: {str(e).splitlines()[0]}", flush=True)
         raise
@@ -345,5 +356,9 @@ def _refuse_groups(cfg: DictConfig, job: Job) -> None:
         raise ConfigError("search: belongs to scripts/search.py. Start that script, or leave search out.")
     if job == "find_lr" and cfg.study is not None:
         raise ConfigError("experiment: find_lr.py cannot run a study. Leave it out.")
+    if cfg.resume is not None and cfg.fork is not None:
+        raise ConfigError("fork: cannot be given with resume, which brings its own checkpoint. Leave one of them out.")
+    if job == "find_lr" and cfg.fork is not None:
+        raise ConfigError("fork: a search trains nothing. Leave fork out, or give ckpt=... its weights.")
     if job == "find_lr" and cfg.resume is not None:
         raise ConfigError("resume: a stopped run has its lr already. Leave resume out, or give ckpt=... its weights.")

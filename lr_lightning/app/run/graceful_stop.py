@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lr_lightning._lightning import is_step_complete, stop_after_batch
 from lr_lightning.app.build import validation_follows
 from lr_lightning.app.run.signals import WARNINGS, Interrupted, Signals
+from lr_lightning.app.world import in_batch_job
 
 
 class GracefulStop(Signals, Callback):
@@ -20,14 +21,21 @@ class GracefulStop(Signals, Callback):
     ranks other than the first), and the fit ends on all ranks at the same step. Outside of a fit the run ends at once.
     As a context manager it holds the signal handlers for the whole run. List it before the other callbacks, so that
     their state is complete when it saves.
+
+    Outside of a batch job, which is warned by it, SIGUSR1 does not stop the run but asks for a cooldown: it sets
+    ``cooldown_asked``.
     """
 
     def __init__(self, checkpoint: Path | None = None) -> None:
         super().__init__()
         self.checkpoint = checkpoint
+        self.cooldown_asked = False
         self._trainer: Trainer | None = None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGUSR1 and not in_batch_job():
+            self.cooldown_asked = True
+            return
         launcher = self._trainer.strategy.launcher if self._trainer is not None else None
         if launcher is not None and signum not in (signal.SIGINT, signal.SIGHUP):  # these reach the other ranks
             launcher.kill(signal.SIGTERM)

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from lr_lightning._commands import override, python_command, shell_quote
 from lr_lightning.app.config import Config
+from lr_lightning.app.run.fork import ForkedRun
 from lr_lightning.app.run.predictions import Predictions
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
@@ -43,6 +44,7 @@ _ROWS = (  # of the table at the end: name, key of the summary, format
     ("price", "price", "{:.4g}"),
     ("spikes of the training loss", "spikes", "{:.0f}"),
 )
+_NOT_CHANGES = ("tracking", "output_root", "trainer.progress")
 _MOST_CLASSES = 20
 _JUMP = 2.0  # times the last learning rate, at which a resume is commented
 _BY_MAKE = "MAKELEVEL"  # a variable of make: the virtual environment may not be active
@@ -50,7 +52,11 @@ _DEFAULT_STORE = Path(__file__).resolve().parents[3] / "mlruns"
 
 
 def print_start(
-    config: Config, folder: Path, data: ImageDataModule, module: LightningModule, resumed: ResumedRun | None = None
+    config: Config,
+    folder: Path,
+    data: ImageDataModule,
+    module: LightningModule,
+    start: ResumedRun | ForkedRun | None = None,
 ) -> None:
     """Print in a few lines what is about to be trained, and its output folder."""
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -64,9 +70,14 @@ def print_start(
     factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
     batch = str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
     place = f"output: {folder}{_places_from_environment(config.tracking)}"
-    if resumed:
-        changes = "".join(f", {key}={value}" for key, value in resumed.changed.items())
-        place = f"resuming from {resumed.checkpoint}{changes}{_jump(config, resumed)}"
+    if start:
+        shown = {key: value for key, value in start.changed.items() if not key.startswith(_NOT_CHANGES)}
+        changes = "".join(f", {key}={value}" for key, value in shown.items())
+        if isinstance(start, ForkedRun):
+            begun = f", which starts at step {config.schedule.start_step}" if config.schedule.start_step else ""
+            place += f"\nforked at step {start.step} from {start.checkpoint}{changes}{begun}"
+        else:
+            place = f"resuming from {start.checkpoint}{changes}{_jump(config, start)}"
     Console(soft_wrap=True, highlight=False, markup=False).print(
         f"{config.data.name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes.get('test', 0):,} test "
         f"images of {data.in_channels}×{height}×{width}, {data.num_classes} classes\n"
@@ -80,12 +91,12 @@ def _jump(config: Config, resumed: ResumedRun) -> str:
     """Say in a line that the learning rate rises, because its schedule now ends later, and what to do instead."""
     if not resumed.next_lr > _JUMP * resumed.lr:
         return ""
-    schedule, weights = config.schedule.name, override("ckpt", resumed.checkpoint)
-    length = ", ".join(f"{key}={value}" for key, value in resumed.changed.items() if key.startswith("trainer.max"))
+    length = " ".join(f"{key}={value}" for key, value in resumed.changed.items() if key.startswith("trainer.max"))
+    fork = shell_quote(override("fork", f"{resumed.output_dir}@last"))
     return (
-        f"\nthe learning rate jumps from {resumed.lr:.2g} to {resumed.next_lr:.2g}, since {schedule} now ends later. "
-        f"Without a jump: a new run with {length}, or one from these weights at a lower learning rate, "
-        f"{weights} optimizer.lr={resumed.peak_lr / 10:.2g}"
+        f"\nthe learning rate jumps from {resumed.lr:.2g} to {resumed.next_lr:.2g}, since {config.schedule.name} now ends "
+        f"later. Instead, start a new run of this length, or one from here at a lower learning rate: {fork} "
+        f"schedule=linear optimizer.lr={resumed.peak_lr / 10:.2g} {length}"
     )
 
 
@@ -198,7 +209,7 @@ def _training(config: Config, outcome: RunOutcome, key: str, limit: int, resume:
         return [_command("train on", [*resume, f"{key}={2 * limit}"])]
     if Advice.FINISH in verdict.advice:
         return [_command("train on", resume)]
-    if any(word.startswith(("-", "resume=")) for word in own):
+    if any(word.startswith(("-", "resume=", "fork=")) for word in own):
         return []  # the overrides of a multirun or a resume do not start this run
     commands = []
     for advice in verdict.advice:

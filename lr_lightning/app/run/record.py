@@ -23,6 +23,7 @@ from lr_lightning._lightning import callbacks_of
 from lr_lightning._plotting import style
 from lr_lightning.app.config import PLACES_OF_DATA, Config
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
+from lr_lightning.app.run.fork import ForkedRun
 from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.app.run.output import LAST, folder_gone, write_config
 from lr_lightning.app.run.predictions import Predictions
@@ -134,15 +135,20 @@ def open_logger(
     resume: bool = False,
     job: str = "train",
     scaling: Mapping[str, float] = MappingProxyType({}),
+    forked: ForkedRun | None = None,
 ) -> RunLogger:
     """Open a run's record, which locks its output folder, and store the config there.
 
-    ``scaling`` is the change of the learning rate by ``optimizer.lr_rule``, from ``scale_lr``.
+    ``scaling`` is the change of the learning rate by ``optimizer.lr_rule``, from ``scale_lr``. The record of a run that
+    was ``forked`` begins with what the other run logged up to there.
     """
     container, stale = _public(config), config.keys_set_by_finder()
     lr = config.finder.name if stale else f"{config.optimizer.lr:.4g}"
     name = config.tracking.run_name or (_run_name(config.schedule.name, lr, config.seed) if job == "train" else job)
+    if forked and not config.tracking.run_name:
+        name += f" fork@{forked.point}"
     tags = _tags(container, job) | {
+        **(forked.tags if forked else {}),
         "seed": str(config.seed),
         "finder": config.finder.name,
         "output_dir": str(folder),
@@ -168,6 +174,8 @@ def open_logger(
                 "update_batch_size": effective_batch_size(config.data, config.trainer),
             }
             logger.log_hyperparams({**measured, **scaling})
+            if forked:
+                logger.copy_rows(forked.rows_before())
             logger.log_artifact(artifact)
     return logger
 

@@ -42,6 +42,16 @@ def _target_rule(text: str) -> str | None:
     return None
 
 
+def _duration_rule(value: int | str) -> str | None:
+    from lr_lightning.schedules import parse_duration
+
+    try:
+        parse_duration(value, positive=True)
+    except ArgumentError as e:
+        return f"{e.problem}."
+    return None
+
+
 @dataclass
 class TrainerConfig(Schema):
     """The arguments of Lightning's Trainer that runs here need; kwargs takes the others."""
@@ -87,6 +97,8 @@ class CheckpointConfig(Schema):
     monitor: str = "val/acc"
     mode: _Mode = "max"  # max: higher is better | min
     every_n_steps: Annotated[int | None, AT_LEAST_1] = None  # also save `last` every this many optimizer steps
+    # keep a checkpoint at every multiple of this duration, to fork the run from: "10%", "2 epochs"
+    every: Annotated[int | str | None, _duration_rule] = None
 
 
 @dataclass

@@ -42,6 +42,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     ("jobs", "by"),
     [
         (["seed=0", "seed=1"], ["schedule"]),
+        (["fork=a@25%,schedule=cooldown", "fork='a@step=5',schedule=cooldown"], ["fork.point"]),
+        (["fork=a@25%,schedule=cooldown", "fork=b@25%,schedule=cooldown"], ["fork"]),
         (["schedule=cosine,seed=0", "schedule=wsd,seed=1"], ["schedule"]),
         (["schedule=cosine,optimizer.lr=0.1", "schedule=cosine,optimizer.lr=0.2"], ["optimizer.lr"]),
         (["schedule=cosine,optimizer.lr=0.1", "schedule=wsd,optimizer.lr=0.2"], ["schedule", "optimizer.lr"]),
