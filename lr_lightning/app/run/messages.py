@@ -94,8 +94,8 @@ def _jump(config: Config, resumed: ResumedRun) -> str:
     length = " ".join(f"{key}={value}" for key, value in resumed.changed.items() if key.startswith("trainer.max"))
     fork = shell_quote(override("fork", f"{resumed.output_dir}@last"))
     return (
-        f"\nthe learning rate jumps from {resumed.lr:.2g} to {resumed.next_lr:.2g}, since {config.schedule.name} now ends "
-        f"later. Instead, start a new run of this length, or one from here at a lower learning rate: {fork} "
+        f"\nthe learning rate jumps from {resumed.lr:.2g} to {resumed.next_lr:.2g}, since {config.schedule.name} now "
+        f"ends later. Instead, start a new run of this length, or one from here at a lower learning rate: {fork} "
         f"schedule=linear optimizer.lr={resumed.peak_lr / 10:.2g} {length}"
     )
 
