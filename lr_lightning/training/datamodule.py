@@ -18,7 +18,7 @@ from torch import Tensor
 from lr_lightning._threads import usable_cores
 from lr_lightning.diagnosis.statistics import stratified_subset
 from lr_lightning.errors import DataError, UsageError
-from lr_lightning.training import split, transforms
+from lr_lightning.training import transforms
 from lr_lightning.training.decode import (
     MAX_PIXELS,
     EncodedImages,
@@ -30,7 +30,19 @@ from lr_lightning.training.decode import (
     stored_keys,
     without_unreadable,
 )
-from lr_lightning.training.images import Images, RawSplits, require
+from lr_lightning.training.images import (
+    Images,
+    RawSplits,
+    SplitIndices,
+    check_classes_differ,
+    check_splits,
+    choose_splits,
+    data_fingerprint,
+    flip_labels,
+    images_trained_on,
+    require,
+    validation_warning,
+)
 from lr_lightning.training.loader import BatchLoader, TrainBatch
 from lr_lightning.training.transforms import Fill, Normalization
 from lr_lightning.training.trivial_augment import OPERATIONS, trivial_augment
@@ -179,10 +191,10 @@ class ImageDataModule(L.LightningDataModule):
         raw, chosen = self._choose(self.source())
         if self.on_bad_image == "skip":
             raw, chosen = self._choose(raw.map(partial(without_unreadable, max_pixels=self.max_pixels)))
-        if warning := split.validation_warning(raw, chosen):
+        if warning := validation_warning(raw, chosen):
             rank_zero_warn(warning)
         true_labels = raw.train.labels
-        raw = split.flip_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
+        raw = flip_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
         self.dataset_name, self.class_names = raw.name, raw.class_names
         try:
             fmt, stores = self._read(raw.present())
@@ -202,7 +214,7 @@ class ImageDataModule(L.LightningDataModule):
         self._normalizer = transforms.fit_normalizer(
             train.images, train.indices, self.normalize, decoded=self.in_memory
         )
-        self.fingerprint = split.data_fingerprint(raw, chosen, (fmt.channels, fmt.height, fmt.width))
+        self.fingerprint = data_fingerprint(raw, chosen, (fmt.channels, fmt.height, fmt.width))
         self._check_fingerprint()
         self._format, self._splits = fmt, splits
 
@@ -219,22 +231,22 @@ class ImageDataModule(L.LightningDataModule):
             return fmt, decode_all(present, fmt)
         return fmt, {name: EncodedImages(images, fmt) for name, images in present.items()}
 
-    def _choose(self, raw: RawSplits) -> tuple[RawSplits, dict[str, split.SplitIndices]]:
-        chosen = split.choose_splits(raw, self.val_fraction, self.split_seed, self.train_size)
-        split.check_splits(raw, chosen, self.batch_size)
+    def _choose(self, raw: RawSplits) -> tuple[RawSplits, dict[str, SplitIndices]]:
+        chosen = choose_splits(raw, self.val_fraction, self.split_seed, self.train_size)
+        check_splits(raw, chosen, self.batch_size)
         return raw, chosen
 
     def _check_pictures(self, splits: Mapping[str, _Split], labels: NDArray[np.int64]) -> None:
         """Refuse training images that are alike in all classes, and count held-out images that are trained on."""
         train = splits["train"]
         few = train.indices[stratified_subset(labels[train.indices], _FEW, 0)] if not self.in_memory else train.indices
-        split.check_classes_differ(decoded_keys(train.images, few), labels[few], self.class_names)
+        check_classes_differ(decoded_keys(train.images, few), labels[few], self.class_names)
         keys: dict[str, Sequence[Hashable]] = {}
         for name, part in splits.items():
             if name != "probe":
                 encoded = part.images.images if isinstance(part.images, EncodedImages) else None
                 keys[name] = stored_keys(encoded, part.indices) if encoded else decoded_keys(part.images, part.indices)
-        for sentence in split.images_trained_on(keys):
+        for sentence in images_trained_on(keys):
             log.warning(sentence)
 
     def setup(self, stage: str | None = None) -> None:

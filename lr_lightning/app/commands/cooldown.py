@@ -5,7 +5,7 @@ from pathlib import Path
 from lr_lightning._commands import override, python_command
 from lr_lightning.app.commands.predict import find_run
 from lr_lightning.app.error_messages import BAD_INPUT, print_error
-from lr_lightning.app.run.cool_down import CooldownRequest
+from lr_lightning.app.run.graceful_stop import CooldownRequest
 from lr_lightning.errors import ArgumentError, ConfigError
 from lr_lightning.schedules import parse_duration
 from lr_lightning.tracking.local_log import LOCK_NAME

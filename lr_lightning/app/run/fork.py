@@ -17,8 +17,7 @@ from lr_lightning.app.composition import validate
 from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.error_messages import explain
 from lr_lightning.app.run import resume
-from lr_lightning.app.run.checkpoints import RunCheckpoint, TrunkCheckpoints, read_checkpoint
-from lr_lightning.app.run.output import BEFORE_LAST, LAST
+from lr_lightning.app.run.checkpoints import BEFORE_LAST, LAST, RunCheckpoint, TrunkCheckpoints, read_checkpoint
 from lr_lightning.app.schemas.schedule import CooldownConfig, OneCycleConfig
 from lr_lightning.app.schemas.search import FinderConfig
 from lr_lightning.app.world import is_rank_zero

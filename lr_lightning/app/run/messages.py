@@ -132,7 +132,7 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
     if summary.get("target_reached") == 0.0:
         table.add_row("target", "not reached")
     if verdict is not None:
-        table.add_row("verdict", verdict.headline)
+        table.add_row("verdict", verdict.title)
     console.print(table)
     for line in verdict.sentences() if verdict is not None else ():
         console.print(f"- {line}", soft_wrap=True)

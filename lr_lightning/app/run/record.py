@@ -23,9 +23,9 @@ from lr_lightning._lightning import callbacks_of
 from lr_lightning._plotting import style
 from lr_lightning.app.config import PLACES_OF_DATA, Config
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
+from lr_lightning.app.run.checkpoints import LAST, folder_gone, write_config
 from lr_lightning.app.run.fork import ForkedRun
 from lr_lightning.app.run.graceful_stop import GracefulStop
-from lr_lightning.app.run.output import LAST, folder_gone, write_config
 from lr_lightning.app.run.predictions import Predictions
 from lr_lightning.app.run.resume import resume_arguments
 from lr_lightning.app.run.signals import Interrupted

@@ -18,8 +18,7 @@ from lr_lightning._threads import usable_cores
 from lr_lightning.app.composition import validate
 from lr_lightning.app.config import GROUP_BASES, PLACES_OF_DATA, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
-from lr_lightning.app.run.checkpoints import ConfigStamp, read_checkpoint
-from lr_lightning.app.run.output import BEFORE_LAST, LAST
+from lr_lightning.app.run.checkpoints import BEFORE_LAST, LAST, ConfigStamp, read_checkpoint
 from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError, DataError, StoreUnavailable, TrackingError
 from lr_lightning.tracking import open_store

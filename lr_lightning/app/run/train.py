@@ -29,11 +29,10 @@ from lr_lightning._threads import threads_for
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
 from lr_lightning.app.run import checkpoints, record
-from lr_lightning.app.run.cool_down import CoolDownOnRequest
+from lr_lightning.app.run.checkpoints import LAST, new_output_dir, output_root
 from lr_lightning.app.run.fork import ForkedRun, ForkState, check_fork
-from lr_lightning.app.run.graceful_stop import GracefulStop
+from lr_lightning.app.run.graceful_stop import CoolDownOnRequest, GracefulStop
 from lr_lightning.app.run.messages import DataNotes, print_outcome, print_start, quiet
-from lr_lightning.app.run.output import LAST, new_output_dir, output_root
 from lr_lightning.app.run.predictions import report_predictions
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside

@@ -17,8 +17,15 @@ from torch.nn.functional import cross_entropy
 
 from lr_lightning.app.composition import validate
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, load_weights, read_checkpoint
-from lr_lightning.app.run.output import BEFORE_LAST, LAST, new_output_dir, write_config
+from lr_lightning.app.run.checkpoints import (
+    BEFORE_LAST,
+    LAST,
+    AtomicCheckpointIO,
+    load_weights,
+    new_output_dir,
+    read_checkpoint,
+    write_config,
+)
 from lr_lightning.app.run.resume import (
     ALLOWED_TARGETS,
     ResumedRun,

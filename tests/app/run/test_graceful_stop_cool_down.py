@@ -13,8 +13,8 @@ from lightning.pytorch import Callback
 
 from lr_lightning.app.commands import cooldown
 from lr_lightning.app.composition import compose_config, load_config, prepare
-from lr_lightning.app.run import cool_down
-from lr_lightning.app.run.cool_down import REQUEST, CooldownRequest
+from lr_lightning.app.run import graceful_stop
+from lr_lightning.app.run.graceful_stop import REQUEST, CooldownRequest
 from lr_lightning.app.run.resume import stored_config
 from lr_lightning.app.run.train import train
 from lr_lightning.tracking.locks import Holder, RunLock
@@ -42,7 +42,7 @@ class After(Callback):
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cool_down, "_SECONDS", 0.0)
+    monkeypatch.setattr(graceful_stop, "_SECONDS", 0.0)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
