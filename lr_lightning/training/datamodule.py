@@ -44,8 +44,7 @@ from lr_lightning.training.images import (
     validation_warning,
 )
 from lr_lightning.training.loader import BatchLoader, TrainBatch
-from lr_lightning.training.transforms import Fill, Normalization
-from lr_lightning.training.trivial_augment import OPERATIONS, trivial_augment
+from lr_lightning.training.transforms import OPERATIONS, Fill, Normalization, trivial_augment
 
 log = logging.getLogger(__name__)
 

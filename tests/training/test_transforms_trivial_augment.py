@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from lr_lightning.training.trivial_augment import OPERATIONS, trivial_augment
+from lr_lightning.training.transforms import OPERATIONS, trivial_augment
 
 POSTERIZED = {0.5: 5, -1.0: 2, 0.0: 8}
 PILLOWS = {
