@@ -222,6 +222,27 @@ def is_overfitting(point: Mapping[str, Any]) -> bool:
     return bool(cooled[0] > cooled[2] * 1.5 and cooled[0] > preview[0])
 
 
+def by_rise(points: Mapping[str, Points]) -> dict[str, Any]:
+    """Compare the previews that have risen above the lowest one of their run with the others.
+
+    Returns:
+        For ``risen`` and ``not risen`` the number ``n``, and of preview − cooldown the mean ``bias``, the mean absolute
+        difference ``off`` and the largest difference ``highest``.
+    """
+    kinds: dict[str, list[float]] = {"not risen": [], "risen": []}
+    for found in points.values():
+        lowest = math.inf
+        for point in found:
+            preview = point[f"average {SHARE}"][0]
+            lowest = preview if point["length"] == LENGTHS[0] else min(lowest, preview)
+            kinds["risen" if preview > lowest else "not risen"].append(preview - point["cooled"][0])
+    return {
+        kind: {"n": len(d), "bias": float(np.mean(d)), "off": float(np.abs(d).mean()), "highest": float(max(d))}
+        for kind, d in kinds.items()
+        if d
+    }
+
+
 def main() -> None:
     """Train what is not stored yet, print and store the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -245,6 +266,11 @@ def main() -> None:
             f"{way:<13} n = {found['n']}: rank correlation {found['overall']:.3f} over all, {np.median(within):.3f} "
             f"in the median cell, {min(within):.3f} the worst; loss off by {bias['mean']:+.3f} ({bias['low']:+.3f} to "
             f"{bias['high']:+.3f}), {found['off']:.3f} absolute"
+        )
+    result["by_rise"] = by_rise(points)
+    for kind, found in result["by_rise"].items():
+        print(
+            f"{kind} from the lowest: n = {found['n']}, loss off by {found['bias']:+.3f}, {found['off']:.3f} absolute"
         )
     own = f"average {SHARE}"
     for cell, runs in points.items():

@@ -23,7 +23,7 @@ from benchmarks import finder_rules
 from benchmarks.finder_problems import batches, descend
 from benchmarks.whole_run_cells import Cell
 from benchmarks.whole_run_truth import train
-from lr_lightning import LRFinder, LRSchedule
+from lr_lightning import LRFinder, LRRace, LRSchedule
 from lr_lightning.lr_finder import curve
 
 RANGE = (1e-6, 10.0)
@@ -196,9 +196,9 @@ def in_trainer(finder: pl.Callback, cell: Cell, seed: int) -> int:
     return _calls - before
 
 
-def lr_finder(cell: Cell, seed: int) -> Answer:
-    """This project's LRFinder, as a user's Trainer runs it."""
-    finder = LRFinder(progress=False)
+def in_project(make: Callable[..., LRFinder], cell: Cell, seed: int) -> Answer:
+    """Return the answer of this project's LRFinder or LRRace, as a user's Trainer runs it."""
+    finder = make(progress=False)
     calls = in_trainer(finder, cell, seed)
     result = finder.result
     if result is None or result.suggestion is None:
@@ -207,7 +207,8 @@ def lr_finder(cell: Cell, seed: int) -> Answer:
 
 
 RULES: dict[str, Rule] = {
-    "LRFinder": lr_finder,
+    "LRFinder": partial(in_project, LRFinder),
+    "LRRace": partial(in_project, LRRace),
     "fastai minimum/10": partial(read, curve.fastai_minimum),
     "fastai valley": partial(read, curve.fastai_valley),
     "Smith's upper bound": smith,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lr_lightning.callbacks.cooldown_preview import CooldownPreview
     from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
     from lr_lightning.callbacks.lr_finder import LRFinder, LRGrid, find_lr
+    from lr_lightning.callbacks.lr_race import LRRace
     from lr_lightning.callbacks.lr_schedule import LRSchedule
     from lr_lightning.callbacks.overfitting import OverfittingMonitor
     from lr_lightning.callbacks.random_state import RandomState
@@ -32,6 +33,7 @@ __all__ = [
     "History",
     "LRFinder",
     "LRGrid",
+    "LRRace",
     "LRSchedule",
     "OverfittingMonitor",
     "RandomState",
@@ -53,6 +55,7 @@ _MODULES = {
     "History": "diagnosis.history",
     "LRFinder": "callbacks.lr_finder",
     "LRGrid": "callbacks.lr_finder",
+    "LRRace": "callbacks.lr_race",
     "LRSchedule": "callbacks.lr_schedule",
     "OverfittingMonitor": "callbacks.overfitting",
     "RandomState": "callbacks.random_state",

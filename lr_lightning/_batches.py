@@ -141,5 +141,5 @@ def _of_one(loader: Any, batch: Any, index: int) -> int | None:
         return int(min(loader.batch_size, left)) if left > 0 else None
     try:
         return count_examples(batch, batch_size_of(loader))
-    except Exception:  # a library's own class may raise whatever it likes when it is looked through
+    except Exception:  # looking through an object of a library may raise anything
         return None

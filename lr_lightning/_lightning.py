@@ -164,7 +164,7 @@ def _call_strategy(trainer: Trainer, hook: str, *args: Any, **kwargs: Any) -> An
 
 
 def averaging_callbacks(trainer: Trainer, name: str = "") -> list[Any]:
-    """Return Lightning's callbacks that average the weights, or those of them with this class name."""
+    """Return Lightning's callbacks that average the weights, or only those with this class name."""
     names = {name} if name else {"StochasticWeightAveraging", "WeightAveraging"}  # the second came with Lightning 2.6
     every = callbacks_of(trainer, Callback)
     return [each for each in every if names & {kind.__name__ for kind in type(each).__mro__}]
@@ -366,6 +366,11 @@ def validate_also(trainer: Trainer, when: Callable[[], bool] | None) -> None:
         loop._should_check_val_fx = lambda fetcher: due(fetcher) or (trainer.enable_validation and when())
 
 
+def end_fit_at(trainer: Trainer, steps: int) -> None:
+    """Make the running fit end when ``trainer.global_step`` reaches this number, unless its epochs end before."""
+    trainer.fit_loop.epoch_loop.max_steps = steps
+
+
 def stop_after_batch(trainer: Trainer) -> None:
     """Make Lightning raise its SIGTERMException at the end of this batch, as if SIGTERM had come."""
     trainer._signal_connector.received_sigterm = True
@@ -448,7 +453,7 @@ def is_compiled(module: LightningModule) -> bool:
 
 
 def is_last_validation_batch(trainer: Trainer) -> bool:
-    """Return whether no validation batch follows the one that has just ended, as far as Lightning knows."""
+    """Return whether Lightning knows that no validation batch follows the one that has just ended."""
     return bool(trainer.fit_loop.epoch_loop.val_loop.batch_progress.is_last_batch)
 
 

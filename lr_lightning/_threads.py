@@ -22,7 +22,7 @@ The default run, `small_cnn` on batches of 64 digits, has 29.5 million. On two q
 SHARE = "LR_LIGHTNING_SHARE"
 """Environment variable: the number of processes, such as the workers of a search, that share this machine's cores."""
 
-_PROBED_STEPS = (20, 60)
+_TIMED_STEPS = (20, 60)
 _HARMFUL = 5.0  # times as long as with one thread
 _GRAIN = 32768  # elements up to which torch works with one thread
 _REPEATS = 10
@@ -124,16 +124,16 @@ class ThreadWatch:
         self._steps += 1
         if self._steps == 1:
             self._began = time.perf_counter()
-        elif self._steps in _PROBED_STEPS:
+        elif self._steps in _TIMED_STEPS:
             self._warn((time.perf_counter() - self._began) / (self._steps - 1))
-        return self._steps < _PROBED_STEPS[-1]
+        return self._steps < _TIMED_STEPS[-1]
 
     def _warn(self, step_seconds: float) -> None:
         import torch
 
         if (threads := torch.get_num_threads()) == 1 or ThreadWatch._warned:
             return
-        split, alone = _probe(threads)
+        split, alone = _time_operations(threads)
         if split < _HARMFUL * alone or _OPERATIONS * (split - alone) < step_seconds / 2:
             return  # the second: long operations, which threads do not slow down many times
         ThreadWatch._warned = True
@@ -146,7 +146,7 @@ class ThreadWatch:
         )
 
 
-def _probe(threads: int) -> tuple[float, float]:
+def _time_operations(threads: int) -> tuple[float, float]:
     """Return the seconds of an operation that torch splits among its threads, and of the same work with one thread."""
     import torch
 

@@ -88,6 +88,27 @@ def test_results_that_are_still_to_come_have_their_line(stored: ModuleType, tmp_
     assert "2 epochs, the best: cosine 85.0% (80.0% to 90.0%), n = 2" in table
 
 
+def test_the_page_of_the_papers_shows_what_is_stored_and_what_is_missing(stored: ModuleType, tmp_path: Path) -> None:
+    def store(name: str, result: dict[str, Any]) -> None:
+        (tmp_path / f"{name}.json").write_text(json.dumps({"machine": report.machine(), **result}))
+
+    store("batch_growth_adamw", {
+        "data": "digits", "optimizer": "adamw", "epochs": 30, "images": None, "difference": CLAIM,
+        "updates": {"decay": 1200, "growth": 900}, "test_accuracy": {"decay": [0.98, 0.99], "growth": [0.99, 0.99]},
+    })  # fmt: skip
+    store("smith_table", {
+        "scale": 0.25, "steps": {"fixed": 17500, "staged_triangular": 6250}, "claims": {"a − b (claim: > 0)": CLAIM},
+        "test_accuracy": {"fixed": [0.8], "staged_triangular": [0.7, 0.8]},
+    })  # fmt: skip
+    page = stored.papers(tmp_path)
+    assert "| fixed | 81.4 at 70,000 | 80.0 (n = 1) at 17,500 |" in page
+    assert "| staged_triangular | – | 75.0 ± 63.5 (n = 2) at 6,250 |" in page
+    assert "| a − b (the paper: > 0) | mean +0.50 (-0.10 to +1.10) points, n = 6, p = 0.2 |" in page
+    assert "| digits, adamw, 30 epochs | 98.5 ± 6.4 (n = 2) in 1,200 | 99.0 ± 0.0 (n = 2) in 900 |" in page
+    assert "## Super-convergence\n\nNot measured to the end yet." in page
+    assert stored.PAPERS_MARK in (ROOT / "docs" / "papers.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("part", "found", "said"),
     [

@@ -93,7 +93,7 @@ def fit(steps: int) -> None:
 
 def test_threads_that_wait_for_each_other_are_told_once(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(_threads, "_probe", lambda threads: (20.0, 0.1))
+    monkeypatch.setattr(_threads, "_time_operations", lambda threads: (20.0, 0.1))
     with pytest.warns(UserWarning, match=r"8 threads, which wait .* 200 times .* torch.set_num_threads\(1\)"):
         fit(25)
     with warnings.catch_warnings():
@@ -104,11 +104,11 @@ def test_threads_that_wait_for_each_other_are_told_once(monkeypatch):
 @pytest.mark.parametrize(("threads", "probe"), [(1, (20.0, 0.1)), (8, (0.2, 0.1)), (8, (1e-9, 1e-10))])
 def test_threads_that_do_no_harm_are_not_told(monkeypatch, threads, probe):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(_threads, "_probe", lambda threads: probe)
+    monkeypatch.setattr(_threads, "_time_operations", lambda threads: probe)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*threads, which wait")
         fit(65)
 
 
 def test_the_probe_times_the_same_work_twice():
-    assert all(seconds > 0 for seconds in _threads._probe(2))
+    assert all(seconds > 0 for seconds in _threads._time_operations(2))

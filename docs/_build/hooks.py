@@ -27,4 +27,6 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Point links that leave docs/ at the copies, and insert the table of benchmarks."""
     if stored.MARK in markdown:  # other pages build without the results
         markdown = markdown.replace(stored.MARK, stored.table())
+    if stored.PAPERS_MARK in markdown:
+        markdown = markdown.replace(stored.PAPERS_MARK, stored.papers())
     return _OUTSIDE.sub(r"](files/\1", markdown)

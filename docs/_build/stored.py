@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lr_lightning.diagnosis.statistics import mean_ci
+
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- table -->"
+PAPERS_MARK = "<!-- papers -->"
 _OVER_LIGHTNING = "ratio_to_lightning"
 _HEAD = "| measured | newest stored | machine |\n|---|---|---|\n"
 
@@ -221,6 +224,19 @@ ROWS = (
         "--cifar10 FOLDER",
         result="batch_growth_cifar10",
     ),
+    Row(
+        "batch_growth",
+        "the same on digits with AdamW, the learning rate divided by the square root of the growth",
+        lambda found: _difference(found["difference"]),
+        "--optimizer adamw",
+        result="batch_growth_adamw",
+    ),
+    Row(
+        "super_convergence",
+        "test accuracy on CIFAR-10, 1cycle minus a step schedule of ten times the epochs",
+        lambda found: _difference(found["differences"]["1cycle, 4 epochs − step, 40 epochs"]),
+        "--cifar10 FOLDER",
+    ),
     Row("smith_table", "Smith's table on CIFAR-10: paired differences", _smith, "--cifar10 FOLDER"),
     Row(
         "whole_run",
@@ -250,6 +266,14 @@ ROWS = (
         "--cifar10 FOLDER",
     ),
     Row("lr_effects", "which of the textbook's claims about a high and a low learning rate hold", _lr_effects),
+    Row("lr_effects", "the same on CIFAR-10", _lr_effects, "--cifar10 FOLDER", result="lr_effects_cifar10"),
+    Row(
+        "lr_effects",
+        "the same on CIFAR-10, with a cosine decay",
+        _lr_effects,
+        "--cifar10 FOLDER --schedule cosine",
+        result="lr_effects_cifar10_cosine",
+    ),
     Row("pruning", "epochs that pruning a search saves", _pruning),
     Row("search_methods", "best validation loss of each way of searching", _search_methods),
     Row(
@@ -290,3 +314,100 @@ def _line(row: Row, path: Path) -> str:
 def _where(machine: dict[str, Any]) -> str:
     cores = f"{machine['cores']} cores" if machine["cores"] > 1 else "1 core"
     return f"{machine['device']}, {cores}, torch {machine['versions']['torch']}, {machine['date']}"
+
+
+# -- the papers' numbers beside ours ---------------------------------------------------------------------------------
+
+_SMITH = {"fixed": "81.4", "triangular2": "81.4", "decay": "78.5", "exp": "79.1", "exp_range": "82.2"}
+_PAPER_STEPS = {"fixed": 70, "triangular2": 25, "decay": 25, "exp": 70, "exp_range": 42, "staged_triangular": 25}
+
+
+def papers(results: Path = ROOT / "benchmarks" / "results") -> str:
+    """Return the tables of docs/papers.md: each number of a paper that was measured again, and ours."""
+
+    def read(name: str) -> dict[str, Any] | None:
+        path = results / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    smith = read("smith_table")
+    growth = {name: read(f"batch_growth{name}") for name in ("", "_cifar10", "_adamw")}
+    textbook = {name: read(f"lr_effects{name}") for name in ("", "_cifar10", "_cifar10_cosine")}
+    return "\n\n".join(
+        [
+            "## Cyclical learning rates\n\n" + (_smith_rows(smith) if smith else _MISSING),
+            "## Growing the batch\n\n" + _growth_rows({name: found for name, found in growth.items() if found}),
+            "## Super-convergence\n\n" + (_super_rows(found) if (found := read("super_convergence")) else _MISSING),
+            "## What the textbooks say of a high and a low learning rate\n\n"
+            + _textbook_rows({name: found for name, found in textbook.items() if found}),
+        ]
+    )
+
+
+_MISSING = "Not measured to the end yet."
+
+
+def _accuracy(values: Sequence[float]) -> str:
+    mean = mean_ci([100 * value for value in values])
+    half = f" ± {mean.half:.1f}" if mean.n > 1 else ""
+    return f"{mean.mean:.1f}{half} (n = {mean.n})"
+
+
+def _points(claim: dict[str, float]) -> str:
+    return f"{_difference(claim)}, p = {claim['p']:.2g}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _smith_rows(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{_SMITH.get(name, '–')} at {_PAPER_STEPS[name]},000" if name in _SMITH else "–",
+            f"{_accuracy(values)} at {found['steps'][name]:,}",
+        ]
+        for name, values in found["test_accuracy"].items()
+    ]
+    claims = [[text.replace("(claim", "(the paper"), _points(claim)] for text, claim in found["claims"].items()]
+    where = _where(found["machine"])
+    return (
+        f"Smith 2017, table 1, at {found['scale']:g} of the paper's lengths: test accuracy in percent, mean ± 95 % t interval over "
+        f"seeds, and updates. {where}.\n\n"
+        + _table(("schedule", "the paper", "here"), rows)
+        + "\n\n"
+        + _table(("claim", "difference here, paired by seed, 95 % bootstrap interval"), claims)
+    )
+
+
+def _growth_rows(each: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for found in each.values():
+        images = f"{found['images']:,} images of " if found.get("images") else ""
+        arms = [f"{_accuracy(found['test_accuracy'][arm])} in {found['updates'][arm]:,}" for arm in ("decay", "growth")]
+        what = f"{images}{found['data']}, {found.get('optimizer', 'sgd')}, {found['epochs']} epochs"
+        rows.append([what, *arms, _points(found["difference"])])
+    return _table(("", "decay: accuracy, updates", "growth: accuracy, updates", "growth − decay"), rows)
+
+
+def _super_rows(found: dict[str, Any]) -> str:
+    arms = [[name, _accuracy(v), f"{found['best_lr'][name]:g}"] for name, v in found["test_accuracy"].items()]
+    differences = [[name, _points(claim)] for name, claim in found["differences"].items()]
+    return (
+        f"{_table(('arm', 'test accuracy', 'best peak'), arms)}\n\n"
+        f"{_table(('', 'difference, paired by seed'), differences)}\n\n{_where(found['machine'])}."
+    )
+
+
+def _textbook_rows(each: dict[str, dict[str, Any]]) -> str:
+    heads = [f"{found.get('data', 'digits')}, {found.get('schedule', 'constant')}" for found in each.values()]
+    rows = [
+        [claims[0]["text"], *(f"{_share(claim)}, p {claim['adjusted']:.2g}: {claim['outcome']}" for claim in claims)]
+        for claims in zip(*(found["claims"] for found in each.values()), strict=True)
+    ]
+    return _table(("share of pairs, adjusted p", *heads), rows)
+
+
+def _share(claim: dict[str, Any]) -> str:
+    return "–" if claim["share"] is None else f"{claim['share']:.0%}"

@@ -54,9 +54,13 @@ _OTHER_NAMES = {
     "data": "dataset datasets",
     "model": "net network arch architecture",
     "module.label_smoothing": "smoothing ls",
+    "data.trivial_augment": "trivialaugment randaugment rand_augment autoaugment auto_augment augment ra policy",
     "data.random_erasing": "erasing reprob random_erase",
     "data.mixup": "mixup_alpha",
     "data.cutmix": "cutmix_alpha",
+    "callbacks.confusion_matrix": "confusion confmat",
+    "callbacks.class_accuracy": "per_class per_class_accuracy",
+    "callbacks.mistakes": "worst_mistakes",
     "callbacks.ema": "ema_decay model_ema weight_averaging swa",
     "schedule": "sched scheduler lr_scheduler lr_schedule",
     "schedule.warmup": "warm_up warmup_steps warmup_epochs num_warmup_steps warmup_ratio",
@@ -70,7 +74,7 @@ _OTHER_NAMES = {
     "resume": "resume_from resume_from_checkpoint ckpt_path",
 }
 _FULL_KEYS = {other: key for key, others in _OTHER_NAMES.items() for other in others.split()}
-"""The key that people mean by a name that it has elsewhere."""
+"""Names that other programs use, each with the key that is meant here."""
 _HYDRA_OPTIONS = (
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info"),
@@ -139,9 +143,11 @@ def readable(words: Sequence[str]) -> list[str]:
     """Quote the text values of a command line that Hydra's grammar cannot read or would change, and expand ``~``."""
     several = any(word in ("-m", "--multirun") for word in words)
     read = [word if word.startswith("-") else _readable(word, several=several) for word in words]
-    if not any(word.startswith("resume=") for word in read):
-        return read
     places = tuple(f"data.{key}=" for key in PLACES_OF_DATA)  # the default data may lack the key that the run's has
+    if any(word.startswith("fork=") for word in read):
+        places += ("schedule.",)
+    elif not any(word.startswith("resume=") for word in read):
+        return read
     return [f"++{word}" if word.startswith(places) else word for word in read]
 
 
@@ -161,6 +167,8 @@ def _readable(word: str, *, several: bool) -> str:
     try:
         given = OverridesParser.create().parse_override(word)
     except HydraException:
+        if several and key == "fork":  # RUN@step=500,RUN@step=600
+            return f"{key}={','.join(override('', each)[1:] for each in value.split(','))}"
         return override(key, value)
     read = given.value()
     if given.value_type == ValueType.SIMPLE_CHOICE_SWEEP:  # a path with a comma, or several values
@@ -231,7 +239,7 @@ def _remedy(cfg: DictConfig, word: str) -> str:
 
 
 def _meant(key: str, keys: Sequence[str]) -> list[str]:
-    """Return the existing keys that have the name of a dotted key, or that it is another name of."""
+    """Return the existing keys that an unknown dotted key may mean: of that name, or of which it is another name."""
     group, _, name = key.rpartition(".")
     if (full := _FULL_KEYS.get(name, "")) in keys:
         return [full]
@@ -240,7 +248,7 @@ def _meant(key: str, keys: Sequence[str]) -> list[str]:
 
 
 def _alike(key: str, keys: Sequence[str]) -> str | None:
-    """Return the existing key that is spelt like a dotted key: first one of those beside it."""
+    """Return the existing key whose spelling is closest to a dotted key; keys of the same group come first."""
     group, _, name = key.rpartition(".")
     beside = [full for full in keys if full.rpartition(".")[0] == group]
     below = [full for full in keys if full.startswith(f"{group.split('.')[0]}.")]
@@ -281,7 +289,7 @@ def validate(cfg: DictConfig) -> Config:
 
 
 def take_peak_from_schedule(config: Config) -> None:
-    """Set ``optimizer.lr`` to ``schedule.max_lr``, its other name in a cyclical schedule, where that is given."""
+    """Set ``optimizer.lr`` to ``schedule.max_lr``, its other name in a cyclical schedule, if that is given."""
     if isinstance(config.schedule, CyclicalConfig) and config.schedule.max_lr is not None:
         config.optimizer.lr = float(config.schedule.max_lr)
 

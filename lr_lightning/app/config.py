@@ -44,6 +44,8 @@ class Config(Schema):
     output_root: str = "${checkout:}/outputs"  # every run gets its own folder below it
     ckpt: Annotated[str | None, _CHECKPOINT] = None  # start from this checkpoint's weights
     resume: str | None = None  # resume this run: its output folder or its MLflow run id
+    # a new run from a state of another one: RUN@60%, RUN@step=500, RUN@epoch=5, RUN@best, RUN@last
+    fork: str | None = None
     trust: list[str] = field(default_factory=list)  # targets of yours that the stored config of a resumed run may name
 
     def keys_set_by_finder(self) -> frozenset[str]:
@@ -76,10 +78,12 @@ class Config(Schema):
             yield from self._finder_conflicts()
         if self.study is not None:
             yield from self._study_conflicts()
-        if self.resume and self.ckpt:
-            yield Problem(
-                "ckpt", "cannot be given with resume, which brings its own checkpoint. Leave one of them out."
-            )
+        for key, other in (("resume", "ckpt"), ("fork", "ckpt"), ("resume", "fork")):
+            if getattr(self, key) and getattr(self, other):
+                text = f"cannot be given with {key}, which brings its own checkpoint. Leave one of them out."
+                yield Problem(other, text)
+        if self.fork and self.study is not None:
+            yield Problem("fork", "a study trains from the start. Leave one of them out.")
 
     def _peak_lr_conflicts(self, schedule: CyclicalConfig) -> Iterator[Problem]:
         """Find two different peaks, and a lower bound above the peak."""

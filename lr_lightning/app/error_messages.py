@@ -71,7 +71,7 @@ def explain(error: BaseException, override: str | None = None) -> str:
     """Return one clear message for an error of Hydra's or OmegaConf's, which ``override`` caused, if it is known.
 
     The message leaves out Hydra's advice, which is wrong here: ``+key=value`` is refused as well. Neither library has a
-    type for each of its errors, so their texts are read, and those of their causes.
+    type for each of its errors, so this reads the texts of the errors and of their causes.
     """
     chain = causes(error, contexts=True)
     text = "\n".join(str(e) for e in chain)

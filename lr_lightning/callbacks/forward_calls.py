@@ -20,7 +20,7 @@ class NotRecordedError(Exception):
 
 @contextmanager
 def silent(module: LightningModule) -> Iterator[None]:
-    """Let the module log nothing: what ``forward`` logs in a pass of ours would enter the means of its steps."""
+    """Let the module log nothing: a value that ``forward`` logs in an extra pass would enter the means of its steps."""
     own, names = vars(module), ("log", "log_dict")
     before = {name: own[name] for name in names if name in own}
     try:

@@ -1,5 +1,6 @@
 """The learning-rate finders: Smith's range test and a grid, before training or during it, without a trace."""
 
+import enum
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,9 @@ from lr_lightning._lightning import (
 )
 from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
-from lr_lightning.callbacks.lr_schedule import LRSchedule, OptimizerDriver
-from lr_lightning.callbacks.set_lr import reference_lr
+from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.optimizer_driver import OptimizerDriver
+from lr_lightning.callbacks.set_lr import configured_lr
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.curve import DivergenceStop
 from lr_lightning.lr_finder.dry_run import DryRun
@@ -35,7 +37,7 @@ from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.schedules import Clock, Constant
 from lr_lightning.schedules.clock import DurationLike, parse_duration
 
-__all__ = ["LRFinder", "LRGrid", "find_lr"]
+__all__ = ["LRFinder", "LRGrid", "NoRun", "find_lr", "planned_run"]
 
 _Mode = Literal["exponential", "linear"]
 _FEWEST_STEPS = 10
@@ -43,6 +45,22 @@ _ANOTHER_SCHEDULE = 0.05  # change of log lr; longer runs of one schedule move i
 _SHORTEST_RUN = 100  # updates; there are no trials before a shorter run
 _SHORTEST_TRIAL = 44  # updates of a long one
 _Training = tuple[tuple[float, ...], float]  # its losses, and the metric at its end
+
+
+class NoRun(enum.Enum):
+    """Why there is no planned run that trainings in short could try."""
+
+    NOT_ASKED = "is given no budget"
+    SCHEDULER = (
+        "tries the schedule of LRSchedule or a constant lr, and configure_optimizers returns a scheduler. Give the "
+        "schedule to LRSchedule, or LRSchedule(replace=True), or use LRFinder."
+    )
+    CYCLE = "finds one peak, and the schedule goes up and down above a base_lr. Use LRFinder, which finds both bounds."
+    UNKNOWN_LENGTH = (
+        "must know how long the run is, and nothing says it here (a loader without a length, or only max_time). Give "
+        "Trainer(max_steps=...) or LRSchedule(total_steps=...), or use LRFinder."
+    )
+    SHORT = f"needs a run of {_SHORTEST_RUN} updates or more. Use LRFinder, or train longer."
 
 
 class LRFinder(BaseLRFinder[RangeTest]):
@@ -148,9 +166,9 @@ class LRFinder(BaseLRFinder[RangeTest]):
         """The learning rates that are tested: ``num_steps`` of them, from ``min_lr`` to ``max_lr``, both exact."""
         return self._grid(self.min_lr, self.max_lr)
 
-    def _grid(self, low: float, high: float) -> tuple[float, ...]:
+    def _grid(self, low: float, high: float, num_steps: int | None = None) -> tuple[float, ...]:
         spaced = np.geomspace if self.mode == "exponential" else np.linspace
-        return tuple(map(float, spaced(low, high, self.num_steps)))
+        return tuple(map(float, spaced(low, high, num_steps or self.num_steps)))
 
     def answer_for(self, schedule: LRSchedule, max_steps: int, max_epochs: int) -> None:
         """Answer for a run of this schedule and length, in a Trainer that only searches; -1 is no limit."""
@@ -172,14 +190,14 @@ class LRFinder(BaseLRFinder[RangeTest]):
         lr = found.run.equivalent_lr(self.applied, run)
         if abs(math.log(lr / self.applied)) > _ANOTHER_SCHEDULE:
             rank_zero_info(
-                f"LRFinder: the lr of {self.applied:.3g} was found for {found.run.describe()}. For {run.describe()} it "
-                f"becomes {lr:.2g}; the resumed run keeps {self.applied:.3g}."
+                f"{type(self).__name__}: the lr of {self.applied:.3g} was found for {found.run.describe()}. For "
+                f"{run.describe()} it becomes {lr:.2g}; the resumed run keeps {self.applied:.3g}."
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test, if this is one of ``at_epochs``."""
         if self.at_epochs is not None and trainer.current_epoch in self.at_epochs:
-            reference, step = reference_lr(trainer, pl_module, self.attribute), trainer.global_step
+            reference, step = configured_lr(trainer, pl_module, self.attribute), trainer.global_step
             result = self._measure(trainer, pl_module, reference, f"range_test/epoch_{trainer.current_epoch}")
             values = {"lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
             found = {f"lr_finder/{name}": value for name, value in values.items() if value is not None}
@@ -190,7 +208,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         total = self.repeats * self.num_steps
         with self._instruments(trainer, module, reference, "LR range test", total, "step") as instruments:
             found = self._test(instruments, self.grid)
-            if (planned := self._planned(instruments.dry_run)) is not None:
+            if not isinstance(planned := self._planned(instruments.dry_run), NoRun):
                 return self._try(instruments, found, *planned)
             if not self.retry or (wider := found.wider()) is None:
                 return found
@@ -209,49 +227,59 @@ class LRFinder(BaseLRFinder[RangeTest]):
             with dry_run.run(number):
                 runs.append(self._sweep(instruments, grid))
             bar.update(begun + (number + 1) * len(grid) - bar.n)  # the steps that an early stop has left out
-        return RangeTest(grid, tuple(runs), metric=self.metric, mode=self.mode, epoch=dry_run.trainer.current_epoch)
+        metric = "loss" if instruments.validation is None else self.metric
+        return RangeTest(grid, tuple(runs), metric=metric, mode=self.mode, epoch=dry_run.trainer.current_epoch)
 
-    def _planned(self, dry_run: DryRun) -> tuple[OptimizerDriver, Clock] | None:
-        """Return what will drive the planned run, and its clock; None if there is no such run to try."""
+    def _planned(self, dry_run: DryRun) -> tuple[OptimizerDriver, Clock] | NoRun:
+        """Return what will drive the planned run, and its clock, or why there is no such run to try."""
         trainer, module = dry_run.trainer, dry_run.module
-        if self.budget is None or self.at_epochs is not None or trainer.lr_scheduler_configs:
-            return None
+        if self.budget is None or self.at_epochs is not None:
+            return NoRun.NOT_ASKED
+        if trainer.lr_scheduler_configs:
+            return NoRun.SCHEDULER
         schedule = next(iter(callbacks_of(trainer, LRSchedule)), None) or LRSchedule(Constant())
         with dry_run.with_loaders():
             if self._instead is not None:
                 schedule, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self._instead
             if schedule.has_base:  # the range test gives both bounds
-                return None
+                return NoRun.CYCLE
             driver, clock = schedule.planned(trainer, module)
-        return (driver, clock) if clock.total is not None and clock.total >= _SHORTEST_RUN else None
+        if clock.total is None:
+            return NoRun.UNKNOWN_LENGTH
+        return (driver, clock) if clock.total >= _SHORTEST_RUN else NoRun.SHORT
 
     def _try(self, instruments: Instruments, found: RangeTest, driver: OptimizerDriver, clock: Clock) -> RangeTest:
         """Train on the planned schedule, shortened, with a few learning rates; return what was found with the range."""
-        adaptive = any({"eps", "betas"} & group.keys() for group in driver.optimizer.param_groups)
-        run = PlannedRun.of(driver.schedule, clock, adaptive)
+        run = planned_run(driver, clock)
         sign = -1.0 if self.metric == "accuracy" else 1.0
         first, start = found.first_trial, sign * found.start
         long = self._trial_length(run.steps, clock)
         trials = []
         for length, fewest in ((round(SHORT * long), FEWEST_SHORT), (long, FEWEST_LONG)):
-            steps = trial_steps(length, run.steps)
-
-            def factors(steps: Sequence[int] = steps) -> Iterator[float]:
-                for step in steps:
-                    driver.drive(step, clock)  # momentum and weight decay too
-                    yield driver.schedule(step, clock)
-
             trained: dict[float, list[_Training]] = {}
             scores: dict[float, float] = {}
             while (lr := next_lr(scores, first, start, fewest)) is not None:
                 instruments.bar.extend(self.repeats * length)
-                trained[lr] = [self._train(instruments, lr, number, factors) for number in range(self.repeats)]
-                instruments.bar.update(self.repeats * length)
+                trained[lr] = self._trial(instruments, lr, length, driver, clock)
                 scores[lr] = sign * _grid_test({lr: trained[lr]}, length, self.metric, found.epoch).losses[0]
             trials.append(_grid_test(trained, length, self.metric, found.epoch))
             finite = {lr: value for lr, value in scores.items() if math.isfinite(value)}
             first = min(finite, key=lambda lr: finite[lr], default=min(scores))
         return replace(found, run=run, trials=tuple(trials))
+
+    def _trial(
+        self, instruments: Instruments, lr: float, length: int, driver: OptimizerDriver, clock: Clock
+    ) -> list[_Training]:
+        """Train on the planned schedule, shortened to ``length`` updates, ``repeats`` times."""
+
+        def factors() -> Iterator[float]:
+            for step in trial_steps(length, clock.need_total("a trial")):
+                driver.drive(step, clock)  # momentum and weight decay too
+                yield driver.schedule(step, clock)
+
+        trained = [self._train(instruments, lr, number, factors) for number in range(self.repeats)]
+        instruments.bar.update(self.repeats * length)
+        return trained
 
     def _trial_length(self, total: int, clock: Clock) -> int:
         """Return the updates of a long trial: what the budget has room for, >= 44, but at most a quarter of the run.
@@ -265,7 +293,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
     def _sweep(self, instruments: Instruments, grid: tuple[float, ...]) -> tuple[float, ...]:
         """Return the value before each update, until it diverges or is not finite."""
         dry_run, validation, bar = instruments
-        diverged = DivergenceStop(higher_is_better=self.metric == "accuracy")
+        diverged = DivergenceStop(higher_is_better=validation is not None and self.metric == "accuracy")
         values: list[float] = []
         for lr in grid:
             measured = None if validation is None else validation()  # before the update
@@ -342,6 +370,12 @@ class LRGrid(BaseLRFinder[GridTest]):
         return _grid_test(runs, self.num_steps, self.metric, trainer.current_epoch)
 
 
+def planned_run(driver: OptimizerDriver, clock: Clock) -> PlannedRun:
+    """Describe the run that a driver and its clock plan."""
+    adaptive = any({"eps", "betas"} & group.keys() for group in driver.optimizer.param_groups)
+    return PlannedRun.of(driver.schedule, clock, adaptive)
+
+
 def _grid_test(runs: Mapping[float, Sequence[_Training]], num_steps: int, metric: str, epoch: int) -> GridTest:
     """Gather the losses and final metrics of every repeat of each learning rate."""
     lrs = tuple(sorted(runs))
@@ -389,7 +423,7 @@ def find_lr(
         >>> result.suggestion, result.plot()  # doctest: +SKIP
     """
     for name in settings.keys() & {"apply", "at_epochs"}:
-        raise ArgumentError("is of no use in find_lr, which does not train; use LRFinder in a Trainer", name)
+        raise ArgumentError("cannot be given to find_lr, which does not train; use LRFinder in a Trainer", name)
     if trainer is None:
         settings = {"budget": None, **settings}  # there is no planned run
         trainer = make_trainer(

@@ -30,6 +30,7 @@ from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning._param_groups import first_group_lr, peak_lr
 from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
 from lr_lightning.callbacks import batch_norm, per_example
+from lr_lightning.callbacks.cooldown_preview import LOSS as IF_COOLED
 from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
 from lr_lightning.callbacks.per_example import (
     LearnedLoss,
@@ -95,13 +96,13 @@ class OverfittingMonitor(BaseCallback):
             if that is a usual loss of a network's output (see
             :func:`~lr_lightning.callbacks.per_example.learn_loss`).
         probe: Batches of training examples without augmentation, as an iterable that can be iterated again. Default:
-            the data module's ``probe_dataloader()``, else as many stratified examples of those that training uses as
-            the first measured validation has. If only the batches show which these are (a stream, a sampler of your
-            own, ``limit_train_batches`` with shuffling), the first batches of the training, with up to ``keep``
-            examples; a resumed run keeps other ones.
+            the data module's ``probe_dataloader()``, else a stratified subset of the examples that training uses, as
+            large as the first measured validation. If only the batches show which examples training uses (a stream, a
+            sampler of your own, ``limit_train_batches`` with shuffling), the first batches of the training, up to
+            ``keep`` examples; a resumed run then keeps other examples.
         every_n_validations: Number of validations from one measurement to the next.
         seed: Seed of the draw of the default probe.
-        keep: Most examples of a set whose single losses are kept, to estimate the noise; of a larger set, every n-th.
+        keep: Most single losses of a set to keep, for the estimate of the noise; of a larger set, every n-th is kept.
         chance: Loss of a model that knows only the shares of the classes, or the mean of a regression's targets.
             Default: computed from the probe.
 
@@ -147,9 +148,10 @@ class OverfittingMonitor(BaseCallback):
         self._diverged: str | None = None
         self._overconfident = False
         self.unmeasured: frozenset[str] = frozenset()
-        """Metrics that will not be logged, as far as the sanity check has shown."""
+        """Metrics of which the sanity check has shown that they will not be logged."""
         self._total_steps: int | None = None
         self._peak_lr: float | None = None
+        self._cooled: float | None = None  # at the last validation that previewed it
 
     @property
     def history(self) -> History:
@@ -157,7 +159,7 @@ class OverfittingMonitor(BaseCallback):
         start = None if self._first_loss is None else float(self._first_loss)
         points = tuple(self._points)
         state = self._total_steps, self._diverged, self._overconfident
-        return History(points, self._chance, start, *state, self._peak_lr, self._regression)
+        return History(points, self._chance, start, *state, self._peak_lr, self._regression, self._cooled)
 
     @property
     def verdict(self) -> Verdict:
@@ -277,7 +279,7 @@ class OverfittingMonitor(BaseCallback):
         self._ended = self._ended or bool(self._points)
         self._from_logs = not self._ended
         if self._ended:
-            rank_zero_warn(f"OverfittingMonitor measures no longer: {reason}. The run goes on.")
+            rank_zero_warn(f"OverfittingMonitor measures no longer: {reason}. The run continues.")
             return
         self._first_loss = self._first_training_loss
         line = line or per_example.EXAMPLE_LINE
@@ -438,7 +440,7 @@ class OverfittingMonitor(BaseCallback):
             val_acc=val_acc,
             probe_acc=probe.acc,
             val_losses=val.losses if val else None,
-            # of a run resumed with other batches kept, single losses cannot be compared with those of before
+            # a resumed run has kept other batches: their single losses cannot be compared with the checkpoint's
             probe_losses=None if self._resumed and self._kept is not None else probe.losses,
             val_size=val.size if val else None,
             probe_size=probe.size,
@@ -465,6 +467,11 @@ class OverfittingMonitor(BaseCallback):
         share = min(1.0, done / batches) if math.isfinite(batches) and batches else 1.0  # of the current epoch
         lr = first_group_lr(trainer)
         return {"epoch": trainer.current_epoch + share, "step": updates_made(trainer), "lr": lr}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what CooldownPreview has found in this validation, whichever of the two comes first."""
+        if not trainer.sanity_checking and (cooled := trainer.callback_metrics.get(IF_COOLED)) is not None:
+            self._cooled = float(cooled)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the verdict's first line, and log the verdict as a tag, a note, a text file and a figure."""
@@ -568,7 +575,7 @@ def plot_verdict(history: History, verdict: Verdict) -> "Figure":
     if positive and len(positive) == len(val) + len(probe) and max(positive) > 20 * min(positive):
         losses.set_yscale("log")
     losses.legend(frameon=False, fontsize=9)
-    losses.set_title(verdict.headline, loc="left", fontsize=11)
+    losses.set_title(verdict.title, loc="left", fontsize=11)
     if known := [(p.epoch, p.lr) for p in history.points if p.lr is not None]:
         lrs.plot(*zip(*known, strict=True), color=FRAME, marker=marker, ms=3)
         lrs.set_ylim(0, 1.1 * max(lr for _, lr in known) or 1)  # from 0, so that heights compare

@@ -138,9 +138,10 @@ class LearnedLoss:
 
 
 def learn_loss(record: ForwardRecord, batch: Any, loss: float) -> tuple[LearnedLoss, float] | str:
-    """Return the loss that gives the training step's own, and its mean; else the line of code that would help.
+    """Return the loss of single examples whose mean is the training step's loss, and that mean; else a line to write.
 
-    If there is only one way to read the batch as a classification, that will do, with whatever weights the step has.
+    If the batch can be read as a classification in one way only, that is taken, even if the mean is another one: the
+    step may weight the classes, smooth the labels or scale the loss.
 
     Args:
         record: The calls that the step made.
@@ -162,7 +163,7 @@ def learn_loss(record: ForwardRecord, batch: Any, loss: float) -> tuple[LearnedL
             return learned, loss
     classified = [each for each in fitting if each[0].function == "cross_entropy"]
     if len({(id(output), each.target) for each, _, output in classified}) == 1:
-        learned, found, _ = classified[0]  # with weights, smoothed labels or a scale of the step's own
+        learned, found, _ = classified[0]
         return learned, float(found.losses.mean())
     if not fitting:
         call = calls[0][0].written() if calls else "module(...)"
@@ -191,7 +192,7 @@ class LossLearner:
             self._step = ForwardRecord(module), batch
 
     def learn(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> tuple[LearnedLoss, float] | str | None:
-        """Return what :func:`learn_loss` does, before the step's update; None if there is nothing to learn."""
+        """Return the result of :func:`learn_loss`, before the step's update; None if there is nothing to learn."""
         if self._step is None:
             return None
         (record, batch), networks, wanted = self._step, self.networks, self.wanted
@@ -284,7 +285,7 @@ class SampleCollector:
         self._batches.append(examples)
 
     def has_probabilities(self) -> bool:
-        """Return whether what was taken for logits are probabilities, as of a module whose ``forward`` predicts."""
+        """Return whether the supposed logits are probabilities, as of a module whose ``forward`` predicts."""
         logits = [batch.logits for batch in self._batches if batch.logits is not None]
         return bool(logits) and all(float(x.min()) >= 0 and bool((x.sum(1) - 1).abs().max() < 1e-3) for x in logits)
 
@@ -342,7 +343,7 @@ class SampleCollector:
 
 
 def calibration_metrics(val: Sample | None, probe: Sample) -> dict[str, float]:
-    """Return :data:`LOGIT_METRICS` by name, as far as the logits are known."""
+    """Return :data:`LOGIT_METRICS` by name; those that need unknown logits are left out."""
     if val is None or val.confidences is None or val.right is None or not np.isfinite(val.confidences).all():
         return {}
     # The multiclass error is the binary one of the confidences, so the probabilities need not be kept.
@@ -370,9 +371,9 @@ def logged_by_validation(trainer: Trainer, kind: Literal["val_loss", "accuracy"]
 
 
 def warn_of_other_loss(trainer: Trainer, loss: LossFunction, mean: float, callback: str) -> bool:
-    """Say that the module validates with another loss than the one that is measured: it may have none for an example.
+    """Warn if the module validates with another loss than the one that is measured, and say how to give its own.
 
-    Return whether it does; of several processes it is not known, since each may log the loss of its own examples.
+    Return whether it does. Of several processes it is not known, since each may log the loss of its own examples.
     """
     name, logged = logged_by_validation(trainer, "val_loss")
     if logged is None or abs(float(logged) - mean) <= 0.05 * abs(mean) + 1e-6 or trainer.world_size > 1:

@@ -40,9 +40,9 @@ class RunCost(BaseCallback):
     Logged at each validation: ``cost/seconds``, ``cost/examples_per_second``. Logged once at the end, as
     :attr:`summary` (``summary/*`` in the loggers of this package):
 
-    - ``train_seconds``, ``examples_per_second``, ``step_ms_p50``, ``_p95``, ``_p99``. Seconds are wall time. Those of
-      steps and examples exclude validations, range tests between epochs, and the wait for an epoch's first batch. A
-      search for a learning rate before the training is in none of them;
+    - ``train_seconds``, ``examples_per_second``, ``step_ms_p50``, ``_p95``, ``_p99``. Seconds are wall time. The
+      times of steps and examples exclude validations, range tests between epochs, and the wait for an epoch's first
+      batch. No time includes a search for a learning rate before the training;
     - ``device_seconds`` (seconds times processes), ``gpu_seconds`` if the devices are GPUs, and ``price`` if
       ``price_per_gpu_hour`` is given; without a GPU, it is the price of the CPU;
     - ``peak_memory_mb`` of the GPU, else of the process; ``energy_kj`` if NVML measures all GPUs of the run; each GPU
@@ -53,8 +53,8 @@ class RunCost(BaseCallback):
       before clipping.
 
     Losses and norms stay on their device until a validation fetches them all at once. The run does not change. The
-    examples of a batch are those that the loader took from its data set; with several loaders, those of all. Where
-    neither loader nor batch tells, one warning says so, and ``examples_per_second`` is left out.
+    examples of a batch are counted by its loader, or by all loaders if there are several. If neither loader nor batch
+    tells their number, one warning says so, and ``examples_per_second`` is left out.
 
     Args:
         target: The target, such as ``"val/acc>=0.97"``.

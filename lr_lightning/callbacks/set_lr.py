@@ -23,7 +23,7 @@ from lr_lightning.errors import ArgumentError
 from lr_lightning.torch_schedule import TorchSchedule
 
 __all__ = [
-    *("decay_message", "is_cyclical", "lr_ratios", "reference_lr", "scheduler_factor"),
+    *("decay_message", "is_cyclical", "lr_ratios", "configured_lr", "scheduler_factor"),
     *("set_default_lr", "set_module_lr", "set_peak"),
 ]
 
@@ -32,7 +32,7 @@ _GROUP_KEYS = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCy
 _SCHEDULER_LISTS = ("base_lrs", "_last_lr", "base_values", "max_lrs")  # base_values is timm's
 
 
-def reference_lr(trainer: Trainer, module: LightningModule, attribute: str | None = None) -> float:
+def configured_lr(trainer: Trainer, module: LightningModule, attribute: str | None = None) -> float:
     """Return the configured peak lr that a found one replaces.
 
     This is the module's own (``lr``, ``learning_rate`` or ``attribute``, of the module or its hparams) if one of the
@@ -111,7 +111,7 @@ def set_peak(
     It is written into the groups' learning rates and peaks, the optimizer's default for groups that are added later,
     schedulers made by ``configure_optimizers``, the lower bound of cyclical schedules, and the module's own lr.
     """
-    old = reference_lr(trainer, module, attribute)
+    old = configured_lr(trainer, module, attribute)
     optimizer = trainer.optimizers[0]
     for config in trainer.lr_scheduler_configs:
         if not _scale_scheduler(config.scheduler, old, lr):

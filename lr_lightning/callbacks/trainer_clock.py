@@ -35,7 +35,7 @@ def trainer_clock(trainer: Trainer, *, optimizers: int = 1, total_steps: int | N
 
 
 def updates_made(trainer: Trainer) -> int:
-    """Return the updates so far; those of each optimizer if several share the Trainer's steps."""
+    """Return the number of updates so far, of each optimizer if several share the Trainer's steps."""
     return int(trainer.global_step) // max(1, len(trainer.optimizers))
 
 

@@ -77,8 +77,8 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 def scale_gap(val_logits: Logits, val_labels: Labels, probe_logits: Logits, probe_labels: Labels) -> Scaling | None:
     """Test whether temperature scaling would remove the gap between validation and probe loss.
 
-    Each half of the validation examples is scaled by the temperature of the other half, so that no loss is that of the
-    examples its temperature was fitted to. The probe is scaled by the temperature of all validation examples.
+    Each half of the validation examples is scaled by the temperature of the other half, so that no temperature is
+    applied to the examples that it was fitted to. The probe is scaled by the temperature of all validation examples.
 
     Returns:
         The effect; None for fewer than ten examples in a set, or if a logit is not finite.

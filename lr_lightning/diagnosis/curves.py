@@ -83,7 +83,7 @@ class Track:
 
     @cached_property
     def smooth(self) -> Floats:
-        """The level at each validation: a centred mean over ``width`` values, fewer at the ends; shape [T]."""
+        """Return the level at each validation: a centred mean over ``width`` values, fewer at the ends; shape [T]."""
         return np.array([self.values[self.window(i)].mean() for i in range(len(self.values))])
 
     def window(self, index: int) -> slice:
@@ -96,8 +96,8 @@ class Track:
     def difference(self, first: int, second: int) -> Difference:
         """Return the level at one validation minus the level at another.
 
-        Its noise has two parts: that of the examples, from a bootstrap over the differences of single examples, which
-        are the same examples at both; and that of the weights, from :func:`jitter`.
+        The noise of the difference has two parts. The noise of the examples, which are the same at both validations,
+        comes from a bootstrap over the differences of their losses; the noise of the weights comes from :func:`jitter`.
         """
         value, variance = float(self.smooth[first] - self.smooth[second]), 0.0
         if self.rows is not None:
@@ -146,7 +146,6 @@ class Fall(NamedTuple):
 
     size: Difference
     share: float  # the fall in a quarter of the learning, as a share of the whole fall of the run
-    share_noise: float  # its standard error
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class Curves:
     """The validations of a run that are compared, and the questions that several rules ask about them."""
 
     every: tuple[Point, ...]  # all validations with finite losses
-    points: tuple[Point, ...]  # those of them at equal phases of the schedule (see same_phase)
+    points: tuple[Point, ...]  # the validations at equal phases of the schedule (see same_phase)
     val: Track
     probe: Track
     best: int  # index of the lowest level of the validation loss
@@ -222,8 +221,8 @@ class Curves:
         distance = self.learning[self.probe.window(self.end)].mean() - self.learning[self.probe.window(since)].mean()
         scale = 0.25 / max(distance, 0.05)
         if learnt <= 0:
-            return Fall(size, float(size.value > 0) * scale, 0.0)
-        return Fall(size, float(size.value / learnt * scale), float(size.noise / learnt * scale))
+            return Fall(size, float(size.value > 0) * scale)
+        return Fall(size, float(size.value / learnt * scale))
 
     @property
     def first_at_best(self) -> int:
@@ -340,7 +339,7 @@ def finite(point: Point) -> bool:
 
 
 def reference_of(history: History) -> tuple[Reference, float] | None:
-    """Return what has learnt nothing, and its loss: chance, else the loss at the start; None if unknown."""
+    """Return the model that has learnt nothing and its loss: chance, else the start; None if both are unknown."""
     chance = Reference.CONSTANT if history.regression else Reference.CHANCE
     losses = ((chance, history.chance), (Reference.START, history.start))
     return next(((kind, v) for kind, v in losses if v is not None and math.isfinite(v) and v > 0), None)

@@ -27,7 +27,7 @@ _NOISES = 3.0  # how many times the noise a run must be behind its peers
 
 
 def generalization_loss(validation: Sequence[float]) -> float:
-    """GL: how far the last validation loss lies above the lowest so far, in percent.
+    """Return GL: how far the last validation loss lies above the lowest so far, in percent.
 
     Formula: ``100 * (E_va(t) / min E_va - 1)``. Earlier losses that are not finite are left out.
 
@@ -43,7 +43,7 @@ def generalization_loss(validation: Sequence[float]) -> float:
 
 
 def progress(training: Sequence[float], strip: int = STRIP) -> float:
-    """P_k: how far the mean training loss of the last strip lies above its minimum, in per mille.
+    """Return P_k: how far the mean training loss of the last strip lies above its minimum, in per mille.
 
     Formula: ``1000 * (mean of the last k / min of the last k - 1)``.
 
@@ -61,7 +61,7 @@ def progress(training: Sequence[float], strip: int = STRIP) -> float:
 
 
 def progress_quotient(validation: Sequence[float], training: Sequence[float], strip: int = STRIP) -> float:
-    """PQ: GL / P_k, the generalization loss for each unit of progress; high if the training loss hardly falls.
+    """Return PQ = GL / P_k, the generalization loss for each unit of progress; high if the training loss hardly falls.
 
     Returns:
         A number >= 0; nan before the first whole strip, and if both GL and P_k are 0.
@@ -77,7 +77,7 @@ def progress_quotient(validation: Sequence[float], training: Sequence[float], st
 
 
 def successive_rises(validation: Sequence[float], strip: int = STRIP) -> int:
-    """UP: the number of successive strips, up to the last whole one, in which the validation loss rose.
+    """Return UP: the number of successive strips, up to the last whole one, in which the validation loss rose.
 
     It rose in a strip if the loss at its end is above the loss at the end of the strip before.
 
@@ -91,7 +91,7 @@ def successive_rises(validation: Sequence[float], strip: int = STRIP) -> int:
 
 
 def overfit_metrics(points: Sequence[Point]) -> dict[str, float]:
-    """Return the probe's metrics, the gaps and Prechelt's measures at the last validation, as far as they are known."""
+    """Return the known ones of the probe's metrics, the gaps and Prechelt's measures at the last validation."""
     point = points[-1]
     metrics: dict[str, float | None] = {"probe/loss": point.probe_loss, "probe/acc": point.probe_acc}
     val = [p.val_loss for p in points]

@@ -429,7 +429,7 @@ def fastai_smoothed(lrs: Sequence[float], losses: Sequence[float]) -> tuple[Floa
 
 
 def fastai_minimum(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Fastai's ``minimum``: a tenth of the learning rate at which the averaged loss is lowest.
+    """Return fastai's ``minimum``: a tenth of the learning rate at which the averaged loss is lowest.
 
     Source: fastai 2.8.12, ``fastai/callback/schedule.py``, ``LRFinder``, ``lr_find`` and ``minimum``; the average is
     ``fastai/learner.py``, ``AvgSmoothLoss``.
@@ -439,7 +439,7 @@ def fastai_minimum(lrs: Sequence[float], losses: Sequence[float]) -> float | Non
 
 
 def fastai_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Fastai's ``valley``, its default: about halfway down the longest decreasing subsequence of the averaged loss.
+    """Return fastai's default ``valley``: about halfway down the longest decreasing subsequence of the averaged loss.
 
     Source: fastai 2.8.12, ``fastai/callback/schedule.py``, ``valley``.
     """
@@ -456,7 +456,7 @@ def fastai_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | None
 
 
 def smith(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:
-    """Smith's pair for a cyclical schedule, read by arithmetic instead of by eye.
+    """Return Smith's two bounds of a cyclical schedule, read by arithmetic instead of by eye.
 
     Smith takes the lower learning rate where the accuracy starts to rise, and the upper one where it slows, turns
     ragged or falls. Here the loss is averaged over five steps. The lower learning rate is where the loss has made a

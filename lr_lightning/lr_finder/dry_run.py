@@ -93,7 +93,7 @@ def check_optimization(trainer: Trainer, module: LightningModule, who: str) -> N
 
 
 class _SilentLogger(DummyLogger):
-    """A logger in whose place nothing is logged, but which tells where the other one writes."""
+    """A logger that logs nothing, and has the paths of the logger that it replaces."""
 
     def __init__(self, real: Logger) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class DryRun:
         self._stack.close()
 
     def save(self, roots: Mapping[str, object]) -> None:
-        """Save further objects that a step may change, and that nothing led to when the dry run was entered."""
+        """Save further objects that a step may change and that could not be reached when the dry run was entered."""
         self._snapshots.append(Snapshot(roots, opaque=_lightning.of_both_packages(*_OPAQUE), before=self._snapshots))
 
     def _restore(self) -> list[str]:

@@ -211,7 +211,7 @@ class TrialReading:
 
 
 def read_trials(trials: Trials, start: float, run: PlannedRun, second: float | None = None) -> TrialReading:
-    """Carry the centre of the good learning rates to the length of the run, and average it with a second opinion.
+    """Extrapolate the centre of the good learning rates to the length of the run; average it with another rule's lr.
 
     Adding a constant to all values, or multiplying them by a positive number, changes nothing.
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["GridTest", "RangeTest"]
+__all__ = ["LABELS", "GridTest", "RangeTest", "mark_lr", "write_csv"]
 
-_LABELS = {"loss": "training loss", "val_loss": "validation loss", "accuracy": "validation accuracy"}
+LABELS = {"loss": "training loss", "val_loss": "validation loss", "accuracy": "validation accuracy"}
 _HEAD = 10  # values of a range test whose median is the level before any learning
 _RISES = (Cause.RISES_AT_ONCE, Cause.WITHIN_NOISE, Cause.TOO_NOISY)  # no suggestion, but the loss rises somewhere
 _TAIL = 0.2  # share of a training's last steps whose mean loss is its score, as the loss of one batch is too noisy
@@ -94,7 +94,7 @@ class RangeTest(_Result):
 
     @cached_property
     def reading(self) -> Reading:
-        """What the points say."""
+        """The reading of the curve."""
         return read_curve(self.grid, self.runs, higher_is_better=self.metric == "accuracy", seed=self.seed)
 
     @property
@@ -114,18 +114,21 @@ class RangeTest(_Result):
 
     @cached_property
     def _answer(self) -> TrialReading:
-        """What range and trials say together."""
+        """The answer of the range test and the trials together."""
         reading = self.reading
         if not self.trials or self.run is None:
             return TrialReading(reading.suggestion, reading.interval)
-        last = self.trials[-1]
-        trials = Trials(last.lrs, [self._sign * value for value in last.losses], last.noise, last.num_steps)
-        read = read_trials(trials, self._sign * self.start, self.run, reading.rules.get("minimum/10"))
+        last, read = self.trials[-1], self._read_trials(self.run)
         if read.suggestion is not None or not any(map(math.isfinite, last.losses)):
             return read
         rises = reading.abstention is None or reading.abstention.cause in _RISES
         lr = self.first_trial
         return TrialReading(lr, (lr / 10, lr * 10), learned=False) if rises else read
+
+    def _read_trials(self, run: PlannedRun) -> TrialReading:
+        last = self.trials[-1]
+        trials = Trials(last.lrs, [self._sign * value for value in last.losses], last.noise, last.num_steps)
+        return read_trials(trials, self._sign * self.start, run, self.reading.rules.get("minimum/10"))
 
     @property
     def lrs(self) -> list[float]:
@@ -205,7 +208,8 @@ class RangeTest(_Result):
         """Say the suggestion, or why there is none, and the bounds of a cyclical schedule if they are known."""
         if self.suggestion is None:
             return [f"no suggestion: {abstention}".rstrip()]
-        interval = "" if self.interval is None else " (plausible: {:.2g} to {:.2g})".format(*self.interval)
+        low, high = (f"{end:.2g}" for end in self.interval or (self.suggestion, self.suggestion))
+        interval = f" (plausible: {low} to {high})" if low != high else ""
         parts = [f"suggests lr = {self.suggestion:.3g}{interval}"]
         if self.run is not None:
             parts[0] += f" for {self.run.describe()}"
@@ -222,7 +226,7 @@ class RangeTest(_Result):
         columns = (self.grid, self.losses, self.smoothed, *self.runs)
         rows = [[repr(column[k]) if k < len(column) else "" for column in columns] for k in range(len(self.losses))]
         repeats = [f"{self.metric}_{i}" for i in range(len(self.runs))]
-        return _csv(["lr", self.metric, "smoothed", *repeats], rows)
+        return write_csv(["lr", self.metric, "smoothed", *repeats], rows)
 
     def plot(self, ax: "Axes | None" = None) -> "Figure":
         """Draw the points, the smoothed curve, the suggestion with its interval, and the bounds of a cyclical schedule.
@@ -245,11 +249,11 @@ class RangeTest(_Result):
         if self.base_lr is not None and self.max_lr is not None:
             for value, name, line in ((self.base_lr, "base_lr", ":"), (self.max_lr, "max_lr", "--")):
                 axes.axvline(value, color=GREEN, linestyle=line, linewidth=1.5, label=f"{name} {value:.3g}")
-        _mark(axes, self.suggestion, self.interval, "suggestion")
+        mark_lr(axes, self.suggestion, self.interval, "suggestion")
         for trials, shape in zip(self.trials, ("s:", "D-"), strict=False):
             label = f"ends of trials of {trials.num_steps} steps"
             axes.plot(trials.lrs, trials.losses, shape, color=BLACK, markersize=4, linewidth=1, label=label)
-        style_axes(axes, x="learning rate", y=_LABELS[self.metric])
+        style_axes(axes, x="learning rate", y=LABELS[self.metric])
         when = f" at epoch {self.epoch}" if self.epoch else ""
         text = "\n".join(self._parts(self.reason or ""))
         axes.set_title(f"Range test{when}: {text}", loc="left", fontsize=10, wrap=True)
@@ -402,7 +406,7 @@ class GridTest(_Result):
             for lr, mean, error, each in zip(self.lrs, self.losses, self.errors, self.scores, strict=True)
         ]
         repeats = [f"{self.metric}_{i}" for i in range(len(self.scores[0]))]
-        return _csv(["lr", self.metric, "standard_error", *repeats], rows)
+        return write_csv(["lr", self.metric, "standard_error", *repeats], rows)
 
     def plot(self, ax: "Axes | None" = None) -> "Figure":
         """Draw the final value against the learning rate; without ``ax``, in a new figure, also the training losses.
@@ -417,14 +421,14 @@ class GridTest(_Result):
         finals.errorbar(self.lrs, means, errors, fmt="o-", label=label, color=BLUE, markersize=4, capsize=2)
         gone = [lr for lr, mean in zip(self.lrs, means, strict=True) if math.isnan(mean)]
         finals.plot(gone, [1.0] * len(gone), "x", color=BLACK, transform=finals.get_xaxis_transform(), clip_on=False)
-        _mark(finals, self.suggestion, self.interval, "best")
+        mark_lr(finals, self.suggestion, self.interval, "best")
         if self.metric != "accuracy":
             low = min((mean for mean in means if not math.isnan(mean)), default=0.0)
             room = max(self.start, low) - low or 1.0
             finals.set_ylim(low - 0.1 * room, max(self.start, low) + 0.5 * room)  # diverged losses lie outside
         finals.set_xscale("log")
         x = "learning rate" + (" (x: diverged)" if gone else "")
-        style_axes(finals, x=x, y=f"{_LABELS[self.metric]} after {self.num_steps} steps")
+        style_axes(finals, x=x, y=f"{LABELS[self.metric]} after {self.num_steps} steps")
         finals.legend(loc="best", frameon=False, fontsize=9)
         if curves is not None:
             self._draw_curves(figure, curves)
@@ -445,13 +449,14 @@ class GridTest(_Result):
         figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, label="learning rate")
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def write_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a header and rows as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
 
 
-def _mark(axes: Any, lr: float | None, interval: tuple[float, float] | None, name: str) -> None:
+def mark_lr(axes: Any, lr: float | None, interval: tuple[float, float] | None, name: str) -> None:
     """Mark the suggested learning rate and its interval."""
     if lr is None:
         return

@@ -100,9 +100,9 @@ class Triangular(Schedule):
 class ExpRange(Triangular):
     """``Triangular(mode="exp_range")`` with a default shrinkage that suits runs of any length.
 
-    Formula and attributes: those of :class:`~lr_lightning.schedules.Triangular`, where gamma = 0.1 ** (1 / T) unless it
-    is given: a tenth of the height is left after the T steps of the run. A gamma for 40,000 steps (Smith's 0.99994)
-    hardly shrinks anything over 300. Source: Smith 2017 (arXiv 1506.01186), section 3.1.
+    Formula and attributes are as for :class:`~lr_lightning.schedules.Triangular`. Unless it is given, gamma is
+    0.1 ** (1 / T): a tenth of the height is left after the T steps of the run. A gamma for 40,000 steps (Smith's
+    0.99994) hardly shrinks anything over 300. Source: Smith 2017 (arXiv 1506.01186), section 3.1.
 
     Example:
         >>> [round(factor, 3) for factor in ExpRange(base=0, up=1).factors(4)]
@@ -136,8 +136,8 @@ class Restarts(Schedule):
     Attributes:
         piece: What is repeated; a plain function is accepted as well.
         first: Duration of the first cycle, > 0.
-        mult: Length of each cycle divided by that of the cycle before, a whole number >= 1.
-        decay: Height of each cycle divided by that of the cycle before, in (0, 1].
+        mult: Length of each cycle divided by the length of the cycle before, a whole number >= 1.
+        decay: Height of each cycle divided by the height of the cycle before, in (0, 1].
 
     Example:
         >>> from lr_lightning.schedules import Linear

@@ -54,7 +54,7 @@ def main(root: Path) -> int:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
             text = f"output_root: {f'{e.filename} ' if e.filename else ''}cannot be written ({e.strerror})."
-        print_error(f"{text} Nothing is lost: mend it, and start the same search again.")
+        print_error(f"{text} Nothing is lost: correct it, and start the same search again.")
         return FAILED
     except ConfigError as e:
         if wants_tracebacks():
@@ -118,6 +118,6 @@ def _search(root: Path, words: list[str]) -> int:
         compare = engine.ended_last or engine.limited or not left
         conclude(search, study, console, workers.call, compare=compare)
         if engine.trial_seconds > 0 and search.node.workers <= 1:
-            beyond = seconds / engine.trial_seconds - 1
-            say(console, f"{format_seconds(seconds)} of searching, {beyond:.1%} beyond the trials' own time")
+            others = format_seconds(max(0.0, seconds - engine.trial_seconds))
+            say(console, f"{format_seconds(seconds)} in all: {others} besides the training of the trials")
         return 0 if study.summary().best is not None else FAILED

@@ -241,7 +241,7 @@ class Workers:
             time.sleep(seconds)
 
     def call(self, function: Callable[..., R], *arguments: object) -> R:
-        """Return what a function of a module returns in a worker of its own, or raise what it raises.
+        """Call a function of a module in a new worker; return what it returns, or raise what it raises.
 
         The worker has everything that the fork server has imported by now; one that waits for a trial may have less.
         """
@@ -459,7 +459,7 @@ class Engine:
             failed = f"{format_count(limit, 'trial')} failed{' in a row' if limit > 1 else ''}, and none is complete"
             raise ConfigError(
                 f"{failed}. The last one failed with: {outcome.reason}\n"
-                f"search.failures={limit} ends the search there. Mend it, and start it under another sweep=NAME."
+                f"search.failures={limit} ends the search there. Correct the cause, and start under another sweep=NAME."
             )
 
     def _stop_in_order(self) -> None:

@@ -74,7 +74,7 @@ Ask = Callable[[ValidationReport], str | None]
 
 
 class TrialPruner:
-    """Decides after each validation whether a trial is pruned; `reports` are those of earlier attempts at it."""
+    """Decides after each validation whether a trial is pruned; `reports` are the values of earlier attempts."""
 
     def __init__(
         self,

@@ -55,6 +55,10 @@ class Range:
         """Return the nearest number between the ends."""
         return min(self.high, max(self.low, value))
 
+    def short(self, value: float) -> float:
+        """Return a sampled value with four digits, to be read and pasted; one of at most eight digits was given."""
+        return value if value == float(f"{value:.8g}") else self.clip(float(f"{value:.4g}"))
+
     def _at(self, share: float) -> float:
         if self.log:
             return math.exp(math.log(self.low) * (1 - share) + math.log(self.high) * share)
@@ -191,7 +195,7 @@ class Space:
         )
 
     def point(self, values: Mapping[str, Value], base: Mapping[str, Value]) -> dict[str, Value]:
-        """Return those of the values whose condition is met, in the order of the space."""
+        """Return the values whose condition is met, in the order of the space."""
         point: dict[str, Value] = {}
         for key in self.keys:
             if key in values and self.active(key, point, base):

@@ -215,7 +215,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _lives(pid: Any, born: Any) -> bool:
-    """Tell whether the process with this id and time of birth lives; another one may have its id by now."""
+    """Tell whether the process with this id and creation time lives; another one may have its id by now."""
     try:
         process = psutil.Process(int(pid))
         return bool(abs(process.create_time() - float(born)) < 1.0 and process.status() != psutil.STATUS_ZOMBIE)
@@ -359,7 +359,7 @@ class Study:
     def note(self, trial: Trial, *, phase: str, folder: Path, worker: Sequence[Any] | None) -> None:
         """Record what is known of a trial before it runs: what its peers share with it, and who trains it.
 
-        `worker` is the id and time of birth of the process that trains, so that a later search can wait for its end.
+        `worker` is the id and creation time of the process that trains, so that a later search can wait for its end.
         """
         trial.handle.set_user_attr("run", {"phase": phase, "folder": str(folder), "worker": worker})
 
@@ -509,7 +509,8 @@ def _suggest(trial: optuna.Trial, space: Space, base: Mapping[str, Value]) -> di
             low, high, step = int(domain.low), int(domain.high), int(domain.step or 1)
             point[key] = trial.suggest_int(key, low, high, step=step, log=domain.log)
         else:
-            point[key] = trial.suggest_float(key, domain.low, domain.high, step=domain.step, log=domain.log)
+            sampled = trial.suggest_float(key, domain.low, domain.high, step=domain.step, log=domain.log)
+            point[key] = domain.short(sampled)
     return point
 
 

@@ -159,7 +159,7 @@ def read_curves(store: Store, runs: Sequence[Run], keys: Iterable[str]) -> None:
 
 
 class TablesDiffer(Exception):
-    """The tables are not those of the MLflow versions that this module knows."""
+    """The database has other tables than the MLflow versions that this module knows."""
 
 
 def _read_tables(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> Iterator[tuple[Run, str, Rows]]:

@@ -224,7 +224,7 @@ class Store:
         with _clients_lock:
             if self.uri not in _clients:
                 prepare_mlflow()
-                self._probe()
+                self._check_reachable()
                 try:
                     _clients[self.uri] = self._connect()
                 except Exception as error:  # drivers raise errors of many types
@@ -306,8 +306,8 @@ class Store:
                 engine.dispose()
         return copy
 
-    def _probe(self) -> None:
-        """Test the port first: MLflow retries a dead database for minutes and prints a page at each attempt."""
+    def _check_reachable(self) -> None:
+        """Make local folders, and test the port: MLflow retries a dead database for minutes and prints pages."""
         if self.artifact_root is not None:
             _make_folder(self.root)
         if self._file is not None:

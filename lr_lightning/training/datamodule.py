@@ -18,9 +18,11 @@ from torch import Tensor
 from lr_lightning._threads import usable_cores
 from lr_lightning.diagnosis.statistics import stratified_subset
 from lr_lightning.errors import DataError, UsageError
-from lr_lightning.training import split, transforms
+from lr_lightning.training import transforms
 from lr_lightning.training.decode import (
+    MAX_PIXELS,
     EncodedImages,
+    Format,
     ImageStore,
     choose_format,
     decode_all,
@@ -28,10 +30,22 @@ from lr_lightning.training.decode import (
     stored_keys,
     without_unreadable,
 )
-from lr_lightning.training.images import Images, RawSplits, require
+from lr_lightning.training.images import (
+    Images,
+    RawSplits,
+    SplitIndices,
+    check_classes_differ,
+    check_splits,
+    choose_splits,
+    data_fingerprint,
+    flip_labels,
+    images_trained_on,
+    require,
+    validation_warning,
+)
 from lr_lightning.training.loader import BatchLoader, TrainBatch
-from lr_lightning.training.pixels import MAX_PIXELS, Format
 from lr_lightning.training.transforms import Fill, Normalization
+from lr_lightning.training.trivial_augment import OPERATIONS, trivial_augment
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +99,7 @@ class ImageDataModule(L.LightningDataModule):
       be read are an ``error``, or are left out (``skip``), for which every image is decoded once more at the start.
       Unless the run ``needs_test``, a test split with such images is left out.
     - ``train_size`` training images are kept, stratified.
+    - ``trivial_augment`` changes each training image by one random operation, such as a rotation.
     - ``random_erasing`` is the share of training images that lose a box. ``mixup`` and ``cutmix`` mix pairs of training
       images, by shares from a Beta distribution with this parameter; the labels of a training batch are then shares of
       the classes, float32 [B, num_classes].
@@ -107,6 +122,7 @@ class ImageDataModule(L.LightningDataModule):
         crop_padding: int = 0,
         crop_fill: Fill = "zero",
         flip: bool = False,
+        trivial_augment: bool = False,
         random_erasing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -126,31 +142,12 @@ class ImageDataModule(L.LightningDataModule):
         workers = max(1, usable_cores() - 1) if num_workers in (None, "auto") else num_workers
         if eval_batch_size is None:
             eval_batch_size = max(batch_size, min(4 * batch_size, _MAX_EVAL_BATCH))
-        for key, value, least in (
-            ("data.batch_size", batch_size, 1),
-            ("data.eval_batch_size", eval_batch_size, 1),
-            ("data.split_seed", split_seed, 0),
-            ("data.crop_padding", crop_padding, 0),
-            ("data.image_size", image_size, 1),
-            ("data.train_size", train_size, 1),
-            ("seed", seed, 0),
-        ):
-            require(value is None or value >= least, f"{key} must be >= {least}, got {value}")
         require(isinstance(workers, int) and workers >= 0, f"data.num_workers must be >= 0 or auto, got {num_workers}")
         require(max_megapixels > 0, f"data.max_megapixels must be > 0, got {max_megapixels}")
-        for key, share in (("flip_labels", flip_labels), ("random_erasing", random_erasing)):
-            require(0 <= share <= 1, f"data.{key} must be in [0, 1], got {share}")
-        for key, parameter in (("mixup", mixup), ("cutmix", cutmix)):
-            require(0 <= parameter < math.inf, f"data.{key} must be a finite number, 0 or more, got {parameter}")
-        for key, choice, known in (
-            ("data.normalize", normalize, transforms.NORMALIZATIONS),
-            ("data.crop_fill", crop_fill, get_args(Fill)),
-            ("data.on_bad_image", on_bad_image, ("error", "skip")),
-        ):
-            require(choice in known, f"{key} must be one of {', '.join(known)}, got {choice!r}")
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.crop_padding, self.crop_fill, self.flip, self.normalize = crop_padding, crop_fill, flip, normalize
+        self.trivial_augment = trivial_augment
         self.random_erasing, self.mixup, self.cutmix = random_erasing, mixup, cutmix
         self.memory_limit = parse_size(in_memory_limit, "data.in_memory_limit")
         self.num_workers, self.requested_size = int(workers or 0), image_size
@@ -162,6 +159,30 @@ class ImageDataModule(L.LightningDataModule):
         self._format: Format | None = None
         self._splits: dict[str, _Split] = {}
         self._expected_fingerprint: str | None = None
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        """Refuse values out of range, by the names of their config keys."""
+        for key, value, least in (
+            ("data.batch_size", self.batch_size, 1),
+            ("data.eval_batch_size", self.eval_batch_size, 1),
+            ("data.split_seed", self.split_seed, 0),
+            ("data.crop_padding", self.crop_padding, 0),
+            ("data.image_size", self.requested_size, 1),
+            ("data.train_size", self.train_size, 1),
+            ("seed", self.seed, 0),
+        ):
+            require(value is None or value >= least, f"{key} must be >= {least}, got {value}")
+        for key, share in (("flip_labels", self.flip_labels), ("random_erasing", self.random_erasing)):
+            require(0 <= share <= 1, f"data.{key} must be in [0, 1], got {share}")
+        for key, parameter in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            require(0 <= parameter < math.inf, f"data.{key} must be a finite number, 0 or more, got {parameter}")
+        for key, choice, known in (
+            ("data.normalize", self.normalize, transforms.NORMALIZATIONS),
+            ("data.crop_fill", self.crop_fill, get_args(Fill)),
+            ("data.on_bad_image", self.on_bad_image, ("error", "skip")),
+        ):
+            require(choice in known, f"{key} must be one of {', '.join(known)}, got {choice!r}")
 
     def prepare(self) -> None:
         """Load, split, decode and measure the data; a second call does nothing."""
@@ -170,10 +191,10 @@ class ImageDataModule(L.LightningDataModule):
         raw, chosen = self._choose(self.source())
         if self.on_bad_image == "skip":
             raw, chosen = self._choose(raw.map(partial(without_unreadable, max_pixels=self.max_pixels)))
-        if warning := split.validation_warning(raw, chosen):
+        if warning := validation_warning(raw, chosen):
             rank_zero_warn(warning)
         true_labels = raw.train.labels
-        raw = split.flip_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
+        raw = flip_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
         self.dataset_name, self.class_names = raw.name, raw.class_names
         try:
             fmt, stores = self._read(raw.present())
@@ -193,7 +214,7 @@ class ImageDataModule(L.LightningDataModule):
         self._normalizer = transforms.fit_normalizer(
             train.images, train.indices, self.normalize, decoded=self.in_memory
         )
-        self.fingerprint = split.data_fingerprint(raw, chosen, (fmt.channels, fmt.height, fmt.width))
+        self.fingerprint = data_fingerprint(raw, chosen, (fmt.channels, fmt.height, fmt.width))
         self._check_fingerprint()
         self._format, self._splits = fmt, splits
 
@@ -210,22 +231,22 @@ class ImageDataModule(L.LightningDataModule):
             return fmt, decode_all(present, fmt)
         return fmt, {name: EncodedImages(images, fmt) for name, images in present.items()}
 
-    def _choose(self, raw: RawSplits) -> tuple[RawSplits, dict[str, split.SplitIndices]]:
-        chosen = split.choose_splits(raw, self.val_fraction, self.split_seed, self.train_size)
-        split.check_splits(raw, chosen, self.batch_size)
+    def _choose(self, raw: RawSplits) -> tuple[RawSplits, dict[str, SplitIndices]]:
+        chosen = choose_splits(raw, self.val_fraction, self.split_seed, self.train_size)
+        check_splits(raw, chosen, self.batch_size)
         return raw, chosen
 
     def _check_pictures(self, splits: Mapping[str, _Split], labels: NDArray[np.int64]) -> None:
         """Refuse training images that are alike in all classes, and count held-out images that are trained on."""
         train = splits["train"]
         few = train.indices[stratified_subset(labels[train.indices], _FEW, 0)] if not self.in_memory else train.indices
-        split.check_classes_differ(decoded_keys(train.images, few), labels[few], self.class_names)
+        check_classes_differ(decoded_keys(train.images, few), labels[few], self.class_names)
         keys: dict[str, Sequence[Hashable]] = {}
         for name, part in splits.items():
             if name != "probe":
                 encoded = part.images.images if isinstance(part.images, EncodedImages) else None
                 keys[name] = stored_keys(encoded, part.indices) if encoded else decoded_keys(part.images, part.indices)
-        for sentence in split.images_trained_on(keys):
+        for sentence in images_trained_on(keys):
             log.warning(sentence)
 
     def setup(self, stage: str | None = None) -> None:
@@ -301,7 +322,7 @@ class ImageDataModule(L.LightningDataModule):
             ),
         )
         draw = None
-        if self._crops or self._mixes or self.random_erasing > 0:
+        if self._crops or self._mixes or self.random_erasing > 0 or self.trivial_augment:
             draw = partial(
                 transforms.draw_augmentation,
                 padding=self.crop_padding,
@@ -309,6 +330,7 @@ class ImageDataModule(L.LightningDataModule):
                 erasing=self.random_erasing,
                 mixup=self.mixup,
                 cutmix=self.cutmix,
+                operations=len(OPERATIONS) if self.trivial_augment else 0,
             )
         # Lightning's overfit_batches repeats the same batches in every epoch.
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
@@ -355,6 +377,8 @@ class ImageDataModule(L.LightningDataModule):
         draws = batch.draws if isinstance(batch, TrainBatch) else None
         if draws is not None and self._crops:
             image = transforms.crop_and_flip(image, draws, padding=self.crop_padding, fill=self.crop_fill)
+        if draws is not None and self.trivial_augment:
+            image = trivial_augment(image, draws.operations, draws.strengths)
         if self._normalizer.offset.device != image.device:
             self._normalizer = self._normalizer.to(image.device)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format

@@ -98,7 +98,7 @@ class BatchLoader:
         self._resuming = False
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, the same on every rank."""
+        """Return the number of batches in a whole epoch, the same on every rank."""
         total, together = len(self.indices), self.batch_size * self.world
         return total // together if self.drop_last else -(-total // together)
 

@@ -108,7 +108,7 @@ class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with batch norm beside a shortcut without parameters (option A).
 
     If the shape changes, the shortcut takes every second pixel and pads the new channels with zeros. `stride` is
-    that of the first convolution and of the shortcut; `out_channels` must be >= `in_channels`.
+    the stride of the first convolution and of the shortcut; `out_channels` must be >= `in_channels`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

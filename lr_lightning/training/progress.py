@@ -20,7 +20,7 @@ _SHOWN = {"val/loss": "val", "val/acc": "acc", "probe/loss": "probe", "overfit/g
 class RunProgress(ProgressBar):
     """One bar for the whole run, with epoch, losses, learning rate and remaining time; or one line per epoch.
 
-    It never fetches a value from the device: the training loss is that of the last flush of :class:`StepRecorder`.
+    It never fetches a value from the device: it shows the training loss of the last flush of :class:`StepRecorder`.
     ``style`` is ``"auto"`` (a bar on a terminal, else lines), ``"bar"``, ``"lines"`` or ``"none"``.
     """
 

@@ -280,7 +280,7 @@ def _find_columns(
 ) -> tuple[str, str]:
     """Return the names of the image and the label column: those asked for, or the first known names.
 
-    That of the labels is empty if a test split has none.
+    The name of the label column is empty if a test split has no labels.
     """
 
     def find(kind: str, candidates: Sequence[str]) -> str:

@@ -33,6 +33,8 @@ class Draws(NamedTuple):
     erased: Tensor  # float32 [B, 4], the box that is erased
     shares: Tensor  # float32 [B], share of the partner in the image that mixup makes
     pasted: Tensor  # float32 [B, 4], the box that cutmix takes from the partner
+    operations: Tensor  # int64 [B], the operation of TrivialAugment
+    strengths: Tensor  # float32 [B], its strength, in [-1, 1]
 
 
 def draw_augmentation(
@@ -44,12 +46,14 @@ def draw_augmentation(
     erasing: float = 0.0,
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    operations: int = 0,
 ) -> Draws:
     """Draw the random numbers of one batch, on the CPU.
 
     ``padding`` is in pixels on each side; ``flip`` mirrors half of the images; ``erasing`` is the share of images that
     lose a box. ``mixup`` and ``cutmix`` are the parameters of the Beta distributions of the partner's share; if both
-    are on, each image is mixed in one of the two ways. None of them changes the numbers of those before it.
+    are on, each image is mixed in one of the two ways. ``operations`` is the number of operations to choose from. None
+    of them changes the numbers of those before it.
 
     Sources: Zhong et al. 2020 (arXiv 1708.04896), boxes of 2 to 33 % of the image with sides of 0.3 to 3.3; Zhang et
     al. 2018 (1710.09412); Yun et al. 2019 (1905.04899).
@@ -69,8 +73,12 @@ def draw_augmentation(
         shares = np.where(pastes, 0, blended)
         centre, half = rng.random((batch_size, 2)), np.sqrt(cut)[:, None] / 2
         pasted = np.clip(np.concatenate([centre - half, centre + half], 1), 0, 1) * pastes[:, None]
-    regions = (torch.from_numpy(numbers.astype(np.float32)) for numbers in (erased, shares, pasted))
-    return Draws(torch.from_numpy(offsets), torch.from_numpy(flips & flip), *regions)
+    chosen_ones, strengths = np.zeros(batch_size, np.int64), np.zeros(batch_size)
+    if operations > 0:
+        chosen_ones, strengths = rng.integers(0, operations, batch_size), rng.uniform(-1, 1, batch_size)
+    rest = [torch.from_numpy(numbers.astype(np.float32)) for numbers in (erased, shares, pasted)]
+    rest += [torch.from_numpy(chosen_ones), torch.from_numpy(strengths.astype(np.float32))]
+    return Draws(torch.from_numpy(offsets), torch.from_numpy(flips & flip), *rest)
 
 
 def inside(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -157,7 +165,7 @@ def fit_normalizer(images: ImageStore, indices: NDArray[np.int64], kind: Normali
 
     ``standard`` subtracts each channel's mean and divides by its standard deviation; ``mean_image`` subtracts the mean
     image and keeps the scale of 0..255; ``unit`` divides by 255. If the images are not ``decoded`` in memory, an evenly
-    spaced sample stands for all.
+    spaced sample is used.
     """
     require(kind in NORMALIZATIONS, f"data.normalize must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}")
     one = torch.ones(1, images.take(indices[:1]).shape[1], 1, 1)

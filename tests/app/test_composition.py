@@ -51,7 +51,7 @@ def test_the_help_of_find_lr_is_its_own(composed: Compose) -> None:
     assert text.startswith("Search for a learning rate, without training;")
     assert "It trains nothing" in text
     assert "train.py schedule" not in text
-    for choice in ("range_test", "lr_grid"):
+    for choice in ("range_test", "race", "lr_grid"):
         keys = set(flatten(OmegaConf.to_container(composed(f"finder={choice}").finder)))
         listed = text.partition(f"Keys of finder={choice}")[2].partition("\n\n")[0]
         assert set(re.findall(r"^  finder\.(\w+)  +\S", listed, flags=re.MULTILINE)) == keys - UNLISTED, choice

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lr_lightning.callbacks import batch_norm
 from lr_lightning.callbacks.cooldown_preview import CooldownPreview, RunningAverage
+from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.random_state import RandomState
 from lr_lightning.errors import ArgumentError
@@ -190,6 +191,29 @@ def test_every_second_validation() -> None:
     assert len([row for row in memory.rows if row[0] == "val/loss_if_cooled"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        (
+            [1.0, 0.5, 0.8, 0.9],
+            "val/loss_if_cooled was 0.5 at step 6 and is 0.9 now. A cooldown from here would end no",
+        ),
+        ([1.0, 0.5, 0.4, 0.405], ""),
+        ([float("nan"), 0.5, 0.4, float("nan")], ""),
+    ],
+)
+def test_it_says_where_the_preview_was_lowest_if_it_has_risen(
+    losses: list[float], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def scripted(module: LightningModule, batch: Any) -> Tensor:
+        return torch.full((len(batch[1]),), losses[module.current_epoch])
+
+    with caplog.at_level("INFO"):
+        fit(CooldownPreview(loss=scripted))
+    lines = [record.message for record in caplog.records if record.message.startswith("CooldownPreview:")]
+    assert [said in line for line in lines] == [True] * bool(said)
+
+
 class Regression(Tiny):
     """Fits numbers, from batches that are dicts, and logs in its forward."""
 
@@ -241,3 +265,18 @@ def test_another_loss_than_the_one_that_the_module_validates_with_is_told() -> N
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="CooldownPreview")
         fit(CooldownPreview(), module=tiny(), epochs=1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_early_stopping_and_checkpoints_follow_the_preview_in_any_order(first: bool, tmp_path: Path) -> None:
+    memory = Memory()
+    preview = CooldownPreview()
+    stopping = ScheduleAwareStopping("val/loss_if_cooled", patience=1, min_delta=10.0)  # nothing improves that much
+    saving = ModelCheckpoint(tmp_path, "best", monitor="val/loss_if_cooled", save_weights_only=True)
+    others: list[Callback] = [stopping, EarlyStopping("val/loss_if_cooled", patience=9), saving]
+    ordered = [preview, *others] if first else [*others, preview]
+    trainer = fit(*ordered, epochs=9, logger=memory, enable_checkpointing=True)
+    values = [value for name, _, value in memory.rows if name == "val/loss_if_cooled"]
+    assert len(values) == trainer.current_epoch == 2
+    assert stopping.best_score == pytest.approx(values[0])
+    assert saving.best_model_score == pytest.approx(min(values))

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lr_lightning import LRFinder, LRSchedule, OverfittingMonitor, RunCost
+from lr_lightning import LRFinder, LRRace, LRSchedule, OverfittingMonitor, RunCost
+from lr_lightning.lr_finder.race import RaceTest
 from lr_lightning.lr_finder.results import RangeTest
 from lr_lightning.schedules import Cosine
 from tests.callbacks.finding import Nasty, UsedLRs, frozen, let_say, random_states, seed
@@ -116,6 +117,14 @@ def test_two_processes(tmp_path: Path, arguments: dict[str, Any], options: dict[
         means = torch.tensor(ranks).sum(0) / 2
         assert results[0].losses == means.tolist()
         assert ranks[0] != ranks[1]
+
+
+def test_two_processes_run_one_race(tmp_path: Path) -> None:
+    one, two = run(tmp_path / "with", LRRace(budget=60), max_epochs=20)
+    assert RaceTest.from_state(one["result"]) == RaceTest.from_state(two["result"])
+    assert one["applied"] == two["applied"] is not None
+    assert one["lrs"] == two["lrs"]
+    assert len(one["losses"]) == len(two["losses"]) == 120  # as the race has put them back
 
 
 def test_two_processes_train_with_the_same_found_lr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

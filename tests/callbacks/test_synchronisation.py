@@ -49,7 +49,7 @@ def test_a_longer_epoch_waits_no_more_often(monkeypatch: pytest.MonkeyPatch) -> 
         recorder = StepRecorder(flush_seconds=600.0)
         return [schedule, recorder, RunCost(), OverfittingMonitor(), RandomState(), ScheduleFreeMode()]
 
-    monkeypatch.setattr("lr_lightning._threads._PROBED_STEPS", (10**9,))
+    monkeypatch.setattr("lr_lightning._threads._TIMED_STEPS", (10**9,))
     extra = {steps: waits(own(), steps, monkeypatch) - waits([], steps, monkeypatch) for steps in (6, 20)}
     assert extra[6] == extra[20]
     assert sum(extra[6].values()) <= 10  # at the ends of epochs, and of the fit

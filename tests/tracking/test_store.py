@@ -132,7 +132,7 @@ def test_a_database_that_rejects_the_password_is_an_error(tmp_path: Path, monkey
             """Nothing is open."""
 
     monkeypatch.setattr("mlflow.store.db.utils.create_sqlalchemy_engine", lambda uri: Engine())
-    monkeypatch.setattr(Store, "_probe", lambda self: tmp_path.mkdir(exist_ok=True))
+    monkeypatch.setattr(Store, "_check_reachable", lambda self: tmp_path.mkdir(exist_ok=True))
     with pytest.raises(TrackingError, match=r"password authentication failed .* user:password@host"):
         open_store(tmp_path, "postgresql://me:wrong@db/x").client()
 

@@ -29,15 +29,15 @@ _LR_KEYS = ("finder", "optimizer.lr=", "schedule.max_lr=", "schedule.base_lr=")
 def run_finder(config: Config, overrides: list[str]) -> RunOutcome:
     """Build everything as for training, search for a learning rate, record the search as a run, and print the result.
 
-    The outcome's summary has ``suggested_lr``, ``base_lr`` and ``max_lr``, as far as they were found. The overrides of
+    The outcome's summary has ``suggested_lr``, ``base_lr`` and ``max_lr``, if they were found. The overrides of
     the command line are for the next command.
     """
     prepare_process(config.trainer, config.output_root)
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
-    finder = build.build_finder(config.finder, module, config.trainer.progress)
+    finder = build.build_finder(config.finder, module, config.trainer.progress, config.output_root)
     if finder is None:
-        raise ConfigError("finder: 'none' finds nothing. Give finder=range_test or finder=lr_grid.")
+        raise ConfigError("finder: 'none' finds nothing. Give finder=range_test, finder=race or finder=lr_grid.")
     finder.apply = False
     if isinstance(finder, LRFinder):
         planned = LRSchedule(schedules.lr, momentum=schedules.momentum, total_steps=config.schedule.total_steps)

@@ -29,7 +29,7 @@ _GROWTH = must("be above 1, for instance 1.02, or .inf for no limit", lambda v: 
 
 @dataclass
 class ModelConfig(Schema):
-    """A network: `_target_` gets those of in_channels, num_classes, image_size that it names, and kwargs."""
+    """A network: `_target_` gets kwargs and, if its signature names them, in_channels, num_classes and image_size."""
 
     name: str = MISSING
     _target_: str = MISSING
@@ -44,7 +44,7 @@ class ModelConfig(Schema):
 
 @dataclass
 class ModuleConfig(Schema):
-    """A LightningModule: `_target_` gets those of net, optimizer, num_classes that it names, and kwargs."""
+    """A LightningModule: `_target_` gets kwargs and, if its signature names them, net, optimizer and num_classes."""
 
     name: str = MISSING
     _target_: str = MISSING

@@ -71,6 +71,20 @@ class LRGridConfig(FinderConfig):
 
 
 @dataclass
+class RaceConfig(FinderConfig):
+    """A race: learning rates train the planned run, shortened to growing lengths, and the best go on."""
+
+    name: str = "race"
+    _target_: str | None = "lr_lightning.callbacks.lr_race.LRRace"
+    budget: str = "50%"  # most updates of the race and of the range test before it, at least 50
+    metric: _Metric = "val_loss"  # val_loss | accuracy: of some validation batches | loss: of the training batches
+    min_lr: _MinLR = 1e-6  # the first learning rate of the range test
+    max_lr: _MaxLR = 10.0  # the last learning rate of the range test
+    apply: bool = True  # train with the learning rate that is found
+    val_batches: _Count = 50  # validation batches for each training, if the metric needs them
+
+
+@dataclass
 class SearchConfig:
     """What `scripts/search.py` searches, by which method, and for how long."""
 

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from lr_lightning.errors import DataError
-from lr_lightning.training.decode import choose_format, decode_all
+from lr_lightning.training.decode import Format, choose_format, choose_range, decode, decode_all
 from lr_lightning.training.images import Images
-from lr_lightning.training.pixels import Format, choose_range, decode
 
 from .made_up import decoded, encoded, labelled, module, picture, splits
 
@@ -206,7 +205,7 @@ def test_heic_is_read_with_its_package_and_named_without(monkeypatch):
     heif.from_pillow(Image.new("RGB", (64, 64), (200, 30, 40))).save(buffer, quality=90)
     content = buffer.getvalue()
     with monkeypatch.context() as without:
-        without.setattr("lr_lightning.training.pixels.find_spec", lambda name: None)
+        without.setattr("lr_lightning.training.decode.find_spec", lambda name: None)
         with pytest.raises(DataError, match="is HEIC, which needs `pip install pillow-heif`"):
             decoded(labelled(content))
     assert np.abs(decoded(labelled(content)).mean((0, 2, 3)) - [200, 30, 40]).max() < 8
