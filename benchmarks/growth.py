@@ -31,7 +31,7 @@ from benchmarks.report import store
 from benchmarks.store_scale import copy, one_run
 from lr_lightning import OverfittingMonitor, RunCost
 from lr_lightning.app.run.messages import quiet
-from lr_lightning.callbacks.lr_schedule import OptimizerDriver
+from lr_lightning.callbacks.optimizer_driver import OptimizerDriver
 from lr_lightning.schedules import Clock, Cosine
 from lr_lightning.tracking import RunLogger, open_store
 from lr_lightning.tracking.query import read_curves, read_runs

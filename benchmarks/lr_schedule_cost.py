@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from benchmarks.report import show, spread, store
-from lr_lightning.callbacks.lr_schedule import LRSchedule, OptimizerDriver
+from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.optimizer_driver import OptimizerDriver
 from lr_lightning.schedules import (
     REX,
     WSD,

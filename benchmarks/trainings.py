@@ -11,9 +11,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch import Callback, Trainer
 
 from lr_lightning.app.composition import load_config, prepare
-from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lr_lightning.app.run.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoint
 from lr_lightning.app.run.messages import quiet
-from lr_lightning.app.run.output import LAST
 from lr_lightning.app.run.train import build_run
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.random_state import RandomState

@@ -366,6 +366,11 @@ def validate_also(trainer: Trainer, when: Callable[[], bool] | None) -> None:
         loop._should_check_val_fx = lambda fetcher: due(fetcher) or (trainer.enable_validation and when())
 
 
+def end_fit_at(trainer: Trainer, steps: int) -> None:
+    """Make the running fit end when ``trainer.global_step`` reaches this number, unless its epochs end before."""
+    trainer.fit_loop.epoch_loop.max_steps = steps
+
+
 def stop_after_batch(trainer: Trainer) -> None:
     """Make Lightning raise its SIGTERMException at the end of this batch, as if SIGTERM had come."""
     trainer._signal_connector.received_sigterm = True

@@ -79,7 +79,7 @@ class Diverged(LRLightningError, RuntimeError):
     def headline(self) -> str:
         """What happened, where and at which learning rate, without advice and without a full stop."""
         at = f"{self.metric} became {self.value} at step {self.step}"
-        return at if self.lr is None else f"{at}, where the learning rate was {self.lr:.6g}"
+        return at if self.lr is None else f"{at}, where the learning rate was {self.lr:.4g}"
 
 
 class DataError(LRLightningError, ValueError):

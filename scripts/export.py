@@ -19,6 +19,12 @@ def _arguments() -> argparse.Namespace:
         help="may be given more than once (torchscript and torch_export); onnx needs onnx and onnxscript",
     )
     add("--to", type=Path, metavar="FOLDER", help="where to write (export/ in the run's output folder)")
+    add(
+        "--weights",
+        choices=("last", "averaged"),
+        default="last",
+        help="averaged: the running average of callbacks.cooldown_preview, in place of the checkpoint's own (last)",
+    )
     run_arguments(parser)
     return parser.parse_args()
 
@@ -34,6 +40,7 @@ def main() -> int:
         to=given.to,
         formats=given.format,
         checkpoint=given.checkpoint,
+        averaged=given.weights == "averaged",
         trust=given.trust,
         output_root=given.outputs,
         store=given.root,

@@ -62,7 +62,8 @@ def test_what_a_training_imports_before_its_first_step() -> None:
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("[a-z]*.py")))
 def test_a_script_without_the_environment_says_how_to_make_it(script: str) -> None:
-    arguments = {"export.py": ["run"], "predict.py": ["run", "image.png"], "replay.py": ["folder"]}.get(script, [])
+    needed = {"export.py": ["run"], "predict.py": ["run", "image.png"], "replay.py": ["folder"], "cooldown.py": ["run"]}
+    arguments = needed.get(script, [])
     command = [sys.executable, "-S", str(ROOT / "scripts" / script), *arguments]  # -S: without what is installed
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 1

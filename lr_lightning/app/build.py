@@ -4,7 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,6 +101,9 @@ def _schedule_arguments(node: schemas.ScheduleConfig, *, takes_warmup: bool) -> 
     others = {f.name for base in bases if isinstance(node, base) for f in fields(base)}
     others |= {"base_momentum", "max_momentum"}
     arguments = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in others}
+    if isinstance(node, schemas.CooldownConfig):
+        del arguments["length"]
+        arguments["start"] = 1.0 if node.start is None else node.start
     if takes_warmup:
         if node.warmup_shape != "linear":
             why = f"but the warm-up that is part of {node._target_} has no shape to choose. Leave it out."
@@ -173,6 +176,19 @@ def build_optimizer(node: OptimizerConfig) -> Callable[[nn.Module], Optimizer]:
     )
 
 
+def optimizer_copies(node: OptimizerConfig) -> float:
+    """Return how many numbers an optimizer keeps for each parameter, such as 1 for SGD's momentum."""
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.ones(8, 8))
+    optimizer = build_optimizer(replace(node, multipliers={}))(module)
+    if (switch := getattr(optimizer, "train", None)) is not None:  # schedule-free
+        switch()
+    module.weight.grad = torch.ones(8, 8)
+    optimizer.step()
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    return sum(value.numel() for value in kept if value.ndim) / module.weight.numel()
+
+
 def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module, data: DataShape) -> LightningModule:
     """Build the LightningModule: the app's classifier or the user's own."""
     offers = {"net": net, "optimizer": build_optimizer(optimizer), "num_classes": data.num_classes}
@@ -183,8 +199,13 @@ def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module,
     return cast(LightningModule, _build_target("module", node, LightningModule, arguments, **given))
 
 
-def build_callbacks(config: Config, schedules: Schedules, module: LightningModule) -> list[Callback]:
-    """Build the callbacks of the run, except those for checkpoints, which need the output folder."""
+def build_callbacks(
+    config: Config, schedules: Schedules, module: LightningModule, *, new_peak: bool = False
+) -> list[Callback]:
+    """Build the callbacks of the run, except those for checkpoints, which need the output folder.
+
+    With ``new_peak`` the peak learning rate is the config's, though a checkpoint has another one.
+    """
     callbacks: list[Callback] = []
     node, schedule, plateau = config.callbacks, config.schedule, schedules.plateau
     if isinstance(schedule, schemas.BatchGrowthConfig) and schedule.growth is not None:
@@ -192,7 +213,14 @@ def build_callbacks(config: Config, schedules: Schedules, module: LightningModul
     if plateau is not None:
         callbacks.append(MonitorCheck(plateau.monitor, "schedule.monitor"))
     callbacks += [
-        LRSchedule(schedules.lr, momentum=schedules.momentum, plateau=plateau, total_steps=schedule.total_steps),
+        LRSchedule(
+            schedules.lr,
+            momentum=schedules.momentum,
+            plateau=plateau,
+            total_steps=schedule.total_steps,
+            start=schedule.start_step or 0,
+            peak_on_resume="module" if new_peak else "checkpoint",
+        ),
         ScheduleFreeMode(),  # does nothing for other optimizers
         StepRecorder(),
         RunProgress(config.trainer.progress),

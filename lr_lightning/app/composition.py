@@ -54,9 +54,13 @@ _OTHER_NAMES = {
     "data": "dataset datasets",
     "model": "net network arch architecture",
     "module.label_smoothing": "smoothing ls",
+    "data.trivial_augment": "trivialaugment randaugment rand_augment autoaugment auto_augment augment ra policy",
     "data.random_erasing": "erasing reprob random_erase",
     "data.mixup": "mixup_alpha",
     "data.cutmix": "cutmix_alpha",
+    "callbacks.confusion_matrix": "confusion confmat",
+    "callbacks.class_accuracy": "per_class per_class_accuracy",
+    "callbacks.mistakes": "worst_mistakes",
     "callbacks.ema": "ema_decay model_ema weight_averaging swa",
     "schedule": "sched scheduler lr_scheduler lr_schedule",
     "schedule.warmup": "warm_up warmup_steps warmup_epochs num_warmup_steps warmup_ratio",
@@ -139,9 +143,11 @@ def readable(words: Sequence[str]) -> list[str]:
     """Quote the text values of a command line that Hydra's grammar cannot read or would change, and expand ``~``."""
     several = any(word in ("-m", "--multirun") for word in words)
     read = [word if word.startswith("-") else _readable(word, several=several) for word in words]
-    if not any(word.startswith("resume=") for word in read):
-        return read
     places = tuple(f"data.{key}=" for key in PLACES_OF_DATA)  # the default data may lack the key that the run's has
+    if any(word.startswith("fork=") for word in read):
+        places += ("schedule.",)
+    elif not any(word.startswith("resume=") for word in read):
+        return read
     return [f"++{word}" if word.startswith(places) else word for word in read]
 
 
@@ -161,6 +167,8 @@ def _readable(word: str, *, several: bool) -> str:
     try:
         given = OverridesParser.create().parse_override(word)
     except HydraException:
+        if several and key == "fork":  # RUN@step=500,RUN@step=600
+            return f"{key}={','.join(override('', each)[1:] for each in value.split(','))}"
         return override(key, value)
     read = given.value()
     if given.value_type == ValueType.SIMPLE_CHOICE_SWEEP:  # a path with a comma, or several values

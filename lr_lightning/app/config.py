@@ -6,13 +6,13 @@ Nothing heavy is imported here, so that `--help`, `--cfg job` and a mistyped com
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from types import UnionType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, cast, get_args, get_origin
 
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lr_lightning.app.schemas import SEED, Problem, Schema, existing
 from lr_lightning.app.schemas.data import DataConfig
@@ -44,6 +44,8 @@ class Config(Schema):
     output_root: str = "${checkout:}/outputs"  # every run gets its own folder below it
     ckpt: Annotated[str | None, _CHECKPOINT] = None  # start from this checkpoint's weights
     resume: str | None = None  # resume this run: its output folder or its MLflow run id
+    # a new run from a state of another one: RUN@60%, RUN@step=500, RUN@epoch=5, RUN@best, RUN@last
+    fork: str | None = None
     trust: list[str] = field(default_factory=list)  # targets of yours that the stored config of a resumed run may name
 
     def keys_set_by_finder(self) -> frozenset[str]:
@@ -76,10 +78,12 @@ class Config(Schema):
             yield from self._finder_conflicts()
         if self.study is not None:
             yield from self._study_conflicts()
-        if self.resume and self.ckpt:
-            yield Problem(
-                "ckpt", "cannot be given with resume, which brings its own checkpoint. Leave one of them out."
-            )
+        for key, other in (("resume", "ckpt"), ("fork", "ckpt"), ("resume", "fork")):
+            if getattr(self, key) and getattr(self, other):
+                text = f"cannot be given with {key}, which brings its own checkpoint. Leave one of them out."
+                yield Problem(other, text)
+        if self.fork and self.study is not None:
+            yield Problem("fork", "a study trains from the start. Leave one of them out.")
 
     def _peak_lr_conflicts(self, schedule: CyclicalConfig) -> Iterator[Problem]:
         """Find two different peaks, and a lower bound above the peak."""
@@ -195,10 +199,22 @@ def takes_text(key: str) -> bool:
     return not _text_keys().isdisjoint(names)
 
 
+class _StoredSchema(ConfigNode):
+    """A schema that OmegaConf reads when Hydra asks for it; to read all of them takes a quarter of ``--cfg job``."""
+
+    def __init__(self, name: str, group: str, schema: type) -> None:
+        self.name, self.group, self.package, self.provider, self._schema = name, group, None, None, schema
+
+    @cached_property
+    def node(self) -> DictConfig:  # type: ignore[override]
+        return cast(DictConfig, OmegaConf.structured(self._schema))
+
+
 def register() -> None:
     """Register the schemas with Hydra. Calling this again changes nothing."""
-    store = ConfigStore.instance()
-    store.store(name="config", node=Config, group="schema")
-    for group, choices in SCHEMAS.items():
-        for name, node in choices.items():
-            store.store(name=name, node=node, group=f"schema/{group}")
+    top: dict[str, Any] = ConfigStore.instance().repo.setdefault("schema", {})
+    every: dict[str, dict[str, type]] = {"": {"config": Config}, **SCHEMAS}
+    for group, choices in every.items():
+        folder = top.setdefault(group, {}) if group else top
+        for name, schema in choices.items():
+            folder.setdefault(f"{name}.yaml", _StoredSchema(f"{name}.yaml", f"schema/{group}".rstrip("/"), schema))

@@ -16,6 +16,10 @@ from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.errors import ConfigError
 
+_BATCH_JOB = {  # variables in the jobs of SLURM, PBS, LSF, Grid Engine, Flux, OAR, HTCondor, Cobalt and AWS Batch
+    *("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "SGE_TASK_ID", "FLUX_JOB_ID", "OAR_JOB_ID", "_CONDOR_JOB_AD"),
+    *("COBALT_JOBID", "AWS_BATCH_JOB_ID"),
+}
 _INTERACTIVE_JOBS = ("bash", "interactive")  # names of SLURM jobs in which Lightning starts the processes
 
 
@@ -26,6 +30,11 @@ class ExternalLaunch:
     launcher: str
     devices: int
     num_nodes: int
+
+
+def in_batch_job() -> bool:
+    """Tell whether a batch system has started this process, and may warn it by a signal before it ends the job."""
+    return not _BATCH_JOB.isdisjoint(os.environ)
 
 
 def external_launch() -> ExternalLaunch | None:

@@ -156,7 +156,7 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
             if callable(check := getattr(callback, "check_fit", None)):  # LRSchedule's: refuse before measuring
                 check(trainer, pl_module)
         self._resumed = is_resuming(trainer)
-        self._reference = reference = set_lr.reference_lr(trainer, pl_module, self.attribute)
+        self._reference = reference = set_lr.configured_lr(trainer, pl_module, self.attribute)
         if not self._is_due(trainer):
             return
         found = self._measure(trainer, pl_module, reference, self.artifact)

@@ -223,6 +223,9 @@ class CooldownPreview(BaseCallback):
             self._problem = problem
             return
         sample = collector.finish(trainer, pl_module.device)
+        if sample is not None and trainer.sanity_checking and per_example.is_default(self.loss, pl_module):
+            # nothing is averaged yet, so this is the loss of the module itself
+            per_example.warn_of_other_loss(trainer, self.loss, sample.loss, "CooldownPreview")
         if sample is not None:  # in the sanity check too, where what is monitored must show up
             metrics = {LOSS: sample.loss} | ({} if sample.acc is None else {ACCURACY: sample.acc})
             pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # they are equal on all ranks already
@@ -275,16 +278,17 @@ class CooldownPreview(BaseCallback):
         batch_norm.estimate(trainer, pl_module, self._active, batches, self.num_batches, forward)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averaged weights and the count of updates and validations."""
+        """Return the averaged weights, their BatchNorm statistics at the last validation, and the counts."""
         if self._average is None:
             return {}
         counts = {"updates": self._average.updates, "validations": self._validations, "losses": self._losses}
-        return {"average": self.averaged, **counts}
+        return {"average": self.averaged, "statistics": dict(self._statistics), **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the average until the training starts."""
         self._loaded = dict(state_dict)
         self._validations = self._loaded.pop("validations", 0)
+        self._statistics = self._loaded.pop("statistics", {})
         self._losses = self._loaded.pop("losses", [])
 
 

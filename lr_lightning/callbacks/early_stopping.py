@@ -128,6 +128,8 @@ class ScheduleAwareStopping(BaseEarlyStopping):
         schedule = next(iter(callbacks_of(trainer, LRSchedule)), None)
         if schedule is not None:
             schedule.observe(trainer)  # its plateau may drop in this very validation
+            if schedule.is_cooling:
+                return  # the cooldown ends the run
         asked = [metric(trainer, name) for name, metric in self._fresh.items()]  # a list, so that each is called
         fresh = all(asked)
         # A rank that had no batch has logged nothing, but it takes part in the decisions.

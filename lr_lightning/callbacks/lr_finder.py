@@ -26,8 +26,9 @@ from lr_lightning._lightning import (
 )
 from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
-from lr_lightning.callbacks.lr_schedule import LRSchedule, OptimizerDriver
-from lr_lightning.callbacks.set_lr import reference_lr
+from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.optimizer_driver import OptimizerDriver
+from lr_lightning.callbacks.set_lr import configured_lr
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.curve import DivergenceStop
 from lr_lightning.lr_finder.dry_run import DryRun
@@ -196,7 +197,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test, if this is one of ``at_epochs``."""
         if self.at_epochs is not None and trainer.current_epoch in self.at_epochs:
-            reference, step = reference_lr(trainer, pl_module, self.attribute), trainer.global_step
+            reference, step = configured_lr(trainer, pl_module, self.attribute), trainer.global_step
             result = self._measure(trainer, pl_module, reference, f"range_test/epoch_{trainer.current_epoch}")
             values = {"lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
             found = {f"lr_finder/{name}": value for name, value in values.items() if value is not None}

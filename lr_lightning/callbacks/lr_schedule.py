@@ -1,13 +1,11 @@
 """The callback that applies schedules to a LightningModule's optimizers."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, product
+from itertools import chain
 from typing import Any, Literal, TypeVar, get_args
 
-from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lr_lightning._checks import check_choice, check_count
@@ -19,6 +17,7 @@ from lr_lightning._lightning import (
     TrainerFn,
     averaging_callbacks,
     callbacks_of,
+    end_fit_at,
     is_dev_run,
     is_missed_in_sanity_check,
     is_resuming,
@@ -27,29 +26,25 @@ from lr_lightning._lightning import (
     rank_zero_info,
     rank_zero_warn,
 )
-from lr_lightning._param_groups import (
-    initial_value,
-    missing_lr,
-    peak_lr,
-    restart_without_scheduler,
-    scheduler_lrs,
-    set_value,
-)
+from lr_lightning._param_groups import missing_lr, peak_lr, restart_without_scheduler, scheduler_lrs
 from lr_lightning._threads import ThreadWatch
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
+from lr_lightning.callbacks.optimizer_driver import Cooldown, OptimizerDriver, plain_clock
 from lr_lightning.callbacks.trainer_clock import longer_clock, trainer_clock
-from lr_lightning.errors import ArgumentError, TotalStepsUnknown
+from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules import Clock, Plateau, Schedule
 from lr_lightning.schedules.base import ScheduleLike, as_schedule
 from lr_lightning.schedules.clock import updates_per_epoch
+from lr_lightning.schedules.compose import Shifted
 
-__all__ = ["LRSchedule", "OptimizerDriver"]
+__all__ = ["LRSchedule"]
 
 _Entry = TypeVar("_Entry")
 _OnResume = Literal["rebase", "keep"]
 _PeakOnResume = Literal["checkpoint", "module"]
 _Peaks = list[list[float]]  # of each optimizer's param groups
 _FEW = 2  # updates by which a plan may be wrong
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function
 _MOST_SCHEDULER_STEPS = 20_000  # how far a replaced scheduler is followed to find its highest lr
 
 
@@ -68,6 +63,9 @@ class LRSchedule(BaseCallback):
             metric, or at the end of each training epoch if there is no validation.
         groups: Other schedules for the lr of some param groups, by index or by ``group["name"]``.
         total_steps: Number of updates, if Lightning cannot know it; a list gives one for each optimizer.
+        start: The update at which every schedule starts; until then it keeps its first value. ``"here"``: the update
+            that the fit starts from, so that any checkpoint can be forked. Percentages are of the updates that are
+            left. The start is part of a checkpoint, and a fit that resumes the fork with the same schedule keeps it.
         on_resume: ``"rebase"``: a resumed run follows its present length; ``"keep"``: the length in the checkpoint.
         peak_on_resume: ``"checkpoint"``: a resumed run keeps its peak lr; ``"module"``: it takes the lr that
             ``configure_optimizers`` gives now.
@@ -96,6 +94,7 @@ class LRSchedule(BaseCallback):
         plateau: Plateau | None = None,
         groups: Mapping[int | str, ScheduleLike] | None = None,
         total_steps: int | Sequence[int] | None = None,
+        start: int | Literal["here"] = 0,
         on_resume: _OnResume = "rebase",
         peak_on_resume: _PeakOnResume = "checkpoint",
         replace: bool = False,
@@ -113,6 +112,9 @@ class LRSchedule(BaseCallback):
                 raise ArgumentError(problem, "groups")
         self.groups = {key: as_schedule(f"groups[{key!r}]", own) for key, own in (groups or {}).items()}
         self.total_steps = None if total_steps is None else _per_optimizer("total_steps", total_steps, _counted)
+        if start != "here" and (not isinstance(start, int) or isinstance(start, bool) or start < 0):
+            raise ArgumentError(f"must be 'here' or a whole number >= 0, got {start!r}", "start")
+        self.start = start
         check_choice("on_resume", on_resume, get_args(_OnResume))
         check_choice("peak_on_resume", peak_on_resume, get_args(_PeakOnResume))
         if not isinstance(replace, bool):
@@ -121,6 +123,8 @@ class LRSchedule(BaseCallback):
         self._drivers: list[OptimizerDriver] = []
         self._clocks: list[Clock] = []
         self._steps: list[int] = []  # updates of each optimizer; used under manual optimization only
+        self._starts: list[int] = []  # the update at which each optimizer's schedules start
+        self._cooldown: Cooldown | None = None
         self._history: list[float] = []
         self._scale = 1.0
         self._growing: list[BatchSizeSchedule] = []
@@ -180,7 +184,7 @@ class LRSchedule(BaseCallback):
 
     def schedule_of(self, optimizer_index: int = 0) -> Schedule:
         """Return the schedule of an optimizer's lr; the plateau is not part of it."""
-        return _entry(self.schedule, optimizer_index)
+        return self._started(_entry(self.schedule, optimizer_index), optimizer_index)
 
     def plan(self, optimizer_index: int = 0) -> tuple[Schedule, Clock]:
         """Return the schedule that an optimizer follows, and the clock that the schedule reads.
@@ -190,7 +194,44 @@ class LRSchedule(BaseCallback):
         """
         return self.schedule_of(optimizer_index), self._clocks[optimizer_index]
 
-    def planned(self, trainer: Trainer, pl_module: LightningModule) -> "tuple[OptimizerDriver, Clock]":
+    @property
+    def is_cooling(self) -> bool:
+        """Whether the schedule was left for a cooldown."""
+        return self._cooldown is not None
+
+    def cool_down(self, trainer: Trainer, updates: int) -> int:
+        """Leave the schedule now: bring the lr to zero in a straight line, and end the fit there.
+
+        Call it on every rank between two updates, such as in ``on_train_batch_end`` of a batch that completed one.
+        Momentum, weight decay and plateau stay as they are. A checkpoint keeps it, so a fit that resumes cools down as
+        well. A second call changes nothing.
+
+        Args:
+            trainer: The Trainer, in a fit.
+            updates: Length of the cooldown, >= 1. It ends with the planned run at the latest.
+
+        Returns:
+            The updates until the end.
+
+        Raises:
+            ArgumentError: ``updates`` is < 1.
+        """
+        check_count("updates", updates, 1)
+        if self._cooldown is None:
+            starts = list(self._steps) or [int(trainer.global_step)]
+            left = [clock.total - start for clock, start in zip(self._clocks, starts, strict=True) if clock.total]
+            length = max(1, min([updates, *left]))
+            end = int(trainer.global_step) + length * len(starts)
+            self._cooldown = Cooldown(starts, length, end, list(self._clocks))
+            self._drivers = self._make_drivers(trainer)
+            self._follow(trainer, self._cooldown)
+        return self._cooldown.length
+
+    def _follow(self, trainer: Trainer, cooldown: Cooldown) -> None:
+        end_fit_at(trainer, cooldown.end)
+        self._clocks = cooldown.clocks_to_end()
+
+    def planned(self, trainer: Trainer, pl_module: LightningModule) -> tuple[OptimizerDriver, Clock]:
         """Return what will drive the first optimizer, and its clock, in a fit that has not begun.
 
         Call it only where the fit loop knows its training loader, and undo what that changed.
@@ -217,7 +258,8 @@ class LRSchedule(BaseCallback):
             return
         if self._base is not None:
             (self.schedule, self.groups), self._base = self._configured, None
-        self._successor, self._warned, self._module_peaks, self._saved = "", False, None, {}
+        self._successor, self._warned, self._module_peaks, self._saved, self._starts = "", False, None, {}, []
+        self._cooldown = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what can be checked before anything trains."""
@@ -249,16 +291,18 @@ class LRSchedule(BaseCallback):
             self._clocks, self._steps, self._history = [], [], []
         if self._resumed and not self._successor:
             self._restore_peaks(trainer, pl_module)
+        by_hand = not pl_module.automatic_optimization
+        self._steps = self._restored_steps(trainer) if by_hand else []
+        self._starts = self._find_starts(trainer)
         # Made anew: a range test in another callback's on_fit_start may have set a lower bound.
         self._drivers = self._make_drivers(trainer)
         self._clocks = self._make_clocks(trainer, pl_module)
+        if self._cooldown is not None:
+            self._follow(trainer, self._cooldown)
         for driver, clock in zip(self._drivers, self._clocks, strict=True):
             driver.check(clock)
         self._scale = 1.0 if self.plateau is None else self.plateau(self._history)
-        if pl_module.automatic_optimization:
-            self._steps = []
-        else:
-            self._steps = self._restored_steps(trainer)
+        if by_hand:
             self._attach()
         self._growing = callbacks_of(trainer, BatchSizeSchedule)
         self._threads = ThreadWatch() if pl_module.device.type == "cpu" else None
@@ -317,10 +361,13 @@ class LRSchedule(BaseCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values: the updates counted, the length followed, the plateau's history, a found lower bound."""
-        clocks = [[c.total, c.steps_per_epoch, c.epoch_starts and list(c.epoch_starts)] for c in self._clocks]
+        clocks = list(map(plain_clock, self._clocks))
         peaks = {"used": [driver.peaks for driver in self._drivers], "module": self._module_peaks or []}
         own = {"steps": list(self._steps), "clocks": clocks, "plateau": list(self._history), "base": self._base}
-        return {**own, "peaks": peaks if self._drivers else self._saved, "successor": self._successor}
+        start = {"starts": list(self._starts), "started": self._fingerprint()} if self.start == "here" else {}
+        if (left := self._cooldown) is not None:
+            start["cooldown"] = left.state()
+        return {**own, **start, "peaks": peaks if self._drivers else self._saved, "successor": self._successor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
@@ -328,6 +375,12 @@ class LRSchedule(BaseCallback):
         self._clocks = [Clock(total, per_epoch, starts) for total, per_epoch, starts in state_dict["clocks"]]
         self._history = list(state_dict["plateau"])
         self._saved, self._successor = dict(state_dict.get("peaks", {})), state_dict.get("successor", "")
+        if self.start == "here" and state_dict.get("started") != self._fingerprint():  # other schedules, begun anew
+            self._history = []
+            return
+        self._starts = list(state_dict.get("starts", []))
+        if (left := state_dict.get("cooldown")) is not None:
+            self._cooldown = Cooldown.from_state(left)
         if state_dict.get("base") is not None:
             self.set_base(state_dict["base"])
 
@@ -392,11 +445,34 @@ class LRSchedule(BaseCallback):
 
     # -- the plan of a fit, and what happens at each step ------------------------------------------------------------
 
-    def _make_drivers(self, trainer: Trainer) -> "list[OptimizerDriver]":
-        return [
-            OptimizerDriver(optimizer, self.schedule_of(index), self.momentum, self.weight_decay, self.groups)
-            for index, optimizer in enumerate(trainer.optimizers)
-        ]
+    def _make_drivers(self, trainer: Trainer) -> list[OptimizerDriver]:
+        drivers = []
+        for index, optimizer in enumerate(trainer.optimizers):
+            held = (each and self._started(each, index, hold=True) for each in (self.momentum, self.weight_decay))
+            momentum, decay = held
+            groups = {key: self._started(own, index) for key, own in self.groups.items()}
+            drivers.append(OptimizerDriver(optimizer, self.schedule_of(index), momentum, decay, groups))
+        return drivers
+
+    def _started(self, schedule: Schedule, index: int, *, hold: bool = False) -> Schedule:
+        """Return a schedule from where this optimizer's start to where they are left, as far as that is known."""
+        if index < len(self._starts) and (start := self._starts[index]):
+            schedule = Shifted(start, schedule)
+        return schedule if self._cooldown is None else self._cooldown.applied_to(schedule, index, hold=hold)
+
+    def _find_starts(self, trainer: Trainer) -> list[int]:
+        """Return where the schedules of each optimizer start; a fit that resumes a fork starts where the fork did."""
+        count = len(trainer.optimizers)
+        if self.start != "here":
+            return [self.start] * count
+        if self._resumed and len(self._starts) == count:
+            return self._starts
+        return list(self._steps) or [int(trainer.global_step)] * count
+
+    def _fingerprint(self) -> str:
+        """Return a text by which a checkpoint of these schedules is known from one of others."""
+        schedules = (self.schedule, self.groups) if self._base is None else self._configured
+        return _ADDRESS.sub("", repr((schedules, self.momentum, self.weight_decay, self.plateau)))
 
     def _make_clocks(self, trainer: Trainer, pl_module: LightningModule) -> list[Clock]:
         count = len(self._drivers)
@@ -476,7 +552,7 @@ class LRSchedule(BaseCallback):
 
     def _update_plateau(self, trainer: Trainer) -> None:
         metrics, plateau = trainer.callback_metrics, self.plateau
-        if plateau is None:
+        if plateau is None or self.is_cooling:
             return
         is_fresh = self._is_fresh(trainer, plateau.monitor)
         # all ranks must take the same decision
@@ -490,89 +566,6 @@ class LRSchedule(BaseCallback):
     def _missing(self, trainer: Trainer) -> str:
         known, name = ", ".join(sorted(trainer.callback_metrics)) or "none", self.plateau and self.plateau.monitor
         return f"plateau.monitor: no metric {name!r} was logged. There are: {known}."
-
-
-@dataclass(eq=False)
-class OptimizerDriver:
-    """Sets the lr, and on request the momentum and weight decay, of all param groups of one optimizer.
-
-    A group's own peak is ``group["initial_lr"]``, set from its lr when the group is first seen; its own weight decay is
-    ``group["initial_weight_decay"]``. Both are part of the optimizer's state, so they survive a resume.
-    """
-
-    optimizer: Optimizer
-    schedule: Schedule
-    momentum: Schedule | None = None
-    weight_decay: Schedule | None = None
-    groups: Mapping[int | str, Schedule] = field(default_factory=dict)
-    lrs: list[float] = field(default_factory=list, init=False)  # of each group, as last set
-    peaks: list[float] = field(default_factory=list, init=False)  # of each group
-
-    def __post_init__(self) -> None:
-        needs = (
-            ("momentum", self.momentum, {"momentum", "betas"}, "neither momentum nor betas"),
-            ("weight_decay", self.weight_decay, {"weight_decay"}, "no weight_decay"),
-        )
-        for group, (argument, schedule, keys, has) in product(self.optimizer.param_groups, needs):
-            if schedule is not None and not keys & group.keys():
-                name = type(self.optimizer).__name__
-                raise ArgumentError(f"LRSchedule({argument}=...): {name} has {has}. Remove {argument}=.")
-
-    @property
-    def schedules(self) -> list[Schedule]:
-        """All schedules in use."""
-        every = (self.schedule, *self.groups.values(), self.momentum, self.weight_decay)
-        return [schedule for schedule in every if schedule is not None]
-
-    def check(self, clock: Clock) -> None:
-        """Raise the errors now that would be raised in the middle of the run."""
-        for schedule in self.schedules:
-            if clock.total is None and schedule.needs_total:
-                raise TotalStepsUnknown(schedule)
-            schedule.check(clock)
-        groups = self.optimizer.param_groups
-        present = {*range(len(groups)), *(group["name"] for group in groups if "name" in group)}
-        if absent := [key for key in self.groups if key not in present]:
-            rank_zero_warn(f"LRSchedule(groups=...): no param group is called {absent} now; one added later may be.")
-
-    def drive(self, step: int, clock: Clock, scale: float = 1.0, sets_lr: bool = True) -> None:
-        """Set the values that the next update uses.
-
-        ``step`` is the number of updates this optimizer has made; ``scale`` is one more factor for the lr. Without
-        ``sets_lr``, the lr is unchanged.
-        """
-        factor = self.schedule(step, clock) * scale
-        momentum = None if self.momentum is None else self.momentum(step, clock)
-        if momentum is not None and momentum >= 1.0:
-            raise ArgumentError(
-                f"LRSchedule(momentum=...): the momentum must be < 1, got {momentum:g} at step {step}. The schedule"
-                " gives the momentum itself, such as Linear(0.95, 0.85)."
-            )
-        decay = None if self.weight_decay is None else self.weight_decay(step, clock)
-        lrs, peaks = [], []
-        for index, group in enumerate(self.optimizer.param_groups):
-            if sets_lr:
-                own = self.groups.get(group.get("name", index), self.groups.get(index)) if self.groups else None
-                peaks.append(initial_value(group, "lr"))
-                lr = peaks[-1] * (factor if own is None else own(step, clock) * scale)
-                set_value(group, "lr", lr)
-            else:
-                lr = float(group["lr"])
-            lrs.append(lr)
-            if momentum is not None:
-                _set_momentum(group, momentum)
-            if decay is not None:
-                set_value(group, "weight_decay", initial_value(group, "weight_decay") * decay)
-        self.lrs, self.peaks = lrs, peaks if sets_lr else self.peaks
-
-
-def _set_momentum(group: dict[str, Any], value: float) -> None:
-    if "momentum" in group:
-        set_value(group, "momentum", value)
-    elif isinstance(first := group["betas"][0], Tensor):
-        first.fill_(value)
-    else:
-        group["betas"] = (value, *group["betas"][1:])
 
 
 def _per_optimizer(name: str, value: Any, convert: Callable[[str, Any], _Entry]) -> _Entry | tuple[_Entry, ...]:

@@ -30,6 +30,7 @@ from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning._param_groups import first_group_lr, peak_lr
 from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
 from lr_lightning.callbacks import batch_norm, per_example
+from lr_lightning.callbacks.cooldown_preview import LOSS as IF_COOLED
 from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
 from lr_lightning.callbacks.per_example import (
     LearnedLoss,
@@ -150,6 +151,7 @@ class OverfittingMonitor(BaseCallback):
         """Metrics of which the sanity check has shown that they will not be logged."""
         self._total_steps: int | None = None
         self._peak_lr: float | None = None
+        self._cooled: float | None = None  # at the last validation that previewed it
 
     @property
     def history(self) -> History:
@@ -157,7 +159,7 @@ class OverfittingMonitor(BaseCallback):
         start = None if self._first_loss is None else float(self._first_loss)
         points = tuple(self._points)
         state = self._total_steps, self._diverged, self._overconfident
-        return History(points, self._chance, start, *state, self._peak_lr, self._regression)
+        return History(points, self._chance, start, *state, self._peak_lr, self._regression, self._cooled)
 
     @property
     def verdict(self) -> Verdict:
@@ -466,6 +468,11 @@ class OverfittingMonitor(BaseCallback):
         lr = first_group_lr(trainer)
         return {"epoch": trainer.current_epoch + share, "step": updates_made(trainer), "lr": lr}
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what CooldownPreview has found in this validation, whichever of the two comes first."""
+        if not trainer.sanity_checking and (cooled := trainer.callback_metrics.get(IF_COOLED)) is not None:
+            self._cooled = float(cooled)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the verdict's first line, and log the verdict as a tag, a note, a text file and a figure."""
         if self._points:
@@ -568,7 +575,7 @@ def plot_verdict(history: History, verdict: Verdict) -> "Figure":
     if positive and len(positive) == len(val) + len(probe) and max(positive) > 20 * min(positive):
         losses.set_yscale("log")
     losses.legend(frameon=False, fontsize=9)
-    losses.set_title(verdict.headline, loc="left", fontsize=11)
+    losses.set_title(verdict.title, loc="left", fontsize=11)
     if known := [(p.epoch, p.lr) for p in history.points if p.lr is not None]:
         lrs.plot(*zip(*known, strict=True), color=FRAME, marker=marker, ms=3)
         lrs.set_ylim(0, 1.1 * max(lr for _, lr in known) or 1)  # from 0, so that heights compare

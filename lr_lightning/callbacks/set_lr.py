@@ -20,9 +20,10 @@ from lr_lightning._param_groups import peak_lr, scheduler_lrs, set_value
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError
+from lr_lightning.torch_schedule import TorchSchedule
 
 __all__ = [
-    *("decay_message", "is_cyclical", "lr_ratios", "reference_lr", "scheduler_factor"),
+    *("decay_message", "is_cyclical", "lr_ratios", "configured_lr", "scheduler_factor"),
     *("set_default_lr", "set_module_lr", "set_peak"),
 ]
 
@@ -31,7 +32,7 @@ _GROUP_KEYS = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCy
 _SCHEDULER_LISTS = ("base_lrs", "_last_lr", "base_values", "max_lrs")  # base_values is timm's
 
 
-def reference_lr(trainer: Trainer, module: LightningModule, attribute: str | None = None) -> float:
+def configured_lr(trainer: Trainer, module: LightningModule, attribute: str | None = None) -> float:
     """Return the configured peak lr that a found one replaces.
 
     This is the module's own (``lr``, ``learning_rate`` or ``attribute``, of the module or its hparams) if one of the
@@ -65,8 +66,14 @@ def _peaks(trainer: Trainer) -> list[float]:
 
 def is_cyclical(trainer: Trainer) -> bool:
     """Return whether the run's lr goes up and down between a base_lr and a max_lr."""
-    ours = any(callback.has_base for callback in callbacks_of(trainer, LRSchedule))
-    return ours or bool(_cyclic_schedulers(trainer))
+    return bool(_with_base(trainer) or _cyclic_schedulers(trainer))
+
+
+def _with_base(trainer: Trainer) -> list[LRSchedule | TorchSchedule]:
+    schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
+    every: list[LRSchedule | TorchSchedule] = [*callbacks_of(trainer, LRSchedule)]
+    every += [scheduler for scheduler in schedulers if isinstance(scheduler, TorchSchedule)]
+    return [each for each in every if each.has_base]
 
 
 def _cyclic_schedulers(trainer: Trainer) -> list[Any]:
@@ -104,7 +111,7 @@ def set_peak(
     It is written into the groups' learning rates and peaks, the optimizer's default for groups that are added later,
     schedulers made by ``configure_optimizers``, the lower bound of cyclical schedules, and the module's own lr.
     """
-    old = reference_lr(trainer, module, attribute)
+    old = configured_lr(trainer, module, attribute)
     optimizer = trainer.optimizers[0]
     for config in trainer.lr_scheduler_configs:
         if not _scale_scheduler(config.scheduler, old, lr):
@@ -126,9 +133,8 @@ def set_peak(
             for group, low in zip(optimizer.param_groups, cyclic.base_lrs, strict=True):  # it starts from there
                 set_value(group, "lr", low)
                 set_value(group, "initial_lr", low)
-        for callback in callbacks_of(trainer, LRSchedule):
-            if callback.has_base:
-                callback.set_base(base_lr / lr)
+        for schedule in _with_base(trainer):
+            schedule.set_base(base_lr / lr)
     set_default_lr(optimizer, old, lr)
     set_module_lr(module, lr, attribute)
 

@@ -87,7 +87,7 @@ class KeptBatches:
     """The first batches of a training, copied to the host as the training step gets them.
 
     Args:
-        most: Most examples that are kept, but for the first batch, which is kept whole.
+        most: Most examples to keep; the first batch is kept whole.
     """
 
     def __init__(self, most: int) -> None:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, finite, reference_of
-from lr_lightning.diagnosis.history import History
+from lr_lightning.diagnosis.history import History, Point
 from lr_lightning.diagnosis.verdict import Advice, Label, Numbers, Reason, Verdict
 
 _FEWEST = 4  # validations; fewer show only a divergence
@@ -24,6 +24,7 @@ _CALM, _STEADY = 0.005, 0.02  # roughness of curves that fall at every validatio
 _AT_BEST = 1.02  # times the best validation loss: a loss below it is still at its best
 _AT_ITS_END = 0.98  # share of the planned steps: a run that made as many counts as complete
 _MOST_ADVICE = 3
+_BORDER = 0.1  # share of the losses by which another seed may end elsewhere: a label that it changes is near
 
 
 def diagnose(history: History) -> Verdict:
@@ -49,14 +50,28 @@ def diagnose(history: History) -> Verdict:
        in the last half it fell by more than 1.5 times the bound, or if single examples hardly changed their losses.
        The learning is the sum of the learning rates of all steps, so a learning rate that has gone to 0 does not look
        like a loss that has stopped. ``limited`` if the loss has stopped below chance; neither if its noise may hide a
-       fall.
+       fall. ``the learning rate is high`` in place of ``limited`` if a cooldown would lower the validation loss.
     4. ``collapsed``: neither loss ever left chance.
     5. ``healthy``: the probe loss is low, the validation loss has not risen, and the validation accuracy is less than 3
        points below its best, or not beyond its error.
     6. ``inconclusive``: anything else.
 
-    The verdict is always the same for the same history.
+    The verdict is always the same for the same history. It names the labels that it is ``near``: those that the run
+    would have if its losses were a tenth higher or lower.
     """
+    found = _judged(history)
+    if found.divergence is None and found.reason is not Reason.TOO_FEW:
+        near = {_judged(_scaled(history, 1 + share)).label for share in (-_BORDER, _BORDER)} - {found.label}
+        found = replace(found, near=tuple(sorted(near)))
+    reference, _ = reference_of(history) or (found.reference, None)
+    found = replace(found, reference=reference, evidence=MappingProxyType({**_background(history), **found.evidence}))
+    if found.reason is Reason.LIMITED and _gains_by_cooling(found.evidence):
+        found = replace(found, reason=Reason.LR_IS_HIGH)
+    return replace(found, advice=tuple(_ADVICE[found.label](found, found.evidence))[:_MOST_ADVICE])
+
+
+def _judged(history: History) -> Verdict:
+    """Return the verdict with the numbers that decided, without advice."""
     found = _diverged(history)
     if found is None and len(history.points) < _FEWEST:
         numbers = {"validations": float(len(history.points)), "needed": float(_FEWEST)}
@@ -65,9 +80,18 @@ def diagnose(history: History) -> Verdict:
         curves = Curves.of(history)
         rules: tuple[Callable[[Curves], Verdict | None], ...] = (_overfitting, _underfitting, _collapsed, _healthy)
         found = next((verdict for rule in rules if (verdict := rule(curves)) is not None), _inconclusive(curves))
-    reference, _ = reference_of(history) or (found.reference, None)
-    found = replace(found, reference=reference, evidence=MappingProxyType({**_background(history), **found.evidence}))
-    return replace(found, advice=tuple(_ADVICE[found.label](found, found.evidence))[:_MOST_ADVICE])
+    return found
+
+
+def _scaled(history: History, factor: float) -> History:
+    """Return the history with all validation and probe losses multiplied; chance and the start stay."""
+
+    def times(point: Point) -> Point:
+        val, probe = (None if rows is None else rows * factor for rows in (point.val_losses, point.probe_losses))
+        val_loss, probe_loss = point.val_loss * factor, point.probe_loss * factor
+        return replace(point, val_loss=val_loss, probe_loss=probe_loss, val_losses=val, probe_losses=probe)
+
+    return replace(history, points=tuple(map(times, history.points)))
 
 
 def _background(history: History) -> dict[str, float]:
@@ -83,6 +107,8 @@ def _background(history: History) -> dict[str, float]:
         numbers |= {"chance_loss": reference[1], "learnt_before": float(learnt)}
     if history.total_steps:
         numbers["planned"] = points[-1].step / history.total_steps
+    if history.cooled_loss is not None and history.cooled_loss < (1 - RISE) * points[-1].val_loss:
+        numbers["if_cooled"] = history.cooled_loss
     if history.overconfident:
         numbers["overconfident"] = 1.0
     return numbers
@@ -268,7 +294,9 @@ def _if_overfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
         advice.append(Advice.COOL_DOWN_EARLIER)
     elif verdict.reason not in (Reason.RECEDING, Reason.GAP) and verdict.useful_epochs < numbers["epochs"]:
         advice.append(Advice.SHORTEN_AFTER_RISE)
-    return [*advice, Advice.REGULARISE, *([Advice.SCALE_LOGITS] if numbers.get("overconfident") else [])]
+    if verdict.reason is not Reason.GAP:  # where the validation loss has not risen, dropout only slows the learning
+        advice.append(Advice.REGULARISE)
+    return [*advice, *([Advice.SCALE_LOGITS] if numbers.get("overconfident") else [])]
 
 
 def _if_underfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
@@ -276,6 +304,8 @@ def _if_underfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
         return [Advice.FINISH]
     chance = numbers.get("chance_loss", math.inf)
     lowest = min(numbers["lowest_probe_loss"], numbers["best_val_loss"])
+    if verdict.reason is Reason.LR_IS_HIGH:
+        return [Advice.COOL_DOWN]
     limited = verdict.reason is Reason.LIMITED
     if "peak_lr" in numbers and numbers["too_slow"] and lowest > _SLOW * chance and not limited:
         return [Advice.RAISE_LR_TENFOLD if lowest > AT_CHANCE * chance else Advice.RAISE_CALM_LR]
@@ -305,6 +335,11 @@ def _if_inconclusive(verdict: Verdict, numbers: Numbers) -> list[Advice]:
 def _lr_is_high(numbers: Numbers) -> bool:
     """Return whether the learning rate has not been cooled down."""
     return numbers.get("peak_lr", 0.0) > 0 and numbers["lr"] / numbers["peak_lr"] > _COOLED
+
+
+def _gains_by_cooling(numbers: Numbers) -> bool:
+    """Return whether the learning rate is high, and a cooldown would lower the validation loss."""
+    return "if_cooled" in numbers and "peak_lr" in numbers and _lr_is_high(numbers)
 
 
 _ADVICE: dict[Label, Callable[[Verdict, Numbers], list[Advice]]] = {

@@ -53,6 +53,7 @@ class History:
         overconfident: Whether temperature scaling would remove the gap between the last two losses.
         peak_lr: The schedule's own peak; None: the highest learning rate of the validations stands for it.
         regression: Whether ``chance`` is the loss of a constant guess, because the targets are no classes.
+        cooled_loss: Validation loss that a cooldown would reach now, as CooldownPreview measures it; None if unknown.
     """
 
     points: tuple[Point, ...]
@@ -63,6 +64,7 @@ class History:
     overconfident: bool = False
     peak_lr: float | None = None
     regression: bool = False
+    cooled_loss: float | None = None
 
     @staticmethod
     def of_curves(

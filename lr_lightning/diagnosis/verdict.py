@@ -31,6 +31,7 @@ class Reason(Enum):
     # underfitting
     UNDER_TRAINED = "under-trained"
     LIMITED = "limited"
+    LR_IS_HIGH = "the learning rate is high"
     # inconclusive
     TOO_FEW = "{validations:.0f} validations are too few, {needed:.0f} are needed"
     UNSTABLE = "the probe loss rose above its own best: unstable"
@@ -124,6 +125,7 @@ class Verdict:
         advice: At most three things to try, never "stop".
         divergence: Which value was not finite, and when, if the run ended with it.
         reference: What the losses are compared with.
+        near: Other labels that the run would have if its losses were a tenth higher or lower, as with another seed.
     """
 
     label: Label
@@ -133,6 +135,7 @@ class Verdict:
     advice: tuple[Advice, ...] = ()
     divergence: str | None = None
     reference: Reference = Reference.CHANCE
+    near: tuple[Label, ...] = ()
 
     @property
     def detail(self) -> str:
@@ -145,6 +148,11 @@ class Verdict:
     def headline(self) -> str:
         """The label, with the detail in parentheses."""
         return f"{self.label} ({self.detail})" if self.detail else str(self.label)
+
+    @property
+    def title(self) -> str:
+        """The headline, and the labels to whose border the run is near."""
+        return f"{self.headline}, near the border of {' and '.join(self.near)}" if self.near else self.headline
 
     @property
     def useful_epochs(self) -> float:
@@ -210,7 +218,7 @@ class Verdict:
                 "triple": 3 * peak,
                 "lower_lrs": ", ".join(f"{peak / 10**k:.3g}" for k in (1, 2, 3)),
                 "higher_lrs": ", ".join(f"{peak * 10**k:.3g}" for k in (1, 2, 3)),
-                "lr_is_high": f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak",
+                "lr_is_high": f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak{self._if_cooled}",
                 "to_a_tenth": f" from {peak:.3g} to {peak / 10:.3g}",
             }
         if "probe_fall_since_epoch" in n:
@@ -220,10 +228,20 @@ class Verdict:
             numbers["probe_level"] = f"{n['probe_loss']:.3g}{share}"
         return numbers
 
+    @property
+    def _if_cooled(self) -> str:
+        """What a cooldown would reach now, as a clause; empty if it is unknown or not less."""
+        n = self.evidence
+        if not {"if_cooled", "val_loss"} <= n.keys():
+            return ""
+        return (
+            f", and cooled now it would reach a validation loss of {n['if_cooled']:.3g} instead of {n['val_loss']:.3g}"
+        )
+
     def text(self) -> str:
         """Return the verdict in a few lines of Markdown: headline, numbers ("±" is one standard error) and advice."""
         onset = "" if self.onset_epoch is None else f", from epoch {self.onset_epoch:g}"
-        lines = [f"verdict: {self.headline}{onset}", "", *(f"- {line}" for line in _evidence_lines(self))]
+        lines = [f"verdict: {self.title}{onset}", "", *(f"- {line}" for line in _evidence_lines(self))]
         if self.advice:
             lines += ["", "What to try:", "", *(f"- {line}" for line in self.sentences())]
         return "\n".join(lines)

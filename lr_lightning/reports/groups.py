@@ -12,10 +12,13 @@ import numpy as np
 
 from lr_lightning.diagnosis.comparison import GroupDifference, Ranking, compare_groups, rank_groups
 from lr_lightning.diagnosis.statistics import Mean, mean_ci
-from lr_lightning.reports.run_metrics import RunResult, RunState, tag_or_param, with_data_set
+from lr_lightning.reports.run_metrics import VAL_LOSS, RunResult, RunState, tag_or_param, with_data_set
+from lr_lightning.tracking.keys import short_number
 
 _MANY_GROUPS = 12  # beyond this number only the leading group is compared with the others
-_NOT_COMPARED = ("tracking.", "output_root")  # prefixes of params that say where a run is kept, not what it does
+_KEYS_LISTED, _VALUES_LISTED = 6, 3  # in the note on runs of one group that differ
+# Prefixes of params that say where a run is kept or comes from, not what it does.
+_NOT_COMPARED = ("tracking.", "output_root", "fork")
 _DATA_NAME = "data.name"
 # Params that identify a run's images; the name alone does not, since ``image_folder`` stands for any folder.
 _DATA_KEYS = (_DATA_NAME, "data.path", "data.subset", "data.root", "data.train", "data.val", "data.test")
@@ -64,10 +67,10 @@ class RunGroup:
 
 
 def _by_seed(values: Iterable[tuple[RunResult, float]]) -> dict[str, float]:
-    """Average the values of each seed; a run without a seed stands for itself."""
+    """Average the values of each seed; a run without a seed stands for itself, and forks of one run for one."""
     found: dict[str, list[float]] = {}
     for result, value in values:
-        found.setdefault(result.seed or f"run {result.run.id}", []).append(value)
+        found.setdefault(result.seed or f"run {result.trunk or result.run.id}", []).append(value)
     return {seed: float(np.mean(several)) for seed, several in found.items()}
 
 
@@ -201,6 +204,7 @@ def group_and_compare(
     *,
     higher_is_better: bool = True,
     data_sets: DataSets | None = None,
+    same_within: float | None = None,
 ) -> ComparedGroups:
     """Group runs and compare the groups by the best value of the objective.
 
@@ -216,9 +220,12 @@ def group_and_compare(
         by_name.setdefault(r.group, RunGroup(r.group, data_set=r.data_set)).runs.append(r)
     sign = 1.0 if higher_is_better else -1.0
 
-    def rank(group: RunGroup) -> tuple[str, bool, float, str]:
-        mean = group.mean(lambda r: r.best).mean
-        return group.data_set, math.isnan(mean), 0.0 if math.isnan(mean) else -sign * mean, group.name
+    def rank(group: RunGroup) -> tuple[str, bool, float, float, str]:
+        mean, loss = (group.mean(value).mean for value in (lambda r: r.best, _lowest_loss))
+        known = not math.isnan(mean)
+        place = -sign * mean if known else 0.0
+        # A tie is decided by the validation loss, as in a search.
+        return group.data_set, not known, place, math.inf if math.isnan(loss) else loss, group.name
 
     groups = sorted(by_name.values(), key=rank)
     differences: list[GroupDifference] = []
@@ -228,15 +235,58 @@ def group_and_compare(
             higher_is_better=higher_is_better,
             against=None if against is None else with_data_set(against, data_set),
             leader_only=len(some) > _MANY_GROUPS,
+            same_within=same_within,
         )
     varying = _varying_params(results)
     warnings = [*_mixture_warnings(groups, varying), *_length_warnings(groups)]
+    warnings += [family.describe() for family in fork_families(results)]
     warnings += [
         f"{group.name}: {len(group.counted)} of {len(group.runs)} runs are in its means ({group.not_counted})."
         for group in groups
         if group.not_counted
     ]
     return ComparedGroups(objective, groups, differences, varying, warnings, higher_is_better, data_sets)
+
+
+@dataclass(frozen=True)
+class ForkFamily:
+    """Runs that were forked from one run, and that run if it is among those compared."""
+
+    trunk: RunResult | None
+    forks: list[RunResult]  # by their steps
+
+    @property
+    def shared_steps(self) -> int:
+        """The steps of the forked run: all, or those that the forks are known to share."""
+        known = [result.fork_step for result in self.forks]
+        return max([*known, int(self.trunk.steps)] if self.trunk and math.isfinite(self.trunk.steps) else known)
+
+    def describe(self) -> str:
+        """Say that the forks are one seed, and what they cost together and would have cost apart."""
+        own = sum(int(r.steps) - r.fork_step for r in self.forks)
+        apart = sum(int(r.steps) for r in self.forks) + (self.shared_steps if self.trunk else 0)
+        origins = {r.run.params.get("fork", "").rpartition("@")[0] or r.trunk for r in self.forks}
+        name = self.trunk.run.name if self.trunk else " and ".join(sorted(origins))
+        return (
+            f"{len(self.forks)} runs are forks of {name}: they share its steps, so they are no independent seeds and "
+            f"count as one. Together they took {self.shared_steps + own:,} steps, {self.shared_steps:,} before the "
+            f"forks and {own:,} after them; trained apart they would have taken {apart:,} steps."
+        )
+
+
+def fork_families(results: Sequence[RunResult]) -> list[ForkFamily]:
+    """Return the runs that share a beginning: two forks or more, or a fork and the run that was forked."""
+    by_id = {r.run.id: r for r in results}
+    by_trunk: dict[str, list[RunResult]] = {}
+    for r in sorted((r for r in results if r.trunk and math.isfinite(r.steps)), key=attrgetter("steps")):
+        by_trunk.setdefault(r.trunk, []).append(r)
+    families = [ForkFamily(by_id.get(trunk), forks) for trunk, forks in by_trunk.items()]
+    return [family for family in families if family.trunk or len(family.forks) > 1]
+
+
+def _lowest_loss(result: RunResult) -> float:
+    curve = result.curve(VAL_LOSS)
+    return math.nan if curve is None else float(curve.value.min())
 
 
 def _varying_params(results: Sequence[RunResult]) -> dict[str, list[str]]:
@@ -248,19 +298,28 @@ def _varying_params(results: Sequence[RunResult]) -> dict[str, list[str]]:
 
 
 def _mixture_warnings(groups: list[RunGroup], varying: dict[str, list[str]]) -> list[str]:
-    inside: dict[str, int] = {}
+    inside: dict[str, list[str]] = {}
     for group in groups:
         for key in varying:
-            values = {r.run.params.get(key, "–") for r in group.counted}
-            if key.rsplit(".", 1)[-1] not in ("seed", "split_seed") and len(values) > 1:
-                inside[key] = max(inside.get(key, 0), len(values))
+            values = sorted({r.run.params.get(key, "–") for r in group.counted})
+            if key.rsplit(".", 1)[-1] not in ("seed", "split_seed") and len(values) > len(inside.get(key, "1")):
+                inside[key] = values
     if not inside:
         return []
-    listed = ", ".join(f"{key} ({count} values)" for key, count in list(inside.items())[:6])
+    choices = [key.removesuffix(".name") for key in inside if key.endswith(".name")]
+    # Another model has other settings as well: its name says enough.
+    others = [key for key in inside if not key.endswith(".name") and key.split(".")[0] not in choices]
+    listed = [f"{key} ({_shortened(inside.get(f'{key}.name') or inside[key])})" for key in [*choices, *others]]
+    more = [f"{len(listed) - _KEYS_LISTED} more"] * (len(listed) > _KEYS_LISTED)
     return [
-        f"Runs of one group also differ in {listed}. Their mean is over those values too: group by them as well "
-        "(scripts/compare.py --by), or leave some runs out (--filter)."
+        f"Runs of one group also differ in {', '.join([*listed[:_KEYS_LISTED], *more])}. Their mean is over those "
+        "values too: group by them as well (scripts/compare.py --by), or leave some runs out (--filter)."
     ]
+
+
+def _shortened(values: Sequence[str]) -> str:
+    some = ", ".join(short_number(value) for value in values[:_VALUES_LISTED])
+    return some if len(values) <= _VALUES_LISTED else f"{some} and {len(values) - _VALUES_LISTED} more"
 
 
 def _length_warnings(groups: list[RunGroup]) -> list[str]:

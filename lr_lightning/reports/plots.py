@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,9 @@ from lr_lightning._plotting import FRAME, GREY, Style, new_figure, style_axes, s
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import run_metrics, wording
-from lr_lightning.reports.groups import ComparedGroups, RunGroup
-from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, with_data_set
+from lr_lightning.reports.groups import ComparedGroups, RunGroup, fork_families
+from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, tag_or_param, with_data_set
+from lr_lightning.tracking.query import MetricCurve
 
 Floats = NDArray[np.float64]
 # x, mean, and lower and upper end of the mean's t interval (nan if there is one curve).
@@ -134,12 +135,51 @@ class Plot:
 
 def make_plots(compared: ComparedGroups, looks: Styles, by: Sequence[str]) -> list[Plot]:
     """Return every plot that there is data for."""
-    means, curves, cost = (make(compared, looks) for make in (plot_seed_means, plot_run_curves, plot_cost))
-    made = [means, curves, cost, plot_lr_sensitivity(compared, looks, by), plot_loss_against_lr(compared, looks)]
+    forks, means, curves, cost = (
+        make(compared, looks) for make in (plot_forks, plot_seed_means, plot_run_curves, plot_cost)
+    )
+    made = [forks, means, curves, cost, plot_lr_sensitivity(compared, looks, by), plot_loss_against_lr(compared, looks)]
     plots = [plot for plot in made if plot is not None]
     if any(key in ("trial", *LR_PARAMS) for key in by):  # a search asks first how much the learning rate matters
         plots.sort(key=lambda plot: plot.id != "sensitivity")
     return plots
+
+
+def plot_forks(compared: ComparedGroups, looks: Styles) -> Plot | None:
+    """Plot what each fork of a run reaches at its end, above the run that they share."""
+    key = compared.objective
+    results = {r: (index, group) for index, group in enumerate(compared.groups) for r in group.runs}
+    families = [family for family in fork_families([*results]) if len(family.forks) > 1]
+    if key is None or not families:
+        return None
+    plot = Plot(
+        "forks",
+        "What each fork reaches",
+        " ".join(family.describe() for family in families) + " Grey: the run before the forks.",
+        [key],
+        x_title="steps",
+    )
+    for family in families:
+        longest = max(family.forks, key=lambda r: r.fork_step)
+        if (curve := longest.curve(key)) is not None and (before := curve.step < longest.fork_step).any():
+            series = Series(_steps_made(curve.step[before]), curve.value[before])
+            plot.traces.append(Trace("before the forks", -1, Style(GREY, "solid", "circle"), "curve", {"": series}))
+        ends = [(r.steps, r.best) for r in family.forks if math.isfinite(r.best)]
+        if ends:
+            plot.traces.append(Trace("best of each fork", -1, _FRONT_STYLE, "front", {"": Series(*np.array(ends).T)}))
+        for r in family.forks:
+            if (curve := r.curve(key)) is not None:
+                index, group = results[r]
+                own = curve.step >= r.fork_step
+                series = Series(_steps_made(curve.step[own]), curve.value[own])
+                plot.traces.append(Trace(r.run.name, index, looks[group.name], "curve", {"": series}))
+                end = Series(np.array([r.steps]), np.array([r.best]))
+                plot.traces.append(Trace(r.run.name, index, looks[group.name], "points", {"": end}))
+    return plot
+
+
+def _steps_made(step: NDArray[np.int64]) -> Floats:
+    return (step + 1).astype(np.float64)
 
 
 def plot_run_curves(compared: ComparedGroups, looks: Styles) -> Plot | None:
@@ -149,10 +189,11 @@ def plot_run_curves(compared: ComparedGroups, looks: Styles) -> Plot | None:
     panels = [key for key in wanted if any(r.curve(key) for _, _, r in runs)]
     if not panels:
         return None
+    thinned = "Thinned: every stretch keeps its extrema, and a schedule keeps its breaks."
     plot = Plot(
         "curves",
         "Learning rate and loss of every run",
-        "Thinned: every stretch keeps its extrema, and a schedule keeps its breaks.",
+        thinned,
         [{run_metrics.LR: "learning rate"}.get(key, key) for key in panels],
         log_panels=tuple(i for i, key in enumerate(panels) if "loss" in key),
         lr_panel=panels.index(run_metrics.LR) if run_metrics.LR in panels else -1,
@@ -161,11 +202,19 @@ def plot_run_curves(compared: ComparedGroups, looks: Styles) -> Plot | None:
     for panel, key in enumerate(panels):
         for index, name, r in runs:
             if curve := r.curve(key):
-                keep = thin(curve.value, limit)
-                xs = {axis: r.axes.at(axis, curve.step[keep]) for axis in AXES}
-                series = {axis: Series(x, curve.value[keep]) for axis, x in xs.items() if x is not None}
-                plot.traces.append(Trace(r.run.name, index, looks[name], "curve", series, panel))
+                plot.traces.append(Trace(r.run.name, index, looks[name], "curve", _on_all_axes(r, curve, limit), panel))
+            if key == run_metrics.VAL_LOSS and (curve := r.curve(run_metrics.VAL_LOSS_IF_COOLED)):
+                series, look = _on_all_axes(r, curve, limit), replace(looks[name], dash="dash")
+                plot.traces.append(Trace(f"{r.run.name}, if cooled", index, look, "curve", series, panel))
+                plot.note = f"{thinned} Dashed, in the panel of val/loss: what a cooldown would reach."
     return plot
+
+
+def _on_all_axes(r: RunResult, curve: MetricCurve, limit: int) -> dict[str, Series]:
+    """Return a run's curve, thinned, on each x axis that the run recorded."""
+    keep = thin(curve.value, limit)
+    xs = {axis: r.axes.at(axis, curve.step[keep]) for axis in AXES}
+    return {axis: Series(x, curve.value[keep]) for axis, x in xs.items() if x is not None}
 
 
 def plot_seed_means(compared: ComparedGroups, looks: Styles) -> Plot | None:
@@ -331,7 +380,10 @@ def plot_lr_sensitivity(compared: ComparedGroups, looks: Styles, by: Sequence[st
     """Plot the objective over the peak learning rate of each schedule that has several."""
     if compared.objective is None:
         return None
-    rest = [key for key in by if key not in (*LR_PARAMS, "trial")] or ["schedule"]
+    every_run = [r.run for group in compared.groups for r in group.runs]
+    # A key with nearly as many values as runs, such as those that a search draws, would make lines of one point.
+    drawn = {key for key in by if len({tag_or_param(run, key) for run in every_run}) > max(2, len(every_run) // 2)}
+    rest = [key for key in by if key not in (*LR_PARAMS, "trial", *drawn)] or ["schedule"]
     every: dict[str, _LRSweep] = defaultdict(_LRSweep)
     for r in (r for group in compared.groups for r in group.runs):
         # A learning rate that a range test found varies with the seed: it is not part of a sweep.
@@ -370,9 +422,7 @@ def _add_good_bands(plot: Plot, sweeps: dict[str, _LRSweep], own: Styles, higher
             continue
         bar = Series(np.array([good.low, good.high]), np.array([good.limit, good.limit]))
         plot.traces.append(Trace(f"{name}: good learning rates", -1, own[name], "range", {"": bar}))
-        low = f"{good.low:.3g}{' or lower' if good.open_low else ''}"
-        high = f"{good.high:.3g}{' or higher' if good.open_high else ''}"
-        plot.good_lrs.append(f"{name}: {low} to {high} ({good.decades:.1f} decades)")
+        plot.good_lrs.append(f"{name}: {wording.good_lrs(good)}")
     if plot.good_lrs:
         plot.note += (
             " The bars mark the good learning rates, whose result lies within 0.01 (of a loss: 10 %) of the line's "

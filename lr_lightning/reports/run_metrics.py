@@ -11,14 +11,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lr_lightning.diagnosis.cost import Reach, Target, time_to
+from lr_lightning.tracking.keys import name_values, short_number
 from lr_lightning.tracking.query import MetricCurve, Run
 
 LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/acc"
 PROBE_LOSS, GAP_LOSS, TRAIN_LOSS_EPOCH, EPOCH = "probe/loss", "overfit/gap_loss", "train/loss_epoch", "epoch"
-BATCH_SIZE, COST_SECONDS = "batch/size", "cost/seconds"
+BATCH_SIZE, COST_SECONDS = "batch/size", "cost/seconds"  # by this project's names, as all of these
 Floats = NDArray[np.float64]
 _LOSSES = (TRAIN_LOSS, VAL_LOSS, PROBE_LOSS, TRAIN_LOSS_EPOCH)
-REPORT_METRICS = (LR, *_LOSSES, VAL_ACC, GAP_LOSS, EPOCH, BATCH_SIZE, COST_SECONDS)  # by this project's names
+VAL_LOSS_IF_COOLED = "val/loss_if_cooled"
+REPORT_METRICS = (
+    LR,
+    *_LOSSES,
+    VAL_LOSS_IF_COOLED,
+    VAL_ACC,
+    GAP_LOSS,
+    EPOCH,
+    BATCH_SIZE,
+    COST_SECONDS,
+)  # by this project's names
 WORLD_SIZE_TAG = "env.world_size"  # holds the number of training processes
 
 _SYNONYMS = {
@@ -27,7 +38,6 @@ _SYNONYMS = {
     "training": "train",
 }
 _SEPARATORS = re.compile(r"[/_.\- ]+")
-_LONG_NUMBER = re.compile(r"-?\d*\.\d{12,}(e[+-]?\d+)?")  # not a version, a date or an id
 _LOWER_IS_BETTER = {
     *("loss", "losses", "nll", "ce", "bce", "xent", "crossentropy", "entropy", "hinge", "perplexity", "ppl", "bpc"),
     *("err", "errors", "error", "mse", "rmse", "mae", "mape", "msle", "deviance", "gap", "ece"),
@@ -88,16 +98,6 @@ def is_higher_better(metric: str) -> bool | None:
     return higher
 
 
-def shorten_number(value: str) -> str:
-    """Cut the rounding noise off a tag or param that is a long decimal number.
-
-    Example:
-        >>> [shorten_number(text) for text in ("0.010000000000000002", "3.0000000000000004e-05", "1.10", "cosine")]
-        ['0.01', '3e-05', '1.10', 'cosine']
-    """
-    return f"{float(value):.10g}" if _LONG_NUMBER.fullmatch(value) else value
-
-
 def tag_or_param(run: Run, key: str) -> str:
     """Return a run's tag, else its param of that name, else the choice of that group (``schedule.name``), else ""."""
     return run.tags.get(key) or run.params.get(key) or run.params.get(f"{key}.name") or ""
@@ -118,21 +118,9 @@ def unknown_key_message(runs: Sequence[Run], key: str) -> str:
     return f"no run has a tag or param {key!r}.{meant} Tags: {listed(tags)}. Params: {listed(params)}."
 
 
-_SAYS_NOTHING = re.compile(r"[-+.]?\d|\[|(true|false|null|none|nan|inf)$", re.IGNORECASE)  # without its key
-
-
-def group_name(run: Run, by: Sequence[str]) -> str:
-    """Return the name of a run's group, such as ``cosine, lr=0.1``; a missing value is shown as missing.
-
-    The first key is left out unless its value says nothing without it: ``trial=1``, ``nesterov=true``.
-    """
-    if not by:
-        return ""
-    parts = [f"{key.rsplit('.', 1)[-1]}={shorten_number(tag_or_param(run, key)) or '–'}" for key in by]
-    first = tag_or_param(run, by[0])
-    if not _SAYS_NOTHING.match(first):
-        parts[0] = first or f"(no {by[0]})"
-    return ", ".join(parts)
+def group_name(run: Run, by: Sequence[str], digits: int = 4) -> str:
+    """Return the name of a run's group, such as ``cosine, lr=0.1``, with decimal numbers of so many digits."""
+    return ", ".join(name_values({key: tag_or_param(run, key) for key in by}, digits))
 
 
 def with_data_set(group: str, data_set: str) -> str:
@@ -298,6 +286,16 @@ class RunResult:
     data_set: str = ""  # label of its data set, if there are several
 
     @property
+    def trunk(self) -> str:
+        """The run that it was forked from, or that its forked run was, and so on; "" if it is no fork."""
+        return self.run.tags.get("fork.trunk", "")
+
+    @property
+    def fork_step(self) -> int:
+        """The steps that it shares with the run that it was forked from."""
+        return int(_number(self.run.tags.get("fork.step")) or 0) if self.trunk else 0
+
+    @property
     def counts(self) -> bool:
         """Whether the run is in its group's means: it finished and has the objective."""
         return self.state is RunState.FINISHED and not math.isnan(self.best)
@@ -363,9 +361,13 @@ def _measure_objective(result: RunResult, objective: str, higher: bool) -> None:
     if (curve := result.curve(objective)) is None:
         result.notes.append(f"has no {objective}")
         return
-    result.best = float(curve.value.max() if higher else curve.value.min())
-    result.last = float(curve.value[-1])
-    result.setback = setback(curve.value, higher_is_better=higher)
+    own = curve.value[curve.step >= result.fork_step]
+    if not own.size:
+        result.notes.append(f"has no {objective} since it was forked")
+        return
+    result.best = float(own.max() if higher else own.min())
+    result.last = float(own[-1])
+    result.setback = setback(own, higher_is_better=higher)
     if (test := find_metric(objective.replace("val", "test", 1), result.run.last)) is not None:
         result.test = result.run.last[test]
 
@@ -378,7 +380,7 @@ def _measure_cost(result: RunResult) -> None:
     result.seconds = last.get("summary/seconds", axes.end("seconds"))
     result.examples = axes.end("examples")
     result.spikes = result.summary("spikes")
-    peak_lr = _number(shorten_number(params.get("optimizer.lr") or params.get("lr") or ""))
+    peak_lr = _number(short_number(params.get("optimizer.lr") or params.get("lr") or "", 10))
     result.peak_lr = math.nan if peak_lr is None else peak_lr
 
 

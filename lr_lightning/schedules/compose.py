@@ -10,7 +10,7 @@ from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules.base import Schedule, ScheduleLike, as_schedule, blend, ramp, set_fields
 from lr_lightning.schedules.clock import Clock, DurationLike, fit_pieces, is_share, parse_duration
 
-__all__ = ["WSD", "Join", "Product", "Warmup"]
+__all__ = ["WSD", "Join", "LeftForCooldown", "Product", "Shifted", "Warmup"]
 
 _WarmupShape = Literal["linear", "cosine", "exponential"]
 _CooldownShape = Literal["1-sqrt", "linear", "cosine"]
@@ -280,6 +280,76 @@ class WSD(Schedule):
         (_, rise), _, (fall_start, fall) = self._layout(clock)
         fall_text = f"then {self.shape} to {self.end:g} over {fall} steps"
         return f"linear warmup over {rise} steps, 1 until step {fall_start}, {fall_text}"
+
+
+@dataclass(frozen=True)
+class Shifted(Schedule):
+    """A schedule that starts at a later step, and has the steps that are left as its total.
+
+    Formula: ``then(t - start)`` for t >= start; until then the first value.
+
+    Example:
+        >>> from lr_lightning.schedules import Linear
+        >>> Shifted(2, Linear()).factors(6)
+        [1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+
+    start: int
+    then: Schedule
+
+    @property
+    def needs_total(self) -> bool:
+        """If ``then`` needs a total."""
+        return self.then.needs_total
+
+    def _rest(self, clock: Clock) -> Clock:
+        return clock.slice(self.start, None if clock.total is None else max(0, clock.total - self.start))
+
+    def _factor(self, step: int, clock: Clock) -> float:
+        return self.then(max(0, step - self.start), self._rest(clock))
+
+    def check(self, clock: Clock) -> None:
+        """Check the schedule on the steps that are left."""
+        self.then.check(self._rest(clock))
+
+    def describe(self, clock: Clock) -> str:
+        """Say it in one line, such as ``from step 500 on linear 1 to 0 over 400 steps``."""
+        return f"from step {self.start} on {self.then.describe(self._rest(clock))}"
+
+    def _map(self, change: Callable[[Schedule], Schedule]) -> Self:
+        return replace(self, then=change(self.then))
+
+
+@dataclass(frozen=True)
+class LeftForCooldown(Schedule):
+    """A schedule that is left at a step, for a straight line to zero.
+
+    Formula: the schedule for t < ``start``; from then on its value at ``start``, times ``1 - (t - start) / length``, or
+    unchanged if ``length`` is None. The schedule is asked by the clock that was ``planned``, whose total no longer
+    holds.
+
+    Example:
+        >>> LeftForCooldown(WSD(0, "25%"), 2, 4, Clock(100)).factors(6)
+        [1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+
+    schedule: Schedule
+    start: int
+    length: int | None
+    planned: Clock
+
+    needs_total = False
+
+    def _factor(self, step: int, clock: Clock) -> float:
+        value = self.schedule(min(step, self.start), self.planned)
+        if self.length is None or step < self.start:
+            return value
+        return value * max(0.0, 1.0 - (step - self.start) / self.length)
+
+    def describe(self, clock: Clock) -> str:
+        """Say it in one line, such as ``constant 1, left at step 500 for a line to 0 over 100 steps``."""
+        rest = "held" if self.length is None else f"left at step {self.start} for a line to 0 over {self.length} steps"
+        return f"{self.schedule.describe(self.planned)}, {rest}"
 
 
 def _is_list(value: object) -> bool:

@@ -118,6 +118,6 @@ def _search(root: Path, words: list[str]) -> int:
         compare = engine.ended_last or engine.limited or not left
         conclude(search, study, console, workers.call, compare=compare)
         if engine.trial_seconds > 0 and search.node.workers <= 1:
-            beyond = seconds / engine.trial_seconds - 1
-            say(console, f"{format_seconds(seconds)} of searching, {beyond:.1%} beyond the trials' own time")
+            others = format_seconds(max(0.0, seconds - engine.trial_seconds))
+            say(console, f"{format_seconds(seconds)} in all: {others} besides the training of the trials")
         return 0 if study.summary().best is not None else FAILED

@@ -55,6 +55,10 @@ class Range:
         """Return the nearest number between the ends."""
         return min(self.high, max(self.low, value))
 
+    def short(self, value: float) -> float:
+        """Return a sampled value with four digits, to be read and pasted; one of at most eight digits was given."""
+        return value if value == float(f"{value:.8g}") else self.clip(float(f"{value:.4g}"))
+
     def _at(self, share: float) -> float:
         if self.log:
             return math.exp(math.log(self.low) * (1 - share) + math.log(self.high) * share)

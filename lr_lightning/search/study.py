@@ -509,7 +509,8 @@ def _suggest(trial: optuna.Trial, space: Space, base: Mapping[str, Value]) -> di
             low, high, step = int(domain.low), int(domain.high), int(domain.step or 1)
             point[key] = trial.suggest_int(key, low, high, step=step, log=domain.log)
         else:
-            point[key] = trial.suggest_float(key, domain.low, domain.high, step=domain.step, log=domain.log)
+            sampled = trial.suggest_float(key, domain.low, domain.high, step=domain.step, log=domain.log)
+            point[key] = domain.short(sampled)
     return point
 
 

@@ -40,7 +40,7 @@ from lr_lightning._loggers import log_tags
 from lr_lightning.app.composition import compose_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import is_out_of_memory
-from lr_lightning.app.run.output import LAST
+from lr_lightning.app.run.checkpoints import LAST
 from lr_lightning.app.run.resume import ResumedRun, stored_config
 from lr_lightning.app.run.signals import Interrupted, ParentWatch
 from lr_lightning.app.world import is_rank_zero

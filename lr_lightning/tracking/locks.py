@@ -83,6 +83,20 @@ class RunLock:
         self._lock = None
 
 
+def is_held(path: Path) -> bool:
+    """Tell whether a process holds the lock ``<name>.lock``; one of another host is believed to."""
+    holder = read_holder(path)
+    if not path.exists() or holder is None:
+        return False
+    if holder.host != socket.gethostname():
+        return True
+    try:
+        with FileLock(path, thread_local=False).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def run_lock(lock_dir: Path, run_id: str) -> RunLock:
     """Return the lock that the live process of run ``run_id`` holds."""
     return RunLock(lock_dir / f"{run_id}.lock", f"run {run_id}")

@@ -29,6 +29,7 @@ from lr_lightning.tracking.local_log import (
     LocalLog,
     LogEntry,
     LoggedRun,
+    Metric,
     Param,
     Status,
     Tag,
@@ -319,6 +320,14 @@ class RunLogger(Logger):
                 self._buffer.add(key, value, step, at)
             if self._buffer.is_due():
                 self.flush()
+
+    @rank_zero_only
+    def copy_rows(self, rows: Iterable[Metric]) -> None:
+        """Begin a run with rows of another one, which it starts from; their steps are not logged again."""
+        if self._ensure_started():
+            copied = [*rows]
+            self._write(copied)
+            self._buffer.resume(LoggedRun.of(copied))
 
     def reserve(self, keys: Iterable[str]) -> None:
         """Accept these metrics from :meth:`log_rows` only, since a recorder logs them at every step."""

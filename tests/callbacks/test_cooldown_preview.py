@@ -1,5 +1,6 @@
 """CooldownPreview in a real Trainer: what it logs, and that the run does not change."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lr_lightning.callbacks import batch_norm
 from lr_lightning.callbacks.cooldown_preview import CooldownPreview, RunningAverage
+from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.random_state import RandomState
 from lr_lightning.errors import ArgumentError
@@ -251,3 +253,30 @@ def test_the_loss_is_learned_from_the_first_step_where_the_default_does_not_suit
         batch_norm.set_statistics(batch_norm.tracking_norms(module), preview._statistics)
         expected = mse_loss(module.eval().net(X), X[:, :2] + Y[:, None]).item()
     assert trainer.callback_metrics["val/loss_if_cooled"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_another_loss_than_the_one_that_the_module_validates_with_is_told() -> None:
+    class Contrastive(Tiny):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val/loss", (self(batch[0]) - self(-batch[0])).square().mean())
+
+    with pytest.warns(UserWarning, match=r"CooldownPreview measures cross_entropy, .* but the module logs val/loss"):
+        fit(CooldownPreview(), module=Contrastive(), epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="CooldownPreview")
+        fit(CooldownPreview(), module=tiny(), epochs=1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_early_stopping_and_checkpoints_follow_the_preview_in_any_order(first: bool, tmp_path: Path) -> None:
+    memory = Memory()
+    preview = CooldownPreview()
+    stopping = ScheduleAwareStopping("val/loss_if_cooled", patience=1, min_delta=10.0)  # nothing improves that much
+    saving = ModelCheckpoint(tmp_path, "best", monitor="val/loss_if_cooled", save_weights_only=True)
+    others: list[Callback] = [stopping, EarlyStopping("val/loss_if_cooled", patience=9), saving]
+    ordered = [preview, *others] if first else [*others, preview]
+    trainer = fit(*ordered, epochs=9, logger=memory, enable_checkpointing=True)
+    values = [value for name, _, value in memory.rows if name == "val/loss_if_cooled"]
+    assert len(values) == trainer.current_epoch == 2
+    assert stopping.best_score == pytest.approx(values[0])
+    assert saving.best_model_score == pytest.approx(min(values))

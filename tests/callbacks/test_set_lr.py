@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
 
 from lr_lightning import LRSchedule
-from lr_lightning.callbacks.set_lr import is_cyclical, lr_ratios, reference_lr, set_module_lr, set_peak
+from lr_lightning.callbacks.set_lr import configured_lr, is_cyclical, lr_ratios, set_module_lr, set_peak
 from lr_lightning.schedules import Cosine, Triangular, Warmup
 
 
@@ -46,26 +46,26 @@ def made(*lrs: Any, schedulers: Any = (), callbacks: Any = (), **options: Any) -
 )
 def test_the_configured_lr(lrs: Any, named: dict[str, Any], attribute: str | None, expected: float) -> None:
     trainer = made(*lrs)
-    reference = reference_lr(trainer, Net(**named), attribute)
+    reference = configured_lr(trainer, Net(**named), attribute)
     assert reference == expected
     assert lr_ratios(trainer, reference) == [lr / expected for lr in lrs]
 
 
 def test_an_lr_that_a_scheduler_has_moved_already() -> None:
     warm = made(0.1, 0.4, schedulers=[lambda o: LambdaLR(o, lambda step: 0.01)])
-    assert lr_ratios(warm, reference_lr(warm, Net())) == [1.0, 4.0]
-    assert reference_lr(warm, Net(lr=0.4)) == 0.4
+    assert lr_ratios(warm, configured_lr(warm, Net())) == [1.0, 4.0]
+    assert configured_lr(warm, Net(lr=0.4)) == 0.4
     cycle = made(0.1, 0.4, schedulers=[lambda o: OneCycleLR(o, [0.3, 0.6], total_steps=10)])
-    assert reference_lr(cycle, Net()) == 0.3
+    assert configured_lr(cycle, Net()) == 0.3
     assert lr_ratios(cycle, 0.3) == [1.0, 2.0]
     bounds = made(0.1, 0.1, schedulers=[lambda o: CyclicLR(o, 0.01, [0.5, 0.25])])
-    assert lr_ratios(bounds, reference_lr(bounds, Net())) == [1.0, 0.5]
+    assert lr_ratios(bounds, configured_lr(bounds, Net())) == [1.0, 0.5]
 
 
 def test_reading_changes_nothing() -> None:
     trainer = made(0.1)
     before = {key: value for key, value in trainer.optimizers[0].param_groups[0].items() if key != "params"}
-    reference_lr(trainer, Net(lr=0.1))
+    configured_lr(trainer, Net(lr=0.1))
     assert {key: value for key, value in trainer.optimizers[0].param_groups[0].items() if key != "params"} == before
 
 

@@ -111,6 +111,23 @@ def test_a_high_loss_that_stopped_at_a_high_learning_rate_is_limited() -> None:
     assert verdict.advice[0] is Advice.ENLARGE
 
 
+@pytest.mark.parametrize(
+    ("cooled", "last_lr", "detail"),
+    [(0.9, 0.1, "the learning rate is high"), (1.19, 0.1, "limited"), (0.9, 0.001, "limited")],
+)
+def test_a_run_that_a_cooldown_would_bring_further_is_not_limited(cooled: float, last_lr: float, detail: str) -> None:
+    probe = (1.2 + np.exp(-np.arange(1, 31) / 2)).tolist()
+    history = History.of_curves(probe, probe, chance=CHANCE, lr=[0.1] * 29 + [last_lr])
+    verdict = diagnose(replace(history, cooled_loss=cooled))
+    assert (verdict.label, verdict.detail) == ("underfitting", detail)
+    if detail != "limited":
+        assert verdict.advice == (Advice.COOL_DOWN,)
+        assert verdict.sentences() == [
+            "Cool down: the learning rate is still 100% of its peak, and cooled now it would reach a validation loss "
+            "of 0.9 instead of 1.2. Let it fall to 0 at the end, with the schedule wsd for instance."
+        ]
+
+
 def test_a_loss_that_stops_as_the_learning_rate_goes_to_zero_may_need_a_longer_run_or_a_larger_network() -> None:
     t = np.arange(1, 31)
     lr = (0.05 * (1 + np.cos(np.pi * t / 30))).tolist()
@@ -145,6 +162,17 @@ def test_the_hump_of_a_high_learning_rate_does_not_hide_overfitting() -> None:
     points = tuple(replace(point, val_size=500) for point in history.points)
     verdict = diagnose(replace(history, points=points))
     assert (verdict.label, verdict.onset_epoch) == ("overfitting", 5.0)
+
+
+def test_a_verdict_that_a_tenth_of_the_losses_would_change_names_the_other_label() -> None:
+    t = np.arange(1, 31)
+    for level, near in ((0.1, ()), (0.94, ("underfitting",)), (1.06, ("healthy",)), (1.5, ())):
+        loss = (0.15 * CHANCE * level + 1.5 * np.exp(-t / 2)).tolist()  # 15 % of chance is the border
+        verdict = diagnose(History.of_curves(loss, loss, chance=CHANCE))
+        assert verdict.label == ("healthy" if level < 1 else "underfitting")
+        assert verdict.near == near
+        assert verdict.title == verdict.headline + (f", near the border of {near[0]}" if near else "")
+    assert "near the border" not in diagnose(History.of_curves([math.nan] * 5, [1.0] * 5, chance=CHANCE)).text()
 
 
 def test_a_run_that_lost_accuracy_is_not_healthy() -> None:

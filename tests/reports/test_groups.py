@@ -10,7 +10,7 @@ import pytest
 
 from lr_lightning._plotting import styles
 from lr_lightning.reports import wording
-from lr_lightning.reports.plots import plot_cost, plot_seed_means
+from lr_lightning.reports.plots import plot_cost, plot_forks, plot_run_curves, plot_seed_means
 from lr_lightning.reports.run_metrics import group_name
 
 from .conftest import BEST, Compare, Runs, csv_rows, table
@@ -29,7 +29,7 @@ def test_what_else_varies_in_a_group_is_said_and_grouping_by_it_helps(runs: Runs
             runs.train("cosine", seed, 0.9 + lr / 2, lr=lr)
             runs.train("constant", seed, 0.8 + lr, lr=lr)
     mixed = comparison(log_run=False, draw=True)
-    assert any("optimizer.lr (2 values)" in warning for warning in mixed.compared.warnings)
+    assert any("also differ in optimizer.lr (0.01, 0.1)." in warning for warning in mixed.compared.warnings)
     assert table(mixed)["cosine"]["n"] == "2 (4 of 4 runs)"
     assert (mixed.folder / "sensitivity.png").exists()
     apart = comparison(by=["schedule", "optimizer.lr"], log_run=False, draw=True)
@@ -43,6 +43,25 @@ def test_what_else_varies_in_a_group_is_said_and_grouping_by_it_helps(runs: Runs
         "schedule.name": ["constant", "cosine"],
         "seed": ["0", "1"],
     }
+
+
+def test_the_note_on_mixed_runs_names_the_model_first_and_only_once(runs: Runs, comparison: Compare) -> None:
+    for seed, (model, width) in enumerate([("small_cnn", "8"), ("resnet9", "64"), ("resnet9", "64")]):
+        own = {"model.name": model, "model.kwargs.width": width, "data.aug_a": width, "data.aug_b": width}
+        runs.train("cosine", seed, 0.9, params={**own, **{f"a.key{i}": width for i in range(9)}})
+    (warning,) = [w for w in comparison(log_run=False).compared.warnings if "also differ" in w]
+    assert warning.startswith("Runs of one group also differ in model (resnet9, small_cnn), a.key0 (64, 8), ")
+    assert "6 more. Their mean" in warning
+    assert "model.kwargs" not in warning
+
+
+def test_groups_are_named_with_four_digits_unless_that_mixes_them(runs: Runs, comparison: Compare) -> None:
+    for lr in (0.06796580687702834, 10000000000.0, 0.91141):
+        runs.train("cosine", 0, 0.9, lr=lr)
+    by = ["optimizer.lr"]
+    assert {g.name for g in comparison(log_run=False, by=by).compared.groups} == {"lr=0.06797", "lr=1e+10", "lr=0.9114"}
+    runs.train("cosine", 0, 0.9, lr=0.91142)
+    assert "lr=0.91141" in {g.name for g in comparison(log_run=False, by=by).compared.groups}
 
 
 FOLDER = {"data.name": "image_folder", "data.root": "/data/images"}
@@ -204,3 +223,58 @@ def test_a_run_that_only_a_time_to_the_target_is_over_is_apart_too(runs: Runs, c
 )
 def test_a_value_that_says_nothing_alone_is_named_with_its_key(tags: dict[str, str], by: list[str], name: str) -> None:
     assert group_name(SimpleNamespace(tags=tags, params={}), by) == name  # type: ignore[arg-type]
+
+
+def forked(trunk: str, step: int) -> dict[str, str]:
+    return {"fork.trunk": trunk, "fork.run": trunk, "fork.step": str(step), "fork.point": f"{step // 10}%"}
+
+
+def test_forks_of_one_run_are_no_independent_seeds_and_tell_what_they_cost(runs: Runs, comparison: Compare) -> None:
+    trunk = runs.train("constant", 0, 0.9, steps=1000)
+    for seed in (0, 1):
+        origin = trunk if seed == 0 else "elsewhere"
+        for step, best in ((500, 0.93), (1000, 0.95)):
+            runs.train("cooldown", seed, best - seed / 100, steps=step * 6 // 5, tags=forked(origin, step))
+    done = comparison(by=["schedule"], log_run=False)
+    assert table(done)["cooldown"]["n"] == "2 (4 of 4 runs)"
+    texts = {warning for warning in done.compared.warnings if "forks" in warning}
+    assert texts == {
+        f"2 runs are forks of {name}: they share its steps, so they are no independent seeds and count as one. "
+        "Together they took 1,300 steps, 1,000 before the forks and 300 after them; trained apart they would have "
+        f"taken {apart} steps."
+        for name, apart in (("constant seed=0", "2,800"), ("elsewhere", "1,800"))
+    }
+
+
+def test_forks_without_a_seed_count_as_one_too(runs: Runs, comparison: Compare) -> None:
+    for step in (10, 20):
+        runs.add("a", {"val/acc": [(39, 0.9)]}, tags={"schedule": "a", **forked("x", step)})
+    assert table(comparison(log_run=False))["a"]["n"] == "1 (2 of 2 runs)"
+
+
+def test_the_best_of_a_fork_is_of_its_own_steps_and_the_picture_shows_both(runs: Runs, comparison: Compare) -> None:
+    curve = [(9, 0.5), (19, 0.99), (29, 0.6), (39, 0.7)]
+    for step, end in ((20, 40), (10, 20)):
+        rows = {"val/acc": [row for row in curve if row[0] < end], "summary/steps": [(0, end)]}
+        runs.add(f"at {step}", rows, tags={"schedule": f"at {step}", **forked("x", step)})
+    compared = comparison(log_run=False).compared
+    assert {group.name: group.runs[0].best for group in compared.groups} == {"at 20": 0.7, "at 10": 0.99}
+    plot = plot_forks(compared, styles(group.name for group in compared.groups))
+    assert plot is not None
+    drawn = {(trace.name, trace.kind): trace.by_axis[""] for trace in plot.traces}
+    assert drawn["before the forks", "curve"].x.tolist() == [10, 20]
+    assert drawn["at 20", "curve"].x.tolist() == [30, 40]
+    assert drawn["at 10", "curve"].y.tolist() == [0.99]
+    assert drawn["best of each fork", "front"].x.tolist() == [20, 40]
+    assert drawn["best of each fork", "front"].y.tolist() == [0.99, 0.7]
+
+
+def test_what_a_cooldown_would_reach_is_drawn_dashed_beside_the_loss(runs: Runs, comparison: Compare) -> None:
+    runs.train("constant", 0, 0.9, rows={"val/loss_if_cooled": [(9, 0.4), (19, 0.3), (29, 0.2), (39, 0.1)]})
+    compared = comparison(log_run=False).compared
+    plot = plot_run_curves(compared, styles(group.name for group in compared.groups))
+    assert plot is not None
+    (dashed,) = [trace for trace in plot.traces if trace.name.endswith("if cooled")]
+    assert (plot.panels[dashed.panel], dashed.style.dash) == ("val/loss", "dash")
+    assert dashed.by_axis["step"].y.tolist() == [0.4, 0.3, 0.2, 0.1]
+    assert "Dashed" in plot.note

@@ -95,3 +95,11 @@ def test_a_description_tells_spaces_apart() -> None:
     a = Space.of({"optimizer.lr": {"log": [1e-4, 1]}})
     assert a.as_dict() == Space.of({"optimizer": {"lr": {"log": [1e-4, 1]}}}).as_dict()
     assert a.as_dict() != Space.of({"optimizer.lr": {"linear": [1e-4, 1]}}).as_dict()
+
+
+def test_a_sampled_value_has_four_digits_and_a_given_one_its_own() -> None:
+    domain = Range(1e-4, 0.0679612345, log=True)
+    assert domain.short(0.016796580687702834) == 0.0168
+    assert domain.short(0.012345678) == 0.012345678
+    assert domain.short(0.06796123449) == 0.06796
+    assert Range(0.067962345, 1.0).short(0.067962345678) == 0.067962345  # within the range

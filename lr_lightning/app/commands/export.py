@@ -80,8 +80,18 @@ FORMATS: dict[str, tuple[str, Callable[[nn.Module, Tensor, Path], Callable[[Tens
 """The name of the file, and what writes it and reads it back, of each format."""
 
 
-def export(folder: Path, to: Path, formats: Sequence[str], checkpoint: str = "best", trust: Sequence[str] = ()) -> None:
+def export(
+    folder: Path,
+    to: Path,
+    formats: Sequence[str],
+    checkpoint: str = "best",
+    trust: Sequence[str] = (),
+    *,
+    averaged: bool = False,
+) -> None:
     """Write the network of a run's checkpoint in each of the formats, with `model.json` beside them.
+
+    With ``averaged``, its weights are the average that CooldownPreview kept.
 
     Each file is read back, and its probabilities compared with the run's own.
 
@@ -91,7 +101,7 @@ def export(folder: Path, to: Path, formats: Sequence[str], checkpoint: str = "be
     missing = [name for name in ("onnx", "onnxscript") if "onnx" in formats and find_spec(name) is None]
     if missing:
         raise ConfigError(f"--format onnx: needs `pip install {' '.join(missing)}`.")
-    predictor = Predictor(folder, checkpoint, trust)
+    predictor = Predictor(folder, checkpoint, trust, averaged=averaged)
     data, module = predictor.data, predictor.module.cpu()
     network = _Network(module.net if isinstance(module, LitClassifier) else module, data.normalizer).eval()
     shape = (data.in_channels, *data.image_size)
@@ -121,6 +131,7 @@ def export(folder: Path, to: Path, formats: Sequence[str], checkpoint: str = "be
         "preprocessing": _PREPROCESSING,
         "run": folder.name,
         "checkpoint": checkpoint,
+        "weights": "averaged" if averaged else "last",
     }
     (to / "model.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     print(f"wrote {to / 'model.json'}: class names and preprocessing")
@@ -133,6 +144,7 @@ def run(
     to: Path | None = None,
     formats: Sequence[str] = (),
     checkpoint: str = "best",
+    averaged: bool = False,
     trust: Sequence[str] = (),
     output_root: Path | None = None,
     store: Path | None = None,
@@ -141,7 +153,8 @@ def run(
     """Export a run, by default to ``export/`` in its output folder, and return the exit status."""
     try:
         folder = find_run(root, name, output_root, store, uri)
-        export(folder, to or folder / "export", list(formats) or ["torchscript", "torch_export"], checkpoint, trust)
+        wanted = list(formats) or ["torchscript", "torch_export"]
+        export(folder, to or folder / "export", wanted, checkpoint, trust, averaged=averaged)
     except (ConfigError, OSError) as e:
         print_error(f"--to: {e}" if isinstance(e, OSError) else e)
         return BAD_INPUT

@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, fields
+from itertools import islice, product
+from math import comb, prod, sqrt
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -36,7 +38,14 @@ from lr_lightning.app.schemas.search import LRGridConfig, RaceConfig, RangeTestC
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
 
+if TYPE_CHECKING:
+    from lr_lightning.app.run.fork import ForkedRun
+    from lr_lightning.app.run.resume import ResumedRun
+
 _MOST_KEYS = 3  # that name the groups of a multirun's comparison
+_MOST_GROUPS = 500  # whose colours are chosen beforehand
+_NOT_GROUPED = ("seed", "resume")
+_FEWEST_ARMS = 2  # to compare
 Job = Literal["train", "find_lr"]
 _PURPOSES: dict[Job, str] = {
     "train": "Train a CNN on a learning rate schedule; the run is tracked in MLflow.",
@@ -73,8 +82,11 @@ class Multirun:
         self._name = ""
 
     def add(self, config: Config, overrides: Sequence[str], name: str, number: int) -> None:
-        """Add a run that is about to start to the multirun ``name``, and give it the tags `sweep` and `trial`."""
-        config.tracking.tags = {"sweep": name, "trial": str(number), **config.tracking.tags}
+        """Add a run that is about to start to the multirun ``name``; tag, name and colour it by what varies."""
+        if number == 0 and (note := seeds_note(sys.argv[1:], config)):
+            print(note, flush=True)
+        looks = _name_and_colour(config, overrides, sys.argv[1:])
+        config.tracking.tags = {"sweep": name, "trial": str(number), **looks, **config.tracking.tags}
         self.take(number, config, overrides, name)
 
     def take(self, number: int, config: Config, overrides: Sequence[str], name: str) -> None:
@@ -94,11 +106,12 @@ class Multirun:
         from lr_lightning.app.commands.compare import compare_sweep
 
         experiments = sorted({config.tracking.experiment_name for config in tracked})
-        compare_sweep(tracked[-1], tracked[-1].tracking.tags["sweep"], self._varied_keys(), experiments)
+        sweep = tracked[-1].tracking.tags["sweep"]
+        compare_sweep(tracked[-1], sweep, self._varied_keys(), experiments=experiments)
 
     def _varied_keys(self) -> list[str]:
         """Return the keys that vary, except the seed and the keys of a learning rate that a finder replaces."""
-        ignored = {"seed", "resume"}
+        ignored = set(_NOT_GROUPED)
         if any(config.keys_set_by_finder() for config, _ in self._runs.values()):
             ignored |= {"optimizer.lr", "schedule.max_lr"}
         values: dict[str, set[str]] = {}
@@ -106,8 +119,72 @@ class Multirun:
             for override in overrides:
                 key, _, value = override.lstrip("+~").partition("=")
                 values.setdefault(key, set()).add(value)
+        if len({override.strip("'").rpartition("@")[0] for override in values.get("fork", ())}) == 1:
+            values["fork.point"] = values.pop("fork")  # the points of one run, which no group need name
         varied = [key for key, given in values.items() if len(given) > 1 and key not in ignored]
         return varied[:_MOST_KEYS] or ["schedule"]
+
+
+def _varied_values(words: Sequence[str]) -> dict[str, list[str]]:
+    """Return the keys that the command line of a multirun varies, each with its values."""
+    try:
+        given = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
+    except HydraException:  # the value of an option of Hydra's, such as a config's name
+        return {}
+    sweeps = [one for one in given if one.is_sweep_override() and not one.is_interval_sweep()]
+    return {one.key_or_group: [*one.sweep_string_iterator()] for one in sweeps}
+
+
+def _name_and_colour(config: Config, overrides: Sequence[str], words: Sequence[str]) -> dict[str, str]:
+    """Name a run of a multirun by what ``words``, the command line, vary, and return the tag of its group's colour."""
+    from lr_lightning._plotting import style, styles
+    from lr_lightning.tracking.keys import COLOUR_TAG, name_values
+
+    varied = _varied_values(words)
+    own = {key: value for key, _, value in (word.lstrip("+").partition("=") for word in overrides) if key in varied}
+    seed = [f"s{config.seed}"] if "seed" in own else []
+    keys = [key for key in varied if key in own and key not in _NOT_GROUPED]
+    if not keys or len(own) < len(varied):
+        return {}
+    config.tracking.run_name = config.tracking.run_name or " ".join(name_values({key: own[key] for key in keys}) + seed)
+    several = product(*(varied[key] for key in keys[:_MOST_KEYS]))
+    names = [", ".join(name_values(dict(zip(keys, values, strict=False)))) for values in islice(several, _MOST_GROUPS)]
+    mine = ", ".join(name_values({key: own[key] for key in keys[:_MOST_KEYS]}))
+    return {COLOUR_TAG: (styles(names).get(mine) or style(mine)).colour}
+
+
+def seeds_note(words: Sequence[str], config: Config | None = None) -> str:
+    """Say how many seeds tell the settings of a multirun apart, and what fewer can show; "" for one setting.
+
+    Earlier runs of the same data set and model in the store of ``config`` tell how large a difference can be proven.
+    """
+    from lr_lightning.diagnosis.statistics import difference_seen, seeds_needed
+
+    varied = _varied_values(words)
+    arms = prod(len(values) for key, values in varied.items() if key not in _NOT_GROUPED)
+    if arms < _FEWEST_ARMS:
+        return ""
+    pairs, seeds = comb(arms, 2), len(varied.get("seed", [""]))
+    needed, own = seeds_needed(pairs), f"{seeds} seed{'s' * (seeds > 1)}"
+    what = (
+        f"{arms} settings, {own} each: {pairs} pair{'s' * (pairs > 1)} to compare, for which {needed} seeds are needed."
+    )
+    if config is not None:
+        from lr_lightning.app.commands.compare import seed_spread
+
+        if (spread := seed_spread(config)) is not None:
+            sd, runs = spread
+            seen = difference_seen(max(seeds, needed), sqrt(2) * sd, level=0.05 / pairs)
+            what += (
+                f" Seeds of {runs} earlier runs of {config.model.name} on {config.data.name} differ by {sd:.2g} "
+                f"(standard deviation): {max(seeds, needed)} seeds show differences from about {seen:.2g} on."
+            )
+    if seeds >= needed:
+        return f"{what} A clear difference can be proven."
+    few = f'the report can say "better in {seeds} of {seeds} seeds, unproven"' if seeds > 1 else "nothing can be told"
+    against = seeds_needed(arms - 1)
+    rest = f" (compare.py --against ONE, chosen beforehand, needs {against})" if against < needed else ""
+    return f"{what} With {own} {few}. For a proof: seed={','.join(map(str, range(needed)))}{rest}"
 
 
 def main(root: Path, job: Job = "train") -> int:
@@ -266,12 +343,17 @@ def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
     overrides = list(hydra_config.overrides.task)
     several_jobs = hydra_config.mode == RunMode.MULTIRUN
     _refuse_groups(cfg, job)
+    start: ResumedRun | ForkedRun | None
     if cfg.resume is not None:
         from lr_lightning.app.run.resume import stored_config
 
-        config, resumed = stored_config(cfg, overrides)
+        config, start = stored_config(cfg, overrides)
+    elif cfg.fork is not None:
+        from lr_lightning.app.run.fork import forked_config
+
+        config, start = forked_config(cfg, overrides)
     else:
-        config, resumed = validate(cfg), None
+        config, start = validate(cfg), None
     processes = world_size(config.trainer)
     if config.study is not None and processes > 1:
         raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
@@ -297,11 +379,11 @@ def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
     from lr_lightning.app.run.train import train
 
     if not several_jobs:
-        return train(config, resumed).objective
+        return train(config, start).objective
     if len(_reports) == 1:
         gc.freeze()  # so that what was imported is not collected among after every run
     try:
-        return _run_in_a_line(config, resumed, _place_in_multirun(hydra_config, overrides)).objective
+        return _run_in_a_line(config, start, _place_in_multirun(hydra_config, overrides)).objective
     except ConfigError:
         report.run = None  # it could not start
         raise
@@ -309,7 +391,7 @@ def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
         gc.collect()  # a model and its trainer refer to each other
 
 
-def _run_in_a_line(config: Config, resumed: Any, title: str) -> Any:
+def _run_in_a_line(config: Config, start: Any, title: str) -> Any:
     """Run one job of a multirun, and print a line: what varies, and the result."""
     from lr_lightning.app.run.messages import outcome_line
     from lr_lightning.app.run.train import train
@@ -317,7 +399,7 @@ def _run_in_a_line(config: Config, resumed: Any, title: str) -> Any:
     on_terminal = sys.stdout.isatty()  # which shows a bar meanwhile
     print(title, end="\n" if on_terminal else ": ", flush=True)
     try:
-        outcome = train(config, resumed, report=False, notes=True)
+        outcome = train(config, start, report=False, notes=True)
     except (ConfigError, RunFailed, Diverged) as e:
         print(e.headline if isinstance(e, Diverged) else f"failed: {str(e).splitlines()[0]}", flush=True)
         raise
@@ -345,5 +427,9 @@ def _refuse_groups(cfg: DictConfig, job: Job) -> None:
         raise ConfigError("search: belongs to scripts/search.py. Start that script, or leave search out.")
     if job == "find_lr" and cfg.study is not None:
         raise ConfigError("experiment: find_lr.py cannot run a study. Leave it out.")
+    if cfg.resume is not None and cfg.fork is not None:
+        raise ConfigError("fork: cannot be given with resume, which brings its own checkpoint. Leave one of them out.")
+    if job == "find_lr" and cfg.fork is not None:
+        raise ConfigError("fork: a search trains nothing. Leave fork out, or give ckpt=... its weights.")
     if job == "find_lr" and cfg.resume is not None:
         raise ConfigError("resume: a stopped run has its lr already. Leave resume out, or give ckpt=... its weights.")

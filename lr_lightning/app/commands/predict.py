@@ -18,7 +18,7 @@ from lr_lightning._threads import threads_for
 from lr_lightning.app import build
 from lr_lightning.app.composition import compose_config, prepare, validate
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
-from lr_lightning.app.run.checkpoints import load_weights, read_checkpoint
+from lr_lightning.app.run.checkpoints import load_weights, read_checkpoint, with_averaged_weights
 from lr_lightning.app.run.messages import quiet
 from lr_lightning.app.run.resume import ALLOWED_TARGETS, RunArgument, read_config, run_folder
 from lr_lightning.app.schemas.data import DigitsConfig
@@ -70,10 +70,13 @@ class Predictor:
     """A trained run's network, with the normalisation and the class names of its training data.
 
     Nothing but the run's folder is needed: neither its data nor the weights that it started from. ``trust`` are the
-    targets outside this project that the run's config may name.
+    targets outside this project that the run's config may name. With ``averaged``, the weights are the average that
+    CooldownPreview kept.
     """
 
-    def __init__(self, folder: Path, checkpoint: str = "best", trust: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, checkpoint: str = "best", trust: Sequence[str] = (), *, averaged: bool = False
+    ) -> None:
         path = folder / "checkpoints" / f"{checkpoint}.ckpt"
         if not path.is_file():
             raise ConfigError(f"RUN: {path} is not there. --checkpoint takes another one; find_lr.py saves none.")
@@ -84,6 +87,8 @@ class Predictor:
         if config.model.kwargs.get("pretrained"):
             config.model.kwargs["pretrained"] = False  # or timm would download the weights that training started from
         stored = read_checkpoint(path, "RUN")
+        if averaged:
+            stored = with_averaged_weights(stored, "--weights averaged", str(path))
         self.data = _trained_on(stored, path)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(threads_for())

@@ -1,25 +1,78 @@
-"""A run's checkpoints, written so that a kill at any moment leaves a whole one."""
+"""A run's output folder, which holds all that a resume needs: its config, and checkpoints that survive a kill."""
 
+import math
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
-from typing import Any
+from typing import Any, cast
 
 import torch
+import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lr_lightning._commands import resume_argument
 from lr_lightning._lightning import CheckpointCallback, is_step_complete
 from lr_lightning.app.build import FinalValidation, MonitorCheck, validation_follows
-from lr_lightning.app.run.output import BEFORE_LAST, LAST, folder_gone
 from lr_lightning.app.schemas.trainer import CheckpointConfig
+from lr_lightning.callbacks.cooldown_preview import CooldownPreview
+from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
 from lr_lightning.errors import ConfigError, RunFailed
+from lr_lightning.schedules import Clock, Duration, DurationLike, parse_duration
+from lr_lightning.tracking.files import write_atomically
+
+LAST, BEFORE_LAST = "last.ckpt", "before_last.ckpt"
+"""Names of the checkpoint that a run is resumed from, and of the one before it, in case `last` is damaged."""
+
+
+def new_output_dir(root: str, *parts: str) -> Path:
+    """Make a run's folder, named after the time and ``parts``; no other run has it, even on a shared file system."""
+    stem = "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *(re.sub(r"[^\w.]+", "_", part) for part in parts)])
+    parent = output_root(root)
+    while True:
+        folder = parent / f"{stem}-{secrets.token_hex(2)}"
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
+def output_root(path: str) -> Path:
+    """Return the folder that holds all runs' folders, and make it if it does not exist."""
+    root = Path(path).expanduser().absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"output_root: cannot make the folder '{root}' ({e.strerror}). Give another one.") from e
+    if not os.access(root, os.W_OK):
+        raise ConfigError(f"output_root: '{root}' cannot be written to. Give another one.")
+    return root
+
+
+def folder_gone(folder: Path) -> RunFailed:
+    """Return the error of a run whose folder is not there any more."""
+    return RunFailed(
+        f"output_root: {folder} was moved or removed while the run was writing to it. If it was moved, resume it where "
+        "it is now, resume=FOLDER; else start the run anew."
+    )
+
+
+def write_config(folder: Path, container: dict[str, Any]) -> Path:
+    """Store the resolved config, which a resume reads back."""
+    path = folder / "config.yaml"
+    write_atomically(path, yaml.safe_dump(container, sort_keys=False, allow_unicode=True))
+    return path
+
+
+# -- checkpoints, written so that a kill at any moment leaves a whole one ----------------------------------------------
 
 _WRITER = ("PytorchStreamWriter", "inline_container")  # in torch's own errors, which hide the system's error
 
@@ -130,6 +183,70 @@ def _moved(node: Any, before: str, now: str) -> Any:
     return now + node.removeprefix(before) if isinstance(node, str) and node.startswith(before) else node
 
 
+class TrunkCheckpoints(Callback):
+    """Keep a checkpoint at every multiple of a duration before the end, from which the run can be forked.
+
+    They lie beside `last`, which is the checkpoint of the end, as ``step-N.ckpt`` after N updates.
+    """
+
+    NAME = re.compile(r"step-(\d+)\.ckpt")
+
+    def __init__(self, every: DurationLike, folder: Path | None) -> None:
+        self.every, self.folder = parse_duration(every), folder
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the other ranks the folder."""
+        self.folder = trainer.strategy.broadcast(self.folder)
+        self._clock = trainer_clock(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save if the step is complete and no validation follows."""
+        if is_step_complete(trainer) and not validation_follows(trainer):
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after a validation, which is then part of the checkpoint."""
+        if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING and is_step_complete(trainer):
+            self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        step, clock = updates_made(trainer), self._clock
+        if step < (clock.total or math.inf) and step in _multiples(self.every, clock, step, step):
+            path = Path(cast(Path, self.folder)) / "checkpoints" / f"step-{step}.ckpt"
+            trainer.save_checkpoint(path)
+
+
+def _multiples(every: Duration, clock: Clock, first: int, last: int) -> list[int]:
+    """Return the steps in ``[first, last]``, above 0, at which a multiple of a duration ends."""
+    counts = range(max(1, clock.count(every, first - 1) + 1), clock.count(every, last) + 1)
+    return sorted({clock.steps(every, times=k) for k in counts})
+
+
+def trunk_space(every: DurationLike, clock: Clock, module: LightningModule, copies: float, folder: Path) -> str:
+    """Say how many checkpoints a run will keep, and the space that they take below ``folder``.
+
+    A checkpoint holds the weights, and ``copies`` numbers more for each parameter, such as averages.
+
+    Raises:
+        ConfigError: The disk has less space than that.
+    """
+    count = len(_multiples(parse_duration(every), clock, 1, (clock.total or 1) - 1))
+    trained = sum(p.nbytes for p in module.parameters() if p.requires_grad)
+    each = sum(t.nbytes for t in module.state_dict().values()) + copies * trained
+    free = shutil.disk_usage(folder).free
+    text = f"{count} of about {_megabytes(each)}, {_megabytes(count * each)} in all"
+    if count * each > free:
+        raise ConfigError(
+            f"callbacks.checkpoint.every: '{every}' keeps checkpoints: {text}, and {_megabytes(free)} are free at "
+            f"{folder}. Keep fewer, or give another output_root."
+        )
+    return f"checkpoints to fork from, every {parse_duration(every)}: {text}"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
+
+
 def checkpoint_callbacks(node: CheckpointConfig | None, folder: Path | None) -> list[Callback]:
     """Build the callbacks that save ``best`` and ``last``, and those that ensure a validation to save after.
 
@@ -149,7 +266,8 @@ def checkpoint_callbacks(node: CheckpointConfig | None, folder: Path | None) -> 
         last(every_n_epochs=1, save_on_train_epoch_end=False),
         *([last(every_n_train_steps=node.every_n_steps)] if node.every_n_steps else []),
     ]
-    return [FinalValidation(), MonitorCheck(node.monitor), *kept]
+    trunk = [] if node.every is None else [TrunkCheckpoints(node.every, folder)]
+    return [FinalValidation(), MonitorCheck(node.monitor), *kept, *trunk]
 
 
 def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
@@ -164,6 +282,20 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ConfigError(f"{key}: {path} is no checkpoint of Lightning: it has no state_dict.")
     return checkpoint
+
+
+def with_averaged_weights(checkpoint: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:
+    """Return a checkpoint whose weights are the running average that CooldownPreview kept; ``key`` asked for them."""
+    kept = checkpoint.get("callbacks", {}).get(CooldownPreview.__name__, {})
+    if not kept.get("average"):
+        raise ConfigError(f"{key}: {name} has no averaged weights. Train with callbacks.cooldown_preview=true.")
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    statistics = {
+        f"{layer}.{buffer}": value
+        for layer, values in kept.get("statistics", {}).items()
+        for buffer, value in zip(names, values, strict=True)
+    }
+    return {**checkpoint, "state_dict": {**checkpoint["state_dict"], **kept["average"], **statistics}}
 
 
 def load_weights(module: LightningModule, checkpoint: Mapping[str, Any], name: str) -> None:

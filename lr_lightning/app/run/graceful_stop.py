@@ -1,6 +1,9 @@
-"""A run that is told to stop: it completes the current step, saves a checkpoint, and exits with the right status."""
+"""A run that is told to end: it stops in good order after the current step, or cools down first."""
 
+import json
 import signal
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -8,9 +11,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lr_lightning._lightning import is_step_complete, stop_after_batch
+from lr_lightning._lightning import callbacks_of, is_step_complete, stop_after_batch
 from lr_lightning.app.build import validation_follows
 from lr_lightning.app.run.signals import WARNINGS, Interrupted, Signals
+from lr_lightning.app.world import in_batch_job
+from lr_lightning.callbacks.lr_schedule import LRSchedule
+from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
+from lr_lightning.errors import ArgumentError
+from lr_lightning.schedules import parse_duration
+from lr_lightning.tracking import RunLogger
+from lr_lightning.tracking.files import write_atomically
 
 
 class GracefulStop(Signals, Callback):
@@ -20,14 +30,21 @@ class GracefulStop(Signals, Callback):
     ranks other than the first), and the fit ends on all ranks at the same step. Outside of a fit the run ends at once.
     As a context manager it holds the signal handlers for the whole run. List it before the other callbacks, so that
     their state is complete when it saves.
+
+    Outside of a batch job, which is warned by it, SIGUSR1 does not stop the run but asks for a cooldown: it sets
+    ``cooldown_asked``.
     """
 
     def __init__(self, checkpoint: Path | None = None) -> None:
         super().__init__()
         self.checkpoint = checkpoint
+        self.cooldown_asked = False
         self._trainer: Trainer | None = None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGUSR1 and not in_batch_job():
+            self.cooldown_asked = True
+            return
         launcher = self._trainer.strategy.launcher if self._trainer is not None else None
         if launcher is not None and signum not in (signal.SIGINT, signal.SIGHUP):  # these reach the other ranks
             launcher.kill(signal.SIGTERM)
@@ -73,3 +90,108 @@ class GracefulStop(Signals, Callback):
         self._trainer = None
         if isinstance(exception, SIGTERMException):
             trainer.save_checkpoint(self.checkpoint or "")
+
+
+# -- a run that is told to cool down: the request, a small file in its folder, and what answers it ---------------------
+
+DEFAULT_LENGTH = "20%"
+REQUEST = "cooldown.json"
+_SECONDS = 1.0  # between two looks for the request
+_STEPS = 10  # from one question to the other ranks to the next
+
+
+@dataclass(frozen=True)
+class CooldownRequest:
+    """How long to cool down, and what was decided when the run read it, so that a resumed run decides the same.
+
+    Attributes:
+        over: A duration; percentages are of the updates so far.
+        start: The updates made when the cooldown starts; None until it is decided.
+        updates: The updates of the cooldown.
+    """
+
+    over: str = DEFAULT_LENGTH
+    start: int | None = None
+    updates: int = 0
+
+    @classmethod
+    def read(cls, folder: Path) -> "CooldownRequest | None":
+        """Read the request in a run's folder; None if there is none, or none that can be read."""
+        try:
+            found = cls(**json.loads((folder / REQUEST).read_text(encoding="utf-8")))
+            parse_duration(found.over, positive=True)
+        except (OSError, ValueError, TypeError):
+            return None
+        return found
+
+    def write(self, folder: Path) -> None:
+        """Write the request to a run's folder, in one step."""
+        write_atomically(folder / REQUEST, json.dumps(asdict(self)) + "\n")
+
+
+class CoolDownOnRequest(Callback):
+    """Leave the schedule for a cooldown when the run is told to, by a file in its folder or by SIGUSR1.
+
+    The first rank looks for the file, once a second at most, and the other ranks ask it every few steps. List this
+    callback before those that save checkpoints.
+
+    Args:
+        stop: Handler of the signals.
+        folder: The run's folder; None on ranks other than the first.
+    """
+
+    def __init__(self, stop: GracefulStop, folder: Path | None) -> None:
+        self.stop, self.folder = stop, folder
+        self._looked = 0.0
+        self._decided: CooldownRequest | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read what an earlier part of this run has decided."""
+        request = CooldownRequest.read(self.folder) if self.folder else None
+        decided = request if request is not None and request.start is not None else None
+        self._decided = trainer.strategy.broadcast(decided) if trainer.world_size > 1 else decided
+        self._schedule = callbacks_of(trainer, LRSchedule)[0]
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        """Begin the cooldown between two updates."""
+        if self._schedule.is_cooling or not is_step_complete(trainer):
+            return
+        if self._decided is not None:  # the run was resumed from before the start of its cooldown
+            if updates_made(trainer) >= (self._decided.start or 0):
+                self._schedule.cool_down(trainer, self._decided.updates)
+            return
+        if trainer.world_size == 1:
+            request = self._look()
+        else:
+            if updates_made(trainer) % _STEPS:
+                return
+            request = self._look()
+            if not trainer.strategy.reduce_boolean_decision(request is not None, all=False):
+                return
+            request = trainer.strategy.broadcast(request)
+        if request is not None:
+            self._begin(trainer, request)
+
+    def _look(self) -> CooldownRequest | None:
+        """Return the request, if there is one and it is time to look for it."""
+        if self.folder is None:
+            return None
+        if not self.stop.cooldown_asked and time.monotonic() - self._looked < _SECONDS:
+            return None
+        self._looked = time.monotonic()
+        request = CooldownRequest.read(self.folder)
+        return CooldownRequest() if request is None and self.stop.cooldown_asked else request
+
+    def _begin(self, trainer: Trainer, request: CooldownRequest) -> None:
+        step, clock = updates_made(trainer), trainer_clock(trainer)
+        try:
+            wanted = clock.slice(0, step).steps(request.over)
+        except ArgumentError:  # epochs, and the loader has no length
+            wanted = clock.slice(0, step).steps(DEFAULT_LENGTH)
+        updates = self._schedule.cool_down(trainer, max(1, wanted))
+        if self.folder is None:
+            return
+        CooldownRequest(request.over, step, updates).write(self.folder)
+        print(f"cooling down as told: from step {step} to step {step + updates}, where the run ends", flush=True)
+        for logger in (logger for logger in trainer.loggers if isinstance(logger, RunLogger)):
+            logger.set_tags({"cooldown.step": step, "cooldown.updates": updates})

@@ -12,8 +12,10 @@ from lightning.pytorch import LightningModule
 from rich.console import Console
 from rich.table import Column, Table
 
-from lr_lightning._commands import python_command, shell_quote
+from lr_lightning._commands import override, python_command, shell_quote
 from lr_lightning.app.config import Config
+from lr_lightning.app.run.fork import ForkedRun
+from lr_lightning.app.run.predictions import Predictions
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
 from lr_lightning.app.schemas.schedule import CyclicalConfig
@@ -42,35 +44,59 @@ _ROWS = (  # of the table at the end: name, key of the summary, format
     ("price", "price", "{:.4g}"),
     ("spikes of the training loss", "spikes", "{:.0f}"),
 )
+_NOT_CHANGES = ("tracking", "output_root", "trainer.progress")
 _MOST_CLASSES = 20
+_JUMP = 2.0  # times the last learning rate, at which a resume is commented
 _BY_MAKE = "MAKELEVEL"  # a variable of make: the virtual environment may not be active
 _DEFAULT_STORE = Path(__file__).resolve().parents[3] / "mlruns"
 
 
 def print_start(
-    config: Config, folder: Path, data: ImageDataModule, module: LightningModule, resumed: ResumedRun | None = None
+    config: Config,
+    folder: Path,
+    data: ImageDataModule,
+    module: LightningModule,
+    start: ResumedRun | ForkedRun | None = None,
 ) -> None:
     """Print in a few lines what is about to be trained, and its output folder."""
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
     sizes, (height, width), node = data.sizes, data.image_size, config.optimizer
     if getattr(config.finder, "apply", False):
-        peak = f"from {config.finder.name} (else {node.lr:g})"
+        peak = f"from {config.finder.name} (else {node.lr:.4g})"
     else:
         rule = f" ({node.lr_rule} rule, for {node.lr_reference_batch})" if node.lr_rule != "none" else ""
-        peak = f"{node.lr:g}{rule}"
+        peak = f"{node.lr:.4g}{rule}"
     one, update = process_batch_size(config.data, config.trainer), effective_batch_size(config.data, config.trainer)
     factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
     batch = str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
     place = f"output: {folder}{_places_from_environment(config.tracking)}"
-    if resumed:
-        changes = "".join(f", {key}={value}" for key, value in resumed.changed.items())
-        place = f"resuming from {resumed.checkpoint}{changes}"
+    if start:
+        shown = {key: value for key, value in start.changed.items() if not key.startswith(_NOT_CHANGES)}
+        changes = "".join(f", {key}={value}" for key, value in shown.items())
+        if isinstance(start, ForkedRun):
+            begun = f", which starts at step {config.schedule.start_step}" if config.schedule.start_step else ""
+            place += f"\nforked at step {start.step} from {start.checkpoint}{changes}{begun}"
+        else:
+            place = f"resuming from {start.checkpoint}{changes}{_jump(config, start)}"
     Console(soft_wrap=True, highlight=False, markup=False).print(
         f"{config.data.name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes.get('test', 0):,} test "
         f"images of {data.in_channels}×{height}×{width}, {data.num_classes} classes\n"
         f"{_classes(data)}\n"
         f"{config.model.name}: {parameters:,} parameters; {node.name}, peak lr {peak}, "
         f"schedule {config.schedule.name}, batch {batch}\n{place}"
+    )
+
+
+def _jump(config: Config, resumed: ResumedRun) -> str:
+    """Say in a line that the learning rate rises, because its schedule now ends later, and what to do instead."""
+    if not resumed.next_lr > _JUMP * resumed.lr:
+        return ""
+    length = " ".join(f"{key}={value}" for key, value in resumed.changed.items() if key.startswith("trainer.max"))
+    fork = shell_quote(override("fork", f"{resumed.output_dir}@last"))
+    return (
+        f"\nthe learning rate jumps from {resumed.lr:.2g} to {resumed.next_lr:.2g}, since {config.schedule.name} now "
+        f"ends later. Instead, start a new run of this length, or one from here at a lower learning rate: {fork} "
+        f"schedule=linear optimizer.lr={resumed.peak_lr / 10:.2g} {length}"
     )
 
 
@@ -106,10 +132,12 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
     if summary.get("target_reached") == 0.0:
         table.add_row("target", "not reached")
     if verdict is not None:
-        table.add_row("verdict", verdict.headline)
+        table.add_row("verdict", verdict.title)
     console.print(table)
     for line in verdict.sentences() if verdict is not None else ():
         console.print(f"- {line}", soft_wrap=True)
+    if outcome.predictions is not None and config.callbacks.class_accuracy:
+        console.print(_class_table(outcome.predictions))
     console.print(f"MLflow run {run_id}" if run_id else "not in MLflow", f"output {folder}", sep=", ", soft_wrap=True)
     epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
     by_steps = steps > 0 and (epochs < 0 or summary.get("steps", 0.0) >= steps)  # the limit that ended the run
@@ -126,6 +154,24 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
         commands.append(("predict", python_command(predict, str(folder), "NEW_IMAGES")))
     for name, command in commands:
         console.print(f"{name}:  {hide_password(command)}", soft_wrap=True)
+
+
+def _class_table(found: Predictions) -> Table:
+    """Return the accuracy of each class, or of the worst ones if there are many, with what it is taken for most."""
+    accuracies = found.class_accuracies
+    order = list(range(len(accuracies)))
+    title = f"accuracy by class, {found.split} images"
+    if len(order) > _MOST_CLASSES:
+        order = sorted(order, key=lambda i: accuracies[i])[:_MOST_CLASSES]
+        title += f", the {_MOST_CLASSES} worst of {len(accuracies)}"
+    right = [Column(name, justify="right") for name in ("images", "accuracy")]
+    table = Table("class", *right, "most often taken for", title=title, title_justify="left")
+    for i in order:
+        others = found.confusion[i].copy()
+        others[i] = 0
+        most = f"{found.class_names[others.argmax()]} ({others.max():,})" if others.any() else ""
+        table.add_row(found.class_names[i], f"{found.confusion[i].sum():,}", f"{accuracies[i]:.2%}", most)
+    return table
 
 
 def outcome_line(outcome: RunOutcome) -> str:
@@ -163,7 +209,7 @@ def _training(config: Config, outcome: RunOutcome, key: str, limit: int, resume:
         return [_command("train on", [*resume, f"{key}={2 * limit}"])]
     if Advice.FINISH in verdict.advice:
         return [_command("train on", resume)]
-    if any(word.startswith(("-", "resume=")) for word in own):
+    if any(word.startswith(("-", "resume=", "fork=")) for word in own):
         return []  # the overrides of a multirun or a resume do not start this run
     commands = []
     for advice in verdict.advice:

@@ -23,8 +23,10 @@ from lr_lightning._lightning import callbacks_of
 from lr_lightning._plotting import style
 from lr_lightning.app.config import PLACES_OF_DATA, Config
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
+from lr_lightning.app.run.checkpoints import LAST, folder_gone, write_config
+from lr_lightning.app.run.fork import ForkedRun
 from lr_lightning.app.run.graceful_stop import GracefulStop
-from lr_lightning.app.run.output import LAST, folder_gone, write_config
+from lr_lightning.app.run.predictions import Predictions
 from lr_lightning.app.run.resume import resume_arguments
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.schemas.trainer import TrackingConfig
@@ -35,7 +37,7 @@ from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed, StoreUnavailable
 from lr_lightning.tracking import RunLogger, environment_tags, mark_dead_runs, open_store
-from lr_lightning.tracking.keys import COLOUR_TAG, flatten, hide_password
+from lr_lightning.tracking.keys import COLOUR_TAG, LOG_LR, flatten, hide_password
 from lr_lightning.tracking.replay import watchdog
 from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
@@ -57,6 +59,7 @@ class RunOutcome:
     output_dir: Path | None = None  # None on ranks other than the first
     run_id: str | None = None  # in MLflow
     found_lr: float | None = None  # the peak learning rate that a finder has set
+    predictions: Predictions | None = None  # if the config asks for them
 
     @property
     def objective(self) -> float | None:
@@ -132,15 +135,20 @@ def open_logger(
     resume: bool = False,
     job: str = "train",
     scaling: Mapping[str, float] = MappingProxyType({}),
+    forked: ForkedRun | None = None,
 ) -> RunLogger:
     """Open a run's record, which locks its output folder, and store the config there.
 
-    ``scaling`` is the change of the learning rate by ``optimizer.lr_rule``, from ``scale_lr``.
+    ``scaling`` is the change of the learning rate by ``optimizer.lr_rule``, from ``scale_lr``. The record of a run that
+    was ``forked`` begins with what the other run logged up to there.
     """
     container, stale = _public(config), config.keys_set_by_finder()
-    lr = config.finder.name if stale else f"{config.optimizer.lr:g}"
+    lr = config.finder.name if stale else f"{config.optimizer.lr:.4g}"
     name = config.tracking.run_name or (_run_name(config.schedule.name, lr, config.seed) if job == "train" else job)
+    if forked and not config.tracking.run_name:
+        name += f" fork@{forked.point}"
     tags = _tags(container, job) | {
+        **(forked.tags if forked else {}),
         "seed": str(config.seed),
         "finder": config.finder.name,
         "output_dir": str(folder),
@@ -166,6 +174,10 @@ def open_logger(
                 "update_batch_size": effective_batch_size(config.data, config.trainer),
             }
             logger.log_hyperparams({**measured, **scaling})
+            if forked:
+                logger.copy_rows(forked.rows_before())
+            if job == "train" and not stale:
+                logger.log_metrics({LOG_LR: math.log10(config.optimizer.lr)}, 0)
             logger.log_artifact(artifact)
     return logger
 
@@ -281,10 +293,11 @@ class FoundLR(Callback):
             lrs["schedule.base_lr"] = finder.applied_base
         for logger in (logger for logger in trainer.loggers if isinstance(logger, RunLogger)):
             logger.log_hyperparams(lrs)
+            logger.log_metrics({LOG_LR: math.log10(lr)}, 0)
             if not resumed:
                 logger.log_summary({"search_seconds": finder.seconds})  # no other number of the run contains them
             if logger.store is not None and node.tracking.run_name is None:
-                logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:g}", node.seed)})
+                logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:.4g}", node.seed)})
         found = next(reversed(finder.results.values()), None)
         if found is None or resumed or not self.report:
             return
@@ -346,7 +359,7 @@ def _keep_view(logger: RunLogger) -> None:
 
 
 def _end(logger: RunLogger, status: str) -> None:
-    """Close the record. On a full disk the store already knows, and the run's own error matters more."""
+    """Close the record. On a full disk the store has been told the status, and the run's error matters more."""
     try:
         logger.end(status)
     except OSError as e:

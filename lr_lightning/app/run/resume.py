@@ -1,5 +1,6 @@
 """Resuming a run: its stored config, what may change about it, what it may name, and the checkpoint to start from."""
 
+import math
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -17,8 +18,7 @@ from lr_lightning._threads import usable_cores
 from lr_lightning.app.composition import validate
 from lr_lightning.app.config import GROUP_BASES, PLACES_OF_DATA, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
-from lr_lightning.app.run.checkpoints import ConfigStamp, read_checkpoint
-from lr_lightning.app.run.output import BEFORE_LAST, LAST
+from lr_lightning.app.run.checkpoints import BEFORE_LAST, LAST, ConfigStamp, read_checkpoint
 from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError, DataError, StoreUnavailable, TrackingError
 from lr_lightning.tracking import open_store
@@ -27,14 +27,14 @@ from lr_lightning.tracking.local_log import STATE_NAME, UploadState
 from lr_lightning.training import models
 from lr_lightning.training.datamodule import ImageDataModule
 
-_DEVICE_KEYS = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
+DEVICE_KEYS = ("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy")
 _PLACES = [f"data.{key}" for key in PLACES_OF_DATA]
-_CHANGEABLE = {
+CHANGEABLE = {
     *("trainer.max_epochs", "trainer.max_steps", "trainer.progress", "trainer.threads", "data.num_workers"),
     *_PLACES,
-    *_DEVICE_KEYS,
+    *DEVICE_KEYS,
 }
-_NO_IDENTITY = ("tracking.", "output_root", "resume", "ckpt", "trust", "test", "trainer.name")
+_NO_IDENTITY = ("tracking.", "output_root", "resume", "ckpt", "fork", "trust", "test", "trainer.name")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MOST_DIFFERENCES = 8
 _DEFAULT_TARGETS = {getattr(schema, "_target_", None) for group in SCHEMAS.values() for schema in group.values()}
@@ -63,11 +63,15 @@ class ResumedRun:
     output_dir: Path
     checkpoint: Path
     changed: dict[str, Any]
+    step: int = 0  # optimizer steps made
+    lr: float = math.nan  # of the last of them, and its peak
+    peak_lr: float = math.nan
+    next_lr: float = math.nan  # with which training continues; unknown, or as before: nan
 
 
 def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a dotted config that identify a run: those that a resume cannot change."""
-    return {key: value for key, value in flat.items() if key not in _CHANGEABLE and not key.startswith(_NO_IDENTITY)}
+    return {key: value for key, value in flat.items() if key not in CHANGEABLE and not key.startswith(_NO_IDENTITY)}
 
 
 def resume_arguments(folder: Path, container: Mapping[str, Any]) -> list[str]:
@@ -78,13 +82,28 @@ def resume_arguments(folder: Path, container: Mapping[str, Any]) -> list[str]:
 
 def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, ResumedRun]:
     """Read the config of the run that ``cfg.resume`` names, and apply the overrides of this command line to it."""
-    folder = run_folder(str(cfg.resume), cfg)
+    folder, stored = read_run(str(cfg.resume), cfg)
     checkpoint = folder / "checkpoints" / LAST
     if not checkpoint.is_file() and not checkpoint.with_name(BEFORE_LAST).is_file():
         raise ConfigError(f"resume: {folder} has no checkpoint (checkpoints/{LAST}) yet. Start the run anew.")
-    stored = read_config(folder / "config.yaml", trusted={*ALLOWED_TARGETS, *cfg.trust})
-    _follow_move(stored, cfg, folder)
     changed = _apply_changes(stored, cfg, overrides)
+    suit_machine(stored, changed)
+    return validate(stored), ResumedRun(folder, checkpoint, changed)
+
+
+def read_run(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> tuple[Path, DictConfig]:
+    """Return the folder and the stored config of the run that an argument names, with the paths that hold now."""
+    folder = run_folder(name, cfg, argument)
+    stored = read_config(folder / "config.yaml", {*ALLOWED_TARGETS, *cfg.trust}, argument)
+    _follow_move(stored, cfg, folder)
+    stored.resume, stored.ckpt = None, None
+    if ":***@" in str(stored.tracking.uri):  # stored without its password, which only the run's owner can read
+        stored.tracking.uri = state.uri if (state := UploadState.load(folder)) else None
+    return folder, stored
+
+
+def suit_machine(stored: DictConfig, changed: dict[str, Any]) -> None:
+    """Refuse data that is not where it was, and use no more threads than there are cores; ``changed`` notes that."""
     for key in _PLACES:
         place = OmegaConf.select(stored, key)
         if isinstance(place, str) and Path(place).is_absolute() and not Path(place).exists():
@@ -95,10 +114,6 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Resume
         and threads > usable_cores()
     ):
         changed["trainer.threads"] = stored.trainer.threads = "auto"  # the run comes from a larger machine
-    stored.resume, stored.ckpt = None, None
-    if ":***@" in str(stored.tracking.uri):  # stored without its password, which only the run's owner can read
-        stored.tracking.uri = state.uri if (state := UploadState.load(folder)) else None
-    return validate(stored), ResumedRun(folder, checkpoint, changed)
 
 
 def _follow_move(stored: DictConfig, cfg: DictConfig, folder: Path) -> None:
@@ -226,7 +241,7 @@ def _apply_changes(stored: DictConfig, cfg: DictConfig, overrides: list[str]) ->
             refused.append("experiment: cannot be given with resume; the run has its config.")
         if key in ("tracking", "experiment", "resume", "trust", "output_root"):  # the last is where a run is looked for
             continue
-        names = _DEVICE_KEYS if key == "trainer" else (f"{key}.name",) if key in GROUP_BASES else (key,)
+        names = DEVICE_KEYS if key == "trainer" else (f"{key}.name",) if key in GROUP_BASES else (key,)
         for name in names:
             old, new = OmegaConf.select(stored, name), OmegaConf.select(cfg, name)
             if name in _PLACES and name.partition(".")[2] not in stored.data:
@@ -234,7 +249,7 @@ def _apply_changes(stored: DictConfig, cfg: DictConfig, overrides: list[str]) ->
                 continue
             if new == old:
                 continue
-            if name in _CHANGEABLE or name.startswith("tracking."):
+            if name in CHANGEABLE or name.startswith("tracking."):
                 changed[name] = new
                 OmegaConf.update(stored, name, new)
             else:
@@ -250,26 +265,38 @@ def choose_checkpoint(resumed: ResumedRun, flat: Mapping[str, Any], data: ImageD
 
     Nothing is written, because the run may still be alive. ``data`` takes its state from the checkpoint.
     """
-    path, checkpoint = _newest_whole(resumed.checkpoint)
+    path, checkpoint = newest_whole(resumed.checkpoint)
+    check_stamp(checkpoint, path, identity(flat))
+    check_length(checkpoint, flat)
+    load_data_state(data, checkpoint)
+    groups = next((state.get("param_groups") for state in checkpoint.get("optimizer_states", ())), None) or [{}]
+    lrs = {"lr": groups[0].get("lr", math.nan), "peak_lr": groups[0].get("initial_lr", math.nan)}
+    return replace(resumed, checkpoint=path, step=checkpoint.get("global_step", 0), **lrs)
+
+
+def check_stamp(checkpoint: Mapping[str, Any], path: Path, expected: Mapping[str, Any], key: str = "resume") -> None:
+    """Refuse a checkpoint that was written with other values of these keys."""
     stored = checkpoint.get(ConfigStamp.KEY, {})
     different = [
-        f"{key}: {stored[key]} in the checkpoint, {value} in the run"
-        for key, value in identity(flat).items()
-        if key in stored and stored[key] != value  # versions add keys
+        f"{name}: {stored[name]} in the checkpoint, {value} in the run"
+        for name, value in expected.items()
+        if name in stored and stored[name] != value  # versions add keys
     ]
     if different:
         if more := len(different[_MOST_DIFFERENCES:]):
             different[_MOST_DIFFERENCES:] = [f"and {more} more"]
-        raise ConfigError("\n".join([f"resume: {path} is of a run with another config:", *different]))
-    _check_length(checkpoint, flat)
+        raise ConfigError("\n".join([f"{key}: {path} is of a run with another config:", *different]))
+
+
+def load_data_state(data: ImageDataModule, checkpoint: Mapping[str, Any]) -> None:
+    """Give the data module its state in a checkpoint."""
     try:
         data.load_state_dict(checkpoint.get(type(data).__qualname__, {}))
     except DataError as e:
         raise ConfigError(str(e)) from e
-    return replace(resumed, checkpoint=path)
 
 
-def _check_length(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> None:
+def check_length(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> None:
     """Refuse limits below what the run has already trained; Lightning would refuse them only with the record open."""
     if "loops" not in checkpoint:  # weights alone, which Lightning does not resume
         return
@@ -286,18 +313,19 @@ def _check_length(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> Non
             )
 
 
-def _newest_whole(last: Path) -> tuple[Path, dict[str, Any]]:
+def newest_whole(last: Path, key: str = "resume") -> tuple[Path, dict[str, Any]]:
+    """Read `last`, or the checkpoint before it if `last` is missing or damaged; ``key`` is that of error messages."""
     before = last.with_name(BEFORE_LAST)
     try:
         if not last.is_file():  # another rank set it aside, or the run was killed between two renamings
-            return before, read_checkpoint(before, "resume")
-        return last, read_checkpoint(last, "resume")
+            return before, read_checkpoint(before, key)
+        return last, read_checkpoint(last, key)
     except ConfigError as e:
         if not before.is_file():
             raise
-        checkpoint = read_checkpoint(before, "resume")
+        checkpoint = read_checkpoint(before, key)
         if is_rank_zero():
-            print(f"{e}\nresuming from the one before, {before}, of step {checkpoint['global_step']}", file=sys.stderr)
+            print(f"{e}\nusing the one before, {before}, of step {checkpoint['global_step']}", file=sys.stderr)
         return before, checkpoint
 
 

@@ -29,12 +29,15 @@ from lr_lightning._threads import threads_for
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
 from lr_lightning.app.run import checkpoints, record
-from lr_lightning.app.run.graceful_stop import GracefulStop
+from lr_lightning.app.run.checkpoints import LAST, new_output_dir, output_root
+from lr_lightning.app.run.fork import ForkedRun, ForkState, check_fork
+from lr_lightning.app.run.graceful_stop import CoolDownOnRequest, GracefulStop
 from lr_lightning.app.run.messages import DataNotes, print_outcome, print_start, quiet
-from lr_lightning.app.run.output import LAST, new_output_dir, output_root
+from lr_lightning.app.run.predictions import report_predictions
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
 from lr_lightning.app.run.signals import ParentWatch, is_child
+from lr_lightning.app.schemas.schedule import CooldownConfig
 from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.world import (
     is_rank_zero,
@@ -42,25 +45,29 @@ from lr_lightning.app.world import (
     scale_lr,
     world_size,
 )
+from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.errors import ConfigError
-from lr_lightning.schedules import Schedule
+from lr_lightning.schedules import Clock, Schedule
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch
+from lr_lightning.schedules.compose import Shifted
 from lr_lightning.tracking import RunLogger
 from lr_lightning.tracking.keys import flatten
 from lr_lightning.training.datamodule import ImageDataModule
+
+_TENTHS = Clock(1000, steps_per_epoch=100)  # stands for a length that is not known yet
 
 __all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", "train"]
 
 
 def train(
     config: Config,
-    resumed: ResumedRun | None = None,
+    start: ResumedRun | ForkedRun | None = None,
     *,
     report: bool = True,
     notes: bool | None = None,
     watching: Sequence[Callback] = (),
 ) -> RunOutcome:
-    """Build everything, fit, test the best checkpoint once, and record the run.
+    """Build everything, fit, test the best checkpoint once, and record the run; ``start`` is a state to train on from.
 
     Without a ``report`` nothing is printed but a bar on a terminal and, with ``notes``, what the data has to say.
 
@@ -69,40 +76,47 @@ def train(
     callbacks, such as a search's. The test is skipped if any of them sets ``skips_test``.
     """
     prepare_process(config.trainer, config.output_root, show_notes=report if notes is None else notes)
-    config, scaling = (config, {}) if resumed else scale_lr(config)  # a stored config is scaled already
+    _check_fork_keys(config, start)
+    config, scaling = (config, {}) if start else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
 
     # What is trained.
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
-    _check_durations(schedules.lr, config.schedule.total_steps, config.trainer, data)
-    if resumed:
-        resumed = choose_checkpoint(resumed, flat, data)
+    schedule = Shifted(begin, schedules.lr) if (begin := config.schedule.start_step) else schedules.lr
+    clock = _checked_clock(schedule, config.schedule.total_steps, config.trainer, data)
+    if isinstance(start, ResumedRun):
+        followed = schedule if schedules.plateau is None else None
+        start = _resumed_state(choose_checkpoint(start, flat, data), followed, clock)
+    elif start is not None:
+        check_fork(start, flat, data)
 
     # What drives, watches and records it.
-    progress = config.trainer.progress
-    if progress == "auto" and not report:
-        progress = "bar" if sys.stdout.isatty() else "none"
+    quiet_progress = "bar" if sys.stdout.isatty() else "none"
+    progress = config.trainer.progress if report or config.trainer.progress != "auto" else quiet_progress
     finder = build.build_finder(config.finder, module, progress, config.output_root)
     finding = [] if finder is None else [finder, record.FoundLR(config, finder, report=report)]
-    configured = build.build_callbacks(
-        replace(config, trainer=replace(config.trainer, progress=progress)), schedules, module
-    )
-    callbacks = [checkpoints.ConfigStamp(identity(flat)), *finding, *configured, *watching]
-    run = open_run(config, data, module, callbacks, resumed=resumed, scaling=scaling, report=report)
+    forking = [ForkState(start)] if isinstance(start, ForkedRun) else []
+    shown = replace(config, trainer=replace(config.trainer, progress=progress))
+    new_peak = any(state.forked.new_peak for state in forking)
+    configured = build.build_callbacks(shown, schedules, module, new_peak=new_peak)
+    _announce_space(config, module, configured, clock or _TENTHS, say=report)
+    callbacks = [*forking, checkpoints.ConfigStamp(identity(flat)), *finding, *configured, *watching]
+    run = open_run(config, data, module, callbacks, start=start, scaling=scaling, report=report)
     trainer = run.trainer
 
     def work() -> RunOutcome:
-        path = str(resumed.checkpoint) if resumed else None
+        path = str(start.checkpoint) if start else None
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True if path else None)
         outcome = record.outcome_of(trainer)  # before the test, which restores the callbacks of the best checkpoint
-        return _test(trainer, module, data, outcome) if config.test and data.has_test else outcome
+        tests = config.test and data.has_test
+        outcome = _test(trainer, module, data, outcome) if tests else outcome
+        return _predict(config, trainer, module, data, outcome, tested=tests)
 
     outcome = run.do(work)
-    if finder is not None:
-        outcome = replace(outcome, found_lr=finder.applied)
+    outcome = replace(outcome, found_lr=finder.applied) if finder is not None else outcome
     if run.folder and report:
-        print_outcome(config, run.folder, outcome, idle=resumed is not None and not record.stepped(trainer))
+        print_outcome(config, run.folder, outcome, idle=start is not None and not record.stepped(trainer))
     return outcome
 
 
@@ -146,7 +160,7 @@ def open_run(
     callbacks: Iterable[Callback],
     *,
     job: str = "train",
-    resumed: ResumedRun | None = None,
+    start: ResumedRun | ForkedRun | None = None,
     scaling: Mapping[str, Any] = MappingProxyType({}),
     report: bool = True,
 ) -> OpenRun:
@@ -156,6 +170,8 @@ def open_run(
     ends before the first step.
     """
     folder, trains = None, job == "train"
+    resumed = start if isinstance(start, ResumedRun) else None
+    forked = start if isinstance(start, ForkedRun) else None
     if is_rank_zero():
         what = config.schedule.name if trains else f"{job}-{config.finder.name}"
         parts = config.data.name, config.model.name, what, f"s{config.seed}"
@@ -166,6 +182,7 @@ def open_run(
     try:
         if trains:
             node = config.callbacks.checkpoint
+            attached.append(CoolDownOnRequest(stop, folder))
             attached += checkpoints.checkpoint_callbacks(node, folder)
             saves = node is not None
             trainer = build.build_trainer(config.trainer, folder, attached, checkpoint_io, enable_checkpointing=saves)
@@ -176,8 +193,8 @@ def open_run(
             )
         logger = None
         if folder:
-            again = resumed is not None
-            logger = record.open_logger(config, folder, data, module, resume=again, job=job, scaling=scaling)
+            about: dict[str, Any] = {"resume": resumed is not None, "job": job, "scaling": scaling, "forked": forked}
+            logger = record.open_logger(config, folder, data, module, **about)
     except ValueError as e:
         if folder and not resumed:
             shutil.rmtree(folder)
@@ -190,7 +207,7 @@ def open_run(
         if resumed:
             set_damaged_aside(resumed)  # only with the record's lock
     if folder and report:
-        print_start(config, folder, data, module, resumed)
+        print_start(config, folder, data, module, start)
     return OpenRun(config, trainer, stop, folder, logger)
 
 
@@ -245,13 +262,35 @@ def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
         )
 
 
-def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerConfig, data: ImageDataModule) -> None:
-    """Refuse durations that do not fit into the run, before the run appears in the store.
+def _check_fork_keys(config: Config, start: ResumedRun | ForkedRun | None) -> None:
+    """Refuse the keys that mean something only where a run starts from a state of another."""
+    if start is not None:
+        return
+    if config.fork:
+        raise ConfigError("fork: belongs to scripts/train.py, which starts one run from another. Leave it out.")
+    if isinstance(config.schedule, CooldownConfig):
+        raise ConfigError(
+            "schedule: a cooldown starts from a trained run: give fork=RUN@60%, or another schedule, such as wsd, "
+            "which ends with a cooldown."
+        )
 
-    LRSchedule does it later if the number of steps is not yet known (several processes, limited batches).
+
+def _resumed_state(resumed: ResumedRun, schedule: Schedule | None, clock: Clock | None) -> ResumedRun:
+    """Return the run with the learning rate of its next step, if its length has changed and that lr is known."""
+    if schedule is None or clock is None or not {"trainer.max_epochs", "trainer.max_steps"} & resumed.changed.keys():
+        return resumed
+    return replace(resumed, next_lr=resumed.peak_lr * schedule(resumed.step, clock))
+
+
+def _checked_clock(
+    schedule: Schedule, total_steps: int | None, node: TrainerConfig, data: ImageDataModule
+) -> Clock | None:
+    """Return the run's clock; refuse durations that do not fit into it, before the run appears in the store.
+
+    If the number of steps is not yet known (several processes, limited batches), return None: LRSchedule checks later.
     """
     if node.limit_train_batches != 1.0 or node.strategy != "auto" or world_size(node) > 1:
-        return
+        return None
     steps = updates_per_epoch(len(data.train_dataloader()), node.accumulate_grad_batches)
     limits = [node.max_steps] if node.max_steps > 0 else []
     clock = epoch_clock([steps] * max(1, node.max_epochs), ends=node.max_epochs > 0, totals=limits)
@@ -261,6 +300,20 @@ def _check_durations(schedule: Schedule, total_steps: int | None, node: TrainerC
         schedule.check(clock)
     except ValueError as e:
         raise ConfigError(f"schedule: {e}") from e
+    return clock
+
+
+def _announce_space(
+    config: Config, module: LightningModule, callbacks: Iterable[Callback], clock: Clock, *, say: bool
+) -> None:
+    """Say what the checkpoints along the run will take, or refuse a run whose disk has less."""
+    node = config.callbacks.checkpoint
+    if node is None or node.every is None or not is_rank_zero():
+        return
+    copies = build.optimizer_copies(config.optimizer) + any(isinstance(each, CooldownPreview) for each in callbacks)
+    text = checkpoints.trunk_space(node.every, clock, module, copies, output_root(config.output_root))
+    if say:
+        print(text, flush=True)
 
 
 def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outcome: RunOutcome) -> RunOutcome:
@@ -271,3 +324,26 @@ def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outc
     results = trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False)
     tested = {key.replace("/", "_"): value for key, value in results[0].items() if math.isfinite(value)}
     return replace(outcome, summary=outcome.summary | tested)
+
+
+def _predict(
+    config: Config,
+    trainer: Trainer,
+    module: LightningModule,
+    data: ImageDataModule,
+    outcome: RunOutcome,
+    *,
+    tested: bool,
+) -> RunOutcome:
+    """Report the predictions of the best checkpoint, if the config asks for any, and add them to the outcome."""
+    node, path = config.callbacks, getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if any(getattr(callback, "skips_test", False) for callback in callbacks_of(trainer, Callback)):
+        return outcome
+    if path and not tested and (node.class_accuracy or node.confusion_matrix or node.mistakes):
+        checkpoints.load_weights(module, checkpoints.read_checkpoint(Path(path), "ckpt"), path)
+    found = report_predictions(node, trainer, module, data, "test" if tested else "validation")
+    if found is None or not node.class_accuracy:
+        return outcome if found is None else replace(outcome, predictions=found)
+    by_class = zip(found.class_names, found.class_accuracies, strict=True)
+    accuracies = {f"acc_of/{name}": acc for name, acc in by_class if math.isfinite(acc)}
+    return replace(outcome, summary=outcome.summary | accuracies, predictions=found)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING
 
-from lr_lightning.app.schemas import AT_LEAST_1, Problem, Schema, below_one, one_of, positive
+from lr_lightning.app.schemas import AT_LEAST_0, AT_LEAST_1, Problem, Schema, below_one, one_of, positive
 
 
 @dataclass
@@ -22,6 +22,8 @@ class ScheduleConfig(Schema):
     warmup: int | str = 0  # a duration: 500, "500 steps", "2 epochs", "5%"
     warmup_shape: Annotated[str, one_of("linear", "cosine", "exponential")] = "linear"  # linear | cosine | exponential
     total_steps: Annotated[int | None, AT_LEAST_1] = None  # needed only if Lightning cannot know it
+    # the update at which it starts; default: the first, and in a fork with another schedule that of the fork
+    start_step: Annotated[int | None, AT_LEAST_0] = None
 
 
 @dataclass
@@ -75,6 +77,17 @@ class LinearConfig(DecayConfig):
 
     name: str = "linear"
     _target_: str = "lr_lightning.schedules.Linear"
+
+
+@dataclass
+class CooldownConfig(ScheduleConfig):
+    """A straight line to the end of a fork, from the learning rate at which the forked run is."""
+
+    name: str = "cooldown"
+    _target_: str = "lr_lightning.schedules.Linear"
+    start: float | None = None  # factor of the peak at its start; default: where the forked run is
+    end: float = 0.0
+    length: int | str = "20%"  # of the updates before it, or a duration; trainer.max_epochs or max_steps replace it
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 
 from lr_lightning.app.error_messages import did_you_mean
-from lr_lightning.app.schemas import AT_LEAST_1, NOT_NEGATIVE, Problem, Schema, must, one_of, positive
+from lr_lightning.app.schemas import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, Problem, Schema, must, one_of, positive
 from lr_lightning.errors import ArgumentError
 
 _GAPS = ("gap_loss", "gap_acc", "gl", "pq", "up", "ece", "temperature", "gap_loss_scaled", "overconfident")
@@ -37,6 +37,16 @@ def _target_rule(text: str) -> str | None:
 
     try:
         parse_target(text)
+    except ArgumentError as e:
+        return f"{e.problem}."
+    return None
+
+
+def _duration_rule(value: int | str) -> str | None:
+    from lr_lightning.schedules import parse_duration
+
+    try:
+        parse_duration(value, positive=True)
     except ArgumentError as e:
         return f"{e.problem}."
     return None
@@ -87,6 +97,8 @@ class CheckpointConfig(Schema):
     monitor: str = "val/acc"
     mode: _Mode = "max"  # max: higher is better | min
     every_n_steps: Annotated[int | None, AT_LEAST_1] = None  # also save `last` every this many optimizer steps
+    # keep a checkpoint at every multiple of this duration, to fork the run from: "10%", "2 epochs"
+    every: Annotated[int | str | None, _duration_rule] = None
 
 
 @dataclass
@@ -143,6 +155,9 @@ class CallbacksConfig(Schema):
     cooldown_preview: bool | None = None
     # validate, save and test a running average of the weights: its decay for each step, such as 0.999; null: off
     ema: Annotated[float | None, _DECAY] = None
+    class_accuracy: bool = False  # at the end: the accuracy of each class, as a table and as summary/acc_of/<class>
+    confusion_matrix: bool = False  # at the end: a figure of which class is taken for which
+    mistakes: Annotated[int, AT_LEAST_0] = 0  # at the end: a figure of this many of the most confident mistakes
     extra: dict[str, Any] = field(default_factory=dict)  # your own: +callbacks.extra.mine._target_=package.MyCallback
 
     @property

@@ -76,6 +76,26 @@ def test_a_network_that_cannot_be_written_is_one_error(run_once: Path, tmp_path:
             export.export(run_once, tmp_path, ["onnx"])
 
 
+def test_the_averaged_weights_are_exported_with_their_statistics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["data.train_size=320", "data.batch_size=32", "trainer.max_epochs=2", "test=false"]
+    trained = short_run(tmp_path, *data, "callbacks.cooldown_preview=true")
+    kept = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    preview, raw = kept["callbacks"]["CooldownPreview"], kept["state_dict"]
+    found = Predictor(trained, "last", averaged=True).module.state_dict()
+    for name, value in preview["average"].items():
+        assert torch.equal(found[name].cpu(), value)
+    changed = {name for name, value in raw.items() if not torch.equal(found[name].cpu(), value)}
+    assert {name for name in raw if name.endswith(("weight", "running_mean", "running_var"))} <= changed
+    status = export.run(ROOT, str(trained), formats=["torchscript"], checkpoint="last", averaged=True)
+    assert (status, json.loads((trained / "export" / "model.json").read_text())["weights"]) == (0, "averaged")
+    plain = short_run(tmp_path, *data, "callbacks.cooldown_preview=false")
+    assert export.run(ROOT, str(plain), formats=["torchscript"], averaged=True) == 2
+    assert "--weights averaged: " in (said := capsys.readouterr().err)
+    assert "has no averaged weights. Train with callbacks.cooldown_preview=true." in said
+
+
 def test_a_checkpoint_says_what_loads_it(run_once: Path) -> None:
     path = run_once / "checkpoints" / "best.ckpt"
     with pytest.raises(UsageError, match=r"holds the weights and not the network.*Predictor.*scripts/export\.py RUN"):

@@ -9,8 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from lr_lightning.app.run.checkpoints import AtomicCheckpointIO
-from lr_lightning.app.run.output import BEFORE_LAST, LAST
+from lr_lightning.app.run.checkpoints import BEFORE_LAST, LAST, AtomicCheckpointIO, new_output_dir
 from lr_lightning.errors import RunFailed
 from tests.app.conftest import checkpoint_of
 
@@ -49,3 +48,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_is_one_error(
         io.save_checkpoint(checkpoint_of(2), tmp_path / LAST)
     assert [path.name for path in tmp_path.iterdir()] == [LAST]  # no half one that takes the room the record needs
     assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 1
+
+
+def test_output_folders_are_unique(tmp_path: Path) -> None:
+    assert len({new_output_dir(str(tmp_path / "outputs"), "digits") for _ in range(50)}) == 50

@@ -40,7 +40,7 @@ def test_an_error_of_a_collective_is_another_process_that_is_gone(error: Runtime
 
 @pytest.mark.parametrize(
     "written",
-    ["tracking.locks.write_atomically", "tracking.local_log.append_bytes", "app.run.output.write_atomically"],
+    ["tracking.locks.write_atomically", "tracking.local_log.append_bytes", "app.run.checkpoints.write_atomically"],
 )
 def test_a_disk_that_is_full_before_the_first_step_is_one_error_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str

@@ -1,6 +1,7 @@
 """Which run is resumed from which checkpoint, what may change about it, and what its stored config may name."""
 
 import csv
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -16,12 +17,19 @@ from torch.nn.functional import cross_entropy
 
 from lr_lightning.app.composition import validate
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.checkpoints import AtomicCheckpointIO, load_weights, read_checkpoint
-from lr_lightning.app.run.output import BEFORE_LAST, LAST, new_output_dir, write_config
+from lr_lightning.app.run.checkpoints import (
+    BEFORE_LAST,
+    LAST,
+    AtomicCheckpointIO,
+    load_weights,
+    new_output_dir,
+    read_checkpoint,
+    write_config,
+)
 from lr_lightning.app.run.resume import (
     ALLOWED_TARGETS,
     ResumedRun,
-    _check_length,
+    check_length,
     choose_checkpoint,
     identity,
     set_damaged_aside,
@@ -241,7 +249,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before_and_that_is_said(
     assert found.checkpoint.name == BEFORE_LAST
     said = capsys.readouterr().err
     assert "last.ckpt cannot be read" in said
-    assert "resuming from the one before" in said
+    assert "using the one before" in said
     assert "of step 10" in said
     set_damaged_aside(found)
     assert not previous.checkpoint.exists()  # so the next save keeps the whole one
@@ -329,7 +337,7 @@ def test_several_optimizers_may_have_gone_beyond_the_limit_in_the_last_batch(
     }
     config = configured("trainer.max_steps=9")
     with pytest.raises(ConfigError, match=r"max_steps: 9, .* made 10 steps") if refused else nullcontext():
-        _check_length(checkpoint, flatten(asdict(config)))
+        check_length(checkpoint, flatten(asdict(config)))
 
 
 def test_a_run_at_its_end_says_that_nothing_was_left_to_do(
@@ -344,7 +352,28 @@ def test_a_run_at_its_end_says_that_nothing_was_left_to_do(
     assert "nothing was left" not in capsys.readouterr().out
 
 
-MIXED = ("data.mixup=0.2", "data.cutmix=1", "data.random_erasing=0.5", "data.flip=true", "callbacks.ema=0.9")
+def test_a_schedule_that_ends_later_says_how_far_the_lr_jumps_and_what_to_do_instead(
+    composed: Compose, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume(composed, finished, "trainer.max_epochs=6")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "jumps" in line)
+    last, following = 0.1 * (1 + math.cos(math.pi * 8 / 9)) / 2, 0.1 * (1 + math.cos(math.pi * 9 / 18)) / 2
+    assert line.startswith(f"the learning rate jumps from {last:.2g} to {following:.2g}, since cosine now ends later. ")
+    assert line.endswith(f"fork={finished}@last schedule=linear optimizer.lr=0.01 trainer.max_epochs=6")
+    resume(composed, finished, "trainer.max_epochs=7")  # from the end of 6
+    assert "jumps" in capsys.readouterr().out
+    assert resume(composed, finished).summary["steps"] == 21
+    assert "jumps" not in capsys.readouterr().out
+
+
+MIXED = (
+    "data.trivial_augment=true",
+    "data.mixup=0.2",
+    "data.cutmix=1",
+    "data.random_erasing=0.5",
+    "data.flip=true",
+    "callbacks.ema=0.9",
+)
 
 
 @pytest.fixture(scope="module")

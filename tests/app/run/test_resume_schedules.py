@@ -67,14 +67,14 @@ def watched(monkeypatch: pytest.MonkeyPatch, watch: Watch, *arguments: Any) -> P
     """Train with a watch among the callbacks; the output folder."""
     original = build.build_callbacks
     with monkeypatch.context() as patch:
-        patch.setattr(build, "build_callbacks", lambda *args: [watch, *original(*args)])
+        patch.setattr(build, "build_callbacks", lambda *args, **more: [watch, *original(*args, **more)])
         folder = train(*arguments).output_dir
     assert folder is not None
     return folder
 
 
 RUNS = [
-    *[(choice, "sgd", []) for choice in CHOICES],
+    *[(choice, "sgd", []) for choice in CHOICES if choice != "cooldown"],  # which needs a run to fork
     *[("cosine", name, []) for name in ("adam", "adamw", "rmsprop", "adagrad")],
     ("one_cycle", "sgd", MOVING),
     ("one_cycle", "adam", MOVING),
@@ -145,9 +145,10 @@ def test_what_does_not_fit_the_run_is_said_before_its_first_step(
 @pytest.mark.slow
 def test_a_sweep_over_all_choices_finishes_each(tmp_path: Path, train_command: Command) -> None:
     small = ["model.kwargs.width=4", "trainer.max_epochs=3"]
-    train_command(f"schedule={','.join(CHOICES)}", *small, "-m", timeout=900)
+    choices = [choice for choice in CHOICES if choice != "cooldown"]
+    train_command(f"schedule={','.join(choices)}", *small, "-m", timeout=900)
     rows = query(
         tmp_path,
         "SELECT tags.value, runs.status FROM runs JOIN tags USING (run_uuid) WHERE tags.key = 'schedule'",
     )
-    assert sorted(rows) == [(choice, "FINISHED") for choice in CHOICES]
+    assert sorted(rows) == [(choice, "FINISHED") for choice in choices]
