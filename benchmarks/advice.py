@@ -386,15 +386,21 @@ def table(found: Sequence[Followed]) -> dict[str, dict[str, float]]:
     return figures
 
 
-def verdicts_agree(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> float:
-    """Return the share of configurations whose seeds get the same label."""
-    same = []
+def agreement(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> dict[str, float]:
+    """Return the share of configurations whose seeds get the same label, and of those where they do or one is near.
+
+    ``near`` is the share of all verdicts that name a border.
+    """
+    same, said, near = [], [], []
     for config in configs.values():
         own = [records.get(piece(config, seed, cifar10).key) for seed in range(SEEDS)]
-        if all(own):
-            labels = {diagnose(history(config, record["result"])).label for record in own if record}
-            same.append(len(labels) == 1)
-    return float(np.mean(same)) if same else math.nan
+        verdicts = [diagnose(history(config, record["result"])) for record in own if record]
+        if len(verdicts) == SEEDS:
+            same.append(len({verdict.label for verdict in verdicts}) == 1)
+            said.append(same[-1] or any(verdict.near for verdict in verdicts))
+            near += [bool(verdict.near) for verdict in verdicts]
+    shares = {"agree": same, "agree_or_near": said, "near": near}
+    return {name: float(np.mean(values)) if values else math.nan for name, values in shares.items()}
 
 
 def main() -> None:
@@ -430,16 +436,19 @@ def main() -> None:
             f"{row['worse']:4.0%} (clearly {row['clearly_worse']:.0%}); test accuracy better "
             f"{row['accuracy_better']:.0%}, worse {row['accuracy_worse']:.0%}; sent back {row['sent_back']:.0%}"
         )
-    agree = verdicts_agree(chosen, records, args.cifar10)
+    shares = agreement(chosen, records, args.cifar10)
     labels = Counter(
         str(diagnose(history(c, r["result"])).label)
         for c in chosen.values()
         for seed in range(SEEDS)
         if (r := records.get(piece(c, seed, args.cifar10).key))
     )
-    print(f"verdicts: {dict(labels)}; both seeds agree in {agree:.0%} of {len(chosen)} configurations")
+    print(
+        f"verdicts: {dict(labels)}; both seeds agree in {shares['agree']:.0%} of {len(chosen)} configurations, or one "
+        f"names a border in {shares['agree_or_near']:.0%}; {shares['near']:.0%} of all verdicts name one"
+    )
     part = "sealed" if args.unseal else "open"
-    store(f"advice_{part}", {"advice": found, "agree": agree, "labels": dict(labels)}, args.quick)
+    store(f"advice_{part}", {"advice": found, **shares, "labels": dict(labels)}, args.quick)
 
 
 def _next_pieces(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> list[Piece]:

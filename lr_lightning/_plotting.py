@@ -5,9 +5,9 @@ distinguish. matplotlib is an optional extra, so it is imported when a figure is
 """
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = [
     "Style",
     "axes_of",
     "new_figure",
+    "ramp",
     "style",
     "style_axes",
     "styles",
@@ -53,10 +54,13 @@ VERDICT_COLOURS = {
     "inconclusive": GREY,
 }
 
-# The hues of schedules are legible on white and on black; each also comes darker and lighter, with another line style.
-_HUES = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY)
-_DARK = ("#004A75", "#8F3F00", "#00664B", "#8E4A70", "#996A00", "#2F7FAE", "#4D4D4D")
-_LIGHT = ("#5BA7D6", "#F08D4A", "#4CC4A2", "#E3AECB", "#F2C45F", "#93D2F5", "#B0B0B0")
+# Clearly different colours on white and on black, for any eyes: those of Okabe & Ito, then each colour that is farthest
+# from those before it (CIEDE2000, also as seen without red or green cones). A name beyond them gets another line style.
+_COLOURS = (
+    *(BLUE, ORANGE, GREEN, PINK, YELLOW, "#961E3C", "#8C9BFF", "#006969", "#C30F96", "#A5B478", "#5A1EF0", GREY),
+)
+# From a low to a high learning rate: the hue and the lightness rise together, so that the order shows.
+_RAMP = ("#3B2FBF", "#7A2FBE", "#B8318F", "#DE5262", "#EE8233", "#D9A400")
 _DASHES = ("solid", "dash", "dot")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
 _LINES = dict(zip(_DASHES, ("-", "--", ":"), strict=True))  # as matplotlib names them
@@ -67,8 +71,9 @@ _KNOWN = (
     *("warmup_constant", "multistep", "cosine_restarts", "rex", "exponential", "triangular", "plateau"),
     *("polynomial", "inverse_sqrt", "exp_range", "batch_growth", "schedule_free", "triangular_staged", "fixed"),
 )
-_SLOTS = len(_HUES) * 3
-_DISTINCT = 5  # the first of the hues: sky is close to blue, and grey looks faint
+_SLOTS = len(_COLOURS) * len(_DASHES)
+_FEWEST_ORDERED = 4  # names that differ in a number alone; fewer are clearer in different hues
+_NUMBER = re.compile(r"(?<==)[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?(?=,|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -91,20 +96,14 @@ class Style:
 
 
 def _slot(name: str) -> int:
-    if name in _KNOWN:
-        return _KNOWN.index(name)
-    return int(hashlib.sha256(name.encode("utf-8", "replace")).hexdigest(), 16) % _DISTINCT
+    known = name in _KNOWN
+    number = _KNOWN.index(name) if known else int(hashlib.sha256(name.encode("utf-8", "replace")).hexdigest(), 16)
+    return number % len(_COLOURS)
 
 
 def _style(slot: int) -> Style:
-    shade, hue = divmod(slot, len(_HUES))
-    return Style((_HUES, _DARK, _LIGHT)[shade][hue], _DASHES[shade], _SYMBOLS[(hue + shade) % len(_SYMBOLS)])
-
-
-def _distance(slot: int, own: int) -> tuple[int, bool, int]:
-    """Order slots by how well they suit a name: full hues before their shades, clearly different hues first."""
-    shade, hue = divmod(slot, len(_HUES))
-    return shade, hue >= _DISTINCT, (hue - own) % len(_HUES)
+    line, colour = divmod(slot, len(_COLOURS))
+    return Style(_COLOURS[colour], _DASHES[line % len(_DASHES)], _SYMBOLS[(colour + line) % len(_SYMBOLS)])
 
 
 def style(name: str) -> Style:
@@ -113,20 +112,50 @@ def style(name: str) -> Style:
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Return a style for each name: the name's own if it is free, so that up to 21 names all differ.
+    """Return a style for each name, as different as they can be; of one name it is that of :func:`style`.
 
-    The seven full hues with solid lines are given before their darker and lighter shades.
+    Names that differ in one number, such as a learning rate, are coloured in its order, from four numbers on. Else up
+    to twelve names differ in colour, and up to 36 in colour or line.
     """
     wanted = sorted(set(names), key=lambda name: (name not in _KNOWN, name))
-    taken: set[int] = set()
+    if (ordered := _ordered_styles(wanted)) is not None:
+        return ordered
+    free = [*range(_SLOTS)]
     found: dict[str, Style] = {}
     for name in wanted:
-        slot = own = _slot(name)
-        if name not in _KNOWN and (free := set(range(_SLOTS)) - taken):
-            slot = min(free, key=partial(_distance, own=own))
-        taken.add(slot)
+        own = _slot(name)
+        slot = min(free, key=lambda slot: (slot // len(_COLOURS), (slot - own) % len(_COLOURS))) if free else own
+        free = [other for other in free if other != slot]
         found[name] = _style(slot)
     return found
+
+
+def _ordered_styles(names: Sequence[str]) -> dict[str, Style] | None:
+    """Return styles in the order of the one number in which the names differ; None if they differ otherwise."""
+    found = {name: [*map(float, _NUMBER.findall(name))] for name in names}
+    if len({len(numbers) for numbers in found.values()}) != 1:
+        return None
+    varying = [i for i, values in enumerate(zip(*found.values(), strict=True)) if len(set(values)) > 1]
+    templates = sorted({_NUMBER.sub("", name) for name in names})
+    if len(varying) != 1 or len(templates) > min(len(_DASHES), max(1, len(names) // _FEWEST_ORDERED)):
+        return None
+    order = sorted({numbers[varying[0]] for numbers in found.values()})
+    if len(order) < _FEWEST_ORDERED:
+        return None
+    looks = {}
+    for name, numbers in found.items():
+        rank, line = order.index(numbers[varying[0]]), templates.index(_NUMBER.sub("", name))
+        colour = ramp(rank / (len(order) - 1))
+        looks[name] = Style(colour, _DASHES[line], _SYMBOLS[(rank + line) % len(_SYMBOLS)])
+    return looks
+
+
+def ramp(position: float) -> str:
+    """Return the colour at a position from 0, the lowest learning rate, to 1, the highest."""
+    at = min(max(position, 0.0), 1.0) * (len(_RAMP) - 1)
+    first = min(int(at), len(_RAMP) - 2)
+    low, high = ([int(text[i : i + 2], 16) for i in (1, 3, 5)] for text in _RAMP[first : first + 2])
+    return "#" + "".join(f"{round(x + (y - x) * (at - first)):02X}" for x, y in zip(low, high, strict=True))
 
 
 def new_figure(

@@ -20,6 +20,11 @@ def _arguments() -> argparse.Namespace:
     which.add_argument("--higher-is-better", action="store_true", default=None, help="more of that metric is better")
     which.add_argument("--lower-is-better", dest="higher_is_better", action="store_false", help="less of it is")
     add("--against", metavar="GROUP", help="compare only with this group, chosen beforehand: that needs fewer seeds")
+    add(
+        "--same-within",
+        type=float,
+        help="a difference that does not matter, such as 0.003: test whether groups are equal",
+    )
     add("--root", type=Path, default=ROOT / "mlruns", help="the store: this checkout's mlruns/")
     add("--uri", help="another store: postgresql://... or http://...")
     add(
@@ -50,6 +55,7 @@ def main() -> int:
         metric=given.metric,
         higher_is_better=given.higher_is_better,
         against=given.against,
+        same_within=given.same_within,
         log_run=not given.no_log,
         server=given.server,
     )

@@ -580,7 +580,7 @@ def plot_verdict(history: History, verdict: Verdict) -> "Figure":
     if positive and len(positive) == len(val) + len(probe) and max(positive) > 20 * min(positive):
         losses.set_yscale("log")
     losses.legend(frameon=False, fontsize=9)
-    losses.set_title(verdict.headline, loc="left", fontsize=11)
+    losses.set_title(verdict.title, loc="left", fontsize=11)
     if known := [(p.epoch, p.lr) for p in history.points if p.lr is not None]:
         lrs.plot(*zip(*known, strict=True), color=FRAME, marker=marker, ms=3)
         lrs.set_ylim(0, 1.1 * max(lr for _, lr in known) or 1)  # from 0, so that heights compare

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -50,8 +50,9 @@ class StepRecorder(BaseCallback):
 
     The losses stay on their device until a flush fetches them all at once. A step's loss is the mean over its
     accumulated micro-batches and, with several processes, over the ranks. The learning rates of a second optimizer are
-    ``lr/opt1_group<i>``. A param group with a name, ``group["name"]``, is ``lr/<name>``, as in LearningRateMonitor. The
-    step of a value is Lightning's count of batches that stepped before it.
+    ``lr/opt1_group<i>``. A param group with a name, ``group["name"]``, is ``lr/<name>``, as in LearningRateMonitor. A
+    nameless group whose learning rate is that of an earlier one is left out until they first differ. The step of a
+    value is Lightning's count of batches that stepped before it.
 
     A flush happens every ``flush_seconds`` (with several processes: every ``flush_steps`` steps, at the same step on
     all ranks), before every validation and checkpoint, and on any exception. If a loss is not finite, the flush logs
@@ -87,6 +88,7 @@ class StepRecorder(BaseCallback):
         self._epoch_sum, self._epoch_batches = 0.0, 0
         self._flushed_at = 0.0
         self._left_out: set[str] = set()  # names under which the module logs a loss itself
+        self._apart: set[str] = set()  # learning rates that have differed from those of all earlier groups
         self._masked: set[Tensor] = set()  # weights that were not finite before training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,10 +159,11 @@ class StepRecorder(BaseCallback):
             return
         losses = self._fetch([loss for _, loss, _, _ in pending], trainer, reduce)
         rows: list[Row] = []
+        named = {key for key, name in _named_groups(trainer).items() if name != key}
         bad: Diverged | None = None
         for (step, _, lrs, at), loss in zip(pending, losses, strict=True):
             used = [(name, float(lr)) for name, lr in lrs]
-            rows += [(name, lr, step, at) for name, lr in used]
+            rows += [(name, lr, step, at) for name, lr in self._without_repeats(used, named)]
             if loss is not None and math.isfinite(loss):
                 rows.append(("train/loss", loss, step, at))
                 self.last_loss = loss
@@ -171,6 +174,16 @@ class StepRecorder(BaseCallback):
         if bad is not None:
             self._epoch_sum, self._epoch_batches = 0.0, 0
             raise bad
+
+    def _without_repeats(self, lrs: list[tuple[str, float]], named: Container[str]) -> list[tuple[str, float]]:
+        """Leave out a nameless group that has had the learning rate of an earlier group at every step so far."""
+        seen: set[tuple[str, float]] = set()
+        for name, lr in lrs:
+            of_optimizer = (name.rpartition("group")[0], lr)
+            if name in named or of_optimizer not in seen:
+                self._apart.add(name)
+            seen.add(of_optimizer)
+        return [(name, lr) for name, lr in lrs if name in self._apart]
 
     def _sum_epoch_losses(self) -> None:
         """Fetch the losses of an epoch's batches and add them one by one, so the sum does not depend on the flushes."""
@@ -250,14 +263,16 @@ class StepRecorder(BaseCallback):
                 logger.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the running sums of the current epoch as tensors and plain values."""
+        """Return the running sums of the current epoch, and which groups are logged, as tensors and plain values."""
         self._sum_epoch_losses()
         micro = [loss.cpu() for loss in self._micro]
-        return {"micro": micro, "epoch_sum": self._epoch_sum, "epoch_batches": self._epoch_batches}
+        sums = {"micro": micro, "epoch_sum": self._epoch_sum, "epoch_batches": self._epoch_batches}
+        return {**sums, "apart": sorted(self._apart)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the running sums."""
         self._micro, self._epoch_losses = list(state_dict["micro"]), []
+        self._apart = set(state_dict.get("apart", ()))
         self._epoch_sum, self._epoch_batches = float(state_dict["epoch_sum"] or 0.0), state_dict["epoch_batches"]
 
 

@@ -8,7 +8,15 @@ from enum import Enum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lr_lightning.diagnosis.statistics import bootstrap_ci, holm, permutation_p, seeds_needed, sign_flip_p
+from lr_lightning.diagnosis.statistics import (
+    bootstrap_ci,
+    equivalence_p,
+    holm,
+    permutation_p,
+    seeds_needed,
+    seeds_to_see,
+    sign_flip_p,
+)
 from lr_lightning.errors import ArgumentError
 
 Floats = NDArray[np.float64]
@@ -31,6 +39,10 @@ class GroupDifference:
         wins: Pairs in which the first group is better; -1 if unpaired.
         sizes: How many runs of the better and of the worse group were compared, including those that diverged.
         diverged: How many of these diverged.
+        same_within: The difference that does not matter, if equality was tested.
+        p_same: p-value of two one-sided tests that the means differ by that or more, corrected as ``adjusted`` is; nan
+            if equality was not tested, or if runs diverged.
+        more_seeds: About how many more seeds would decide, if the runs to come are like these; nan if too few tell.
     """
 
     better: str
@@ -47,6 +59,14 @@ class GroupDifference:
     level: float = 0.05
     sizes: tuple[int, int] = (0, 0)
     diverged: tuple[int, int] = (0, 0)
+    same_within: float | None = None
+    p_same: float = math.nan
+    more_seeds: float = math.nan
+
+    @property
+    def same(self) -> bool:
+        """Whether the groups differ by less than what matters, at the level."""
+        return self.p_same <= self.level
 
     @property
     def enough_seeds(self) -> bool:
@@ -66,6 +86,7 @@ def compare_groups(
     against: str | None = None,
     leader_only: bool = False,
     level: float = 0.05,
+    same_within: float | None = None,
 ) -> list[GroupDifference]:
     """Compare groups pairwise, by the seeds that both have, else as independent samples.
 
@@ -83,6 +104,7 @@ def compare_groups(
         leader_only: Whether to compare only the group with the best mean with each other one. That group was not known
             beforehand, so p is corrected for all pairs (Bonferroni).
         level: Significance level, after Holm's correction.
+        same_within: A difference that does not matter: whether the groups differ by less is tested as well (TOST).
 
     Returns:
         One for each pair of groups that have values, ordered by the means of the groups, best first.
@@ -95,17 +117,24 @@ def compare_groups(
     count = len(pairs)
     if leader_only and against is None:
         pairs = [(a, b) for a, b in pairs if a == order[0]]
-    found = [_compare_pair(a, b, known, sign, level) for a, b in pairs]
+    found = [_compare_pair(a, b, known, sign, level, count, same_within) for a, b in pairs]
     all_pairs = len(pairs) == count
-    adjusted = holm([c.p for c in found]) if all_pairs else [min(1.0, count * c.p) for c in found]
-    return [
-        replace(c, adjusted=p, seeds_needed=seeds_needed(count, paired=c.paired, level=level))
-        for c, p in zip(found, adjusted, strict=True)
-    ]
+
+    def adjust(ps: list[float]) -> list[float]:
+        return holm(ps) if all_pairs else [min(1.0, count * p) for p in ps]
+
+    adjusted, same = adjust([c.p for c in found]), adjust([c.p_same for c in found])
+    return [replace(c, adjusted=p, p_same=q) for c, p, q in zip(found, adjusted, same, strict=True)]
 
 
 def _compare_pair(
-    a: str, b: str, values: Mapping[str, Mapping[str, float]], sign: float, level: float
+    a: str,
+    b: str,
+    values: Mapping[str, Mapping[str, float]],
+    sign: float,
+    level: float,
+    comparisons: int,
+    same_within: float | None,
 ) -> GroupDifference:
     first, second = values[a], values[b]
     shared = sorted(first.keys() & second.keys())
@@ -118,13 +147,37 @@ def _compare_pair(
     difference, low, high = _difference(x, y, paired=paired, level=level)
     if any(diverged):
         low = high = math.nan  # an interval of the survivors would look better than they are
+    needed = seeds_needed(comparisons, paired=paired, level=level)
+    p_same = more = math.nan
+    if not any(diverged):
+        if same_within is not None:
+            p_same = equivalence_p(x - y, None, same_within) if paired else equivalence_p(x, y, same_within)
+        more = _more_seeds(x, y, paired, needed, level / comparisons, same_within)
     return GroupDifference(
         *(a, b, min(x.size, y.size), paired, difference, low, high, p),
+        seeds_needed=needed,
+        same_within=same_within,
+        p_same=p_same,
+        more_seeds=more,
         wins=int((x > y).sum()) if paired else -1,
         level=level,
         sizes=(x.size, y.size),
         diverged=diverged,
     )
+
+
+def _more_seeds(x: Floats, y: Floats, paired: bool, needed: int, level: float, same_within: float | None) -> float:
+    """Return about how many more seeds would show a difference, or one that does not matter, whichever is sooner."""
+    n = min(x.size, y.size)
+    if n < 3:  # a spread of two values is no estimate
+        return math.nan
+    sd = float((x - y).std(ddof=1)) if paired else math.sqrt(float(x.var(ddof=1) + y.var(ddof=1)))
+    difference = abs(float(x.mean() - y.mean()))
+    enough = max(needed, seeds_to_see(difference, sd, level=level))
+    if same_within is not None and difference < same_within:
+        fewest = seeds_needed(max(1, round(0.05 / level)), paired=paired, sides=1)
+        enough = min(enough, max(fewest, seeds_to_see(same_within - difference, sd, level=level, sides=1)))
+    return float(max(1, enough - n))
 
 
 def _paired_test(x: Floats, y: Floats) -> tuple[float, float]:

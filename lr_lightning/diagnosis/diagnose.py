@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, finite, reference_of
-from lr_lightning.diagnosis.history import History
+from lr_lightning.diagnosis.history import History, Point
 from lr_lightning.diagnosis.verdict import Advice, Label, Numbers, Reason, Verdict
 
 _FEWEST = 4  # validations; fewer show only a divergence
@@ -24,6 +24,7 @@ _CALM, _STEADY = 0.005, 0.02  # roughness of curves that fall at every validatio
 _AT_BEST = 1.02  # times the best validation loss: a loss below it is still at its best
 _AT_ITS_END = 0.98  # share of the planned steps: a run that made as many counts as complete
 _MOST_ADVICE = 3
+_BORDER = 0.1  # share of the losses by which another seed may end elsewhere: a label that it changes is near
 
 
 def diagnose(history: History) -> Verdict:
@@ -55,8 +56,22 @@ def diagnose(history: History) -> Verdict:
        points below its best, or not beyond its error.
     6. ``inconclusive``: anything else.
 
-    The verdict is always the same for the same history.
+    The verdict is always the same for the same history. It names the labels that it is ``near``: those that the run
+    would have if its losses were a tenth higher or lower.
     """
+    found = _judged(history)
+    if found.divergence is None and found.reason is not Reason.TOO_FEW:
+        near = {_judged(_scaled(history, 1 + share)).label for share in (-_BORDER, _BORDER)} - {found.label}
+        found = replace(found, near=tuple(sorted(near)))
+    reference, _ = reference_of(history) or (found.reference, None)
+    found = replace(found, reference=reference, evidence=MappingProxyType({**_background(history), **found.evidence}))
+    if found.reason is Reason.LIMITED and _gains_by_cooling(found.evidence):
+        found = replace(found, reason=Reason.LR_IS_HIGH)
+    return replace(found, advice=tuple(_ADVICE[found.label](found, found.evidence))[:_MOST_ADVICE])
+
+
+def _judged(history: History) -> Verdict:
+    """Return the verdict with the numbers that decided, without advice."""
     found = _diverged(history)
     if found is None and len(history.points) < _FEWEST:
         numbers = {"validations": float(len(history.points)), "needed": float(_FEWEST)}
@@ -65,11 +80,18 @@ def diagnose(history: History) -> Verdict:
         curves = Curves.of(history)
         rules: tuple[Callable[[Curves], Verdict | None], ...] = (_overfitting, _underfitting, _collapsed, _healthy)
         found = next((verdict for rule in rules if (verdict := rule(curves)) is not None), _inconclusive(curves))
-    reference, _ = reference_of(history) or (found.reference, None)
-    found = replace(found, reference=reference, evidence=MappingProxyType({**_background(history), **found.evidence}))
-    if found.reason is Reason.LIMITED and _gains_by_cooling(found.evidence):
-        found = replace(found, reason=Reason.LR_IS_HIGH)
-    return replace(found, advice=tuple(_ADVICE[found.label](found, found.evidence))[:_MOST_ADVICE])
+    return found
+
+
+def _scaled(history: History, factor: float) -> History:
+    """Return the history with all validation and probe losses multiplied; chance and the start stay."""
+
+    def times(point: Point) -> Point:
+        val, probe = (None if rows is None else rows * factor for rows in (point.val_losses, point.probe_losses))
+        val_loss, probe_loss = point.val_loss * factor, point.probe_loss * factor
+        return replace(point, val_loss=val_loss, probe_loss=probe_loss, val_losses=val, probe_losses=probe)
+
+    return replace(history, points=tuple(map(times, history.points)))
 
 
 def _background(history: History) -> dict[str, float]:
@@ -272,7 +294,9 @@ def _if_overfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
         advice.append(Advice.COOL_DOWN_EARLIER)
     elif verdict.reason not in (Reason.RECEDING, Reason.GAP) and verdict.useful_epochs < numbers["epochs"]:
         advice.append(Advice.SHORTEN_AFTER_RISE)
-    return [*advice, Advice.REGULARISE, *([Advice.SCALE_LOGITS] if numbers.get("overconfident") else [])]
+    if verdict.reason is not Reason.GAP:  # where the validation loss has not risen, dropout only slows the learning
+        advice.append(Advice.REGULARISE)
+    return [*advice, *([Advice.SCALE_LOGITS] if numbers.get("overconfident") else [])]
 
 
 def _if_underfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import combinations, count
 from typing import Any
 
 import numpy as np
@@ -145,6 +145,52 @@ def _exact_p(data: tuple[NDArray[np.float64], ...], statistic: Any, kind: str) -
     return min(1.0, float(stats.permutation_test(data, statistic, permutation_type=kind, **how).pvalue))
 
 
+def equivalence_p(first: ArrayLike, second: ArrayLike | None, margin: float) -> float:
+    """Return the p of two one-sided tests that two means differ by ``margin`` or more, so that a low p says equal.
+
+    ``first`` are paired differences if ``second`` is None, else the groups are independent. The tests are those of
+    :func:`sign_flip_p` and :func:`permutation_p`, one-sided, for means that are ``margin`` apart; nan for fewer than
+    two values. Source: Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach".
+
+    Example:
+        >>> equivalence_p([0.001, -0.001, 0.0, 0.001, -0.001], None, 0.003)  # the smallest p of five pairs: 1 / 2**5
+        0.03125
+    """
+    x = np.asarray(first, np.float64)
+    y = None if second is None else np.asarray(second, np.float64)
+    if min(x.size, x.size if y is None else y.size) < 2:
+        return math.nan
+    return max(_one_sided_p(x - margin, y, -1.0), _one_sided_p(x + margin, y, 1.0))
+
+
+def _one_sided_p(x: NDArray[np.float64], y: NDArray[np.float64] | None, sign: float) -> float:
+    """Return how often chance moves the mean of ``x``, or its lead over that of ``y``, so far towards ``sign``."""
+    pool = sign * (x if y is None else np.concatenate([x, y]))
+    n, m = x.size, 0 if y is None else y.size
+    if y is None:
+        exact = 2**n <= _MOST_EXACT
+        weights = np.full(n, 1 / n)
+        all_signs = 1 - 2 * ((np.arange(2**n if exact else 0)[:, None] >> np.arange(n)) & 1)
+    else:
+        exact = math.comb(n + m, n) <= _MOST_EXACT
+        weights = np.repeat([1 / n, -1 / m], [n, m])
+    observed = float(weights @ pool) - 1e-12 * float(np.abs(weights) @ np.abs(pool))  # equal but for rounding
+    if exact and y is None:
+        return float(((all_signs * weights) @ pool >= observed).mean())
+    if exact:
+        low = -pool.sum() / m
+        splits = (low + (1 / n + 1 / m) * pool[[*chosen]].sum() for chosen in combinations(range(n + m), n))
+        return float(np.mean([value >= observed for value in splits]))
+    rng, count = np.random.default_rng(0), 1
+    for rows in _chunks():
+        if y is None:
+            drawn = rng.choice(np.array([-1.0, 1.0]), (rows, n)) * weights
+        else:
+            drawn = rng.permuted(np.tile(weights, (rows, 1)), axis=1)
+        count += int((drawn @ pool >= observed).sum())
+    return count / (_MOST_EXACT + 1)
+
+
 def holm(ps: Sequence[float]) -> list[float]:
     """Adjust the p-values of several comparisons, so that the chance of any false finding stays at the level.
 
@@ -164,16 +210,47 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seeds_needed(comparisons: int = 1, *, paired: bool = True, level: float = 0.05) -> int:
+def seeds_to_see(difference: float, sd: float, *, level: float = 0.05, sides: int = 2, power: float = 0.8) -> int:
+    """Return about how many values show that a mean is not 0, if it is ``difference`` and they spread by ``sd``.
+
+    It is the size of a t test of that power, two-sided or one-sided, at most 1000.
+
+    Example:
+        >>> seeds_to_see(1.0, 1.0), seeds_to_see(2.0, 1.0), seeds_to_see(0.0, 1.0)
+        (10, 5, 1000)
+    """
+    from scipy import stats
+
+    for n in range(2, 1000):
+        needed = stats.t.ppf(1 - level / sides, n - 1) + stats.t.ppf(power, n - 1)
+        if abs(difference) * math.sqrt(n) >= needed * sd:
+            return n
+    return 1000
+
+
+def difference_seen(n: int, sd: float, *, level: float = 0.05, power: float = 0.8) -> float:
+    """Return the smallest mean that ``n`` values with a spread of ``sd`` show to differ from 0 (as a t test does).
+
+    Example:
+        >>> round(difference_seen(6, 0.01), 4)
+        0.0143
+    """
+    from scipy import stats
+
+    return float(stats.t.ppf(1 - level / 2, n - 1) + stats.t.ppf(power, n - 1)) * sd / math.sqrt(n)
+
+
+def seeds_needed(comparisons: int = 1, *, paired: bool = True, level: float = 0.05, sides: int = 2) -> int:
     """Return the fewest seeds for each group with which a clear difference can be significant.
 
-    comparisons is how many Holm's correction covers. Paired groups have the same seeds.
+    comparisons is how many Holm's correction covers. Paired groups have the same seeds. A test of equality has one
+    side.
 
     Example:
         >>> seeds_needed(), seeds_needed(6), seeds_needed(paired=False)
         (6, 8, 4)
     """
-    smallest = ((n, 2 / (2**n if paired else math.comb(2 * n, n))) for n in count(1))
+    smallest = ((n, sides / (2**n if paired else math.comb(2 * n, n))) for n in count(1))
     return next(n for n, p in smallest if p * max(1, comparisons) <= level)
 
 

@@ -125,6 +125,7 @@ class Verdict:
         advice: At most three things to try, never "stop".
         divergence: Which value was not finite, and when, if the run ended with it.
         reference: What the losses are compared with.
+        near: Other labels that the run would have if its losses were a tenth higher or lower, as with another seed.
     """
 
     label: Label
@@ -134,6 +135,7 @@ class Verdict:
     advice: tuple[Advice, ...] = ()
     divergence: str | None = None
     reference: Reference = Reference.CHANCE
+    near: tuple[Label, ...] = ()
 
     @property
     def detail(self) -> str:
@@ -146,6 +148,11 @@ class Verdict:
     def headline(self) -> str:
         """The label, with the detail in parentheses."""
         return f"{self.label} ({self.detail})" if self.detail else str(self.label)
+
+    @property
+    def title(self) -> str:
+        """The headline, and the labels to whose border the run is near."""
+        return f"{self.headline}, near the border of {' and '.join(self.near)}" if self.near else self.headline
 
     @property
     def useful_epochs(self) -> float:
@@ -234,7 +241,7 @@ class Verdict:
     def text(self) -> str:
         """Return the verdict in a few lines of Markdown: headline, numbers ("±" is one standard error) and advice."""
         onset = "" if self.onset_epoch is None else f", from epoch {self.onset_epoch:g}"
-        lines = [f"verdict: {self.headline}{onset}", "", *(f"- {line}" for line in _evidence_lines(self))]
+        lines = [f"verdict: {self.title}{onset}", "", *(f"- {line}" for line in _evidence_lines(self))]
         if self.advice:
             lines += ["", "What to try:", "", *(f"- {line}" for line in self.sentences())]
         return "\n".join(lines)

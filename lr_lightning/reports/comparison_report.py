@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import math
 import re
 import secrets
 import time
@@ -35,7 +36,7 @@ from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.query import BadFilter, Run, experiments, read_curves, read_runs
-from lr_lightning.tracking.ui import REPORT_NAME
+from lr_lightning.tracking.ui import REPORT_NAME, chart_link, run_page
 
 COMPARE_JOB = "compare"  # the tag ``job`` of a report's own run, which excludes it from later comparisons
 DEFAULT_EXPERIMENT = "lr_lightning"
@@ -58,6 +59,9 @@ class ReportRequest:
     metric: str | None = None  # the validation metric that decides; by default val/acc, else val/loss
     higher_is_better: bool | None = None  # by default judged by the metric's name
     against: str | None = None  # a group chosen beforehand, the only one that others are compared with
+    same_within: float | None = (
+        None  # a difference of the metric that does not matter: whether groups are as near is tested
+    )
     log_run: bool = True  # log the files to MLflow
     server: str | None = None  # address of the MLflow UI, for links
 
@@ -77,7 +81,8 @@ class ComparisonReport:
     title: str  # one line that says what was compared
     files: list[Path] = field(default_factory=list)  # the page, the CSV and the pictures, in this order
     address: str | None = None  # of the page in MLflow, if it is there
-    served: bool = False  # the store is a server, so that the address works without `make ui`
+    charts: dict[str, str] = field(default_factory=dict)  # addresses of the runs' charts there, by experiment
+    served: bool = False  # the store is a server, so that the addresses work without `make ui`
     good_lrs: list[str] = field(default_factory=list)  # each schedule's band of good learning rates, as text
 
 
@@ -108,6 +113,9 @@ def compare(request: ReportRequest) -> ComparisonReport:
 
 def _read(request: ReportRequest) -> _Measured:
     """Find the runs to compare and the metric that decides, read the runs' curves and measure them."""
+    within = request.same_within
+    if within is not None and not 0 < within < math.inf:
+        raise CompareError(f"must be above 0, such as 0.003, got {within:g}.", "same-within")
     try:
         target = parse_target(request.target) if request.target else None
     except ValueError as e:
@@ -153,8 +161,10 @@ def _write(
         csv.writer(file).writerows(tables.csv_rows(measured.results, target, [*compared.varying]))
     report.files += save_pngs(plots, [group.name for group in compared.groups], report.folder)
     if request.log_run:
-        report.address = _log_to_store(request, next(iter(measured.experiments.values())), report, server)
-        report.served = served
+        ids, report.served = measured.experiments, served
+        if (address := _log_to_store(request, next(iter(ids.values())), report, server)) is not None:
+            report.address = address
+            report.charts = {name: chart_link(store, server, ids[name], request.filter_string) for name in ids}
     return report
 
 
@@ -247,7 +257,9 @@ def _compare_results(request: ReportRequest, measured: _Measured) -> tuple[Compa
     data_sets = find_data_sets(results, keys, request.by or (), request.filter_string)
     if data_sets:
         keys = without_data_keys(keys)
-    names = [group_name(result.run, keys) for result in results]
+    names, exact = ([group_name(result.run, keys, digits) for result in results] for digits in (4, 10))
+    if len(set(names)) < len(set(exact)):  # four digits do not tell them apart
+        names = exact
     if request.against is not None and request.against not in names:
         listed = ", ".join(sorted({*names} - {""})) or "none"
         raise CompareError(f"there is no group {request.against!r}. Groups: {listed}.", "against")
@@ -256,7 +268,14 @@ def _compare_results(request: ReportRequest, measured: _Measured) -> tuple[Compa
             result.data_set = data_sets.labels[result.run.id]
         result.group = run_metrics.with_data_set(name, result.data_set)
     objective, higher = measured.objective, measured.higher_is_better
-    compared = group_and_compare(results, objective, request.against, higher_is_better=higher, data_sets=data_sets)
+    compared = group_and_compare(
+        results,
+        objective,
+        request.against,
+        higher_is_better=higher,
+        data_sets=data_sets,
+        same_within=request.same_within,
+    )
     return compared, keys
 
 
@@ -295,7 +314,7 @@ def _log_to_store(request: ReportRequest, experiment_id: str, report: Comparison
     except (TrackingError, Rejected, StoreUnavailable) as e:  # the files are complete without the store
         log.warning("the comparison could not be logged to MLflow: %s", e)
         return None
-    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html"
+    return run_page(server, experiment_id, run_id, "report.html")
 
 
 # -- the report as one HTML file that needs nothing else: no network, no other file ------------------------------------
@@ -342,6 +361,7 @@ def _render_page(
         several_data_sets=compared.data_sets is not None,
         pairs=tables.comparison_table(compared),
         not_compared=wording.not_compared(compared),
+        same_within=next((d.same_within for d in compared.differences), None),
         varying_note=tables.varying_note(compared),
         run_table=run_table,
         runs=runs,

@@ -12,9 +12,11 @@ import numpy as np
 
 from lr_lightning.diagnosis.comparison import GroupDifference, Ranking, compare_groups, rank_groups
 from lr_lightning.diagnosis.statistics import Mean, mean_ci
-from lr_lightning.reports.run_metrics import RunResult, RunState, tag_or_param, with_data_set
+from lr_lightning.reports.run_metrics import VAL_LOSS, RunResult, RunState, tag_or_param, with_data_set
+from lr_lightning.tracking.keys import short_number
 
 _MANY_GROUPS = 12  # beyond this number only the leading group is compared with the others
+_KEYS_LISTED, _VALUES_LISTED = 6, 3  # in the note on runs of one group that differ
 # Prefixes of params that say where a run is kept or comes from, not what it does.
 _NOT_COMPARED = ("tracking.", "output_root", "fork")
 _DATA_NAME = "data.name"
@@ -202,6 +204,7 @@ def group_and_compare(
     *,
     higher_is_better: bool = True,
     data_sets: DataSets | None = None,
+    same_within: float | None = None,
 ) -> ComparedGroups:
     """Group runs and compare the groups by the best value of the objective.
 
@@ -217,9 +220,12 @@ def group_and_compare(
         by_name.setdefault(r.group, RunGroup(r.group, data_set=r.data_set)).runs.append(r)
     sign = 1.0 if higher_is_better else -1.0
 
-    def rank(group: RunGroup) -> tuple[str, bool, float, str]:
-        mean = group.mean(lambda r: r.best).mean
-        return group.data_set, math.isnan(mean), 0.0 if math.isnan(mean) else -sign * mean, group.name
+    def rank(group: RunGroup) -> tuple[str, bool, float, float, str]:
+        mean, loss = (group.mean(value).mean for value in (lambda r: r.best, _lowest_loss))
+        known = not math.isnan(mean)
+        place = -sign * mean if known else 0.0
+        # A tie is decided by the validation loss, as in a search.
+        return group.data_set, not known, place, math.inf if math.isnan(loss) else loss, group.name
 
     groups = sorted(by_name.values(), key=rank)
     differences: list[GroupDifference] = []
@@ -229,6 +235,7 @@ def group_and_compare(
             higher_is_better=higher_is_better,
             against=None if against is None else with_data_set(against, data_set),
             leader_only=len(some) > _MANY_GROUPS,
+            same_within=same_within,
         )
     varying = _varying_params(results)
     warnings = [*_mixture_warnings(groups, varying), *_length_warnings(groups)]
@@ -277,6 +284,11 @@ def fork_families(results: Sequence[RunResult]) -> list[ForkFamily]:
     return [family for family in families if family.trunk or len(family.forks) > 1]
 
 
+def _lowest_loss(result: RunResult) -> float:
+    curve = result.curve(VAL_LOSS)
+    return math.nan if curve is None else float(curve.value.min())
+
+
 def _varying_params(results: Sequence[RunResult]) -> dict[str, list[str]]:
     """Return the params that differ between runs; a missing param is a value too."""
     keys = sorted({key for r in results for key in r.run.params if not key.startswith(_NOT_COMPARED)})
@@ -286,19 +298,28 @@ def _varying_params(results: Sequence[RunResult]) -> dict[str, list[str]]:
 
 
 def _mixture_warnings(groups: list[RunGroup], varying: dict[str, list[str]]) -> list[str]:
-    inside: dict[str, int] = {}
+    inside: dict[str, list[str]] = {}
     for group in groups:
         for key in varying:
-            values = {r.run.params.get(key, "–") for r in group.counted}
-            if key.rsplit(".", 1)[-1] not in ("seed", "split_seed") and len(values) > 1:
-                inside[key] = max(inside.get(key, 0), len(values))
+            values = sorted({r.run.params.get(key, "–") for r in group.counted})
+            if key.rsplit(".", 1)[-1] not in ("seed", "split_seed") and len(values) > len(inside.get(key, "1")):
+                inside[key] = values
     if not inside:
         return []
-    listed = ", ".join(f"{key} ({count} values)" for key, count in list(inside.items())[:6])
+    choices = [key.removesuffix(".name") for key in inside if key.endswith(".name")]
+    # Another model has other settings as well: its name says enough.
+    others = [key for key in inside if not key.endswith(".name") and key.split(".")[0] not in choices]
+    listed = [f"{key} ({_shortened(inside.get(f'{key}.name') or inside[key])})" for key in [*choices, *others]]
+    more = [f"{len(listed) - _KEYS_LISTED} more"] * (len(listed) > _KEYS_LISTED)
     return [
-        f"Runs of one group also differ in {listed}. Their mean is over those values too: group by them as well "
-        "(scripts/compare.py --by), or leave some runs out (--filter)."
+        f"Runs of one group also differ in {', '.join([*listed[:_KEYS_LISTED], *more])}. Their mean is over those "
+        "values too: group by them as well (scripts/compare.py --by), or leave some runs out (--filter)."
     ]
+
+
+def _shortened(values: Sequence[str]) -> str:
+    some = ", ".join(short_number(value) for value in values[:_VALUES_LISTED])
+    return some if len(values) <= _VALUES_LISTED else f"{some} and {len(values) - _VALUES_LISTED} more"
 
 
 def _length_warnings(groups: list[RunGroup]) -> list[str]:

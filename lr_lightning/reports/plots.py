@@ -17,7 +17,7 @@ from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import run_metrics, wording
 from lr_lightning.reports.groups import ComparedGroups, RunGroup, fork_families
-from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, with_data_set
+from lr_lightning.reports.run_metrics import AXES, RunResult, RunState, group_name, tag_or_param, with_data_set
 from lr_lightning.tracking.query import MetricCurve
 
 Floats = NDArray[np.float64]
@@ -380,7 +380,10 @@ def plot_lr_sensitivity(compared: ComparedGroups, looks: Styles, by: Sequence[st
     """Plot the objective over the peak learning rate of each schedule that has several."""
     if compared.objective is None:
         return None
-    rest = [key for key in by if key not in (*LR_PARAMS, "trial")] or ["schedule"]
+    every_run = [r.run for group in compared.groups for r in group.runs]
+    # A key with nearly as many values as runs, such as those that a search draws, would make lines of one point.
+    drawn = {key for key in by if len({tag_or_param(run, key) for run in every_run}) > max(2, len(every_run) // 2)}
+    rest = [key for key in by if key not in (*LR_PARAMS, "trial", *drawn)] or ["schedule"]
     every: dict[str, _LRSweep] = defaultdict(_LRSweep)
     for r in (r for group in compared.groups for r in group.runs):
         # A learning rate that a range test found varies with the seed: it is not part of a sweep.

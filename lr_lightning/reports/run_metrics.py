@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lr_lightning.diagnosis.cost import Reach, Target, time_to
+from lr_lightning.tracking.keys import name_values, short_number
 from lr_lightning.tracking.query import MetricCurve, Run
 
 LR, TRAIN_LOSS, VAL_LOSS, VAL_ACC = "lr/group0", "train/loss", "val/loss", "val/acc"
@@ -37,7 +38,6 @@ _SYNONYMS = {
     "training": "train",
 }
 _SEPARATORS = re.compile(r"[/_.\- ]+")
-_LONG_NUMBER = re.compile(r"-?\d*\.\d{12,}(e[+-]?\d+)?")  # not a version, a date or an id
 _LOWER_IS_BETTER = {
     *("loss", "losses", "nll", "ce", "bce", "xent", "crossentropy", "entropy", "hinge", "perplexity", "ppl", "bpc"),
     *("err", "errors", "error", "mse", "rmse", "mae", "mape", "msle", "deviance", "gap", "ece"),
@@ -98,16 +98,6 @@ def is_higher_better(metric: str) -> bool | None:
     return higher
 
 
-def shorten_number(value: str) -> str:
-    """Cut the rounding noise off a tag or param that is a long decimal number.
-
-    Example:
-        >>> [shorten_number(text) for text in ("0.010000000000000002", "3.0000000000000004e-05", "1.10", "cosine")]
-        ['0.01', '3e-05', '1.10', 'cosine']
-    """
-    return f"{float(value):.10g}" if _LONG_NUMBER.fullmatch(value) else value
-
-
 def tag_or_param(run: Run, key: str) -> str:
     """Return a run's tag, else its param of that name, else the choice of that group (``schedule.name``), else ""."""
     return run.tags.get(key) or run.params.get(key) or run.params.get(f"{key}.name") or ""
@@ -128,21 +118,9 @@ def unknown_key_message(runs: Sequence[Run], key: str) -> str:
     return f"no run has a tag or param {key!r}.{meant} Tags: {listed(tags)}. Params: {listed(params)}."
 
 
-_SAYS_NOTHING = re.compile(r"[-+.]?\d|\[|(true|false|null|none|nan|inf)$", re.IGNORECASE)  # without its key
-
-
-def group_name(run: Run, by: Sequence[str]) -> str:
-    """Return the name of a run's group, such as ``cosine, lr=0.1``; a missing value is shown as missing.
-
-    The first key is left out unless its value says nothing without it: ``trial=1``, ``nesterov=true``.
-    """
-    if not by:
-        return ""
-    parts = [f"{key.rsplit('.', 1)[-1]}={shorten_number(tag_or_param(run, key)) or '–'}" for key in by]
-    first = tag_or_param(run, by[0])
-    if not _SAYS_NOTHING.match(first):
-        parts[0] = first or f"(no {by[0]})"
-    return ", ".join(parts)
+def group_name(run: Run, by: Sequence[str], digits: int = 4) -> str:
+    """Return the name of a run's group, such as ``cosine, lr=0.1``, with decimal numbers of so many digits."""
+    return ", ".join(name_values({key: tag_or_param(run, key) for key in by}, digits))
 
 
 def with_data_set(group: str, data_set: str) -> str:
@@ -402,7 +380,7 @@ def _measure_cost(result: RunResult) -> None:
     result.seconds = last.get("summary/seconds", axes.end("seconds"))
     result.examples = axes.end("examples")
     result.spikes = result.summary("spikes")
-    peak_lr = _number(shorten_number(params.get("optimizer.lr") or params.get("lr") or ""))
+    peak_lr = _number(short_number(params.get("optimizer.lr") or params.get("lr") or "", 10))
     result.peak_lr = math.nan if peak_lr is None else peak_lr
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from urllib.parse import quote
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,8 +14,10 @@ from lr_lightning.diagnosis.comparison import GroupDifference
 from lr_lightning.diagnosis.cost import Reach, Target, median_time
 from lr_lightning.reports import wording
 from lr_lightning.reports.groups import ComparedGroups, RunGroup
-from lr_lightning.reports.run_metrics import RunResult, RunState, shorten_number
+from lr_lightning.reports.run_metrics import RunResult, RunState
+from lr_lightning.tracking.keys import short_number
 from lr_lightning.tracking.query import Run
+from lr_lightning.tracking.ui import run_page
 
 _PARAMS_SHOWN = 12
 
@@ -32,8 +33,7 @@ class Table:
 
 def run_link(server: str, run: Run) -> str:
     """Return the address of a run's page in MLflow."""
-    experiment, run_id = quote(run.experiment_id, safe=""), quote(run.id, safe="")
-    return f"{server}/#/experiments/{experiment}/runs/{run_id}"
+    return run_page(server, run.experiment_id, run.id)
 
 
 def group_table(compared: ComparedGroups, target: Target | None) -> Table:
@@ -115,8 +115,8 @@ def comparison_table(compared: ComparedGroups) -> Table:
         ("interval", "95 % interval", wording.interval),
         ("n", "n", lambda d: f"{d.n} pairs" if d.paired else f"{d.n}, unpaired"),
         ("wins", "better in", lambda d: f"{d.wins} of {d.n}" if d.paired else "–"),
-        ("p", "p", lambda d: wording.p_value(d.p)),
-        ("adjusted", "adjusted p", lambda d: wording.p_value(d.adjusted)),
+        ("p", "p", lambda d: wording.p_value(d.p if d.enough_seeds else math.nan)),
+        ("adjusted", "adjusted p", lambda d: wording.p_value(d.adjusted if d.enough_seeds else math.nan)),
         ("finding", "finding", wording.finding),
     ]
     keys, titles, cells = zip(*columns, strict=True)
@@ -133,7 +133,7 @@ def run_table(compared: ComparedGroups) -> tuple[Table, list[Run]]:
     for group, r in results:
         who = [wording.printable(r.run.name), wording.printable(group.name), wording.printable(r.seed) or "–", r.state]
         numbers = [wording.number(value) for value in (r.best, r.last, r.test, r.steps, r.seconds)]
-        own = [wording.printable(shorten_number(r.run.params.get(key, "–"))) for key in params]
+        own = [wording.printable(short_number(r.run.params.get(key, "–"))) for key in params]
         rows.append([*who, *numbers, *own, wording.printable("; ".join(r.notes))])
     titles = {"best": f"best {objective}", "last": f"last {objective}"}
     table = Table(keys, [titles.get(key, wording.printable(key)) for key in keys], rows)

@@ -58,10 +58,19 @@ def finding(d: GroupDifference) -> str:
     by_rank = f"; by ranks, {lost}" if lost else ""
     if d.significant:
         return f"significant{by_rank}"
+    if d.same:
+        return f"no difference that matters: less than {d.same_within:g} ({_p_equals('p', d.p_same)})"
+    won = f"better in {d.wins} of {d.n} seeds, " if d.paired and d.wins > 0 and d.n > 1 else ""
+    what = "seeds" if d.paired else "runs each"
+    now = f"{d.n} {what}" if d.n > 1 else "1 seed" if d.paired else "1 run"
+    more = "" if math.isnan(d.more_seeds) else f"; about {_count(d.more_seeds)} more {what} would decide"
     if not d.enough_seeds:
-        what = "seeds" if d.paired else "runs each"
-        return f"not enough {what} to tell (n = {d.n}, needs {d.seeds_needed}){by_rank}"
-    return f"not significant (n = {d.n}){by_rank}"
+        return f"{won}unproven: {now}, {d.seeds_needed} can prove it{by_rank}{more}"
+    return f"{won}not significant (n = {d.n}){by_rank}{more}"
+
+
+def _count(seeds: float) -> str:
+    return f"{seeds:.0f}" if seeds < 500 else "hundreds of"
 
 
 def not_compared(compared: ComparedGroups) -> str:
@@ -80,7 +89,8 @@ def not_compared(compared: ComparedGroups) -> str:
 def one_line(d: GroupDifference) -> str:
     """Summarize the difference of two groups in a short line."""
     ci = "" if math.isnan(d.low) else f" ({interval(d)})"
-    return f"{d.better} > {d.worse}: {difference(d)}{ci}, {_p_equals('adjusted p', d.adjusted)}: {finding(d)}"
+    p = f", {_p_equals('adjusted p', d.adjusted)}" if d.enough_seeds else ""
+    return f"{d.better} > {d.worse}: {difference(d)}{ci}{p}: {finding(d)}"
 
 
 def headline(compared: ComparedGroups) -> str:
@@ -132,7 +142,14 @@ def _finding(compared: ComparedGroups) -> str:
         )
     wins = ", ".join(d.worse for d in ranking.wins)
     rest = f" It is significantly better than {wins}, not than the others." if wins else ""
-    return f"No winner can be named. {leader.name} has {_mean_of(leader, objective)}. {_lead(ranking.lead)}{rest}"
+    doubt, lead = "No winner can be named", ranking.lead
+    if lead.better == leader.name and not lead.enough_seeds and lead.wins == lead.n > 1:
+        doubt = f"{leader.name} is ahead in every seed, which {lead.n} seeds cannot prove"
+    own = [d for d in compared.differences if d.same and not d.significant and leader.name in (d.better, d.worse)]
+    if own:
+        same = ", ".join(d.worse if d.better == leader.name else d.better for d in own)
+        rest += f" It is as good as {same}, within {own[0].same_within:g}."
+    return f"{doubt}. {leader.name} has {_mean_of(leader, objective)}. {_lead(lead)}{rest}"
 
 
 def _mean_of(group: RunGroup, objective: str, which: str = "the best mean") -> str:
@@ -148,9 +165,10 @@ def _lead(d: GroupDifference) -> str:
     if any(d.diverged):  # the difference of the surviving runs would say the opposite, or nothing
         lead = "ranks before" if d.p < 1 else "is level with"
     if d.n < 2:
-        return f"{d.better} {lead} {d.worse} by one {'seed' if d.paired else 'run'}: {finding(d)}."
-    ps = f"{_p_equals('p', d.p)}, {_p_equals('adjusted', d.adjusted)}"
-    return f"{d.better} {lead} {d.worse} ({seeds}{ci}, {ps}): {finding(d)}."
+        return f"{d.better} {lead} {d.worse} by one {'seed' if d.paired else 'run'}, {finding(d)}."
+    # With too few seeds even the clearest difference has a p above the level, so that it would read like chance.
+    ps = f", {_p_equals('p', d.p)}, {_p_equals('adjusted', d.adjusted)}" if d.enough_seeds else ""
+    return f"{d.better} {lead} {d.worse} ({seeds}{ci}{ps}): {finding(d)}."
 
 
 def seeds_counted(group: RunGroup) -> str:

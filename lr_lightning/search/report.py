@@ -6,8 +6,9 @@ import secrets
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -26,6 +27,7 @@ from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import hide_password
 
 _SHOWN = 10
+_MOST_KEYS = 4  # that name a trial in the comparison
 _FEW = 10
 """Complete trials below which an importance is a guess."""
 
@@ -143,13 +145,14 @@ def conclude(search: Search, study: Study, console: Console, call: Call, *, comp
     note = f"`best: {command}`" if command else "`no trial is complete`"
     note = f"{note}\n\n" + "\n".join(f"- {key}: {share:.0%}" for key, share in shares.items())
     folder = search.folder / f"record-{secrets.token_hex(2)}"
-    call(compare_and_record, search.config, search.name, _compared_by(search), folder, table, note.strip(), numbers)
+    asked = {"by": _compared_by(search), "metric": search.monitor, "higher_is_better": search.monitor_higher}
+    call(compare_and_record, search.config, search.name, asked, folder, table, note.strip(), numbers)
 
 
 def compare_and_record(
     config: Config,
     name: str,
-    by: Sequence[str],
+    asked: Mapping[str, Any],
     folder: Path,
     table: Path,
     note: str,
@@ -159,7 +162,7 @@ def compare_and_record(
     from lr_lightning.app.commands.compare import compare_sweep
     from lr_lightning.app.run.record import sweep_record
 
-    compare_sweep(config, name, by, [config.tracking.experiment_name], brief=True)
+    compare_sweep(config, name, experiments=[config.tracking.experiment_name], brief=True, **asked)
     try:
         with sweep_record(config, folder, name, "search") as logger:
             logger.log_artifact(table)
@@ -170,9 +173,10 @@ def compare_and_record(
 
 
 def _compared_by(search: Search) -> list[str]:
-    """Return the searched keys if each of their combinations is meant, as on a grid."""
+    """Return the keys that name the groups of the comparison: those searched, or their trial if they are many."""
     keys = list(search.space.keys)
-    return keys if search.node.sampler == "grid" and len(keys) <= 3 else ["trial"]
+    lrs = [key for key in keys if key.endswith(".lr")]
+    return keys if len(keys) <= _MOST_KEYS else ["trial", *lrs]
 
 
 def write_table(search: Search, summary: StudySummary) -> Path:

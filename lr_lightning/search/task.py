@@ -11,10 +11,12 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from lr_lightning._plotting import ramp
 from lr_lightning.app.config import Config
 from lr_lightning.search.settings import Search
 from lr_lightning.search.study import Trial
 from lr_lightning.tracking.files import write_atomically
+from lr_lightning.tracking.keys import COLOUR_TAG, name_values
 
 Call = Callable[..., Any]
 """Calls a function with arguments in a process that has imported what training needs; returns what that returns."""
@@ -133,19 +135,34 @@ class TrialRuns:
         search, node, trial = self.search, self.search.node, self.trial
         trust = [word for word in search.training if word.startswith("trust=")]
         for index, seed in enumerate(node.seeds or [None]):
+            # other keys may refer to the seed, so it is set before the config is resolved
+            config = self.config if seed is None else search.composer.config({**trial.point, "seed": seed})
+            words = name_values({key: str(value) for key, value in trial.point.items()})
+            config.tracking.run_name = config.tracking.run_name or " ".join(
+                [*words, *[f"s{seed}"] * (seed is not None)]
+            )
             yield Task(
                 root=search.root,
-                # other keys may refer to the seed, so it is set before the config is resolved
-                config=self.config if seed is None else search.composer.config({**trial.point, "seed": seed}),
+                config=config,
                 folder=self.folder if seed is None else self.folder / f"seed-{seed}",
                 monitor=search.monitor,
                 higher=search.monitor_higher,
-                tags={"sweep": search.name, "trial": str(trial.number), "search": node.name},
+                tags={"sweep": search.name, "trial": str(trial.number), "search": node.name, **self._colour()},
                 may_be_pruned=index == 0 and bool(node.pruners),  # only the first run is compared with other trials
                 stops_on_verdict="verdict" in node.pruners,
                 patience=node.patience,
                 resume=tuple(trust) if trial.resumes else None,
             )
+
+    def _colour(self) -> dict[str, str]:
+        """Return the tag of the trial's colour, by its place among the learning rates of the search."""
+        for key, domain in self.search.space.keys.items():
+            lr = self.trial.point.get(key)
+            if key in ("optimizer.lr", "schedule.max_lr") and isinstance(lr, float | int) and lr > 0:
+                lrs = [float(value) for value in domain.grid() if isinstance(value, float | int) and value > 0]
+                low, high = min(lrs, default=lr), max(lrs, default=lr)
+                return {COLOUR_TAG: ramp(math.log(lr / low) / math.log(high / low) if low < high else 0.5)}
+        return {}
 
     @property
     def phase(self) -> str:

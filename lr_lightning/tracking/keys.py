@@ -20,9 +20,13 @@ COLOUR_TAG = "mlflow.runColor"
 """Tag of the colour in which MLflow's charts draw a run."""
 JOB_TAG = "job"
 """Tag that says what a run did, such as ``train``, ``find_lr`` or ``compare``. A run without the tag trained."""
+LOG_LR = "summary/log10_peak_lr"
+"""Metric of the highest learning rate of a run, found or given: the x axis of charts of a sweep."""
 RUN_KEY_TAG = "lr_lightning.run_key"
 """Tag of a run, in its local log and in the store, that links the two: the ``key`` of its ``UploadState``."""
 
+_SAYS_NOTHING = re.compile(r"[-+.]?\d|\[|(true|false|null|none|nan|inf)$", re.IGNORECASE)  # without its key
+_DECIMAL = re.compile(r"[-+]?(\d+\.\d*|\.\d+)(e[-+]?\d+)?|[-+]?\d+e[-+]?\d+", re.IGNORECASE)
 _NOT_ALLOWED = re.compile(r"[^/\w.\- ]")
 _PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]*(?=@)")
 _PASSWORD_IN_QUERY = re.compile(r"(?<=[?&])((?:password|sslpassword)=)[^&\s]+", re.IGNORECASE)
@@ -52,6 +56,29 @@ def clip(value: object, limit: int) -> str:
         return text
     mark = f"... ({len(text)} characters, cut)"
     return text[: limit - len(mark)] + mark
+
+
+def short_number(text: str, digits: int = 4) -> str:
+    """Write a decimal number as a person does, and leave any other text as it is.
+
+    >>> [short_number(text) for text in ("0.06796580687702834", "10000000000.0", "0.10", "128", "cosine")]
+    ['0.06797', '1e+10', '0.1', '128', 'cosine']
+    """
+    return f"{float(text):.{digits}g}" if _DECIMAL.fullmatch(text) else text
+
+
+def name_values(values: Mapping[str, str], digits: int = 4) -> list[str]:
+    """Return what runs are called that have these values, part by part; a missing value is shown as missing.
+
+    The first key is left out unless its value says nothing without it: ``trial=1``, ``nesterov=true``.
+
+    >>> name_values({"schedule": "cosine", "optimizer.lr": "0.1", "search.space.width": ""})
+    ['cosine', 'lr=0.1', 'width=–']
+    """
+    parts = [f"{key.rsplit('.', 1)[-1]}={short_number(text, digits) or '–'}" for key, text in values.items()]
+    if values and not _SAYS_NOTHING.match(first := next(iter(values.values()))):
+        parts[0] = first or f"(no {next(iter(values))})"
+    return parts
 
 
 def flatten(params: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -270,9 +270,9 @@ class RowBuffer:
                 self.add(key, value, step, at)
 
     def add_summary(self, values: Mapping[str, Any], at: int) -> None:
-        """Add single values, at step 0. A value that has not changed is not stored again."""
-        for name, value in values.items():
-            key = name if name.startswith(SUMMARY) else f"{SUMMARY}{name}"
+        """Add single values, at step 0 and with four digits. A value that has not changed is not stored again."""
+        for name, given in values.items():
+            key, value = name if name.startswith(SUMMARY) else f"{SUMMARY}{name}", _with_four_digits(given)
             if self._last_values.get(key) != value and self.add(key, value, 0, at):
                 self._last_values[key] = float(value)
 
@@ -284,6 +284,13 @@ class RowBuffer:
         if key not in self._warned:
             self._warned.add(key)
             log.warning(text, *args)
+
+
+def _with_four_digits(value: Any) -> Any:
+    """Round a number for MLflow's table, which shows every digit; no less than a unit is rounded off."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    return float(f"{value:.4g}") if abs(value) < 1e4 else float(round(value))
 
 
 @dataclass(frozen=True)

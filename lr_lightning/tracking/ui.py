@@ -1,11 +1,12 @@
-"""The MLflow UI: a ready-made view of an experiment's charts, and a server for this machine only.
+"""The MLflow UI: ready-made views of an experiment's charts, and a server for this machine only.
 
-The view shows learning rate, losses, gap and results. MLflow keeps the views that its users save as tags of the
-experiment. Their format is not documented, so all of this is best effort: an MLflow that does not know the tag opens
-its own default view, and no run ever fails because of it.
+A view shows learning rate, losses, gap and results of some runs. MLflow keeps the views that its users save as tags
+of the experiment. Their format is not documented, so all of this is best effort: an MLflow that does not know the tag
+opens its own default view, and no run ever fails because of it.
 """
 
 import base64
+import hashlib
 import json
 import logging
 import os
@@ -24,56 +25,65 @@ from typing import Any
 from urllib.parse import quote
 
 from lr_lightning.errors import TrackingError
-from lr_lightning.tracking.keys import JOB_TAG
+from lr_lightning.tracking.keys import JOB_TAG, LOG_LR
 from lr_lightning.tracking.query import experiments
 from lr_lightning.tracking.store import Store, open_store, prepare_mlflow
 
 log = logging.getLogger(__name__)
 
 VIEW_ID = "lr-lightning"
-VIEW_TAG = f"mlflow.sharedViewState.{VIEW_ID}"
 REPORT_NAME = "comparison report"
 """Name of the run that holds a comparison."""
 TRAINING_RUNS = f"tags.{JOB_TAG} = 'train'"
 """Filter that leaves out learning rate searches, comparisons, and the tables of studies and searches."""
 ALL_RUNS = f"attributes.run_name != '{REPORT_NAME}'"
 """Filter for the runs of other programs, which have no such tag: MLflow cannot search for a value or none."""
+NOT_FAILED = "attributes.status != 'FAILED'"
+"""Filter that leaves out the runs that diverged, whose losses would flatten the axes of all others, or that failed."""
+DRAWN_RUNS = f"{TRAINING_RUNS} and {NOT_FAILED}"
+"""Filter of the view of an experiment."""
 
 HOST = "127.0.0.1"
+_TAGS = "mlflow.sharedViewState."
 _MAX_LINKS = 5
+_MAX_VIEWS = 30  # of an experiment, beside that of all its runs: each page of MLflow's loads them all
 _MAX_CHARACTERS = 20_000  # of a tag's value, in MLflow
 _MAX_RUNS = 100
+_VIEW_NAME = "Learning rates, without failed and diverged runs"
+_TRAINING_MODE = "workflowType=machine_learning"  # without it, MLflow opens its pages for language models
 
 _COLUMNS = (
-    *("tags.`schedule`", "params.`optimizer.lr`", "tags.`seed`", "tags.`sweep`", "tags.`verdict`", "tags.`diverged`"),
-    *("metrics.`summary/best_val_acc`", "metrics.`summary/test_acc`", "metrics.`summary/gap_loss`"),
-    *("metrics.`summary/seconds`", "attributes.`Source`"),
+    *("tags.`model`", "tags.`data`", "tags.`schedule`", "params.`optimizer.lr`", "tags.`seed`", "tags.`verdict`"),
+    *("metrics.`summary/best_val_acc`", "metrics.`summary/best_val_loss`", "metrics.`summary/test_acc`"),
+    *("metrics.`summary/gap_loss`", "metrics.`summary/seconds`", "tags.`sweep`", "attributes.`Source`"),
 )
-_BARS = (
-    *("best_val_acc", "last_val_acc", "test_acc", "best_val_loss", "gap_loss", "steps", "seconds"),
-    *("steps_to_target", "seconds_to_target"),
-)
+_BY_LR = ("best_val_acc", "best_val_loss")
+_BARS = ("last_val_acc", "test_acc", "gap_loss", "steps", "seconds", "steps_to_target", "seconds_to_target")
 
 
 # ---- the view
 
 
-def view_state(run_filter: str = TRAINING_RUNS) -> dict[str, Any]:
+def view_state(run_filter: str = DRAWN_RUNS) -> dict[str, Any]:
     """Return the view of the runs that match ``run_filter``, in MLflow's terms; the same on every call."""
-    losses, gap = ("train/loss", "val/loss", "probe/loss"), ("overfit/gap_loss", "overfit/gap_acc", "val/acc")
+    losses, gaps = ("val/loss", "train/loss", "probe/loss"), ("val/acc", "overfit/gap_loss", "overfit/gap_acc")
+    by_lr = [_line(f"summary/{name}", against=LOG_LR, log=name.endswith("loss")) for name in _BY_LR]
     sections = {
-        "Learning rate": [_line("lr/group0"), _line("lr/group0", log=True), _line("train/loss", against="lr/group0")],
-        "Train, probe and validation loss": [_line(key, log=True) for key in losses],
-        "Gap and accuracy": [_line(key) for key in gap],
+        "Learning rate and loss": [_line(key, log=True) for key in ("lr/group0", *losses)],
+        "By peak learning rate": by_lr,
+        "Accuracy and gap": [_line(key) for key in gaps],
         "Results": [_card("BAR", f"summary/{name}") for name in _BARS],
     }
     charts, section_states = [], []
     for name, cards in sections.items():
         section = _uuid(name)
-        section_states.append({"uuid": section, "name": name, "display": True, "isReordered": True, "deleted": False})
+        shown = {"display": True, "isReordered": True, "deleted": False, "columns": 2}
+        section_states.append({"uuid": section, "name": name, **shown})
         charts += [{**card, "uuid": _uuid(f"{name} {i}"), "metricSectionId": section} for i, card in enumerate(cards)]
     return {
         "selectedColumns": list(_COLUMNS),
+        "columnOrder": list(_COLUMNS),
+        "columnWidths": {column: 165 if "summary/" in column else 100 for column in _COLUMNS},
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": section_states,
@@ -98,7 +108,7 @@ def _uuid(name: str) -> str:
 def _card(kind: str, metric: str) -> dict[str, Any]:
     return {
         "type": kind,
-        "displayName": metric,
+        "displayName": metric,  # MLflow shows the metric's own name above a line chart, whatever this is
         "metricKey": metric,
         "runsCountToCompare": _MAX_RUNS,
         "deleted": False,
@@ -109,13 +119,12 @@ def _card(kind: str, metric: str) -> dict[str, Any]:
 def _line(metric: str, *, log: bool = False, against: str = "") -> dict[str, Any]:
     return {
         **_card("LINE", metric),
-        "displayName": f"{metric} against {against}" if against else f"{metric}, log" if log else metric,
         "selectedMetricKeys": [metric],
         "lineSmoothness": 0,
         "xAxisKey": "metric" if against else "step",
         "selectedXAxisMetricKey": against,
-        "xAxisScaleType": "log" if against else "linear",
-        "scaleType": "log" if log or against else "linear",
+        "xAxisScaleType": "linear",  # a metric has no logarithmic axis
+        "scaleType": "log" if log else "linear",
         "useGlobalXaxisKey": not against,
         "useGlobalLineSmoothing": True,
         "yAxisKey": "metric",
@@ -125,48 +134,62 @@ def _line(metric: str, *, log: bool = False, against: str = "") -> dict[str, Any
     }
 
 
-def encode_view(now: int, run_filter: str = TRAINING_RUNS) -> str:
+def encode_view(now: int, run_filter: str = DRAWN_RUNS) -> str:
     """Return the value of the view's tag; ``now`` is in milliseconds since 1970."""
     state = json.dumps(view_state(run_filter), separators=(",", ":")).encode()
     packed = "deflate;" + base64.b64encode(zlib.compress(state, 9)).decode("ascii")
-    return json.dumps({"name": "Learning rates", "createdAt": now, "updatedAt": now, "state": packed})
+    return json.dumps({"name": _VIEW_NAME, "createdAt": now, "updatedAt": now, "state": packed})
 
 
-def keep_view(store: Store, experiment_id: str, run_filter: str = TRAINING_RUNS) -> bool:
-    """Write the view to an experiment that has none or another version; return whether it has it. Never raises."""
+def keep_view(store: Store, experiment_id: str, run_filter: str = DRAWN_RUNS, view: str = VIEW_ID) -> bool:
+    """Write a view to an experiment that has none or another version; return whether it has it. Never raises."""
     try:
         tags = store.call("get_experiment", experiment_id).tags
         value = encode_view(int(time.time() * 1000), run_filter)
-        if _state_of(tags.get(VIEW_TAG)) == _state_of(value):
+        if _envelope(tags.get(_TAGS + view)).get("state") == _envelope(value)["state"]:
             return True
         if len(value) > _MAX_CHARACTERS:
             return False
-        store.call("set_experiment_tag", experiment_id, VIEW_TAG, value)
+        store.call("set_experiment_tag", experiment_id, _TAGS + view, value)
+        others = [key for key in tags if key.startswith(f"{_TAGS}{VIEW_ID}-") and key != _TAGS + view]
+        for old in sorted(others, key=lambda key: _envelope(tags[key]).get("createdAt", 0))[:-_MAX_VIEWS]:
+            store.call("delete_experiment_tag", experiment_id, old)
     except Exception as error:  # the view is a convenience: no error of it may stop a run
         log.debug("the view of experiment %s was not written: %s", experiment_id, error)
         return False
     return True
 
 
-def _state_of(value: str | None) -> object:
+def _envelope(value: str | None) -> dict[str, Any]:
     try:
-        return json.loads(value)["state"] if value else None
-    except (ValueError, TypeError, KeyError):
-        return None
+        found = json.loads(value or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def filter_for(store: Store, experiment_id: str) -> str:
-    """Return the filter for an experiment's view: training runs, or all runs if none is marked as a training."""
-    return TRAINING_RUNS if store.call("search_runs", [experiment_id], TRAINING_RUNS, max_results=1) else ALL_RUNS
+def chart_link(store: Store, server: str, experiment_id: str, run_filter: str = "") -> str:
+    """Return the address of the charts of the runs that match a filter, whose view is kept; "" are all trainings."""
+    try:
+        base = TRAINING_RUNS if store.call("search_runs", [experiment_id], TRAINING_RUNS, max_results=1) else ALL_RUNS
+    except Exception as error:
+        log.debug("the runs of experiment %s were not found: %s", experiment_id, error)
+        base = TRAINING_RUNS
+    wanted = " and ".join(filter(None, (base, run_filter, NOT_FAILED)))
+    view = f"{VIEW_ID}-{hashlib.sha256(run_filter.encode()).hexdigest()[:12]}" if run_filter else VIEW_ID
+    return chart_page(server, experiment_id, view if keep_view(store, experiment_id, wanted, view) else "")
 
 
-def chart_page(server: str, experiment_id: str, *, view: bool = True) -> str:
-    """Return the address of an experiment's chart page in MLflow's model training mode, with the ready-made view."""
-    shown = f"&viewStateShareKey={VIEW_ID}" if view else ""
-    return (
-        f"{server}/#/experiments/{quote(experiment_id, safe='')}/runs"
-        f"?compareRunsMode=CHART{shown}&workflowType=machine_learning"
-    )
+def chart_page(server: str, experiment_id: str, view: str = VIEW_ID) -> str:
+    """Return the address of an experiment's chart page in MLflow's model training mode, with a ready-made view."""
+    shown = f"&viewStateShareKey={view}" if view else ""
+    return f"{server}/#/experiments/{quote(experiment_id, safe='')}/runs?compareRunsMode=CHART{shown}&{_TRAINING_MODE}"
+
+
+def run_page(server: str, experiment_id: str, run_id: str, artifact: str = "") -> str:
+    """Return the address of a run's page, or of one of its artifacts, in MLflow's model training mode."""
+    page = f"{server}/#/experiments/{quote(experiment_id, safe='')}/runs/{quote(run_id, safe='')}"
+    return f"{page}{f'/artifacts/{artifact}' if artifact else ''}?{_TRAINING_MODE}"
 
 
 # ---- the server
@@ -201,11 +224,8 @@ def serve(root: Path, uri: str | None, port: int, experiment: str | None = None,
     server = f"http://{HOST}:{free}"
     if free != port:
         print(f"port {port} is in use, so this is port {free}")
-    links = {
-        name: chart_page(server, key, view=keep_view(store, key, filter_for(store, key)))
-        for name, key in list(shown.items())[:_MAX_LINKS]
-    }
-    print(f"MLflow UI on {server}/#/experiments?workflowType=machine_learning (Ctrl-C stops it)")
+    links = {name: chart_link(store, server, key) for name, key in list(shown.items())[:_MAX_LINKS]}
+    print(f"MLflow UI on {server}/#/experiments?{_TRAINING_MODE} (Ctrl-C stops it)")
     for name, link in links.items():
         print(f"charts of {name!r}: {link}")
     sys.stdout.flush()

@@ -18,7 +18,7 @@ from torch import Tensor
 from lr_lightning._threads import usable_cores
 from lr_lightning.diagnosis.statistics import stratified_subset
 from lr_lightning.errors import DataError, UsageError
-from lr_lightning.training import split, transforms
+from lr_lightning.training import transforms
 from lr_lightning.training.decode import (
     MAX_PIXELS,
     EncodedImages,
@@ -30,9 +30,21 @@ from lr_lightning.training.decode import (
     stored_keys,
     without_unreadable,
 )
-from lr_lightning.training.images import Images, RawSplits, require
+from lr_lightning.training.images import (
+    Images,
+    RawSplits,
+    SplitIndices,
+    check_classes_differ,
+    check_splits,
+    choose_splits,
+    data_fingerprint,
+    flip_labels,
+    images_trained_on,
+    require,
+    validation_warning,
+)
 from lr_lightning.training.loader import BatchLoader, TrainBatch
-from lr_lightning.training.transforms import Fill, Normalization
+from lr_lightning.training.transforms import OPERATIONS, Fill, Normalization, trivial_augment
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +98,7 @@ class ImageDataModule(L.LightningDataModule):
       be read are an ``error``, or are left out (``skip``), for which every image is decoded once more at the start.
       Unless the run ``needs_test``, a test split with such images is left out.
     - ``train_size`` training images are kept, stratified.
+    - ``trivial_augment`` changes each training image by one random operation, such as a rotation.
     - ``random_erasing`` is the share of training images that lose a box. ``mixup`` and ``cutmix`` mix pairs of training
       images, by shares from a Beta distribution with this parameter; the labels of a training batch are then shares of
       the classes, float32 [B, num_classes].
@@ -108,6 +121,7 @@ class ImageDataModule(L.LightningDataModule):
         crop_padding: int = 0,
         crop_fill: Fill = "zero",
         flip: bool = False,
+        trivial_augment: bool = False,
         random_erasing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -132,6 +146,7 @@ class ImageDataModule(L.LightningDataModule):
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.crop_padding, self.crop_fill, self.flip, self.normalize = crop_padding, crop_fill, flip, normalize
+        self.trivial_augment = trivial_augment
         self.random_erasing, self.mixup, self.cutmix = random_erasing, mixup, cutmix
         self.memory_limit = parse_size(in_memory_limit, "data.in_memory_limit")
         self.num_workers, self.requested_size = int(workers or 0), image_size
@@ -175,10 +190,10 @@ class ImageDataModule(L.LightningDataModule):
         raw, chosen = self._choose(self.source())
         if self.on_bad_image == "skip":
             raw, chosen = self._choose(raw.map(partial(without_unreadable, max_pixels=self.max_pixels)))
-        if warning := split.validation_warning(raw, chosen):
+        if warning := validation_warning(raw, chosen):
             rank_zero_warn(warning)
         true_labels = raw.train.labels
-        raw = split.flip_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
+        raw = flip_labels(raw, chosen["train"].indices, self.flip_labels, self.split_seed)
         self.dataset_name, self.class_names = raw.name, raw.class_names
         try:
             fmt, stores = self._read(raw.present())
@@ -198,7 +213,7 @@ class ImageDataModule(L.LightningDataModule):
         self._normalizer = transforms.fit_normalizer(
             train.images, train.indices, self.normalize, decoded=self.in_memory
         )
-        self.fingerprint = split.data_fingerprint(raw, chosen, (fmt.channels, fmt.height, fmt.width))
+        self.fingerprint = data_fingerprint(raw, chosen, (fmt.channels, fmt.height, fmt.width))
         self._check_fingerprint()
         self._format, self._splits = fmt, splits
 
@@ -215,22 +230,22 @@ class ImageDataModule(L.LightningDataModule):
             return fmt, decode_all(present, fmt)
         return fmt, {name: EncodedImages(images, fmt) for name, images in present.items()}
 
-    def _choose(self, raw: RawSplits) -> tuple[RawSplits, dict[str, split.SplitIndices]]:
-        chosen = split.choose_splits(raw, self.val_fraction, self.split_seed, self.train_size)
-        split.check_splits(raw, chosen, self.batch_size)
+    def _choose(self, raw: RawSplits) -> tuple[RawSplits, dict[str, SplitIndices]]:
+        chosen = choose_splits(raw, self.val_fraction, self.split_seed, self.train_size)
+        check_splits(raw, chosen, self.batch_size)
         return raw, chosen
 
     def _check_pictures(self, splits: Mapping[str, _Split], labels: NDArray[np.int64]) -> None:
         """Refuse training images that are alike in all classes, and count held-out images that are trained on."""
         train = splits["train"]
         few = train.indices[stratified_subset(labels[train.indices], _FEW, 0)] if not self.in_memory else train.indices
-        split.check_classes_differ(decoded_keys(train.images, few), labels[few], self.class_names)
+        check_classes_differ(decoded_keys(train.images, few), labels[few], self.class_names)
         keys: dict[str, Sequence[Hashable]] = {}
         for name, part in splits.items():
             if name != "probe":
                 encoded = part.images.images if isinstance(part.images, EncodedImages) else None
                 keys[name] = stored_keys(encoded, part.indices) if encoded else decoded_keys(part.images, part.indices)
-        for sentence in split.images_trained_on(keys):
+        for sentence in images_trained_on(keys):
             log.warning(sentence)
 
     def setup(self, stage: str | None = None) -> None:
@@ -306,7 +321,7 @@ class ImageDataModule(L.LightningDataModule):
             ),
         )
         draw = None
-        if self._crops or self._mixes or self.random_erasing > 0:
+        if self._crops or self._mixes or self.random_erasing > 0 or self.trivial_augment:
             draw = partial(
                 transforms.draw_augmentation,
                 padding=self.crop_padding,
@@ -314,6 +329,7 @@ class ImageDataModule(L.LightningDataModule):
                 erasing=self.random_erasing,
                 mixup=self.mixup,
                 cutmix=self.cutmix,
+                operations=len(OPERATIONS) if self.trivial_augment else 0,
             )
         # Lightning's overfit_batches repeats the same batches in every epoch.
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
@@ -360,6 +376,8 @@ class ImageDataModule(L.LightningDataModule):
         draws = batch.draws if isinstance(batch, TrainBatch) else None
         if draws is not None and self._crops:
             image = transforms.crop_and_flip(image, draws, padding=self.crop_padding, fill=self.crop_fill)
+        if draws is not None and self.trivial_augment:
+            image = trivial_augment(image, draws.operations, draws.strengths)
         if self._normalizer.offset.device != image.device:
             self._normalizer = self._normalizer.to(image.device)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format

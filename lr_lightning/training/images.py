@@ -1,6 +1,7 @@
-"""What a data source returns: labels, and pixels that are decoded or still encoded."""
+"""The images of a data set: what a data source returns, and which of them each split of a run uses."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lr_lightning.diagnosis.statistics import stratified_split, stratified_subset
 from lr_lightning.errors import DataError
 
 Encoded = bytes | Path
@@ -148,3 +150,157 @@ class RawSplits:
         """Return the splits changed one by one; ``change`` takes the images and the split's name."""
         changed: dict[str, Any] = {name: change(images, name) for name, images in self.present().items()}
         return replace(self, **changed)
+
+
+# -- which images each split of a run uses, and whether they can be trained on: pure functions of the raw splits -------
+
+_FINGERPRINT_IMAGES = 64
+_FLIP_STREAM = 1
+
+
+@dataclass(frozen=True)
+class SplitIndices:
+    """The images of one split, as indices into a raw split."""
+
+    origin: str  # train, val or test
+    indices: NDArray[np.int64]
+
+
+def choose_splits(
+    raw: RawSplits, val_fraction: float, split_seed: int, train_size: int | None = None
+) -> dict[str, SplitIndices]:
+    """Choose the images of ``train``, ``val``, ``probe`` and, if there is a test set, ``test``.
+
+    The probe is a stratified subset of the training split, as large as the validation split, which is a stratified
+    share of the training images (``val_fraction``) if the data has none. ``split_seed`` decides all three. A split that
+    would be empty raises DataError.
+    """
+    for name, images in raw.present().items():
+        require(len(images) > 0, f"data: the {name} split has no images. Give one that has.")
+    every = {name: np.arange(len(images), dtype=np.int64) for name, images in raw.present().items()}
+    train = every["train"]
+    if raw.val is None:
+        require(
+            0 < val_fraction < 1,
+            f"data.val_fraction must be in (0, 1) when the data has no validation split, got {val_fraction}",
+        )
+        train, held_out = stratified_split(raw.train.labels, val_fraction, split_seed)
+        require(
+            len(held_out) > 0,
+            f"data.val_fraction: {val_fraction} of {len(raw.train)} training images leaves none for validation. "
+            "Give a larger fraction or more images.",
+        )
+        val = SplitIndices("train", held_out)
+    else:
+        val = SplitIndices("val", every["val"])
+    if train_size is not None:
+        require(
+            train_size <= len(train),
+            f"data.train_size: {train_size} is more than the {len(train)} training images. Give that or less.",
+        )
+        train = train[stratified_subset(raw.train.labels[train], train_size, split_seed)]
+    probe = train[stratified_subset(raw.train.labels[train], len(val.indices), split_seed)]
+    splits = {"train": SplitIndices("train", train), "val": val, "probe": SplitIndices("train", probe)}
+    if "test" in every:
+        splits["test"] = SplitIndices("test", every["test"])
+    return splits
+
+
+def check_splits(raw: RawSplits, splits: Mapping[str, SplitIndices], batch_size: int) -> None:
+    """Check that the training split can be trained on: labels in range, no class missing, a batch not too large."""
+    classes = len(raw.class_names)
+    for name, images in raw.present().items():
+        low, high = int(images.labels.min()), int(images.labels.max())
+        require(
+            low >= 0 and high < classes,
+            f"data: labels of the {name} split must be in 0..{classes - 1} (there are {classes} classes), "
+            f"got {low if low < 0 else high}",
+        )
+    missing = _missing_classes(raw, splits["train"])
+    require(
+        not missing,
+        f"data: the training split has no image of class {missing}. "
+        "Add training images of it, or remove the class from the data.",
+    )
+    size = len(splits["train"].indices)
+    require(
+        batch_size <= size,
+        f"data.batch_size: {batch_size} is larger than the training set of {size} images. "
+        f"Give data.batch_size={size} or less.",
+    )
+
+
+def validation_warning(raw: RawSplits, splits: Mapping[str, SplitIndices]) -> str | None:
+    """Return the warning about classes that are trained on but not validated; None if there are none."""
+    missing = _missing_classes(raw, splits["val"])
+    if not missing:
+        return None
+    why = "" if raw.val is not None else " (a class of one image keeps it for training)"
+    return (
+        f"data: the validation split has no image of class {missing}{why}. It is trained on, but nothing "
+        "measures how well it is learnt. Add images of it, or remove the class from the data."
+    )
+
+
+def check_classes_differ(pictures: Sequence[int], labels: NDArray[np.int64], class_names: Sequence[str]) -> None:
+    """Refuse training images that do not tell the classes apart: ``pictures`` is one number for equal pixels."""
+    of_class = [set[int]() for _ in class_names]
+    for picture, label in zip(pictures, labels.tolist(), strict=True):
+        of_class[label].add(picture)
+    if any(of_class) and all(found == of_class[0] for found in of_class):
+        what = "images are all the same picture" if len(of_class[0]) == 1 else "classes all have the same pictures"
+        raise DataError(f"data: the training {what}, so there is nothing to learn. Look at the files and their labels.")
+
+
+def images_trained_on(pictures: Mapping[str, Sequence[Hashable]]) -> Iterator[str]:
+    """Say how many of the validation and test images are training images too, if any."""
+    trained = set(pictures["train"])
+    for name, found in pictures.items():
+        if name != "train" and (count := sum(picture in trained for picture in found)):
+            word = SPLIT_WORDS[name]
+            yield (
+                f"{count:,} of the {len(found):,} {word} images are training images too, which makes the {word} "
+                "accuracy too good. Remove them from one of the two."
+            )
+
+
+def _missing_classes(raw: RawSplits, split: SplitIndices) -> str:
+    """Name up to five of the classes that a split has no image of; "" if it has all."""
+    labels = raw.present()[split.origin].labels[split.indices]
+    missing = np.flatnonzero(np.bincount(labels, minlength=len(raw.class_names)) == 0)
+    return ", ".join(repr(raw.class_names[index]) for index in missing[:5]) + " and others" * (len(missing) > 5)
+
+
+def flip_labels(raw: RawSplits, train: NDArray[np.int64], share: float, seed: int) -> RawSplits:
+    """Replace a share of the training labels by another class, each of the others with the same probability.
+
+    ``train`` are the indices of the training images, which exclude those of the validation split.
+    """
+    classes = len(raw.class_names)
+    if share == 0 or classes < 2:
+        return raw
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(_FLIP_STREAM,))))
+    flipped = rng.permutation(train)[: round(share * len(train))]
+    labels = raw.train.labels.copy()
+    labels[flipped] = (labels[flipped] + rng.integers(1, classes, len(flipped))) % classes
+    return replace(raw, train=replace(raw.train, labels=labels))
+
+
+def data_fingerprint(raw: RawSplits, splits: Mapping[str, SplitIndices], shape: tuple[int, int, int]) -> str:
+    """Hash the class names, the images' shape, all labels of train, val and test, and some of their images as stored.
+
+    ``shape`` is channels, height and width after decoding. The hash has 16 hexadecimal digits.
+    """
+    digest = hashlib.sha256(repr((raw.class_names, shape)).encode())
+    present = raw.present()
+    for name in ("train", "val", "test"):
+        if name not in splits:
+            continue
+        images, indices = present[splits[name].origin], splits[name].indices
+        digest.update(f"{name} {len(indices)}".encode())
+        digest.update(images.labels[indices].astype("<i8").tobytes())
+        for index in indices[:: max(1, len(indices) // _FINGERPRINT_IMAGES)].tolist():
+            # As stored: decoded pixels could differ between versions of a JPEG library.
+            item = images.item(index)
+            digest.update(item.read_bytes() if isinstance(item, Path) else bytes(item))
+    return digest.hexdigest()[:16]

@@ -40,6 +40,42 @@ def test_every_step_is_logged_once_with_the_rate_it_used(tmp_path: Path) -> None
     assert memory.of("train/loss_epoch") == [(5, pytest.approx(means[0])), (11, pytest.approx(means[1]))]
 
 
+class Groups(Tiny):
+    """Three param groups, the last two with the same learning rate as the first until it changes in step 3."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        weights = [*self.net.parameters()]
+        groups: list[dict[str, Any]] = [{"params": weights[:2]}, {"params": weights[2:4]}, {"params": weights[4:]}]
+        return torch.optim.SGD(groups, lr=0.1)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.trainer.global_step == 3:
+            self.trainer.optimizers[0].param_groups[2]["lr"] = 0.2
+        if self.trainer.global_step == 5:
+            self.trainer.optimizers[0].param_groups[2]["lr"] = 0.1
+
+
+def test_groups_of_one_learning_rate_are_logged_once_until_they_differ(tmp_path: Path) -> None:
+    memory, first = Memory(), StepRecorder(flush_steps=2)
+    trainer(tmp_path, [first], memory, max_epochs=1).fit(Groups(), loader())
+    assert memory.of("lr/group0") == [(i, 0.1) for i in range(6)]
+    assert memory.of("lr/group1") == []
+    assert memory.of("lr/group2") == [(3, 0.2), (4, 0.2), (5, 0.1)]
+    assert first.state_dict()["apart"] == ["lr/group0", "lr/group2"]  # a resumed run goes on with the same curves
+
+
+def test_a_group_with_a_name_is_always_logged(tmp_path: Path) -> None:
+    class Named(Groups):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            optimizer = super().configure_optimizers()
+            optimizer.param_groups[1]["name"] = "head"
+            return optimizer
+
+    memory = Memory()
+    trainer(tmp_path, [StepRecorder()], memory, max_epochs=1).fit(Named(), loader())
+    assert memory.of("lr/head") == [(i, 0.1) for i in range(6)]
+
+
 @pytest.mark.parametrize("accumulate", [4, 6])
 def test_an_accumulated_step_has_the_mean_loss_of_its_batches(tmp_path: Path, accumulate: int) -> None:
     module, memory = Tiny(), Memory()

@@ -107,6 +107,39 @@ def test_without_shared_seeds_the_ranks_of_all_runs_are_compared() -> None:
     assert found.p == pytest.approx(permutation_p(ranks[:4], ranks[4:]))
 
 
+def test_equal_groups_are_found_equal_within_what_matters() -> None:
+    near = groups(a=[0.950, 0.951, 0.949, 0.950, 0.952], b=[0.951, 0.950, 0.950, 0.949, 0.951])
+    (c,) = compare_groups(near, higher_is_better=True, same_within=0.003)
+    assert (c.same, c.significant, c.p_same) == (True, False, 1 / 2**5)
+    (strict,) = compare_groups(near, higher_is_better=True, same_within=0.0003)
+    assert not strict.same
+    (unasked,) = compare_groups(near, higher_is_better=True)
+    assert math.isnan(unasked.p_same)
+    assert not unasked.same
+    three = {**near, "c": near["a"]}
+    assert [c.p_same for c in compare_groups(three, higher_is_better=True, same_within=0.003)] == [3 / 2**5] * 3
+
+
+def test_a_diverged_run_makes_no_groups_equal() -> None:
+    lost = groups(a=[0.95] * 5 + [-math.inf], b=[0.95] * 6)
+    (c,) = compare_groups(lost, higher_is_better=True, same_within=0.01)
+    assert not c.same
+    assert math.isnan(c.more_seeds)
+
+
+def test_more_seeds_are_those_of_the_sooner_answer() -> None:
+    clear = groups(a=[0.96, 0.975, 0.963], b=[0.70, 0.72, 0.689])
+    (c,) = compare_groups(clear, higher_is_better=True)
+    assert (c.wins, c.n, c.seeds_needed, c.more_seeds) == (3, 3, 6, 3)
+    close = groups(a=[0.950, 0.952, 0.949, 0.951], b=[0.951, 0.950, 0.950, 0.950])
+    (apart,) = compare_groups(close, higher_is_better=True)
+    (same,) = compare_groups(close, higher_is_better=True, same_within=0.005)
+    assert same.more_seeds == 1  # five pairs can show it
+    assert apart.more_seeds > 20
+    (two,) = compare_groups(groups(a=[0.9, 0.95], b=[0.8, 0.85]), higher_is_better=True)
+    assert math.isnan(two.more_seeds)  # two values are no spread
+
+
 def test_empty_and_single_groups() -> None:
     assert compare_groups({}, higher_is_better=True) == []
     assert compare_groups(groups(a=[1.0], b=[]), higher_is_better=True) == []

@@ -164,6 +164,17 @@ def test_the_hump_of_a_high_learning_rate_does_not_hide_overfitting() -> None:
     assert (verdict.label, verdict.onset_epoch) == ("overfitting", 5.0)
 
 
+def test_a_verdict_that_a_tenth_of_the_losses_would_change_names_the_other_label() -> None:
+    t = np.arange(1, 31)
+    for level, near in ((0.1, ()), (0.94, ("underfitting",)), (1.06, ("healthy",)), (1.5, ())):
+        loss = (0.15 * CHANCE * level + 1.5 * np.exp(-t / 2)).tolist()  # 15 % of chance is the border
+        verdict = diagnose(History.of_curves(loss, loss, chance=CHANCE))
+        assert verdict.label == ("healthy" if level < 1 else "underfitting")
+        assert verdict.near == near
+        assert verdict.title == verdict.headline + (f", near the border of {near[0]}" if near else "")
+    assert "near the border" not in diagnose(History.of_curves([math.nan] * 5, [1.0] * 5, chance=CHANCE)).text()
+
+
 def test_a_run_that_lost_accuracy_is_not_healthy() -> None:
     t = np.arange(1, 31)
     loss = (0.2 + 1.5 * np.exp(-t / 3)).tolist()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from lr_lightning.app.commands.lr_effects import as_text
+from lr_lightning.app.commands.lr_effects import results_as_text
 from lr_lightning.app.schemas.search import StudyConfig
 from lr_lightning.diagnosis import Label
 from lr_lightning.diagnosis.lr_claims import CLAIMS, GridRun, _rank_test, claims, matched_gap, matched_level, table
@@ -117,7 +117,7 @@ def test_the_reference_of_a_study_follows_from_its_config_alone(node: StudyConfi
 
 def test_the_report_says_what_the_reference_is_and_that_p_is_corrected() -> None:
     trials = _textbook()
-    text = as_text(table(trials), claims(trials, 0.1), trials, 0.95, "val/acc>=0.9", (0.1, "study.reference"))
+    text = results_as_text(table(trials), claims(trials, 0.1), trials, 0.95, "val/acc>=0.9", (0.1, "study.reference"))
     assert "against it (study.reference: fixed before any of these runs" in text
     assert "Holm's correction over all 9 claims" in text
     assert re.search(
@@ -125,7 +125,7 @@ def test_the_report_says_what_the_reference_is_and_that_p_is_corrected() -> None
     )
     assert "diverged: give" not in text
     lost = [replace(t, diverged=t.diverged or (t.lr, t.seed) == (0.1, 0)) for t in trials]
-    again = as_text(table(lost), claims(lost, 0.1), lost, 0.95, "val/acc>=0.9", (0.1, "the middle of the grid"))
+    again = results_as_text(table(lost), claims(lost, 0.1), lost, 0.95, "val/acc>=0.9", (0.1, "the middle of the grid"))
     assert "1 of the 4 runs at 0.1 diverged: give a lower study.reference." in again
 
 

@@ -11,10 +11,13 @@ from scipy import stats
 
 from lr_lightning.diagnosis.statistics import (
     bootstrap_ci,
+    difference_seen,
+    equivalence_p,
     holm,
     mean_ci,
     permutation_p,
     seeds_needed,
+    seeds_to_see,
     sign_flip_p,
     stratified_split,
     stratified_subset,
@@ -171,3 +174,61 @@ def test_subset_has_the_size_asked_for_and_near_proportions(labels, size, seed):
 def test_subset_refuses_a_negative_size():
     with pytest.raises(ValueError, match="size must be >= 0, got -1"):
         stratified_subset(np.zeros(4, np.int64), -1, 0)
+
+
+def two_one_sided(groups: tuple[np.ndarray, ...], margin: float) -> float:
+    """SciPy's permutation tests, one-sided, of the first group moved by the margin to either side; the larger p."""
+    kind = "samples" if len(groups) == 1 else "independent"
+
+    def lead(*data: np.ndarray, axis: int) -> np.ndarray:
+        means = [group.mean(axis=axis) for group in data]
+        return means[0] if len(means) == 1 else means[0] - means[1]
+
+    def p(shift: float, side: str) -> float:
+        moved = groups[0] + shift, *groups[1:]
+        exact = {"n_resamples": 10**6, "permutation_type": kind, "vectorized": True}
+        return float(stats.permutation_test(moved, lead, alternative=side, **exact).pvalue)
+
+    return max(p(-margin, "less"), p(margin, "greater"))
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5, 1.0, 2.5])
+@pytest.mark.parametrize("sizes", [(2,), (5,), (8,), (2, 2), (4, 6), (5, 5)])
+def test_equality_is_tested_as_scipys_two_one_sided_tests(sizes: tuple[int, ...], margin: float) -> None:
+    rng = np.random.default_rng(len(sizes) * 100 + sizes[0])
+    groups = tuple(rng.normal(0.3, 1.0, size) for size in sizes)
+    assert equivalence_p(*groups, *[None] * (2 - len(groups)), margin) == pytest.approx(two_one_sided(groups, margin))
+
+
+def test_equality_of_many_values_is_tested_by_a_sample_near_a_t_test() -> None:
+    rng = np.random.default_rng(5)
+    d = rng.normal(0.1, 1.0, 40)
+    sides = stats.ttest_1samp(d - 0.5, 0, alternative="less"), stats.ttest_1samp(d + 0.5, 0, alternative="greater")
+    assert equivalence_p(d, None, 0.5) == pytest.approx(max(side.pvalue for side in sides), abs=0.01)
+    x, y = rng.normal(0.0, 1.0, 30), rng.normal(0.1, 1.0, 30)
+    by_t = max(stats.ttest_ind(x - 0.7, y, alternative="less").pvalue, stats.ttest_ind(x + 0.7, y).pvalue / 2)
+    assert equivalence_p(x, y, 0.7) == pytest.approx(by_t, abs=0.01)
+    assert equivalence_p(x, y, 0.7) == equivalence_p(x, y, 0.7)
+
+
+def test_one_value_says_nothing_about_equality() -> None:
+    assert math.isnan(equivalence_p([0.0], None, 1.0))
+    assert math.isnan(equivalence_p([0.0, 0.1], [0.0], 1.0))
+
+
+@pytest.mark.parametrize("effect", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("sides", [1, 2])
+def test_the_seeds_it_takes_have_the_power_that_a_t_test_has(effect: float, sides: int) -> None:
+    def power(n: int) -> float:
+        return float(1 - stats.nct.cdf(stats.t.ppf(1 - 0.05 / sides, n - 1), n - 1, effect * math.sqrt(n)))
+
+    n = seeds_to_see(effect, 1.0, sides=sides)
+    assert 0.76 < power(n) < 0.94
+    assert power(n - 1) < 0.85
+    assert difference_seen(n, 1.0) <= effect if sides == 2 else True
+    assert seeds_to_see(0.0, 1.0) == 1000
+    assert seeds_to_see(1.0, 0.0) == 2
+
+
+def test_equality_takes_one_seed_less_than_a_difference() -> None:
+    assert (seeds_needed(), seeds_needed(sides=1), seeds_needed(6, sides=1)) == (6, 5, 7)

@@ -29,7 +29,7 @@ def test_what_else_varies_in_a_group_is_said_and_grouping_by_it_helps(runs: Runs
             runs.train("cosine", seed, 0.9 + lr / 2, lr=lr)
             runs.train("constant", seed, 0.8 + lr, lr=lr)
     mixed = comparison(log_run=False, draw=True)
-    assert any("optimizer.lr (2 values)" in warning for warning in mixed.compared.warnings)
+    assert any("also differ in optimizer.lr (0.01, 0.1)." in warning for warning in mixed.compared.warnings)
     assert table(mixed)["cosine"]["n"] == "2 (4 of 4 runs)"
     assert (mixed.folder / "sensitivity.png").exists()
     apart = comparison(by=["schedule", "optimizer.lr"], log_run=False, draw=True)
@@ -43,6 +43,25 @@ def test_what_else_varies_in_a_group_is_said_and_grouping_by_it_helps(runs: Runs
         "schedule.name": ["constant", "cosine"],
         "seed": ["0", "1"],
     }
+
+
+def test_the_note_on_mixed_runs_names_the_model_first_and_only_once(runs: Runs, comparison: Compare) -> None:
+    for seed, (model, width) in enumerate([("small_cnn", "8"), ("resnet9", "64"), ("resnet9", "64")]):
+        own = {"model.name": model, "model.kwargs.width": width, "data.aug_a": width, "data.aug_b": width}
+        runs.train("cosine", seed, 0.9, params={**own, **{f"a.key{i}": width for i in range(9)}})
+    (warning,) = [w for w in comparison(log_run=False).compared.warnings if "also differ" in w]
+    assert warning.startswith("Runs of one group also differ in model (resnet9, small_cnn), a.key0 (64, 8), ")
+    assert "6 more. Their mean" in warning
+    assert "model.kwargs" not in warning
+
+
+def test_groups_are_named_with_four_digits_unless_that_mixes_them(runs: Runs, comparison: Compare) -> None:
+    for lr in (0.06796580687702834, 10000000000.0, 0.91141):
+        runs.train("cosine", 0, 0.9, lr=lr)
+    by = ["optimizer.lr"]
+    assert {g.name for g in comparison(log_run=False, by=by).compared.groups} == {"lr=0.06797", "lr=1e+10", "lr=0.9114"}
+    runs.train("cosine", 0, 0.9, lr=0.91142)
+    assert "lr=0.91141" in {g.name for g in comparison(log_run=False, by=by).compared.groups}
 
 
 FOLDER = {"data.name": "image_folder", "data.root": "/data/images"}

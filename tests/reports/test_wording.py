@@ -4,6 +4,7 @@ import pytest
 
 from lr_lightning.app.commands import compare as app_compare
 from lr_lightning.diagnosis.comparison import GoodBand
+from lr_lightning.errors import CompareError
 from lr_lightning.reports import tables, wording
 
 from .conftest import Compare, Runs, page, table
@@ -20,7 +21,7 @@ def test_numbers_as_text(value: float, text: str) -> None:
 def test_no_winner_without_enough_seeds_and_one_with_them(sweep: Runs, comparison: Compare) -> None:
     few = comparison(log_run=False)
     assert wording.headline(few.compared).startswith("No winner can be named. ")
-    assert "not enough seeds to tell (n = 6, needs 7)" in wording.headline(few.compared)
+    assert "unproven: 6 seeds, 7 can prove it" in wording.headline(few.compared)
     two = comparison(log_run=False, filter_string="tags.schedule != 'wsd'", against="constant")
     (c,) = two.compared.differences
     assert (c.better, c.significant, c.seeds_needed) == ("cosine", c.adjusted <= 0.05, 6)
@@ -41,7 +42,8 @@ def test_a_group_does_not_win_by_the_runs_that_did_not_diverge(runs: Runs, compa
     assert c.n == 6
     if lost:
         assert f"(n = {6 - lost}; {lost} of 6 diverged)" in said
-        assert wording.finding(c) == f"not significant (n = 6); by ranks, cosine: {lost} of 6 diverged"
+        won = f"better in {max(lost, 6 - lost)} of 6 seeds"
+        assert wording.finding(c) == f"{won}, not significant (n = 6); by ranks, cosine: {lost} of 6 diverged"
         assert said in page(done)
         assert ("cosine ranks before constant" if lost < 4 else "constant ranks before cosine") in said
 
@@ -56,12 +58,50 @@ def test_the_winner_need_not_have_the_best_mean_of_the_survivors(runs: Runs, com
     assert "cosine: 5 of 6 diverged" in wording.headline(done.compared)
 
 
+def test_three_clear_seeds_do_not_read_like_chance(runs: Runs, comparison: Compare) -> None:
+    for seed, (high, low) in enumerate([(0.961, 0.695), (0.972, 0.712), (0.965, 0.702)]):
+        runs.train("cosine", seed, high)
+        runs.train("constant", seed, low)
+    done = comparison(log_run=False)
+    said = wording.headline(done.compared)
+    assert said.startswith("cosine is ahead in every seed, which 3 seeds cannot prove. cosine has the best mean")
+    assert "better in 3 of 3 seeds, unproven: 3 seeds, 6 can prove it; about 3 more seeds would decide" in said
+    assert "p = " not in said + wording.one_line(done.compared.differences[0])
+    shown = tables.comparison_table(done.compared)
+    assert dict(zip(shown.keys, shown.rows[0], strict=True))["adjusted"] == "–"
+
+
+def test_equality_within_what_matters_is_an_answer(runs: Runs, comparison: Compare) -> None:
+    for seed in range(6):
+        runs.train("cosine", seed, 0.950 + 0.001 * (seed % 3))
+        runs.train("constant", seed, 0.951 - 0.001 * (seed % 2))
+    done = comparison(log_run=False, same_within=0.01)
+    assert wording.finding(done.compared.differences[0]) == "no difference that matters: less than 0.01 (p = 0.016)"
+    assert "It is as good as constant, within 0.01." in wording.headline(done.compared)
+    assert "differ by 0.01 or more (TOST" in page(done)
+    assert "TOST" not in page(comparison(log_run=False))
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_margin_of_equality_is_above_zero(runs: Runs, comparison: Compare, margin: float) -> None:
+    runs.train("cosine", 0, 0.9)
+    with pytest.raises(CompareError, match=r"must be above 0, such as 0\.003") as caught:
+        comparison(log_run=False, same_within=margin)
+    assert caught.value.on_the_command_line.startswith("--same-within: ")
+
+
+def test_a_tie_is_decided_by_the_validation_loss(runs: Runs, comparison: Compare) -> None:
+    for schedule, loss in (("cosine", 0.3), ("constant", 0.1), ("wsd", 0.2)):
+        runs.train(schedule, 0, 0.9, rows={"val/loss": [(39, loss)]})
+    assert [group.name for group in comparison(log_run=False).compared.groups] == ["constant", "wsd", "cosine"]
+
+
 def test_two_seeds_say_that_six_are_needed(runs: Runs, comparison: Compare) -> None:
     for seed in range(2):
         runs.train("cosine", seed, 0.95)
         runs.train("constant", seed, 0.9)
     done = comparison(log_run=False)
-    assert "not enough seeds to tell (n = 2, needs 6)" in page(done)
+    assert "better in 2 of 2 seeds, unproven: 2 seeds, 6 can prove it" in page(done)
 
 
 def test_groups_of_one_seed_are_one_line_and_no_p(
@@ -75,7 +115,7 @@ def test_groups_of_one_seed_are_one_line_and_no_p(
     assert not tables.comparison_table(one.compared).rows
     assert wording.headline(one.compared) == (
         "No winner can be named. cosine has the best mean val/acc, 0.9500 (n = 1). cosine is 0.0100 ahead of constant "
-        "by one seed: not enough seeds to tell (n = 1, needs 7)."
+        "by one seed, unproven: 1 seed, 7 can prove it."
     )
     app_compare.report(one)
     said = capsys.readouterr().out

@@ -140,6 +140,14 @@ def test_a_killed_run_that_repeats_an_epoch_stores_no_epoch_row_twice() -> None:
     assert [(r.step, r.value) for r in buffer.rows] == [(12, 3.0)]
 
 
+def test_a_summary_has_four_digits_as_a_person_writes_it() -> None:
+    buffer = RowBuffer()
+    given = {"acc": 0.97222221, "loss": 0.00012345678, "seconds": 123456.78, "steps": 12345, "lr": 0.1, "text": "x"}
+    buffer.add_summary(given, 5)
+    stored = {row.key.removeprefix("summary/"): row.value for row in buffer.rows if isinstance(row, Metric)}
+    assert stored == {"acc": 0.9722, "loss": 0.0001235, "seconds": 123457.0, "steps": 12345.0, "lr": 0.1}
+
+
 def test_summaries_are_stored_again_only_where_they_changed() -> None:
     buffer = RowBuffer()
     buffer.resume(

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, fields
+from itertools import islice, product
+from math import comb, prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from lr_lightning.app.run.resume import ResumedRun
 
 _MOST_KEYS = 3  # that name the groups of a multirun's comparison
+_MOST_GROUPS = 500  # whose colours are chosen beforehand
+_NOT_GROUPED = ("seed", "resume")
+_FEWEST_ARMS = 2  # to compare
 Job = Literal["train", "find_lr"]
 _PURPOSES: dict[Job, str] = {
     "train": "Train a CNN on a learning rate schedule; the run is tracked in MLflow.",
@@ -77,8 +82,11 @@ class Multirun:
         self._name = ""
 
     def add(self, config: Config, overrides: Sequence[str], name: str, number: int) -> None:
-        """Add a run that is about to start to the multirun ``name``, and give it the tags `sweep` and `trial`."""
-        config.tracking.tags = {"sweep": name, "trial": str(number), **config.tracking.tags}
+        """Add a run that is about to start to the multirun ``name``; tag, name and colour it by what varies."""
+        if number == 0 and (note := seeds_note(sys.argv[1:], config)):
+            print(note, flush=True)
+        looks = _name_and_colour(config, overrides, sys.argv[1:])
+        config.tracking.tags = {"sweep": name, "trial": str(number), **looks, **config.tracking.tags}
         self.take(number, config, overrides, name)
 
     def take(self, number: int, config: Config, overrides: Sequence[str], name: str) -> None:
@@ -98,11 +106,12 @@ class Multirun:
         from lr_lightning.app.commands.compare import compare_sweep
 
         experiments = sorted({config.tracking.experiment_name for config in tracked})
-        compare_sweep(tracked[-1], tracked[-1].tracking.tags["sweep"], self._varied_keys(), experiments)
+        sweep = tracked[-1].tracking.tags["sweep"]
+        compare_sweep(tracked[-1], sweep, self._varied_keys(), experiments=experiments)
 
     def _varied_keys(self) -> list[str]:
         """Return the keys that vary, except the seed and the keys of a learning rate that a finder replaces."""
-        ignored = {"seed", "resume"}
+        ignored = set(_NOT_GROUPED)
         if any(config.keys_set_by_finder() for config, _ in self._runs.values()):
             ignored |= {"optimizer.lr", "schedule.max_lr"}
         values: dict[str, set[str]] = {}
@@ -114,6 +123,68 @@ class Multirun:
             values["fork.point"] = values.pop("fork")  # the points of one run, which no group need name
         varied = [key for key, given in values.items() if len(given) > 1 and key not in ignored]
         return varied[:_MOST_KEYS] or ["schedule"]
+
+
+def _varied_values(words: Sequence[str]) -> dict[str, list[str]]:
+    """Return the keys that the command line of a multirun varies, each with its values."""
+    try:
+        given = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
+    except HydraException:  # the value of an option of Hydra's, such as a config's name
+        return {}
+    sweeps = [one for one in given if one.is_sweep_override() and not one.is_interval_sweep()]
+    return {one.key_or_group: [*one.sweep_string_iterator()] for one in sweeps}
+
+
+def _name_and_colour(config: Config, overrides: Sequence[str], words: Sequence[str]) -> dict[str, str]:
+    """Name a run of a multirun by what ``words``, the command line, vary, and return the tag of its group's colour."""
+    from lr_lightning._plotting import style, styles
+    from lr_lightning.tracking.keys import COLOUR_TAG, name_values
+
+    varied = _varied_values(words)
+    own = {key: value for key, _, value in (word.lstrip("+").partition("=") for word in overrides) if key in varied}
+    seed = [f"s{config.seed}"] if "seed" in own else []
+    keys = [key for key in varied if key in own and key not in _NOT_GROUPED]
+    if not keys or len(own) < len(varied):
+        return {}
+    config.tracking.run_name = config.tracking.run_name or " ".join(name_values({key: own[key] for key in keys}) + seed)
+    several = product(*(varied[key] for key in keys[:_MOST_KEYS]))
+    names = [", ".join(name_values(dict(zip(keys, values, strict=False)))) for values in islice(several, _MOST_GROUPS)]
+    mine = ", ".join(name_values({key: own[key] for key in keys[:_MOST_KEYS]}))
+    return {COLOUR_TAG: (styles(names).get(mine) or style(mine)).colour}
+
+
+def seeds_note(words: Sequence[str], config: Config | None = None) -> str:
+    """Say how many seeds tell the settings of a multirun apart, and what fewer can show; "" for one setting.
+
+    Earlier runs of the same data set and model in the store of ``config`` tell how large a difference can be proven.
+    """
+    from lr_lightning.diagnosis.statistics import difference_seen, seeds_needed
+
+    varied = _varied_values(words)
+    arms = prod(len(values) for key, values in varied.items() if key not in _NOT_GROUPED)
+    if arms < _FEWEST_ARMS:
+        return ""
+    pairs, seeds = comb(arms, 2), len(varied.get("seed", [""]))
+    needed, own = seeds_needed(pairs), f"{seeds} seed{'s' * (seeds > 1)}"
+    what = (
+        f"{arms} settings, {own} each: {pairs} pair{'s' * (pairs > 1)} to compare, for which {needed} seeds are needed."
+    )
+    if config is not None:
+        from lr_lightning.app.commands.compare import seed_spread
+
+        if (spread := seed_spread(config)) is not None:
+            sd, runs = spread
+            seen = difference_seen(max(seeds, needed), sqrt(2) * sd, level=0.05 / pairs)
+            what += (
+                f" Seeds of {runs} earlier runs of {config.model.name} on {config.data.name} differ by {sd:.2g} "
+                f"(standard deviation): {max(seeds, needed)} seeds show differences from about {seen:.2g} on."
+            )
+    if seeds >= needed:
+        return f"{what} A clear difference can be proven."
+    few = f'the report can say "better in {seeds} of {seeds} seeds, unproven"' if seeds > 1 else "nothing can be told"
+    against = seeds_needed(arms - 1)
+    rest = f" (compare.py --against ONE, chosen beforehand, needs {against})" if against < needed else ""
+    return f"{what} With {own} {few}. For a proof: seed={','.join(map(str, range(needed)))}{rest}"
 
 
 def main(root: Path, job: Job = "train") -> int:

@@ -26,7 +26,7 @@ from lr_lightning.diagnosis.lr_claims import Claim, Finding, GridRun, Row, claim
 from lr_lightning.errors import Diverged
 from lr_lightning.tracking.files import write_atomically
 
-__all__ = ["as_text", "run_study", "train_one"]
+__all__ = ["results_as_text", "run_study", "train_one"]
 
 _MEASURES = {  # the fields of a row that are a mean and half the width of its confidence interval, and their headings
     "steps_to_target": "steps to target",
@@ -122,7 +122,7 @@ def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Grid
     target = config.callbacks.cost.target if config.callbacks.cost is not None else None
     rows, tested = table(trials, node.level), claims(trials, node.reference_lr())
     origin = "the middle of the grid" if node.reference is None else "study.reference"
-    text = as_text(rows, tested, trials, node.level, str(target), (node.reference_lr(), origin))
+    text = results_as_text(rows, tested, trials, node.level, str(target), (node.reference_lr(), origin))
     write_atomically(folder / "table.csv", _csv([_cells(row) for row in rows]))
     write_atomically(folder / "table.txt", text)
     files = ["trials.csv", "table.csv", "table.txt"]
@@ -141,7 +141,7 @@ def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[Grid
     console.print(f"output {folder}: {', '.join(files)}")
 
 
-def as_text(
+def results_as_text(
     rows: Sequence[Row],
     claims: Sequence[Claim],
     trials: Sequence[GridRun],

@@ -92,12 +92,12 @@ def _jump(config: Config, resumed: ResumedRun) -> str:
     """Say in a line that the learning rate rises, because its schedule now ends later, and what to do instead."""
     if not resumed.next_lr > _JUMP * resumed.lr:
         return ""
-    schedule, weights = config.schedule.name, override("ckpt", resumed.checkpoint)
-    length = ", ".join(f"{key}={value}" for key, value in resumed.changed.items() if key.startswith("trainer.max"))
+    length = " ".join(f"{key}={value}" for key, value in resumed.changed.items() if key.startswith("trainer.max"))
+    fork = shell_quote(override("fork", f"{resumed.output_dir}@last"))
     return (
-        f"\nthe learning rate jumps from {resumed.lr:.2g} to {resumed.next_lr:.2g}, since {schedule} now ends later. "
-        f"Without a jump: a new run with {length}, or one from these weights at a lower learning rate, "
-        f"{weights} optimizer.lr={resumed.peak_lr / 10:.2g}"
+        f"\nthe learning rate jumps from {resumed.lr:.2g} to {resumed.next_lr:.2g}, since {config.schedule.name} now "
+        f"ends later. Instead, start a new run of this length, or one from here at a lower learning rate: {fork} "
+        f"schedule=linear optimizer.lr={resumed.peak_lr / 10:.2g} {length}"
     )
 
 
@@ -133,7 +133,7 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
     if summary.get("target_reached") == 0.0:
         table.add_row("target", "not reached")
     if verdict is not None:
-        table.add_row("verdict", verdict.headline)
+        table.add_row("verdict", verdict.title)
     console.print(table)
     for line in verdict.sentences() if verdict is not None else ():
         console.print(f"- {line}", soft_wrap=True)

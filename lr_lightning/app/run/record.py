@@ -37,7 +37,7 @@ from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed, StoreUnavailable
 from lr_lightning.tracking import RunLogger, environment_tags, mark_dead_runs, open_store
-from lr_lightning.tracking.keys import COLOUR_TAG, flatten, hide_password
+from lr_lightning.tracking.keys import COLOUR_TAG, LOG_LR, flatten, hide_password
 from lr_lightning.tracking.replay import watchdog
 from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
@@ -178,6 +178,8 @@ def open_logger(
             logger.log_hyperparams({**measured, **scaling})
             if forked:
                 logger.copy_rows(forked.rows_before())
+            if job == "train" and not stale:
+                logger.log_metrics({LOG_LR: math.log10(config.optimizer.lr)}, 0)
             logger.log_artifact(artifact)
     return logger
 
@@ -293,6 +295,7 @@ class FoundLR(Callback):
             lrs["schedule.base_lr"] = finder.applied_base
         for logger in (logger for logger in trainer.loggers if isinstance(logger, RunLogger)):
             logger.log_hyperparams(lrs)
+            logger.log_metrics({LOG_LR: math.log10(lr)}, 0)
             if not resumed:
                 logger.log_summary({"search_seconds": finder.seconds})  # no other number of the run contains them
             if logger.store is not None and node.tracking.run_name is None:

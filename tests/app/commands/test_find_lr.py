@@ -76,7 +76,7 @@ def test_a_found_rate_is_the_peak_of_the_schedule(composed: Compose) -> None:
     _, found = run(composed, "finder=range_test", "schedule=linear", "schedule.warmup=0")
     steps = len(found["lr/group0"])
     assert found["lr/group0"] == [LR * factor for factor in Linear().factors(steps)]
-    assert found["lr/group1"] == found["lr/group0"]
+    assert "lr/group1" not in found  # that of the group without weight decay, which is the same
 
 
 @pytest.mark.usefixtures("known")
@@ -119,6 +119,7 @@ def test_without_a_suggestion_the_configured_rate_holds(composed: Compose, capsy
 )
 def test_a_search_that_applies_nothing_leaves_no_trace(composed: Compose, finder: str, metric: str) -> None:
     data = ["data.flip=true", "model.kwargs.dropout=0.2", "optimizer=adamw"]
+    data += ["trainer.max_epochs=5"] if finder == "race" else []
     few = ["finder.budget=60"] if finder == "race" else ["finder.num_steps=10"]
     few += ["finder.apply=false", f"finder.metric={metric}"]
     few += ["finder.num_lrs=3"] if finder == "lr_grid" else []

@@ -12,6 +12,7 @@ import cloudpickle
 import pytest
 from hydra._internal.core_plugins import basic_launcher
 
+from lr_lightning._plotting import styles
 from lr_lightning.app.commands import compare as app_compare
 from lr_lightning.app.commands import hydra_main as cli
 from lr_lightning.app.commands.hydra_main import Multirun
@@ -69,6 +70,58 @@ def test_every_run_gets_the_sweeps_tags_but_the_users_own_stay(configured: Confi
     for number, made in enumerate(configs):
         multirun.add(made, [f"seed={number}"], "s1", number)
     assert [c.tracking.tags for c in configs] == [{"sweep": "mine", "trial": "0"}, {"sweep": "s1", "trial": "1"}]
+
+
+def looks(configured: Configured, monkeypatch: pytest.MonkeyPatch, words: list[str], own: list[str]) -> tuple[Any, Any]:
+    """Name and colour of a run of the multirun that `words` start."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
+    config = configured(*own)
+    Multirun().add(config, own, "s1", 1)
+    return config.tracking.run_name, config.tracking.tags.get("mlflow.runColor")
+
+
+def test_runs_of_a_sweep_are_named_and_coloured_by_what_varies(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["schedule=cosine", "optimizer.lr=0.001,0.01,0.1,1.0", "seed=range(2)"]
+    names = [f"lr={lr}" for lr in ("0.001", "0.01", "0.1", "1")]
+    for lr, group in zip(("0.001", "0.01", "0.1", "1.0"), names, strict=True):
+        own = ["schedule=cosine", f"optimizer.lr={lr}", "seed=1"]
+        assert looks(configured, monkeypatch, words, own) == (f"{group} s1", styles(names)[group].colour)
+    words = ["schedule=cosine,wsd", "optimizer.lr=0.03,0.1"]
+    name, colour = looks(configured, monkeypatch, words, ["schedule=wsd", "optimizer.lr=0.03"])
+    assert name == "wsd lr=0.03"
+    groups = [f"{schedule}, lr={lr}" for schedule in ("cosine", "wsd") for lr in (0.03, 0.1)]
+    assert colour == styles(groups)["wsd, lr=0.03"].colour
+    # A sweep of seeds alone is named as its runs would be by themselves, and a user's own name stays.
+    assert looks(configured, monkeypatch, ["seed=0,1"], ["seed=1"]) == (None, None)
+    own = ["schedule=wsd", "tracking.run_name=mine"]
+    assert looks(configured, monkeypatch, ["schedule=cosine,wsd", own[1]], own)[0] == "mine"
+    assert looks(configured, monkeypatch, ["--config-name", "config", "seed=0,1"], ["seed=1"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["schedule=cosine,wsd", "seed=0,1,2"],
+            'for which 6 seeds are needed. With 3 seeds the report can say "better in',
+        ),
+        (["schedule=cosine,wsd", "seed=range(6)"], "6 seeds are needed. A clear difference can be proven."),
+        (["schedule=cosine,wsd"], "With 1 seed nothing can be told. For a proof: seed=0,1,2,3,4,5"),
+        (
+            ["schedule=a,b", "optimizer.lr=1,2"],
+            "4 settings, 1 seed each: 6 pairs to compare, for which 8 seeds are needed.",
+        ),
+        (["schedule=a,b", "optimizer.lr=1,2"], "(compare.py --against ONE, chosen beforehand, needs 7)"),
+    ],
+)
+def test_a_multirun_says_beforehand_how_many_seeds_it_takes(words: list[str], said: str) -> None:
+    assert said in cli.seeds_note(["-m", *words])
+
+
+def test_a_multirun_of_one_setting_says_nothing_of_seeds() -> None:
+    assert cli.seeds_note(["-m", "seed=0,1"]) == ""
 
 
 @pytest.mark.parametrize("overrides", [["tracking=none"], ["tracking=csv"]])
