@@ -191,6 +191,12 @@ def test_the_record_names_the_run_and_the_first_of_the_line(trunk: Path) -> None
         ("step=24", ["finder=range_test"], "finder.name: the run has none, not range_test."),
         ("step=24", ["trainer.max_steps=20"], "trainer.max_steps: 20, but the run has made 24 steps"),
         ("step=24", ["schedule.cooldown=3"], "schedule.cooldown: "),
+        (
+            "step=24",
+            ["callbacks.checkpoint.every=lots"],
+            "callbacks.checkpoint.every: must be a duration, got 'lots'. Write a whole number of steps (500 or "
+            "'500 steps'), '5 epochs', or '10%'.",
+        ),
         ("step=24", ["callbacks.ema=0.9"], "callbacks.ema: the run has None, so a fork keeps that, not 0.9."),
     ],
 )
