@@ -146,10 +146,9 @@ def batches(data: ImageDataModule, split: OnDevice) -> Iterator[tuple[Tensor, Te
         rows = order[at : at + size]
         offsets = torch.randint(0, 2 * pad + 1, (size, 2), device=device())
         flips = (torch.rand(size, device=device()) < 0.5) & data.flip
-        nothing = torch.zeros(size, 4, device=device())  # erased, mixed or pasted
-        batch = TrainBatch(
-            split.images[rows], split.labels[rows], Draws(offsets, flips, nothing, nothing[:, 0], nothing)
-        )
+        nothing = torch.zeros(size, 4, device=device())  # erased, mixed, pasted or otherwise changed
+        unused = nothing, nothing[:, 0], nothing, offsets[:, 0], nothing[:, 0]
+        batch = TrainBatch(split.images[rows], split.labels[rows], Draws(offsets, flips, *unused))
         yield data.on_after_batch_transfer(batch, 0)
 
 

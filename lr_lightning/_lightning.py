@@ -296,6 +296,15 @@ def logging_step(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
+def align_logging_step(trainer: Trainer) -> None:
+    """Set Lightning's step for logging to the updates made; call this at the start of the first batch.
+
+    A fit that resumes from a checkpoint of a validation within an epoch counts one too few.
+    """
+    if trainer.lightning_module.automatic_optimization:
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
 def logger_connector(trainer: Trainer) -> object:
     """Return the object that holds the Trainer's metrics; a measurement that leaves no trace must restore it."""
     return trainer._logger_connector

@@ -63,6 +63,7 @@ class TorchSchedule(LRScheduler):
             check_count("total_steps", total_steps, 1)
         self.schedule, self.clock = as_schedule("schedule", schedule), Clock(total_steps, steps_per_epoch)
         self.groups = {key: as_schedule(f"groups[{key!r}]", own) for key, own in (groups or {}).items()}
+        self._base: float | None = None  # lower bound / peak, if a range test found it
         for each in (self.schedule, *self.groups.values()):
             if each.needs_total and total_steps is None:
                 raise ArgumentError(f"{each} needs to know the number of updates: give a number", "total_steps")
@@ -81,14 +82,35 @@ class TorchSchedule(LRScheduler):
     def _schedule_of(self, group: dict[str, Any], index: int) -> Any:
         return self.groups.get(group.get("name", index), self.groups.get(index, self.schedule))
 
+    @property
+    def has_base(self) -> bool:
+        """Whether one of the schedules is cyclical between a base_lr and the peak."""
+        return any(each.has_base for each in (self.schedule, *self.groups.values()))
+
+    def set_base(self, ratio: float) -> None:
+        """Set the lower bound of cyclical schedules, as a fraction of the peak, and the lr of the present step.
+
+        Raises:
+            ArgumentError: ``ratio`` is outside [0, 1].
+        """
+        self.schedule = self.schedule.with_base(ratio)
+        self.groups = {key: each.with_base(ratio) for key, each in self.groups.items()}
+        self._base = ratio
+        self._set_lr()
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps; the peaks are in the optimizer's state, and the rest is arithmetic."""
-        return {"last_epoch": self.last_epoch}
+        """Return the number of steps, and a lower bound that was found; the peaks are in the optimizer's state."""
+        return {"last_epoch": self.last_epoch} | ({} if self._base is None else {"base": self._base})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the number of steps, and set the lr that belongs to it."""
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = self.last_epoch + 1
+        if "base" in state_dict:
+            self.set_base(state_dict["base"])
+        self._set_lr()
+
+    def _set_lr(self) -> None:
         self._last_lr = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             set_value(group, "lr", float(lr))

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from lr_lightning import LRFinder, TorchSchedule
 from lr_lightning.errors import ArgumentError, DurationError
 from lr_lightning.schedules import WSD, Constant, Cosine, Join, Linear, OneCycle, Schedule, Triangular, Warmup
+from tests.callbacks.finding import let_say
 from tests.callbacks.tiny import Tiny, loader, trainer
 
 STEPS = 20
@@ -100,9 +101,11 @@ def test_what_cannot_be_followed_is_refused_at_once(arguments: dict[str, Any], e
 
 
 class WithScheduler(Tiny):
+    schedule: Schedule = Cosine()
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
-        scheduler = TorchSchedule(optimizer, Cosine(), total_steps=12)
+        scheduler = TorchSchedule(optimizer, self.schedule, total_steps=12)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -132,6 +135,22 @@ def test_in_a_trainer_with_a_resume_and_under_a_finder(tmp_path: Path) -> None:
     trainer(tmp_path, [finder]).fit(module, loader())
     peak = finder.applied or 0.1
     assert found.lrs[-12:] == pytest.approx([peak * factor for factor in Cosine().factors(12)])
+
+
+def test_a_finder_sets_both_bounds_of_a_cycle_and_a_resume_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_say(monkeypatch, 0.05, base_lr=0.02, max_lr=0.08)
+    monkeypatch.setattr(WithScheduler, "schedule", Triangular(0.1, "25%"))
+    expected = [0.08 * factor for factor in Triangular(0.25, "25%").factors(12)]
+    found = UsedLRs(module := WithScheduler())
+    start = trainer(tmp_path, [LRFinder(num_steps=10)], max_epochs=1)
+    start.fit(module, loader())
+    start.save_checkpoint(tmp_path / "a.ckpt")
+    assert found.lrs[-6:] == pytest.approx(expected[:6])
+    rest = UsedLRs(module := WithScheduler())
+    trainer(tmp_path, []).fit(module, loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert rest.lrs == pytest.approx(expected[6:])
 
 
 def test_in_fabric() -> None:

@@ -54,6 +54,7 @@ _OTHER_NAMES = {
     "data": "dataset datasets",
     "model": "net network arch architecture",
     "module.label_smoothing": "smoothing ls",
+    "data.trivial_augment": "trivialaugment randaugment rand_augment autoaugment auto_augment augment ra policy",
     "data.random_erasing": "erasing reprob random_erase",
     "data.mixup": "mixup_alpha",
     "data.cutmix": "cutmix_alpha",

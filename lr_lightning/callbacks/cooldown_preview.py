@@ -223,6 +223,9 @@ class CooldownPreview(BaseCallback):
             self._problem = problem
             return
         sample = collector.finish(trainer, pl_module.device)
+        if sample is not None and trainer.sanity_checking and per_example.is_default(self.loss, pl_module):
+            # nothing is averaged yet, so this is the loss of the module itself
+            per_example.warn_of_other_loss(trainer, self.loss, sample.loss, "CooldownPreview")
         if sample is not None:  # in the sanity check too, where what is monitored must show up
             metrics = {LOSS: sample.loss} | ({} if sample.acc is None else {ACCURACY: sample.acc})
             pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)  # they are equal on all ranks already

@@ -4,8 +4,10 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -114,7 +116,7 @@ class LRRace(LRFinder):
             found = self._test(instruments._replace(validation=None), self._grid(self.min_lr, self.max_lr, steps))
             values = {field.name: getattr(found, field.name) for field in fields(found)}
             values |= {"run": run, "judged": self.metric, "level": found.start if level is None else level}
-            kept = _KeptRace(self._file(trainer, module, run), trainer)
+            kept = _KeptRace(self._file(trainer, module, run), trainer, self.say or rank_zero_info)
             race = kept.load(RaceTest(**values))
             plan = RacePlan.of(budget - min(len(race.runs[0]) + 1, steps), run.steps)
             instruments.bar.update(sum(len(rung.lrs) * rung.num_steps for rung in race.trials))
@@ -133,10 +135,10 @@ class LRRace(LRFinder):
             {key: repr(value) for key, value in group.items() if key != "params"}
             for group in trainer.optimizers[0].param_groups
         ]
-        shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+        names = [name for name, _ in module.named_parameters()]
         race = [str(self.budget), self.metric, self.min_lr, self.max_lr, self.val_batches, self.monitor]
         key = json.dumps(
-            [run.describe(), race, trainer.world_size, type(trainer.optimizers[0]).__name__, groups, shapes]
+            [run.describe(), race, trainer.world_size, type(trainer.optimizers[0]).__name__, groups, names]
         )
         return Path(self.folder or trainer.default_root_dir) / f".lr_race-{sha256(key.encode()).hexdigest()[:16]}.json"
 
@@ -144,8 +146,8 @@ class LRRace(LRFinder):
 class _KeptRace:
     """The file in which the first process keeps a race that is not over."""
 
-    def __init__(self, path: Path, trainer: Trainer) -> None:
-        self.path, self.trainer = path, trainer
+    def __init__(self, path: Path, trainer: Trainer, say: Callable[[str], None]) -> None:
+        self.path, self.trainer, self.say = path, trainer, say
 
     def load(self, begun: RaceTest) -> RaceTest:
         """Return the race that was interrupted, if it began as this one does, else this one."""
@@ -160,11 +162,12 @@ class _KeptRace:
             kept = RaceTest.from_state(json.loads(text))
         except (ValueError, TypeError, KeyError):
             return begun
-        pairs = ((kept.level, begun.level), (kept.runs[0][0], begun.runs[0][0]))
-        if not all(math.isclose(*pair, rel_tol=_SAME_START) for pair in pairs):
+        one, other = ((race.level, *race.runs[0][:1]) for race in (kept, begun))
+        if len(one) != len(other) or not all(map(partial(math.isclose, rel_tol=_SAME_START), one, other)):
             return begun
         done = sum(len(rung.lrs) for rung in kept.trials)
-        rank_zero_info(f"LRRace: goes on with a race that was interrupted after {done} trainings ({self.path}).")
+        if self.trainer.is_global_zero:
+            self.say(f"LRRace: goes on with a race that was interrupted after {done} trainings ({self.path}).")
         return kept
 
     def save(self, race: RaceTest) -> None:

@@ -16,6 +16,7 @@ from lr_lightning._lightning import (
     LightningModule,
     Trainer,
     batch_loss,
+    callbacks_of,
     is_last_validation_batch,
     isolate_rng,
     loaders_of_validation,
@@ -32,6 +33,7 @@ from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_f
 from lr_lightning.callbacks import batch_norm, per_example
 from lr_lightning.callbacks.cooldown_preview import LOSS as IF_COOLED
 from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
+from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.per_example import (
     LearnedLoss,
     LossFunction,
@@ -469,9 +471,12 @@ class OverfittingMonitor(BaseCallback):
         return {"epoch": trainer.current_epoch + share, "step": updates_made(trainer), "lr": lr}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what CooldownPreview has found in this validation, whichever of the two comes first."""
+        """Note what CooldownPreview has found in this validation, and whether a cooldown ends the run early."""
         if not trainer.sanity_checking and (cooled := trainer.callback_metrics.get(IF_COOLED)) is not None:
             self._cooled = float(cooled)
+        for schedule in callbacks_of(trainer, LRSchedule):
+            if schedule.is_cooling:
+                self._total_steps = schedule.plan()[1].total
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the verdict's first line, and log the verdict as a tag, a note, a text file and a figure."""

@@ -370,6 +370,23 @@ def logged_by_validation(trainer: Trainer, kind: Literal["val_loss", "accuracy"]
     return "", None
 
 
+def warn_of_other_loss(trainer: Trainer, loss: LossFunction, mean: float, callback: str) -> bool:
+    """Warn if the module validates with another loss than the one that is measured, and say how to give its own.
+
+    Return whether it does. Of several processes it is not known, since each may log the loss of its own examples.
+    """
+    name, logged = logged_by_validation(trainer, "val_loss")
+    if logged is None or abs(float(logged) - mean) <= 0.05 * abs(mean) + 1e-6 or trainer.world_size > 1:
+        return False
+    function = loss.function if isinstance(loss, LearnedLoss) else "cross_entropy"
+    rank_zero_warn(
+        f"{callback} measures {function}, {mean:.4g} in this validation, but the module logs {name} "
+        f"{float(logged):.4g}: it has weights, smoothed labels or another loss. To measure that one, write "
+        f"{callback}(loss=lambda module, batch: ...), with one loss for each example."
+    )
+    return True
+
+
 class ValidationLosses:
     """Collects the losses of single validation examples, without a second pass if possible.
 
@@ -438,18 +455,8 @@ class ValidationLosses:
         return sample
 
     def _warn_of_other_loss(self, trainer: Trainer, sample: Sample) -> None:
-        """Warn once that the module validates with another loss than the default, and say how to give its own."""
-        name, logged = logged_by_validation(trainer, "val_loss")
-        unlike = logged is not None and abs(float(logged) - sample.loss) > 0.05 * abs(sample.loss) + 1e-6
-        if not unlike or self._warned or trainer.world_size > 1:  # a rank may log the loss of its own examples
-            return
-        self._warned = True
-        function = self.loss.function if isinstance(self.loss, LearnedLoss) else "cross_entropy"
-        rank_zero_warn(
-            f"OverfittingMonitor measures {function}, {sample.loss:.4g} in this validation, but the module logs {name} "
-            f"{float(logged or 0):.4g}: it has weights, smoothed labels or another loss. To measure that one, write "
-            "OverfittingMonitor(loss=lambda module, batch: ...), with one loss for each example."
-        )
+        if not self._warned:
+            self._warned = warn_of_other_loss(trainer, self.loss, sample.loss, "OverfittingMonitor")
 
     def _compare_with_logged(self, trainer: Trainer, sample: Sample) -> None:
         """Use ``val/loss`` from now on if it is the same loss; warn once."""

@@ -20,6 +20,7 @@ from lr_lightning._param_groups import peak_lr, scheduler_lrs, set_value
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError
+from lr_lightning.torch_schedule import TorchSchedule
 
 __all__ = [
     *("decay_message", "is_cyclical", "lr_ratios", "configured_lr", "scheduler_factor"),
@@ -65,8 +66,14 @@ def _peaks(trainer: Trainer) -> list[float]:
 
 def is_cyclical(trainer: Trainer) -> bool:
     """Return whether the run's lr goes up and down between a base_lr and a max_lr."""
-    ours = any(callback.has_base for callback in callbacks_of(trainer, LRSchedule))
-    return ours or bool(_cyclic_schedulers(trainer))
+    return bool(_with_base(trainer) or _cyclic_schedulers(trainer))
+
+
+def _with_base(trainer: Trainer) -> list[LRSchedule | TorchSchedule]:
+    schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
+    every: list[LRSchedule | TorchSchedule] = [*callbacks_of(trainer, LRSchedule)]
+    every += [scheduler for scheduler in schedulers if isinstance(scheduler, TorchSchedule)]
+    return [each for each in every if each.has_base]
 
 
 def _cyclic_schedulers(trainer: Trainer) -> list[Any]:
@@ -126,9 +133,8 @@ def set_peak(
             for group, low in zip(optimizer.param_groups, cyclic.base_lrs, strict=True):  # it starts from there
                 set_value(group, "lr", low)
                 set_value(group, "initial_lr", low)
-        for callback in callbacks_of(trainer, LRSchedule):
-            if callback.has_base:
-                callback.set_base(base_lr / lr)
+        for schedule in _with_base(trainer):
+            schedule.set_base(base_lr / lr)
     set_default_lr(optimizer, old, lr)
     set_module_lr(module, lr, attribute)
 

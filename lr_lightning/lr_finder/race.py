@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["RacePlan", "RaceTest", "Rung", "next_trial", "range_steps"]
+__all__ = ["FEWEST_UPDATES", "RacePlan", "RaceTest", "Rung", "next_trial", "range_steps", "read_race"]
 
 FEWEST_UPDATES = 50
 _LONGER = 4  # length of a rung / length of the one before
@@ -34,21 +34,17 @@ _SHORTEST = 5  # updates of the first of several rungs
 _FIRST, _LATER = 5, 3  # learning rates of the first rung and of the later ones, at least
 _MOST_RUNGS = 4
 _MOST = 8  # learning rates of the last rung, however much of the budget is left
-_MOST_RANGE_STEPS, _FEWEST_RANGE_STEPS, _RANGE_SHARE = 100, 10, 1 / 5
+_MOST_RANGE_STEPS, _FEWEST_RANGE_STEPS, _RANGE_SHARE = 100, 20, 1 / 5
 _FASTER = -0.2  # the best peak by validation falls faster with the length than that by training loss
-_SPREAD, _DRIFT_SPREAD, _SECOND_SPREAD = (
-    0.25,
-    0.35,
-    1.0,
-)  # standard deviations: of a rung, the drift, the second opinion
+_SPREAD, _DRIFT_SPREAD = 0.25, 0.35  # standard deviations: of a rung's best log lr, and of the drift
 _Z90 = 1.645
 
 
 def range_steps(budget: int) -> int:
     """Return how many updates of a race's budget its range test takes.
 
-    >>> range_steps(150), range_steps(5000)
-    (30, 100)
+    >>> range_steps(50), range_steps(150), range_steps(5000)
+    (20, 30, 100)
     """
     return min(max(int(_RANGE_SHARE * budget), _FEWEST_RANGE_STEPS), _MOST_RANGE_STEPS)
 
@@ -123,17 +119,16 @@ def _middle(scores: Mapping[float, float], first: float, start: float, moved: fl
     return next((lr for lr in lrs if math.isclose(lr, target, rel_tol=0.01)), target)
 
 
-def read_race(rungs: Sequence[Trials], start: float, run: PlannedRun, second: float | None = None) -> TrialReading:
+def read_race(rungs: Sequence[Trials], start: float, run: PlannedRun) -> TrialReading:
     """Fit a line to the best log lr of every rung against the log of its length, and read it at the run's length.
 
-    Its slope is drawn towards the usual drift, and the answer towards a second opinion, each by its spread: so the
-    longer the last rung is, the more the race itself decides.
+    Its slope is drawn towards the usual drift: the less, the more rungs there are. Rungs that lie further from the line
+    than usual widen the interval.
 
     Args:
         rungs: The trainings of each length.
         start: The value before any update.
         run: The planned run.
-        second: The lr that another rule suggests for it.
 
     Example:
         >>> rungs = [Trials([0.1, 0.2, 0.4], [1.0, 0.5, 1.0], 0.0, length) for length in (10, 30)]
@@ -146,12 +141,12 @@ def read_race(rungs: Sequence[Trials], start: float, run: PlannedRun, second: fl
     # each row: how the answer and the drift enter, what was seen, its standard deviation
     rows = [(1.0, math.log(length / run.steps), centre, _SPREAD) for length, centre in found]
     rows.append((0.0, 1.0, run.drift, _DRIFT_SPREAD))
-    if second is not None:
-        rows.append((1.0, 0.0, math.log(second), _SECOND_SPREAD))
     weighted = np.array([(one, length, seen) for one, length, seen, _ in rows]) / np.array([[row[3]] for row in rows])
     factors, seen = weighted[:, :2], weighted[:, 2]
     covariance = np.linalg.inv(factors.T @ factors)
-    middle, half = float((covariance @ (factors.T @ seen))[0]), _Z90 * math.sqrt(covariance[0, 0])
+    fitted = covariance @ (factors.T @ seen)
+    scatter = math.sqrt(float(np.sum((seen - factors @ fitted) ** 2)) / max(len(rows) - 2, 1))
+    middle, half = float(fitted[0]), _Z90 * max(scatter, 1.0) * math.sqrt(covariance[0, 0])
     below, above = (math.log(RATIO) if is_open else 0.0 for is_open in rungs[-1].open_ends)
     low, answer, high = (
         float(f"{math.exp(log_lr):.12g}") for log_lr in (middle - half - below, middle, middle + half + above)
@@ -197,7 +192,7 @@ class RaceTest(RangeTest):
         sign = self._judged_sign
         rungs = [Trials(r.lrs, [sign * value for value in r.losses], r.noise, r.num_steps) for r in self.trials]
         run = replace(run, drift=run.drift + _FASTER)
-        return read_race(rungs, sign * self.level, run, self.reading.rules.get("minimum/10"))
+        return read_race(rungs, sign * self.level, run)
 
     def to_csv(self) -> str:
         """Return CSV with a row for each training: its updates, its lr, its value at the end and its last loss."""

@@ -208,7 +208,8 @@ class RangeTest(_Result):
         """Say the suggestion, or why there is none, and the bounds of a cyclical schedule if they are known."""
         if self.suggestion is None:
             return [f"no suggestion: {abstention}".rstrip()]
-        interval = "" if self.interval is None else " (plausible: {:.2g} to {:.2g})".format(*self.interval)
+        low, high = (f"{end:.2g}" for end in self.interval or (self.suggestion, self.suggestion))
+        interval = f" (plausible: {low} to {high})" if low != high else ""
         parts = [f"suggests lr = {self.suggestion:.3g}{interval}"]
         if self.run is not None:
             parts[0] += f" for {self.run.describe()}"

@@ -44,7 +44,7 @@ from lr_lightning.training.images import (
     validation_warning,
 )
 from lr_lightning.training.loader import BatchLoader, TrainBatch
-from lr_lightning.training.transforms import Fill, Normalization
+from lr_lightning.training.transforms import OPERATIONS, Fill, Normalization, trivial_augment
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class ImageDataModule(L.LightningDataModule):
       be read are an ``error``, or are left out (``skip``), for which every image is decoded once more at the start.
       Unless the run ``needs_test``, a test split with such images is left out.
     - ``train_size`` training images are kept, stratified.
+    - ``trivial_augment`` changes each training image by one random operation, such as a rotation.
     - ``random_erasing`` is the share of training images that lose a box. ``mixup`` and ``cutmix`` mix pairs of training
       images, by shares from a Beta distribution with this parameter; the labels of a training batch are then shares of
       the classes, float32 [B, num_classes].
@@ -120,6 +121,7 @@ class ImageDataModule(L.LightningDataModule):
         crop_padding: int = 0,
         crop_fill: Fill = "zero",
         flip: bool = False,
+        trivial_augment: bool = False,
         random_erasing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -144,6 +146,7 @@ class ImageDataModule(L.LightningDataModule):
         self.source, self.batch_size, self.eval_batch_size = source, batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.crop_padding, self.crop_fill, self.flip, self.normalize = crop_padding, crop_fill, flip, normalize
+        self.trivial_augment = trivial_augment
         self.random_erasing, self.mixup, self.cutmix = random_erasing, mixup, cutmix
         self.memory_limit = parse_size(in_memory_limit, "data.in_memory_limit")
         self.num_workers, self.requested_size = int(workers or 0), image_size
@@ -318,7 +321,7 @@ class ImageDataModule(L.LightningDataModule):
             ),
         )
         draw = None
-        if self._crops or self._mixes or self.random_erasing > 0:
+        if self._crops or self._mixes or self.random_erasing > 0 or self.trivial_augment:
             draw = partial(
                 transforms.draw_augmentation,
                 padding=self.crop_padding,
@@ -326,6 +329,7 @@ class ImageDataModule(L.LightningDataModule):
                 erasing=self.random_erasing,
                 mixup=self.mixup,
                 cutmix=self.cutmix,
+                operations=len(OPERATIONS) if self.trivial_augment else 0,
             )
         # Lightning's overfit_batches repeats the same batches in every epoch.
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
@@ -372,6 +376,8 @@ class ImageDataModule(L.LightningDataModule):
         draws = batch.draws if isinstance(batch, TrainBatch) else None
         if draws is not None and self._crops:
             image = transforms.crop_and_flip(image, draws, padding=self.crop_padding, fill=self.crop_fill)
+        if draws is not None and self.trivial_augment:
+            image = trivial_augment(image, draws.operations, draws.strengths)
         if self._normalizer.offset.device != image.device:
             self._normalizer = self._normalizer.to(image.device)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format

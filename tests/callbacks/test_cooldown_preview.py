@@ -1,5 +1,6 @@
 """CooldownPreview in a real Trainer: what it logs, and that the run does not change."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,18 @@ def test_the_loss_is_learned_from_the_first_step_where_the_default_does_not_suit
         batch_norm.set_statistics(batch_norm.tracking_norms(module), preview._statistics)
         expected = mse_loss(module.eval().net(X), X[:, :2] + Y[:, None]).item()
     assert trainer.callback_metrics["val/loss_if_cooled"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_another_loss_than_the_one_that_the_module_validates_with_is_told() -> None:
+    class Contrastive(Tiny):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val/loss", (self(batch[0]) - self(-batch[0])).square().mean())
+
+    with pytest.warns(UserWarning, match=r"CooldownPreview measures cross_entropy, .* but the module logs val/loss"):
+        fit(CooldownPreview(), module=Contrastive(), epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="CooldownPreview")
+        fit(CooldownPreview(), module=tiny(), epochs=1)
 
 
 @pytest.mark.parametrize("first", [True, False])

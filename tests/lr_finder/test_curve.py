@@ -409,7 +409,7 @@ def test_an_accuracy_that_collapses_stops_it() -> None:
 
 def brute_force(values: list[float]) -> Curve:
     """Errors of all splits from sklearn's isotonic regression."""
-    from sklearn.isotonic import IsotonicRegression
+    IsotonicRegression = pytest.importorskip("sklearn.isotonic").IsotonicRegression
 
     def error(part: list[float], increasing: bool) -> float:
         if not part:

@@ -61,9 +61,7 @@ def test_crop_and_flip_are_drawn_independently_of_each_other():
 
 def test_refuses_to_reflect_more_than_there_is():
     nothing = torch.zeros(1, 4)
-    draws = Draws(
-        torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.bool), nothing, nothing[:, 0], nothing
-    )
+    draws = Draws(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.bool), *[nothing] * 5)
     with pytest.raises(ValueError, match="padding must be < 4"):
         crop_and_flip(torch.zeros(1, 1, 4, 4), draws, padding=4, fill="reflect")
 

@@ -93,8 +93,10 @@ def forked_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Forked
     stored.fork, stored.tracking.run_name, stored.tracking.tags = f"{folder.name}@{point}", None, cfg.tracking.tags
     if stored.callbacks.checkpoint is not None:
         stored.callbacks.checkpoint.every = None
-    grows = getattr(stored.schedule, "growth", None) is not None
+    grows, ema = getattr(stored.schedule, "growth", None) is not None, stored.callbacks.ema
     changed = _apply(stored, cfg, overrides)
+    if stored.callbacks.ema != ema:  # the weights of a checkpoint are the averaged ones
+        raise ConfigError(f"callbacks.ema: the run has {ema}, so a fork keeps that, not {stored.callbacks.ema}.")
     new_schedule = "schedule" in changed
     _settle_peak(stored, changed)
     if new_schedule:

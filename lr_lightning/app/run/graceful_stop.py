@@ -31,18 +31,18 @@ class GracefulStop(Signals, Callback):
     As a context manager it holds the signal handlers for the whole run. List it before the other callbacks, so that
     their state is complete when it saves.
 
-    Outside of a batch job, which is warned by it, SIGUSR1 does not stop the run but asks for a cooldown: it sets
-    ``cooldown_asked``.
+    SIGUSR1 does not stop a training but asks for a cooldown, by ``cooldown_asked``, except in a batch job, which is
+    warned by it.
     """
 
     def __init__(self, checkpoint: Path | None = None) -> None:
         super().__init__()
         self.checkpoint = checkpoint
-        self.cooldown_asked = False
+        self.cools_down, self.cooldown_asked = False, False
         self._trainer: Trainer | None = None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGUSR1 and not in_batch_job():
+        if signum == signal.SIGUSR1 and self.cools_down and not in_batch_job():
             self.cooldown_asked = True
             return
         launcher = self._trainer.strategy.launcher if self._trainer is not None else None
@@ -142,6 +142,7 @@ class CoolDownOnRequest(Callback):
 
     def __init__(self, stop: GracefulStop, folder: Path | None) -> None:
         self.stop, self.folder = stop, folder
+        stop.cools_down = True
         self._looked = 0.0
         self._decided: CooldownRequest | None = None
 

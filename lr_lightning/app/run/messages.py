@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from lr_lightning._commands import override, python_command, shell_quote
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.fork import ForkedRun
+from lr_lightning.app.run.graceful_stop import CooldownRequest
 from lr_lightning.app.run.predictions import Predictions
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
@@ -91,12 +92,12 @@ def _jump(config: Config, resumed: ResumedRun) -> str:
     """Say in a line that the learning rate rises, because its schedule now ends later, and what to do instead."""
     if not resumed.next_lr > _JUMP * resumed.lr:
         return ""
-    schedule, weights = config.schedule.name, override("ckpt", resumed.checkpoint)
-    length = ", ".join(f"{key}={value}" for key, value in resumed.changed.items() if key.startswith("trainer.max"))
+    length = " ".join(f"{key}={value}" for key, value in resumed.changed.items() if key.startswith("trainer.max"))
+    fork = shell_quote(override("fork", f"{resumed.output_dir}@last"))
     return (
-        f"\nthe learning rate jumps from {resumed.lr:.2g} to {resumed.next_lr:.2g}, since {schedule} now ends later. "
-        f"Without a jump: a new run with {length}, or one from these weights at a lower learning rate, "
-        f"{weights} optimizer.lr={resumed.peak_lr / 10:.2g}"
+        f"\nthe learning rate jumps from {resumed.lr:.2g} to {resumed.next_lr:.2g}, since {config.schedule.name} now "
+        f"ends later. Instead, start a new run of this length, or one from here at a lower learning rate: {fork} "
+        f"schedule=linear optimizer.lr={resumed.peak_lr / 10:.2g} {length}"
     )
 
 
@@ -144,7 +145,11 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
     key, limit = ("trainer.max_steps", steps) if by_steps else ("trainer.max_epochs", epochs)
     if idle:
         made = f"nothing was left to do: the run had made all its {summary['steps']:,.0f} steps."
-        console.print(f"{made} To train longer, resume it with {key}={2 * limit}", soft_wrap=True)
+        cooled = CooldownRequest.read(folder)
+        longer = f"resume it with {key}={2 * limit}"
+        if cooled is not None and cooled.start is not None:
+            longer = f"fork it from a state before its cooldown, which began at step {cooled.start}"
+        console.print(f"{made} To train longer, {longer}", soft_wrap=True)
     commands = [
         _look(config.tracking),
         *_training(config, outcome, key, limit, resume_arguments(folder, asdict(config))),
@@ -209,9 +214,11 @@ def _training(config: Config, outcome: RunOutcome, key: str, limit: int, resume:
         return [_command("train on", [*resume, f"{key}={2 * limit}"])]
     if Advice.FINISH in verdict.advice:
         return [_command("train on", resume)]
-    if any(word.startswith(("-", "resume=", "fork=")) for word in own):
-        return []  # the overrides of a multirun or a resume do not start this run
     commands = []
+    if Advice.COOL_DOWN in verdict.advice and len(resume) == 1:  # and nothing to trust
+        commands.append(_command("cool it down", [override("fork", f"{outcome.output_dir}@last"), "schedule=cooldown"]))
+    if any(word.startswith(("-", "resume=", "fork=")) for word in own):
+        return commands  # the overrides of a multirun or a resume do not start this run
     for advice in verdict.advice:
         for change in verdict.changes(advice):
             given = _overrides(config, change, key, limit / verdict.evidence.get("epochs", math.nan))

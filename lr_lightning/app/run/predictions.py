@@ -16,6 +16,7 @@ from torch import Tensor
 from lr_lightning._loggers import log_figure, log_text
 from lr_lightning._plotting import FRAME, new_figure
 from lr_lightning.app.schemas.trainer import CallbacksConfig
+from lr_lightning.errors import ConfigError
 from lr_lightning.training.datamodule import ImageDataModule
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def predict(
         with plugin.forward_context():
             logits: Any = module(batch[0])
         if not isinstance(logits, Tensor) or logits.shape != (len(label), len(names)):
-            raise TypeError(f"{type(module).__name__}(images) does not return logits of {len(names)} classes")
+            raise ConfigError(f"{type(module).__name__}(images) does not return logits of {len(names)} classes")
         probability, predicted = (part.cpu() for part in logits.float().softmax(1).max(1))
         np.add.at(confusion, (label.numpy(), predicted.numpy()), 1)
         wrong = (predicted != label).nonzero().flatten().tolist()

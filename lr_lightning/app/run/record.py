@@ -19,7 +19,7 @@ from rich.console import Console
 from torch.distributed import DistBackendError, DistNetworkError
 
 from lr_lightning._commands import python_command, resume_argument
-from lr_lightning._lightning import callbacks_of
+from lr_lightning._lightning import align_logging_step, callbacks_of
 from lr_lightning._plotting import style
 from lr_lightning.app.config import PLACES_OF_DATA, Config
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
@@ -76,8 +76,10 @@ class Summary(Callback):
         self._started: float | None = None
         self.stepped = False
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Note that training has begun: from now on an error is not bad input."""
+        if not self.stepped:
+            align_logging_step(trainer)
         self.stepped = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

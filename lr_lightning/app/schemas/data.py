@@ -44,6 +44,7 @@ class DataConfig(Schema):
     crop_padding: Annotated[int, _PIXELS] = 0  # pixels of padding before a random crop; 0: no crops
     crop_fill: Annotated[str, one_of("zero", "reflect")] = "zero"  # what the padding holds: zero | reflect
     flip: bool = False  # random horizontal flips
+    trivial_augment: bool = False  # one random operation of random strength on each training image
     random_erasing: Annotated[float, _ERASED] = (
         0.0  # share of the training images that lose a random box; 0.25 is usual
     )

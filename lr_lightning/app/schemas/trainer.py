@@ -48,7 +48,7 @@ def _duration_rule(value: int | str) -> str | None:
     try:
         parse_duration(value, positive=True)
     except ArgumentError as e:
-        return f"{e.problem}."
+        return e.problem.removesuffix(".") + "."
     return None
 
 

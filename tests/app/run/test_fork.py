@@ -59,6 +59,10 @@ def equal(one: Path, other: Path) -> bool:
     )
 
 
+def rows(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    return {key: found for key, found in untimed(folder).items() if not key.startswith("summary/")}
+
+
 def lrs(folder: Path) -> dict[int, float]:
     return dict(metrics(folder)["lr/group0"])
 
@@ -70,10 +74,7 @@ def test_a_fork_that_changes_nothing_is_the_run_itself(trunk: Path, point: str) 
     ]
     forked = fork(trunk, point)
     assert equal(forked, trunk)
-    rows = untimed(forked)
-    assert {key: row for key, row in rows.items() if not key.startswith("summary/")} == {
-        key: row for key, row in untimed(trunk).items() if not key.startswith("summary/")
-    }
+    assert rows(forked) == rows(trunk)
     assert not [*(forked / "checkpoints").glob("step-*")]  # it keeps none unless it is asked to
 
 
@@ -96,8 +97,23 @@ def test_runs_with_accumulated_batches_and_best_checkpoints_fork_exactly(
     assert equal(fork(run, "step=9"), run)
     best = checkpoint(run, "best")["global_step"]
     assert best < checkpoint(run)["global_step"]
-    assert equal(fork(run, "best"), run)
+    forked = fork(run, "best")  # of a validation within an epoch
+    assert equal(forked, run)
+    assert rows(forked) == rows(run)
     assert "between two updates" not in capsys.readouterr().err
+
+
+def test_a_run_that_ended_within_an_epoch_is_forked_without_a_gap_in_its_rows(tmp_path: Path) -> None:
+    run = short_run(tmp_path, *TRUNK, "trainer.max_steps=15", "schedule=constant", "callbacks.checkpoint.every=null")
+    forked = lrs(fork(run, "last", "schedule=linear", "trainer.max_steps=20"))
+    assert [*forked] == [*range(20)]
+    assert [*forked.values()] == pytest.approx([0.1] * 15 + [0.1 * (1 - t / 5) for t in range(5)])
+
+
+def test_a_run_that_averages_its_weights_forks_exactly(tmp_path: Path) -> None:
+    run = short_run(tmp_path, *TRUNK, "callbacks.ema=0.9", "trainer.max_epochs=2")
+    assert equal(fork(run, "step=12"), run)
+    assert refusal(run, "step=12", "callbacks=none").startswith("callbacks.ema: the run has 0.9, so a fork keeps that")
 
 
 def test_another_schedule_starts_at_the_fork(trunk: Path) -> None:
@@ -175,6 +191,13 @@ def test_the_record_names_the_run_and_the_first_of_the_line(trunk: Path) -> None
         ("step=24", ["finder=range_test"], "finder.name: the run has none, not range_test."),
         ("step=24", ["trainer.max_steps=20"], "trainer.max_steps: 20, but the run has made 24 steps"),
         ("step=24", ["schedule.cooldown=3"], "schedule.cooldown: "),
+        (
+            "step=24",
+            ["callbacks.checkpoint.every=lots"],
+            "callbacks.checkpoint.every: must be a duration, got 'lots'. Write a whole number of steps (500 or "
+            "'500 steps'), '5 epochs', or '10%'.",
+        ),
+        ("step=24", ["callbacks.ema=0.9"], "callbacks.ema: the run has None, so a fork keeps that, not 0.9."),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(trunk: Path, point: str, words: list[str], message: str) -> None:

@@ -16,7 +16,7 @@ from lr_lightning.app.composition import compose_config, load_config, prepare
 from lr_lightning.app.run import graceful_stop
 from lr_lightning.app.run.graceful_stop import REQUEST, CooldownRequest
 from lr_lightning.app.run.resume import stored_config
-from lr_lightning.app.run.train import train
+from lr_lightning.app.run.train import RunOutcome, train
 from lr_lightning.tracking.locks import Holder, RunLock
 from tests.app.conftest import ROOT
 from tests.leftovers import checkpoint, metrics, plain
@@ -46,9 +46,13 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
-def run(tmp_path: Path, *watching: Callback) -> Path:
+def outcome_of(tmp_path: Path, *watching: Callback) -> RunOutcome:
     prepare(ROOT)
-    folder = train(load_config(ROOT, [*RUN, f"output_root={tmp_path}"]), report=False, watching=watching).output_dir
+    return train(load_config(ROOT, [*RUN, f"output_root={tmp_path}"]), report=False, watching=watching)
+
+
+def run(tmp_path: Path, *watching: Callback) -> Path:
+    folder = outcome_of(tmp_path, *watching).output_dir
     assert folder is not None
     return folder
 
@@ -62,7 +66,11 @@ def lrs(folder: Path) -> list[float]:
 
 
 def test_a_run_that_finds_the_request_cools_down_tests_and_ends(tmp_path: Path) -> None:
-    folder = run(tmp_path, After(20, request("25%")))
+    outcome = outcome_of(tmp_path, After(20, request("25%")))
+    assert outcome.verdict is not None
+    assert outcome.verdict.evidence["planned"] == 1.0  # so it is not told to train to its end
+    folder = outcome.output_dir
+    assert folder is not None
     assert lrs(folder) == pytest.approx([0.1] * 20 + [0.1 * (1 - t / 5) for t in range(5)])
     assert CooldownRequest.read(folder) == CooldownRequest("25%", 20, 5)
     rows = metrics(folder)

@@ -359,15 +359,21 @@ def test_a_schedule_that_ends_later_says_how_far_the_lr_jumps_and_what_to_do_ins
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "jumps" in line)
     last, following = 0.1 * (1 + math.cos(math.pi * 8 / 9)) / 2, 0.1 * (1 + math.cos(math.pi * 9 / 18)) / 2
     assert line.startswith(f"the learning rate jumps from {last:.2g} to {following:.2g}, since cosine now ends later. ")
-    assert "a new run with trainer.max_epochs=6, or one from these weights" in line
-    assert line.endswith("last.ckpt optimizer.lr=0.01")
+    assert line.endswith(f"fork={finished}@last schedule=linear optimizer.lr=0.01 trainer.max_epochs=6")
     resume(composed, finished, "trainer.max_epochs=7")  # from the end of 6
     assert "jumps" in capsys.readouterr().out
     assert resume(composed, finished).summary["steps"] == 21
     assert "jumps" not in capsys.readouterr().out
 
 
-MIXED = ("data.mixup=0.2", "data.cutmix=1", "data.random_erasing=0.5", "data.flip=true", "callbacks.ema=0.9")
+MIXED = (
+    "data.trivial_augment=true",
+    "data.mixup=0.2",
+    "data.cutmix=1",
+    "data.random_erasing=0.5",
+    "data.flip=true",
+    "callbacks.ema=0.9",
+)
 
 
 @pytest.fixture(scope="module")
