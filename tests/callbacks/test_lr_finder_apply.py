@@ -503,9 +503,7 @@ def test_settings_that_are_read_only_keep_their_lr_and_are_named(tmp_path: Path)
             return lr
 
     module = Configured()
-    with pytest.warns(
-        UserWarning, match=r"Frozen.lr cannot be written, so it still says 0.05; the optimizer has the lr"
-    ):
+    with pytest.warns(UserWarning, match=r"Frozen.lr cannot be changed from 0.05 to the found lr"):
         lrs = train(tmp_path, module, attribute="cfg.lr")
     assert lrs.used[0] == [FOUND]
     assert module.cfg.lr == CONFIGURED
