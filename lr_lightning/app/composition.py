@@ -1,4 +1,4 @@
-"""From a command line's overrides to a checked config; what a mistyped key meant; the texts of `--help`."""
+"""From overrides to a checked config: refuses bad and unknown keys, guesses what was meant, and has the help texts."""
 
 import ast
 import difflib

@@ -1,4 +1,4 @@
-"""Messages of the errors that a user of the app meets: each names the key, the value and the remedy."""
+"""Messages for the errors of Hydra, OmegaConf and the package; `composition` refuses a config's unknown keys."""
 
 import difflib
 import re

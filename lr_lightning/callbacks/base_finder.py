@@ -278,7 +278,7 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
             if not self._started:
                 with dry_run.with_loaders():
                     for callback in callbacks_of(trainer, LRSchedule):
-                        callback.planned(trainer, module)  # refuses what does not fit the run
+                        callback.planned_driver(trainer, module)  # refuses what does not fit the run
                     self._factor = set_lr.scheduler_factor(trainer, reference)
             validation = None
             if self.metric != "loss":

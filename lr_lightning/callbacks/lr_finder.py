@@ -183,7 +183,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         found, schedule = self.result, next(iter(callbacks_of(trainer, LRSchedule)), None)
         if trainer.ckpt_path is None or self.applied is None or found is None or found.run is None or schedule is None:
             return
-        driver, clock = schedule.planned(trainer, pl_module)
+        driver, clock = schedule.planned_driver(trainer, pl_module)
         if clock.total is None:
             return
         run = PlannedRun.of(driver.schedule, clock)
@@ -243,7 +243,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
                 schedule, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self._instead
             if schedule.has_base:  # the range test gives both bounds
                 return NoRun.CYCLE
-            driver, clock = schedule.planned(trainer, module)
+            driver, clock = schedule.planned_driver(trainer, module)
         if clock.total is None:
             return NoRun.UNKNOWN_LENGTH
         return (driver, clock) if clock.total >= _SHORTEST_RUN else NoRun.SHORT

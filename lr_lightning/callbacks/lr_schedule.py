@@ -231,7 +231,7 @@ class LRSchedule(BaseCallback):
         end_fit_at(trainer, cooldown.end)
         self._clocks = cooldown.clocks_to_end()
 
-    def planned(self, trainer: Trainer, pl_module: LightningModule) -> tuple[OptimizerDriver, Clock]:
+    def planned_driver(self, trainer: Trainer, pl_module: LightningModule) -> tuple[OptimizerDriver, Clock]:
         """Return what will drive the first optimizer, and its clock, in a fit that has not begun.
 
         Call it only where the fit loop knows its training loader, and undo what that changed.

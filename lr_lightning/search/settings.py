@@ -274,14 +274,14 @@ def _base_value(key: str, cfg: DictConfig, choices: Mapping[str, str], searched:
 def _refuse(search: Search) -> None:
     """Refuse settings that make no sense in a search."""
     config = search.config
-    if config.study is not None:
-        raise ConfigError("experiment: a study is a sweep already. Leave it out, or use scripts/train.py.")
+    if config.lr_effects is not None:
+        raise ConfigError("experiment: lr_effects is a sweep already. Leave it out, or use scripts/train.py.")
     if config.resume is not None:
         raise ConfigError("resume: the trials of a search are new runs. Give sweep=NAME to resume a search.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("torchrun: start the search once; it starts the processes of each trial itself.")
     for key in search.space.keys:
-        if key == "seed" or key.split(".")[0] in ("tracking", "search", "output_root", "resume", "study", "test"):
+        if key == "seed" or key.split(".")[0] in ("tracking", "search", "output_root", "resume", "lr_effects", "test"):
             raise ConfigError(
                 f"search.space.{key}: cannot be searched. Several seeds a trial are search.seeds=[0,1,2]."
             )

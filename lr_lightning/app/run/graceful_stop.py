@@ -1,4 +1,4 @@
-"""A run that is told to end: it stops in good order after the current step, or cools down first."""
+"""What a fit does about SIGTERM, Ctrl-C and the request to cool down; `record.record_run` then writes the status."""
 
 import json
 import signal
