@@ -59,12 +59,13 @@ def clip(value: object, limit: int) -> str:
 
 
 def short_number(text: str, digits: int = 4) -> str:
-    """Write a decimal number as a person does, and leave any other text as it is.
+    """Write a decimal number as a person does, and leave any other text, such as a version, as it is.
 
     >>> [short_number(text) for text in ("0.06796580687702834", "10000000000.0", "0.10", "128", "cosine")]
-    ['0.06797', '1e+10', '0.1', '128', 'cosine']
+    ['0.06797', '1e+10', '0.10', '128', 'cosine']
     """
-    return f"{float(text):.{digits}g}" if _DECIMAL.fullmatch(text) else text
+    short = len(text) <= digits and not text.endswith(".0")
+    return f"{float(text):.{digits}g}" if _DECIMAL.fullmatch(text) and not short else text
 
 
 def name_values(values: Mapping[str, str], digits: int = 4) -> list[str]:

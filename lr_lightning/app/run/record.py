@@ -295,7 +295,8 @@ class FoundLR(Callback):
             lrs["schedule.base_lr"] = finder.applied_base
         for logger in (logger for logger in trainer.loggers if isinstance(logger, RunLogger)):
             logger.log_hyperparams(lrs)
-            logger.log_metrics({LOG_LR: math.log10(lr)}, 0)
+            if lrs:  # else it was logged when the run was opened
+                logger.log_metrics({LOG_LR: math.log10(lr)}, 0)
             if not resumed:
                 logger.log_summary({"search_seconds": finder.seconds})  # no other number of the run contains them
             if logger.store is not None and node.tracking.run_name is None:
