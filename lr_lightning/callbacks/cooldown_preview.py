@@ -239,8 +239,9 @@ class CooldownPreview(BaseCallback):
             (step, lowest), (_, last) = self._losses
             if last > _RISEN * lowest:
                 rank_zero_info(
-                    f"CooldownPreview: {LOSS} was {lowest:.4g} at step {step} and is {last:.4g} now. A cooldown from "
-                    f"here would end no lower than that, as in a run that overfits; one from step {step} would have."
+                    f"CooldownPreview: {LOSS} was {lowest:.4g} at step {step} and is {last:.4g} now. A cooldown "
+                    f"from here would end no lower than {last:.4g}, and one from step {step} near {lowest:.4g}, as in a "
+                    "run that overfits."
                 )
 
     @contextmanager

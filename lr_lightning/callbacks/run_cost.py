@@ -161,8 +161,8 @@ class RunCost(BaseCallback):
         self._examples = None if size is None else self._examples + size * trainer.world_size
         if size is None:
             rank_zero_warn(
-                f"RunCost cannot tell how many examples a batch has that is a {type(batch).__name__}, so it leaves "
-                "examples_per_second out. Give the batch an attribute batch_size, or the loader one."
+                f"RunCost does not know the number of examples in a batch of type {type(batch).__name__}, so "
+                "examples_per_second is left out. Give the batch or the loader an attribute batch_size."
             )
 
     def _fetch(self, trainer: Trainer, reduce: bool = True) -> None:

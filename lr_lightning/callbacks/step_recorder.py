@@ -136,8 +136,8 @@ class StepRecorder(BaseCallback):
         self._left_out |= names
         if not all(isinstance(logger, Flushable) for logger in trainer.loggers):
             rank_zero_warn(
-                f"The module logs {' and '.join(sorted(names))} itself, so StepRecorder leaves its own out. Log the "
-                "module's under another name, such as self.log('train_loss', ...), to have the loss of every step."
+                f"The module logs {' and '.join(sorted(names))} itself, so StepRecorder does not log them. To have "
+                "their value at every step, let the module use another name, such as self.log('train_loss', ...)."
             )
 
     def flush(self, trainer: Trainer, reduce: bool = True) -> None:

@@ -280,7 +280,7 @@ def _values(item: Encoded | NDArray[np.uint8], image: Image.Image) -> NDArray[An
 
 def _to_8_bits(item: Encoded | NDArray[np.uint8], image: Image.Image, depth: str, fmt: Format) -> Image.Image:
     if (found := fmt.ranges.get(depth, _NO_RANGE.get(depth))) is None:
-        raise DataError(f"its pixels are {depth}, and those of no training image are")
+        raise DataError(f"its pixels are {depth}, and no training image has such pixels")
     (low, high), values = found, _values(item, image)
     numbers: NDArray[np.floating] = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
     scaled = (numbers - low) * (255 / (high - low))
@@ -437,7 +437,7 @@ def _measure_ranges(images: Images, depths: set[str], max_pixels: int) -> dict[s
         ranges[depth] = (low, high)
         log.info(
             f"Pixels are {depth}, in training from {values.min():g} to {values.max():g}: {low:g} to {high:g} becomes "
-            "0 to 255, and so it will be for predictions."
+            "0 to 255, also in predictions."
         )
     return ranges
 
