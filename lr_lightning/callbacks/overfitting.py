@@ -65,9 +65,9 @@ _OF_LOSSES = frozenset({"overfit/gl", "overfit/pq", "overfit/up"})  # metrics th
 class OverfittingMonitor(BaseCallback):
     """Measure whether a model over- or underfits, and give a verdict with the numbers that decided.
 
-    The running training loss cannot show it: that loss is averaged over moving weights, with dropout and augmentation
-    on. So a frozen, stratified subset of the training set, the probe, is evaluated beside the validation set: the same
-    weights, eval mode, no augmentation, the same loss for each example. Logged with each validation:
+    The running training loss cannot show overfitting, because it is averaged over moving weights, with dropout and
+    augmentation on. So a frozen, stratified subset of the training set, the probe, is evaluated beside the validation
+    set: the same weights, eval mode, no augmentation, the same loss for each example. Logged with each validation:
 
     - ``probe/loss``, ``probe/acc``; ``overfit/gap_loss`` (validation minus probe), ``overfit/gap_acc`` (probe minus
       validation): both gaps grow as the model overfits;
@@ -83,7 +83,7 @@ class OverfittingMonitor(BaseCallback):
     over the probe at each validation, and one of its batches before the first update. The losses of single validation
     examples come from the validation that runs anyway: the outputs that the module gave for ``x`` in
     ``validation_step`` are passed to ``loss`` again. If ``validation_step`` does not call the module as ``loss`` does,
-    the monitor warns once. It then uses ``val/loss`` if that is the same loss, and else evaluates the validation
+    the monitor warns once. It then uses ``val/loss`` if this is the same loss, or else evaluates the validation
     batches itself. Of several validation loaders it uses the first.
 
     Where no probe can be measured, one warning before the first update says why, with the line to paste. The verdict

@@ -51,7 +51,7 @@ class StepRecorder(BaseCallback):
     The losses stay on their device until a flush fetches them all at once. A step's loss is the mean over its
     accumulated micro-batches and, with several processes, over the ranks. The learning rates of a second optimizer are
     ``lr/opt1_group<i>``. A param group with a name, ``group["name"]``, is ``lr/<name>``, as in LearningRateMonitor. A
-    nameless group whose learning rate is that of an earlier one is left out until they first differ. The step of a
+    nameless group whose learning rate equals an earlier group's is left out until they first differ. The step of a
     value is Lightning's count of batches that stepped before it.
 
     A flush happens every ``flush_seconds`` (with several processes: every ``flush_steps`` steps, at the same step on
