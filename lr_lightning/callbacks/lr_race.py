@@ -130,7 +130,7 @@ class LRRace(LRFinder):
             return race
 
     def _file(self, trainer: Trainer, module: LightningModule, run: PlannedRun) -> Path:
-        """Return where this race is kept while it lasts; another run, or another race of it, has another file."""
+        """Return the file that keeps this race until it is over; another run or another race has another file."""
         groups = [
             {key: repr(value) for key, value in group.items() if key != "params"}
             for group in trainer.optimizers[0].param_groups
@@ -171,7 +171,7 @@ class _KeptRace:
         return kept
 
     def save(self, race: RaceTest) -> None:
-        """Replace the file by one that has the race so far, whole or not at all."""
+        """Replace the file by one with the race so far, in one step, so that a kill leaves no damaged file."""
         if not self.trainer.is_global_zero:
             return
         try:

@@ -272,7 +272,7 @@ class OverfittingMonitor(BaseCallback):
             self._first_loss = torch.tensor(start)  # of this rank
 
     def _fail(self, trainer: Trainer, reason: str, line: str = "") -> None:
-        """Take the logged losses from now on, or nothing more if there were measurements of the probe, and say so."""
+        """Take the logged losses from now on, and say so; if the probe was measured before, take nothing more."""
         self._val.close()
         self._collector, self._kept, self._learner.wanted = None, None, False
         if self._failure is not None:
@@ -517,7 +517,7 @@ class OverfittingMonitor(BaseCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the measurements, unless a checkpoint is only tested: then those of the fit stay."""
+        """Restore the measurements, unless a checkpoint is only tested: then the fit's measurements stay."""
         if not self._fitting:
             return
         self._resumed, self._from_logs = len(state_dict["points"]), state_dict.get("from_logs", False)

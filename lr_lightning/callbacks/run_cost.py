@@ -276,7 +276,7 @@ class RunCost(BaseCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the measurements, unless a checkpoint is only tested: then those of the fit stay."""
+        """Restore the measurements, unless a checkpoint is only tested: then the fit's measurements stay."""
         if not self._fitting:
             return
         for name in _FETCHED:
