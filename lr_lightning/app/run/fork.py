@@ -259,8 +259,8 @@ def check_fork(forked: ForkedRun, flat: Mapping[str, Any], data: ImageDataModule
     for key, made in (("trainer.max_epochs", epochs), ("trainer.max_steps", checkpoint["global_step"])):
         if 0 < flat[key] <= made:
             raise ConfigError(
-                f"{key}: {flat[key]}, but the run reached {made} by {forked.point}, so nothing is left to train. The "
-                f"limit counts from the start of the run: give {override(key, 2 * made)} or any number above {made}."
+                f"{key}: {flat[key]}, but the run has made {made} up to {forked.point}, so nothing is left to train. "
+                f"The limit counts from the start of the run: give {override(key, 2 * made)} or more than {made}."
             )
     within = progress["current"]["ready"] % flat["trainer.accumulate_grad_batches"]
     if within and not progress["is_last_batch"] and is_rank_zero():

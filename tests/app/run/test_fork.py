@@ -183,7 +183,7 @@ def test_the_record_names_the_run_and_the_first_of_the_line(trunk: Path) -> None
     [
         ("half", [], "fork: 'half' is no point of a run. Give RUN@60%, RUN@step=500, RUN@epoch=5, RUN@best or RUN@"),
         ("200%", [], "fork: 200%: must be at most '100%', got '200%'."),
-        ("last", [], "trainer.max_epochs: 4, but the run has made as many up to last, so nothing is left to train."),
+        ("last", [], "trainer.max_epochs: 4, but the run has made 4 up to last, so nothing is left to train."),
         ("50%", [], "has no checkpoint of 50%, which is step 20. It has: step=6 (15%); step=12 (30%);"),
         ("step=24", ["data.batch_size=16", "seed=1"], "data.batch_size: the run has 32, not 16.\nseed: the run has 0"),
         ("step=24", ["model=resnet9"], "model.name: the run has small_cnn, not resnet9."),
