@@ -112,7 +112,7 @@ def style(name: str) -> Style:
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Return a style for each name, as different as they can be; of one name it is that of :func:`style`.
+    """Return a style for each name, as different as they can be; one name alone gets its :func:`style`.
 
     Names that differ in one number, such as a learning rate, are coloured in its order, from four numbers on. Else up
     to twelve names differ in colour, and up to 36 in colour or line.

@@ -202,7 +202,7 @@ def takes_text(key: str) -> bool:
 
 
 class _StoredSchema(ConfigNode):
-    """A schema that OmegaConf reads when Hydra asks for it; to read all of them takes a quarter of ``--cfg job``."""
+    """A schema that OmegaConf reads only when Hydra asks for it: reading all is a quarter of ``--cfg job``."""
 
     def __init__(self, name: str, group: str, schema: type) -> None:
         self.name, self.group, self.package, self.provider, self._schema = name, group, None, None, schema

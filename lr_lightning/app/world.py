@@ -51,7 +51,7 @@ def external_launch() -> ExternalLaunch | None:
 
 
 def devices_and_nodes(trainer: TrainerConfig) -> tuple[int | str, int]:
-    """Return the devices and nodes for Lightning's Trainer: those of an external launch, or else of the config."""
+    """Return the devices and nodes for Lightning's Trainer: from an external launch, or else from the config."""
     launch = external_launch()
     if launch is None:
         return trainer.devices, trainer.num_nodes

@@ -102,7 +102,7 @@ def _set_momentum(group: dict[str, Any], value: float) -> None:
 
 @dataclass(frozen=True)
 class Cooldown:
-    """A line to zero for which each optimizer leaves its schedules, at which of its updates, and where the fit ends."""
+    """A cooldown in a line to zero: the update at which each optimizer leaves its schedules, and where the fit ends."""
 
     starts: list[int]
     length: int

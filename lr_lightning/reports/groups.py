@@ -154,7 +154,7 @@ def _label(one: Sequence[str], differing: Sequence[str]) -> str:
 
 
 def _filter(one: tuple[str, ...], differing: Sequence[str]) -> str:
-    """Return a filter in MLflow's search language; it cannot ask for a missing param, so it may be empty."""
+    """Return a filter in MLflow's search language; empty for a group that lacks a param, since no filter finds that."""
     wanted = {key: value for key, value in zip(_DATA_KEYS, one, strict=True) if value and key in differing}
     quotes = {key: '"' if "'" in value else "'" for key, value in wanted.items()}
     return " and ".join(f"params.`{key}` = {quotes[key]}{value}{quotes[key]}" for key, value in wanted.items())

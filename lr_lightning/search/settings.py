@@ -288,7 +288,7 @@ def _refuse(search: Search) -> None:
     if search.space.keys.keys() & set(LR_KEYS) and config.keys_set_by_finder():
         raise ConfigError(
             f"finder: {config.finder.name} would replace the learning rate that a trial is given. Leave it out; "
-            "'search.start=[{optimizer.lr: finder}]' starts the search at its suggestion."
+            "'search.start=[{optimizer.lr: finder}]' starts the search at what the finder finds."
         )
     if search.node.workers == 0 and world_size(config.trainer) > 1:
         raise ConfigError("workers: 0 trains in this process, but a trial takes several. Give workers=1.")
@@ -307,7 +307,7 @@ def _check_start(search: Search) -> None:
             elif key not in LR_KEYS or key not in search.space.keys:
                 keys = ", ".join(search.space.keys)
                 raise ConfigError(
-                    f"{where}.{key}: the finder finds {' or '.join(LR_KEYS)}, if that is searched, and nothing else. "
+                    f"{where}.{key}: the finder gives {' or '.join(LR_KEYS)} alone, and only if it is searched. "
                     f"Give a number for {key}. Searched keys: {keys}."
                 )
 

@@ -177,7 +177,7 @@ def _attempt_of(trial: FrozenTrial) -> int:
 
 
 def rank_key(trial: FrozenTrial, *, higher: bool) -> tuple[bool, float, float]:
-    """Return a key that sorts the best trial first, by validation loss among equals, and those without a value last."""
+    """Return a key that sorts the best trial first, equal ones by validation loss, and trials without a value last."""
     if trial.state != TrialState.COMPLETE or trial.value is None:
         return True, 0.0, 0.0
     loss = result_of(trial).get("val_loss")

@@ -474,7 +474,7 @@ def test_a_scheduler_whose_peak_is_not_known_is_named(tmp_path: Path, kind: str)
             scale = (lambda n: (self.global_step + 1) / 12) if kind == "outside" else (lambda n: (n + 1) / 1000)
             return [optimizer], [{"scheduler": lr_scheduler.LambdaLR(optimizer, scale), "interval": "step"}]
 
-    with pytest.warns(UserWarning, match="It is not known what LambdaLR makes of it, so the lr that is used may be"):
+    with pytest.warns(UserWarning, match="LambdaLR may change this lr, and the finder cannot tell by what factor"):
         train(tmp_path, Reads(), max_epochs=2)
 
 

@@ -99,12 +99,12 @@ def forked_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Forked
     grows, ema = getattr(stored.schedule, "growth", None) is not None, stored.callbacks.ema
     changed = _apply(stored, cfg, overrides)
     if stored.callbacks.ema != ema:  # the weights of a checkpoint are the averaged ones
-        raise ConfigError(f"callbacks.ema: the run has {ema}, so a fork keeps that, not {stored.callbacks.ema}.")
+        raise ConfigError(f"callbacks.ema: a fork keeps the run's value, {ema}, not {stored.callbacks.ema}.")
     new_schedule = "schedule" in changed
     _settle_peak(stored, changed)
     if new_schedule:
         if grows:
-            raise ConfigError("schedule: the run's batch grows with its schedule, so a fork keeps that. Leave it out.")
+            raise ConfigError("schedule: the run's batch grows by its schedule, which a fork keeps. Leave it out.")
         if "schedule.start_step" not in changed:
             stored.schedule.start_step = step
         if "schedule.warmup" not in changed and not issubclass(_schema(stored.schedule), OneCycleConfig):
@@ -259,8 +259,8 @@ def check_fork(forked: ForkedRun, flat: Mapping[str, Any], data: ImageDataModule
     for key, made in (("trainer.max_epochs", epochs), ("trainer.max_steps", checkpoint["global_step"])):
         if 0 < flat[key] <= made:
             raise ConfigError(
-                f"{key}: {flat[key]}, but the run has made as many up to {forked.point}, so nothing is left to train. "
-                f"Give {override(key, 2 * made)} or another limit; it counts what the run has made."
+                f"{key}: {flat[key]}, but the run has made {made} up to {forked.point}, so nothing is left to train. "
+                f"The limit counts from the start of the run: give {override(key, 2 * made)} or more than {made}."
             )
     within = progress["current"]["ready"] % flat["trainer.accumulate_grad_batches"]
     if within and not progress["is_last_batch"] and is_rank_zero():

@@ -102,7 +102,7 @@ _STEPS = 10  # from one question to the other ranks to the next
 
 @dataclass(frozen=True)
 class CooldownRequest:
-    """How long to cool down, and what was decided when the run read it, so that a resumed run decides the same.
+    """A request to cool down, and the steps that the run then set for it, so that a resumed run sets the same.
 
     Attributes:
         over: A duration; percentages are of the updates so far.

@@ -224,7 +224,7 @@ def _targets(node: Any) -> Iterator[tuple[str, str]]:
 
 
 def _schema_of(group: str, stored: dict[str, Any]) -> type:
-    """Return the schema that a stored group was written from: of those with its keys, the one with the fewest."""
+    """Return the schema that a stored group was written from: of the schemas with all its keys, the smallest."""
     base = GROUP_BASES[group]
     fitting = [schema for schema in [*SCHEMAS[group].values(), base] if set(stored) <= {f.name for f in fields(schema)}]
     return min(fitting, key=lambda schema: len(fields(schema)), default=base)

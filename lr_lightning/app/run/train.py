@@ -271,7 +271,7 @@ def _use_threads(node: TrainerConfig, net: nn.Module | None = None, data: ImageD
 
 
 def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
-    """Refuse synchronised batch norm over several processes on CPUs, before torch does in each of them."""
+    """Refuse synchronised batch norm over several processes on CPUs, before torch refuses it in each process."""
     on_cpu = node.accelerator == "cpu" or not torch.cuda.is_available()
     normalises = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in net.modules())
     if node.sync_batchnorm and on_cpu and normalises and world_size(node) > 1:
