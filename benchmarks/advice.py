@@ -272,18 +272,28 @@ def followed(config: Config, change: Change) -> Config:
     )
 
 
-_LOWER = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.LOWER_LR_AND_WARM_UP, Advice.LOWER_UNSTABLE_LR}
-_RAISE = {Advice.RAISE_CALM_LR, Advice.RAISE_LR_TENFOLD}
 _SHORTER = {Advice.SHORTEN_AFTER_RISE, Advice.COOL_DOWN_EARLIER}
 _LONGER = {Advice.TRAIN_LONGER_PROBE_FALLS, Advice.LARGER_OR_LONGER}
 _UNTIL = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.RAISE_LR_TENFOLD}
-_OPPOSITES = ((_RAISE, _LOWER), (_LONGER, _SHORTER))
 
 
-def sends_back(advice: Advice, after: Verdict) -> bool:
-    """Return whether the followed run's verdict asks for the opposite."""
+def sends_back(before: Config, advice: Advice, new: Config, after: Verdict) -> bool:
+    """Return whether the followed run's verdict sends the user back.
+
+    That is to the learning rate of the first run, or beyond it; one between the two runs narrows the choice down. Of
+    lengths, it is any advice for the opposite.
+
+    Args:
+        before: The first run.
+        advice: Its advice.
+        new: The run that followed it.
+        after: The verdict on that.
+    """
+    changes = [change.lr for one in after.advice for change in after.changes(one) if change.lr is not None]
+    step = math.log(new.lr / before.lr)
+    over = [step != 0 and (step + math.log(factor)) * step <= 1e-6 for factor in changes]
     given = set(after.advice)
-    return any((advice in a and given & b) or (advice in b and given & a) for a, b in _OPPOSITES)
+    return any(over) or (advice in _SHORTER and bool(given & _LONGER)) or (advice in _LONGER and bool(given & _SHORTER))
 
 
 def steps_of(config: Config, verdict: Verdict) -> dict[str, list[Config]]:
@@ -357,7 +367,7 @@ def follow(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: P
                 if last is None:
                     continue
                 later = diagnose(history(last[0], last[1]["result"]))
-                back = sends_back(Advice[name.partition(" ")[0]], later)
+                back = sends_back(config, Advice[name.partition(" ")[0]], last[0], later)
                 change = math.log(max(new_loss, 1e-6) / max(loss, 1e-6))
                 found.append(Followed(name, change, new_acc - acc, back))
     return found

@@ -25,11 +25,11 @@ from lr_lightning.app.commands.lr_effects import train_one
 from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.messages import quiet
-from lr_lightning.app.schemas.search import StudyConfig
+from lr_lightning.app.schemas.search import LREffectsConfig
 from lr_lightning.diagnosis.lr_claims import Claim, GridRun, claims
 from lr_lightning.diagnosis.verdict import Label
 
-GRID = StudyConfig()
+GRID = LREffectsConfig()
 SCHEDULES = ("constant", "cosine")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 _SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 _BARE = re.compile(r"[\w./:%+@-]+", re.ASCII)
-_MEANS_ELSE = re.compile(r"(?i)null|true|false|nan|[+-]?(inf|[\d._]+(e[+-]?\d+)?)")
+_NOT_TEXT = re.compile(r"(?i)null|true|false|nan|[+-]?(inf|[\d._]+(e[+-]?\d+)?)")  # Hydra reads a value, not a word
 _BACKSLASHES = re.compile(r"(\\*)('|$)")
 
 
@@ -22,7 +22,7 @@ def override(key: str, value: object) -> str:
     """
     if value is None or isinstance(value, bool):
         return f"{key}={json.dumps(value)}"
-    if isinstance(value, int | float) or (_BARE.fullmatch(str(value)) and not _MEANS_ELSE.fullmatch(str(value))):
+    if isinstance(value, int | float) or (_BARE.fullmatch(str(value)) and not _NOT_TEXT.fullmatch(str(value))):
         return f"{key}={value}"
     # Within quotes Hydra reads a backslash as itself, unless a quote follows.
     escaped = _BACKSLASHES.sub(lambda found: 2 * found[1] + (found[2] and "\\'"), str(value))
@@ -50,7 +50,7 @@ def resume_argument(folder: Path | str) -> str:
 def python_command(script: Path | str, *arguments: str) -> str:
     """Return the command that starts a script, with the interpreter that runs now.
 
-    A bare name stands for a script of the checkout, whatever the working directory.
+    Give the name of a script of the checkout as a string, and any other script as a Path.
     """
     path = _SCRIPTS / script if isinstance(script, str) else script
     found, ours = shutil.which("python"), Path(sys.executable)
@@ -60,7 +60,7 @@ def python_command(script: Path | str, *arguments: str) -> str:
 
 
 def replay_command(folder: Path | str) -> str:
-    """Return the command that uploads what a stopped run has not: of the checkout's script, or else of the package."""
+    """Return the command that uploads the rest of a stopped run's log, with the checkout's script if there is one."""
     if (_SCRIPTS / "replay.py").is_file():
         return python_command("replay.py", str(folder))
     code = f"from lr_lightning.tracking import replay; replay({str(folder)!r})"

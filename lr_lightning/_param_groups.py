@@ -1,7 +1,8 @@
 """Read and write the values of an optimizer's param groups.
 
-Callbacks write every lr with :func:`set_value`: the schedule at each step (``callbacks.lr_schedule``), a range test
-that sets the peak (``callbacks.set_lr``), and its trial steps (``lr_finder.dry_run``). torch steps ``TorchSchedule``.
+Every lr is written with :func:`set_value`: by the schedule at each step (``callbacks.optimizer_driver``, or
+``torch_schedule``), by a range test that sets the peak (``callbacks.set_lr``), and in its trial steps
+(``lr_finder.dry_run``).
 """
 
 import warnings
@@ -58,7 +59,7 @@ def set_value(group: dict[str, Any], name: str, value: float) -> None:
 
 
 def scheduler_lrs(scheduler: Any, groups: list[dict[str, Any]], steps: int) -> list[list[float]] | None:
-    """Return the lr that a scheduler gives each group now and in its next ``steps``; None if it cannot be known.
+    """Return the lr of each group at the next ``steps`` steps, the present one first; None if it cannot be known.
 
     CyclicLR, OneCycleLR and ReduceLROnPlateau tell their peaks. Others are stepped, and the caller must restore them;
     the groups are restored here.
@@ -88,7 +89,7 @@ def scheduler_lrs(scheduler: Any, groups: list[dict[str, Any]], steps: int) -> l
 def restart_without_scheduler(optimizer: Optimizer, peaks: list[float]) -> None:
     """Give each group its peak again, after a scheduler that is no longer used has set lr and momentum."""
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-        if "max_momentum" in group:  # OneCycleLR has replaced it, and only the default of the groups is left
+        if "max_momentum" in group:  # OneCycleLR has replaced it; optimizer.defaults still has it
             group |= {key: value for key, value in optimizer.defaults.items() if key in ("momentum", "betas")}
         for key in ("max_lr", "min_lr", "max_momentum", "base_momentum"):
             group.pop(key, None)

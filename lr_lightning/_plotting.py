@@ -31,8 +31,8 @@ __all__ = [
     "YELLOW",
     "Style",
     "axes_of",
+    "colour_ramp",
     "new_figure",
-    "ramp",
     "style",
     "style_axes",
     "styles",
@@ -112,7 +112,7 @@ def style(name: str) -> Style:
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Return a style for each name, as different as they can be; of one name it is that of :func:`style`.
+    """Return a style for each name, as different as they can be; one name alone gets its :func:`style`.
 
     Names that differ in one number, such as a learning rate, are coloured in its order, from four numbers on. Else up
     to twelve names differ in colour, and up to 36 in colour or line.
@@ -142,15 +142,15 @@ def _ordered_styles(names: Sequence[str]) -> dict[str, Style] | None:
     order = sorted({numbers[varying[0]] for numbers in found.values()})
     if len(order) < _FEWEST_ORDERED:
         return None
-    looks = {}
+    style_of = {}
     for name, numbers in found.items():
         rank, line = order.index(numbers[varying[0]]), templates.index(_NUMBER.sub("", name))
-        colour = ramp(rank / (len(order) - 1))
-        looks[name] = Style(colour, _DASHES[line], _SYMBOLS[(rank + line) % len(_SYMBOLS)])
-    return looks
+        colour = colour_ramp(rank / (len(order) - 1))
+        style_of[name] = Style(colour, _DASHES[line], _SYMBOLS[(rank + line) % len(_SYMBOLS)])
+    return style_of
 
 
-def ramp(position: float) -> str:
+def colour_ramp(position: float) -> str:
     """Return the colour at a position from 0, the lowest learning rate, to 1, the highest."""
     at = min(max(position, 0.0), 1.0) * (len(_RAMP) - 1)
     first = min(int(at), len(_RAMP) - 2)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lr_lightning._plotting import Style, ramp, style, styles
+from lr_lightning._plotting import Style, colour_ramp, style, styles
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,8 +49,8 @@ def test_learning_rates_have_colours_in_their_order() -> None:
     names = ["lr=0.1", "lr=1e-05", "lr=0.01", "lr=0.001"]
     looks = styles(names)
     order = sorted(names, key=lambda name: float(name.removeprefix("lr=")))
-    assert [looks[name].colour for name in order] == [ramp(i / 3) for i in range(4)]
-    lightness = [lab(ramp(i / 20))[0] for i in range(21)]
+    assert [looks[name].colour for name in order] == [colour_ramp(i / 3) for i in range(4)]
+    lightness = [lab(colour_ramp(i / 20))[0] for i in range(21)]
     assert lightness == sorted(lightness)
     assert {look.dash for look in looks.values()} == {"solid"}
 
@@ -58,6 +58,6 @@ def test_learning_rates_have_colours_in_their_order() -> None:
 def test_each_schedule_of_a_sweep_of_learning_rates_has_its_own_line() -> None:
     names = [f"{schedule}, lr={lr}" for schedule in ("cosine", "constant") for lr in (0.01, 0.03, 0.1, 0.3)]
     looks = styles(names)
-    assert looks["cosine, lr=0.1"].colour == looks["constant, lr=0.1"].colour == ramp(2 / 3)
+    assert looks["cosine, lr=0.1"].colour == looks["constant, lr=0.1"].colour == colour_ramp(2 / 3)
     assert looks["cosine, lr=0.1"].dash != looks["constant, lr=0.1"].dash
     assert closest(styles(name for name in names if "0.3" in name or "0.1" in name).values()) > 25

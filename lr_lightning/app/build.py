@@ -261,7 +261,7 @@ def _wants_preview(config: Config) -> bool:
 def _batch_growth(growth: schemas.GrowthConfig, batch_size: int) -> BatchSizeSchedule:
     if growth.max_batch_size is not None and growth.max_batch_size < batch_size:
         wrong = f"{growth.max_batch_size} is below data.batch_size, {batch_size}"
-        raise ConfigError(f"schedule.growth.max_batch_size: {wrong}. Give that or more, or null for no limit.")
+        raise ConfigError(f"schedule.growth.max_batch_size: {wrong}. Give {batch_size} or more, or null for no limit.")
     with _naming_keys("schedule.growth", {f.name: f"schedule.growth.{f.name}" for f in fields(growth)}):
         return BatchSizeSchedule(
             growth.milestones,

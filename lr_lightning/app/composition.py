@@ -1,4 +1,4 @@
-"""From a command line's overrides to a checked config; what a mistyped key meant; the texts of `--help`."""
+"""From overrides to a checked config: refuses bad and unknown keys, guesses what was meant, and has the help texts."""
 
 import ast
 import difflib
@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lr_lightning._commands import override, shell_quote
 from lr_lightning.app.config import PLACES_OF_DATA, SCHEMAS, Config, register, takes_text
-from lr_lightning.app.error_messages import explain
+from lr_lightning.app.error_messages import explain, no_such_key
 from lr_lightning.app.schemas import Problem
 from lr_lightning.app.schemas.schedule import CyclicalConfig
 from lr_lightning.app.schemas.trainer import TrackingConfig
@@ -204,7 +204,7 @@ def explain_overrides(root: Path, words: Sequence[str], error: Exception) -> str
     for word in overrides:
         key = word.lstrip("+").partition("=")[0]
         if key not in groups and "@" not in key and not _has(cfg, key) and (remedy := _remedy(cfg, word.lstrip("+"))):
-            problems.append(str(Problem(key, f"there is no such key. {remedy}")))
+            problems.append(str(Problem(key, no_such_key(remedy))))
     return "\n".join(problems[:_MOST_PROBLEMS]) or explain(error)
 
 
@@ -323,8 +323,7 @@ def _bad_keys(cfg: DictConfig, node: DictConfig, prefix: str = "") -> Iterator[P
     for key in map(str, node):
         name = f"{prefix}{key}"
         if known is not None and key not in known:
-            remedy = _remedy(cfg, f"{name}={node._get_node(key)}") or "`--cfg job` shows every key."
-            yield Problem(name, f"there is no such key. {remedy}")
+            yield Problem(name, no_such_key(_remedy(cfg, f"{name}={node._get_node(key)}")))
         elif not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
             child = node[key]
             if isinstance(child, DictConfig) and not child._is_none():

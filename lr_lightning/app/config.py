@@ -18,7 +18,7 @@ from lr_lightning.app.schemas import SEED, Problem, Schema, existing
 from lr_lightning.app.schemas.data import DataConfig
 from lr_lightning.app.schemas.model import ModelConfig, ModuleConfig, OptimizerConfig
 from lr_lightning.app.schemas.schedule import CyclicalConfig, OneCycleConfig, PlateauConfig, ScheduleConfig
-from lr_lightning.app.schemas.search import FinderConfig, SearchConfig, StudyConfig
+from lr_lightning.app.schemas.search import FinderConfig, LREffectsConfig, SearchConfig
 from lr_lightning.app.schemas.trainer import CallbacksConfig, TrackingConfig, TrainerConfig
 
 _CHECKPOINT = existing("file", "Give the path of a checkpoint (*.ckpt).")
@@ -38,7 +38,7 @@ class Config(Schema):
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     finder: FinderConfig = field(default_factory=FinderConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    study: StudyConfig | None = None  # many runs in place of one, by learning rate: experiment=lr_effects
+    lr_effects: LREffectsConfig | None = None  # many runs in place of one, by learning rate: experiment=lr_effects
     search: SearchConfig | None = None  # many runs in place of one, for scripts/search.py
     test: bool = True  # evaluate the best checkpoint on the test set, once, at the end
     output_root: str = "${checkout:}/outputs"  # every run gets its own folder below it
@@ -64,10 +64,10 @@ class Config(Schema):
             yield from self._momentum_conflicts()
         if isinstance(schedule, PlateauConfig):
             yield from self._plateau_conflicts(schedule)
-        if self.optimizer.lr_rule != "none" and (self.finder._target_ is not None or self.study is not None):
+        if self.optimizer.lr_rule != "none" and (self.finder._target_ is not None or self.lr_effects is not None):
             what = (
-                "the study trains given learning rates"
-                if self.study
+                "experiment=lr_effects trains given learning rates"
+                if self.lr_effects
                 else "the finder's learning rate is for this batch"
             )
             yield Problem("optimizer.lr_rule", f"{what}, so there is none to scale. Give optimizer.lr_rule=none.")
@@ -76,14 +76,14 @@ class Config(Schema):
             yield Problem("callbacks.ema", text)
         if self.finder._target_ is not None:
             yield from self._finder_conflicts()
-        if self.study is not None:
-            yield from self._study_conflicts()
+        if self.lr_effects is not None:
+            yield from self._lr_effects_conflicts()
         for key, other in (("resume", "ckpt"), ("fork", "ckpt"), ("resume", "fork")):
             if getattr(self, key) and getattr(self, other):
                 text = f"cannot be given with {key}, which brings its own checkpoint. Leave one of them out."
                 yield Problem(other, text)
-        if self.fork and self.study is not None:
-            yield Problem("fork", "a study trains from the start. Leave one of them out.")
+        if self.fork and self.lr_effects is not None:
+            yield Problem("fork", "experiment=lr_effects trains from the start. Leave one of them out.")
 
     def _peak_lr_conflicts(self, schedule: CyclicalConfig) -> Iterator[Problem]:
         """Find two different peaks, and a lower bound above the peak."""
@@ -136,8 +136,8 @@ class Config(Schema):
         if getattr(finder, "apply", False) and getattr(self.schedule, "base_lr", None) is not None:
             text = f"finder={finder.name} sets both bounds of a cycle. Leave it out, or give finder.apply=false."
             yield Problem("schedule.base_lr", text)
-        if self.study is not None:
-            text = "the study trains given learning rates, so there is none to find. Give finder=none."
+        if self.lr_effects is not None:
+            text = "experiment=lr_effects trains given learning rates, so there is none to find. Give finder=none."
             yield Problem("finder", text)
         if self.optimizer.estimates_lr:
             text = (
@@ -145,15 +145,17 @@ class Config(Schema):
             )
             yield Problem("finder", text)
 
-    def _study_conflicts(self) -> Iterator[Problem]:
-        """Find what a study needs and does not get."""
+    def _lr_effects_conflicts(self) -> Iterator[Problem]:
+        """Find what a grid of learning rates needs and does not get."""
         if self.callbacks.overfitting is None:
-            yield Problem("study", "needs callbacks.overfitting, which is off.")
+            yield Problem("lr_effects", "needs callbacks.overfitting, which is off.")
         if self.callbacks.cost is None or self.callbacks.cost.target is None:
             text = "needs a target to measure the speed by; give 'callbacks.cost.target=\"val/acc>=0.95\"'."
-            yield Problem("study", text)
+            yield Problem("lr_effects", text)
         if isinstance(self.schedule, CyclicalConfig) and (self.schedule.max_lr or self.schedule.base_lr):
-            yield Problem("study", "sets the learning rates itself; leave schedule.max_lr and schedule.base_lr out.")
+            yield Problem(
+                "lr_effects", "sets the learning rates itself; leave schedule.max_lr and schedule.base_lr out."
+            )
 
 
 PLACES_OF_DATA = ("root", "train", "val", "test", "path", "cache_dir")
@@ -200,7 +202,7 @@ def takes_text(key: str) -> bool:
 
 
 class _StoredSchema(ConfigNode):
-    """A schema that OmegaConf reads when Hydra asks for it; to read all of them takes a quarter of ``--cfg job``."""
+    """A schema that OmegaConf reads only when Hydra asks for it: reading all is a quarter of ``--cfg job``."""
 
     def __init__(self, name: str, group: str, schema: type) -> None:
         self.name, self.group, self.package, self.provider, self._schema = name, group, None, None, schema

@@ -1,4 +1,4 @@
-"""Messages of the errors that a user of the app meets: each names the key, the value and the remedy."""
+"""Messages for the errors of Hydra, OmegaConf and the package; `composition` refuses a config's unknown keys."""
 
 import difflib
 import re
@@ -33,6 +33,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return a hint at the closest of the choices, ``" Did you mean 'lr'?"``; empty if none is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def no_such_key(remedy: str = "") -> str:
+    """Return the sentence about a key that does not exist, and what to do; by default, where all keys are shown."""
+    return f"there is no such key. {remedy or '`--cfg job` shows every key.'}"
 
 
 def config_error(error: Exception, key: str = "", keys: Mapping[str, str] | None = None) -> ConfigError:
@@ -127,7 +132,7 @@ def _of_conversion(text: str, key: str, chain: Sequence[BaseException]) -> str |
         schemas = [schema for error in chain if is_dataclass(schema := getattr(error, "object_type", None))]
         beside = [f.name for f in fields(schemas[-1])] if schemas else []
         close = did_you_mean(key.rpartition(".")[2], beside)
-        return f"{key}: there is no such key.{close} `--cfg job` shows every key."
+        return f"{key}: {no_such_key(close.strip())}"
     return None
 
 

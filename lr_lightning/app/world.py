@@ -51,7 +51,7 @@ def external_launch() -> ExternalLaunch | None:
 
 
 def devices_and_nodes(trainer: TrainerConfig) -> tuple[int | str, int]:
-    """Return the devices and nodes for Lightning's Trainer: those of an external launch, or else of the config."""
+    """Return the devices and nodes for Lightning's Trainer: from an external launch, or else from the config."""
     launch = external_launch()
     if launch is None:
         return trainer.devices, trainer.num_nodes
@@ -125,13 +125,13 @@ def is_rank_zero() -> bool:
 # -- the learning rate for that batch ----------------------------------------------------------------------------------
 
 
-def lr_factor(rule: str, batch: int, reference: int) -> float:
+def lr_rule_factor(rule: str, batch: int, reference: int) -> float:
     """Return the factor that adapts a learning rate for updates of ``reference`` examples to those of ``batch``.
 
     The rule is ``linear`` (Goyal et al. 2017, for SGD), ``sqrt`` (Krizhevsky 2014; Malladi et al. 2022, for Adam) or
     ``none``.
 
-    >>> lr_factor("linear", 512, 128), lr_factor("sqrt", 512, 128), lr_factor("none", 512, 128)
+    >>> lr_rule_factor("linear", 512, 128), lr_rule_factor("sqrt", 512, 128), lr_rule_factor("none", 512, 128)
     (4.0, 2.0, 1.0)
     """
     ratio = batch / reference
@@ -148,7 +148,7 @@ def scale_lr(config: Config) -> tuple[Config, dict[str, Any]]:
     node = config.optimizer
     if node.lr_rule == "none" or node.lr_reference_batch is None:
         return config, {}
-    factor = lr_factor(node.lr_rule, effective_batch_size(config.data, config.trainer), node.lr_reference_batch)
+    factor = lr_rule_factor(node.lr_rule, effective_batch_size(config.data, config.trainer), node.lr_reference_batch)
     scaled = deepcopy(config)
     scaled.optimizer.lr = node.lr * factor
     if isinstance(scaled.schedule, CyclicalConfig):

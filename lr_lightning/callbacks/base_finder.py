@@ -178,8 +178,8 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
         if self._factor is None:
             schedulers = " and ".join(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)
             rank_zero_warn(
-                f"{text} It is not known what {schedulers} makes of it, so the lr that is used may be another. Use "
-                "LRSchedule instead; LRSchedule(replace=True) takes the scheduler's place."
+                f"{text} {schedulers} may change this lr, and the finder cannot tell by what factor. Use LRSchedule "
+                "instead; LRSchedule(replace=True) takes the scheduler's place."
             )
         else:
             rank_zero_info(text)
@@ -278,7 +278,7 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
             if not self._started:
                 with dry_run.with_loaders():
                     for callback in callbacks_of(trainer, LRSchedule):
-                        callback.planned(trainer, module)  # refuses what does not fit the run
+                        callback.planned_driver(trainer, module)  # refuses what does not fit the run
                     self._factor = set_lr.scheduler_factor(trainer, reference)
             validation = None
             if self.metric != "loss":

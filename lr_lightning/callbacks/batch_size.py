@@ -61,16 +61,18 @@ class BatchSizeSchedule(BaseCallback):
     The training loader is rebuilt with a larger batch, up to ``max_batch_size``. Beyond that, or if the loader cannot
     be rebuilt, gradients are accumulated over more batches. A loader can be rebuilt if it is a map-style torch
     DataLoader that batches by itself, or offers ``with_batch_size(n)``; sampler and generator stay the same. An update
-    never takes more than an epoch. A whole number as ``limit_train_batches`` counts batches of the first size; as
-    ``val_check_interval`` it counts batches of the present size, at most an epoch of them. Logged at the end of every
-    epoch: ``batch/size``, the examples of an update over all processes, and ``batch/updates``, the updates so far.
+    never takes more examples than an epoch has. A whole number as ``limit_train_batches`` counts batches of the first
+    size; as ``val_check_interval`` it counts batches of the present size, at most an epoch of them. Logged at the end
+    of every epoch: ``batch/size``, the examples of an update over all processes, and ``batch/updates``, the updates so
+    far.
 
     Args:
         milestones: When the batch grows: ``"60 epochs"`` or ``"30%"`` of the run's epochs, rounded to whole epochs.
         factor: The factor by which the batch grows at each milestone, > 1.
-        mirror: An lr schedule instead of milestones: the batch grows by the inverse of the factor that this schedule
-            would have at the epoch's start in a run whose batch does not grow.
-        max_batch_size: Most examples in a batch of one process; None for no limit but the epoch.
+        mirror: An lr schedule, instead of milestones. Where it would divide its highest lr so far by a number, the
+            first batch is multiplied by this number. The schedule is read at each epoch's start, as if the batch had
+            not grown.
+        max_batch_size: Largest number of examples in a batch of one process; None: the examples of an epoch.
         lr: ``"constant"``, or ``"inverse_sqrt"``, for which an ``LRSchedule`` must stand beside this callback.
 
     Raises:
@@ -169,7 +171,7 @@ class BatchSizeSchedule(BaseCallback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Grow the batch; Lightning makes the epoch's iterator after this."""
         if self.lr != "constant" and not self._asked:
-            raise ArgumentError(f"{self.lr!r} needs LRSchedule, which sets it: add LRSchedule(Constant()).", "lr")
+            raise ArgumentError(f"{self.lr!r} needs LRSchedule, which writes the lr: add LRSchedule(Constant()).", "lr")
         self._apply(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -185,7 +187,7 @@ class BatchSizeSchedule(BaseCallback):
         """Restore the Trainer's own accumulation."""
         if self._accumulate is not None:
             trainer.accumulate_grad_batches, self._accumulate = self._accumulate, None
-        self.load_state_dict(self.state_dict())  # a further fit of the same Trainer continues from here
+        self.load_state_dict(self.state_dict())  # a further fit of the same Trainer continues these epochs
 
     on_exception = on_train_end
 
@@ -226,7 +228,7 @@ class BatchSizeSchedule(BaseCallback):
                 " DataLoader that batches by itself, or a loader with with_batch_size(n), can be), so the batch grows"
                 " by gradient accumulation alone."
             )
-        # updates before a resume count as they were made; without this callback in the checkpoint, no epoch was grown
+        # epochs before a resume keep their batch; if the checkpoint lacks this callback, it was the first one
         begun = int(_epochs(trainer).started)
         plan = [*self._restored, *[first] * (begun - len(self._restored))] if trainer.global_step > 0 else []
         for multiple in self._multiples(trainer, first)[len(plan) :]:
@@ -248,7 +250,7 @@ class BatchSizeSchedule(BaseCallback):
         return arithmetic.mirror_multiples(self.mirror, epochs, first.updates)
 
     def _grow(self, trainer: Trainer, loader: Any, first: _Epoch, before: _Epoch, multiple: float) -> _Epoch:
-        """Return the epoch after ``before``; the batch never shrinks, so a position in the epoch stays valid."""
+        """Return the epoch after ``before``; after a resume with other milestones, too, the batch is never smaller."""
         base = first.batch
         examples = max(base.examples * multiple, before.batch.examples)
         if examples == before.batch.examples:

@@ -64,7 +64,7 @@ class CooldownPreview(BaseCallback):
     """Show at every validation what the run would reach if its learning rate were cooled down now.
 
     A run at a high learning rate looks worse than it is: its weights jump around the point to which a cooldown would
-    bring them. A running average of the weights lies near that point. This callback keeps one
+    bring them. A running average of the weights lies near that point. This callback keeps such an average
     (:class:`RunningAverage`), evaluates it on the validation batches, and logs ``val/loss_if_cooled`` and
     ``val/acc_if_cooled``, which EarlyStopping and ModelCheckpoint may monitor. So runs with different learning rates
     can be compared before any of them has cooled down. Less can be said of a run that overfits, since a cooldown fits
@@ -239,8 +239,9 @@ class CooldownPreview(BaseCallback):
             (step, lowest), (_, last) = self._losses
             if last > _RISEN * lowest:
                 rank_zero_info(
-                    f"CooldownPreview: {LOSS} was {lowest:.4g} at step {step} and is {last:.4g} now. A cooldown from "
-                    f"here would end no lower than that, as in a run that overfits; one from step {step} would have."
+                    f"CooldownPreview: {LOSS} was {lowest:.4g} at step {step} and is {last:.4g} now. A cooldown "
+                    f"from here would end no lower than {last:.4g}, and one from step {step} near {lowest:.4g}, as "
+                    "in a run that overfits."
                 )
 
     @contextmanager

@@ -27,26 +27,26 @@ from lr_lightning.errors import ArgumentError
 class ScheduleAwareStopping(BaseEarlyStopping):
     """Lightning's EarlyStopping, but it does not mistake the schedule's effect for the model's.
 
-    Only some validations count, and a run stops at these alone: with a cyclical schedule, those at the low end of a
-    cycle; otherwise, those outside the warmup and not before a cooldown or drop that is still to come (see
-    :class:`~lr_lightning.diagnosis.early_stopping.Phases`). This needs an LRSchedule among the callbacks; with another
-    scheduler, a validation does not count if the learning rate has risen since the previous one. Nor does a validation
-    that did not log the metric, such as one that OverfittingMonitor leaves out. Without a validation loader, the
-    metric is read at the end of each training epoch.
+    Only some validations count, and a run stops only at these. With a cyclical schedule, a validation counts at the low
+    end of a cycle. With another schedule, it counts after the warmup, unless a cooldown or a drop is still to come (see
+    :class:`~lr_lightning.diagnosis.early_stopping.Phases`). The schedule is known only if it is an LRSchedule. Without
+    one, a validation does not count if the learning rate has risen since the previous validation. A validation that
+    did not log the metric, such as one that OverfittingMonitor leaves out, never counts. Without a validation loader,
+    the metric is read at the end of each training epoch.
 
-    If an LRSchedule has a plateau, nothing stops at its drop, and patience starts anew there. A drop is ignored if
-    nothing improved since the previous one, or a plateau that keeps dropping would never let a run end. A patience that
-    is not longer than the plateau's stops before the first drop.
+    If an LRSchedule has a plateau, the run does not stop at a drop of the plateau, and patience starts anew at the
+    drop. But if nothing improved since the previous drop, the drop changes nothing: otherwise a plateau that keeps
+    dropping would never let a run end. Give more patience than the plateau has, or the run stops before the first drop.
 
     Args:
         monitor: The metric; for Prechelt's criteria, a loss.
         criterion: ``"patience"`` (Lightning's), or one of Prechelt 1998: ``"gl"``, the loss is ``threshold`` percent
-            above its lowest; ``"pq"``, that divided by the progress of the training; ``"up"``, the loss rose in
+            above its lowest; ``"pq"``, this percentage divided by the training's progress; ``"up"``, the loss rose in
             ``threshold`` successive strips.
         patience: Validations that count without improvement, for ``"patience"``.
         threshold: Threshold of Prechelt's criteria. Default: 5 percent, 0.75, 3 strips.
         strip: Validations in a strip.
-        training: The training loss for ``"pq"``, measured as the validation loss is, such as OverfittingMonitor's.
+        training: The training loss for ``"pq"``: one without augmentation and dropout, such as OverfittingMonitor's.
         min_delta: Least change that counts as improvement, for ``"patience"``.
         mode: ``"min"`` or ``"max"``; Prechelt's criteria need ``"min"``.
         verbose: Whether to print when and why the run stops.
@@ -156,7 +156,7 @@ class ScheduleAwareStopping(BaseEarlyStopping):
             else:
                 short = trainer.min_steps and trainer.global_step < trainer.min_steps
                 least = f"min_steps={trainer.min_steps}" if short else f"min_epochs={trainer.min_epochs}"
-                rank_zero_info(f"The run stops early at {least}, as decided {text}")
+                rank_zero_info(f"The run will stop early, but not before {least}. Decided {text}")
 
     def _check_logged(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics
@@ -207,7 +207,7 @@ class ScheduleAwareStopping(BaseEarlyStopping):
 
     def state_dict(self) -> dict[str, Any]:
         """Return Lightning's state, and the losses of the validations that count."""
-        own = {
+        own = {  # the keys of earlier checkpoints
             "validation": list(self._validation),
             "training": list(self._training),
             "before": self._step_before,

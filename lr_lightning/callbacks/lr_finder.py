@@ -69,27 +69,30 @@ class LRFinder(BaseLRFinder[RangeTest]):
     First comes Smith's range test (Smith 2017, "Cyclical learning rates for training neural networks", 1506.01186,
     section 3.3): the learning rate rises from update to update while the loss is recorded.
     :func:`~lr_lightning.lr_finder.curve.read_curve` says what the curve means. It answers for a few hundred steps, and
-    so it only places what follows: trials of a few peaks on the run's own schedule, shortened to two lengths, from the
-    same start and over the same batches. The short ones search; what the long ones say is extrapolated to the length of
-    the run (:func:`~lr_lightning.lr_finder.planned_run.read_trials`). The schedule is that of ``LRSchedule``, or
-    constant. There are no trials if the run's length is unknown or below 100 updates, if its schedule is cyclical
-    above a base_lr or comes from ``configure_optimizers``, or without a ``budget``: then the range test answers alone.
+    so its suggestion is only where the trials begin. Trials train with a few peaks on the run's own schedule, shortened
+    to two lengths, from the same start and over the same batches. The short trials search for a good peak; the result
+    of the long trials is extrapolated to the length of the run
+    (:func:`~lr_lightning.lr_finder.planned_run.read_trials`). The schedule is taken from ``LRSchedule``; without one,
+    the lr is constant. There are no trials if the run's length is unknown or below 100 updates, if its schedule is
+    cyclical above a base_lr or comes from ``configure_optimizers``, or without a ``budget``: then the range test
+    answers alone.
 
     Apart from the learning rate that is set, the run equals one without a test, bit for bit: weights, optimizer state,
     buffers, metrics, attributes of the module, gradients, data order and all random generators are restored, even after
     an exception. A warning names what cannot be restored (an iterator or an open file that the module holds). A resumed
     run is not tested again: it has the learning rate that was found.
 
-    Param groups keep the ratios of their learning rates. The one that was found becomes the peak of each group
+    Param groups keep the ratios of their learning rates. The found learning rate becomes the peak of each group
     (``initial_lr``), of ``LRSchedule`` and of schedulers that ``configure_optimizers`` made, and the module's ``lr`` or
     ``learning_rate`` (of its hparams too); triangular schedules and CyclicLR get ``base_lr`` and ``max_lr``. Without a
     suggestion, training continues with the configured learning rate, and a warning says why and what to try.
 
-    It can mislead: when a pretrained transformer is fine-tuned, a range test suggests 1e-3 where 1e-5 is right.
+    A range test can mislead: when a pretrained transformer is fine-tuned, a range test suggests 1e-3 where 1e-5 is
+    right.
 
     Args:
-        min_lr: The first lr, > 0. It is that of the param group that has the module's own lr, else of the first group.
-        max_lr: The last lr, > ``min_lr``; of the first test, if ``retry`` asks for a second.
+        min_lr: The first lr, > 0, of the param group that has the module's own lr, or else of the first group.
+        max_lr: The last lr, > ``min_lr``. If ``retry`` leads to a second test, this test goes further.
         num_steps: Number of optimizer updates, >= 10, on a grid from ``min_lr`` to ``max_lr``.
         mode: ``"exponential"`` (a geometric grid) or ``"linear"``.
         metric: ``"loss"`` (of the training batches), or ``"val_loss"`` or ``"accuracy"`` of the first validation
@@ -183,7 +186,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         found, schedule = self.result, next(iter(callbacks_of(trainer, LRSchedule)), None)
         if trainer.ckpt_path is None or self.applied is None or found is None or found.run is None or schedule is None:
             return
-        driver, clock = schedule.planned(trainer, pl_module)
+        driver, clock = schedule.planned_driver(trainer, pl_module)
         if clock.total is None:
             return
         run = PlannedRun.of(driver.schedule, clock)
@@ -243,7 +246,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
                 schedule, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self._instead
             if schedule.has_base:  # the range test gives both bounds
                 return NoRun.CYCLE
-            driver, clock = schedule.planned(trainer, module)
+            driver, clock = schedule.planned_driver(trainer, module)
         if clock.total is None:
             return NoRun.UNKNOWN_LENGTH
         return (driver, clock) if clock.total >= _SHORTEST_RUN else NoRun.SHORT

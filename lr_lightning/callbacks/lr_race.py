@@ -30,14 +30,14 @@ class LRRace(LRFinder):
     """Find the peak learning rate of the planned run by racing several, and train with the one that it suggests.
 
     A short range test says where to begin. Then five or more learning rates train the run's own schedule, shortened,
-    from the same weights and over the same batches, and are judged by the validation. The best of them train four
-    times as long, and so on, as far as ``budget`` goes; the ladder of learning rates moves where the best is at its
-    end. How the best one moved as the trainings grew longer says where it will be at the length of the run
-    (:func:`~lr_lightning.lr_finder.race.read_race`).
+    from the same weights and over the same batches, and are judged by the validation. The best learning rates then
+    train four times as long, and so on, as far as ``budget`` goes. If the best learning rate is the lowest or highest
+    one, the race goes beyond it. How the best learning rate changed with the length of the trainings foretells the best
+    one for the length of the run (:func:`~lr_lightning.lr_finder.race.read_race`).
 
-    As with LRFinder, the schedule is that of ``LRSchedule``, or constant, and nothing but the peak differs afterwards,
-    bit for bit. A race that was killed goes on where it was when the same run is started again: what has been trained
-    is kept in a file beside the checkpoints until the race is over.
+    As with LRFinder, the schedule is taken from ``LRSchedule``, or else constant, and nothing but the peak differs
+    afterwards, bit for bit. If a race was killed, it continues when the same run is started again: until the race is
+    over, its results are kept in a file beside the checkpoints.
 
     Args:
         budget: The most updates that range test and race take together, such as ``"50%"`` of the run or ``500``.
@@ -130,7 +130,7 @@ class LRRace(LRFinder):
             return race
 
     def _file(self, trainer: Trainer, module: LightningModule, run: PlannedRun) -> Path:
-        """Return where this race is kept while it lasts; another run, or another race of it, has another file."""
+        """Return the file that keeps this race until it is over; another run or another race has another file."""
         groups = [
             {key: repr(value) for key, value in group.items() if key != "params"}
             for group in trainer.optimizers[0].param_groups
@@ -171,7 +171,7 @@ class _KeptRace:
         return kept
 
     def save(self, race: RaceTest) -> None:
-        """Replace the file by one that has the race so far, whole or not at all."""
+        """Replace the file by one with the race so far, in one step, so that a kill leaves no damaged file."""
         if not self.trainer.is_global_zero:
             return
         try:

@@ -51,19 +51,19 @@ _MOST_SCHEDULER_STEPS = 20_000  # how far a replaced scheduler is followed to fi
 class LRSchedule(BaseCallback):
     """Set the lr of every param group to its own peak times a schedule's factor, before each update.
 
-    A step is one update of that optimizer: ``trainer.global_step`` under automatic optimization; under manual
+    A step is one update of the group's optimizer: ``trainer.global_step`` under automatic optimization; under manual
     optimization the callback counts. The lr that was used stays in ``group["lr"]`` until the next batch. The number of
     steps is read in ``on_train_start``. A plain function ``(step, clock) -> factor`` may replace any schedule.
 
     Args:
         schedule: Factor of the peak; a list gives one for each optimizer.
-        momentum: Schedule of the momentum itself (of the first of ``betas`` if the optimizer has those), in [0, 1).
+        momentum: Schedule of the momentum itself (or of the first of ``betas``, as in Adam), in [0, 1).
         weight_decay: Factor of each group's own weight decay.
         plateau: Multiplies the lr when its metric stops improving. It reads one value at each validation that logs the
             metric, or at the end of each training epoch if there is no validation.
         groups: Other schedules for the lr of some param groups, by index or by ``group["name"]``.
         total_steps: Number of updates, if Lightning cannot know it; a list gives one for each optimizer.
-        start: The update at which every schedule starts; until then it keeps its first value. ``"here"``: the update
+        start: The update at which every schedule starts; before it, the first value is kept. ``"here"``: the update
             that the fit starts from, so that any checkpoint can be forked. Percentages are of the updates that are
             left. The start is part of a checkpoint, and a fit that resumes the fork with the same schedule keeps it.
         on_resume: ``"rebase"``: a resumed run follows its present length; ``"keep"``: the length in the checkpoint.
@@ -231,7 +231,7 @@ class LRSchedule(BaseCallback):
         end_fit_at(trainer, cooldown.end)
         self._clocks = cooldown.clocks_to_end()
 
-    def planned(self, trainer: Trainer, pl_module: LightningModule) -> tuple[OptimizerDriver, Clock]:
+    def planned_driver(self, trainer: Trainer, pl_module: LightningModule) -> tuple[OptimizerDriver, Clock]:
         """Return what will drive the first optimizer, and its clock, in a fit that has not begun.
 
         Call it only where the fit loop knows its training loader, and undo what that changed.

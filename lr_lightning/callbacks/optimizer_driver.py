@@ -1,4 +1,4 @@
-"""What sets the lr of one optimizer's param groups from a schedule, and a cooldown for which schedules are left."""
+"""Write the lr of each step into one optimizer's param groups, by a schedule or by a cooldown that replaces it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ __all__ = ["Cooldown", "OptimizerDriver", "plain_clock"]
 
 @dataclass(eq=False)
 class OptimizerDriver:
-    """Sets the lr, and on request the momentum and weight decay, of all param groups of one optimizer.
+    """Set the lr, and on request the momentum and weight decay, of all param groups of one optimizer.
 
     A group's own peak is ``group["initial_lr"]``, set from its lr when the group is first seen; its own weight decay is
     ``group["initial_weight_decay"]``. Both are part of the optimizer's state, so they survive a resume.
@@ -102,7 +102,7 @@ def _set_momentum(group: dict[str, Any], value: float) -> None:
 
 @dataclass(frozen=True)
 class Cooldown:
-    """A line to zero for which each optimizer leaves its schedules, at which of its updates, and where the fit ends."""
+    """A cooldown in a line to zero: the update at which each optimizer leaves its schedules, and where the fit ends."""
 
     starts: list[int]
     length: int

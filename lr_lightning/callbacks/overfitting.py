@@ -65,9 +65,9 @@ _OF_LOSSES = frozenset({"overfit/gl", "overfit/pq", "overfit/up"})  # metrics th
 class OverfittingMonitor(BaseCallback):
     """Measure whether a model over- or underfits, and give a verdict with the numbers that decided.
 
-    The running training loss cannot show it: that loss is averaged over moving weights, with dropout and augmentation
-    on. So a frozen, stratified subset of the training set, the probe, is evaluated beside the validation set: the same
-    weights, eval mode, no augmentation, the same loss for each example. Logged with each validation:
+    The running training loss cannot show overfitting, because it is averaged over moving weights, with dropout and
+    augmentation on. So a frozen, stratified subset of the training set, the probe, is evaluated beside the validation
+    set: the same weights, eval mode, no augmentation, the same loss for each example. Logged with each validation:
 
     - ``probe/loss``, ``probe/acc``; ``overfit/gap_loss`` (validation minus probe), ``overfit/gap_acc`` (probe minus
       validation): both gaps grow as the model overfits;
@@ -83,7 +83,7 @@ class OverfittingMonitor(BaseCallback):
     over the probe at each validation, and one of its batches before the first update. The losses of single validation
     examples come from the validation that runs anyway: the outputs that the module gave for ``x`` in
     ``validation_step`` are passed to ``loss`` again. If ``validation_step`` does not call the module as ``loss`` does,
-    the monitor warns once. It then uses ``val/loss`` if that is the same loss, and else evaluates the validation
+    the monitor warns once. It then uses ``val/loss`` if this is the same loss, or else evaluates the validation
     batches itself. Of several validation loaders it uses the first.
 
     Where no probe can be measured, one warning before the first update says why, with the line to paste. The verdict
@@ -272,7 +272,7 @@ class OverfittingMonitor(BaseCallback):
             self._first_loss = torch.tensor(start)  # of this rank
 
     def _fail(self, trainer: Trainer, reason: str, line: str = "") -> None:
-        """Take the logged losses from now on, or nothing more if there were measurements of the probe, and say so."""
+        """Take the logged losses from now on, and say so; if the probe was measured before, take nothing more."""
         self._val.close()
         self._collector, self._kept, self._learner.wanted = None, None, False
         if self._failure is not None:
@@ -517,7 +517,7 @@ class OverfittingMonitor(BaseCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the measurements, unless a checkpoint is only tested: then those of the fit stay."""
+        """Restore the measurements, unless a checkpoint is only tested: then the fit's measurements stay."""
         if not self._fitting:
             return
         self._resumed, self._from_logs = len(state_dict["points"]), state_dict.get("from_logs", False)

@@ -120,7 +120,8 @@ class LearnedLoss:
         prediction, target = at(self.prediction, self.call(module, batch)), at(self.target, batch)
         found = _losses(self.function, prediction.float(), target)
         if found is None:
-            raise ArgumentError(f"{self.function} takes no {tuple(prediction.shape)} for {tuple(target.shape)}.")
+            shapes = f"predictions {tuple(prediction.shape)} for targets {tuple(target.shape)}"
+            raise ArgumentError(f"{self.function} does not take {shapes}.")
         return found
 
     @property

@@ -161,8 +161,8 @@ class RunCost(BaseCallback):
         self._examples = None if size is None else self._examples + size * trainer.world_size
         if size is None:
             rank_zero_warn(
-                f"RunCost cannot tell how many examples a batch has that is a {type(batch).__name__}, so it leaves "
-                "examples_per_second out. Give the batch an attribute batch_size, or the loader one."
+                f"RunCost does not know the number of examples in a batch of type {type(batch).__name__}, so "
+                "examples_per_second is left out. Give the batch or the loader an attribute batch_size."
             )
 
     def _fetch(self, trainer: Trainer, reduce: bool = True) -> None:
@@ -276,7 +276,7 @@ class RunCost(BaseCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the measurements, unless a checkpoint is only tested: then those of the fit stay."""
+        """Restore the measurements, unless a checkpoint is only tested: then the fit's measurements stay."""
         if not self._fitting:
             return
         for name in _FETCHED:

@@ -43,19 +43,19 @@ class ScheduleFreeMode(BaseCallback):
     some training batches, with all other layers in eval mode; frozen ones (in eval mode while training) keep theirs.
 
     Neither validating nor saving changes the training: its weights and statistics are restored bit for bit, and no
-    random number or training batch is consumed. A checkpoint holds them too, in this callback's state, so a run resumes
-    exactly from any checkpoint; that costs one more copy of the parameters. A checkpoint that is saved with
-    ``save_weights_only`` within an epoch lacks the averages, since Lightning asks no callback then. Sharded parameters
-    (FSDP, DeepSpeed) are not tested.
+    random number or training batch is consumed. A checkpoint also holds the training's weights and statistics, in this
+    callback's state, so a run resumes exactly from any checkpoint; this costs one more copy of the parameters. A
+    checkpoint that is saved with ``save_weights_only`` within an epoch lacks the averages, since Lightning asks no
+    callback then. Sharded parameters (FSDP, DeepSpeed) are not tested.
 
     Args:
         num_batches: Training batches of each process for the statistics; 0 keeps the statistics of the training.
-        batches: Those batches, as any iterable that can be iterated again. Default: random examples of the training
-            loader's data set, the same each time.
+        batches: The batches for the statistics, as an iterable that can be iterated again. Default: random examples of
+            the training loader's data set, the same each time.
         forward: Passes ``(module, batch)`` through the layers. Default: the calls that the first training step makes on
             its batch; if they take what is no part of the batch, ``module(batch[0])``. Where that cannot be, one
             warning before the first update says what to write, and BatchNorm layers keep the training's statistics.
-        seed: Seed of that draw.
+        seed: Seed for drawing these examples.
 
     Raises:
         ArgumentError: ``num_batches`` < 0, or ``batches`` is an iterator. At the start of a fit: another callback

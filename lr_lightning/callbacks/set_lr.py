@@ -1,4 +1,4 @@
-"""Set a found learning rate in every place where a run keeps its learning rate, so that no old value is left."""
+"""Set a found lr, once, wherever a run keeps its lr; `optimizer_driver` writes the lr of each step."""
 
 import math
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -35,11 +35,11 @@ _SCHEDULER_LISTS = ("base_lrs", "_last_lr", "base_values", "max_lrs")  # base_va
 def configured_lr(trainer: Trainer, module: LightningModule, attribute: str | None = None) -> float:
     """Return the configured peak lr that a found one replaces.
 
-    This is the module's own (``lr``, ``learning_rate`` or ``attribute``, of the module or its hparams) if one of the
-    param groups has that peak, else the peak of the first group whose peak is not 0.
+    This is the module's own lr (``lr``, ``learning_rate`` or ``attribute``, of the module or its hparams) if one of the
+    param groups has this peak, else the peak of the first group whose peak is not 0.
     """
     peaks = _peaks(trainer)
-    named = [float(_get(place, key)) for place, key in _places(module, attribute)]
+    named = [float(_get(owner, key)) for owner, key in _owners(module, attribute)]
     if attribute is not None and not named:
         raise ArgumentError(
             f"attribute={attribute!r}: there is no such number in {type(module).__name__}, nor in its hparams."
@@ -59,33 +59,35 @@ def lr_ratios(trainer: Trainer, reference: float) -> list[float]:
 
 
 def _peaks(trainer: Trainer) -> list[float]:
-    for scheduler in _cyclic_schedulers(trainer):
+    for scheduler in _torch_cyclic(trainer):
         return list(map(float, scheduler.max_lrs))
     return [peak_lr(group) for group in trainer.optimizers[0].param_groups]
 
 
 def is_cyclical(trainer: Trainer) -> bool:
     """Return whether the run's lr goes up and down between a base_lr and a max_lr."""
-    return bool(_with_base(trainer) or _cyclic_schedulers(trainer))
+    return bool(_schedules_with_base(trainer) or _torch_cyclic(trainer))
 
 
-def _with_base(trainer: Trainer) -> list[LRSchedule | TorchSchedule]:
+def _schedules_with_base(trainer: Trainer) -> list[LRSchedule | TorchSchedule]:
+    """Return this package's cyclical schedules."""
     schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
     every: list[LRSchedule | TorchSchedule] = [*callbacks_of(trainer, LRSchedule)]
     every += [scheduler for scheduler in schedulers if isinstance(scheduler, TorchSchedule)]
     return [each for each in every if each.has_base]
 
 
-def _cyclic_schedulers(trainer: Trainer) -> list[Any]:
+def _torch_cyclic(trainer: Trainer) -> list[Any]:
+    """Return torch's CyclicLR schedulers."""
     schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
-    return [scheduler for scheduler in schedulers if hasattr(scheduler, "max_lrs")]  # torch's CyclicLR
+    return [scheduler for scheduler in schedulers if hasattr(scheduler, "max_lrs")]
 
 
 def decay_message(optimizer: Optimizer, old: float, new: float, steps_per_epoch: float | None = None) -> str:
-    """Say over how many updates AdamW's weight decay averages at another peak lr; "" for an optimizer without one.
+    """Say over how many updates AdamW's weight decay averages at another peak lr; "" without such a weight decay.
 
-    The weights are a moving average of the updates over 1 / (lr * weight decay) of them (Wang & Aitchison 2024, "How to
-    set AdamW's weight decay as you scale model and dataset size", 2405.13698).
+    AdamW's weights are a moving average of its last 1 / (lr * weight decay) updates (Wang & Aitchison 2024, "How to set
+    AdamW's weight decay as you scale model and dataset size", 2405.13698).
     """
 
     def time_scale(lr: float) -> str:
@@ -128,12 +130,12 @@ def set_peak(
         for name, value in values.items():
             set_value(group, name, _scaled(value, old, lr))
     if base_lr is not None:
-        for cyclic in _cyclic_schedulers(trainer):
+        for cyclic in _torch_cyclic(trainer):
             cyclic.base_lrs = [base_lr * (top / lr) for top in cyclic.max_lrs]
-            for group, low in zip(optimizer.param_groups, cyclic.base_lrs, strict=True):  # it starts from there
+            for group, low in zip(optimizer.param_groups, cyclic.base_lrs, strict=True):  # a cycle starts at base_lr
                 set_value(group, "lr", low)
                 set_value(group, "initial_lr", low)
-        for schedule in _with_base(trainer):
+        for schedule in _schedules_with_base(trainer):
             schedule.set_base(base_lr / lr)
     set_default_lr(optimizer, old, lr)
     set_module_lr(module, lr, attribute)
@@ -148,26 +150,27 @@ def set_default_lr(optimizer: Optimizer, old: float, lr: float) -> None:
 
 def set_module_lr(module: LightningModule, lr: float, attribute: str | None = None) -> None:
     """Write the lr into ``lr`` or ``learning_rate`` (or ``attribute``), wherever module and hparams have it."""
-    places = list(_places(module, attribute))
-    for place, key in places:
-        with suppress(Exception):  # a property that only reads another place, or settings that are read-only
-            if isinstance(place, MutableMapping):
-                place[key] = lr
+    owners = list(_owners(module, attribute))
+    for owner, key in owners:
+        with suppress(Exception):  # a property that only reads another object, or settings that are read-only
+            if isinstance(owner, MutableMapping):
+                owner[key] = lr
             else:
-                setattr(place, key, lr)
-    old = {f"{type(place).__name__}.{key}": now for place, key in places if (now := _get(place, key)) != lr}
+                setattr(owner, key, lr)
+    old = {f"{type(owner).__name__}.{key}": now for owner, key in owners if (now := _get(owner, key)) != lr}
     if old:
         rank_zero_warn(
-            f"{' and '.join(old)} cannot be written, so it still says {next(iter(old.values())):g}; the optimizer has "
-            f"the lr that was found, {lr:g}. A further configure_optimizers() would read the old one."
+            f"{' and '.join(old)} cannot be changed from {next(iter(old.values())):g} to the found lr, {lr:g}. "
+            "The optimizer has the found lr, but another call of configure_optimizers() would read the configured one."
         )
 
 
 def scheduler_factor(trainer: Trainer, reference: float) -> float | None:
     """Return the run's highest lr under the module's own schedulers, divided by the configured one; None: not known.
 
-    It is 1 for most, and something else for a LambdaLR or MultiplicativeLR that does not begin or peak at 1, such as
-    Noam's. The schedulers are stepped, and the loaders must be known: call this in a dry run, which undoes it.
+    The quotient is 1 for most schedulers. It differs for a LambdaLR or MultiplicativeLR that does not begin or peak at
+    1, such as Noam's. The schedulers are stepped, and the loaders must be known: call this in a dry run, which restores
+    the schedulers.
     """
     factor, index = 1.0, _reference_group(trainer, reference)
     for config in trainer.lr_scheduler_configs:
@@ -183,7 +186,7 @@ def scheduler_factor(trainer: Trainer, reference: float) -> float | None:
         if math.isclose(highest, peak, rel_tol=1e-3):
             continue
         if not math.isfinite(highest) or highest <= 0 or highest == min(own) or (own[-1] == highest < peak):
-            return None  # it reads something else than its own count, or the run ends within its warmup
+            return None  # its lr depends on more than its count of steps, or the run ends in its warmup
         factor *= highest / peak
     return factor
 
@@ -209,19 +212,19 @@ def _scale_scheduler(scheduler: Any, old: float, lr: float) -> bool:
     return known or hasattr(scheduler, "min_lrs")  # ReduceLROnPlateau multiplies the groups' present lr
 
 
-def _places(module: LightningModule, attribute: str | None) -> Iterator[tuple[Any, str]]:
+def _owners(module: LightningModule, attribute: str | None) -> Iterator[tuple[Any, str]]:
     """Yield the objects and mappings in which a module keeps its lr, each with the name of the lr in it."""
     for name in ("lr", "learning_rate") if attribute is None else (attribute,):
         *path, key = name.split(".")
         for root in (module, *hyperparameter_dicts(module)):
-            place = reduce(_get, path, root)
-            value = _get(place, key)
+            owner = reduce(_get, path, root)
+            value = _get(owner, key)
             if isinstance(value, int | float) and not isinstance(value, bool):
-                yield place, key
+                yield owner, key
 
 
-def _get(place: Any, key: str) -> Any:
+def _get(owner: Any, key: str) -> Any:
     try:
-        return place.get(key) if isinstance(place, Mapping) else getattr(place, key, None)
+        return owner.get(key) if isinstance(owner, Mapping) else getattr(owner, key, None)
     except Exception:  # settings whose __getattr__ raises a KeyError, or a property that is not ready
         return None

@@ -51,7 +51,7 @@ class StepRecorder(BaseCallback):
     The losses stay on their device until a flush fetches them all at once. A step's loss is the mean over its
     accumulated micro-batches and, with several processes, over the ranks. The learning rates of a second optimizer are
     ``lr/opt1_group<i>``. A param group with a name, ``group["name"]``, is ``lr/<name>``, as in LearningRateMonitor. A
-    nameless group whose learning rate is that of an earlier one is left out until they first differ. The step of a
+    nameless group whose learning rate equals an earlier group's is left out until they first differ. The step of a
     value is Lightning's count of batches that stepped before it.
 
     A flush happens every ``flush_seconds`` (with several processes: every ``flush_steps`` steps, at the same step on
@@ -136,8 +136,8 @@ class StepRecorder(BaseCallback):
         self._left_out |= names
         if not all(isinstance(logger, Flushable) for logger in trainer.loggers):
             rank_zero_warn(
-                f"The module logs {' and '.join(sorted(names))} itself, so StepRecorder leaves its own out. Log the "
-                "module's under another name, such as self.log('train_loss', ...), to have the loss of every step."
+                f"The module logs {' and '.join(sorted(names))} itself, so StepRecorder does not log them. To have "
+                "their value at every step, let the module use another name, such as self.log('train_loss', ...)."
             )
 
     def flush(self, trainer: Trainer, reduce: bool = True) -> None:

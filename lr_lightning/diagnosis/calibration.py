@@ -13,16 +13,18 @@ _RANGE = (-5.0, 5.0)  # of log T: beyond it every prediction is uniform or one-h
 
 @dataclass(frozen=True)
 class Scaling:
-    """The effect of one temperature on the gap.
+    """The effect of temperature scaling on the gap between the validation and the training loss.
+
+    The training loss is that of the probe (see :mod:`~lr_lightning.diagnosis.history`).
 
     Attributes:
-        temperature: T, by which the logits are divided; above 1 if the network is overconfident.
-        val_loss: Validation loss at T.
-        gap: Validation minus probe loss, both at T.
+        temperature: T, by which the logits are divided, fitted to all validation examples.
+        val_loss: Validation loss, each half of the examples scaled by the temperature of the other half.
+        gap: ``val_loss`` minus the probe loss at T.
         noise: Standard error of ``gap``.
-        overconfident: Whether T is above 1, the gap is gone (within its noise, or below a tenth of its former size),
-            and the validation loss at T is below 90 % of chance. A T that makes every prediction uniform removes any
-            gap.
+        overconfident: Whether scaling explains the gap: T is above 1; the unscaled gap is above 2 ``noise``; ``gap`` is
+            at most 2 ``noise`` or a tenth of the unscaled gap; and ``val_loss`` is below 90 % of the loss by chance,
+            because a T that makes every prediction uniform removes any gap.
     """
 
     temperature: float
@@ -41,7 +43,7 @@ def scaled_losses(logits: Logits, labels: Labels, temperature: float) -> Floats:
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """Find the temperature with the lowest mean cross-entropy, from exp(-5), if every prediction is right, to exp(5).
+    """Return the temperature between exp(-5) and exp(5) with the lowest mean cross-entropy.
 
     Source: Guo, Pleiss, Sun & Weinberger 2017, "On calibration of modern neural networks" (arXiv 1706.04599), section
     4.2. The loss is convex in 1 / T, so Newton's method finds the only minimum; a step that leaves the bracket becomes
@@ -59,7 +61,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
         second = (weights * scores**2).sum(axis=1) - mean**2
         return float((mean - right).mean()), float(second.mean())
 
-    for end, inward in ((low, -1.0), (high, 1.0)):  # the loss may fall beyond an end
+    for end, inward in ((low, -1.0), (high, 1.0)):  # of 1 / T; the lowest loss may lie beyond an end
         if slopes(end)[0] * inward <= 0:
             return float(1.0 / end)
     inverse = 1.0

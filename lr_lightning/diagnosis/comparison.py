@@ -30,9 +30,9 @@ class GroupDifference:
     Attributes:
         n: Number of pairs, or size of the smaller group.
         paired: Whether runs that share a seed were compared.
-        difference: Difference of the means in the metric's unit, >= 0. If runs diverged, it is that of the others, so
-            it may be negative; nan if there are none.
-        low, high: Its bootstrap interval; nan for fewer than three values, and if runs diverged.
+        difference: Difference of the means in the metric's unit, >= 0. Runs that diverged have no part in it, so with
+            such runs it may be negative; nan if all of a group diverged.
+        low, high: Bootstrap interval of the difference; nan for fewer than three values, and if runs diverged.
         p: Unadjusted p-value; nan if it cannot be computed.
         adjusted: p-value after the correction for all comparisons.
         seeds_needed: Seeds for each group below which no difference could be significant here.
@@ -40,8 +40,8 @@ class GroupDifference:
         sizes: How many runs of the better and of the worse group were compared, including those that diverged.
         diverged: How many of these diverged.
         same_within: The difference that does not matter, if equality was tested.
-        p_same: p-value of two one-sided tests that the means differ by that or more, corrected as ``adjusted`` is; nan
-            if equality was not tested, or if runs diverged.
+        p_same: p-value of two one-sided tests that the means differ by ``same_within`` or more, corrected as
+            ``adjusted`` is; nan if equality was not tested, or if runs diverged.
         more_seeds: About how many more seeds would decide, if the runs to come are like these; nan if too few tell.
     """
 

@@ -20,7 +20,7 @@ _MOST_EXACT = 20_000  # permutations that are all tried; if there are more, as m
 
 @dataclass(frozen=True)
 class GridRun:
-    """One run of the grid. Its losses are those at the end of the budget."""
+    """One run of the grid, with its losses at the end of the budget."""
 
     lr: float
     seed: int

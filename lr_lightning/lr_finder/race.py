@@ -1,12 +1,13 @@
 """A race of learning rates over the planned run, shortened to growing lengths: who trains next, and what it says. Pure.
 
 The race is successive halving (Jamieson & Talwalkar 2016, 1502.07943) on a ladder of learning rates. Each rung is four
-times as long as the one before, and fewer learning rates take part; the ladder moves to where the last rung was best.
+times as long as the previous rung, and fewer learning rates take part; the ladder moves to where the last rung was
+best.
 
 Whole schedules race, squeezed, and not constant trunks whose running average is evaluated. On eight open cells of
 ``benchmarks.whole_run`` both find the best peak of a length about equally well. But by validation loss the best peak of
-squeezed schedules is a power of the length, with another exponent in each cell (-0.1 to -0.9), and ends at that of the
-run. So two lengths foretell a third. The usual exponent, -0.45, is near that of the convex bound (-0.5, see
+squeezed schedules is a power of the length, with another exponent in each cell (-0.1 to -0.9), and ends at the best
+peak of the run. So two lengths foretell a third. The usual exponent, -0.45, is near that of the convex bound (-0.5, see
 :func:`~lr_lightning.lr_finder.planned_run.best_scale`). It, the spreads and the lengths were chosen on these cells,
 with other seeds than those of the benchmark's rules.
 """

@@ -182,7 +182,7 @@ class RangeTest(_Result):
 
     @property
     def if_constant(self) -> float | None:
-        """What the suggestion becomes if the run keeps its lr; None if it does so anyway, or its run is not known."""
+        """The suggestion for a run with a constant lr; None if the planned run is constant, or not known."""
         if self.suggestion is None or self.run is None or self.run.is_constant:
             return None
         return self.suggestion * self.run.constant

@@ -139,8 +139,8 @@ def _write(
 ) -> ComparisonReport:
     """Write the page, the CSV and the pictures into a new folder, and log them to the store if asked to."""
     store, target, name = request.store, measured.target, ", ".join(measured.experiments)
-    looks = styles(group.name for group in compared.groups)
-    plots = make_plots(compared, looks, keys)
+    style_of = styles(group.name for group in compared.groups)
+    plots = make_plots(compared, style_of, keys)
     split_by = [*keys, "data set"] if compared.data_sets else keys
     title = f"{name}: {len(measured.results)} runs by {', '.join(split_by)}"
     filtered = f", filter {request.filter_string}" if request.filter_string else ""
@@ -148,7 +148,7 @@ def _write(
     served = store.artifact_root is None
     server = (request.server or (store.uri if served else DEFAULT_SERVER)).rstrip("/")
     page = _render_page(
-        compared, plots, looks, measured.excluded, title=title, facts=facts, target=target, server=server
+        compared, plots, style_of, measured.excluded, title=title, facts=facts, target=target, server=server
     )
 
     report = ComparisonReport(

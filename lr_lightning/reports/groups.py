@@ -17,8 +17,8 @@ from lr_lightning.tracking.keys import short_number
 
 _MANY_GROUPS = 12  # beyond this number only the leading group is compared with the others
 _KEYS_LISTED, _VALUES_LISTED = 6, 3  # in the note on runs of one group that differ
-# Prefixes of params that say where a run is kept or comes from, not what it does.
-_NOT_COMPARED = ("tracking.", "output_root", "fork")
+# Prefixes of params that say where a run is kept or comes from, not what it does. Earlier versions wrote "study".
+_NOT_COMPARED = ("tracking.", "output_root", "fork", "lr_effects", "study")
 _DATA_NAME = "data.name"
 # Params that identify a run's images; the name alone does not, since ``image_folder`` stands for any folder.
 _DATA_KEYS = (_DATA_NAME, "data.path", "data.subset", "data.root", "data.train", "data.val", "data.test")
@@ -154,7 +154,7 @@ def _label(one: Sequence[str], differing: Sequence[str]) -> str:
 
 
 def _filter(one: tuple[str, ...], differing: Sequence[str]) -> str:
-    """Return a filter in MLflow's search language; it cannot ask for a missing param, so it may be empty."""
+    """Return a filter in MLflow's search language; empty for a group that lacks a param, since no filter finds that."""
     wanted = {key: value for key, value in zip(_DATA_KEYS, one, strict=True) if value and key in differing}
     quotes = {key: '"' if "'" in value else "'" for key, value in wanted.items()}
     return " and ".join(f"params.`{key}` = {quotes[key]}{value}{quotes[key]}" for key, value in wanted.items())

@@ -133,19 +133,26 @@ class Plot:
     good_lrs: list[str] = field(default_factory=list)  # each schedule's band of good learning rates, as text
 
 
-def make_plots(compared: ComparedGroups, looks: Styles, by: Sequence[str]) -> list[Plot]:
+def make_plots(compared: ComparedGroups, style_of: Styles, by: Sequence[str]) -> list[Plot]:
     """Return every plot that there is data for."""
     forks, means, curves, cost = (
-        make(compared, looks) for make in (plot_forks, plot_seed_means, plot_run_curves, plot_cost)
+        make(compared, style_of) for make in (plot_forks, plot_seed_means, plot_run_curves, plot_cost)
     )
-    made = [forks, means, curves, cost, plot_lr_sensitivity(compared, looks, by), plot_loss_against_lr(compared, looks)]
+    made = [
+        forks,
+        means,
+        curves,
+        cost,
+        plot_lr_sensitivity(compared, style_of, by),
+        plot_loss_against_lr(compared, style_of),
+    ]
     plots = [plot for plot in made if plot is not None]
     if any(key in ("trial", *LR_PARAMS) for key in by):  # a search asks first how much the learning rate matters
         plots.sort(key=lambda plot: plot.id != "sensitivity")
     return plots
 
 
-def plot_forks(compared: ComparedGroups, looks: Styles) -> Plot | None:
+def plot_forks(compared: ComparedGroups, style_of: Styles) -> Plot | None:
     """Plot what each fork of a run reaches at its end, above the run that they share."""
     key = compared.objective
     results = {r: (index, group) for index, group in enumerate(compared.groups) for r in group.runs}
@@ -172,9 +179,9 @@ def plot_forks(compared: ComparedGroups, looks: Styles) -> Plot | None:
                 index, group = results[r]
                 own = curve.step >= r.fork_step
                 series = Series(_steps_made(curve.step[own]), curve.value[own])
-                plot.traces.append(Trace(r.run.name, index, looks[group.name], "curve", {"": series}))
+                plot.traces.append(Trace(r.run.name, index, style_of[group.name], "curve", {"": series}))
                 end = Series(np.array([r.steps]), np.array([r.best]))
-                plot.traces.append(Trace(r.run.name, index, looks[group.name], "points", {"": end}))
+                plot.traces.append(Trace(r.run.name, index, style_of[group.name], "points", {"": end}))
     return plot
 
 
@@ -182,7 +189,7 @@ def _steps_made(step: NDArray[np.int64]) -> Floats:
     return (step + 1).astype(np.float64)
 
 
-def plot_run_curves(compared: ComparedGroups, looks: Styles) -> Plot | None:
+def plot_run_curves(compared: ComparedGroups, style_of: Styles) -> Plot | None:
     """Plot learning rate and losses of every run above a shared x axis."""
     runs = [(index, group.name, r) for index, group in enumerate(compared.groups) for r in group.runs]
     wanted = [run_metrics.LR, run_metrics.TRAIN_LOSS, run_metrics.VAL_LOSS]
@@ -202,10 +209,12 @@ def plot_run_curves(compared: ComparedGroups, looks: Styles) -> Plot | None:
     for panel, key in enumerate(panels):
         for index, name, r in runs:
             if curve := r.curve(key):
-                plot.traces.append(Trace(r.run.name, index, looks[name], "curve", _on_all_axes(r, curve, limit), panel))
+                plot.traces.append(
+                    Trace(r.run.name, index, style_of[name], "curve", _on_all_axes(r, curve, limit), panel)
+                )
             if key == run_metrics.VAL_LOSS and (curve := r.curve(run_metrics.VAL_LOSS_IF_COOLED)):
-                series, look = _on_all_axes(r, curve, limit), replace(looks[name], dash="dash")
-                plot.traces.append(Trace(f"{r.run.name}, if cooled", index, look, "curve", series, panel))
+                series, style = _on_all_axes(r, curve, limit), replace(style_of[name], dash="dash")
+                plot.traces.append(Trace(f"{r.run.name}, if cooled", index, style, "curve", series, panel))
                 plot.note = f"{thinned} Dashed, in the panel of val/loss: what a cooldown would reach."
     return plot
 
@@ -217,14 +226,14 @@ def _on_all_axes(r: RunResult, curve: MetricCurve, limit: int) -> dict[str, Seri
     return {axis: Series(x, curve.value[keep]) for axis, x in xs.items() if x is not None}
 
 
-def plot_seed_means(compared: ComparedGroups, looks: Styles) -> Plot | None:
+def plot_seed_means(compared: ComparedGroups, style_of: Styles) -> Plot | None:
     """Plot each group's mean over its finished runs, with the interval of the mean."""
     panels: list[str] = []
     traces: list[Trace] = []
     losses = (run_metrics.VAL_LOSS, run_metrics.TRAIN_LOSS, run_metrics.GAP_LOSS)
     for key in dict.fromkeys((compared.objective or run_metrics.VAL_LOSS, *losses)):
         found = [
-            Trace(group.name, index, looks[group.name], "mean", series, len(panels))
+            Trace(group.name, index, style_of[group.name], "mean", series, len(panels))
             for index, group in enumerate(compared.groups)
             if (series := _mean_bands(group, key))
         ]
@@ -268,7 +277,7 @@ def _smooth(values: Floats) -> Floats:
     return np.asarray((sums[end] - sums[start]) / (end - start), np.float64)
 
 
-def plot_loss_against_lr(compared: ComparedGroups, looks: Styles) -> Plot | None:
+def plot_loss_against_lr(compared: ComparedGroups, style_of: Styles) -> Plot | None:
     """Plot the training loss over the learning rate in use."""
     plot = Plot(
         "loss_vs_lr",
@@ -289,7 +298,7 @@ def plot_loss_against_lr(compared: ComparedGroups, looks: Styles) -> Plot | None
             keep = keep[lr[keep] > 0]
             if keep.size:
                 series = {"": Series(lr[keep], loss[keep])}
-                plot.traces.append(Trace(group.name, index, looks[group.name], "curve", series))
+                plot.traces.append(Trace(group.name, index, style_of[group.name], "curve", series))
     return plot if plot.traces else None
 
 
@@ -303,7 +312,7 @@ def _lr_and_loss(group: RunGroup) -> Iterator[tuple[Floats, Floats]]:
                 yield lr.value[i], _smooth(loss.value)[j]
 
 
-def plot_cost(compared: ComparedGroups, looks: Styles) -> Plot | None:
+def plot_cost(compared: ComparedGroups, style_of: Styles) -> Plot | None:
     """Plot the best value of the objective over the run's cost, and the groups that are not beaten in both."""
     if compared.objective is None:
         return None
@@ -331,8 +340,8 @@ def plot_cost(compared: ComparedGroups, looks: Styles) -> Plot | None:
             mean[axis] = Series(np.array([x]), np.array([centre.mean]), *ends)
             means.setdefault(group.data_set, {}).setdefault(axis, []).append((x, centre.mean))
         if runs:
-            plot.traces.append(Trace(group.name, index, looks[group.name], "points", runs))
-            plot.traces.append(Trace(group.name, index, looks[group.name], "mean", mean))
+            plot.traces.append(Trace(group.name, index, style_of[group.name], "points", runs))
+            plot.traces.append(Trace(group.name, index, style_of[group.name], "mean", mean))
     sign = 1.0 if compared.higher_is_better else -1.0
     for by_axis in reversed(means.values()):
         points = {axis: np.array(pairs) for axis, pairs in by_axis.items()}
@@ -376,7 +385,7 @@ class _LRSweep:
         return good_band([*means], [*means.values()], higher=higher, tolerance=tolerance)
 
 
-def plot_lr_sensitivity(compared: ComparedGroups, looks: Styles, by: Sequence[str]) -> Plot | None:
+def plot_lr_sensitivity(compared: ComparedGroups, style_of: Styles, by: Sequence[str]) -> Plot | None:
     """Plot the objective over the peak learning rate of each schedule that has several."""
     if compared.objective is None:
         return None
@@ -393,7 +402,7 @@ def plot_lr_sensitivity(compared: ComparedGroups, looks: Styles, by: Sequence[st
     if not sweeps:
         return None
     index = {group.name: i for i, group in enumerate(compared.groups)}
-    own = looks if sweeps.keys() <= looks.keys() else styles(sweeps)
+    own = style_of if sweeps.keys() <= style_of.keys() else styles(sweeps)
     plot = Plot(
         "sensitivity",
         f"Best {compared.objective} against the peak learning rate",

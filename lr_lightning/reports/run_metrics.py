@@ -287,7 +287,7 @@ class RunResult:
 
     @property
     def trunk(self) -> str:
-        """The run that it was forked from, or that its forked run was, and so on; "" if it is no fork."""
+        """The trunk: the first run of the line of forks to which this run belongs; "" if the run is no fork."""
         return self.run.tags.get("fork.trunk", "")
 
     @property

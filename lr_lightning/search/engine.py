@@ -223,7 +223,7 @@ class Workers:
         return pid
 
     def _status_of(self, pid: int, fork_server: "subprocess.Popen[bytes]") -> int | None:
-        """Return the exit status of a worker, or None while it lives; it does not outlive its fork server."""
+        """Return the exit status of a worker, or None while it lives. A worker ends with its fork server."""
         self._read_statuses()
         return self._statuses.get(pid, None if fork_server.poll() is None else -signal.SIGTERM)
 
@@ -290,7 +290,7 @@ class Engine:
     _answers: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Run trials until none is left or a limit is reached; an interrupt puts those that ran back."""
+        """Run trials until none is left or a limit is reached; an interrupt puts the running trials back."""
         with self.progress.bar, Signals() as signals:
             try:
                 self._loop(signals)

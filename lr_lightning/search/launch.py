@@ -1,4 +1,4 @@
-"""Starting the processes of a search; this imports next to nothing, so that their imports begin at once."""
+"""Start the processes of a search. This file imports little, so that the processes begin their own imports at once."""
 
 import os
 import socket
@@ -11,11 +11,11 @@ Launched = tuple["subprocess.Popen[bytes]", Connection]
 """A process, and this end of the socket to it."""
 
 PRELOAD = "LR_LIGHTNING_PRELOAD"
-"""Environment variable of a fork server: modules to import once it has nothing to do, separated by commas."""
+"""Environment variable of a fork server: the modules that it imports while it is idle, separated by commas."""
 
 
 def preloaded(words: Sequence[str]) -> str:
-    """Return the value of `PRELOAD` for a search: what the record of its trials needs, so that they import it once."""
+    """Return the value of `PRELOAD` for a search: the modules of MLflow, so that no trial has to import them itself."""
     return "" if {"tracking=csv", "tracking=none"} & set(words) else "mlflow.store.tracking.sqlalchemy_store"
 
 

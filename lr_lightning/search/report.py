@@ -173,7 +173,7 @@ def compare_and_record(
 
 
 def _compared_by(search: Search) -> list[str]:
-    """Return the keys that name the groups of the comparison: those searched, or their trial if they are many."""
+    """Return the keys that name the groups of the comparison: the searched keys, or ``trial`` if they are many."""
     keys = list(search.space.keys)
     lrs = [key for key in keys if key.endswith(".lr")]
     return keys if len(keys) <= _MOST_KEYS else ["trial", *lrs]

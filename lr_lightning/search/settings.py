@@ -274,21 +274,21 @@ def _base_value(key: str, cfg: DictConfig, choices: Mapping[str, str], searched:
 def _refuse(search: Search) -> None:
     """Refuse settings that make no sense in a search."""
     config = search.config
-    if config.study is not None:
-        raise ConfigError("experiment: a study is a sweep already. Leave it out, or use scripts/train.py.")
+    if config.lr_effects is not None:
+        raise ConfigError("experiment: lr_effects is a sweep already. Leave it out, or use scripts/train.py.")
     if config.resume is not None:
         raise ConfigError("resume: the trials of a search are new runs. Give sweep=NAME to resume a search.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("torchrun: start the search once; it starts the processes of each trial itself.")
     for key in search.space.keys:
-        if key == "seed" or key.split(".")[0] in ("tracking", "search", "output_root", "resume", "study", "test"):
+        if key == "seed" or key.split(".")[0] in ("tracking", "search", "output_root", "resume", "lr_effects", "test"):
             raise ConfigError(
                 f"search.space.{key}: cannot be searched. Several seeds a trial are search.seeds=[0,1,2]."
             )
     if search.space.keys.keys() & set(LR_KEYS) and config.keys_set_by_finder():
         raise ConfigError(
             f"finder: {config.finder.name} would replace the learning rate that a trial is given. Leave it out; "
-            "'search.start=[{optimizer.lr: finder}]' starts the search at its suggestion."
+            "'search.start=[{optimizer.lr: finder}]' starts the search at what the finder finds."
         )
     if search.node.workers == 0 and world_size(config.trainer) > 1:
         raise ConfigError("workers: 0 trains in this process, but a trial takes several. Give workers=1.")
@@ -307,7 +307,7 @@ def _check_start(search: Search) -> None:
             elif key not in LR_KEYS or key not in search.space.keys:
                 keys = ", ".join(search.space.keys)
                 raise ConfigError(
-                    f"{where}.{key}: the finder finds {' or '.join(LR_KEYS)}, if that is searched, and nothing else. "
+                    f"{where}.{key}: the finder gives {' or '.join(LR_KEYS)} alone, and only if it is searched. "
                     f"Give a number for {key}. Searched keys: {keys}."
                 )
 

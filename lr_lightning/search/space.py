@@ -90,7 +90,7 @@ class Choice:
     examples = property(grid)
 
     def holds(self, value: Any) -> bool:
-        """Tell whether a value is one of them, with its type."""
+        """Tell whether a value, with its type, is one of the key's values."""
         return any(value == own and type(value) is type(own) for own in self.values)
 
 
@@ -187,7 +187,7 @@ class Space:
         return Space({key: keys[key] for key in _ordered(keys, conditions)}, conditions)
 
     def active(self, key: str, chosen: Mapping[str, Value], base: Mapping[str, Value]) -> bool:
-        """Tell whether the condition of a key is met by the values chosen so far and those of keys not searched."""
+        """Tell whether the condition of a key is met by the values chosen so far and by the keys not searched."""
         found = {**base, **chosen}
         return all(
             any(_same(found.get(other), value) for value in values)

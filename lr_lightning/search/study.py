@@ -1,8 +1,8 @@
 """The study of a search: which trials it has, who runs each of them, and how each ended.
 
-The trials are numbered from 0 and put into Optuna's storage, waiting, when the study is made. Claiming one is atomic,
-so any number of machines share a budget exactly, and the search is done when none is left. A trial whose worker or
-machine is gone is failed, and replaced by one with the same number, values and reports.
+The trials are numbered from 0. When the study is made, they are put into Optuna's storage, waiting. Claiming a trial is
+atomic: any number of machines share a budget exactly, and the search is done when no trial is left. If the worker or
+machine of a trial is gone, the trial is failed, and a new one has the same number, values and reports.
 """
 
 import contextlib
@@ -177,7 +177,7 @@ def _attempt_of(trial: FrozenTrial) -> int:
 
 
 def rank_key(trial: FrozenTrial, *, higher: bool) -> tuple[bool, float, float]:
-    """Return a key that sorts the best trial first, by validation loss among equals, and those without a value last."""
+    """Return a key that sorts the best trial first, equal ones by validation loss, and trials without a value last."""
     if trial.state != TrialState.COMPLETE or trial.value is None:
         return True, 0.0, 0.0
     loss = result_of(trial).get("val_loss")
@@ -195,7 +195,7 @@ class StudySummary:
 
     @staticmethod
     def of(trials: Sequence[FrozenTrial], limit: float, *, higher: bool) -> "StudySummary":
-        """Summarize the trials of a study; those from `limit` on are not asked for."""
+        """Summarize the trials of a study; those numbered `limit` or more do not count as left."""
         last = {number_of(t): t for t in sorted(trials, key=lambda t: t.number)}
         ended = {number: t for number, t in sorted(last.items()) if t.state.is_finished()}
         left = sum(number < limit for number in last.keys() - ended.keys())
@@ -284,14 +284,14 @@ class Study:
                     self._replace(trial, _attempt_of(trial) + 1)
 
     def _points(self, start: Sequence[Mapping[str, Value]]) -> list[Mapping[str, Value]]:
-        """Return the fixed values of each trial, in a stable order; an empty point leaves all to the sampler."""
+        """Return the fixed values of each trial, in a stable order; the sampler chooses the others."""
         limit, rest = self.search.node.n_trials, self.search.space.grid(self.search.base)
         if self.search.node.sampler == "grid":
             return [*start, *(point for point in rest if point not in start)][:limit]
         return [*start, *({} for _ in range((limit or 0) - len(start)))][:limit]
 
     def _wait_until_filled(self) -> None:
-        """Wait for the machine that made the study to fill it; if that was killed, this one does."""
+        """Wait until the machine that made the study has filled it, or seems to be gone: it adds no more trials."""
         until, known = time.monotonic() + _FILL_SECONDS, 0
         while not self.optuna.user_attrs.get("filled") and time.monotonic() < until:
             time.sleep(0.2)
@@ -357,7 +357,7 @@ class Study:
 
     @patient
     def note(self, trial: Trial, *, phase: str, folder: Path, worker: Sequence[Any] | None) -> None:
-        """Record what is known of a trial before it runs: what its peers share with it, and who trains it.
+        """Record the phase, folder and process of a trial before it runs; a pruner compares the trials of one phase.
 
         `worker` is the id and creation time of the process that trains, so that a later search can wait for its end.
         """
@@ -383,7 +383,7 @@ class Study:
     ) -> bool:
         """Put back a trial without a result, so that a free worker resumes it; False after too many attempts.
 
-        It is `counted` as an attempt, unless the search itself is stopped.
+        If it is `counted`, it has used one of its attempts; a stop of the search itself should use none.
         """
         frozen = self.storage.get_trial(self._id_of(trial.handle.number))
         self._mine.pop(frozen.number, None)
@@ -443,7 +443,7 @@ class Study:
 
     @property
     def _limit(self) -> float:
-        """Trials from this number on were asked for by a search with a larger n_trials."""
+        """The number of trials that this search asks for; the study has more if another search asked for more."""
         return math.inf if self.search.node.n_trials is None else self.search.node.n_trials
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:

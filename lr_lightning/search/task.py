@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from lr_lightning._plotting import ramp
+from lr_lightning._plotting import colour_ramp
 from lr_lightning.app.config import Config
 from lr_lightning.search.settings import Search
 from lr_lightning.search.study import Trial
@@ -161,7 +161,7 @@ class TrialRuns:
             if key in ("optimizer.lr", "schedule.max_lr") and isinstance(lr, float | int) and lr > 0:
                 lrs = [float(value) for value in domain.grid() if isinstance(value, float | int) and value > 0]
                 low, high = min(lrs, default=lr), max(lrs, default=lr)
-                return {COLOUR_TAG: ramp(math.log(lr / low) / math.log(high / low) if low < high else 0.5)}
+                return {COLOUR_TAG: colour_ramp(math.log(lr / low) / math.log(high / low) if low < high else 0.5)}
         return {}
 
     @property

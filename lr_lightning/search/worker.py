@@ -147,7 +147,7 @@ class TrialWatch(Callback):
         if value is not None and math.isfinite(value):
             best = value if self.best is None else self.best
             self.best = max(best, value) if self.task.higher else min(best, value)
-        progress, comparable = self._place(trainer)
+        progress, comparable = self._progress(trainer)
         reason = self._reason_to_end(trainer, value, progress, comparable) if trainer.is_global_zero else None
         reason = trainer.strategy.broadcast(reason)
         if reason is not None:
@@ -166,7 +166,7 @@ class TrialWatch(Callback):
             return None
         return self._ask(ValidationReport(value, self.validations, progress, comparable))
 
-    def _place(self, trainer: Trainer) -> tuple[float, bool]:
+    def _progress(self, trainer: Trainer) -> tuple[float, bool]:
         """Return the share of the run that is done, and whether this validation can be compared with other runs'."""
         step, before = updates_made(trainer), self._before
         self._before = step

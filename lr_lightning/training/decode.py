@@ -136,9 +136,10 @@ def read_values(images: Images, index: int, max_pixels: int) -> tuple[str, NDArr
 def choose_range(depth: str, low: float, high: float, central: tuple[float, float], alone: bool) -> tuple[float, float]:
     """Choose the two values that become 0 and 255, from the lowest and the highest value of the training images.
 
-    They are those of a usual range (0..1, -1..1, 0..255, of 10, 12, 14, 16 bits ...) if the values fill at least a
-    quarter of it, else the lowest and the highest value, or, if these are outliers, the ``central`` 99.8 %. If there
-    are 8-bit images too (not ``alone``), a usual range is kept, which makes the two kinds comparable.
+    If the values fill at least a quarter of a usual range (0..1, -1..1, 0..255, of 10, 12, 14, 16 bits, and so on), the
+    range's ends are chosen, else the lowest and the highest value, or, if these are outliers, the ends of the
+    ``central`` 99.8 %. If there are 8-bit images too (not ``alone``), a usual range is kept, so that both kinds of
+    images are comparable.
     """
     width = central[1] - central[0] or high - low
     bits = [(0.0, 2.0**n - 1) for n in (8, 10, 12, 14, 16, 20, 24, 32)]
@@ -280,7 +281,7 @@ def _values(item: Encoded | NDArray[np.uint8], image: Image.Image) -> NDArray[An
 
 def _to_8_bits(item: Encoded | NDArray[np.uint8], image: Image.Image, depth: str, fmt: Format) -> Image.Image:
     if (found := fmt.ranges.get(depth, _NO_RANGE.get(depth))) is None:
-        raise DataError(f"its pixels are {depth}, and those of no training image are")
+        raise DataError(f"its pixels are {depth}, and no training image has such pixels")
     (low, high), values = found, _values(item, image)
     numbers: NDArray[np.floating] = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
     scaled = (numbers - low) * (255 / (high - low))
@@ -437,7 +438,7 @@ def _measure_ranges(images: Images, depths: set[str], max_pixels: int) -> dict[s
         ranges[depth] = (low, high)
         log.info(
             f"Pixels are {depth}, in training from {values.min():g} to {values.max():g}: {low:g} to {high:g} becomes "
-            "0 to 255, and so it will be for predictions."
+            "0 to 255, also in predictions."
         )
     return ranges
 

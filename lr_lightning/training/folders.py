@@ -17,7 +17,7 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-_NOISE = {"seg", "set", "data", "dataset", "split", "image", "images", "imgs"}  # as in seg_train, Training Set
+_FILLER_WORDS = {"seg", "set", "data", "dataset", "split", "image", "images", "imgs"}  # as in seg_train, Training Set
 _JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".heic", ".jp2", ".pgm", ".ppm"}
 _NOT_IMAGES = {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".html", ".pdf", ".zip", ".mat", ".db"}
@@ -38,11 +38,11 @@ def split_of(name: str) -> str | None:
 
 def _words(name: str) -> list[str]:
     words = (word.strip("0123456789") for word in re.split(r"[\W_]+", name.casefold()))
-    return [word for word in words if word and word not in _NOISE]
+    return [word for word in words if word and word not in _FILLER_WORDS]
 
 
 def _named_as_splits(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return the split of each folder that is named as one; ``cars_train`` is, beside ``cars_test``."""
+    """Return the split of each folder that is named as one; ``cars_train`` counts if ``cars_test`` lies beside it."""
     alone: dict[Path, str] = {}
     pairs: dict[tuple[int, tuple[str, ...]], dict[Path, str]] = {}
     for path in paths:
@@ -58,15 +58,15 @@ def _named_as_splits(paths: Iterable[Path]) -> dict[Path, str]:
 def find_splits(root: Path) -> dict[str, Classes]:
     """Return the splits of an image set, ``train`` and, as far as they exist, ``val`` and ``test``.
 
-    A folder is a split if it is named as one and has class folders, and if the other folders do not make it a class
-    itself. What is found one folder deeper, and what is left out, is logged.
+    A folder with the name of a split and with class folders is a split, unless the folders beside it show that it is
+    a class. The log names every folder that is left out, and the folder of the splits if it lies deeper.
 
     Raises:
         DataError: There are no two class folders, one is empty, or it is not clear what the folders are.
     """
     folder = _below_wrappers(root)
     if folder != root:
-        log.info(f"data.root: the folders of classes or splits are those in {folder}.")
+        log.info(f"data.root: the classes or splits are the folders in {folder}.")
     found = _folders(folder)
     require(bool(found), f"data.root: {folder} has no folders in it. Give a folder with one folder a class.")
     named: dict[str, list[Path]] = {split: [] for split in SPLIT_NAMES}
@@ -81,8 +81,8 @@ def find_splits(root: Path) -> dict[str, Classes]:
         for number, path in enumerate(named[split]):
             classes = _held_out(path, splits["train"])
             if number == 0 and classes is None:
-                why = "has no folders of the training classes, so it is no split; predict.py predicts its images"
-                log.info(f"data.root: {path} {why}.")
+                why = "has no folders of the training classes, so it is not used. predict.py predicts its images."
+                log.info(f"data.root: {path} {why}")
             elif number == 0 and classes is not None:
                 splits[split] = classes
             else:
@@ -97,11 +97,13 @@ def _are_classes(folder: Path, named: dict[str, list[Path]], others: list[Path])
     held_out = [*named["val"], *named["test"]]
     if not named["train"]:
         siblings = {path.name for path in others}
-        torn = next((path for path in held_out if siblings & {below.name for below in _folders(path)}), None)
-        require(
-            torn is None,
-            f"data.root: {torn} has folders of classes, which also lie beside it. Move those into {folder}/train.",
-        )
+        for path in held_out:
+            shared = siblings & {below.name for below in _folders(path)}
+            require(
+                not shared,
+                f"data.root: the split {path} has the class folders {', '.join(sorted(shared))}, but the training "
+                f"images lie beside it, not in a split. Move the class folders of {folder} into {folder}/train.",
+            )
         require(
             bool(others) or not held_out,
             f"data.root: {folder} has no training folder, only {_names(held_out)}. Add {folder}/train.",
@@ -153,14 +155,16 @@ def _class_files(folder: Path, *, training: bool) -> Classes:
     """Return the files of each class folder, sorted; in training each must have some, and there must be two."""
     classes: Classes = {}
     if stray := sum(Path(entry.name).suffix.lower() in _IMAGES for entry in _entries(folder)):
-        log.warning(f"data.root: {stray:,} images in {folder} lie in no folder of a class and are left out.")
+        log.warning(f"data.root: {stray:,} images in {folder} lie outside of the class folders and are left out.")
     siblings, below_each = {class_name(path) for path in _folders(folder)}, []
     for path in _folders(folder):
         inside = [below for below in _folders(path) if split_of(below.name)]
         below_each.append({class_name(below) for below in _folders(path)})
+        shared = (siblings - {class_name(path)}) & below_each[-1]
         require(
-            not training or len((siblings - {class_name(path)}) & below_each[-1]) < 2,
-            f"data.root: {path} has folders of classes, which also lie beside it. Move or remove it.",
+            not training or len(shared) < 2,
+            f"data.root: {folder} has the class folders {', '.join(sorted(shared))}, and {path} has folders of "
+            f"the same names. Move {path} elsewhere, or remove it.",
         )
         require(
             not (training and any(split_of(below.name) == "train" for below in inside) and len(inside) > 1),
@@ -175,20 +179,22 @@ def _class_files(folder: Path, *, training: bool) -> Classes:
         if files:
             classes.setdefault(class_name(path), []).extend(files)
     if training and len(classes) > 1 and len(below_each[0]) > 1 and all(each == below_each[0] for each in below_each):
+        inner = sorted(below_each[0])
         log.warning(
-            f"data.root: each of {', '.join(classes)} has the folders {', '.join(sorted(below_each[0]))}. The former "
-            "are taken as the classes. If the latter are, put these folders together."
+            f"data.root: the classes are {', '.join(classes)}, and each of these folders has the folders "
+            f"{', '.join(inner)}. If {', '.join(inner)} are the classes instead, move all images of a class into one "
+            f"folder, such as {folder}/{inner[0]}."
         )
     require(
         len(classes) > 1 or not training,
         f"data.root: {folder} has {_names(_folders(folder)) or 'no folder'} alone. Give a folder with two or more "
-        "folders of classes.",
+        "class folders.",
     )
     return classes
 
 
 def class_name(path: Path) -> str:
-    """Return the class that a folder is named as; of the two ways to write an accent, file systems choose either."""
+    """Return the class that a folder's name says. File systems write an accent in two ways; this makes them one."""
     return unicodedata.normalize("NFC", path.name)
 
 
@@ -214,14 +220,14 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones and links to a folder around them."""
+    """Return the folders in a folder, sorted. Hidden folders are left out, and links to a folder that contains them."""
     here = folder.resolve()
     found = [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
     return [path for path in found if not (path.is_symlink() and here.is_relative_to(path.resolve()))]
 
 
 def _has_images(folder: Path) -> bool:
-    """Tell whether images lie right in a folder; files of an unknown kind may be, if there are no folders beside."""
+    """Tell whether a folder contains images itself. If it has no folders, files of an unknown kind count as images."""
     entries = _entries(folder)
     kinds = {Path(entry.name).suffix.lower() for entry in entries if not entry.is_dir()}
     return bool(kinds & _IMAGES or (kinds - _NOT_IMAGES and not any(entry.is_dir() for entry in entries)))

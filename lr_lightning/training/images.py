@@ -176,7 +176,7 @@ def choose_splits(
     would be empty raises DataError.
     """
     for name, images in raw.present().items():
-        require(len(images) > 0, f"data: the {name} split has no images. Give one that has.")
+        require(len(images) > 0, f"data: the {name} split has no images. Add images to it.")
     every = {name: np.arange(len(images), dtype=np.int64) for name, images in raw.present().items()}
     train = every["train"]
     if raw.val is None:
@@ -196,7 +196,7 @@ def choose_splits(
     if train_size is not None:
         require(
             train_size <= len(train),
-            f"data.train_size: {train_size} is more than the {len(train)} training images. Give that or less.",
+            f"data.train_size: {train_size} is more than the {len(train)} training images. Give {len(train)} or less.",
         )
         train = train[stratified_subset(raw.train.labels[train], train_size, split_seed)]
     probe = train[stratified_subset(raw.train.labels[train], len(val.indices), split_seed)]

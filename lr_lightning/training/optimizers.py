@@ -1,4 +1,4 @@
-"""The optimizer, built over param groups with their own learning rate and weight decay."""
+"""Param groups with their own lr and weight decay, and the optimizer over them; the schemas list the optimizers."""
 
 import math
 import re

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lr_lightning.app.composition import load_config, prepare, validate
 from lr_lightning.app.config import Config, register
-from lr_lightning.app.run.checkpoints import ConfigStamp
+from lr_lightning.app.run.checkpoints import ConfigInCheckpoint
 from lr_lightning.app.run.train import train
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -49,4 +49,4 @@ def short_run(outputs: Path, *overrides: str) -> Path:
 
 def checkpoint_of(step: int, **config: Any) -> dict[str, Any]:
     """A checkpoint of some size, with the stamp of a config."""
-    return {"state_dict": {"w": torch.full((1000,), float(step))}, "global_step": step, ConfigStamp.KEY: config}
+    return {"state_dict": {"w": torch.full((1000,), float(step))}, "global_step": step, ConfigInCheckpoint.KEY: config}

@@ -187,7 +187,10 @@ def test_it_says_when_the_run_really_stops(tmp_path: Path, caplog: Any, limit: d
         fit.fit(Scripted(RISING), loader(), loader(60))
     (name, value), *_ = limit.items()
     assert fit.current_epoch == 6  # as with Lightning's EarlyStopping
-    assert f"The run stops early at {name}={value}, as decided after epoch 3: Monitored metric" in caplog.text
+    assert (
+        f"The run will stop early, but not before {name}={value}. Decided after epoch 3: Monitored metric"
+        in caplog.text
+    )
     assert "Stopped early after epoch" not in caplog.text
 
 

@@ -474,7 +474,7 @@ def test_a_scheduler_whose_peak_is_not_known_is_named(tmp_path: Path, kind: str)
             scale = (lambda n: (self.global_step + 1) / 12) if kind == "outside" else (lambda n: (n + 1) / 1000)
             return [optimizer], [{"scheduler": lr_scheduler.LambdaLR(optimizer, scale), "interval": "step"}]
 
-    with pytest.warns(UserWarning, match="It is not known what LambdaLR makes of it, so the lr that is used may be"):
+    with pytest.warns(UserWarning, match="LambdaLR may change this lr, and the finder cannot tell by what factor"):
         train(tmp_path, Reads(), max_epochs=2)
 
 
@@ -503,9 +503,7 @@ def test_settings_that_are_read_only_keep_their_lr_and_are_named(tmp_path: Path)
             return lr
 
     module = Configured()
-    with pytest.warns(
-        UserWarning, match=r"Frozen.lr cannot be written, so it still says 0.05; the optimizer has the lr"
-    ):
+    with pytest.warns(UserWarning, match=r"Frozen.lr cannot be changed from 0.05 to the found lr"):
         lrs = train(tmp_path, module, attribute="cfg.lr")
     assert lrs.used[0] == [FOUND]
     assert module.cfg.lr == CONFIGURED

@@ -180,7 +180,7 @@ def test_it_steps_aside_where_the_module_logs_the_loss_itself(
     for name in ("train/loss", "train/loss_epoch"):
         values = {value for _, value in memory.of(name)}
         assert len(values) > 1 if kept in (name, None) else values == {9.0}
-    warned = [str(w.message) for w in recwarn if "StepRecorder leaves its own out" in str(w.message)]
+    warned = [str(w.message) for w in recwarn if "StepRecorder does not log them" in str(w.message)]
     assert len(warned) == (kept is not None)
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from lr_lightning.app.commands.lr_effects import results_as_text
-from lr_lightning.app.schemas.search import StudyConfig
+from lr_lightning.app.schemas.search import LREffectsConfig
 from lr_lightning.diagnosis import Label
 from lr_lightning.diagnosis.lr_claims import CLAIMS, GridRun, _rank_test, claims, matched_gap, matched_level, table
 from lr_lightning.diagnosis.statistics import holm
@@ -104,21 +104,23 @@ def test_the_reference_is_the_one_that_was_given_and_not_the_best() -> None:
 @pytest.mark.parametrize(
     ("node", "expected"),
     [
-        (StudyConfig(), 0.0316),
-        (StudyConfig(points=4), 0.215),
-        (StudyConfig(lrs=[1.0, 0.1, 0.01]), 0.1),
-        (StudyConfig(reference=10.0), 10.0),
+        (LREffectsConfig(), 0.0316),
+        (LREffectsConfig(points=4), 0.215),
+        (LREffectsConfig(lrs=[1.0, 0.1, 0.01]), 0.1),
+        (LREffectsConfig(reference=10.0), 10.0),
     ],
 )
-def test_the_reference_of_a_study_follows_from_its_config_alone(node: StudyConfig, expected: float) -> None:
+def test_the_reference_of_lr_effects_follows_from_its_config_alone(node: LREffectsConfig, expected: float) -> None:
     assert node.reference_lr() == expected
     assert expected in node.all_lrs()
 
 
 def test_the_report_says_what_the_reference_is_and_that_p_is_corrected() -> None:
     trials = _textbook()
-    text = results_as_text(table(trials), claims(trials, 0.1), trials, 0.95, "val/acc>=0.9", (0.1, "study.reference"))
-    assert "against it (study.reference: fixed before any of these runs" in text
+    text = results_as_text(
+        table(trials), claims(trials, 0.1), trials, 0.95, "val/acc>=0.9", (0.1, "lr_effects.reference")
+    )
+    assert "against it (lr_effects.reference: fixed before any of these runs" in text
     assert "Holm's correction over all 9 claims" in text
     assert re.search(
         r"a high learning rate overfits: held \(.*100% of pairs, p = 0\.004, adjusted 0\.0[0-9]+, 8 against 4", text
@@ -126,7 +128,7 @@ def test_the_report_says_what_the_reference_is_and_that_p_is_corrected() -> None
     assert "diverged: give" not in text
     lost = [replace(t, diverged=t.diverged or (t.lr, t.seed) == (0.1, 0)) for t in trials]
     again = results_as_text(table(lost), claims(lost, 0.1), lost, 0.95, "val/acc>=0.9", (0.1, "the middle of the grid"))
-    assert "1 of the 4 runs at 0.1 diverged: give a lower study.reference." in again
+    assert "1 of the 4 runs at 0.1 diverged: give a lower lr_effects.reference." in again
 
 
 def test_the_table_has_means_with_students_interval() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lr_lightning._plotting import ramp
+from lr_lightning._plotting import colour_ramp
 from lr_lightning.tracking import Store
 from tests.search.stand_ins import Run, Trainings
 
@@ -55,4 +55,4 @@ def test_the_comparison_is_by_the_searched_values_and_the_searchs_objective(
     named = {config.tracking.run_name: config.tracking.tags["mlflow.runColor"] for config in trainings.configs}
     assert all(name.startswith("lr=") for name in named)
     if len(named) == 3:
-        assert named == {"lr=0.01": ramp(0.0), "lr=0.1": ramp(0.5), "lr=1": ramp(1.0)}
+        assert named == {"lr=0.01": colour_ramp(0.0), "lr=0.1": colour_ramp(0.5), "lr=1": colour_ramp(1.0)}

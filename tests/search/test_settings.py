@@ -72,7 +72,7 @@ def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) ->
         (["optimizer.lrr=0.1,0.2"], "`scripts/train.py --cfg job` shows every key"),
         (
             ["search.start=[{optimizer.weight_decay: finder}]"],
-            "the finder finds optimizer.lr or schedule.max_lr, if that is searched, and nothing else. Give a number",
+            "the finder gives optimizer.lr or schedule.max_lr alone, and only if it is searched. Give a number",
         ),
         (["optimizer.lr=log:0.001..1"], "'optimizer.lr=tag(log,interval(0.001,1))'"),
         (["optimizer.lr=1e-3-1"], "'optimizer.lr=tag(log,interval(1e-3,1))'"),

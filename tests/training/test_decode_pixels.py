@@ -138,7 +138,7 @@ def test_test_images_are_scaled_as_training_images_are():
     plain = choose_format([labelled(encoded(picture("L"))), test], 2)
     assert (decode_all({"test": test}, plain)["test"].pixels == 2).all()  # 400 of 65,535
     floats = labelled(encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
-    with pytest.raises(DataError, match="its pixels are float, and those of no training image are"):
+    with pytest.raises(DataError, match="its pixels are float, and no training image has such pixels"):
         decode_all({"test": floats}, plain)
 
 

@@ -98,7 +98,7 @@ def test_files_beside_the_folders_are_no_sign_of_a_class(tmp_path, caplog):
         (tmp_path / "train" / name).touch()
     caplog.clear()
     assert set(counts(tmp_path)) == {"train", "test"}
-    assert f"2 images in {tmp_path}/train lie in no folder of a class and are left out." in said(caplog)
+    assert f"2 images in {tmp_path}/train lie outside of the class folders and are left out." in said(caplog)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_files_beside_the_folders_are_no_sign_of_a_class(tmp_path, caplog):
 )
 def test_one_folder_too_deep_is_found_and_said(tmp_path, folders, caplog):
     assert counts(tree(tmp_path, **folders)) == {"train": PETS}
-    assert "pets" not in folders or f"those in {tmp_path}/pets" in said(caplog)
+    assert "pets" not in folders or f"the folders in {tmp_path}/pets" in said(caplog)
 
 
 def test_folders_of_splits_in_folders_of_their_name(tmp_path, caplog):
@@ -135,11 +135,17 @@ def test_a_test_folder_without_classes_is_for_prediction(tmp_path, caplog, test)
         ({"train": 5, "test": 3}, r"/train has images, but no folder for each class\. Sort them into .*/train/CLASS"),
         ({"test": ONE_EACH, "val": ONE_EACH}, r"has no training folder, only val, test\. Add .*/train\."),
         ({"train": PETS, "bus": 2}, r"/train has folders of images, and so has .* beside it \(bus\)\. If train is"),
-        ({"cat": 2, "dog": 2, "test": ONE_EACH}, r"/test has folders of classes, which also lie beside it\. Move"),
+        (
+            {"cat": 2, "dog": 2, "test": ONE_EACH},
+            r"the split .*/test has the class folders cat, dog, but",
+        ),
         ({"cat": {"train": 2, "test": 1}, "dog": {"train": 2}}, r"the splits test, train lie inside the class folder"),
-        ({"cat": 2}, r"has cat alone\. Give a folder with two or more folders of classes\."),
+        ({"cat": 2}, r"has cat alone\. Give a folder with two or more class folders\."),
         ({"train": {"cat": 2}}, r"has cat alone\. Give a folder with two"),
-        ({"cat": 2, "dog": 2, "pets": PETS}, r"/pets has folders of classes, which also lie beside it\. Move or rem"),
+        (
+            {"cat": 2, "dog": 2, "pets": PETS},
+            r"class folders cat, dog, and .*/pets has folders of the same names\. Move",
+        ),
         ({"cat": 2, "dog": 0}, r"the class folder .*/dog is empty\. Add images or remove"),
     ],
 )
@@ -184,7 +190,9 @@ def test_a_held_out_class_may_be_written_with_other_capitals_and_spaces(tmp_path
 def test_folders_that_all_hold_the_same_folders_are_pointed_at(tmp_path, caplog):
     tree(tmp_path, fold1=PETS, fold2=PETS)
     assert counts(tmp_path) == {"train": {"fold1": 5, "fold2": 5}}
-    assert "each of fold1, fold2 has the folders cat, dog. The former are taken as the classes" in said(caplog)
+    assert "the classes are fold1, fold2, and each of these folders has the folders cat, dog. If cat, dog are" in said(
+        caplog
+    )
 
 
 def test_names_that_are_no_utf8_are_classes_too(tmp_path):

@@ -117,10 +117,10 @@ def export(
         except Exception as e:
             path.unlink(missing_ok=True)
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise ConfigError(f"--format {name}: this network cannot be written so ({reason}). Try another.") from e
+            raise ConfigError(f"--format {name}: this format cannot hold the network ({reason}). Try another.") from e
         if not off < _TOLERANCE:
             path.unlink()
-            raise ConfigError(f"--format {name}: what was written predicts something else (by {off:.2g}). Try another.")
+            raise ConfigError(f"--format {name}: the written network predicts otherwise (by {off:.2g}). Try another.")
         print(f"wrote {path}")
     about = {
         "classes": list(data.class_names),

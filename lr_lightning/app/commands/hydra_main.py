@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _MOST_KEYS = 3  # that name the groups of a multirun's comparison
 _MOST_GROUPS = 500  # whose colours are chosen beforehand
 _NOT_GROUPED = ("seed", "resume")
-_FEWEST_ARMS = 2  # to compare
+_FEWEST_SETTINGS = 2  # to compare
 Job = Literal["train", "find_lr"]
 _PURPOSES: dict[Job, str] = {
     "train": "Train a CNN on a learning rate schedule; the run is tracked in MLflow.",
@@ -85,8 +85,8 @@ class Multirun:
         """Add a run that is about to start to the multirun ``name``; tag, name and colour it by what varies."""
         if number == 0 and (note := seeds_note(sys.argv[1:], config)):
             print(note, flush=True)
-        looks = _name_and_colour(config, overrides, sys.argv[1:])
-        config.tracking.tags = {"sweep": name, "trial": str(number), **looks, **config.tracking.tags}
+        name_and_colour = _name_and_colour(config, overrides, sys.argv[1:])
+        config.tracking.tags = {"sweep": name, "trial": str(number), **name_and_colour, **config.tracking.tags}
         self.take(number, config, overrides, name)
 
     def take(self, number: int, config: Config, overrides: Sequence[str], name: str) -> None:
@@ -161,13 +161,14 @@ def seeds_note(words: Sequence[str], config: Config | None = None) -> str:
     from lr_lightning.diagnosis.statistics import difference_seen, seeds_needed
 
     varied = _varied_values(words)
-    arms = prod(len(values) for key, values in varied.items() if key not in _NOT_GROUPED)
-    if arms < _FEWEST_ARMS:
+    settings = prod(len(values) for key, values in varied.items() if key not in _NOT_GROUPED)
+    if settings < _FEWEST_SETTINGS:
         return ""
-    pairs, seeds = comb(arms, 2), len(varied.get("seed", [""]))
+    pairs, seeds = comb(settings, 2), len(varied.get("seed", [""]))
     needed, own = seeds_needed(pairs), f"{seeds} seed{'s' * (seeds > 1)}"
     what = (
-        f"{arms} settings, {own} each: {pairs} pair{'s' * (pairs > 1)} to compare, for which {needed} seeds are needed."
+        f"{settings} settings, {own} each: {pairs} pair{'s' * (pairs > 1)} to compare, for which {needed} seeds are "
+        "needed."
     )
     if config is not None:
         from lr_lightning.app.commands.compare import seed_spread
@@ -182,7 +183,7 @@ def seeds_note(words: Sequence[str], config: Config | None = None) -> str:
     if seeds >= needed:
         return f"{what} A clear difference can be proven."
     few = f'the report can say "better in {seeds} of {seeds} seeds, unproven"' if seeds > 1 else "nothing can be told"
-    against = seeds_needed(arms - 1)
+    against = seeds_needed(settings - 1)
     rest = f" (compare.py --against ONE, chosen beforehand, needs {against})" if against < needed else ""
     return f"{what} With {own} {few}. For a proof: seed={','.join(map(str, range(needed)))}{rest}"
 
@@ -207,11 +208,11 @@ def main(root: Path, job: Job = "train") -> int:
         print_error(e)
         return BAD_INPUT
     jobs, status = Jobs(root, job), 0
-    _reports.clear()
+    _results.clear()
     try:
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(jobs.run)()
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
-        if wants_tracebacks() or _reports:
+        if wants_tracebacks() or _results:
             raise
         print_error(explain_overrides(root, sys.argv[1:], e))
         return BAD_INPUT
@@ -223,15 +224,15 @@ def main(root: Path, job: Job = "train") -> int:
     except KeyboardInterrupt:
         return 130  # before the run handles signals
     multirun = Multirun()
-    for report in (_reports[number] for number in sorted(_reports)):
-        print(report.output, end="")
-        if report.run is not None:
-            multirun.take(report.number, *report.run)
+    for result in (_results[number] for number in sorted(_results)):
+        print(result.output, end="")
+        if result.run is not None:
+            multirun.take(result.number, *result.run)
     multirun.compare()
-    messages = [report.message for report in _reports.values() if report.message is not None]
+    messages = [result.message for result in _results.values() if result.message is not None]
     for text, count in Counter(messages).items():  # all runs may fail for one reason, such as a password
         print_error(text if count == 1 else f"{text} ({count} runs)")
-    statuses = {status, *(report.status for report in _reports.values())} - {0}
+    statuses = {status, *(result.status for result in _results.values())} - {0}
     return max((status for status in statuses if status > BAD_INPUT), default=min(statuses, default=0))
 
 
@@ -240,7 +241,7 @@ class JobResult:
     """How a job ended.
 
     Hydra's launcher may run the job in another process and send this object back. Unpickling it here adds it to
-    ``_reports``, and gives Hydra the job's value, which one of its sweepers may need.
+    ``_results``, and gives Hydra the job's value, which one of its sweepers may need.
     """
 
     number: int
@@ -254,13 +255,13 @@ class JobResult:
         return _received, tuple(getattr(self, f.name) for f in fields(self))
 
 
-_reports: dict[int, JobResult] = {}
+_results: dict[int, JobResult] = {}
 
 
 def _received(*values: Any) -> float | None:
-    report = JobResult(*values)
-    _reports[report.number] = report
-    return report.value
+    result = JobResult(*values)
+    _results[result.number] = result
+    return result.value
 
 
 class Jobs:
@@ -273,30 +274,30 @@ class Jobs:
     def run(self, cfg: DictConfig) -> Any:
         """Run a job and report how it ended. If its error were raised, Hydra would print a traceback and stop -m."""
         hydra_config = HydraConfig.get()
-        report = JobResult(int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0)
+        result = JobResult(int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0)
         if os.getpid() == self._pid:
-            _reports[report.number] = report
-            self._do(cfg, report)
-            return report.value
+            _results[result.number] = result
+            self._do(cfg, result)
+            return result.value
         sys.argv = list(self.argv)  # for the commands that are printed
         prepare(self.root)
         shown = _Copy(sys.stdout)
         with nullcontext() if _identity_of_stdout() == self._stdout else redirect_stdout(shown):
             try:
-                self._do(cfg, report)
+                self._do(cfg, result)
             except SystemExit as e:  # a signal, which must not end the launcher's process
-                report.status = e.code if isinstance(e.code, int) else FAILED
-        report.output = "".join(shown.texts)
-        return report
+                result.status = e.code if isinstance(e.code, int) else FAILED
+        result.output = "".join(shown.texts)
+        return result
 
-    def _do(self, cfg: DictConfig, report: JobResult) -> None:
+    def _do(self, cfg: DictConfig, result: JobResult) -> None:
         try:
-            report.value = _run_job(cfg, self.job, report)
+            result.value = _run_job(cfg, self.job, result)
         except (ConfigError, OmegaConfBaseException, Diverged, RunFailed) as e:
             if wants_tracebacks():
                 raise
-            report.message = _message(e)
-            report.status = FAILED if isinstance(e, Diverged | RunFailed) else BAD_INPUT
+            result.message = _message(e)
+            result.status = FAILED if isinstance(e, Diverged | RunFailed) else BAD_INPUT
 
 
 class _Copy(io.TextIOBase):
@@ -337,7 +338,7 @@ def _usage(job: Job) -> str:
     return _USAGES[job].format_map(keys)
 
 
-def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
+def _run_job(cfg: DictConfig, job: Job, result: JobResult) -> Any:
     """Run one job: the only one, or one of several with `-m`."""
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
@@ -355,37 +356,39 @@ def _run_job(cfg: DictConfig, job: Job, report: JobResult) -> Any:
     else:
         config, start = validate(cfg), None
     processes = world_size(config.trainer)
-    if config.study is not None and processes > 1:
-        raise ConfigError("study: its runs take one process each. Set trainer.devices=1.")
+    if config.lr_effects is not None and processes > 1:
+        raise ConfigError("lr_effects: its runs take one process each. Set trainer.devices=1.")
     if several_jobs and processes > 1:
         raise ConfigError(
             "trainer: -m with several processes would train the ranks on different overrides. "
             "Start the runs one by one, or set trainer.devices=1."
         )
-    if several_jobs and config.study is not None:
-        raise ConfigError("experiment: a study has many runs. Leave -m out; give study.seeds=[...] or study.lrs=[...].")
+    if several_jobs and config.lr_effects is not None:
+        raise ConfigError(
+            "experiment: lr_effects has many runs. Leave -m out; give lr_effects.seeds=[...] or lr_effects.lrs=[...]."
+        )
     if job == "find_lr":
         from lr_lightning.app.commands.find_lr import run_finder
 
         return run_finder(config, overrides).summary.get("suggested_lr")
-    if config.study is not None:
-        from lr_lightning.app.commands.lr_effects import run_study
+    if config.lr_effects is not None:
+        from lr_lightning.app.commands.lr_effects import run_grid
 
-        return run_study(config)
+        return run_grid(config)
     if several_jobs:
         name = Path(hydra_config.sweep.dir).name
-        Multirun().add(config, overrides, name, report.number)
-        report.run = config, overrides, name
+        Multirun().add(config, overrides, name, result.number)
+        result.run = config, overrides, name
     from lr_lightning.app.run.train import train
 
     if not several_jobs:
         return train(config, start).objective
-    if len(_reports) == 1:
+    if len(_results) == 1:
         gc.freeze()  # so that what was imported is not collected among after every run
     try:
         return _run_in_a_line(config, start, _place_in_multirun(hydra_config, overrides)).objective
     except ConfigError:
-        report.run = None  # it could not start
+        result.run = None  # it could not start
         raise
     finally:
         gc.collect()  # a model and its trainer refer to each other
@@ -425,8 +428,8 @@ def _refuse_groups(cfg: DictConfig, job: Job) -> None:
     """Refuse the groups and keys of another command."""
     if cfg.search is not None:
         raise ConfigError("search: belongs to scripts/search.py. Start that script, or leave search out.")
-    if job == "find_lr" and cfg.study is not None:
-        raise ConfigError("experiment: find_lr.py cannot run a study. Leave it out.")
+    if job == "find_lr" and cfg.lr_effects is not None:
+        raise ConfigError("experiment: find_lr.py cannot run lr_effects. Leave it out.")
     if cfg.resume is not None and cfg.fork is not None:
         raise ConfigError("fork: cannot be given with resume, which brings its own checkpoint. Leave one of them out.")
     if job == "find_lr" and cfg.fork is not None:

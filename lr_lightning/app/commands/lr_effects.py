@@ -17,16 +17,16 @@ from rich.console import Console
 
 from lr_lightning._plotting import GREY, PROBE, VALIDATION, VERDICT_COLOURS, YELLOW, new_figure, style_axes
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.checkpoints import output_root
+from lr_lightning.app.run.checkpoints import make_output_root
 from lr_lightning.app.run.record import RunOutcome, sweep_record
 from lr_lightning.app.run.train import train
-from lr_lightning.app.schemas.search import StudyConfig
+from lr_lightning.app.schemas.search import LREffectsConfig
 from lr_lightning.diagnosis import Label
 from lr_lightning.diagnosis.lr_claims import Claim, Finding, GridRun, Row, claims, matched_gap, matched_level, table
 from lr_lightning.errors import Diverged
 from lr_lightning.tracking.files import write_atomically
 
-__all__ = ["results_as_text", "run_study", "train_one"]
+__all__ = ["results_as_text", "run_grid", "train_one"]
 
 _MEASURES = {  # the fields of a row that are a mean and half the width of its confidence interval, and their headings
     "steps_to_target": "steps to target",
@@ -41,7 +41,7 @@ _MEASURES = {  # the fields of a row that are a mean and half the width of its c
 _WITH_DETAIL = (Label.UNDERFITTING, Label.OVERFITTING)  # the details of other verdicts hold numbers, not kinds
 
 
-def run_study(config: Config) -> list[GridRun]:
+def run_grid(config: Config) -> list[GridRun]:
     """Train every learning rate with every seed, then write and log the table, the claims and the figure.
 
     Each seed trains all learning rates before the next seed does. A busy minute of the machine then slows several
@@ -50,7 +50,7 @@ def run_study(config: Config) -> list[GridRun]:
     The first run finds bad input before it starts. The files go to a new folder below ``config.output_root``;
     ``trials.csv`` grows with every run. In MLflow the runs and the record of their table share the tag ``sweep``.
     """
-    node = config.study or StudyConfig()
+    node = config.lr_effects or LREffectsConfig()
     lrs, reference = node.all_lrs(), node.reference_lr()
     grid = [(lr, seed) for seed in node.seeds for lr in lrs]
     name = f"{datetime.now():%Y%m%d-%H%M%S}-lr_effects-{config.data.name}-{secrets.token_hex(2)}"
@@ -61,7 +61,7 @@ def run_study(config: Config) -> list[GridRun]:
     )
     trials: list[GridRun] = []
     began = time.monotonic()
-    folder = output_root(config.output_root) / name
+    folder = make_output_root(config.output_root) / name
     for number, (lr, seed) in enumerate(grid, 1):
         trial = train_one(config, lr, seed, {"study": "lr_effects", "sweep": name, "trial": str(number - 1)})
         folder.mkdir(exist_ok=True)  # only after a first run: bad input leaves no folder
@@ -83,7 +83,7 @@ def run_study(config: Config) -> list[GridRun]:
 def train_one(config: Config, lr: float, seed: int, tags: dict[str, str]) -> GridRun:
     """Train one run of the grid, and measure it; a diverged run is a result too."""
     own = deepcopy(config)
-    own.study, own.seed, own.optimizer.lr = None, seed, lr
+    own.lr_effects, own.seed, own.optimizer.lr = None, seed, lr
     own.trainer.progress = "none"
     own.tracking.tags |= tags
     try:
@@ -117,11 +117,11 @@ def _trial(lr: float, seed: int, outcome: RunOutcome) -> GridRun:
     )
 
 
-def _conclude(config: Config, node: StudyConfig, folder: Path, trials: list[GridRun], console: Console) -> None:
+def _conclude(config: Config, node: LREffectsConfig, folder: Path, trials: list[GridRun], console: Console) -> None:
     """Write the table, the claims and the figure, print them, and log them as a run."""
     target = config.callbacks.cost.target if config.callbacks.cost is not None else None
     rows, tested = table(trials, node.level), claims(trials, node.reference_lr())
-    origin = "the middle of the grid" if node.reference is None else "study.reference"
+    origin = "the middle of the grid" if node.reference is None else "lr_effects.reference"
     text = results_as_text(rows, tested, trials, node.level, str(target), (node.reference_lr(), origin))
     write_atomically(folder / "table.csv", _csv([_cells(row) for row in rows]))
     write_atomically(folder / "table.txt", text)
@@ -178,7 +178,7 @@ def results_as_text(
         "fixed before any of these runs, because the best one among them would owe some of its lead to luck). Each "
         "line gives the share of the pairs of runs for which the claim is true, the p of a two-sided permutation test "
         f"of the ranks, and p with Holm's correction over all {len(claims)} claims, which decides.",
-        *([f"{lost} of the {len(ours)} runs at {lr:g} diverged: give a lower study.reference."] if lost else []),
+        *([f"{lost} of the {len(ours)} runs at {lr:g} diverged: give a lower lr_effects.reference."] if lost else []),
     ]
     for claim in claims:
         numbers = "no runs to compare"

@@ -79,7 +79,8 @@ class Predictor:
     ) -> None:
         path = folder / "checkpoints" / f"{checkpoint}.ckpt"
         if not path.is_file():
-            raise ConfigError(f"RUN: {path} is not there. --checkpoint takes another one; find_lr.py saves none.")
+            text = "Name another one with --checkpoint; a run of find_lr.py has none."
+            raise ConfigError(f"RUN: {path} is not there. {text}")
         unused = ("data", "ckpt", "resume")  # they may name files that are gone
         stored_config = read_config(folder / "config.yaml", {*ALLOWED_TARGETS, *trust}, RUN, without=unused)
         stored_config.data = OmegaConf.structured(DigitsConfig)

@@ -37,7 +37,7 @@ LAST, BEFORE_LAST = "last.ckpt", "before_last.ckpt"
 def new_output_dir(root: str, *parts: str) -> Path:
     """Make a run's folder, named after the time and ``parts``; no other run has it, even on a shared file system."""
     stem = "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), *(re.sub(r"[^\w.]+", "_", part) for part in parts)])
-    parent = output_root(root)
+    parent = make_output_root(root)
     while True:
         folder = parent / f"{stem}-{secrets.token_hex(2)}"
         with suppress(FileExistsError):
@@ -45,8 +45,8 @@ def new_output_dir(root: str, *parts: str) -> Path:
             return folder
 
 
-def output_root(path: str) -> Path:
-    """Return the folder that holds all runs' folders, and make it if it does not exist."""
+def make_output_root(path: str) -> Path:
+    """Make the folder that holds all runs' folders, if it does not exist, and return it."""
     root = Path(path).expanduser().absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -72,9 +72,12 @@ def write_config(folder: Path, container: dict[str, Any]) -> Path:
     return path
 
 
-# -- checkpoints, written so that a kill at any moment leaves a whole one ----------------------------------------------
+# -- checkpoints, written so that a kill at any moment leaves an undamaged one -----------------------------------------
 
-_WRITER = ("PytorchStreamWriter", "inline_container")  # in torch's own errors, which hide the system's error
+_WRITER = (
+    "PytorchStreamWriter",
+    "inline_container",
+)  # in torch's errors of a failed write
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -91,7 +94,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.folder = folder
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write the checkpoint to disk before it replaces the one before."""
+        """Write the checkpoint to disk, and only then replace the previous one."""
         target = Path(path)
         if self.folder is not None and not self.folder.is_dir():
             raise folder_gone(self.folder)
@@ -107,20 +110,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.replace(target)
         except (OSError, RuntimeError) as e:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)  # it takes space that the end of the record needs
+                temporary.unlink(missing_ok=True)  # the end of the record needs the space
             if isinstance(e, RuntimeError) and not any(name in str(e) for name in _WRITER):
                 raise
             raise RunFailed(
-                f"output_root: {target} cannot be written ({_reason(e, target.parent)}). The files in its folder are "
-                f"whole: make room, then resume with {resume_argument(target.parent.parent)}."
+                f"output_root: {target} cannot be written ({_reason(e, target.parent)}). The checkpoints in its folder "
+                f"are undamaged: make room, then resume with {resume_argument(target.parent.parent)}."
             ) from e
 
 
 def _keep(path: Path, copy: Path) -> None:
-    """Give a file a second name, so that a whole file exists under the first name at every moment."""
+    """Give a file a second name; its first name stays, so that a kill leaves a file of that name."""
     spare = copy.with_name(f".{copy.name}.part")
     spare.unlink(missing_ok=True)
-    with suppress(OSError):  # without hard links, only the second name exists for a moment
+    with suppress(OSError):  # without hard links the file is renamed: for a moment the first name is missing
         os.link(path, spare)
     (spare if spare.exists() else path).replace(copy)
 
@@ -133,7 +136,7 @@ def _reason(error: Exception, folder: Path) -> str:
     return str(error).splitlines()[0]
 
 
-class ConfigStamp(Callback):
+class ConfigInCheckpoint(Callback):
     """Store the dotted config in every checkpoint, so that no run resumes from a checkpoint of another config."""
 
     KEY = "lr_lightning_config"
@@ -162,16 +165,16 @@ class RunCheckpoint(CheckpointCallback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save only when a step is complete and no validation follows, since `last` is saved after a validation.
 
-        After a resume Lightning does not know that it saved this step. It would save again in the middle of the next
-        step's accumulation, whose gradients no checkpoint holds.
+        After a resume Lightning does not know that this step is saved already, and would save again in the middle of
+        the next step. A checkpoint does not hold the gradients that are accumulated by then.
         """
         if self.every_n_train_steps > 0 and is_step_complete(trainer) and not validation_follows(trainer):
             super().on_train_batch_end(trainer, *args)
 
     def should_skip(self, trainer: Trainer) -> bool:
-        """Skip a validation that has not measured the monitored metric; ``MonitorCheck`` ensures that one measures it.
+        """Skip a validation that has not measured the monitored metric; ``MonitorCheck`` ensures that some do.
 
-        Lightning compares with the value of an earlier validation. A resumed run has none and would end here.
+        Lightning would use the value of an earlier validation. A resumed run has no such value, and would fail here.
         """
         unmeasured = self.monitor is not None and self.monitor not in trainer.callback_metrics
         return unmeasured or super().should_skip(trainer)
@@ -184,9 +187,10 @@ def _moved(node: Any, before: str, now: str) -> Any:
 
 
 class TrunkCheckpoints(Callback):
-    """Keep a checkpoint at every multiple of a duration before the end, from which the run can be forked.
+    """Keep a checkpoint at every multiple of a duration, so that the run can be the trunk of forks.
 
-    They lie beside `last`, which is the checkpoint of the end, as ``step-N.ckpt`` after N updates.
+    A trunk is a run that other runs, its forks, continue from such a checkpoint. The checkpoint after N updates is
+    ``step-N.ckpt``. The end of the run needs none, because `last` holds it.
     """
 
     NAME = re.compile(r"step-(\d+)\.ckpt")
@@ -217,7 +221,7 @@ class TrunkCheckpoints(Callback):
 
 
 def _multiples(every: Duration, clock: Clock, first: int, last: int) -> list[int]:
-    """Return the steps in ``[first, last]``, above 0, at which a multiple of a duration ends."""
+    """Return the steps from ``first`` to ``last``, both included, that are a multiple of a duration, except step 0."""
     counts = range(max(1, clock.count(every, first - 1) + 1), clock.count(every, last) + 1)
     return sorted({clock.steps(every, times=k) for k in counts})
 
@@ -225,7 +229,7 @@ def _multiples(every: Duration, clock: Clock, first: int, last: int) -> list[int
 def trunk_space(every: DurationLike, clock: Clock, module: LightningModule, copies: float, folder: Path) -> str:
     """Say how many checkpoints a run will keep, and the space that they take below ``folder``.
 
-    A checkpoint holds the weights, and ``copies`` numbers more for each parameter, such as averages.
+    A checkpoint holds the weights. For each trained parameter it holds ``copies`` further numbers, such as averages.
 
     Raises:
         ConfigError: The disk has less space than that.
@@ -248,7 +252,7 @@ def _megabytes(size: float) -> str:
 
 
 def checkpoint_callbacks(node: CheckpointConfig | None, folder: Path | None) -> list[Callback]:
-    """Build the callbacks that save ``best`` and ``last``, and those that ensure a validation to save after.
+    """Build the callbacks that save ``best`` and ``last``, and those that ensure a validation before they save.
 
     ``folder`` is None on ranks other than the first, which get it from Lightning's broadcast.
     """
@@ -285,7 +289,7 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
 
 
 def with_averaged_weights(checkpoint: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:
-    """Return a checkpoint whose weights are the running average that CooldownPreview kept; ``key`` asked for them."""
+    """Return the checkpoint with CooldownPreview's running average as its weights; ``key`` is named in errors."""
     kept = checkpoint.get("callbacks", {}).get(CooldownPreview.__name__, {})
     if not kept.get("average"):
         raise ConfigError(f"{key}: {name} has no averaged weights. Train with callbacks.cooldown_preview=true.")

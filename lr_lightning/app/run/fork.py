@@ -1,4 +1,7 @@
-"""Forking a run: a new run from a state of another one, with another schedule, length, peak lr or weight decay."""
+"""Forking a run: a new run from a state of another one, with another schedule, length, peak lr or weight decay.
+
+The other run is the fork's trunk. A fork of a fork has the first run as its trunk.
+"""
 
 import sys
 import warnings
@@ -87,7 +90,7 @@ def forked_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Forked
     if not name:
         raise ConfigError(f"fork: '{point}' names no state of a run. Give {_POINTS}.")
     folder, stored = resume.read_run(name, cfg, _ARGUMENT)
-    _, last = resume.newest_whole(_existing_last(folder), "fork")
+    _, last = resume.newest_undamaged(_existing_last(folder), "fork")
     path, checkpoint = _find_state(folder, point, last)
     step, ratio = _updates(checkpoint), max(1, len(checkpoint.get("optimizer_states", ())))
     stored.fork, stored.tracking.run_name, stored.tracking.tags = f"{folder.name}@{point}", None, cfg.tracking.tags
@@ -96,12 +99,12 @@ def forked_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Forked
     grows, ema = getattr(stored.schedule, "growth", None) is not None, stored.callbacks.ema
     changed = _apply(stored, cfg, overrides)
     if stored.callbacks.ema != ema:  # the weights of a checkpoint are the averaged ones
-        raise ConfigError(f"callbacks.ema: the run has {ema}, so a fork keeps that, not {stored.callbacks.ema}.")
+        raise ConfigError(f"callbacks.ema: a fork keeps the run's value, {ema}, not {stored.callbacks.ema}.")
     new_schedule = "schedule" in changed
     _settle_peak(stored, changed)
     if new_schedule:
         if grows:
-            raise ConfigError("schedule: the run's batch grows with its schedule, so a fork keeps that. Leave it out.")
+            raise ConfigError("schedule: the run's batch grows by its schedule, which a fork keeps. Leave it out.")
         if "schedule.start_step" not in changed:
             stored.schedule.start_step = step
         if "schedule.warmup" not in changed and not issubclass(_schema(stored.schedule), OneCycleConfig):
@@ -205,7 +208,7 @@ def _find_state(folder: Path, point: str, last: dict[str, Any]) -> tuple[Path, d
     """Return the checkpoint of a point; the error tells which points there are, and how to have more."""
     checkpoints, clock = folder / "checkpoints", _clock(last)
     if point == "last":
-        path, _ = resume.newest_whole(checkpoints / LAST, "fork")
+        path, _ = resume.newest_undamaged(checkpoints / LAST, "fork")
         return path, last
     best = checkpoints / "best.ckpt"
     if point == "best" and best.is_file():
@@ -249,15 +252,15 @@ def check_fork(forked: ForkedRun, flat: Mapping[str, Any], data: ImageDataModule
     """Check that the state is of this data and model, and that something is left to train; ``data`` takes its state."""
     checkpoint = read_checkpoint(forked.checkpoint, "fork")
     expected = {key: value for key, value in resume.identity(flat).items() if key.startswith(_OF_STATE)}
-    resume.check_stamp(checkpoint, forked.checkpoint, expected, "fork")
+    resume.check_same_config(checkpoint, forked.checkpoint, expected, "fork")
     resume.check_length(checkpoint, flat)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     epochs = checkpoint["epoch"] + bool(progress["is_last_batch"])
     for key, made in (("trainer.max_epochs", epochs), ("trainer.max_steps", checkpoint["global_step"])):
         if 0 < flat[key] <= made:
             raise ConfigError(
-                f"{key}: {flat[key]}, but the run has made as many up to {forked.point}, so nothing is left to train. "
-                f"Give {override(key, 2 * made)} or another limit; it counts what the run has made."
+                f"{key}: {flat[key]}, but the run has made {made} up to {forked.point}, so nothing is left to train. "
+                f"The limit counts from the start of the run: give {override(key, 2 * made)} or more than {made}."
             )
     within = progress["current"]["ready"] % flat["trainer.accumulate_grad_batches"]
     if within and not progress["is_last_batch"] and is_rank_zero():

@@ -1,4 +1,4 @@
-"""A run that is told to end: it stops in good order after the current step, or cools down first."""
+"""What a fit does about SIGTERM, Ctrl-C and the request to cool down; `record.record_run` then writes the status."""
 
 import json
 import signal
@@ -102,7 +102,7 @@ _STEPS = 10  # from one question to the other ranks to the next
 
 @dataclass(frozen=True)
 class CooldownRequest:
-    """How long to cool down, and what was decided when the run read it, so that a resumed run decides the same.
+    """A request to cool down, and the steps that the run then set for it, so that a resumed run sets the same.
 
     Attributes:
         over: A duration; percentages are of the updates so far.

@@ -85,15 +85,15 @@ def report_predictions(
 def predict(
     trainer: Trainer, module: LightningModule, data: ImageDataModule, split: str, most_mistakes: int
 ) -> Predictions:
-    """Predict a whole split, of which a single process has the images of all."""
-    whole = copy.copy(data)
-    whole.trainer = None  # no part of a rank
+    """Predict all images of a split in one process."""
+    unshared = copy.copy(data)
+    unshared.trainer = None  # no part of a rank
     plugin, device, names = trainer.precision_plugin, trainer.strategy.root_device, data.class_names
     module.to(device).eval()
     confusion, mistakes = np.zeros((len(names), len(names)), np.int64), list[Mistake]()
-    loader = whole.test_dataloader() if split == "test" else whole.val_dataloader()
+    loader = unshared.test_dataloader() if split == "test" else unshared.val_dataloader()
     for image, label, *_ in loader:
-        batch = plugin.convert_input(whole.on_after_batch_transfer((image.to(device), label), 0))
+        batch = plugin.convert_input(unshared.on_after_batch_transfer((image.to(device), label), 0))
         with plugin.forward_context():
             logits: Any = module(batch[0])
         if not isinstance(logits, Tensor) or logits.shape != (len(label), len(names)):

@@ -420,7 +420,7 @@ def _disk_error(error: OSError, logger: RunLogger | None) -> RunFailed | None:
     where = folder or error.filename
     remedy = "make it writable" if denied or error.errno == errno.EROFS else "make room"
     return RunFailed(
-        f"output_root: {where} cannot be written to ({error.strerror}). The files in it are whole: {remedy}, then "
+        f"output_root: {where} cannot be written to ({error.strerror}). The files in it are undamaged: {remedy}, then "
         f"resume with {resume_argument(str(where))}."
     )
 

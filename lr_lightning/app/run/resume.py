@@ -18,7 +18,7 @@ from lr_lightning._threads import usable_cores
 from lr_lightning.app.composition import validate
 from lr_lightning.app.config import GROUP_BASES, PLACES_OF_DATA, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
-from lr_lightning.app.run.checkpoints import BEFORE_LAST, LAST, ConfigStamp, read_checkpoint
+from lr_lightning.app.run.checkpoints import BEFORE_LAST, LAST, ConfigInCheckpoint, read_checkpoint
 from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError, DataError, StoreUnavailable, TrackingError
 from lr_lightning.tracking import open_store
@@ -34,6 +34,7 @@ CHANGEABLE = {
     *_PLACES,
     *DEVICE_KEYS,
 }
+_RENAMED = {"study": "lr_effects"}  # keys of earlier versions
 _NO_IDENTITY = ("tracking.", "output_root", "resume", "ckpt", "fork", "trust", "test", "trainer.name")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MOST_DIFFERENCES = 8
@@ -184,7 +185,7 @@ def read_config(
         raise ConfigError(f"{name}: {path} cannot be read ({str(e).splitlines()[0]}).") from e
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: {path} is no stored config.")
-    raw = {key: value for key, value in raw.items() if key not in without}
+    raw = {_RENAMED.get(key, key): value for key, value in raw.items() if key not in without}
     for key, value in _entries(raw):
         for text in (key, value):
             if isinstance(text, str) and "${" in text:  # it could build a _target_ that this check does not see
@@ -223,7 +224,7 @@ def _targets(node: Any) -> Iterator[tuple[str, str]]:
 
 
 def _schema_of(group: str, stored: dict[str, Any]) -> type:
-    """Return the schema that a stored group was written from: of those with its keys, the one with the fewest."""
+    """Return the schema that a stored group was written from: of the schemas with all its keys, the smallest."""
     base = GROUP_BASES[group]
     fitting = [schema for schema in [*SCHEMAS[group].values(), base] if set(stored) <= {f.name for f in fields(schema)}]
     return min(fitting, key=lambda schema: len(fields(schema)), default=base)
@@ -265,8 +266,8 @@ def choose_checkpoint(resumed: ResumedRun, flat: Mapping[str, Any], data: ImageD
 
     Nothing is written, because the run may still be alive. ``data`` takes its state from the checkpoint.
     """
-    path, checkpoint = newest_whole(resumed.checkpoint)
-    check_stamp(checkpoint, path, identity(flat))
+    path, checkpoint = newest_undamaged(resumed.checkpoint)
+    check_same_config(checkpoint, path, identity(flat))
     check_length(checkpoint, flat)
     load_data_state(data, checkpoint)
     groups = next((state.get("param_groups") for state in checkpoint.get("optimizer_states", ())), None) or [{}]
@@ -274,9 +275,11 @@ def choose_checkpoint(resumed: ResumedRun, flat: Mapping[str, Any], data: ImageD
     return replace(resumed, checkpoint=path, step=checkpoint.get("global_step", 0), **lrs)
 
 
-def check_stamp(checkpoint: Mapping[str, Any], path: Path, expected: Mapping[str, Any], key: str = "resume") -> None:
+def check_same_config(
+    checkpoint: Mapping[str, Any], path: Path, expected: Mapping[str, Any], key: str = "resume"
+) -> None:
     """Refuse a checkpoint that was written with other values of these keys."""
-    stored = checkpoint.get(ConfigStamp.KEY, {})
+    stored = checkpoint.get(ConfigInCheckpoint.KEY, {})
     different = [
         f"{name}: {stored[name]} in the checkpoint, {value} in the run"
         for name, value in expected.items()
@@ -313,7 +316,7 @@ def check_length(checkpoint: Mapping[str, Any], flat: Mapping[str, Any]) -> None
             )
 
 
-def newest_whole(last: Path, key: str = "resume") -> tuple[Path, dict[str, Any]]:
+def newest_undamaged(last: Path, key: str = "resume") -> tuple[Path, dict[str, Any]]:
     """Read `last`, or the checkpoint before it if `last` is missing or damaged; ``key`` is that of error messages."""
     before = last.with_name(BEFORE_LAST)
     try:
@@ -330,7 +333,7 @@ def newest_whole(last: Path, key: str = "resume") -> tuple[Path, dict[str, Any]]
 
 
 def set_damaged_aside(resumed: ResumedRun) -> None:
-    """Rename a damaged `last`, so that the next checkpoint does not replace the whole one before it."""
+    """Rename a damaged `last`, so that the next checkpoint does not replace the undamaged one before it."""
     last = resumed.checkpoint.with_name(LAST)
     if resumed.checkpoint.name == BEFORE_LAST and last.is_file():
         last.replace(last.with_suffix(".damaged"))

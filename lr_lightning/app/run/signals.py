@@ -1,4 +1,4 @@
-"""What a process does about SIGTERM, Ctrl-C, a closed terminal and a parent that is gone. Lightning is not imported."""
+"""Signals and a lost parent outside of a fit, without Lightning; `graceful_stop` says what a fit does about them."""
 
 import os
 import signal

@@ -1,12 +1,13 @@
 """One run, from a checked config to its result.
 
-The configured lr changes in at most three places before training:
+Before training, the configured lr can change in four places:
 
 - `composition.take_peak_from_schedule` lets ``schedule.max_lr`` replace ``optimizer.lr``;
+- `fork` lets a fork's own ``optimizer.lr`` replace that of its trunk, and then drops the trunk's finder and lr_rule;
 - `train` applies ``optimizer.lr_rule``, with `scale_lr`;
 - in the fit, before its first step, a finder puts the lr that it found into the optimizer, with `set_peak`.
 
-From then on only `LRSchedule` writes it, at every step.
+From then on only `LRSchedule` writes it, at every step, through its `OptimizerDriver`.
 """
 
 import logging
@@ -29,7 +30,7 @@ from lr_lightning._threads import threads_for
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
 from lr_lightning.app.run import checkpoints, record
-from lr_lightning.app.run.checkpoints import LAST, new_output_dir, output_root
+from lr_lightning.app.run.checkpoints import LAST, make_output_root, new_output_dir
 from lr_lightning.app.run.fork import ForkedRun, ForkState, check_fork
 from lr_lightning.app.run.graceful_stop import CoolDownOnRequest, GracefulStop
 from lr_lightning.app.run.messages import DataNotes, print_outcome, print_start, quiet
@@ -54,7 +55,7 @@ from lr_lightning.tracking import RunLogger
 from lr_lightning.tracking.keys import flatten
 from lr_lightning.training.datamodule import ImageDataModule
 
-_TENTHS = Clock(1000, steps_per_epoch=100)  # stands for a length that is not known yet
+_ASSUMED_CLOCK = Clock(1000, steps_per_epoch=100)  # of a run whose length is not known yet
 
 __all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", "train"]
 
@@ -67,41 +68,52 @@ def train(
     notes: bool | None = None,
     watching: Sequence[Callback] = (),
 ) -> RunOutcome:
-    """Build everything, fit, test the best checkpoint once, and record the run; ``start`` is a state to train on from.
+    """Build everything, fit, test the best checkpoint once, and record the run.
 
-    Without a ``report`` nothing is printed but a bar on a terminal and, with ``notes``, what the data has to say.
+    Args:
+        config: The checked config.
+        start: The state of a run from which to train on.
+        report: Whether to print the start and the result of the run. If not, only a bar is shown, on a terminal.
+        notes: Whether to print the notes on the data. None: as ``report``.
+        watching: Further callbacks, such as a search's. The test is skipped if any of them sets ``skips_test``.
 
-    Bad input (``ConfigError``) is found before the run appears in the store. After that ``Diverged`` and ``RunFailed``
-    leave a run that is FAILED, and ``Interrupted`` leaves one that is KILLED. ``watching``: extra
-    callbacks, such as a search's. The test is skipped if any of them sets ``skips_test``.
+    Raises:
+        ConfigError: The input is bad; the run does not appear in the store.
+        Diverged, RunFailed: The run is in the store as FAILED.
+        Interrupted: The run was stopped, and is in the store as KILLED.
     """
     prepare_process(config.trainer, config.output_root, show_notes=report if notes is None else notes)
     _check_fork_keys(config, start)
     config, scaling = (config, {}) if start else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
 
-    # What is trained.
+    # The data, the module and the schedule.
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
     data, module = build_run(config)
-    schedule = Shifted(begin, schedules.lr) if (begin := config.schedule.start_step) else schedules.lr
+    start_step = config.schedule.start_step
+    schedule = Shifted(start_step, schedules.lr) if start_step else schedules.lr  # as LRSchedule(start=...) makes it
     clock = _checked_clock(schedule, config.schedule.total_steps, config.trainer, data)
+
+    # The checkpoint to start from.
     if isinstance(start, ResumedRun):
         followed = schedule if schedules.plateau is None else None
         start = _resumed_state(choose_checkpoint(start, flat, data), followed, clock)
     elif start is not None:
         check_fork(start, flat, data)
 
-    # What drives, watches and records it.
-    quiet_progress = "bar" if sys.stdout.isatty() else "none"
-    progress = config.trainer.progress if report or config.trainer.progress != "auto" else quiet_progress
+    # The callbacks, in the order in which Lightning calls them.
+    fork_callbacks = [ForkState(start)] if isinstance(start, ForkedRun) else []
+    progress = _progress(config.trainer, report=report)
     finder = build.build_finder(config.finder, module, progress, config.output_root)
-    finding = [] if finder is None else [finder, record.FoundLR(config, finder, report=report)]
-    forking = [ForkState(start)] if isinstance(start, ForkedRun) else []
-    shown = replace(config, trainer=replace(config.trainer, progress=progress))
-    new_peak = any(state.forked.new_peak for state in forking)
-    configured = build.build_callbacks(shown, schedules, module, new_peak=new_peak)
-    _announce_space(config, module, configured, clock or _TENTHS, say=report)
-    callbacks = [*forking, checkpoints.ConfigStamp(identity(flat)), *finding, *configured, *watching]
+    finder_callbacks = [] if finder is None else [finder, record.FoundLR(config, finder, report=report)]
+    with_progress = replace(config, trainer=replace(config.trainer, progress=progress))
+    new_peak = isinstance(start, ForkedRun) and start.new_peak
+    configured = build.build_callbacks(with_progress, schedules, module, new_peak=new_peak)
+    own_config = checkpoints.ConfigInCheckpoint(identity(flat))
+    callbacks = [*fork_callbacks, own_config, *finder_callbacks, *configured, *watching]
+
+    # The run.
+    _announce_space(config, module, configured, clock, say=report)
     run = open_run(config, data, module, callbacks, start=start, scaling=scaling, report=report)
     trainer = run.trainer
 
@@ -134,7 +146,14 @@ def prepare_process(node: TrainerConfig, output: str, *, show_notes: bool = True
             f"trainer.accelerator: '{node.accelerator}', but torch {torch.__version__} sees no GPU here. "
             "Use trainer=cpu or trainer=auto."
         )
-    output_root(output)
+    make_output_root(output)
+
+
+def _progress(node: TrainerConfig, *, report: bool) -> str:
+    """Return how to show the progress: without a report, ``auto`` prints no lines."""
+    if report or node.progress != "auto":
+        return node.progress
+    return "bar" if sys.stdout.isatty() else "none"
 
 
 @dataclass(frozen=True)
@@ -166,8 +185,8 @@ def open_run(
 ) -> OpenRun:
     """Make a run's folder, Trainer and record.
 
-    The job ``train`` trains and saves checkpoints. Of any other job only the callbacks work, such as a finder: its fit
-    ends before the first step.
+    The job ``train`` trains and saves checkpoints. The fit of any other job ends before its first step, so that only
+    its callbacks work, such as a finder.
     """
     folder, trains = None, job == "train"
     resumed = start if isinstance(start, ResumedRun) else None
@@ -252,7 +271,7 @@ def _use_threads(node: TrainerConfig, net: nn.Module | None = None, data: ImageD
 
 
 def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
-    """Refuse synchronised batch norm over several processes on CPUs, before torch does in each of them."""
+    """Refuse synchronised batch norm over several processes on CPUs, before torch refuses it in each process."""
     on_cpu = node.accelerator == "cpu" or not torch.cuda.is_available()
     normalises = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in net.modules())
     if node.sync_batchnorm and on_cpu and normalises and world_size(node) > 1:
@@ -304,14 +323,15 @@ def _checked_clock(
 
 
 def _announce_space(
-    config: Config, module: LightningModule, callbacks: Iterable[Callback], clock: Clock, *, say: bool
+    config: Config, module: LightningModule, callbacks: Iterable[Callback], clock: Clock | None, *, say: bool
 ) -> None:
     """Say what the checkpoints along the run will take, or refuse a run whose disk has less."""
     node = config.callbacks.checkpoint
     if node is None or node.every is None or not is_rank_zero():
         return
     copies = build.optimizer_copies(config.optimizer) + any(isinstance(each, CooldownPreview) for each in callbacks)
-    text = checkpoints.trunk_space(node.every, clock, module, copies, output_root(config.output_root))
+    folder = make_output_root(config.output_root)
+    text = checkpoints.trunk_space(node.every, clock or _ASSUMED_CLOCK, module, copies, folder)
     if say:
         print(text, flush=True)
 

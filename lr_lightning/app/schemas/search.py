@@ -1,4 +1,4 @@
-"""Schemas of the searches: for a learning rate before training, over config keys, and a study of the learning rate."""
+"""Schemas of the searches for a learning rate and over config keys, and of the grid of experiment=lr_effects."""
 
 import math
 from collections.abc import Iterator
@@ -109,7 +109,7 @@ class SearchConfig:
 
 
 @dataclass
-class StudyConfig(Schema):
+class LREffectsConfig(Schema):
     """A log grid of learning rates, each with several seeds, and one table of what the learning rate did."""
 
     low: float = 1e-4  # lowest learning rate
@@ -135,10 +135,10 @@ class StudyConfig(Schema):
     def _conflicts(self) -> Iterator[Problem]:
         given = [self.low, self.high] if self.lrs is None else self.lrs
         if not all(math.isfinite(lr) and lr > 0 for lr in given) or len(set(given)) < 2:
-            key = "low and study.high" if self.lrs is None else "lrs"
+            key = "low and lr_effects.high" if self.lrs is None else "lrs"
             yield Problem(key, f"must be two or more different finite numbers above 0, got {given}.")
         elif self.lrs is None and self.low >= self.high:
-            yield Problem("low", f"must be below study.high, {self.high:g}, got {self.low:g}.")
+            yield Problem("low", f"must be below lr_effects.high, {self.high:g}, got {self.low:g}.")
         elif self.points < 2:
             yield Problem("points", f"must be 2 or more, got {self.points}.")
         elif self.reference is not None and self.reference not in self.all_lrs():

@@ -68,7 +68,7 @@ def test_a_network_that_cannot_be_written_is_one_error(run_once: Path, tmp_path:
             export.export(run_once, tmp_path, ["torchscript"])
         (tmp_path / "model.ts").touch()
         patch.setitem(export.FORMATS, "torchscript", ("model.ts", other))
-        with pytest.raises(ConfigError, match="what was written predicts something else"):
+        with pytest.raises(ConfigError, match="the written network predicts otherwise"):
             export.export(run_once, tmp_path, ["torchscript"])
         assert not list(tmp_path.glob("model*"))
         patch.setattr(export, "find_spec", lambda name: None)

@@ -223,11 +223,14 @@ def test_a_search_that_finds_nothing_names_the_next_one(
         (["finder.metric=val_loss", "trainer.limit_val_batches=0"], "finder.metric: needs validation batches"),
         (["schedule=triangular", "schedule.base_lr=0.01"], "schedule.base_lr: finder=range_test sets both bounds"),
         (["optimizer=prodigy"], "finder: prodigy estimates its learning rate"),
-        (["experiment=lr_effects"], "finder: the study trains given learning rates, so there is none to find."),
+        (
+            ["experiment=lr_effects"],
+            "finder: experiment=lr_effects trains given learning rates, so there is none to find.",
+        ),
         (["finder.num_lrs=5"], "num_lrs"),
         (
             ["finder=none", "finder._target_=mine.Search", "experiment=lr_effects"],
-            "finder: the study trains given learning rates",
+            "finder: experiment=lr_effects trains given learning rates",
         ),
     ],
 )

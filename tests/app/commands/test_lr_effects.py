@@ -1,4 +1,4 @@
-"""The study of rates, without its trainings."""
+"""A grid of learning rates, without its trainings."""
 
 from pathlib import Path
 
@@ -18,6 +18,11 @@ def test_each_seed_goes_through_all_rates_so_that_a_busy_minute_is_not_of_one_ra
     monkeypatch.setattr(lr_effects, "_conclude", lambda *_: None)
     prepare(ROOT)
     (tmp_path / "outputs").mkdir()
-    words = ["experiment=lr_effects", "study.lrs=[0.01,0.1]", "study.seeds=[3,4]", f"output_root={tmp_path}/outputs"]
-    trials = lr_effects.run_study(load_config(ROOT, words))
+    words = [
+        "experiment=lr_effects",
+        "lr_effects.lrs=[0.01,0.1]",
+        "lr_effects.seeds=[3,4]",
+        f"output_root={tmp_path}/outputs",
+    ]
+    trials = lr_effects.run_grid(load_config(ROOT, words))
     assert [(trial.lr, trial.seed) for trial in trials] == [(0.01, 3), (0.1, 3), (0.01, 4), (0.1, 4)]

@@ -103,7 +103,10 @@ def test_an_image_is_fed_as_it_was_in_training(trained: Path, images: Path) -> N
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "checkpoints" / "best.ckpt").unlink(), "best.ckpt is not there. --checkpoint takes"),
+        (
+            lambda folder: (folder / "checkpoints" / "best.ckpt").unlink(),
+            "best.ckpt is not there. Name another one with --checkpoint",
+        ),
         (lambda folder: (folder / "config.yaml").unlink(), "is no run's output folder: it has no config.yaml"),
         (lambda folder: _rename_target(folder / "config.yaml"), "If you trust it, add --trust os.system"),
         (lambda folder: _without_classes(folder / "checkpoints" / "best.ckpt"), "does not name its classes"),

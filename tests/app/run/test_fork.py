@@ -113,7 +113,7 @@ def test_a_run_that_ended_within_an_epoch_is_forked_without_a_gap_in_its_rows(tm
 def test_a_run_that_averages_its_weights_forks_exactly(tmp_path: Path) -> None:
     run = short_run(tmp_path, *TRUNK, "callbacks.ema=0.9", "trainer.max_epochs=2")
     assert equal(fork(run, "step=12"), run)
-    assert refusal(run, "step=12", "callbacks=none").startswith("callbacks.ema: the run has 0.9, so a fork keeps that")
+    assert refusal(run, "step=12", "callbacks=none").startswith("callbacks.ema: a fork keeps the run's value, 0.9, not")
 
 
 def test_another_schedule_starts_at_the_fork(trunk: Path) -> None:
@@ -183,7 +183,7 @@ def test_the_record_names_the_run_and_the_first_of_the_line(trunk: Path) -> None
     [
         ("half", [], "fork: 'half' is no point of a run. Give RUN@60%, RUN@step=500, RUN@epoch=5, RUN@best or RUN@"),
         ("200%", [], "fork: 200%: must be at most '100%', got '200%'."),
-        ("last", [], "trainer.max_epochs: 4, but the run has made as many up to last, so nothing is left to train."),
+        ("last", [], "trainer.max_epochs: 4, but the run has made 4 up to last, so nothing is left to train."),
         ("50%", [], "has no checkpoint of 50%, which is step 20. It has: step=6 (15%); step=12 (30%);"),
         ("step=24", ["data.batch_size=16", "seed=1"], "data.batch_size: the run has 32, not 16.\nseed: the run has 0"),
         ("step=24", ["model=resnet9"], "model.name: the run has small_cnn, not resnet9."),
@@ -197,7 +197,7 @@ def test_the_record_names_the_run_and_the_first_of_the_line(trunk: Path) -> None
             "callbacks.checkpoint.every: must be a duration, got 'lots'. Write a whole number of steps (500 or "
             "'500 steps'), '5 epochs', or '10%'.",
         ),
-        ("step=24", ["callbacks.ema=0.9"], "callbacks.ema: the run has None, so a fork keeps that, not 0.9."),
+        ("step=24", ["callbacks.ema=0.9"], "callbacks.ema: a fork keeps the run's value, None, not 0.9."),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(trunk: Path, point: str, words: list[str], message: str) -> None:

@@ -76,6 +76,11 @@ def test_the_stored_config_is_taken_whole(composed: Compose, stored: Callable[..
     assert config.resume is None
 
 
+def test_a_key_that_was_renamed_is_read_under_its_old_name(composed: Compose, stored: Callable[..., Path]) -> None:
+    folder = stored("seed=3", change=lambda config: config.update(study=config.pop("lr_effects")))
+    assert _resume(composed, folder)[0].seed == 3
+
+
 def test_length_devices_and_tracking_may_change(composed: Compose, stored: Callable[..., Path]) -> None:
     folder = stored("trainer.max_epochs=4")
     config, previous = _resume(composed, folder, "trainer.max_epochs=9", "trainer=cpu", "tracking=csv")

@@ -14,7 +14,7 @@ from lr_lightning.app import build
 from lr_lightning.app.build import STEP_HOOKS, skip_empty_hooks
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.train import build_run, check_batch_norm
-from lr_lightning.app.world import lr_factor, scale_lr
+from lr_lightning.app.world import lr_rule_factor, scale_lr
 from lr_lightning.errors import ConfigError
 from lr_lightning.training.datamodule import ImageDataModule
 from tests.callbacks.tiny import QUIET, Tiny, X, Y
@@ -116,7 +116,7 @@ def test_bad_input_is_not_its_own_cause(configured: Callable[..., Config], monke
 
 @pytest.mark.parametrize(("rule", "expected"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
 def test_the_rule_scales_every_absolute_lr(configured: Callable[..., Config], rule: str, expected: float) -> None:
-    assert lr_factor(rule, 256, 64) == expected
+    assert lr_rule_factor(rule, 256, 64) == expected
     own = ["schedule=triangular", "schedule.max_lr=0.4", "schedule.base_lr=0.1", "data.batch_size=256"]
     given = configured(*own, f"optimizer.lr_rule={rule}", "optimizer.lr_reference_batch=64", "trainer=cpu")
     config, said = scale_lr(given)

@@ -548,7 +548,7 @@ def test_a_run_that_stops_early_has_its_verdict_and_cost_in_its_record(tmp_path:
 
 
 def test_lr_effects_makes_one_table_of_many_runs(tmp_path: Path, train_command: Command) -> None:
-    grid = ["study.lrs=[0.003,0.1,1e30]", "study.seeds=[0]", "trainer.max_epochs=4", "model.kwargs.width=8"]
+    grid = ["lr_effects.lrs=[0.003,0.1,1e30]", "lr_effects.seeds=[0]", "trainer.max_epochs=4", "model.kwargs.width=8"]
     done = train_command("experiment=lr_effects", *grid, "data.flip_labels=0.1")
     assert "the others against 0.1," in done.stdout.splitlines()[0]
     assert "[3/3] lr 1e+30 seed 0" in done.stdout
@@ -564,9 +564,9 @@ def test_lr_effects_makes_one_table_of_many_runs(tmp_path: Path, train_command: 
     assert "diverged: 1" in lines[3]
     every = [(tags(tmp_path, run_id), status) for run_id, status in runs(tmp_path).items()]
     assert len({kept["sweep"] for kept, _ in every}) == 1
-    (study,) = (kept for kept, _ in every if kept["job"] == "lr_effects")
+    (table,) = (kept for kept, _ in every if kept["job"] == "lr_effects")
     assert {kept["study"] for kept, _ in every} == {"lr_effects"}  # comparisons leave all of them out
-    assert "a low learning rate underfits" in study["mlflow.note.content"]
+    assert "a low learning rate underfits" in table["mlflow.note.content"]
     (diverged,) = (kept for kept, status in every if status == "FAILED")
     assert (diverged["trial"], diverged["verdict"]) == ("2", "diverged")  # from 0, as in a multirun
     assert "Lower the learning rate" in diverged["mlflow.note.content"]
