@@ -231,9 +231,9 @@ def read_trials(trials: Trials, start: float, run: PlannedRun, second: float | N
         return TrialReading(learned=False)
     growth = math.log(max(run.steps / trials.length, 1.0))
     centre += run.drift * growth
-    if second is not None:
-        centre = (centre + math.log(second)) / 2
     half = _Z90 * math.hypot(_SPREAD, _DRIFT_SPREAD * growth)
+    if second is not None and abs(centre - math.log(second)) < 2 * half:  # else one is wrong, and trials were measured
+        centre = (centre + math.log(second)) / 2
     below, above = (math.log(RATIO) if is_open else 0.0 for is_open in trials.open_ends)
     low, middle, high = (
         float(f"{math.exp(log_lr):.12g}")  # the logarithm and back cost the last digits

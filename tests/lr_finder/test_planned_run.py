@@ -173,3 +173,9 @@ def test_a_long_schedule_is_sampled() -> None:
     assert sampled_factors(schedule, Clock(200)) == schedule.factors(200)
     long = sampled_factors(schedule, Clock(1_000_000))
     assert (len(long), max(long)) == (10_000, pytest.approx(1.0))
+
+
+def test_a_second_rule_counts_only_where_it_does_not_contradict_the_trials() -> None:
+    trials, run = Trials([0.01, 0.02, 0.04], [1.0, 0.5, 1.0], noise=0.01, length=30), PlannedRun(30, "constant")
+    assert read_trials(trials, 2.3, run, second=0.08).suggestion == pytest.approx(0.04)  # the geometric mean
+    assert read_trials(trials, 2.3, run, second=1e-6).suggestion == pytest.approx(0.02)
