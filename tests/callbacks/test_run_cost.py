@@ -156,7 +156,7 @@ def test_examples_are_counted_whatever_the_batch_or_left_out_with_a_warning(
     assert cost._examples == expected
     assert ("examples_per_second" in cost.summary) is (expected is not None)
     warned = [
-        w for w in recwarn if "RunCost cannot tell how many examples a batch has that is a Pair" in str(w.message)
+        w for w in recwarn if "RunCost does not know the number of examples in a batch of type Pair" in str(w.message)
     ]
     assert len(warned) == (expected is None)
 
