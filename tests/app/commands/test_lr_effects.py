@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_each_seed_goes_through_all_rates_so_that_a_busy_minute_is_not_of_one_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lr_effects, "train_one", lambda *_: RunOutcome())
+    monkeypatch.setattr(lr_effects, "train", lambda *_, **__: RunOutcome())
     monkeypatch.setattr(lr_effects, "_conclude", lambda *_: None)
     prepare(ROOT)
     (tmp_path / "outputs").mkdir()
