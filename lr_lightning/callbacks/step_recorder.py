@@ -159,7 +159,8 @@ class StepRecorder(BaseCallback):
             return
         losses = self._fetch([loss for _, loss, _, _ in pending], trainer, reduce)
         rows: list[Row] = []
-        named = {key for key, name in _named_groups(trainer).items() if name != key}
+        by_number = all(isinstance(logger, Flushable) for logger in trainer.loggers)  # these never see the names
+        named = set() if by_number else {key for key, name in _named_groups(trainer).items() if name != key}
         bad: Diverged | None = None
         for (step, _, lrs, at), loss in zip(pending, losses, strict=True):
             used = [(name, float(lr)) for name, lr in lrs]
