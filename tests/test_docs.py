@@ -126,12 +126,35 @@ def test_the_table_of_regrets_is_the_benchmarks() -> None:
         assert f"| {name} | {cells[0]} | {cells[1]} |" in text
 
 
-@pytest.mark.parametrize("rule", ["lr_lightning", "Lightning", "torch-lr-finder"])
-def test_the_regrets_are_the_benchmarks(rule: str) -> None:
-    held_out = json.loads((ROOT / "benchmarks" / "results" / "finder_regret.json").read_text())["sets"]["held out"]
-    measured = held_out["rules"][rule]
-    table = (ROOT / "README.md").read_text().split("## Why not")[1]
-    assert all(f"{100 * measured[part]['mean']:.1f} %" in table for part in ("where_answered", "all"))
+_RULES = {
+    "LRRace": "`LRRace`",
+    "LRFinder": "`LRFinder`",
+    "fastai minimum/10": "fastai, minimum / 10",
+    "torch-lr-finder": "torch-lr-finder",
+    "Lightning": "Lightning",
+    "hyperband, 50 %": "Hyperband of half a run",
+}
+
+
+@pytest.mark.parametrize("rule", _RULES)
+def test_the_regrets_of_whole_runs_are_the_benchmarks(rule: str) -> None:
+    stored = json.loads((ROOT / "benchmarks" / "results" / "whole_run_sealed.json").read_text())
+    found = stored["rules"][rule]
+    loss, kinds = found["loss"], {True: [], False: []}
+    for cell, answers in found["answers"].items():
+        regrets = np.interp(np.log(answers), np.log(stored["lrs"]), stored["truth"][cell])
+        kinds["noise" in cell].append(float(regrets.mean()))
+    right, wrong = (sum(kinds[noisy]) / len(kinds[noisy]) for noisy in (False, True))
+    row = (
+        f"| {_RULES[rule]} | {loss['mean']:.3f} ({loss['low']:.3f} to {loss['high']:.3f}) | {loss['worst']:.2f} "
+        f"| {right:.3f} | {wrong:.3f} | {found['updates']:.0%} |"
+    )
+    assert row.replace("%", " %") in (ROOT / "docs" / "lr_finder.md").read_text().replace("**", "")
+    readme = (ROOT / "README.md").read_text().split("## Why not")[1]
+    shown = rule.replace("fastai minimum/10", "minimum / 10")
+    assert rule.startswith("hyperband") or re.search(
+        rf"{shown}`?( missed)? {loss['mean']:.0%}".replace("%", " %"), readme
+    )
 
 
 def test_the_table_of_schedules_is_the_benchmarks() -> None:

@@ -174,7 +174,7 @@ def _lr_effects(found: dict[str, Any]) -> str:
 def _whole_run(found: dict[str, Any]) -> str:
     loss = {name: rule["loss"] for name, rule in found["rules"].items()}
     said = (f"{name} {loss[name]['mean']:.3f} ({loss[name]['low']:.3f} to {loss[name]['high']:.3f})" for name in loss)
-    return f"mean regret: {'; '.join(list(said)[:2])}, n = {len(found['cells'])} open cells"
+    return f"mean regret: {'; '.join(list(said)[:2])}, n = {len(found['cells'])} cells"
 
 
 def _cooldown_preview(found: dict[str, Any]) -> str:
@@ -244,6 +244,13 @@ ROWS = (
         _whole_run,
         "--cifar10 FOLDER",
         result="whole_run_open",
+    ),
+    Row(
+        "whole_run",
+        "the same, on cells that were sealed until the rules were done",
+        _whole_run,
+        "--cifar10 FOLDER --unseal",
+        result="whole_run_sealed",
     ),
     Row(
         "advice",

@@ -1,11 +1,11 @@
 """The run that a learning rate is for, and short trials of it: which to make next, and what they say. Pure.
 
 The answer is the geometric mean of two learning rates: what the trials say, extrapolated to the length of the run, and
-a tenth of the lr at the range test's minimum (fastai's rule). Their errors differ. On 15 open cells of
-``benchmarks.whole_run``, three seeds each, the mean regret is 0.030 (worst 0.13); of the trials alone 0.035 (0.28), of
-minimum / 10 alone 0.035 (0.17). The constants were chosen on these cells, and no sealed cell was looked at. On a 16th
-open cell nothing learns but one lr of the sweep, late, and every rule fails. The drift measured between trials of 12
-and 48 updates did not help: it is noisy.
+a tenth of the lr at the range test's minimum (fastai's rule). Their errors differ. Where they contradict each other,
+the trials alone decide. On 15 open cells of ``benchmarks.whole_run``, on which the constants were chosen, the mean
+regret is 0.030 (worst 0.13); of the trials alone 0.035 (0.28), of minimum / 10 alone 0.035 (0.17). On the 18 sealed
+cells it is 0.126: 0.033 on the nine with right labels, 0.220 on those with wrong ones, where long runs overfit and no
+trial shows it. The drift measured between trials of 12 and 48 updates did not help: it is noisy.
 """
 
 import math
