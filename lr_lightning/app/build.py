@@ -288,7 +288,7 @@ def build_finder(
 ) -> BaseLRFinder[Any] | None:
     """Build the search for a learning rate that precedes training; None without one.
 
-    A race that is not over is kept in ``root``, as the next start of its run has a folder of its own.
+    A race that is not over is kept in ``root``, because the next start of its run has another folder.
     """
     if node._target_ is None:
         return None

@@ -167,7 +167,7 @@ class _KeptRace:
             return begun
         done = sum(len(rung.lrs) for rung in kept.trials)
         if self.trainer.is_global_zero:
-            self.say(f"LRRace: goes on with a race that was interrupted after {done} trainings ({self.path}).")
+            self.say(f"LRRace: continues a race that was interrupted after {done} trainings ({self.path}).")
         return kept
 
     def save(self, race: RaceTest) -> None:

@@ -364,7 +364,7 @@ class Store:
     def check_artifacts(self, run_id: str) -> None:
         """Raise a TrackingError if a run's artifacts go to a folder that this process must not make or write to.
 
-        A server without an artifact proxy names a folder of its own machine. Made here, it would be on the wrong one.
+        A server without an artifact proxy names a folder of the server's machine. Made here, it would be the wrong one.
         """
         uri = urlsplit(str(self.run(run_id).info.artifact_uri))
         if uri.scheme not in ("", "file"):
@@ -374,7 +374,7 @@ class Store:
         depth = _MADE_BY_A_RUN + (urlsplit(self.uri).hostname in _LOOPBACK)  # here a server may not have made its root
         if self.artifact_root is None and len(folder.relative_to(found).parts) > depth:
             raise TrackingError(
-                f"{self.public_uri} keeps files in {folder}, a folder of its own machine, out of reach from here. "
+                f"{self.public_uri} keeps files in {folder}, a folder of the server's machine, out of reach from here. "
                 "Start the server with --artifacts-destination in place of --default-artifact-root"
             )
         if not found.is_dir() or not os.access(found, os.W_OK | os.X_OK):

@@ -142,7 +142,7 @@ def test_a_killed_race_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
     done = sum(len(rung.lrs) * rung.num_steps for rung in whole.result.trials) - whole.result.trials[-1].num_steps
     assert len(again) == len(calls) - done  # the range test, and the training in which it was killed
     assert resumed.result == whole.result
-    assert said == [f"LRRace: goes on with a race that was interrupted after {_count(whole) - 1} trainings ({kept})."]
+    assert said == [f"LRRace: continues a race that was interrupted after {_count(whole) - 1} trainings ({kept})."]
     assert list(tmp_path.iterdir()) == []
 
 

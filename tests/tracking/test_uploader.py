@@ -132,7 +132,7 @@ def test_files_are_copied_and_a_missing_one_is_named(
     [
         ({"artifact_error": PermissionError(13, "Permission denied", "/a")}, "/a: Permission denied"),
         ({"artifact_error": ConnectionError("too many 503 error responses")}, "too many 503"),
-        ({"artifact_uri": "/not/here/of/mlruns/7/run0/artifacts"}, "a folder of its own machine"),
+        ({"artifact_uri": "/not/here/of/mlruns/7/run0/artifacts"}, "a folder of the server's machine"),
         ({"artifact_uri": "file:///proc/version/7/run0/artifacts"}, "/proc/version: cannot be written to by this user"),
     ],
 )
