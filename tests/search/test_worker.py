@@ -17,9 +17,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 def workers_of(search: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The processes that train, which the search's fork_server has forked."""
-    nurseries = [p for p in psutil.Process(search.pid).children() if "lr_lightning.search.worker" in p.cmdline()]
-    return [worker for fork_server in nurseries for worker in fork_server.children()]
+    """The processes that train, which the search's fork server has forked."""
+    servers = [p for p in psutil.Process(search.pid).children() if "lr_lightning.search.worker" in p.cmdline()]
+    return [worker for server in servers for worker in server.children()]
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -67,6 +67,7 @@ def test_ctrl_c_ends_it_in_order_and_a_worker_outlives_no_search(search_command:
     words += ["search.pruners=[]", "trainer.max_epochs=40"]
     search = search_command(*words)
     wait_for(lambda: checkpoints(tmp_path))
+    wait_for(lambda: len(workers_of(search)) == 1)  # the smoke test's worker is gone
     (worker,) = workers_of(search)
     search.send_signal(signal.SIGINT)
     out, _ = search.communicate(timeout=60)

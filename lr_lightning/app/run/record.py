@@ -178,7 +178,7 @@ def open_logger(
             logger.log_hyperparams({**measured, **scaling})
             if forked:
                 logger.copy_rows(forked.rows_before())
-            if job == "train" and not stale:
+            if job == "train" and not stale and not resume:
                 logger.log_metrics({LOG_LR: math.log10(config.optimizer.lr)}, 0)
             logger.log_artifact(artifact)
     return logger
@@ -295,9 +295,9 @@ class FoundLR(Callback):
             lrs["schedule.base_lr"] = finder.applied_base
         for logger in (logger for logger in trainer.loggers if isinstance(logger, RunLogger)):
             logger.log_hyperparams(lrs)
-            if lrs:  # else it was logged when the run was opened
-                logger.log_metrics({LOG_LR: math.log10(lr)}, 0)
             if not resumed:
+                if lrs:  # else it was logged when the run was opened
+                    logger.log_metrics({LOG_LR: math.log10(lr)}, 0)
                 logger.log_summary({"search_seconds": finder.seconds})  # no other number of the run contains them
             if logger.store is not None and node.tracking.run_name is None:
                 logger.set_tags({"mlflow.runName": _run_name(node.schedule.name, f"{lr:.4g}", node.seed)})

@@ -501,7 +501,7 @@ def test_a_found_rate_survives_a_kill_and_no_record_has_another(tmp_path: Path, 
     assert float(recorded["optimizer.lr"]) == max(rates)
     assert float(recorded["lr_finder.base_lr"]) == pytest.approx(min(rates), rel=1e-12)
     assert recorded["schedule.base_lr"] == recorded["lr_finder.base_lr"]
-    assert known["mlflow.runName"] == f"triangular lr={max(rates):g} seed=0"
+    assert known["mlflow.runName"] == f"triangular lr={max(rates):.4g} seed=0"
     assert not [tag for tag in known if tag.startswith("resumed.optimizer")]
 
 
