@@ -244,7 +244,7 @@ def test_an_absent_package_is_named(composed: Compose, monkeypatch: pytest.Monke
             ["schedule.growth.milestones=[60]"],
             "schedule.growth.milestones: must be epochs, since a batch grows",
         ),
-        (["data.batch_size=1024"], "schedule.growth.max_batch_size: 512 is below data.batch_size, 1024. Give that"),
+        (["data.batch_size=1024"], "schedule.growth.max_batch_size: 512 is below data.batch_size, 1024. Give 1024"),
         (["schedule.growth.max_batch_size=0", "data.batch_size=1"], "schedule.growth.max_batch_size: 0 is below"),
     ],
 )
