@@ -233,7 +233,7 @@ def difference_seen(n: int, sd: float, *, level: float = 0.05, power: float = 0.
 
     Example:
         >>> round(difference_seen(6, 0.01), 4)
-        0.0143
+        0.0142
     """
     from scipy import stats
 

@@ -47,7 +47,10 @@ def test_the_page_has_no_element_of_theirs(hostile: Runs, comparison: Callable[.
     assert not [a for _, attributes in parser.found for a in attributes if a.startswith("on")]
     links = [attributes["href"] or "" for tag, attributes in parser.found if tag == "a"]
     assert links
-    assert all(re.fullmatch(r"http://127\.0\.0\.1:5000/#/experiments/\d+/runs/[0-9a-f]{32}", link) for link in links)
+    assert all(
+        re.fullmatch(r"http://127\.0\.0\.1:5000/#/experiments/\d+/runs/[0-9a-f]{32}\?workflowType=\w+", link)
+        for link in links
+    )
     for name in (SCRIPT, IMAGE, BREAKOUT, f"other {SCRIPT}"):
         assert name in parser.text
     assert "49" not in re.findall(r"\$\{alert\(3\)\}(.{0,6})", parser.text)
