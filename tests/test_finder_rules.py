@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.tuner.lr_finder import _LRCallback, _LRFinder
 
 from benchmarks import finder_rules as rules
-from tests.lr_finder.test_other_rules import LRS, sweep
+from tests.lr_finder.test_curve_other_rules import LRS, sweep
 
 
 def lightning_itself(lrs: list[float], losses: list[float]) -> float | None:
