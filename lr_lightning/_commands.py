@@ -43,7 +43,7 @@ def shell_quote(word: str) -> str:
 
 
 def resume_argument(folder: Path | str) -> str:
-    """Return the argument that resumes the run in a folder, as it is typed in bash."""
+    """Return the argument that resumes the run in a folder, quoted for bash."""
     return shell_quote(override("resume", folder))
 
 

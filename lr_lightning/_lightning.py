@@ -340,7 +340,7 @@ def can_stop_early(trainer: Trainer) -> bool:
 
 @contextmanager
 def without_callback_hooks(trainer: Trainer) -> Iterator[None]:
-    """Call no hook of this Trainer's callbacks; ``trainer.callbacks`` stays as it is, for a module that reads it."""
+    """Call no hook of this Trainer's callbacks; ``trainer.callbacks`` does not change, since a module may read it."""
     call = own_module(trainer, "trainer.call")
     original = call._call_callback_hooks
 

@@ -374,7 +374,7 @@ def logged_by_validation(trainer: Trainer, kind: Literal["val_loss", "accuracy"]
 def warn_of_other_loss(trainer: Trainer, loss: LossFunction, mean: float, callback: str) -> bool:
     """Warn if the module validates with another loss than the one that is measured, and say how to give its own.
 
-    Return whether it does. Of several processes it is not known, since each may log the loss of its own examples.
+    Return whether it does. With several processes this is unknown, since each may log the loss of its own examples.
     """
     name, logged = logged_by_validation(trainer, "val_loss")
     if logged is None or abs(float(logged) - mean) <= 0.05 * abs(mean) + 1e-6 or trainer.world_size > 1:

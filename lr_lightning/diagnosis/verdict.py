@@ -90,7 +90,7 @@ class Advice(Enum):
 
 @dataclass(frozen=True)
 class Change:
-    """What an advice changes about a run; None leaves a setting as it is.
+    """What an advice changes about a run; None changes nothing.
 
     Attributes:
         lr: Factor of the peak learning rate.

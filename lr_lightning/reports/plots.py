@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lr_lightning._checks import check_count
-from lr_lightning._plotting import FRAME, GREY, Style, new_figure, style_axes, styles
+from lr_lightning._plotting import BLACK, FRAME, GREY, Style, new_figure, style_axes, styles
 from lr_lightning.diagnosis.comparison import GoodBand, good_band, pareto_front
 from lr_lightning.diagnosis.statistics import mean_ci
 from lr_lightning.reports import run_metrics, wording
@@ -162,7 +162,7 @@ def plot_forks(compared: ComparedGroups, style_of: Styles) -> Plot | None:
     plot = Plot(
         "forks",
         "What each fork reaches",
-        " ".join(family.describe() for family in families) + " Grey: the run before the forks.",
+        " ".join(family.describe() for family in families) + " Black: the run before the forks.",
         [key],
         x_title="steps",
     )
@@ -170,7 +170,7 @@ def plot_forks(compared: ComparedGroups, style_of: Styles) -> Plot | None:
         longest = max(family.forks, key=lambda r: r.fork_step)
         if (curve := longest.curve(key)) is not None and (before := curve.step < longest.fork_step).any():
             series = Series(_steps_made(curve.step[before]), curve.value[before])
-            plot.traces.append(Trace("before the forks", -1, Style(GREY, "solid", "circle"), "curve", {"": series}))
+            plot.traces.append(Trace("before the forks", -1, Style(BLACK, "solid", "circle"), "curve", {"": series}))
         ends = [(r.steps, r.best) for r in family.forks if math.isfinite(r.best)]
         if ends:
             plot.traces.append(Trace("best of each fork", -1, _FRONT_STYLE, "front", {"": Series(*np.array(ends).T)}))

@@ -119,7 +119,7 @@ def unknown_key_message(runs: Sequence[Run], key: str) -> str:
 
 
 def group_name(run: Run, by: Sequence[str], digits: int = 4) -> str:
-    """Return the name of a run's group, such as ``cosine, lr=0.1``, with decimal numbers of so many digits."""
+    """Return the name of a run's group, such as ``cosine, lr=0.1``, with decimal numbers of ``digits`` digits."""
     return ", ".join(name_values({key: tag_or_param(run, key) for key in by}, digits))
 
 

@@ -153,7 +153,7 @@ class Custom(Schedule):
 
 
 def as_schedule(name: str, value: object) -> Schedule:
-    """Return a schedule as it is, and a plain function as a :class:`Custom`; ``name`` is the argument's."""
+    """Return a schedule unchanged, and a plain function as a :class:`Custom`; ``name`` is the argument's."""
     if isinstance(value, Schedule):
         return value
     if _takes_step_and_clock(value):

@@ -59,7 +59,7 @@ def clip(value: object, limit: int) -> str:
 
 
 def short_number(text: str, digits: int = 4) -> str:
-    """Write a decimal number as a person does, and leave any other text, such as a version, as it is.
+    """Write a decimal number as a person does, and return any other text, such as a version, unchanged.
 
     >>> [short_number(text) for text in ("0.06796580687702834", "10000000000.0", "0.10", "128", "cosine")]
     ['0.06797', '1e+10', '0.10', '128', 'cosine']

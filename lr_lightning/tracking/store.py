@@ -426,7 +426,7 @@ def open_store(root: Path | str, uri: str | None = None) -> Store:
 
 
 def _sqlite_uri(path: Path) -> str:
-    # Only what would end the path is quoted: MLflow makes the folder of the path as it is written here.
+    # Only what would end the path is quoted: MLflow makes a folder of exactly this name.
     return f"sqlite:///{re.sub('[%?#]', lambda found: quote(found[0]), str(path))}"
 
 

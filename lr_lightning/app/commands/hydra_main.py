@@ -140,8 +140,9 @@ def _name_and_colour(config: Config, overrides: Sequence[str], words: Sequence[s
     from lr_lightning._plotting import style, styles
     from lr_lightning.tracking.keys import COLOUR_TAG, name_values
 
-    varied = _varied_values(words)
-    own = {key: value for key, _, value in (word.lstrip("+").partition("=") for word in overrides) if key in varied}
+    varied = {key: [_short_value(key, value) for value in values] for key, values in _varied_values(words).items()}
+    given = (word.lstrip("+").partition("=") for word in overrides)
+    own = {key: _short_value(key, value) for key, _, value in given if key in varied}
     seed = [f"s{config.seed}"] if "seed" in own else []
     keys = [key for key in varied if key in own and key not in _NOT_GROUPED]
     if not keys or len(own) < len(varied):
@@ -151,6 +152,15 @@ def _name_and_colour(config: Config, overrides: Sequence[str], words: Sequence[s
     names = [", ".join(name_values(dict(zip(keys, values, strict=False)))) for values in islice(several, _MOST_GROUPS)]
     mine = ", ".join(name_values({key: own[key] for key in keys[:_MOST_KEYS]}))
     return {COLOUR_TAG: (styles(names).get(mine) or style(mine)).colour}
+
+
+def _short_value(key: str, value: str) -> str:
+    """Return a value as runs are named by it: of a fork its point, since the other run's path is long.
+
+    >>> _short_value("fork", "outputs/20261129-digits@50%"), _short_value("schedule", "wsd")
+    ('fork@50%', 'wsd')
+    """
+    return f"fork@{value.strip(chr(39)).rpartition('@')[2]}" if key == "fork" else value
 
 
 def seeds_note(words: Sequence[str], config: Config | None = None) -> str:

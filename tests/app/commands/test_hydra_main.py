@@ -93,6 +93,9 @@ def test_runs_of_a_sweep_are_named_and_coloured_by_what_varies(
     assert name == "wsd lr=0.03"
     groups = [f"{schedule}, lr={lr}" for schedule in ("cosine", "wsd") for lr in (0.03, 0.1)]
     assert colour == styles(groups)["wsd, lr=0.03"].colour
+    words = ["fork=outputs/a@25%,outputs/a@50%", "schedule=cooldown"]
+    name, colour = looks(configured, monkeypatch, words, ["fork=outputs/a@50%", "schedule=cooldown"])
+    assert (name, colour) == ("fork@50%", styles(["fork@25%", "fork@50%"])["fork@50%"].colour)
     # A sweep of seeds alone is named as its runs would be by themselves, and a user's own name stays.
     assert looks(configured, monkeypatch, ["seed=0,1"], ["seed=1"]) == (None, None)
     own = ["schedule=wsd", "tracking.run_name=mine"]
