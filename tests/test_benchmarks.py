@@ -1,7 +1,6 @@
 """The benchmarks can be run as they say, and what they store stands in the docs."""
 
 import ast
-import importlib
 import json
 from pathlib import Path
 from types import ModuleType
