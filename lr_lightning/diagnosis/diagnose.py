@@ -107,8 +107,9 @@ def _background(history: History) -> dict[str, float]:
         numbers |= {"chance_loss": reference[1], "learnt_before": float(learnt)}
     if history.total_steps:
         numbers["planned"] = points[-1].step / history.total_steps
-    if history.cooled_loss is not None and history.cooled_loss < (1 - RISE) * points[-1].val_loss:
-        numbers["if_cooled"] = history.cooled_loss
+    cooled = points[-1].cooled_loss
+    if cooled is not None and cooled < (1 - RISE) * points[-1].val_loss:
+        numbers["if_cooled"] = cooled
     if history.overconfident:
         numbers["overconfident"] = 1.0
     return numbers

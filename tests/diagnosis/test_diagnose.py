@@ -111,6 +111,13 @@ def test_a_high_loss_that_stopped_at_a_high_learning_rate_is_limited() -> None:
     assert verdict.advice[0] is Advice.ENLARGE
 
 
+def _cooled(history: History, *cooled: float) -> History:
+    """The history, with what a cooldown would reach at its last validations."""
+    first = len(history.points) - len(cooled)
+    later = [replace(p, cooled_loss=loss) for p, loss in zip(history.points[first:], cooled, strict=True)]
+    return replace(history, points=(*history.points[:first], *later))
+
+
 @pytest.mark.parametrize(
     ("cooled", "last_lr", "detail"),
     [(0.9, 0.1, "the learning rate is high"), (1.19, 0.1, "limited"), (0.9, 0.001, "limited")],
@@ -118,7 +125,7 @@ def test_a_high_loss_that_stopped_at_a_high_learning_rate_is_limited() -> None:
 def test_a_run_that_a_cooldown_would_bring_further_is_not_limited(cooled: float, last_lr: float, detail: str) -> None:
     probe = (1.2 + np.exp(-np.arange(1, 31) / 2)).tolist()
     history = History.of_curves(probe, probe, chance=CHANCE, lr=[0.1] * 29 + [last_lr])
-    verdict = diagnose(replace(history, cooled_loss=cooled))
+    verdict = diagnose(_cooled(history, cooled))
     assert (verdict.label, verdict.detail) == ("underfitting", detail)
     if detail != "limited":
         assert verdict.advice == (Advice.COOL_DOWN,)
