@@ -319,6 +319,29 @@ def followed(config: Config, change: Change) -> Config:
     )
 
 
+_WORDS = {
+    "COOL_DOWN": "cool down: the schedule wsd",
+    "COOL_DOWN (fork)": "cool down: a fork of the run, a fifth longer",
+    "COOL_DOWN_EARLIER": "cool down where the validation loss was lowest: the schedule wsd",
+    "ENLARGE": "twice the width: the probe loss has stopped",
+    "LARGER_OR_LONGER": "two runs to try: twice the width",
+    "LARGER_OR_LONGER (1)": "two runs to try: twice the epochs",
+    "LARGER_OR_LONGER (either)": "the better one of these two",
+    "LOWER_LR": "lower the learning rate tenfold until the loss falls",
+    "LOWER_LR_AND_WARM_UP": "lower it tenfold and warm up: nothing was learnt",
+    "LOWER_LR_TENFOLD": "lower the learning rate tenfold until the loss falls",
+    "LOWER_OR_COOL_DOWN": "two runs to try, as the loss swings: a third of the learning rate",
+    "LOWER_OR_COOL_DOWN (1)": "two runs to try, as the loss swings: the schedule wsd",
+    "LOWER_OR_COOL_DOWN (either)": "the better one of these two",
+    "LOWER_UNSTABLE_LR": "lower the learning rate to a third: the loss swings",
+    "MEASURE_MORE": "train longer: fewer than 4 validations",
+    "RAISE_CALM_LR": "raise it threefold: the loss falls slowly and smoothly",
+    "RAISE_LR_TENFOLD": "raise the learning rate tenfold until the loss falls fast",
+    "REGULARISE": "regularise (dropout 0.3, or weight decay 0.01 for an MLP)",
+    "SCALE_LOGITS": "smooth the labels",
+    "SHORTEN_AFTER_RISE": "shorten the run to the epoch of the lowest validation loss",
+    "TRAIN_LONGER_PROBE_FALLS": "twice the epochs: the probe loss fell",
+}
 _SHORTER = {Advice.SHORTEN_AFTER_RISE, Advice.COOL_DOWN_EARLIER}
 _LONGER = {Advice.TRAIN_LONGER_PROBE_FALLS, Advice.LARGER_OR_LONGER}
 _UNTIL = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.RAISE_LR_TENFOLD}
@@ -406,7 +429,7 @@ def follow(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: P
         if None in own:
             continue
         for seed, record in enumerate(filter(None, own)):
-            verdict = diagnose(history(config, record["result"]))
+            verdict, first = diagnose(history(config, record["result"])), len(found)
             for name, tries in steps_of(config, verdict).items():
                 (loss, acc), last = _end(record["result"]), None
                 for new in tries:
@@ -421,6 +444,10 @@ def follow(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: P
                 back = sends_back(config, Advice[name.partition(" ")[0]], last[0], later)
                 change = math.log(max(new_loss, 1e-6) / max(loss, 1e-6))
                 found.append(Followed(name, change, new_acc - acc, back))
+            for advice in verdict.advice:
+                both = [one for one in found[first:] if one.name in (advice.name, f"{advice.name} (1)")]
+                if len(both) == 2:
+                    found.append(replace(min(both, key=lambda one: one.loss), name=f"{advice.name} (either)"))
     return found
 
 
@@ -445,6 +472,21 @@ def table(found: Sequence[Followed]) -> dict[str, dict[str, float]]:
             "median_loss_ratio": float(np.exp(np.median(loss))),
         }
     return figures
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Return a row for each advice of a stored result.
+
+    Args:
+        result: As it is stored.
+    """
+    columns = ("better by 3 %", "worse by 3 %", "worse by 10 %", "test accuracy better", "worse", "sent back")
+    keys = ("better", "worse", "clearly_worse", "accuracy_better", "accuracy_worse", "sent_back")
+    lines = [f"| advice | followed | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    for name, row in result["advice"].items():
+        shares = " | ".join(f"{row[key]:.0%}".replace("%", " %") for key in keys)
+        lines.append(f"| {_WORDS[name]} | {row['followed']:.0f} | {shares} |")
+    return "\n".join(lines)
 
 
 def agreement(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> dict[str, float]:
@@ -496,26 +538,34 @@ def main() -> None:
     if not chosen:
         print("All of these configurations are sealed: --unseal reports on them.")
         return
-    found = table(follow(chosen, records, args.cifar10))
+    part = args.set if args.set != "first" else "sealed" if args.unseal else "open"
+    store(f"advice_{part}", _report(chosen, records, args.cifar10), args.quick)
+
+
+def _report(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> dict[str, Any]:
+    """Print what came out, and return it."""
+    found = table(follow(configs, records, cifar10))
     for name, row in found.items():
         print(
             f"{name:<26} followed {row['followed']:3.0f}: better {row['better']:4.0%}, same {row['same']:4.0%}, worse "
             f"{row['worse']:4.0%} (clearly {row['clearly_worse']:.0%}); test accuracy better "
             f"{row['accuracy_better']:.0%}, worse {row['accuracy_worse']:.0%}; sent back {row['sent_back']:.0%}"
         )
-    shares = agreement(chosen, records, args.cifar10)
-    labels = Counter(
-        str(diagnose(history(c, r["result"])).label)
-        for c in chosen.values()
+    shares = agreement(configs, records, cifar10)
+    verdicts = [
+        diagnose(history(config, record["result"]))
+        for config in configs.values()
         for seed in range(SEEDS)
-        if (r := records.get(piece(c, seed, args.cifar10).key))
-    )
+        if (record := records.get(piece(config, seed, cifar10).key))
+    ]
+    labels = Counter(str(verdict.label) for verdict in verdicts)
+    printed = Counter(advice.name for verdict in verdicts for advice in verdict.advice)
     print(
-        f"verdicts: {dict(labels)}; both seeds agree in {shares['agree']:.0%} of {len(chosen)} configurations, or one "
+        f"verdicts: {dict(labels)}; both seeds agree in {shares['agree']:.0%} of {len(configs)} configurations, or one "
         f"names a border in {shares['agree_or_near']:.0%}; {shares['near']:.0%} of all verdicts name one"
     )
-    part = args.set if args.set != "first" else "sealed" if args.unseal else "open"
-    store(f"advice_{part}", {"advice": found, **shares, "labels": dict(labels)}, args.quick)
+    print(f"printed: {dict(printed)}")
+    return {"advice": found, **shares, "labels": dict(labels), "printed": dict(printed)}
 
 
 def _next_pieces(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> list[Piece]:

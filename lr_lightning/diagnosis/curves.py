@@ -290,7 +290,8 @@ class Curves:
 
         A loss that stops as the learning rate goes to 0 tells nothing. So the last validation above half the peak is
         compared with the one a quarter of the epochs before it: the loss fell by less than 2 %, and its noise allows
-        no more.
+        no more. Nor did what a cooldown would reach fall by more, if that is known: at a high learning rate the loss
+        itself may hide it.
         """
         lrs = [p.lr for p in self.points]
         known = [lr for lr in lrs if lr is not None]
@@ -301,8 +302,9 @@ class Curves:
         since = max((i for i, p in enumerate(self.points) if p.epoch <= before), default=None)
         if since is None:
             return False
-        fall = self.probe.difference(since, high)
-        return fall.value + fall.noise < 0.02 * float(self.probe.smooth[since])
+        fall, (before_it, now) = self.probe.difference(since, high), (self.points[i].cooled_loss for i in (since, high))
+        cooled_fell = before_it is not None and now is not None and now < 0.98 * before_it
+        return not cooled_fell and fall.value + fall.noise < 0.02 * float(self.probe.smooth[since])
 
     @property
     def unstable(self) -> bool:
