@@ -247,13 +247,16 @@ class Curves:
 
     @property
     def accuracy_lost(self) -> float:
-        """How far the last validation accuracy lies below the best one; 0 if the error of both explains it."""
-        known = [(p.val_acc, p.val_size) for p in self.every if p.val_acc is not None]
-        if not known or known[-1][1] is None:
+        """How far the last validation accuracy lies below the best one; 0 if the error of both explains it.
+
+        The error is that of shares of as many examples; if their number is unknown, the jitter of the curve.
+        """
+        known, size = [p.val_acc for p in self.every if p.val_acc is not None], self.every[-1].val_size
+        if not known:
             return 0.0
-        best, last, size = max(acc for acc, _ in known), known[-1][0], known[-1][1]
-        error = _EXAMPLES * math.sqrt((best * (1 - best) + last * (1 - last)) / size)
-        return best - last if best - last > error else 0.0
+        best, last = max(known), known[-1]
+        variance = 2 * jitter(known) ** 2 if size is None else (best * (1 - best) + last * (1 - last)) / size
+        return best - last if best - last > _EXAMPLES * math.sqrt(variance) else 0.0
 
     @property
     def above_chance(self) -> bool:

@@ -260,7 +260,8 @@ def test_a_run_that_lost_accuracy_is_not_healthy() -> None:
     loss = (0.2 + 1.5 * np.exp(-t / 3)).tolist()
     acc = np.where(t < 20, 0.97, 0.91).tolist()
     history = History.of_curves(loss, loss, chance=CHANCE, val_acc=acc)
-    for size, label in ((1000, "inconclusive"), (40, "healthy")):  # of 40 examples, 6 points are within the error
+    # of 40 examples, 6 points are within the error; of an unknown number, the curve's own jitter is the error
+    for size, label in ((1000, "inconclusive"), (40, "healthy"), (None, "inconclusive")):
         verdict = diagnose(replace(history, points=tuple(replace(p, val_size=size) for p in history.points)))
         assert verdict.label == label
     assert (
@@ -395,6 +396,21 @@ def test_every_number_of_a_sentence_is_what_a_reader_finds_in_the_curve(name: st
             assert n[f"{which}_fall"] == then - getattr(last, f"{which}_loss")
     assert n["epochs"] == last.epoch
     assert verdict.useful_epochs <= last.epoch
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_no_verdict_sends_to_and_fro(name: str) -> None:
+    history = load(name)
+    verdict = diagnose(history)
+    changes = [change for advice in verdict.advice for change in verdict.changes(advice)]
+    assert sum(change.lr is not None for change in changes) <= 1  # one advice for one divergence
+    lengths = {change.epochs > verdict.evidence["epochs"] for change in changes if change.epochs is not None}
+    assert len(lengths) <= 1
+    if verdict.label is Label.OVERFITTING:  # a run that ended where this one was best is not told to go on
+        kept = tuple(p for p in history.points if p.epoch <= verdict.useful_epochs)
+        shorter = diagnose(replace(history, points=kept, total_steps=kept[-1].step))
+        longer = {Advice.TRAIN_LONGER_PROBE_FALLS, Advice.LARGER_OR_LONGER}
+        assert not longer & set(shorter.advice), shorter.text()
 
 
 def test_a_high_start_that_is_being_left_is_no_divergence() -> None:
