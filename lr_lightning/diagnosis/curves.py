@@ -259,23 +259,29 @@ class Curves:
         return best - last if best - last > _EXAMPLES * math.sqrt(variance) else 0.0
 
     @property
+    def _well_above_chance(self) -> float:
+        """The loss above which a run is well above chance and its start; inf if chance is unknown."""
+        return math.inf if self.reference is None else _ABOVE * max(self.reference, self.start or 0.0)
+
+    @property
     def above_chance(self) -> bool:
         """Whether any validation was well above chance: the learning rate is not too low then."""
-        limit = math.inf if self.reference is None else _ABOVE * max(self.reference, self.start or 0.0)
-        return any(max(p.val_loss, p.probe_loss) > limit for p in self.every)
+        return any(max(p.val_loss, p.probe_loss) > self._well_above_chance for p in self.every)
 
     @property
     def roughness(self) -> float:
         """The largest rise from one validation to the next, of either loss, as a share of its whole fall; inf if none.
 
-        A learning rate that is too low gives losses that fall at every single validation.
+        A learning rate that is too low gives losses that fall at every single validation. A first validation well above
+        chance is a rise, and coming down from there is no fall.
         """
         largest = 0.0
         for values in (np.array([p.val_loss for p in self.every]), np.array([p.probe_loss for p in self.every])):
-            fall = float(values[0] - values.min())
+            before = min(values[0], self._well_above_chance)
+            fall = float(before - values.min())
             if fall <= 0:
                 return math.inf
-            largest = max(largest, float(np.diff(values, prepend=values[0]).max()) / fall)
+            largest = max(largest, float(np.diff(values, prepend=before).max()) / fall)
         return largest
 
     @property

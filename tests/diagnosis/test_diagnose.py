@@ -226,6 +226,15 @@ def test_coming_down_to_chance_after_a_blow_up_is_no_learning(blown: float) -> N
     assert verdict.reason is not Reason.UNDER_TRAINED
 
 
+def test_a_run_that_began_far_above_chance_needs_a_lower_learning_rate_and_not_more_epochs() -> None:
+    curve = [119.0, 47.0, 46.5, 2.64, 1.85, 1.15, 1.06, 1.04]  # with a cosine decay from a learning rate of 3
+    lr = [1.5 * (1 + math.cos(math.pi * t / 8)) for t in range(1, 9)]
+    history = History.of_curves(curve, curve, chance=CHANCE, start=2.4, lr=lr)
+    verdict = diagnose(replace(history, peak_lr=3.0))
+    assert verdict.label == "underfitting"
+    assert verdict.sentences() == ["Lower the learning rate from 3 to 1: the loss swings."]
+
+
 def test_one_spike_does_not_raise_a_learning_rate_that_is_too_high() -> None:
     probe = [2.0, 1.2, 0.6, 0.3, 0.2, 0.12, 0.15, 1.9]  # it had been at 5 % of chance
     verdict = diagnose(History.of_curves(probe, probe, chance=CHANCE, lr=[1.0] * 8))
