@@ -19,7 +19,7 @@ from lr_lightning.app.run.graceful_stop import CooldownRequest
 from lr_lightning.app.run.predictions import Predictions
 from lr_lightning.app.run.record import MODEL_ID, RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
-from lr_lightning.app.schemas.schedule import CyclicalConfig
+from lr_lightning.app.schemas.schedule import CyclicalConfig, OneCycleConfig
 from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.app.world import effective_batch_size, is_rank_zero, process_batch_size, world_size
 from lr_lightning.callbacks.base_finder import NoSuggestionWarning
@@ -234,28 +234,42 @@ def _training(config: Config, outcome: RunOutcome, key: str, limit: int, resume:
         return commands  # the overrides of a multirun or a resume do not start this run
     for advice in verdict.advice:
         for change in verdict.changes(advice):
-            given = _overrides(config, change, key, limit / verdict.evidence.get("epochs", math.nan))
+            given = _overrides(config, change, key, limit / verdict.evidence.get("epochs", math.nan), outcome.found_lr)
             if given:
-                kept = [word for word in own if word.lstrip("+").split("=")[0] not in given]
+                # another schedule has other keys, and a finder would replace the learning rate
+                groups = [group for group in ("schedule", "finder") if group in given]
+                names = [(word, word.lstrip("+~").split("=")[0]) for word in own]
+                kept = [word for word, name in names if name not in given and name.split(".")[0] not in groups]
                 words = [*kept, *(f"{name}={value}" for name, value in given.items())]
                 commands.append(_command("try", words))
     return commands
 
 
-def _overrides(config: Config, change: Change, key: str, per_epoch: float) -> dict[str, str]:
-    """Return the keys and values of the run that an advice asks for; empty if a setting has no key here."""
+def _overrides(
+    config: Config, change: Change, key: str, per_epoch: float, found_lr: float | None = None
+) -> dict[str, str]:
+    """Return the keys and values of the run that an advice asks for; empty if a setting has no key here.
+
+    The learning rate that a finder has set, ``found_lr``, is the one that is changed, and the run needs no finder then.
+    """
     lr_key = "optimizer.lr"
     if isinstance(config.schedule, CyclicalConfig) and config.schedule.max_lr is not None:
         lr_key = "schedule.max_lr"
     dropout, width = config.model.kwargs.get("dropout"), config.model.kwargs.get("width")
     values: dict[str, str | None] = {}
     if change.lr is not None:
-        values[lr_key] = f"{config.optimizer.lr * change.lr:.3g}"
+        values[lr_key] = f"{(found_lr or config.optimizer.lr) * change.lr:.3g}"
+        if found_lr is not None:
+            values["finder"] = "none"
+        if (
+            isinstance(config.schedule, CyclicalConfig) and config.schedule.base_lr is not None
+        ):  # the cycle keeps its ratio
+            values["schedule.base_lr"] = f"{config.schedule.base_lr * change.lr:.3g}"
     if change.epochs is not None:
         values[key] = str(max(1, round(change.epochs * per_epoch)))
     if change.schedule is not None:
         values["schedule"] = change.schedule
-    if change.warmup is not None:
+    if change.warmup is not None and not isinstance(config.schedule, OneCycleConfig):  # it rises for longer
         values["schedule.warmup"] = change.warmup
     if change.width is not None:
         values["model.kwargs.width"] = None if width is None else str(change.width * width)

@@ -80,6 +80,53 @@ def test_the_run_of_each_advice_is_a_command_that_starts_it(
     assert proposed(capsys) == expected
 
 
+@pytest.mark.parametrize(
+    ("advice", "words", "found_lr", "expected"),
+    [
+        (
+            Advice.RAISE_CALM_LR,  # of the learning rate that the finder has set, which would set another one
+            ["schedule=constant", "finder=range_test", "finder.num_steps=50"],
+            0.02,
+            ["schedule=constant optimizer.lr=0.06 finder=none"],
+        ),
+        (
+            Advice.COOL_DOWN,  # wsd has other keys
+            ["schedule=plateau", "schedule.patience=3", "optimizer.lr=0.1"],
+            None,
+            ["optimizer.lr=0.1 schedule=wsd"],
+        ),
+        (
+            Advice.LOWER_LR_AND_WARM_UP,  # 1cycle rises for 30 % of the run; its base stays the same share of its peak
+            ["schedule=one_cycle", "schedule.max_lr=1", "schedule.base_lr=0.5"],
+            None,
+            ["schedule=one_cycle schedule.max_lr=0.1 schedule.base_lr=0.05"],
+        ),
+        (
+            Advice.LOWER_OR_COOL_DOWN,
+            ["schedule=constant", "optimizer.lr=0.3"],
+            None,
+            ["schedule=constant optimizer.lr=0.1", "optimizer.lr=0.3 schedule=wsd"],
+        ),
+    ],
+)
+def test_the_run_of_an_advice_keeps_only_the_words_that_fit_it(
+    configured: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    advice: Advice,
+    words: list[str],
+    found_lr: float | None,
+    expected: list[str],
+) -> None:
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    outcome = RunOutcome({"steps": 900.0}, verdict=advising(Label.HEALTHY, advice), found_lr=found_lr)
+    print_outcome(configured(*words), Path("run"), outcome)
+    assert proposed(capsys) == [f"try:  python train.py {line}" for line in expected]
+    for line in expected:
+        configured(*line.split())  # and it is a config
+
+
 def test_a_run_limited_by_steps_is_shortened_in_steps(
     configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
