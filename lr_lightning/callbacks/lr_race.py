@@ -60,10 +60,7 @@ _SAME_START = 1e-5  # relative difference of two values before any update; anoth
 _AFTER_WARMUP = 1.25  # length of the shortest training, if the run goes on from one / length of the warm-up
 _BLIND = {"DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ProgressBar", "ThroughputMonitor", "Timer"}
 _BATCH_HOOKS = ("on_train_batch_start", "on_train_batch_end")
-_STEP_HOOKS = (
-    *_BATCH_HOOKS,
-    *("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"),
-)
+_UPDATE_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
 class LRRace(LRFinder):
@@ -87,8 +84,7 @@ class LRRace(LRFinder):
         keep: Whether the run goes on from the state of the training that the race has chosen. It then equals, bit for
             bit, a run that had this lr from the start, and these updates are not made twice. The schedule must begin
             with a plateau, after a warm-up at most, as WSD and Constant do. The race then trains the run's own first
-            steps, and judges a running average of the weights
-            (:class:`~lr_lightning.callbacks.cooldown_preview.RunningAverage`).
+            steps, and judges a running average of the weights.
         min_lr: The first lr of the range test, > 0.
         max_lr: The last lr of the range test, > ``min_lr``. The race may go beyond both.
         val_batches: Number of validation batches, >= 1; fewer if there are fewer.
@@ -173,15 +169,14 @@ class LRRace(LRFinder):
                     level = instruments.validation()
             found = self._test(instruments._replace(validation=None), self._grid(self.min_lr, self.max_lr, steps))
             values = {field.name: getattr(found, field.name) for field in fields(found)}
-            values |= {"run": run, "judged": self.metric, "level": found.start if level is None else level}
-            values["keep"] = self.keep
+            values |= {"run": run, "judged": self.metric, "keep": self.keep}
+            values["level"] = found.start if level is None else level
             kept = _KeptRace(self._file(trainer, module, run), trainer, self.say or rank_zero_info)
             race = kept.load(RaceTest(**values))
             plan = replace(plan, budget=budget - min(len(race.runs[0]) + 1, steps) - self.keep)
             instruments.bar.update(sum(len(rung.lrs) * rung.num_steps for rung in race.trials))
             while (trial := race.next_trial(plan)) is not None:
-                rung, lr = trial
-                length = plan.rungs[rung].length
+                (rung, lr), length = trial, plan.rungs[trial[0]].length
                 if self.keep:
                     losses, final = self._own_steps(instruments, lr, length, driver, clock, rung + 1 == len(plan.rungs))
                 else:
@@ -251,12 +246,13 @@ class LRRace(LRFinder):
         trunk = None if self.applied is None else self._trunks.get(self.applied)
         steps = {tuple(micro.batch for micro in trunk.micros) for trunk in self._trunks.values()}
         if self.keep and not self._resumed and self.applied is not None:
-            if trunk is None:
-                why = "the trainings of a race that was interrupted are not kept"
-            else:
+            why = "the trainings of a race that was interrupted are not kept"
+            if trunk is not None:
                 why = "the loader gives other batches each time" if len(steps) > 1 else trunk.problem
             if why:
-                rank_zero_info(f"LRRace: the run trains from its start with the lr that was found, since {why}.")
+                (self.say or rank_zero_info)(
+                    f"LRRace: the run trains from its start with the lr that was found, since {why}."
+                )
             elif trunk is not None:
                 self._replay = _Replay(trunk, trainer, pl_module)
         self._trunks = {}
@@ -273,7 +269,7 @@ class LRRace(LRFinder):
             self.kept = replay.kept
             if replay.ended:
                 self._replay, why = None, ", since it differs from the race there" if replay.differs else ""
-                rank_zero_info(
+                (self.say or rank_zero_info)(
                     f"LRRace: the run trains by itself from update {trainer.global_step} on{why}. It took "
                     f"{self.kept} updates from the race."
                 )
@@ -293,7 +289,6 @@ class LRRace(LRFinder):
         if self._replay is not None:
             self._replay.check()
             self._replay.end()
-            self._replay = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let Lightning train again."""
@@ -551,8 +546,11 @@ def _add_bytes(value: Tensor, found: int) -> int:
 
 def _is_watched(trainer: Trainer, count: int) -> tuple[bool, bool]:
     """Return whether the run validates after so many batches, and whether an epoch ends there."""
-    length, every, interval = int(trainer.num_training_batches), trainer.check_val_every_n_epoch, 0
-    given = trainer.val_check_interval
+    length, every, given = (
+        int(trainer.num_training_batches),
+        trainer.check_val_every_n_epoch,
+        trainer.val_check_interval,
+    )
     interval = max(1, int(length * given)) if isinstance(given, float) else int(given)
     in_epoch = (count - 1) % length + 1
     is_due = (count if every is None else in_epoch) % interval == 0
@@ -566,8 +564,8 @@ def _sees_steps(callback: Callback) -> bool:
     if known is None:
         kinds = {kind.__name__ for kind in type(callback).__mro__ if "lightning" in kind.__module__.split(".")[0]}
         known = not kinds & _BLIND
-    plain = {getattr(kind, hook) for kind in of_both_packages(Callback) for hook in _STEP_HOOKS}
-    own = (getattr(callback, hook) for hook in _STEP_HOOKS)
+    plain = {getattr(kind, hook) for kind in of_both_packages(Callback) for hook in (*_BATCH_HOOKS, *_UPDATE_HOOKS)}
+    own = (getattr(callback, hook) for hook in (*_BATCH_HOOKS, *_UPDATE_HOOKS))
     return bool(known) and any(hook is not None and getattr(hook, "__func__", hook) not in plain for hook in own)
 
 
@@ -585,6 +583,8 @@ def _check_keep(dry_run: DryRun) -> None:
             f"cannot show {' and '.join(seeing)} the weights and gradients of every step. Remove it, set its attribute "
             "reads_weights = False if it does not read them, or use keep=False."
         )
+    elif hasattr(dry_run.optimizer, "train"):
+        problem = f"cannot go on with {type(dry_run.optimizer).__name__}, which averages the weights. Use keep=False."
     elif hooks := [hook for hook in _BATCH_HOOKS if overrides(hook, module)]:
         problem = f"cannot repeat {type(module).__name__}.{' and '.join(hooks)}. Use keep=False."
     elif not math.isfinite(length):
