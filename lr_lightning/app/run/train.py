@@ -82,7 +82,8 @@ def train(
         Diverged, RunFailed: The run is in the store as FAILED.
         Interrupted: The run was stopped, and is in the store as KILLED.
     """
-    prepare_process(config.trainer, config.output_root, show_notes=report if notes is None else notes)
+    place = str(start.output_dir) if isinstance(start, ResumedRun) else config.output_root
+    prepare_process(config.trainer, place, show_notes=report if notes is None else notes)
     _check_fork_keys(config, start)
     config, scaling = (config, {}) if start else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
