@@ -114,6 +114,8 @@ class OverfittingMonitor(BaseCallback):
             one loss for each example.
     """
 
+    reads_weights = False  # of single steps but the first
+
     def __init__(
         self,
         loss: LossFunction | None = None,

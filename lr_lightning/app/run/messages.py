@@ -152,6 +152,8 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
         console.print(f"- {line}", soft_wrap=True)
     if outcome.predictions is not None and config.callbacks.class_accuracy:
         console.print(_class_table(outcome.predictions))
+    if outcome.found_for is not None:
+        console.print(f"peak lr {outcome.found_lr:.3g}, found for {outcome.found_for}", soft_wrap=True)
     console.print(f"MLflow run {run_id}" if run_id else "not in MLflow", f"output {folder}", sep=", ", soft_wrap=True)
     epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
     by_steps = steps > 0 and (epochs < 0 or summary.get("steps", 0.0) >= steps)  # the limit that ended the run

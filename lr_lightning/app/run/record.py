@@ -59,6 +59,7 @@ class RunOutcome:
     output_dir: Path | None = None  # None on ranks other than the first
     run_id: str | None = None  # in MLflow
     found_lr: float | None = None  # the peak learning rate that a finder has set
+    found_for: str | None = None  # the length and the schedule that it was found for
     predictions: Predictions | None = None  # if the config asks for them
 
     @property
@@ -69,6 +70,8 @@ class RunOutcome:
 
 class Summary(Callback):
     """Keep the best and last validation values and the seconds of a run, across all its resumes."""
+
+    reads_weights = False  # of single steps
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}

@@ -127,7 +127,9 @@ def train(
         return _predict(config, trainer, module, data, outcome, tested=tests)
 
     outcome = run.do(work)
-    outcome = replace(outcome, found_lr=finder.applied) if finder is not None else outcome
+    if finder is not None and finder.applied is not None:
+        planned = getattr(finder.result, "run", None)
+        outcome = replace(outcome, found_lr=finder.applied, found_for=planned and planned.describe())
     if run.folder and report:
         print_outcome(config, run.folder, outcome, idle=start is not None and not record.stepped(trainer))
     return outcome

@@ -127,6 +127,16 @@ def test_the_run_of_an_advice_keeps_only_the_words_that_fit_it(
         configured(*line.split())  # and it is a config
 
 
+def test_the_summary_says_for_which_run_the_lr_was_found(
+    configured: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = "12 epochs (1,000 steps) of cosine 1 to 0 over 1000 steps"
+    print_outcome(configured(), Path("run"), RunOutcome({"steps": 900.0}, found_lr=0.2134, found_for=planned))
+    assert f"peak lr 0.213, found for {planned}\n" in capsys.readouterr().out
+    print_outcome(configured(), Path("run"), RunOutcome({"steps": 900.0}, found_lr=0.2134))
+    assert "found for" not in capsys.readouterr().out
+
+
 def test_a_run_limited_by_steps_is_shortened_in_steps(
     configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
