@@ -479,6 +479,8 @@ class MonitorCheck(Callback):
     those that monitor the metric.
     """
 
+    reads_weights = False  # of single steps
+
     def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:
         self.monitor, self.key = monitor, key
         self._first_step: int | None = None  # global_step at the start of the fit, until there was an update

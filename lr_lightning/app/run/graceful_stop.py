@@ -35,6 +35,8 @@ class GracefulStop(Signals, Callback):
     warned by it.
     """
 
+    reads_weights = False  # of single steps
+
     def __init__(self, checkpoint: Path | None = None) -> None:
         super().__init__()
         self.checkpoint = checkpoint
@@ -139,6 +141,8 @@ class CoolDownOnRequest(Callback):
         stop: Handler of the signals.
         folder: The run's folder; None on ranks other than the first.
     """
+
+    reads_weights = False  # of single steps
 
     def __init__(self, stop: GracefulStop, folder: Path | None) -> None:
         self.stop, self.folder = stop, folder
