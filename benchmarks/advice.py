@@ -1,13 +1,15 @@
 """Does a verdict's advice help when it is followed?
 
-Run: ``python -m benchmarks.advice --cifar10 FOLDER [--jobs 2] [--report] [--unseal] [--quick]``. Every configuration of
-:data:`CONFIGS` is trained with two seeds and judged. Every advice, and every length that the app would print as the
-next command, is followed with the same seed, and the followed run is judged in its turn. Each finished training is
-stored at once, so the same command continues where it stopped, also after a rule has changed: then only the trainings
-of new advice are missing.
+Run: ``python -m benchmarks.advice --cifar10 FOLDER [--set second] [--jobs 2] [--report] [--unseal] [--quick]``. Every
+configuration of a set of :data:`SETS` is trained with two seeds and judged. Every advice, and every length that the app
+would print as the next command, is followed with the same seed, and the followed run is judged in its turn. Each
+finished training is stored at once, so the same command continues where it stopped, also after a rule has changed: then
+only the trainings of new advice are missing.
 
-The configurations were drawn at random, once, before any was trained. Every second one is sealed: its results are in
-the report only with ``--unseal``, and no rule was chosen on them.
+The configurations were drawn at random, once, before any was trained. Of the first set every second one is sealed, of
+the second set every one: their results are in the report only with ``--unseal``, and no rule was chosen on them. The
+second set was drawn where the first one had brought too little of some advice to judge it: learning rates within a
+decade of the usual one, small networks, and mostly schedules that stay high or end at 0 late.
 
 For each advice the table has: how often it was printed; how often the followed run was better, the same or worse by
 validation loss at the end (3 % of it) and by test accuracy (half a point), each seed for itself; how often it was
@@ -16,11 +18,12 @@ clearly worse (10 %); and how often the followed run's own verdict sends the use
 
 import argparse
 import base64
+import copy
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +37,12 @@ from benchmarks import whole_run_cells as cells
 from benchmarks.finder_problems import batches, mlp
 from benchmarks.pieces import Piece, add_options, finish, stored
 from benchmarks.report import store
+from lr_lightning.callbacks import batch_norm
+from lr_lightning.callbacks.cooldown_preview import RunningAverage
 from lr_lightning.diagnosis import History, Verdict, diagnose
 from lr_lightning.diagnosis.history import Point
 from lr_lightning.diagnosis.verdict import Advice, Change
-from lr_lightning.schedules import WSD, Clock, Constant, Cosine, Linear, OneCycle, Schedule, Triangular, Warmup
+from lr_lightning.schedules import WSD, Clock, Constant, Cosine, Join, Linear, OneCycle, Schedule, Triangular, Warmup
 from lr_lightning.training.models import SmallCNN
 
 SEEDS = 2
@@ -45,6 +50,7 @@ KEEP = 48
 """Examples whose single losses are stored at each validation."""
 SAME, CLEARLY, SAME_POINTS = 0.03, 0.1, 0.005
 
+FORK = "constant, then a cooldown"
 SCHEDULES: dict[str, Schedule] = {
     "constant": Constant(),
     "cosine": Warmup("5%", then=Cosine(1, 0)),
@@ -52,6 +58,7 @@ SCHEDULES: dict[str, Schedule] = {
     "wsd": WSD(),
     "one_cycle": OneCycle(),
     "triangular": Triangular(0.25, "10%"),
+    FORK: Join((Constant(), None), (Linear(1, 0), "16.6667%")),  # a fifth longer than its trunk
 }
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "momentum": lambda p, **k: SGD(p, momentum=0.9, **k),
@@ -59,6 +66,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": AdamW,
     "rmsprop": RMSprop,
 }
+_USUAL = {"momentum": -1.5, "sgd": -0.5, "adamw": -2.5, "rmsprop": -3.0}  # decimal logarithm of the usual lr
+PREVIEWED = {"constant", "wsd", "triangular"}  # the schedules of which the app previews a cooldown
 
 
 @dataclass(frozen=True)
@@ -113,8 +122,7 @@ def _drawn(count: int) -> list[Config]:
     found = []
     for _ in range(count):
         data = str(rng.choice(["digits", "cifar16", "teacher"]))
-        optimizer = str(rng.choice(["momentum", "sgd", "adamw", "rmsprop"]))
-        middle = {"momentum": -1.5, "sgd": -0.5, "adamw": -2.5, "rmsprop": -3.0}[optimizer]
+        optimizer = str(rng.choice(list(_USUAL)))
         found.append(
             Config(
                 data,
@@ -123,17 +131,41 @@ def _drawn(count: int) -> list[Config]:
                 "mlp" if data == "teacher" else str(rng.choice(["bn", "plain"])),
                 int(rng.choice([16, 64, 256] if data == "teacher" else [4, 8, 16])),
                 optimizer,
-                float(f"{10 ** (middle + rng.uniform(-2.5, 2.5)):.2g}"),
-                str(rng.choice(list(SCHEDULES))),
+                float(f"{10 ** (_USUAL[optimizer] + rng.uniform(-2.5, 2.5)):.2g}"),
+                str(rng.choice([name for name in SCHEDULES if name != FORK])),
                 int(rng.choice([3, 6, 12, 20, 40, 60] if data != "cifar16" else [3, 6, 12, 20, 30])),
             )
         )
     return found
 
 
-_ALL = _drawn(72)
-CONFIGS = {config.key: config for config in _ALL}
-SEALED = frozenset(list(CONFIGS)[1::2])
+def _drawn_again(count: int) -> list[Config]:
+    """Draw the second set: learning rates near the usual one, small networks, constant schedules most often."""
+    rng = np.random.default_rng(20261201)
+    found = []
+    for _ in range(count):
+        data = str(rng.choice(["digits", "digits", "digits", "teacher", "teacher", "teacher", "cifar16"]))
+        optimizer = str(rng.choice(list(_USUAL)))
+        found.append(
+            Config(
+                data,
+                float(rng.choice([0.0, 0.0, 0.0, 0.0, 0.2])),
+                int(rng.choice({"digits": [200, 600, 1200], "cifar16": [500], "teacher": [300, 2000]}[data])),
+                "mlp" if data == "teacher" else str(rng.choice(["bn", "plain"])),
+                int(rng.choice([4, 8, 16, 64] if data == "teacher" else [1, 2, 4, 8] if data == "digits" else [2, 4])),
+                optimizer,
+                float(f"{10 ** (_USUAL[optimizer] + rng.uniform(-1, 1)):.2g}"),
+                str(rng.choice(["constant"] * 3 + ["cosine"] * 2 + ["wsd", "one_cycle", "triangular"])),
+                int(rng.choice([5, 10, 20, 40] if data != "cifar16" else [5, 10, 20])),
+            )
+        )
+    return found
+
+
+CONFIGS = {config.key: config for config in _drawn(72)}
+SECOND = {config.key: config for config in _drawn_again(80)}
+SETS = {"first": CONFIGS, "second": SECOND}
+SEALED = frozenset([*list(CONFIGS)[1::2], *SECOND])
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -204,6 +236,7 @@ def train(config: Config, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     net = _net(config)
     optimizer = OPTIMIZERS[config.optimizer](net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    average = RunningAverage(net.named_parameters()) if config.schedule in PREVIEWED else None
     order: Iterator[Tensor] = batches(len(x), size, 1000 + seed)
     points, start, diverged, step = [], math.nan, None, 0
     for epoch in range(config.epochs):
@@ -219,12 +252,26 @@ def train(config: Config, seed: int) -> dict[str, Any]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if average is not None:
+                average.update(net.named_parameters())
             step += 1
         if diverged:
             break
-        points.append(_point(net, parts, epoch + 1, step, lr))
+        cooled = {} if average is None else {"cooled_loss": _if_cooled(net, average, parts)}
+        points.append(_point(net, parts, epoch + 1, step, lr) | cooled)
     accuracy = math.nan if diverged else _evaluate(net, parts["test"])[1]
     return {"points": points, "start": start, "diverged": diverged, "total": clock.total, "test": accuracy}
+
+
+def _if_cooled(net: nn.Module, average: RunningAverage, parts: Mapping[str, Any]) -> float:
+    """Return the validation loss of the averaged weights, with BatchNorm statistics of their own."""
+    cooled = copy.deepcopy(net)
+    cooled.load_state_dict(average.values, strict=False)
+    if norms := batch_norm.tracking_norms(cooled):
+        with batch_norm.estimating(cooled, norms), torch.no_grad():
+            for x in parts["train"][0].split(100):
+                cooled(x)
+    return _evaluate(cooled, parts["val"])[0].double().mean().item()
 
 
 def _point(net: nn.Module, parts: Mapping[str, Any], epoch: int, step: int, lr: float) -> dict[str, Any]:
@@ -272,6 +319,29 @@ def followed(config: Config, change: Change) -> Config:
     )
 
 
+_WORDS = {
+    "COOL_DOWN": "cool down: the schedule wsd",
+    "COOL_DOWN (fork)": "cool down: a fork of the run, a fifth longer",
+    "COOL_DOWN_EARLIER": "cool down where the validation loss was lowest: the schedule wsd",
+    "ENLARGE": "twice the width: the probe loss has stopped",
+    "LARGER_OR_LONGER": "two runs to try: twice the width",
+    "LARGER_OR_LONGER (1)": "two runs to try: twice the epochs",
+    "LARGER_OR_LONGER (either)": "the better one of these two",
+    "LOWER_LR": "lower the learning rate tenfold until the loss falls",
+    "LOWER_LR_AND_WARM_UP": "lower it tenfold and warm up: nothing was learnt",
+    "LOWER_LR_TENFOLD": "lower the learning rate tenfold until the loss falls",
+    "LOWER_OR_COOL_DOWN": "two runs to try, as the loss swings: a third of the learning rate",
+    "LOWER_OR_COOL_DOWN (1)": "two runs to try, as the loss swings: the schedule wsd",
+    "LOWER_OR_COOL_DOWN (either)": "the better one of these two",
+    "LOWER_UNSTABLE_LR": "lower the learning rate to a third: the loss swings",
+    "MEASURE_MORE": "train longer: fewer than 4 validations",
+    "RAISE_CALM_LR": "raise it threefold: the loss falls slowly and smoothly",
+    "RAISE_LR_TENFOLD": "raise the learning rate tenfold until the loss falls fast",
+    "REGULARISE": "regularise (dropout 0.3, or weight decay 0.01 for an MLP)",
+    "SCALE_LOGITS": "smooth the labels",
+    "SHORTEN_AFTER_RISE": "shorten the run to the epoch of the lowest validation loss",
+    "TRAIN_LONGER_PROBE_FALLS": "twice the epochs: the probe loss fell",
+}
 _SHORTER = {Advice.SHORTEN_AFTER_RISE, Advice.COOL_DOWN_EARLIER}
 _LONGER = {Advice.TRAIN_LONGER_PROBE_FALLS, Advice.LARGER_OR_LONGER}
 _UNTIL = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.RAISE_LR_TENFOLD}
@@ -299,7 +369,8 @@ def sends_back(before: Config, advice: Advice, new: Config, after: Verdict) -> b
 def steps_of(config: Config, verdict: Verdict) -> dict[str, list[Config]]:
     """Return the next runs that a verdict asks for, by the name of the advice: of two to choose from, by both names.
 
-    "Tenfold until" is followed up to three times, until the loss is clearly lower; the others once.
+    "Tenfold until" is followed up to three times, until the loss is clearly lower; the others once. The app prints two
+    commands for a cooldown, a new run and a fork: as the trunk of a fork is the first run, one training is both.
     """
     found = {}
     for advice in verdict.advice:
@@ -308,6 +379,9 @@ def steps_of(config: Config, verdict: Verdict) -> dict[str, list[Config]]:
             while advice in _UNTIL and len(tries) < 3:
                 tries.append(followed(tries[-1], change))
             found[f"{advice.name}{f' ({place})' if place else ''}"] = tries
+        if advice is Advice.COOL_DOWN and config.schedule == "constant":
+            fork = replace(config, schedule=FORK, epochs=round(1.2 * config.epochs))
+            found[f"{advice.name} (fork)"] = [fork]
     return found
 
 
@@ -355,7 +429,7 @@ def follow(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: P
         if None in own:
             continue
         for seed, record in enumerate(filter(None, own)):
-            verdict = diagnose(history(config, record["result"]))
+            verdict, first = diagnose(history(config, record["result"])), len(found)
             for name, tries in steps_of(config, verdict).items():
                 (loss, acc), last = _end(record["result"]), None
                 for new in tries:
@@ -370,6 +444,10 @@ def follow(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: P
                 back = sends_back(config, Advice[name.partition(" ")[0]], last[0], later)
                 change = math.log(max(new_loss, 1e-6) / max(loss, 1e-6))
                 found.append(Followed(name, change, new_acc - acc, back))
+            for advice in verdict.advice:
+                both = [one for one in found[first:] if one.name in (advice.name, f"{advice.name} (1)")]
+                if len(both) == 2:
+                    found.append(replace(min(both, key=lambda one: one.loss), name=f"{advice.name} (either)"))
     return found
 
 
@@ -396,6 +474,21 @@ def table(found: Sequence[Followed]) -> dict[str, dict[str, float]]:
     return figures
 
 
+def markdown(result: Mapping[str, Any]) -> str:
+    """Return a row for each advice of a stored result.
+
+    Args:
+        result: As it is stored.
+    """
+    columns = ("better by 3 %", "worse by 3 %", "worse by 10 %", "test accuracy better", "worse", "sent back")
+    keys = ("better", "worse", "clearly_worse", "accuracy_better", "accuracy_worse", "sent_back")
+    lines = [f"| advice | followed | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    for name, row in result["advice"].items():
+        shares = " | ".join(f"{row[key]:.0%}".replace("%", " %") for key in keys)
+        lines.append(f"| {_WORDS[name]} | {row['followed']:.0f} | {shares} |")
+    return "\n".join(lines)
+
+
 def agreement(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> dict[str, float]:
     """Return the share of configurations whose seeds get the same label, and of those where they do or one is near.
 
@@ -417,12 +510,14 @@ def main() -> None:
     """Train what is not stored yet, follow every advice, print and store the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, metavar="FOLDER", help="with train.parquet; adds CIFAR-10")
-    parser.add_argument("--unseal", action="store_true", help="report on the sealed half in place of the open one")
+    parser.add_argument("--set", choices=SETS, default="first", help="of configurations")
+    parser.add_argument("--unseal", action="store_true", help="report on the sealed ones in place of the open ones")
     parser.add_argument("--quick", action="store_true", help="two short configurations, nothing stored")
     add_options(parser)
     args = parser.parse_args()
     cells.CIFAR10 = args.cifar10
-    configs = {key: c for key, c in CONFIGS.items() if args.cifar10 or c.data != "cifar16"}
+    configs = {key: c for key, c in SETS[args.set].items() if args.cifar10 or c.data != "cifar16"}
+    store_name = "advice" if args.set == "first" else f"advice_{args.set}"
     if args.quick:
         short = [replace(c, epochs=4, size=200) for c in configs.values() if c.data == "teacher"][:2]
         configs = {config.key: config for config in short}
@@ -432,33 +527,45 @@ def main() -> None:
                 records[piece(config, seed, None).key] = {"result": train(config, seed)}
     else:
         own = [piece(config, seed, args.cifar10) for config in configs.values() for seed in range(SEEDS)]
-        records = stored("advice") if args.report else finish("advice", own, "benchmarks.advice:work", jobs=args.jobs)
+        train_all = partial(finish, store_name, work="benchmarks.advice:work", jobs=args.jobs)
+        records = stored(store_name) if args.report else train_all(own)
     nexts = _next_pieces(configs, records, args.cifar10)
     if args.quick:
         records |= {p.key: {"result": work(p.settings)} for p in nexts}
     elif not args.report:
-        records = finish("advice", nexts, "benchmarks.advice:work", jobs=args.jobs)
+        records = train_all(nexts)
     chosen = configs if args.quick else {k: c for k, c in configs.items() if (k in SEALED) == args.unseal}
-    found = table(follow(chosen, records, args.cifar10))
+    if not chosen:
+        print("All of these configurations are sealed: --unseal reports on them.")
+        return
+    part = args.set if args.set != "first" else "sealed" if args.unseal else "open"
+    store(f"advice_{part}", _report(chosen, records, args.cifar10), args.quick)
+
+
+def _report(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> dict[str, Any]:
+    """Print what came out, and return it."""
+    found = table(follow(configs, records, cifar10))
     for name, row in found.items():
         print(
             f"{name:<26} followed {row['followed']:3.0f}: better {row['better']:4.0%}, same {row['same']:4.0%}, worse "
             f"{row['worse']:4.0%} (clearly {row['clearly_worse']:.0%}); test accuracy better "
             f"{row['accuracy_better']:.0%}, worse {row['accuracy_worse']:.0%}; sent back {row['sent_back']:.0%}"
         )
-    shares = agreement(chosen, records, args.cifar10)
-    labels = Counter(
-        str(diagnose(history(c, r["result"])).label)
-        for c in chosen.values()
+    shares = agreement(configs, records, cifar10)
+    verdicts = [
+        diagnose(history(config, record["result"]))
+        for config in configs.values()
         for seed in range(SEEDS)
-        if (r := records.get(piece(c, seed, args.cifar10).key))
-    )
+        if (record := records.get(piece(config, seed, cifar10).key))
+    ]
+    labels = Counter(str(verdict.label) for verdict in verdicts)
+    printed = Counter(advice.name for verdict in verdicts for advice in verdict.advice)
     print(
-        f"verdicts: {dict(labels)}; both seeds agree in {shares['agree']:.0%} of {len(chosen)} configurations, or one "
+        f"verdicts: {dict(labels)}; both seeds agree in {shares['agree']:.0%} of {len(configs)} configurations, or one "
         f"names a border in {shares['agree_or_near']:.0%}; {shares['near']:.0%} of all verdicts name one"
     )
-    part = "sealed" if args.unseal else "open"
-    store(f"advice_{part}", {"advice": found, **shares, "labels": dict(labels)}, args.quick)
+    print(f"printed: {dict(printed)}")
+    return {"advice": found, **shares, "labels": dict(labels), "printed": dict(printed)}
 
 
 def _next_pieces(configs: Mapping[str, Config], records: Mapping[str, Any], cifar10: Path | None) -> list[Piece]:

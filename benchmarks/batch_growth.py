@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.pieces import Piece, add_options, finish_or_read
 from benchmarks.report import at_least_one, store
 from benchmarks.smith_table import difference, in_words
-from benchmarks.trainings import percent, quoted, train
+from benchmarks.trainings import images, part, percent, train
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.schedules import Constant, MultiStep
 
@@ -29,7 +29,7 @@ AT = ("30%", "60%", "80%")
 ARMS = ("decay", "growth")
 FACTORS = {"sgd": 5.0, "adamw": 2.0}
 ALL_IMAGES = 50_000
-RESNET8 = ("lr_lightning.training.models.resnet.CifarResNet", "{blocks_per_stage: 1}")
+RESNET8 = ["model._target_=lr_lightning.training.models.CifarResNet", "+model.kwargs.blocks_per_stage=1"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,11 @@ def train_arm(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any
     adaptive = settings["optimizer"] == "adamw"
     words = ["data.batch_size=32", f"optimizer.lr={0.003 if adaptive else 0.05}"]
     if settings["cifar10"]:
-        files = [quoted(Path(settings["cifar10"]) / name) for name in ("train.parquet", "test.parquet")]
-        words = ["data=parquet", f"data.train={files[0]}", f"data.test={files[1]}", "data.batch_size=128"]
-        words += ["model=resnet9", "data.crop_padding=4", "data.flip=true"]
+        given, whole = Path(settings["cifar10"]), settings["images"] == ALL_IMAGES
+        words = [*images(given if whole else part(given, settings["images"])), "data.crop_padding=4", "data.flip=true"]
+        words += ["model=resnet9", f"data.batch_size={128 if whole else 64}"]
         words.append(f"optimizer.lr={0.003 if adaptive else 0.1}")
-        if settings["images"] != ALL_IMAGES:
-            words += [f"data.train_size={settings['images']}", "data.batch_size=64"]
-            words += [f"model._target_={RESNET8[0]}", f"model.kwargs={RESNET8[1]}"]
+        words += [] if whole else RESNET8
     factor, grows = FACTORS[settings["optimizer"]], settings["arm"] == "growth"
     schedule = Constant() if grows else MultiStep(at=AT, gamma=1 / factor)
     lr = "inverse_sqrt" if adaptive else "constant"

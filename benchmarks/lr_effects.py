@@ -2,9 +2,9 @@
 
 Run: ``python -m benchmarks.lr_effects [--cifar10 FOLDER] [--schedule cosine] [--jobs 2] [--report] [--quick]``. Every
 finished training is stored at once, and the same command continues where it stopped. small_cnn, one thread: 11 peak
-learning rates on a log grid from 1e-4 to 10, three seeds, 15 epochs; the digits, or 8,000 images of CIFAR-10 (and 2,000
-for validation). The learning rate stays constant, or decays on a cosine. Each seed goes through all learning rates
-before the next one does.
+learning rates on a log grid from 1e-4 to 10, three seeds, 15 epochs; the digits, or 8,000 images of CIFAR-10 at 16 × 16
+(and 2,000 for validation). The learning rate stays constant, or decays on a cosine. Each seed goes through all learning
+rates before the next one does.
 
 The learning rates above and below the middle one are compared with it, by the ranks of all runs, two-sided, with Holm's
 correction over all claims. What is counted in steps is the same in every run of this benchmark; what is counted in
@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.pieces import Piece, add_options, finish_or_read
 from benchmarks.report import store
-from benchmarks.trainings import ROOT, quoted
+from benchmarks.trainings import ROOT, part, quoted
 from lr_lightning.app.commands.lr_effects import train_one
 from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.config import Config
@@ -37,8 +37,9 @@ def config_of(folder: str | None, schedule: str, epochs: int) -> Config:
     """Return the config of the grid; learning rate and seed are set for each training."""
     words = ["experiment=lr_effects", "tracking=none", "trainer=cpu", "trainer.threads=1", f"schedule={schedule}"]
     if folder:
-        words += ["data=parquet", f"data.train={quoted(Path(folder) / 'train.parquet')}", "data.train_size=8000"]
-        words += ["data.val_fraction=0.04", "callbacks.cost.target='val/acc>=0.45'"]
+        train = quoted(part(Path(folder), 10_000) / "train.parquet")
+        words += ["data=parquet", f"data.train={train}", "data.val_fraction=0.2", "data.image_size=16"]
+        words.append("callbacks.cost.target='val/acc>=0.45'")
     return load_config(ROOT, [*words, f"trainer.max_epochs={epochs}"])
 
 

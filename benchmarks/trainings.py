@@ -1,5 +1,6 @@
 """One training on a schedule, with the plugin alone, for benchmarks: no tracking, no monitors."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch import Callback, Trainer
+from pyarrow import parquet
 
+from benchmarks.pieces import SCRATCH
 from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.run.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoint
 from lr_lightning.app.run.messages import quiet
@@ -50,6 +54,28 @@ def images(cifar10: Path | None) -> list[str]:
         return ["data=digits"]
     train, test = quoted(cifar10 / "train.parquet"), quoted(cifar10 / "test.parquet")
     return ["data=parquet", f"data.train={train}", f"data.val={test}", f"data.test={test}"]
+
+
+def part(cifar10: Path, count: int) -> Path:
+    """A folder with a part of CIFAR-10: as many training images of each class, and all test images.
+
+    It is written once, so that a training does not decode the images that it leaves out.
+
+    Args:
+        cifar10: Folder with train.parquet and test.parquet.
+        count: Training images, a multiple of ten.
+    """
+    folder = SCRATCH / f"cifar10_{count}"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "test.parquet").exists():
+            folder.mkdir(exist_ok=True)
+            table = parquet.read_table(cifar10 / "train.parquet")
+            labels = table["label"].to_numpy()
+            order = np.random.default_rng(0).permutation(len(labels))
+            chosen = np.concatenate([order[labels[order] == label][: count // 10] for label in range(10)])
+            parquet.write_table(table.take(np.sort(chosen)), folder / "train.parquet")
+            shutil.copyfile(cifar10 / "test.parquet", folder / "test.parquet")
+    return folder
 
 
 def quoted(path: Path) -> str:

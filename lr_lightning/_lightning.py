@@ -428,6 +428,59 @@ def control_accumulation(trainer: Trainer, accumulating: Callable[[], bool]) -> 
     trainer.fit_loop.epoch_loop._should_accumulate = accumulating  # type: ignore[method-assign]
 
 
+def replace_update(trainer: Trainer, update: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Let ``update`` take the place of what Lightning does between a batch's start and end hooks; None ends that.
+
+    It gets the optimizer, the batch's index and the arguments of ``training_step``. Lightning's own is returned.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop.automatic_optimization
+    vars(loop).pop("run", None)
+    own: Callable[..., Any] = loop.run
+    if update is not None:
+        loop.run = update
+    return own
+
+
+def count_update(trainer: Trainer, batch_idx: int) -> None:
+    """Advance Lightning's counts as for a batch that it has trained on, and call ``on_before_optimizer_step``."""
+    progress: Any = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer
+    if batch_idx % trainer.accumulate_grad_batches == 0:
+        for count in ("ready", "started", "completed"):
+            getattr(progress.zero_grad, f"increment_{count}")()
+    if is_step_complete(trainer):
+        progress.step.increment_ready()
+        call = own_module(trainer, "trainer.call")
+        call._call_callback_hooks(trainer, "on_before_optimizer_step", trainer.optimizers[0])
+        progress.step.increment_completed()
+
+
+def end_epoch_of_dry_run(trainer: Trainer) -> None:
+    """Let ``trainer.current_epoch`` be the next epoch; the caller undoes it."""
+    progress = trainer.fit_loop.epoch_progress
+    for count in ("processed", "completed", "ready", "started"):
+        getattr(progress, f"increment_{count}")()
+
+
+def is_checkpoint_due(trainer: Trainer) -> bool:
+    """Return whether a ModelCheckpoint may save after this update, because of their number."""
+    every = [callback._every_n_train_steps for callback in callbacks_of(trainer, ModelCheckpoint)]
+    return any(count > 0 and trainer.global_step % count == 0 for count in every)
+
+
+def running_hook(module: LightningModule) -> str:
+    """Return the name of the module's hook that Lightning is calling, "" for none."""
+    return module._current_fx_name or ""
+
+
+def log_in_hook(module: LightningModule, hook: str, name: str, value: Any, args: Any, kwargs: Any) -> None:
+    """Call ``module.log`` as if from one of the module's hooks."""
+    before, module._current_fx_name = module._current_fx_name, hook
+    try:
+        module.log(name, value, *args, **kwargs)
+    finally:
+        module._current_fx_name = before
+
+
 def training_step_arguments(trainer: Trainer, batch: Any, index: int) -> OrderedDict[str, Any]:
     """Return the keyword arguments with which Lightning calls ``training_step``, whose signature varies."""
     return trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, index)

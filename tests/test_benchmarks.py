@@ -1,7 +1,6 @@
 """The benchmarks can be run as they say, and what they store stands in the docs."""
 
 import ast
-import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import finder_cost, report
+from benchmarks import finder_cost, pruning_replay, report
 from tests.conftest import docs_module
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +53,6 @@ def test_the_docs_have_a_line_for_every_benchmark_and_every_result(stored: Modul
             assert "n = " in line or "failed" in line  # where nothing else came of it
         else:
             assert "| none |" in line
-    assert stored.MARK in (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 def test_results_that_are_still_to_come_have_their_line(stored: ModuleType, tmp_path: Path) -> None:
@@ -95,6 +93,7 @@ def test_the_page_of_the_papers_shows_what_is_stored_and_what_is_missing(stored:
     store("batch_growth_adamw", {
         "data": "digits", "optimizer": "adamw", "epochs": 30, "images": None, "difference": CLAIM,
         "updates": {"decay": 1200, "growth": 900}, "test_accuracy": {"decay": [0.98, 0.99], "growth": [0.99, 0.99]},
+        "seconds": {"decay": [4.0, None], "growth": [2.0, 3.0]},
     })  # fmt: skip
     store("smith_table", {
         "scale": 0.25, "steps": {"fixed": 17500, "staged_triangular": 6250}, "claims": {"a − b (claim: > 0)": CLAIM},
@@ -105,8 +104,16 @@ def test_the_page_of_the_papers_shows_what_is_stored_and_what_is_missing(stored:
     assert "| staged_triangular | – | 75.0 ± 63.5 (n = 2) at 6,250 |" in page
     assert "| a − b (the paper: > 0) | mean +0.50 (-0.10 to +1.10) points, n = 6, p = 0.2 |" in page
     assert "| digits, adamw, 30 epochs | 98.5 ± 6.4 (n = 2) in 1,200 | 99.0 ± 0.0 (n = 2) in 900 |" in page
+    assert "| 0.50 (0.50 to 0.50), n = 1 |" in page  # a resumed run has no time
     assert "## Super-convergence\n\nNot measured to the end yet." in page
-    assert stored.PAPERS_MARK in (ROOT / "docs" / "papers.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["benchmarks.md", "papers.md"])
+def test_the_tables_of_a_page_are_those_of_the_stored_results(page: str, stored: ModuleType) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    assert text == stored.filled(page, text)  # else run: python docs/_build/stored.py
+    assert stored.filled(page, text.replace("n = ", "n of ")) == text  # what was changed by hand goes
+    assert stored.filled("other.md", text) == text
 
 
 @pytest.mark.parametrize(
@@ -132,19 +139,6 @@ def test_a_part_that_was_measured_alone_says_its_spread(
     assert text.endswith(f"{part} done")
 
 
-@pytest.mark.parametrize("page", ["no table here", "<!-- table -->"])
-def test_only_the_page_with_the_table_reads_the_results(
-    page: str, stored: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_build"))
-    hooks = importlib.import_module("hooks")
-    read: list[str] = []
-    monkeypatch.setattr(stored, "table", lambda: read.append("the table") or "the table")
-    monkeypatch.setattr(hooks, "stored", stored)
-    assert hooks.on_page_markdown(page) == page.replace(stored.MARK, "the table")
-    assert len(read) == page.count(stored.MARK)
-
-
 def test_a_range_test_is_timed_over_as_many_steps_as_the_bare_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     step = finder_cost.Module.training_step
@@ -157,3 +151,13 @@ def test_a_range_test_is_timed_over_as_many_steps_as_the_bare_loop(monkeypatch: 
     images, labels = torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.long)  # nothing to learn: flat to the end
     finder_cost.ours(DataLoader(TensorDataset(images, labels), batch_size=4), 12)
     assert len(made) == 12 + 1  # and the one of the fit
+
+
+@pytest.mark.parametrize(("accuracy", "second"), [(False, 3.0), (True, 0.9)])
+def test_a_replayed_search_prunes_as_the_search_itself(accuracy: bool, second: float) -> None:
+    trials = [
+        {"schedule": schedule, "curve": [[value] * 4] * epochs}
+        for schedule, value, epochs in (("cosine", 0.5, 12), ("wsd", second, 12), ("linear", 0.5, 12), ("linear", 1, 2))
+    ]
+    found = pruning_replay.replay(trials, ["cooled"], preview=True, accuracy=accuracy)
+    assert found == (12 + 3 + 12 + 2, [False, True, False, False])

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import stored
 from mkdocs.structure.files import File, Files
 from pages import api_page, keys_page  # MkDocs puts this folder on the path while it loads a hook
 
@@ -24,9 +23,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point links that leave docs/ at the copies, and insert the table of benchmarks."""
-    if stored.MARK in markdown:  # other pages build without the results
-        markdown = markdown.replace(stored.MARK, stored.table())
-    if stored.PAPERS_MARK in markdown:
-        markdown = markdown.replace(stored.PAPERS_MARK, stored.papers())
+    """Point links that leave docs/ at the copies."""
     return _OUTSIDE.sub(r"](files/\1", markdown)

@@ -491,6 +491,8 @@ class MonitorCheck(Callback):
     those that monitor the metric.
     """
 
+    reads_weights = False  # of single steps
+
     def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:
         self.monitor, self.key = monitor, key
         self._first_step = 0  # global_step at the start of the fit

@@ -31,7 +31,7 @@ from lr_lightning._threads import ThreadWatch
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.optimizer_driver import Cooldown, OptimizerDriver, plain_clock
 from lr_lightning.callbacks.trainer_clock import longer_clock, trainer_clock
-from lr_lightning.errors import ArgumentError
+from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.schedules import Clock, Plateau, Schedule
 from lr_lightning.schedules.base import ScheduleLike, as_schedule
 from lr_lightning.schedules.clock import updates_per_epoch
@@ -84,6 +84,8 @@ class LRSchedule(BaseCallback):
         >>> from lr_lightning.schedules import Cosine, Warmup
         >>> callback = LRSchedule(Warmup("5%", then=Cosine()))
     """
+
+    reads_weights = False  # of single steps, which LRRace(keep=True) cannot show
 
     def __init__(
         self,
@@ -215,9 +217,13 @@ class LRSchedule(BaseCallback):
 
         Raises:
             ArgumentError: ``updates`` is < 1.
+            UsageError: StochasticWeightAveraging is among the callbacks, or another scheduler sets the lr by now.
         """
         check_count("updates", updates, 1)
         if self._cooldown is None:
+            others = [type(each).__name__ for each in averaging_callbacks(trainer, "StochasticWeightAveraging")]
+            if other := next(iter(others), self._successor):
+                raise UsageError(f"LRSchedule cannot cool down, since {other} sets the lr. Let the run reach its end.")
             starts = list(self._steps) or [int(trainer.global_step)]
             left = [clock.total - start for clock, start in zip(self._clocks, starts, strict=True) if clock.total]
             length = max(1, min([updates, *left]))

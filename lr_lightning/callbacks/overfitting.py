@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from contextlib import closing, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,6 +115,8 @@ class OverfittingMonitor(BaseCallback):
             one loss for each example.
     """
 
+    reads_weights = False  # of single steps but the first
+
     def __init__(
         self,
         loss: LossFunction | None = None,
@@ -154,7 +157,6 @@ class OverfittingMonitor(BaseCallback):
         """Metrics of which the sanity check has shown that they will not be logged."""
         self._total_steps: int | None = None
         self._peak_lr: float | None = None
-        self._cooled: float | None = None  # at the last validation that previewed it
 
     @property
     def history(self) -> History:
@@ -162,7 +164,7 @@ class OverfittingMonitor(BaseCallback):
         start = None if self._first_loss is None else float(self._first_loss)
         points = tuple(self._points)
         state = self._total_steps, self._diverged, self._overconfident
-        return History(points, self._chance, start, *state, self._peak_lr, self._regression, self._cooled)
+        return History(points, self._chance, start, *state, self._peak_lr, self._regression)
 
     @property
     def verdict(self) -> Verdict:
@@ -476,7 +478,7 @@ class OverfittingMonitor(BaseCallback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what CooldownPreview has found in this validation, and whether a cooldown ends the run early."""
         if not trainer.sanity_checking and (cooled := trainer.callback_metrics.get(IF_COOLED)) is not None:
-            self._cooled = float(cooled)
+            self._points[-1:] = [replace(point, cooled_loss=float(cooled)) for point in self._points[-1:]]
         for schedule in callbacks_of(trainer, LRSchedule):
             if schedule.is_cooling:
                 self._total_steps = schedule.plan()[1].total

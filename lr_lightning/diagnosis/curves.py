@@ -247,32 +247,41 @@ class Curves:
 
     @property
     def accuracy_lost(self) -> float:
-        """How far the last validation accuracy lies below the best one; 0 if the error of both explains it."""
-        known = [(p.val_acc, p.val_size) for p in self.every if p.val_acc is not None]
-        if not known or known[-1][1] is None:
+        """How far the last validation accuracy lies below the best one; 0 if the error of both explains it.
+
+        The error is that of shares of as many examples; if their number is unknown, the jitter of the curve.
+        """
+        known, size = [p.val_acc for p in self.every if p.val_acc is not None], self.every[-1].val_size
+        if not known:
             return 0.0
-        best, last, size = max(acc for acc, _ in known), known[-1][0], known[-1][1]
-        error = _EXAMPLES * math.sqrt((best * (1 - best) + last * (1 - last)) / size)
-        return best - last if best - last > error else 0.0
+        best, last = max(known), known[-1]
+        variance = 2 * jitter(known) ** 2 if size is None else (best * (1 - best) + last * (1 - last)) / size
+        return best - last if best - last > _EXAMPLES * math.sqrt(variance) else 0.0
+
+    @property
+    def _well_above_chance(self) -> float:
+        """The loss above which a run is well above chance and its start; inf if chance is unknown."""
+        return math.inf if self.reference is None else _ABOVE * max(self.reference, self.start or 0.0)
 
     @property
     def above_chance(self) -> bool:
         """Whether any validation was well above chance: the learning rate is not too low then."""
-        limit = math.inf if self.reference is None else _ABOVE * max(self.reference, self.start or 0.0)
-        return any(max(p.val_loss, p.probe_loss) > limit for p in self.every)
+        return any(max(p.val_loss, p.probe_loss) > self._well_above_chance for p in self.every)
 
     @property
     def roughness(self) -> float:
         """The largest rise from one validation to the next, of either loss, as a share of its whole fall; inf if none.
 
-        A learning rate that is too low gives losses that fall at every single validation.
+        A learning rate that is too low gives losses that fall at every single validation. A first validation well above
+        chance is a rise, and coming down from there is no fall.
         """
         largest = 0.0
         for values in (np.array([p.val_loss for p in self.every]), np.array([p.probe_loss for p in self.every])):
-            fall = float(values[0] - values.min())
+            before = min(values[0], self._well_above_chance)
+            fall = float(before - values.min())
             if fall <= 0:
                 return math.inf
-            largest = max(largest, float(np.diff(values, prepend=values[0]).max()) / fall)
+            largest = max(largest, float(np.diff(values, prepend=before).max()) / fall)
         return largest
 
     @property
@@ -290,7 +299,8 @@ class Curves:
 
         A loss that stops as the learning rate goes to 0 tells nothing. So the last validation above half the peak is
         compared with the one a quarter of the epochs before it: the loss fell by less than 2 %, and its noise allows
-        no more.
+        no more. Nor did what a cooldown would reach fall by more, if that is known: at a high learning rate the loss
+        itself may hide it.
         """
         lrs = [p.lr for p in self.points]
         known = [lr for lr in lrs if lr is not None]
@@ -301,8 +311,9 @@ class Curves:
         since = max((i for i, p in enumerate(self.points) if p.epoch <= before), default=None)
         if since is None:
             return False
-        fall = self.probe.difference(since, high)
-        return fall.value + fall.noise < 0.02 * float(self.probe.smooth[since])
+        fall, (before_it, now) = self.probe.difference(since, high), (self.points[i].cooled_loss for i in (since, high))
+        cooled_fell = before_it is not None and now is not None and now < 0.98 * before_it
+        return not cooled_fell and fall.value + fall.noise < 0.02 * float(self.probe.smooth[since])
 
     @property
     def unstable(self) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lr_lightning.diagnosis.curves import AT_CHANCE, RISE, Curves, finite, reference_of
 from lr_lightning.diagnosis.history import History, Point
-from lr_lightning.diagnosis.verdict import Advice, Label, Numbers, Reason, Verdict
+from lr_lightning.diagnosis.verdict import Advice, Label, Numbers, Reason, Verdict, lr_is_high
 
 _FEWEST = 4  # validations; fewer show only a divergence
 _DIVERGED = 1.5  # times the larger of start and chance
@@ -18,10 +18,12 @@ _STILL = 0.1  # share of all that was learnt: a smaller fall in the last quarter
 _MEMORIZED = 0.02  # share of chance: a probe loss below it means that the network has memorized the examples
 _WIDE = 0.1  # share of chance: a gap above it is wide
 _LOST = 0.03  # of the validation accuracy: a run that ended that far below its best is not healthy
-_COOLED = 0.5  # share of the peak learning rate: a last one below it has been cooled down
 _SLOW = 0.35  # share of chance: while a loss above it falls at every validation, a higher learning rate is faster
 _CALM, _STEADY = 0.005, 0.02  # roughness of curves that fall at every validation, and of those that fall on the whole
-_AT_BEST = 1.02  # times the best validation loss: a loss below it is still at its best
+_ROUGH = 0.25  # roughness of a curve that swings: of 13 such runs of the benchmark's first set, a third helped in 10
+_AT_BEST = (
+    1.02  # times the best validation loss, or the lowest preview of a cooldown: below it, it is still at its best
+)
 _AT_ITS_END = 0.98  # share of the planned steps: a run that made as many counts as complete
 _MOST_ADVICE = 3
 _BORDER = 0.1  # share of the losses by which another seed may end elsewhere: a label that it changes is near
@@ -50,7 +52,7 @@ def diagnose(history: History) -> Verdict:
        in the last half it fell by more than 1.5 times the bound, or if single examples hardly changed their losses.
        The learning is the sum of the learning rates of all steps, so a learning rate that has gone to 0 does not look
        like a loss that has stopped. ``limited`` if the loss has stopped below chance; neither if its noise may hide a
-       fall. ``the learning rate is high`` in place of ``limited`` if a cooldown would lower the validation loss.
+       fall. ``the learning rate is high`` in place of both if a cooldown would lower the validation loss by 5 %.
     4. ``collapsed``: neither loss ever left chance.
     5. ``healthy``: the probe loss is low, the validation loss has not risen, and the validation accuracy is less than 3
        points below its best, or not beyond its error.
@@ -65,7 +67,8 @@ def diagnose(history: History) -> Verdict:
         found = replace(found, near=tuple(sorted(near)))
     reference, _ = reference_of(history) or (found.reference, None)
     found = replace(found, reference=reference, evidence=MappingProxyType({**_background(history), **found.evidence}))
-    if found.reason is Reason.LIMITED and _gains_by_cooling(found.evidence):
+    underfitting = found.label is Label.UNDERFITTING and found.reason is not Reason.UNDER_TRAINED
+    if underfitting and _gains_by_cooling(found.evidence):
         found = replace(found, reason=Reason.LR_IS_HIGH)
     return replace(found, advice=tuple(_ADVICE[found.label](found, found.evidence))[:_MOST_ADVICE])
 
@@ -107,11 +110,20 @@ def _background(history: History) -> dict[str, float]:
         numbers |= {"chance_loss": reference[1], "learnt_before": float(learnt)}
     if history.total_steps:
         numbers["planned"] = points[-1].step / history.total_steps
-    if history.cooled_loss is not None and history.cooled_loss < (1 - RISE) * points[-1].val_loss:
-        numbers["if_cooled"] = history.cooled_loss
+    numbers |= _previewed(points)
     if history.overconfident:
         numbers["overconfident"] = 1.0
     return numbers
+
+
+def _previewed(points: tuple[Point, ...]) -> dict[str, float]:
+    """Return what a cooldown would reach now, and the lowest that it would have reached if that has risen since."""
+    known = [(p.cooled_loss, p.epoch) for p in points if p.cooled_loss is not None and math.isfinite(p.cooled_loss)]
+    if not known or points[-1].cooled_loss != known[-1][0]:
+        return {}
+    (lowest, epoch), now = min(known), known[-1][0]
+    risen = now > _AT_BEST * lowest and lowest < points[-1].val_loss
+    return {"if_cooled": now} | ({"cooled_best": lowest, "cooled_best_epoch": epoch} if risen else {})
 
 
 def _diverged(history: History) -> Verdict | None:
@@ -258,6 +270,7 @@ def _healthy(curves: Curves) -> Verdict | None:
         "val_fall": curves.points[since].val_loss - curves.every[-1].val_loss,
         "val_fall_noise": fall.noise,
         "val_fall_since_epoch": curves.points[since].epoch,
+        "roughness": curves.roughness,
     }
     del numbers["probe_loss_at_best"]
     return Verdict(Label.HEALTHY, evidence=numbers)
@@ -290,7 +303,9 @@ def _if_diverged(verdict: Verdict, numbers: Numbers) -> list[Advice]:
 
 def _if_overfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     advice = [Advice.CHECK_LABELS] if verdict.reason is Reason.MEMORISED else []
-    if _lr_is_high(numbers):
+    if _gains_by_cooling(numbers) and "cooled_best" not in numbers:
+        return [*advice, Advice.COOL_DOWN]  # the validation loss rose, but what a cooldown would reach did not
+    if lr_is_high(numbers):
         advice.append(Advice.COOL_DOWN_EARLIER)
     elif verdict.reason not in (Reason.RECEDING, Reason.GAP) and verdict.useful_epochs < numbers["epochs"]:
         advice.append(Advice.SHORTEN_AFTER_RISE)
@@ -311,35 +326,47 @@ def _if_underfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
         return [Advice.RAISE_LR_TENFOLD if lowest > AT_CHANCE * chance else Advice.RAISE_CALM_LR]
     if limited:
         return [Advice.ENLARGE, Advice.NOISY_LABELS]
+    if _gains_by_cooling(numbers):
+        return [Advice.COOL_DOWN]
     learns = numbers["val_loss"] < min(_AT_BEST * numbers["best_val_loss"], numbers["val_at_half"] / (1 + RISE))
-    if numbers["roughness"] > _STEADY or not learns or _lr_is_high(numbers):
-        return []  # a longer run may do worse
     falls = verdict.reason is Reason.UNDER_TRAINED and numbers["probe_fall"] > 0
+    if numbers["roughness"] > _STEADY or not learns or (lr_is_high(numbers) and not falls):
+        return _if_swinging(numbers)  # a longer run may do worse
     return [Advice.TRAIN_LONGER_PROBE_FALLS if falls else Advice.LARGER_OR_LONGER]
 
 
 def _if_healthy(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     if numbers.get("planned", 1.0) < _AT_ITS_END:
         return [Advice.FINISH]
-    return [Advice.COOL_DOWN] if _lr_is_high(numbers) else []
+    return [Advice.COOL_DOWN] if _may_gain_by_cooling(numbers) else _if_swinging(numbers)
 
 
 def _if_inconclusive(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     if verdict.reason is Reason.TOO_FEW:
         return [Advice.MEASURE_MORE]
     if verdict.reason in (Reason.UNSTABLE, Reason.PROBE_NOT_FALLING) and "peak_lr" in numbers:
-        return [Advice.LOWER_UNSTABLE_LR]
+        return _lower(numbers)
     return [Advice.GIVE_CHANCE] if verdict.reason is Reason.NO_REFERENCE else []
 
 
-def _lr_is_high(numbers: Numbers) -> bool:
-    """Return whether the learning rate has not been cooled down."""
-    return numbers.get("peak_lr", 0.0) > 0 and numbers["lr"] / numbers["peak_lr"] > _COOLED
+def _if_swinging(numbers: Numbers) -> list[Advice]:
+    swings = _ROUGH < numbers["roughness"] < math.inf and bool(numbers.get("learnt_before"))
+    return _lower(numbers) if swings and "peak_lr" in numbers else []
+
+
+def _lower(numbers: Numbers) -> list[Advice]:
+    return [Advice.LOWER_OR_COOL_DOWN if _may_gain_by_cooling(numbers) else Advice.LOWER_UNSTABLE_LR]
 
 
 def _gains_by_cooling(numbers: Numbers) -> bool:
-    """Return whether the learning rate is high, and a cooldown would lower the validation loss."""
-    return "if_cooled" in numbers and "peak_lr" in numbers and _lr_is_high(numbers)
+    """Return whether the learning rate is high, and CooldownPreview says that a cooldown would lower the loss."""
+    lower = numbers.get("if_cooled", math.inf) < (1 - RISE) * numbers.get("val_loss", 0.0)
+    return lower and lr_is_high(numbers)
+
+
+def _may_gain_by_cooling(numbers: Numbers) -> bool:
+    """Return whether the learning rate is high, and nobody knows that a cooldown would bring nothing."""
+    return lr_is_high(numbers) and ("if_cooled" not in numbers or _gains_by_cooling(numbers))
 
 
 _ADVICE: dict[Label, Callable[[Verdict, Numbers], list[Advice]]] = {

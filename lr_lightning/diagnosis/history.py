@@ -28,6 +28,8 @@ class Point:
         val_losses, probe_losses: Losses of single examples, shape [K], the same examples at each validation; None if
             unknown.
         val_size, probe_size: Number of examples in the set, of which these losses may cover a part.
+        cooled_loss: Validation loss that a cooldown would reach from here, as CooldownPreview measures it; None if
+            unknown.
     """
 
     epoch: float
@@ -41,6 +43,7 @@ class Point:
     probe_losses: NDArray[np.float32] | None = None
     val_size: int | None = None
     probe_size: int | None = None
+    cooled_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,6 @@ class History:
         overconfident: Whether temperature scaling would remove the gap between the last two losses.
         peak_lr: The schedule's own peak; None: the highest learning rate of the validations stands for it.
         regression: Whether ``chance`` is the loss of a constant guess, because the targets are no classes.
-        cooled_loss: Validation loss that a cooldown would reach now, as CooldownPreview measures it; None if unknown.
     """
 
     points: tuple[Point, ...]
@@ -68,7 +70,6 @@ class History:
     overconfident: bool = False
     peak_lr: float | None = None
     regression: bool = False
-    cooled_loss: float | None = None
 
     @staticmethod
     def of_curves(

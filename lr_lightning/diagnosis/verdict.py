@@ -1,10 +1,13 @@
 """The verdict on a run: its label, the reason, the numbers that decided, the advice, and the text of them all."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
 Numbers = Mapping[str, float]
+
+_COOLED = 0.5  # share of the peak learning rate: a last one below it has been cooled down
 
 
 class Label(StrEnum):
@@ -60,13 +63,17 @@ class Advice(Enum):
         "Lower the learning rate{to_a_tenth}, and warm up: nothing was learnt, and a learning rate that is too high "
         "kills a network's units."
     )
-    LOWER_UNSTABLE_LR = "Lower the learning rate from {peak_lr:.3g} to {third:.3g}, or cool it down: the loss swings."
+    LOWER_UNSTABLE_LR = "Lower the learning rate from {peak_lr:.3g} to {third:.3g}: the loss swings."
+    LOWER_OR_COOL_DOWN = (
+        "Two runs to try: the learning rate {third:.3g} instead of {peak_lr:.3g}, or the schedule wsd, which lets it "
+        "fall to 0 at the end. The loss swings{if_cooled}."
+    )
     # a learning rate that is too low
     RAISE_LR_TENFOLD = "Raise the learning rate from {peak_lr:.3g} tenfold until the loss falls fast: {higher_lrs}, ..."
     RAISE_CALM_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: the loss falls slowly and smoothly."
     # a learning rate that is still high at the end
-    COOL_DOWN = "Cool down: {lr_is_high}. Let it fall to 0 at the end, with the schedule wsd for instance."
-    COOL_DOWN_EARLIER = "Cool down: {lr_is_high}. Let it fall to 0 by about epoch {length:.0f}."
+    COOL_DOWN = "Cool down: {lr_is_high}{if_cooled}. Let it fall to 0 at the end, with the schedule wsd for instance."
+    COOL_DOWN_EARLIER = "Cool down: {lr_is_high}{if_cooled_earlier}. Let it fall to 0 by about epoch {cooled_by:.0f}."
     # the length of the run
     SHORTEN_AFTER_RISE = "{shorten}: the validation loss rose after epoch {onset:.0f} of {epochs:.0f}."
     TRAIN_LONGER_PROBE_FALLS = "{train_longer}: the probe loss fell by {probe_fall:.2g} {probe_fall_since}."
@@ -160,6 +167,11 @@ class Verdict:
         return max(1.0, min(self._onset, self.evidence["epochs"]))
 
     @property
+    def _cooled_by(self) -> float:
+        """The epoch by which the learning rate should have fallen: where CooldownPreview was lowest, else the onset."""
+        return self.evidence.get("cooled_best_epoch", self.useful_epochs)
+
+    @property
     def _onset(self) -> float:
         return self.evidence.get("best_epoch", 0.0) if self.onset_epoch is None else self.onset_epoch
 
@@ -173,6 +185,8 @@ class Verdict:
                 return (Change(lr=0.1, warmup="10%"),)
             case Advice.LOWER_UNSTABLE_LR:
                 return (Change(lr=1 / 3),)
+            case Advice.LOWER_OR_COOL_DOWN:
+                return Change(lr=1 / 3), Change(schedule="wsd")
             case Advice.RAISE_LR_TENFOLD:
                 return (Change(lr=10),)
             case Advice.RAISE_CALM_LR:
@@ -180,11 +194,11 @@ class Verdict:
             case Advice.COOL_DOWN:
                 return (Change(schedule="wsd"),)
             case Advice.COOL_DOWN_EARLIER:
-                return (Change(schedule="wsd", epochs=round(self.useful_epochs)),)
+                return (Change(schedule="wsd", epochs=max(1, round(self._cooled_by))),)
             case Advice.SHORTEN_AFTER_RISE:
                 return (Change(epochs=round(self.useful_epochs)),)
             case Advice.TRAIN_LONGER_PROBE_FALLS:
-                return (Change(epochs=doubled),)
+                return (Change(epochs=doubled, schedule="wsd" if lr_is_high(self.evidence) else None),)
             case Advice.MEASURE_MORE:
                 return (Change(epochs=max(4, doubled)),)
             case Advice.LARGER_OR_LONGER:
@@ -206,11 +220,13 @@ class Verdict:
         """Return every number and phrase that a sentence of :class:`Advice` may leave open."""
         n = self.evidence
         open_now: dict[str, float | str] = {"onset": self._onset, "to_a_tenth": "", "reference": self.reference}
+        open_now |= {"if_cooled": self._if_cooled, "if_cooled_earlier": self._if_cooled_earlier}
         numbers = {"planned": 1.0, **n, **open_now}
         if "epochs" in n:
-            numbers |= {"length": self.useful_epochs, "double_epochs": 2 * n["epochs"]}
+            numbers |= {"cooled_by": self._cooled_by, "double_epochs": 2 * n["epochs"]}
             numbers["shorten"] = f"Shorten the schedule to about {self.useful_epochs:.0f} epochs"
-            numbers["train_longer"] = f"Lengthen the run to {2 * n['epochs']:.0f} epochs"
+            cooled = ", with the schedule wsd" if lr_is_high(n) else ""
+            numbers["train_longer"] = f"Lengthen the run to {2 * n['epochs']:.0f} epochs{cooled}"
         if "peak_lr" in n:
             peak = n["peak_lr"]
             numbers |= {
@@ -218,7 +234,7 @@ class Verdict:
                 "triple": 3 * peak,
                 "lower_lrs": ", ".join(f"{peak / 10**k:.3g}" for k in (1, 2, 3)),
                 "higher_lrs": ", ".join(f"{peak * 10**k:.3g}" for k in (1, 2, 3)),
-                "lr_is_high": f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak{self._if_cooled}",
+                "lr_is_high": f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak",
                 "to_a_tenth": f" from {peak:.3g} to {peak / 10:.3g}",
             }
         if "probe_fall_since_epoch" in n:
@@ -232,10 +248,21 @@ class Verdict:
     def _if_cooled(self) -> str:
         """What a cooldown would reach now, as a clause; empty if it is unknown or not less."""
         n = self.evidence
-        if not {"if_cooled", "val_loss"} <= n.keys():
+        if not n.get("if_cooled", math.inf) < n.get("val_loss", -math.inf):
             return ""
         return (
             f", and cooled now it would reach a validation loss of {n['if_cooled']:.3g} instead of {n['val_loss']:.3g}"
+        )
+
+    @property
+    def _if_cooled_earlier(self) -> str:
+        """What a cooldown would have reached where its preview was lowest, as a clause; empty if it has not risen."""
+        n = self.evidence
+        if not {"cooled_best", "val_loss"} <= n.keys():
+            return ""
+        return (
+            f", and cooled by epoch {n['cooled_best_epoch']:.0f} it would have reached a validation loss of "
+            f"{n['cooled_best']:.3g} instead of {n['val_loss']:.3g}"
         )
 
     def text(self) -> str:
@@ -245,6 +272,11 @@ class Verdict:
         if self.advice:
             lines += ["", "What to try:", "", *(f"- {line}" for line in self.sentences())]
         return "\n".join(lines)
+
+
+def lr_is_high(numbers: Numbers) -> bool:
+    """Return whether the learning rate is known, and has not been cooled down at the end."""
+    return numbers.get("peak_lr", 0.0) > 0 and numbers["lr"] / numbers["peak_lr"] > _COOLED
 
 
 # -- the numbers as text ---------------------------------------------------------------------------------------------

@@ -320,9 +320,12 @@ class UploadState:
         path = output_dir / STATE_NAME
         if not path.exists():
             return None
+        if not os.access(path, os.R_OK):
+            raise TrackingError(
+                f"{path}: belongs to another user, and may hold a password. Copy the run's folder without this file, "
+                "and resume the copy."
+            )
         try:
-            if not os.access(path, os.R_OK):
-                raise TrackingError(f"{path}: belongs to another user, and may hold a password. Copy the run's folder.")
             stored = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{"artifacts": stored.get("offset", 0), **stored})  # once there was one offset for both
         except (ValueError, TypeError) as error:

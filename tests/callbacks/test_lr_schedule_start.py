@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from lr_lightning import LRSchedule
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
-from lr_lightning.errors import ArgumentError
+from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.schedules import Clock, Constant, Cosine, Join, Linear, Plateau, Schedule
 from lr_lightning.schedules.compose import Shifted
 from tests.callbacks.test_lr_schedule import BATCHES, PEAK, Gan, Tiny, expected, loader, trainer
@@ -180,3 +181,25 @@ def test_early_stopping_lets_a_cooldown_come_to_its_end() -> None:
 def test_a_cooldown_of_no_update_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"^updates must be a whole number >= 1, got 0"):
         LRSchedule(Constant()).cool_down(trainer(), 0)
+
+
+def test_a_cooldown_beside_a_callback_that_sets_the_lr_is_refused_and_the_run_goes_on() -> None:
+    schedule, said = LRSchedule(Constant()), []
+
+    class Asks(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step in (5, 25):  # before and after the averaging begins
+                with pytest.raises(UsageError) as caught:
+                    schedule.cool_down(trainer, 2)
+                said.append(str(caught.value))
+
+    swa = StochasticWeightAveraging(0.01, swa_epoch_start=2)
+    trainer(schedule, swa, Asks(), max_epochs=3).fit(module := Tiny(), loader())
+    assert len(module.lrs()) == 30
+    assert (
+        said
+        == [
+            "LRSchedule cannot cool down, since StochasticWeightAveraging sets the lr. Let the run reach its end.",
+        ]
+        * 2
+    )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lr_lightning.diagnosis import Advice, History, Label, Reason, Verdict, diagnose
+from lr_lightning.diagnosis.verdict import Change
 from tests.diagnosis.recorded import load, names
 
 CHANCE = math.log(10)
@@ -111,6 +112,13 @@ def test_a_high_loss_that_stopped_at_a_high_learning_rate_is_limited() -> None:
     assert verdict.advice[0] is Advice.ENLARGE
 
 
+def _cooled(history: History, *cooled: float) -> History:
+    """The history, with what a cooldown would reach at its last validations."""
+    first = len(history.points) - len(cooled)
+    later = [replace(p, cooled_loss=loss) for p, loss in zip(history.points[first:], cooled, strict=True)]
+    return replace(history, points=(*history.points[:first], *later))
+
+
 @pytest.mark.parametrize(
     ("cooled", "last_lr", "detail"),
     [(0.9, 0.1, "the learning rate is high"), (1.19, 0.1, "limited"), (0.9, 0.001, "limited")],
@@ -118,7 +126,7 @@ def test_a_high_loss_that_stopped_at_a_high_learning_rate_is_limited() -> None:
 def test_a_run_that_a_cooldown_would_bring_further_is_not_limited(cooled: float, last_lr: float, detail: str) -> None:
     probe = (1.2 + np.exp(-np.arange(1, 31) / 2)).tolist()
     history = History.of_curves(probe, probe, chance=CHANCE, lr=[0.1] * 29 + [last_lr])
-    verdict = diagnose(replace(history, cooled_loss=cooled))
+    verdict = diagnose(_cooled(history, cooled))
     assert (verdict.label, verdict.detail) == ("underfitting", detail)
     if detail != "limited":
         assert verdict.advice == (Advice.COOL_DOWN,)
@@ -126,6 +134,78 @@ def test_a_run_that_a_cooldown_would_bring_further_is_not_limited(cooled: float,
             "Cool down: the learning rate is still 100% of its peak, and cooled now it would reach a validation loss "
             "of 0.9 instead of 1.2. Let it fall to 0 at the end, with the schedule wsd for instance."
         ]
+
+
+def test_a_loss_has_not_stopped_while_the_preview_of_a_cooldown_falls() -> None:
+    probe = (1.2 + np.exp(-np.arange(1, 31) / 2)).tolist()
+    history = History.of_curves(probe, probe, chance=CHANCE, lr=[0.1] * 30)
+    for fall, limited in ((0.0, True), (0.03, False)):
+        cooled = [1.19 * (1 - fall * i / 8) for i in range(9)]  # over the last quarter and one validation more
+        verdict = diagnose(_cooled(history, *cooled))
+        assert (verdict.reason is Reason.LIMITED) is limited
+        assert (Advice.ENLARGE in verdict.advice) is limited
+
+
+@pytest.mark.parametrize(
+    ("cooled", "advice"),
+    [((), (Advice.COOL_DOWN,)), ((0.09,), (Advice.COOL_DOWN,)), ((0.1,), ()), ((0.12,), ())],
+)
+def test_a_healthy_run_is_cooled_down_unless_that_is_known_to_bring_nothing(
+    cooled: tuple[float, ...], advice: tuple[Advice, ...]
+) -> None:
+    loss = [2.0 * 0.5**t + 0.1 for t in range(20)]
+    verdict = diagnose(_cooled(History.of_curves(loss, loss, chance=CHANCE, lr=[0.1] * 20), *cooled))
+    assert (verdict.label, verdict.advice) == ("healthy", advice)
+    said = "cooled now it would reach a validation loss of 0.09 instead of 0.1" in verdict.text()
+    assert said is (cooled == (0.09,))
+
+
+@pytest.mark.parametrize("gain", [True, False])
+def test_a_run_that_still_learns_at_a_high_learning_rate_is_cooled_down_or_lengthened_with_a_cooldown(
+    gain: bool,
+) -> None:
+    probe = [0.4 + 1.8 * 0.95**t for t in range(20)]
+    probe[10] += 0.07  # not so calm that a higher learning rate helps
+    history = History.of_curves(probe, probe, chance=CHANCE, lr=[0.1] * 20)
+    verdict = diagnose(_cooled(history, probe[-1] * (0.9 if gain else 1.1)))
+    assert (verdict.label, verdict.reason) == ("underfitting", Reason.UNDER_TRAINED)
+    (advice,) = verdict.advice
+    (change,) = verdict.changes(advice)
+    assert change == (Change(schedule="wsd") if gain else Change(epochs=40, schedule="wsd"))
+    assert gain or verdict.sentences()[0].startswith("Lengthen the run to 40 epochs, with the schedule wsd: the probe")
+
+
+def test_an_overfitting_run_is_cooled_down_where_the_preview_of_that_was_lowest() -> None:
+    history = _overfit(10, 60, 0.0)
+    val, last = [p.val_loss for p in history.points], history.points[-1].val_loss
+    risen = _cooled(history, *(0.3 + 0.01 * abs(epoch - 20) for epoch in range(1, 61)))
+    verdict = diagnose(risen)
+    assert verdict.sentences()[0] == (
+        "Cool down: the learning rate is still 100% of its peak, and cooled by epoch 20 it would have reached a "
+        f"validation loss of 0.3 instead of {last:.3g}. Let it fall to 0 by about epoch 20."
+    )
+    assert verdict.changes(verdict.advice[0]) == (Change(schedule="wsd", epochs=20),)
+    falling = diagnose(_cooled(history, *(min(val) + 0.1 / epoch for epoch in range(1, 61))))
+    assert (falling.label, falling.advice) == ("overfitting", (Advice.COOL_DOWN,))  # only the high lr raised the loss
+
+
+@pytest.mark.parametrize(
+    ("level", "swing", "last_lr", "advice"),
+    [
+        (0.1, 0.6, 0.001, Advice.LOWER_UNSTABLE_LR),
+        (0.1, 0.1, 0.001, None),
+        (0.8, 0.6, 0.001, Advice.LOWER_UNSTABLE_LR),
+        (0.8, 0.6, 0.1, Advice.LOWER_OR_COOL_DOWN),
+        (2.26, 0.02, 0.001, None),  # nothing was learnt, and the learning rate may be too low
+    ],
+)
+def test_a_loss_that_swings_asks_for_a_lower_learning_rate(
+    level: float, swing: float, last_lr: float, advice: Advice | None
+) -> None:
+    probe = [level + min(1.5, 2.3 - level) * 0.8**t + swing * (t in (8, 12)) for t in range(24)]
+    verdict = diagnose(History.of_curves(probe, probe, chance=CHANCE, lr=[0.1] * 23 + [last_lr]))
+    lower = {Advice.LOWER_UNSTABLE_LR, Advice.LOWER_OR_COOL_DOWN} & set(verdict.advice)
+    assert lower == ({advice} if advice else set()), verdict.text()
 
 
 def test_a_loss_that_stops_as_the_learning_rate_goes_to_zero_may_need_a_longer_run_or_a_larger_network() -> None:
@@ -144,6 +224,15 @@ def test_coming_down_to_chance_after_a_blow_up_is_no_learning(blown: float) -> N
     verdict = diagnose(History.of_curves(curve, curve, chance=CHANCE, start=2.3, lr=[10.0] * 10))
     assert not {Advice.RAISE_LR_TENFOLD, Advice.RAISE_CALM_LR} & set(verdict.advice)
     assert verdict.reason is not Reason.UNDER_TRAINED
+
+
+def test_a_run_that_began_far_above_chance_needs_a_lower_learning_rate_and_not_more_epochs() -> None:
+    curve = [119.0, 47.0, 46.5, 2.64, 1.85, 1.15, 1.06, 1.04]  # with a cosine decay from a learning rate of 3
+    lr = [1.5 * (1 + math.cos(math.pi * t / 8)) for t in range(1, 9)]
+    history = History.of_curves(curve, curve, chance=CHANCE, start=2.4, lr=lr)
+    verdict = diagnose(replace(history, peak_lr=3.0))
+    assert verdict.label == "underfitting"
+    assert verdict.sentences() == ["Lower the learning rate from 3 to 1: the loss swings."]
 
 
 def test_one_spike_does_not_raise_a_learning_rate_that_is_too_high() -> None:
@@ -180,7 +269,8 @@ def test_a_run_that_lost_accuracy_is_not_healthy() -> None:
     loss = (0.2 + 1.5 * np.exp(-t / 3)).tolist()
     acc = np.where(t < 20, 0.97, 0.91).tolist()
     history = History.of_curves(loss, loss, chance=CHANCE, val_acc=acc)
-    for size, label in ((1000, "inconclusive"), (40, "healthy")):  # of 40 examples, 6 points are within the error
+    # of 40 examples, 6 points are within the error; of an unknown number, the curve's own jitter is the error
+    for size, label in ((1000, "inconclusive"), (40, "healthy"), (None, "inconclusive")):
         verdict = diagnose(replace(history, points=tuple(replace(p, val_size=size) for p in history.points)))
         assert verdict.label == label
     assert (
@@ -225,7 +315,13 @@ def test_a_rise_of_both_losses_is_no_overfitting() -> None:
     assert verdict.label == "inconclusive"
     assert "unstable" in verdict.detail
     assert verdict.reason is Reason.UNSTABLE
-    assert verdict.sentences() == ["Lower the learning rate from 0.3 to 0.1, or cool it down: the loss swings."]
+    assert verdict.sentences() == [
+        "Two runs to try: the learning rate 0.1 instead of 0.3, or the schedule wsd, which lets it fall to 0 at the "
+        "end. The loss swings."
+    ]
+    assert verdict.changes(verdict.advice[0]) == (Change(lr=1 / 3), Change(schedule="wsd"))
+    cooled = diagnose(History.of_curves(curve, curve, chance=CHANCE, lr=[0.3] * 9 + [0.0]))
+    assert cooled.sentences() == ["Lower the learning rate from 0.3 to 0.1: the loss swings."]
 
 
 def test_a_cycles_rising_half_is_no_overfitting_and_its_low_ends_are_compared() -> None:
@@ -309,6 +405,21 @@ def test_every_number_of_a_sentence_is_what_a_reader_finds_in_the_curve(name: st
             assert n[f"{which}_fall"] == then - getattr(last, f"{which}_loss")
     assert n["epochs"] == last.epoch
     assert verdict.useful_epochs <= last.epoch
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_no_verdict_sends_to_and_fro(name: str) -> None:
+    history = load(name)
+    verdict = diagnose(history)
+    changes = [change for advice in verdict.advice for change in verdict.changes(advice)]
+    assert sum(change.lr is not None for change in changes) <= 1  # one advice for one divergence
+    lengths = {change.epochs > verdict.evidence["epochs"] for change in changes if change.epochs is not None}
+    assert len(lengths) <= 1
+    if verdict.label is Label.OVERFITTING:  # a run that ended where this one was best is not told to go on
+        kept = tuple(p for p in history.points if p.epoch <= verdict.useful_epochs)
+        shorter = diagnose(replace(history, points=kept, total_steps=kept[-1].step))
+        longer = {Advice.TRAIN_LONGER_PROBE_FALLS, Advice.LARGER_OR_LONGER}
+        assert not longer & set(shorter.advice), shorter.text()
 
 
 def test_a_high_start_that_is_being_left_is_no_divergence() -> None:

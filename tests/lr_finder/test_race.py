@@ -60,12 +60,21 @@ def test_an_optimum_outside_of_the_first_bracket_is_found(best: float) -> None:
     assert abs(math.log(found / best)) < 0.5
 
 
-@pytest.mark.parametrize("drift", [-0.5, 0.0, 0.2])
+@pytest.mark.parametrize("drift", [-0.5, -0.2, 0.0])
 def test_the_drift_that_was_measured_carries_the_answer_to_the_run(drift: float) -> None:
     plan, run = RacePlan.of(2000, 4000), PlannedRun(4000, "constant", drift=-0.2)
     found = answer(plan, run_race(plan, bowl(0.2, drift)), run)
     true, assumed = 0.2 * 400**drift, 0.2 * 400**-0.2
     assert abs(math.log(found / true)) < 0.6 * abs(math.log(assumed / true)) + 0.4
+
+
+@pytest.mark.parametrize(("centres", "most"), [((0.01, 0.1), 0.0317), ((0.01, 0.02, 0.2), 0.0343), ((0.4, 0.02), 0.02)])
+def test_the_answer_is_at_most_what_the_longest_trainings_found_best(centres: tuple[float, ...], most: float) -> None:
+    for steps in (80, 1000, 100_000):
+        rungs = [Trials([b / 2, b, b * 2], [1.0, 0.5, 1.0], 0.0, 5 * 4**k) for k, b in enumerate(centres)]
+        read = read_race(rungs, 2.3, PlannedRun(steps, "constant", drift=-0.2))
+        assert read.suggestion is not None
+        assert read.suggestion <= most * 1.001
 
 
 def test_rungs_that_contradict_each_other_widen_the_interval() -> None:

@@ -17,7 +17,7 @@ from lr_lightning.app.run.signals import WARNINGS, Interrupted, Signals
 from lr_lightning.app.world import in_batch_job
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock, updates_made
-from lr_lightning.errors import ArgumentError
+from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.schedules import parse_duration
 from lr_lightning.tracking import RunLogger
 from lr_lightning.tracking.files import write_atomically
@@ -34,6 +34,8 @@ class GracefulStop(Signals, Callback):
     SIGUSR1 does not stop a training but asks for a cooldown, by ``cooldown_asked``, except in a batch job, which is
     warned by it.
     """
+
+    reads_weights = False  # of single steps
 
     def __init__(self, checkpoint: Path | None = None) -> None:
         super().__init__()
@@ -140,6 +142,8 @@ class CoolDownOnRequest(Callback):
         folder: The run's folder; None on ranks other than the first.
     """
 
+    reads_weights = False  # of single steps
+
     def __init__(self, stop: GracefulStop, folder: Path | None) -> None:
         self.stop, self.folder = stop, folder
         stop.cools_down = True
@@ -161,7 +165,7 @@ class CoolDownOnRequest(Callback):
             return
         if self._decided is not None:  # the run was resumed from before the start of its cooldown
             if updates_made(trainer) >= (self._decided.start or 0):
-                self._schedule.cool_down(trainer, self._decided.updates)
+                self._cool_down(trainer, self._decided.updates)
             return
         if trainer.world_size == 1:
             request = self._look()
@@ -192,10 +196,21 @@ class CoolDownOnRequest(Callback):
             wanted = clock.slice(0, step).steps(request.over)
         except ArgumentError:  # epochs, and the loader has no length
             wanted = clock.slice(0, step).steps(DEFAULT_LENGTH)
-        updates = self._schedule.cool_down(trainer, max(1, wanted))
-        if self.folder is None:
+        updates = self._cool_down(trainer, max(1, wanted))
+        if updates is None or self.folder is None:
             return
         CooldownRequest(request.over, step, updates).write(self.folder)
         print(f"cooling down as told: from step {step} to step {step + updates}, where the run ends", flush=True)
         for logger in (logger for logger in trainer.loggers if isinstance(logger, RunLogger)):
             logger.set_tags({"cooldown.step": step, "cooldown.updates": updates})
+
+    def _cool_down(self, trainer: Trainer, updates: int) -> int | None:
+        """Return the length of the cooldown; where another callback sets the lr, say so and return None."""
+        try:
+            return self._schedule.cool_down(trainer, updates)
+        except UsageError as e:
+            self.stop.cooldown_asked, self._decided = False, None
+            if self.folder is not None:
+                (self.folder / REQUEST).unlink(missing_ok=True)
+                print(f"not cooling down as told: {e}", flush=True)
+        return None

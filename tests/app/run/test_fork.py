@@ -1,6 +1,7 @@
 """A fork starts from a state of another run: equal to it if nothing changes, and else with the changes asked for."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lr_lightning.app.run.train import train
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Clock
 from tests.app.conftest import ROOT, short_run
+from tests.conftest import Command
 from tests.leftovers import checkpoint, metrics, plain, untimed
 
 TRUNK = [
@@ -87,6 +89,34 @@ def test_a_fork_that_was_stopped_resumes_as_if_it_had_not(trunk: Path) -> None:
     train(*stored_config(compose_config(ROOT, given)[0], given), report=False)
     assert equal(stopped, whole)
     assert lrs(stopped) == lrs(whole)
+
+
+DIE = """
+import os, signal
+from lightning.pytorch import Callback
+
+class Die(Callback):
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 28 and "STOP" not in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_fork_that_was_killed_outright_resumes_to_the_end_of_the_straight_run(
+    trunk: Path, tmp_path: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "die.py").write_text(DIE)
+    words = ["tracking=csv", "callbacks.checkpoint.every_n_steps=5", "+callbacks.extra.die._target_=die.Die"]
+    killed = train_command(f"fork={trunk}@step=18", *words, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (folder,) = (path.parent for path in (tmp_path / "outputs").glob("*/config.yaml"))
+    assert checkpoint(folder)["global_step"] == 25
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("STOP", "no")
+    given = [f"resume={folder}", "trust=[die.Die]"]
+    train(*stored_config(compose_config(ROOT, given)[0], given), report=False)
+    assert equal(folder, trunk)
+    assert rows(folder) == rows(trunk)
 
 
 def test_runs_with_accumulated_batches_and_best_checkpoints_fork_exactly(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from lr_lightning.app.commands import cooldown
 from lr_lightning.app.composition import compose_config, load_config, prepare
@@ -103,6 +104,16 @@ def test_sigusr1_asks_for_a_cooldown_and_in_a_batch_job_it_stops_the_run(
     with pytest.raises(SystemExit) as caught:
         run(tmp_path, told)
     assert caught.value.code == 128 + signal.SIGUSR1
+
+
+def test_a_run_whose_lr_another_callback_sets_says_so_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(tmp_path, StochasticWeightAveraging(0.02, swa_epoch_start=8), After(20, request("2")))
+    assert lrs(folder)[:70] == [0.1] * 70
+    assert len(lrs(folder)) >= 90  # for BatchNorm, that callback adds an epoch that trains nothing
+    assert not (folder / REQUEST).exists()
+    assert "not cooling down as told: LRSchedule cannot cool down, since Stoch" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("content", "found"), [("", None), ('{"over": "a lot"}', None), ('{"over": "7"}', "7")])
