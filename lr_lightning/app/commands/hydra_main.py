@@ -4,10 +4,11 @@ import gc
 import io
 import math
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, fields
 from itertools import islice, product
 from math import comb, prod, sqrt
@@ -202,6 +203,26 @@ def seeds_note(words: Sequence[str], config: Config | None = None) -> str:
     return f"{what} With {own} {few}. For a proof: seed={','.join(map(str, range(needed)))}{rest}"
 
 
+@contextmanager
+def _composing_once(root: Path, words: Sequence[str]) -> Iterator[None]:
+    """Keep Hydra from composing the config once more, for a quarter of a second, to read a mode that nothing sets.
+
+    ``hydra.mode`` may be set by an override, by a config of another place, or by a file of `conf/`.
+    """
+    from hydra._internal.hydra import Hydra
+
+    elsewhere = any(re.match(r"[+~]*hydra|-(?!m$|-multirun$)", word) for word in words)
+    files = (file for file in sorted((root / "conf").rglob("*.yaml")) if file.is_file())
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    ask = Hydra.get_mode
+    if not elsewhere and not any("hydra" in text and re.search(r"\bmode:|searchpath", text) for text in texts):
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = ask  # type: ignore[method-assign]
+
+
 def main(root: Path, job: Job = "train") -> int:
     """Run the command line and return the exit status.
 
@@ -224,7 +245,8 @@ def main(root: Path, job: Job = "train") -> int:
     jobs, status = Jobs(root, job), 0
     _results.clear()
     try:
-        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(jobs.run)()
+        with _composing_once(root, sys.argv[1:]):
+            hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(jobs.run)()
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
         if wants_tracebacks() or _results:
             raise

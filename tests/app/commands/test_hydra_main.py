@@ -11,6 +11,8 @@ from typing import Any
 import cloudpickle
 import pytest
 from hydra._internal.core_plugins import basic_launcher
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 
 from lr_lightning._plotting import styles
 from lr_lightning.app.commands import compare as app_compare
@@ -22,6 +24,7 @@ from lr_lightning.app.run import train as train_module
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.errors import ConfigError, Diverged
+from tests.app.conftest import ROOT
 
 Configured = Callable[..., Config]
 
@@ -37,6 +40,45 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     found = Asked()
     monkeypatch.setattr(app_compare, "run", lambda *places, **rest: found.calls.append({"places": places, **rest}))
     return found
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "once"),
+    [
+        (["schedule=cosine", "output_root=/hydra", "-m"], "monitor: {mode: max}", True),
+        (["--multirun"], "", True),
+        (["-cn", "other"], "", False),
+        (["+hydra.mode=MULTIRUN"], "", False),
+        ([], None, True),  # the app's own
+        (["hydra.mode=MULTIRUN"], "", False),
+        (["hydra/launcher=joblib"], "", False),
+        (["--config-name=other"], "", False),
+        ([], "# @package _global_\nhydra:\n  mode: MULTIRUN\n", False),
+        ([], "hydra: {searchpath: [file:///elsewhere]}", False),
+    ],
+)
+def test_hydra_composes_twice_only_where_its_mode_may_be_set(
+    tmp_path: Path, words: list[str], text: str | None, once: bool
+) -> None:
+    ask, folder = Hydra.get_mode, tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text(text or "")
+    (folder / ".#own.yaml").symlink_to("gone")  # as editors leave them
+    with cli._composing_once(ROOT if text is None else tmp_path, words):
+        assert (Hydra.get_mode is not ask) is once
+    assert Hydra.get_mode is ask
+
+
+def test_what_hydra_asks_for_its_mode_has_no_other_effect(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    composed: list[object] = []
+    compose = Hydra.compose_config
+    monkeypatch.setattr(Hydra, "compose_config", lambda *a, **k: composed.append(k["run_mode"]) or compose(*a, **k))
+    monkeypatch.setattr(sys, "argv", ["train.py", "data.batch_size=0", f"output_root={tmp_path}"])
+    assert cli.main(ROOT) == BAD_INPUT
+    assert composed == [RunMode.RUN]
+    assert "data.batch_size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
