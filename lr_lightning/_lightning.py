@@ -79,6 +79,7 @@ DataFetcher = _DataFetcher
 set_sampler_epoch = _set_sampler_epoch  # Lightning calls this before it iterates a loader
 
 _T = TypeVar("_T")
+_SCALARS = 1000  # in a tensor
 _SAID: WeakSet[Trainer] = WeakSet()  # the Trainers whose user has been told that results are lost
 
 
@@ -250,6 +251,43 @@ def mean_loss(losses: Sequence[Tensor]) -> Tensor | None:
     return losses[0] if losses else None
 
 
+class Scalars:
+    """Scalars of many steps, side by side on their device.
+
+    The C allocator cannot use the memory of a step's activations as a whole again if a tensor of one element stays in
+    its midst: with a tensor kept from each step, the process would grow.
+    """
+
+    def __init__(self) -> None:
+        self._full: list[Tensor] = []
+        self._values, self._places, self._count = torch.empty(0), list[Tensor](), 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._full)) + self._count
+
+    def append(self, value: Tensor) -> None:
+        """Copy a scalar; nothing is transferred, and nothing waits for the device."""
+        values = self._values
+        if self._count == len(self._places) or value.dtype != values.dtype or value.device != values.device:
+            self._begin(value)
+        self._places[self._count].copy_(value)
+        self._count += 1
+
+    def _begin(self, value: Tensor) -> None:
+        self._full += [self._values[: self._count]] if self._count else []
+        self._values, self._count = torch.empty(_SCALARS, dtype=value.dtype, device=value.device), 0
+        self._places = list(self._values.unbind())
+
+    def stacked(self, device: torch.device | None = None) -> Tensor | None:
+        """Return them in one tensor, on the device of the last one by default; None if there are none."""
+        parts = [*self._full, *([self._values[: self._count]] if self._count else [])]
+        return torch.cat([part.to(device or parts[-1].device) for part in parts]) if parts else None
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._full, self._count = [], 0
+
+
 # -- private: logging and the training loop ---------------------------------------------------------------------------
 
 
@@ -372,7 +410,7 @@ def validate_also(trainer: Trainer, when: Callable[[], bool] | None) -> None:
     vars(loop).pop("_should_check_val_fx", None)
     if when is not None:
         due = loop._should_check_val_fx
-        loop._should_check_val_fx = lambda fetcher: due(fetcher) or (trainer.enable_validation and when())
+        loop._should_check_val_fx = lambda fetcher: due(fetcher) or (when() and trainer.enable_validation)
 
 
 def end_fit_at(trainer: Trainer, steps: int) -> None:
@@ -388,6 +426,59 @@ def stop_after_batch(trainer: Trainer) -> None:
 def control_accumulation(trainer: Trainer, accumulating: Callable[[], bool]) -> None:
     """Let ``accumulating`` decide whether a batch only accumulates; Lightning decides by the batch's number."""
     trainer.fit_loop.epoch_loop._should_accumulate = accumulating  # type: ignore[method-assign]
+
+
+def replace_update(trainer: Trainer, update: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Let ``update`` take the place of what Lightning does between a batch's start and end hooks; None ends that.
+
+    It gets the optimizer, the batch's index and the arguments of ``training_step``. Lightning's own is returned.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop.automatic_optimization
+    vars(loop).pop("run", None)
+    own: Callable[..., Any] = loop.run
+    if update is not None:
+        loop.run = update
+    return own
+
+
+def count_update(trainer: Trainer, batch_idx: int) -> None:
+    """Advance Lightning's counts as for a batch that it has trained on, and call ``on_before_optimizer_step``."""
+    progress: Any = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer
+    if batch_idx % trainer.accumulate_grad_batches == 0:
+        for count in ("ready", "started", "completed"):
+            getattr(progress.zero_grad, f"increment_{count}")()
+    if is_step_complete(trainer):
+        progress.step.increment_ready()
+        call = own_module(trainer, "trainer.call")
+        call._call_callback_hooks(trainer, "on_before_optimizer_step", trainer.optimizers[0])
+        progress.step.increment_completed()
+
+
+def end_epoch_of_dry_run(trainer: Trainer) -> None:
+    """Let ``trainer.current_epoch`` be the next epoch; the caller undoes it."""
+    progress = trainer.fit_loop.epoch_progress
+    for count in ("processed", "completed", "ready", "started"):
+        getattr(progress, f"increment_{count}")()
+
+
+def is_checkpoint_due(trainer: Trainer) -> bool:
+    """Return whether a ModelCheckpoint may save after this update, because of their number."""
+    every = [callback._every_n_train_steps for callback in callbacks_of(trainer, ModelCheckpoint)]
+    return any(count > 0 and trainer.global_step % count == 0 for count in every)
+
+
+def running_hook(module: LightningModule) -> str:
+    """Return the name of the module's hook that Lightning is calling, "" for none."""
+    return module._current_fx_name or ""
+
+
+def log_in_hook(module: LightningModule, hook: str, name: str, value: Any, args: Any, kwargs: Any) -> None:
+    """Call ``module.log`` as if from one of the module's hooks."""
+    before, module._current_fx_name = module._current_fx_name, hook
+    try:
+        module.log(name, value, *args, **kwargs)
+    finally:
+        module._current_fx_name = before
 
 
 def training_step_arguments(trainer: Trainer, batch: Any, index: int) -> OrderedDict[str, Any]:

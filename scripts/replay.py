@@ -27,6 +27,9 @@ def main() -> int:
         except TrackingError as error:
             print(f"error: {error}", file=sys.stderr)
             failed = True
+        except OSError as error:
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            failed = True
         else:
             what = f"sent {done.records} records" if done.records else "nothing was left to send"
             print(f"{folder}: {what} (run {done.run_id} of {done.uri})")

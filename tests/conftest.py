@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 SCRIPTS = ROOT / "scripts"
+NOBODY = 65534
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -53,7 +56,9 @@ def root() -> Path:
 @pytest.fixture(autouse=True)
 def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning keeps the seed in the environment and acts on it: it would change the loaders of every later test."""
-    mlflows = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
+    mlflows = [
+        f"MLFLOW_{name}" for name in ("TRACKING_URI", "EXPERIMENT_NAME", "EXPERIMENT_ID", "RUN_ID", "RUN_CONTEXT")
+    ]
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", *mlflows):
         monkeypatch.delenv(name, raising=False)
 
@@ -98,6 +103,33 @@ def train_command(tmp_path: Path) -> Command:
         return done
 
     return run
+
+
+@pytest.fixture
+def foreign() -> Iterator[Callable[..., AbstractContextManager[Path]]]:
+    """Acts, in a block, as a user who may read a copy of a folder, but for some files, and not write to it."""
+    # Not below tmp_path, which nobody but this user may enter.
+    place = Path(tempfile.mkdtemp(prefix="lr_lightning-"))
+    place.chmod(0o755)
+    is_root = os.getuid() == 0  # whom no mode stops
+
+    @contextmanager
+    def acting(folder: Path, *hidden: str) -> Iterator[Path]:
+        copy = shutil.copytree(folder, place / folder.name)
+        for path in (copy, *copy.rglob("*")):
+            path.chmod(0 if path.name in hidden else 0o555)
+        if is_root:
+            os.setresuid(NOBODY, NOBODY, 0)
+        try:
+            yield copy
+        finally:
+            if is_root:
+                os.setresuid(0, 0, 0)
+            for path in (copy, *copy.rglob("*")):
+                path.chmod(0o755)
+
+    yield acting
+    shutil.rmtree(place)
 
 
 @pytest.fixture(scope="session")

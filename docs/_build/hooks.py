@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
+
 from mkdocs.structure.files import File, Files
 from pages import api_page, keys_page  # MkDocs puts this folder on the path while it loads a hook
 

@@ -94,6 +94,13 @@ def _pruning(found: dict[str, Any]) -> str:
     return "; ".join(saved)
 
 
+def _pruning_replay(found: dict[str, Any]) -> str:
+    arms = {arm: of_arm["figures"] for arm, of_arm in found["loss"].items()}
+    arms = {"cooled, its constants chosen on other problems": found["held_out"]["figures"], "median": arms["median"]}
+    said = (f"{arm}: {row['epochs_saved']:.0%} saved, {row['good_lost']:.1%} lost" for arm, row in arms.items())
+    return f"{'; '.join(said)}; n = {found['held_out']['figures']['n']} problems"
+
+
 def _search_methods(found: dict[str, Any]) -> str:
     methods = ((name, runs) for name, runs in found.items() if name != "machine")
     return "; ".join(f"{name} {of_values([run['best'] for run in runs], '{:.2g}')}" for name, runs in methods)
@@ -290,6 +297,12 @@ ROWS = (
         result="lr_effects_cifar10_cosine",
     ),
     Row("pruning", "epochs that pruning a search saves", _pruning),
+    Row(
+        "pruning_replay",
+        "the same, and the good trials that pruning loses, in replayed searches",
+        _pruning_replay,
+        "--cifar10 FOLDER",
+    ),
     Row("search_methods", "best validation loss of each way of searching", _search_methods),
     Row(
         "search_methods",
@@ -388,8 +401,8 @@ def _smith_rows(found: dict[str, Any]) -> str:
     claims = [[text.replace("(claim", "(the paper"), _points(claim)] for text, claim in found["claims"].items()]
     where = _where(found["machine"])
     return (
-        f"Smith 2017, table 1, at {found['scale']:g} of the paper's lengths: test accuracy in percent, mean ± 95 % t interval over "
-        f"seeds, and updates. {where}.\n\n"
+        f"Smith 2017, table 1, at {found['scale']:g} of the paper's lengths: test accuracy in percent, mean ± 95 % t "
+        f"interval over seeds, and updates. {where}.\n\n"
         + _table(("schedule", "the paper", "here"), rows)
         + "\n\n"
         + _table(("claim", "difference here, paired by seed, 95 % bootstrap interval"), claims)
@@ -397,7 +410,9 @@ def _smith_rows(found: dict[str, Any]) -> str:
 
 
 def _growth_rows(each: dict[str, dict[str, Any]]) -> str:
-    rows = [["the paper: CIFAR-10, WRN-16-4, sgd, 200 epochs", "78,125 updates", "28,875 updates", "equal accuracy", "–"]]
+    rows = [
+        ["the paper: CIFAR-10, WRN-16-4, sgd, 200 epochs", "78,125 updates", "28,875 updates", "equal accuracy", "–"]
+    ]
     for found in each.values():
         images = f"{found['images']:,} images of " if found.get("images") else ""
         arms = [f"{_accuracy(found['test_accuracy'][arm])} in {found['updates'][arm]:,}" for arm in ("decay", "growth")]
@@ -417,8 +432,8 @@ def _super_rows(found: dict[str, Any]) -> str:
     arms = [[name, _accuracy(v), f"{found['best_lr'][name]:g}"] for name, v in found["test_accuracy"].items()]
     differences = [[name, _points(claim)] for name, claim in found["differences"].items()]
     return (
-        "The authors' own log, with a ResNet-56 on all images: 92.4 % after 10,000 updates of a cycle, 90.3 % after 80,000 of a "
-        "step schedule.\n\n"
+        "The authors' own log, with a ResNet-56 on all images: 92.4 % after 10,000 updates of a cycle, 90.3 % after "
+        "80,000 of a step schedule.\n\n"
         f"{_table(('here', 'test accuracy', 'best peak'), arms)}\n\n"
         f"{_table(('', 'difference, paired by seed'), differences)}\n\n{_where(found['machine'])}."
     )
@@ -430,7 +445,15 @@ def _textbook_rows(each: dict[str, dict[str, Any]]) -> str:
         [claims[0]["text"], *(f"{_share(claim)}, p {claim['adjusted']:.2g}: {claim['outcome']}" for claim in claims)]
         for claims in zip(*(found["claims"] for found in each.values()), strict=True)
     ]
-    return _table(("share of pairs, adjusted p", *heads), rows)
+    runs = "; ".join(
+        f"{head}: n = {len(found['trials'])} runs of {found['epochs']} epochs, {_where(found['machine'])}"
+        for head, found in zip(heads, each.values(), strict=True)
+    )
+    return (
+        "`small_cnn` at a log grid of peak learning rates, three seeds each. In a pair, one run has a higher or lower "
+        "learning rate, and one has the middle one of the grid. The table has the share of pairs in which the claim is "
+        f"true, and p after Holm's correction over the nine claims.\n\n{_table(('', *heads), rows)}\n\n{runs}."
+    )
 
 
 def _share(claim: dict[str, Any]) -> str:

@@ -3,11 +3,13 @@
 import ast
 import difflib
 import inspect
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,12 +27,11 @@ from lr_lightning.app.config import PLACES_OF_DATA, SCHEMAS, Config, register, t
 from lr_lightning.app.error_messages import explain, no_such_key
 from lr_lightning.app.schemas import Problem
 from lr_lightning.app.schemas.schedule import CyclicalConfig
-from lr_lightning.app.schemas.trainer import TrackingConfig
-from lr_lightning.errors import ConfigError, Rejected, StoreUnavailable, TrackingError
+from lr_lightning.errors import ConfigError, TrackingError
 
 _HYDRAS, _OURS = "HYDRA_FULL_ERROR", "LR_LIGHTNING_SET_HYDRA_FULL_ERROR"
 _MOST_PROBLEMS = 5
-URI_VARIABLE = "MLFLOW_TRACKING_URI"
+URI_VARIABLE, _RUN_CONTEXT = "MLFLOW_TRACKING_URI", "MLFLOW_RUN_CONTEXT"
 _HOME = re.compile(r"~[\w.-]*(/|$)")
 _OTHER_NAMES = {
     "optimizer.lr": "lr learning_rate base_learning_rate peak_lr init_lr initial_lr eta0",
@@ -180,7 +181,7 @@ def _readable(word: str, *, several: bool) -> str:
 
 def refuse_options(root: Path, words: Sequence[str]) -> None:
     """Refuse options that Hydra does not have, such as ``--lr 0.1``, with the key to type."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         is_hydras = any(option.startswith(name) for option in _HYDRA_OPTIONS) and len(name) > 1
         if not name.startswith("-") or is_hydras or re.match(r"-[\d.]", name):
@@ -284,8 +285,13 @@ def validate(cfg: DictConfig) -> Config:
     _raise_for(config.problems())
     take_peak_from_schedule(config)
     if config.tracking.name == "mlflow":
-        take_places_from_environment(config.tracking, own_root=not OmegaConf.is_interpolation(cfg.tracking, "root"))
+        take_places_from_environment(config, own_root=not OmegaConf.is_interpolation(cfg.tracking, "root"))
     return config
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Check whether this user may write to a folder, or make it."""
+    return os.access(next(path for path in (folder, *folder.parents) if os.path.exists(path)), os.W_OK)
 
 
 def take_peak_from_schedule(config: Config) -> None:
@@ -294,21 +300,29 @@ def take_peak_from_schedule(config: Config) -> None:
         config.optimizer.lr = float(config.schedule.max_lr)
 
 
-def take_places_from_environment(node: TrackingConfig, *, own_root: bool) -> None:
-    """Take store and experiment from MLflow's variables if the config names none; ``own_root`` names a store too."""
-    if node.uri is None and not own_root:
-        node.uri = os.environ.get(URI_VARIABLE) or None
-    if node.experiment is None:
-        node.experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or None
-    if node.experiment is None and (number := os.environ.get("MLFLOW_EXPERIMENT_ID")):
-        from lr_lightning.tracking import open_store
+def take_places_from_environment(config: Config, *, own_root: bool) -> None:
+    """Take store, experiment and tags from MLflow's variables if the config has none; ``own_root`` is a store too."""
+    node, key = config.tracking, "tracking.uri"
+    if node.uri is None and not own_root and (uri := os.environ.get(URI_VARIABLE)):
+        node.uri, key = uri, URI_VARIABLE
+    if node.uri and not own_root and not _can_be_written(Path(node.root)):
+        # It only holds locks, and the artifacts of a database, and the checkout may be another user's.
+        node.root = str(Path(config.output_root, "mlruns"))
+    if not {_RUN_CONTEXT, URI_VARIABLE, "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & set(os.environ):
+        return
+    from lr_lightning.tracking import open_store
+    from lr_lightning.tracking.query import experiment_of_environment
 
+    try:
+        store = open_store(node.root, node.uri)
+        node.experiment = node.experiment or experiment_of_environment(store)
+    except TrackingError as e:
+        raise ConfigError(str(e).replace("tracking.uri", key, 1)) from e
+    if context := os.environ.get(_RUN_CONTEXT):
         try:
-            node.experiment = str(open_store(node.root, node.uri).call("get_experiment", number).name)
-        except (TrackingError, StoreUnavailable, Rejected) as e:
-            raise ConfigError(
-                f"MLFLOW_EXPERIMENT_ID: {number}: {e}. Give tracking.experiment=NAME, or unset it."
-            ) from e
+            node.tags = {**{str(name): str(value) for name, value in json.loads(context).items()}, **node.tags}
+        except (ValueError, AttributeError):
+            raise ConfigError(f"{_RUN_CONTEXT}: {context!r} is no JSON object of tags. Correct or unset it.") from None
 
 
 def _raise_for(problems: Iterator[Problem]) -> None:

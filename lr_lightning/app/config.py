@@ -17,7 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from lr_lightning.app.schemas import SEED, Problem, Schema, existing
 from lr_lightning.app.schemas.data import DataConfig
 from lr_lightning.app.schemas.model import ModelConfig, ModuleConfig, OptimizerConfig
-from lr_lightning.app.schemas.schedule import CyclicalConfig, OneCycleConfig, PlateauConfig, ScheduleConfig
+from lr_lightning.app.schemas.schedule import STAYS_HIGH, CyclicalConfig, OneCycleConfig, PlateauConfig, ScheduleConfig
 from lr_lightning.app.schemas.search import FinderConfig, LREffectsConfig, SearchConfig
 from lr_lightning.app.schemas.trainer import CallbacksConfig, TrackingConfig, TrainerConfig
 
@@ -133,6 +133,8 @@ class Config(Schema):
         if getattr(finder, "metric", None) in ("val_loss", "accuracy") and self.trainer.limit_val_batches == 0:
             text = "needs validation batches, and trainer.limit_val_batches is 0. Give finder.metric=loss."
             yield Problem("finder.metric", text)
+        if getattr(finder, "keep", False):
+            yield from self._keep_conflicts()
         if getattr(finder, "apply", False) and getattr(self.schedule, "base_lr", None) is not None:
             text = f"finder={finder.name} sets both bounds of a cycle. Leave it out, or give finder.apply=false."
             yield Problem("schedule.base_lr", text)
@@ -144,6 +146,24 @@ class Config(Schema):
                 f"{name} estimates its learning rate, so there is none to find. Give finder=none or another optimizer."
             )
             yield Problem("finder", text)
+
+    def _keep_conflicts(self) -> Iterator[Problem]:
+        """Find what would have to see the steps that a race has made already."""
+        callbacks, preview = self.callbacks, self.callbacks.cooldown_preview
+        off = {
+            "callbacks.cost=null": callbacks.cost is not None,
+            "callbacks.cooldown_preview=false": preview or (preview is None and isinstance(self.schedule, STAYS_HIGH)),
+            "callbacks.ema=null": callbacks.ema is not None,
+            "callbacks.checkpoint.every=null": callbacks.checkpoint is not None and callbacks.checkpoint.every,
+        }
+        if not getattr(self.finder, "apply", True):
+            yield Problem("finder.keep", "goes on from the race, and finder.apply is false. Leave one of them out.")
+        if seeing := [key for key, given in off.items() if given]:
+            text = f"repeats the first steps of the run without their weights. Give {' '.join(seeing)}."
+            yield Problem("finder.keep", text)
+        if self.optimizer.averages_weights:
+            text = f"{self.optimizer.name} averages the weights at each step. Take another optimizer, or leave it out."
+            yield Problem("finder.keep", text)
 
     def _lr_effects_conflicts(self) -> Iterator[Problem]:
         """Find what a grid of learning rates needs and does not get."""

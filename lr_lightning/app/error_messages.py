@@ -1,6 +1,8 @@
 """Messages for the errors of Hydra, OmegaConf and the package; `composition` refuses a config's unknown keys."""
 
 import difflib
+import errno
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +18,7 @@ FAILED, BAD_INPUT = 1, 2
 
 _TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "text"}
 _UNKNOWN_KEY = "command line"
+_UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -27,6 +30,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 def print_error(text: object) -> None:
     """Print an error to stderr, with ``error:`` before each of its lines."""
     print("\n".join(f"error: {line}" for line in str(text).splitlines()), file=sys.stderr)
+
+
+def explain_path(error: OSError, given: Iterable[tuple[str, object]]) -> str | None:
+    """Return the message about a path that this user cannot reach; None if no argument in ``given`` gave that path.
+
+    >>> explain_path(PermissionError(13, "Permission denied", "/a/b/c"), [("data.root", "/a/b"), ("seed", 1)])
+    'data.root: /a/b/c: Permission denied. Give another path, or the right to use this one.'
+    """
+    if error.filename is None or error.errno not in _UNREACHABLE:
+        return None
+    path = os.fsdecode(error.filename)
+    places = {os.path.abspath(os.path.expanduser(str(value).strip("'\""))): key for key, value in given if value}
+    around = [place for place in places if place.startswith(path) or path.startswith(place)]
+    if not around:
+        return None
+    remedy = "Give another path, or the right to use this one."
+    return f"{places[max(around, key=len)]}: {path}: {error.strerror}. {remedy}"
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -1,22 +1,55 @@
-"""A race of learning rates before training: whole trainings in short, judged by validation, without a trace."""
+"""A race of learning rates before training: whole trainings in short, judged by validation, without a trace.
+
+With ``keep`` the trainings are the run's own first steps, and the run goes on from the state of one of them. Then the
+Trainer's loop goes through these steps once more, as it would have: it loads the batches, calls the callbacks, logs and
+validates. Only the update of the weights is left out, and what the step returned, logged and drew at random is repeated
+(:class:`_Replay`). Wherever anything may look at the weights, at a validation or the end of an epoch, they are put into
+place. The first step after each of these places is trained again, and compared: where the run differs from what was
+recorded, it goes on by itself.
+"""
 
 import json
 import logging
 import math
 import os
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import fields
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from lr_lightning._lightning import LightningModule, Trainer, rank_zero_info
-from lr_lightning.callbacks.base_finder import Metric
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
+from torchmetrics import Metric as TorchMetric
+
+from lr_lightning import _lightning
+from lr_lightning._batches import parts
+from lr_lightning._lightning import (
+    Callback,
+    LightningModule,
+    Trainer,
+    callbacks_of,
+    isolate_rng,
+    of_both_packages,
+    overrides,
+    rank_zero_info,
+)
+from lr_lightning.callbacks import set_lr
+from lr_lightning.callbacks.base_finder import Instruments, Metric
+from lr_lightning.callbacks.cooldown_preview import RunningAverage
 from lr_lightning.callbacks.lr_finder import LRFinder, NoRun, planned_run
-from lr_lightning.errors import ArgumentError
+from lr_lightning.callbacks.optimizer_driver import OptimizerDriver
+from lr_lightning.callbacks.random_state import global_random_state, restore_random_state
+from lr_lightning.errors import ArgumentError, UsageError
+from lr_lightning.lr_finder.dry_run import DryRun, validation_loaders
 from lr_lightning.lr_finder.planned_run import PlannedRun
-from lr_lightning.lr_finder.race import FEWEST_UPDATES, RacePlan, RaceTest, range_steps
+from lr_lightning.lr_finder.race import FEWEST_STEPS, FEWEST_UPDATES, RacePlan, RaceTest, plateau, range_steps
+from lr_lightning.lr_finder.snapshot import Snapshot
+from lr_lightning.schedules import Clock
 from lr_lightning.schedules.clock import DurationLike, parse_duration
 
 __all__ = ["LRRace"]
@@ -24,6 +57,10 @@ __all__ = ["LRRace"]
 log = logging.getLogger(__name__)
 
 _SAME_START = 1e-5  # relative difference of two values before any update; another seed differs by far more
+_AFTER_WARMUP = 1.25  # length of the shortest training, if the run goes on from one / length of the warm-up
+_BLIND = {"DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ProgressBar", "ThroughputMonitor", "Timer"}
+_BATCH_HOOKS = ("on_train_batch_start", "on_train_batch_end")
+_UPDATE_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
 class LRRace(LRFinder):
@@ -44,6 +81,10 @@ class LRRace(LRFinder):
         metric: What decides: ``"val_loss"`` or ``"accuracy"`` of the validation, or ``"loss"``, the training loss of
             the last fifth of the updates.
         apply: Whether to train with the lr that was found.
+        keep: Whether the run goes on from the state of the training that the race has chosen. It then equals, bit for
+            bit, a run that had this lr from the start, and these updates are not made twice. The schedule must begin
+            with a plateau, after a warm-up at most, as WSD and Constant do. The race then trains the run's own first
+            steps, and judges a running average of the weights.
         min_lr: The first lr of the range test, > 0.
         max_lr: The last lr of the range test, > ``min_lr``. The race may go beyond both.
         val_batches: Number of validation batches, >= 1; fewer if there are fewer.
@@ -54,17 +95,20 @@ class LRRace(LRFinder):
 
     Attributes:
         result: What was found, None before it.
+        kept: The updates of the race that the run has gone on from so far.
 
     Raises:
         ArgumentError: An argument is out of range. At the start of a fit, before anything trains: as LRFinder, or there
             is no validation, the length of the run is not known, the budget is below 50 updates, or the schedule is
-            cyclical above a base_lr or comes from ``configure_optimizers``.
+            cyclical above a base_lr or comes from ``configure_optimizers``; with ``keep`` also: the schedule does not
+            begin with a plateau, there are several processes, or a callback would have to see the weights of each step.
 
     Example:
         >>> race = LRRace(budget="25%")
     """
 
     kind = RaceTest
+    reads_weights = False  # of single steps
     artifact = "lr_race/race"
 
     def __init__(
@@ -72,6 +116,7 @@ class LRRace(LRFinder):
         budget: DurationLike = "50%",
         metric: Metric = "val_loss",
         apply: bool = True,
+        keep: bool = False,
         *,
         min_lr: float = 1e-6,
         max_lr: float = 10.0,
@@ -82,6 +127,8 @@ class LRRace(LRFinder):
         progress: bool = True,
     ) -> None:
         parse_duration(budget, "budget", positive=True)
+        if not isinstance(keep, bool) or (keep and not apply):
+            raise ArgumentError(f"must be True or False, and with apply=False only False, got {keep!r}", "keep")
         super().__init__(
             *(min_lr, max_lr),
             metric=metric,
@@ -93,7 +140,13 @@ class LRRace(LRFinder):
             attribute=attribute,
             progress=progress,
         )
-        self.folder = folder
+        self.folder, self.keep = folder, keep
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.kept = 0
+        self._trunks: dict[float, _Trunk] = {}
+        self._replay: _Replay | None = None
 
     def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> RaceTest:
         with self._instruments(trainer, module, reference, "LR race", 0, "step") as instruments:
@@ -107,27 +160,140 @@ class LRRace(LRFinder):
                     f"LRRace: budget must be {FEWEST_UPDATES} updates or more, and {str(self.budget)!r} of this run of "
                     f"{run.steps} updates is {budget}. Give more, or use LRFinder."
                 )
+            steps = range_steps(budget)
+            plan = self._plan(instruments.dry_run, driver, clock, budget - steps - self.keep)
             instruments.bar.extend(budget)
             level = None
             if instruments.validation is not None:
                 with instruments.dry_run.run():
                     level = instruments.validation()
-            steps = range_steps(budget)
             found = self._test(instruments._replace(validation=None), self._grid(self.min_lr, self.max_lr, steps))
             values = {field.name: getattr(found, field.name) for field in fields(found)}
-            values |= {"run": run, "judged": self.metric, "level": found.start if level is None else level}
+            values |= {"run": run, "judged": self.metric, "keep": self.keep}
+            values["level"] = found.start if level is None else level
             kept = _KeptRace(self._file(trainer, module, run), trainer, self.say or rank_zero_info)
             race = kept.load(RaceTest(**values))
-            plan = RacePlan.of(budget - min(len(race.runs[0]) + 1, steps), run.steps)
+            plan = replace(plan, budget=budget - min(len(race.runs[0]) + 1, steps) - self.keep)
             instruments.bar.update(sum(len(rung.lrs) * rung.num_steps for rung in race.trials))
             while (trial := race.next_trial(plan)) is not None:
-                rung, lr = trial
-                length = plan.rungs[rung].length
-                ((losses, final),) = self._trial(instruments, lr, length, driver, clock)
+                (rung, lr), length = trial, plan.rungs[trial[0]].length
+                if self.keep:
+                    losses, final = self._own_steps(instruments, lr, length, driver, clock, rung + 1 == len(plan.rungs))
+                else:
+                    ((losses, final),) = self._trial(instruments, lr, length, driver, clock)
                 race = race.with_trial(rung, length, lr, losses, final)
                 kept.save(race)
             kept.remove()
             return race
+
+    def _plan(self, dry_run: DryRun, driver: OptimizerDriver, clock: Clock, budget: int) -> RacePlan:
+        total = clock.need_total("a race")
+        if not self.keep:
+            return RacePlan.of(budget, total)
+        _check_keep(dry_run)
+        factors = [driver.schedule(step, clock) for step in range(total)]
+        if (flat := plateau(factors)) is None:
+            raise ArgumentError(
+                "LRRace(keep=True) needs a schedule that begins with a plateau, after a warm-up at most, such as WSD "
+                f"or Constant. This one is {driver.schedule.describe(clock)}. Use another schedule, or keep=False."
+            )
+        plan = RacePlan.of(budget, flat[1], max(FEWEST_STEPS, math.ceil(_AFTER_WARMUP * flat[0])))
+        if plan.rungs[0].length < _AFTER_WARMUP * flat[0]:
+            raise ArgumentError(
+                f"LRRace(keep=True): trainings of {plan.rungs[0].length} updates are too short for a warm-up of "
+                f"{flat[0]}. Give a larger budget or a shorter warm-up, or use keep=False."
+            )
+        with dry_run.run(), _recorded(dry_run) as trunk:  # what one step shows is refused before the others
+            dry_run.step(None)
+        if trunk.problem:
+            raise ArgumentError(f"LRRace(keep=True) cannot repeat a step that {trunk.problem}. Use keep=False.")
+        return plan
+
+    def _own_steps(
+        self, instruments: Instruments, lr: float, length: int, driver: OptimizerDriver, clock: Clock, last: bool
+    ) -> tuple[tuple[float, ...], float]:
+        """Train the run's own first steps with a peak; return the losses, and the metric of the averaged weights."""
+        dry_run, validation, bar = instruments
+        module, losses, final = dry_run.module, [], math.nan
+        with dry_run.undo():
+            set_lr.set_peak(dry_run.trainer, module, lr, None, self.attribute)
+            with dry_run.run(), _recorded(dry_run, last) as trunk:
+                average = RunningAverage(module.named_parameters())
+                for step in range(length):
+                    driver.drive(step, clock)
+                    loss = dry_run.step(None)
+                    if not math.isfinite(loss):
+                        break
+                    losses.append(loss)
+                    average.update(module.named_parameters())
+                else:
+                    trunk.close()
+                    if last:
+                        self._trunks[lr] = trunk
+                    if validation is not None:
+                        with torch.no_grad():
+                            for name, parameter in module.named_parameters():
+                                parameter.copy_(average.values[name])
+                        final = validation()
+        bar.update(length)
+        return tuple(losses), final
+
+    # -- the run goes on from the race -------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Race and apply; of the trainings, only the one that the run goes on from is still needed."""
+        super().on_fit_start(trainer, pl_module)
+        trunk = None if self.applied is None else self._trunks.get(self.applied)
+        steps = {tuple(micro.batch for micro in trunk.micros) for trunk in self._trunks.values()}
+        if self.keep and not self._resumed and self.applied is not None:
+            why = "the trainings of a race that was interrupted are not kept"
+            if trunk is not None:
+                why = "the loader gives other batches each time" if len(steps) > 1 else trunk.problem
+            if why:
+                (self.say or rank_zero_info)(
+                    f"LRRace: the run trains from its start with the lr that was found, since {why}."
+                )
+            elif trunk is not None:
+                self._replay = _Replay(trunk, trainer, pl_module)
+        self._trunks = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to go through the steps of the race."""
+        super().on_train_start(trainer, pl_module)
+        if self._replay is not None:
+            self._replay.begin()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Say where the run goes on by itself."""
+        if (replay := self._replay) is not None:
+            self.kept = replay.kept
+            if replay.ended:
+                self._replay, why = None, ", since it differs from the race there" if replay.differs else ""
+                (self.say or rank_zero_info)(
+                    f"LRRace: the run trains by itself from update {trainer.global_step} on{why}. It took "
+                    f"{self.kept} updates from the race."
+                )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make sure that nobody gets the weights of another step."""
+        if self._replay is not None and not trainer.sanity_checking:
+            self._replay.check()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Make sure that nobody gets the weights of another step."""
+        if self._replay is not None:
+            self._replay.check()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let Lightning train again."""
+        if self._replay is not None:
+            self._replay.check()
+            self._replay.end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let Lightning train again."""
+        if self._replay is not None:
+            self._replay.end()
 
     def _file(self, trainer: Trainer, module: LightningModule, run: PlannedRun) -> Path:
         """Return the file that keeps this race until it is over; another run or another race has another file."""
@@ -136,7 +302,7 @@ class LRRace(LRFinder):
             for group in trainer.optimizers[0].param_groups
         ]
         names = [name for name, _ in module.named_parameters()]
-        race = [str(self.budget), self.metric, self.min_lr, self.max_lr, self.val_batches, self.monitor]
+        race = [str(self.budget), self.metric, self.min_lr, self.max_lr, self.val_batches, self.monitor, self.keep]
         key = json.dumps(
             [run.describe(), race, trainer.world_size, type(trainer.optimizers[0]).__name__, groups, names]
         )
@@ -186,3 +352,249 @@ class _KeptRace:
         if self.trainer.is_global_zero:
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)
+
+
+# -- the steps of a training that the run may go on from ---------------------------------------------------------------
+
+
+@dataclass
+class _Micro:
+    """A batch that was trained on: what the step returned and logged, and the random state after it."""
+
+    batch: int  # checksum
+    output: dict[str, Any]
+    logged: list[tuple[Any, ...]]
+    random: dict[str, Any]
+
+
+@dataclass
+class _Segment:
+    """The batches up to a place where anything may look at the weights, and the state there."""
+
+    micros: list[_Micro] = field(default_factory=list)
+    first: int | None = None  # checksum of the state after the first update
+    end: Snapshot | None = None
+
+
+class _Trunk:
+    """The run's own first steps with one learning rate, as a dry run makes them."""
+
+    def __init__(self, dry_run: DryRun) -> None:
+        self.dry_run: DryRun | None = dry_run
+        self.segments: list[_Segment] = [_Segment()]
+        self.problem = ""  # why a step cannot be repeated
+        self._logged: list[tuple[Any, ...]] = []
+        self._count = 0
+        self._loaders: list[Any] | None = None  # of the validation
+
+    @property
+    def micros(self) -> Iterator[_Micro]:
+        return (micro for segment in self.segments for micro in segment.micros)
+
+    def log(self, hook: str, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what the module logs."""
+        if isinstance(value, TorchMetric):
+            self.problem = f"logs a metric object ({name!r}: {type(value).__name__})"
+        kept = value.detach().clone() if isinstance(value, Tensor) else value
+        self._logged.append((hook, name, kept, args, kwargs))
+
+    def write(self) -> None:
+        """Note what cannot be repeated."""
+        self.problem = "uses the logger itself"
+
+    def add(self, arguments: Mapping[str, Any], output: Any, updated: bool) -> None:
+        """Keep a batch; at a place where the run validates or ends an epoch, the state too."""
+        if (dry_run := self.dry_run) is None:
+            return
+        segment, trainer = self.segments[-1], dry_run.trainer
+        segment.micros.append(_Micro(_checksum(arguments), dict(output), self._logged, global_random_state()))
+        self._logged, self._count = [], self._count + 1
+        if segment.first is None and updated:
+            segment.first = _state_checksum(dry_run.module, dry_run.optimizer)
+        validates, ends = _is_watched(trainer, self._count)
+        if validates or ends or (updated and _lightning.is_checkpoint_due(trainer)):
+            self.close()
+            if validates:
+                self._draw_for_validation()
+            if ends and any(overrides(f"on_train_epoch_{when}", dry_run.module) for when in ("start", "end")):
+                self.dry_run = None  # what the module does there is not known
+            elif ends:
+                _lightning.end_epoch_of_dry_run(trainer)
+            self.segments.append(_Segment())
+
+    def _draw_for_validation(self) -> None:
+        """Draw the random numbers that a validation draws when it makes the iterators of its loaders."""
+        if self._loaders is None and self.dry_run is not None:
+            with isolate_rng():
+                self._loaders = validation_loaders(self.dry_run.trainer).flattened
+        for loader in self._loaders or ():
+            if isinstance(loader, DataLoader):
+                torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+                if isinstance(loader.sampler, RandomSampler) and loader.sampler.generator is None:
+                    torch.empty((), dtype=torch.int64).random_()
+
+    def close(self) -> None:
+        """End a segment with the present state."""
+        if self.dry_run is not None and self.segments[-1].micros:
+            self.segments[-1].end = self.dry_run.state()
+
+
+@contextmanager
+def _recorded(dry_run: DryRun, wanted: bool = True) -> Iterator[_Trunk]:
+    """Record the steps of a dry run, if wanted."""
+    trunk = _Trunk(dry_run)
+    dry_run.recorder = trunk if wanted else None
+    try:
+        yield trunk
+    finally:
+        dry_run.recorder = trunk.dry_run = None
+
+
+class _Replay:
+    """Takes the place of Lightning's update while the run goes through the steps of a trunk."""
+
+    def __init__(self, trunk: _Trunk, trainer: Trainer, module: LightningModule) -> None:
+        self.segments = [segment for segment in trunk.segments if segment.end is not None]
+        self.trainer, self.module = trainer, module
+        self.kept = 0  # updates that were not made again
+        self.ended = self.differs = False
+        self._index = 0  # of the next batch in the first segment
+        self._stale = self._same = False  # whether the weights are not in place; whether the segment is as recorded
+
+    def begin(self) -> None:
+        """Take the place of Lightning's update."""
+        self._update = _lightning.replace_update(self.trainer, self)
+
+    def end(self) -> None:
+        """Let Lightning train."""
+        _lightning.replace_update(self.trainer, None)
+        self.segments, self.ended = [], True
+
+    def check(self) -> None:
+        """Refuse to let anything look at weights that are not in place."""
+        if self._stale:
+            raise UsageError(
+                f"LRRace(keep=True) repeats the first steps of the run, and the weights of step "
+                f"{self.trainer.global_step} are not known. Save checkpoints and validate at the end of an epoch or "
+                "each val_check_interval batches, or use keep=False."
+            )
+
+    def __call__(self, optimizer: Any, batch_idx: int, arguments: dict[str, Any]) -> Any:
+        """Train the first update of a segment and compare it; repeat the others."""
+        segment = self.segments[0]
+        micro = segment.micros[self._index]
+        self._index += 1
+        if not self._same:
+            output = self._update(optimizer, batch_idx, arguments)
+            if _lightning.is_step_complete(self.trainer):
+                self._same = _state_checksum(self.module, optimizer) == segment.first
+                self.differs = not self._same
+                if self.differs:
+                    self.end()
+                    return output
+        else:
+            if _checksum(arguments) != micro.batch:
+                raise UsageError(
+                    "LRRace(keep=True): the training loader gives other batches than in the race. Use keep=False."
+                )
+            output, self._stale = dict(micro.output), True
+            for logged in micro.logged:
+                _lightning.log_in_hook(self.module, *logged)
+            self.kept += _lightning.is_step_complete(self.trainer)
+            _lightning.count_update(self.trainer, batch_idx)
+            restore_random_state(micro.random)
+        if self._index == len(segment.micros):
+            self._finish(segment)
+        return output
+
+    def _finish(self, segment: _Segment) -> None:
+        """Put the state into place, and go to the next segment."""
+        if self._stale and segment.end is not None and (lost := segment.end.restore()):
+            raise UsageError(f"LRRace(keep=True) cannot carry {', '.join(lost)} into the run. Use keep=False.")
+        self._stale, self._same, self._index = False, False, 0
+        del self.segments[0]
+        if not self.segments:
+            self.end()
+
+
+def _checksum(arguments: Mapping[str, Any]) -> int:
+    """Return a checksum of the tensors in the arguments of a training step."""
+    found = 0
+    for _, part in parts(list(arguments.values())):
+        if isinstance(part, Tensor):
+            found = _add_bytes(part, found)
+    return found
+
+
+def _state_checksum(module: LightningModule, optimizer: Any) -> int:
+    """Return a checksum of weights, buffers, the optimizer's state and the random state."""
+    values, random = [*module.parameters(), *module.buffers()], global_random_state()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            values += [value for _, value in sorted(state.items()) if isinstance(value, Tensor)]
+    found = zlib.crc32(repr(random["numpy"][2:]).encode())  # its position in the words
+    for value in (*values, *(part for _, part in parts(random) if isinstance(part, Tensor))):
+        found = _add_bytes(value, found)
+    return found
+
+
+def _add_bytes(value: Tensor, found: int) -> int:
+    plain = value.detach().to("cpu").contiguous().reshape(-1)
+    return zlib.crc32(plain.view(torch.uint8).numpy().tobytes(), found)
+
+
+def _is_watched(trainer: Trainer, count: int) -> tuple[bool, bool]:
+    """Return whether the run validates after so many batches, and whether an epoch ends there."""
+    length, every, given = (
+        int(trainer.num_training_batches),
+        trainer.check_val_every_n_epoch,
+        trainer.val_check_interval,
+    )
+    interval = max(1, int(length * given)) if isinstance(given, float) else int(given)
+    in_epoch = (count - 1) % length + 1
+    is_due = (count if every is None else in_epoch) % interval == 0
+    in_turn = every is None or ((count - 1) // length + 1) % every == 0
+    return trainer.enable_validation and is_due and in_turn, in_epoch == length
+
+
+def _sees_steps(callback: Callback) -> bool:
+    """Return whether a callback may read the weights or the gradients after single steps."""
+    known: Any = getattr(callback, "reads_weights", None)
+    if known is None:
+        kinds = {kind.__name__ for kind in type(callback).__mro__ if "lightning" in kind.__module__.split(".")[0]}
+        known = not kinds & _BLIND
+    plain = {getattr(kind, hook) for kind in of_both_packages(Callback) for hook in (*_BATCH_HOOKS, *_UPDATE_HOOKS)}
+    own = (getattr(callback, hook) for hook in (*_BATCH_HOOKS, *_UPDATE_HOOKS))
+    return bool(known) and any(hook is not None and getattr(hook, "__func__", hook) not in plain for hook in own)
+
+
+def _check_keep(dry_run: DryRun) -> None:
+    """Refuse a run whose first steps cannot be repeated, before any of them is made."""
+    trainer, module = dry_run.trainer, dry_run.module
+    seeing = [type(callback).__name__ for callback in callbacks_of(trainer, Callback) if _sees_steps(callback)]
+    with dry_run.with_loaders():
+        length = trainer.num_training_batches
+    problem = ""
+    if trainer.world_size > 1:
+        problem = f"works in one process, and this run has {trainer.world_size}. Use keep=False."
+    elif seeing:
+        problem = (
+            f"cannot show {' and '.join(seeing)} the weights and gradients of every step. Remove it, set its attribute "
+            "reads_weights = False if it does not read them, or use keep=False."
+        )
+    elif hasattr(dry_run.optimizer, "train"):
+        problem = f"cannot go on with {type(dry_run.optimizer).__name__}, which averages the weights. Use keep=False."
+    elif hooks := [hook for hook in _BATCH_HOOKS if overrides(hook, module)]:
+        problem = f"cannot repeat {type(module).__name__}.{' and '.join(hooks)}. Use keep=False."
+    elif not math.isfinite(length):
+        problem = "needs a training loader with a length. Use keep=False."
+    elif int(length) % dry_run.accumulate:
+        problem = (
+            f"needs whole updates in an epoch, and {dry_run.accumulate} accumulated batches do not divide its "
+            f"{int(length)} batches. Use keep=False."
+        )
+    elif not isinstance(trainer.val_check_interval, int | float):
+        problem = "cannot know when a val_check_interval in time is over. Use keep=False."
+    if problem:
+        raise ArgumentError(f"LRRace(keep=True) {problem}")

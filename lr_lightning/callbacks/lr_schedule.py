@@ -85,6 +85,8 @@ class LRSchedule(BaseCallback):
         >>> callback = LRSchedule(Warmup("5%", then=Cosine()))
     """
 
+    reads_weights = False  # of single steps, which LRRace(keep=True) cannot show
+
     def __init__(
         self,
         schedule: Sequence[ScheduleLike] | ScheduleLike,  # in this order a LightningCLI saves a list that it can read

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from types import SimpleNamespace, TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ __all__ = [
     "LOGGED_NAMES",
     "Batches",
     "DryRun",
+    "Recorder",
     "Validation",
     "ValidationMetric",
     "check_optimization",
@@ -92,12 +93,35 @@ def check_optimization(trainer: Trainer, module: LightningModule, who: str) -> N
         raise ArgumentError(f"{who} {problem}")
 
 
+class Recorder(Protocol):
+    """What is told everything that a step leaves apart from its update."""
+
+    def log(self, hook: str, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take a value that the module logs in one of its hooks."""
+
+    def write(self) -> None:
+        """Note that the module uses a logger itself."""
+
+    def add(self, arguments: Mapping[str, Any], output: Any, updated: bool) -> None:
+        """Take what ``training_step`` received and returned; ``updated`` says whether the weights changed."""
+
+
 class _SilentLogger(DummyLogger):
     """A logger that logs nothing, and has the paths of the logger that it replaces."""
 
-    def __init__(self, real: Logger) -> None:
+    def __init__(self, real: Logger, used: Callable[[], None]) -> None:
         super().__init__()
-        self.__dict__["_real"] = real
+        self.__dict__["_real"], self.__dict__["_used"] = real, used
+
+    @property
+    def experiment(self) -> Any:
+        """An object whose methods do nothing."""
+        self._used()
+        return super().experiment
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        """Log nothing."""
+        self._used()
 
     __class__ = property(lambda self: type(self._real))  # for isinstance()
     name = property(lambda self: self._real.name)
@@ -130,6 +154,7 @@ class DryRun:
         own = zip(self.optimizer.param_groups, ratios, strict=True)
         self._reference = next((peak_lr(group) / ratio for group, ratio in own if ratio > 0), 1.0)
         self.log: Callable[[str, Any], None] | None = None  # receives what the module logs; None discards it
+        self.recorder: Recorder | None = None
         self._stack = ExitStack()
         self._snapshots: list[Snapshot] = []
         self._batches: Batches | None = None
@@ -215,7 +240,7 @@ class DryRun:
 
     def _begin(self, number: int) -> None:
         trainer, loop = self.trainer, self.trainer.fit_loop
-        trainer.loggers = [_SilentLogger(logger) for logger in trainer.loggers]
+        trainer.loggers = [_SilentLogger(logger, self._note_write) for logger in trainer.loggers]
         trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
         trainer.accumulate_grad_batches = self.accumulate
         _lightning.use_train_loaders(trainer, self._loaders)
@@ -247,18 +272,31 @@ class DryRun:
             for generator in snapshot.instances(torch.Generator):
                 generator.manual_seed((generator.initial_seed() + number) % 2**32)
 
-    def step(self, lr: float) -> float:
+    def state(self) -> Snapshot:
+        """Return the present state of module and optimizer, to carry it into the run."""
+        roots = {
+            "module": self.module,
+            "module parameters": [*self.module.parameters(), *self.module.buffers()],
+            "optimizer": self.optimizer,
+            "precision": self.trainer.precision_plugin,
+        }
+        return Snapshot(roots, opaque=_lightning.of_both_packages(*_OPAQUE), before=self._snapshots, carried=True)
+
+    def step(self, lr: float | None) -> float:
         """Make one update, with ``lr`` times its ratio for each param group; return the training loss before it.
 
-        The loss is the mean over the update's batches and over all processes.
+        None: with the lr that each group has. The loss is the mean over the update's batches and over all processes.
         """
         groups = self.optimizer.param_groups
-        # the module may have added groups in its hooks
-        ratios = [*self.ratios, *(peak_lr(group) / self._reference for group in groups[len(self.ratios) :])]
-        self._set_lrs = [lr * ratio for ratio in ratios]
-        for group, group_lr in zip(groups, self._set_lrs, strict=True):
-            group.setdefault("initial_lr", float(group["lr"]))
-            set_value(group, "lr", group_lr)
+        if lr is None:
+            self._set_lrs = [float(group["lr"]) for group in groups]
+        else:
+            # the module may have added groups in its hooks
+            ratios = [*self.ratios, *(peak_lr(group) / self._reference for group in groups[len(self.ratios) :])]
+            self._set_lrs = [lr * ratio for ratio in ratios]
+            for group, group_lr in zip(groups, self._set_lrs, strict=True):
+                group.setdefault("initial_lr", float(group["lr"]))
+                set_value(group, "lr", group_lr)
         losses: list[Tensor] = []
         for _ in range(_MOST_SKIPPED):
             for number in range(self.accumulate):
@@ -286,6 +324,8 @@ class DryRun:
         # Lightning zeroes gradients by the count of micro-batches.
         outputs = loop.automatic_optimization.run(self.optimizer, self._micro_batches, kwargs)
         self._micro_batches += 1
+        if self.recorder is not None:
+            self.recorder.add(kwargs, outputs, not self._accumulating)
         _lightning.call_module_hook(trainer, "on_train_batch_end", outputs, batch, index)
 
     def _next_batch(self) -> tuple[Any, int]:
@@ -321,7 +361,13 @@ class DryRun:
                 f"hook, to {used} instead of {self._set_lrs}. Use LRSchedule(Warmup(...)) instead."
             )
 
+    def _note_write(self) -> None:
+        if self.recorder is not None:
+            self.recorder.write()
+
     def _receive(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        if self.recorder is not None and self.log is None:
+            self.recorder.log(_lightning.running_hook(self.module), name, value, args, kwargs)
         if self.log is not None:
             self.log(name, value)
         elif isinstance(value, Tensor | int | float):  # a later hook may read it from the Trainer
@@ -329,7 +375,7 @@ class DryRun:
 
     def _receive_all(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
         for name, value in dictionary.items():
-            self._receive(name, value)
+            self._receive(name, value, *args, **kwargs)
 
 
 # -- batches for a measurement -----------------------------------------------------------------------------------------
@@ -362,10 +408,13 @@ class Batches:
     def __init__(self, combined: CombinedLoader, first_epoch: int = 0) -> None:
         self.copy = copy_without_iterator(combined, [_restarted(loader) for loader in combined.flattened])
         self.epoch, self.index = first_epoch, 0
+        self._most = max(combined.limits or [math.inf])  # batches of an epoch: limit_train_batches
         self._iterator: Iterator[Any] | None = None
 
     def __next__(self) -> tuple[Any, int]:
         """Return a batch, on the host, and its index in its epoch."""
+        if self._iterator is not None and self.index >= self._most:
+            self.skip_rest()
         for _ in range(2):
             if self._iterator is None:
                 for loader in self.copy.flattened:

@@ -15,6 +15,7 @@ with other seeds than those of the benchmark's rules.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FEWEST_UPDATES", "RacePlan", "RaceTest", "Rung", "next_trial", "range_steps", "read_race"]
+__all__ = [
+    *("FEWEST_STEPS", "FEWEST_UPDATES", "RacePlan", "RaceTest", "Rung"),
+    *("next_trial", "plateau", "range_steps", "read_race"),
+]
 
 FEWEST_UPDATES = 50
 _LONGER = 4  # length of a rung / length of the one before
-_SHORTEST = 5  # updates of the first of several rungs
+FEWEST_STEPS = 5  # updates of the first of several rungs
 _FIRST, _LATER = 5, 3  # learning rates of the first rung and of the later ones, at least
 _MOST_RUNGS = 4
 _MOST = 8  # learning rates of the last rung, however much of the budget is left
@@ -66,10 +70,11 @@ class RacePlan:
     budget: int
 
     @classmethod
-    def of(cls, budget: int, total: int) -> "RacePlan":
-        """Plan a race of at most ``budget`` updates for a run of ``total``.
+    def of(cls, budget: int, total: int, shortest: int = FEWEST_STEPS) -> "RacePlan":
+        """Plan a race of at most ``budget`` updates whose longest trainings have at most ``total``.
 
-        There is room for one more training of the last rung than it needs.
+        There is room for one more training of the last rung than it needs. The first of several rungs has at least
+        ``shortest`` updates.
 
         >>> RacePlan.of(1400, 3000).rungs
         (Rung(length=17, fewest=5), Rung(length=69, fewest=3), Rung(length=276, fewest=3))
@@ -78,9 +83,22 @@ class RacePlan:
             fewest = [_FIRST] + [_LATER] * (count - 1)
             shares = [_LONGER ** (index + 1 - count) for index in range(count)]
             last = min(budget / (sum(n * share for n, share in zip(fewest, shares, strict=True)) + 1), total)
-            if last * shares[0] >= _SHORTEST:
+            if last * shares[0] >= shortest:
                 break
         return cls(tuple(Rung(max(1, int(last * share)), n) for share, n in zip(shares, fewest, strict=True)), budget)
+
+
+def plateau(factors: Sequence[float]) -> tuple[int, int] | None:
+    """Return where the plateau with which a schedule begins, at most after a warm-up, starts and ends; None without it.
+
+    >>> plateau([0.5, 1.0, 1.0, 1.0, 0.5]), plateau([1.0, 0.9, 0.8])
+    ((1, 4), None)
+    """
+    top = max(factors)
+    start = factors.index(top)
+    end = next((step for step in range(start, len(factors)) if factors[step] != top), len(factors))
+    rises = all(one <= two for one, two in pairwise(factors[: start + 1]))
+    return (start, end) if rises and end - start > 1 else None
 
 
 def next_trial(
@@ -166,10 +184,12 @@ class RaceTest(RangeTest):
     Attributes:
         judged: What the race is judged by: ``"val_loss"``, ``"accuracy"`` or ``"loss"`` (of the training).
         level: Its value before any update.
+        keep: Whether the answer is one of the longest trainings, in whose state the run goes on.
     """
 
     judged: str = "val_loss"
     level: float = math.nan
+    keep: bool = False
 
     @property
     def _judged_sign(self) -> float:
@@ -196,8 +216,12 @@ class RaceTest(RangeTest):
     def _read_trials(self, run: PlannedRun) -> TrialReading:
         sign = self._judged_sign
         rungs = [Trials(r.lrs, [sign * value for value in r.losses], r.noise, r.num_steps) for r in self.trials]
-        run = replace(run, drift=run.drift + _FASTER)
-        return read_race(rungs, sign * self.level, run)
+        read = read_race(rungs, sign * self.level, replace(run, drift=run.drift + _FASTER))
+        ended = [lr for lr, value in zip(rungs[-1].lrs, rungs[-1].scores, strict=True) if math.isfinite(value)]
+        if not self.keep or read.suggestion is None or read.interval is None or not ended:
+            return read
+        lr = min(ended, key=lambda lr: abs(math.log(lr / (read.suggestion or lr))))
+        return TrialReading(lr, (min(read.interval[0], lr), max(read.interval[1], lr)))
 
     def to_csv(self) -> str:
         """Return CSV with a row for each training: its updates, its lr, its value at the end and its last loss."""

@@ -79,6 +79,9 @@ class Snapshot:
     without following them, and ignores instances of ``opaque`` types. The snapshots in ``before`` will be restored
     after this one. An object that one of them only watches, as data, is only watched here too: had this snapshot
     restored it, the earlier one would report a change.
+
+    With ``carried`` the state is carried into a run that has gone on differently: hooks, what belongs to the Trainer,
+    and attributes that are new by then stay.
     """
 
     def __init__(
@@ -88,8 +91,9 @@ class Snapshot:
         shallow: Iterable[object] = (),
         opaque: tuple[type, ...] = (),
         before: Iterable["Snapshot"] = (),
+        carried: bool = False,
     ) -> None:
-        self._opaque = opaque
+        self._opaque, self._carried = opaque, carried
         self._data_holders: tuple[type, ...] = of_both_packages(*_DATA_HOLDERS)
         # ids of objects that are data; the snapshots in `before` keep theirs alive
         self._data: set[int] = set().union(*(snapshot._data for snapshot in before))
@@ -132,12 +136,12 @@ class Snapshot:
         data = data or isinstance(obj, self._data_holders) or id(obj) in self._data
         if data:
             self._data.add(id(obj))
-        restore = _save(obj, data)
+        restore = _save(obj, data, self._carried)
         if restore is not None:
             self._saved.append((name, restore))
         if data and isinstance(obj, list | tuple | dict | set) and len(obj) > _LONG:
             return []
-        found = [(name + step, child, data) for step, child in _children(obj)]
+        found = [(name + step, child, data) for step, child in _children(obj, self._carried)]
         if data and isinstance(obj, types.MethodType):  # a collate_fn, say
             found.append((name, obj.__self__, data))
         return found[::-1]
@@ -151,7 +155,7 @@ def _succeeds(name: str, restore: _Restore) -> bool:
         return False
 
 
-def _children(obj: Any) -> Iterator[tuple[str, object]]:
+def _children(obj: Any, carried: bool) -> Iterator[tuple[str, object]]:
     """Yield the objects that an object refers to, each with the step that leads to it."""
     # issubclass(type()), as isinstance() asks an object for its __class__, and a proxy may raise
     if isinstance(obj, dict):
@@ -175,15 +179,21 @@ def _children(obj: Any) -> Iterator[tuple[str, object]]:
         yield from ((f".{key}", value) for key, value in _class_attributes(obj).items())
     elif has_state(obj):
         for key, value in {**(_instance_dict(obj) or {}), **_slot_values(obj)}.items():
-            if not issubclass(type(value), _ATOMS):
+            if not issubclass(type(value), _ATOMS) and not (carried and _is_of_trainer(key)):
                 yield f".{key}", value
         yield from (("", kind) for kind in type(obj).__mro__ if _class_attributes(kind))
 
 
-def _save(obj: Any, data: bool) -> _Restore | None:
+def _is_of_trainer(attribute: str) -> bool:
+    """Return whether an attribute of a module or an optimizer is a hook, or is set by the Trainer or a dry run."""
+    is_hook = attribute.startswith("_") and "_hooks" in attribute
+    return is_hook or attribute in ("_trainer", "_fabric", "_current_fx_name", "log", "log_dict")
+
+
+def _save(obj: Any, data: bool, carried: bool) -> _Restore | None:
     """Save one object without what it refers to; None if it has no state. Large arrays of ``data`` are not copied."""
     if isinstance(obj, Tensor):
-        return None if obj.is_meta else _save_lazy(obj) if is_lazy(obj) else _save_tensor(obj, data)
+        return None if obj.is_meta else _save_lazy(obj) if is_lazy(obj) else _save_tensor(obj, data, carried)
     if isinstance(obj, torch.Generator):
         state = obj.get_state()
         return lambda: obj.set_state(state)
@@ -206,7 +216,7 @@ def _save(obj: Any, data: bool) -> _Restore | None:
     if isinstance(obj, type):
         return _save_values(obj, _class_attributes, type)
     if has_state(obj):
-        return _save_attributes(obj)
+        return _save_attributes(obj, carried)
     if _has_position(obj) and obj not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         before = _position(obj)
         return lambda: bool(_position(obj) == before)
@@ -245,7 +255,7 @@ def _same_entries(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
     return len(one) == len(other) and all(a is b and x is y for (a, x), (b, y) in pairs)
 
 
-def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
+def _save_tensor(tensor: Tensor, data: bool, carried: bool) -> _Restore:
     if data and tensor.numel() * tensor.element_size() > _LARGE:
         watched = None if tensor.is_inference() else tensor._version
         return lambda: watched is None or tensor._version == watched
@@ -259,7 +269,8 @@ def _save_tensor(tensor: Tensor, data: bool) -> _Restore:
     def restore() -> None:
         """Put the values, the shape and the device back."""
         restore_attributes()
-        restore_hooks()
+        if not carried:
+            restore_hooks()
         if not tensor.is_leaf and tensor._version == version:
             return  # part of a graph that may still be needed
         with torch.inference_mode(inference):
@@ -403,17 +414,18 @@ def _instance_dict(obj: object) -> dict[str, Any] | None:
     return own if isinstance(own, dict) else None
 
 
-def _save_attributes(obj: object) -> _Restore:
+def _save_attributes(obj: object, carried: bool = False) -> _Restore:
     """Save an object's attributes and class."""
     kind, own, restore_slots = type(obj), _instance_dict(obj), _save_values(obj, _slot_values, object)
-    saved = dict(own or {})
+    saved = {name: value for name, value in (own or {}).items() if not (carried and _is_of_trainer(name))}
 
     def restore() -> None:
         """Put the class and the attributes back."""
         if type(obj) is not kind:  # a lazy layer becomes a plain one
             object.__setattr__(obj, "__class__", kind)
         if own is not None and not _same_entries(own, saved):
-            own.clear()
+            if not carried:
+                own.clear()
             own.update(saved)
         restore_slots()
 

@@ -160,7 +160,9 @@ def _write(
     with report.files[1].open("w", encoding="utf-8", errors="replace", newline="") as file:
         csv.writer(file).writerows(tables.csv_rows(measured.results, target, [*compared.varying]))
     report.files += save_pngs(plots, [group.name for group in compared.groups], report.folder)
-    if request.log_run:
+    if request.log_run and store.reads_only:
+        log.warning("the comparison is not logged to MLflow: this user may only read %s", store.public_uri)
+    elif request.log_run:
         ids, report.served = measured.experiments, served
         if (address := _log_to_store(request, next(iter(ids.values())), report, server)) is not None:
             report.address = address

@@ -12,7 +12,7 @@ def moved(path: Path, before: Path | str, now: Path) -> Path:
     PosixPath('/none/mlruns')
     """
     there = Path(os.path.normpath(now / os.path.relpath(path, before)))
-    return there if there.exists() else path
+    return there if os.path.exists(there) else path
 
 
 def cut_torn_line(path: Path) -> int:

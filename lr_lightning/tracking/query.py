@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lr_lightning.errors import Rejected, TrackingError
+from lr_lightning.errors import Rejected, StoreUnavailable, TrackingError
 from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.store import Store, translate_error
 
@@ -79,6 +80,30 @@ class Run:
 
 class BadFilter(TrackingError):
     """The store does not understand a filter."""
+
+
+URI, EXPERIMENT_NAME, EXPERIMENT_ID = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
+
+
+def experiment_of_environment(store: Store) -> str | None:
+    """Return the name of the experiment that MLflow's variables choose; None if they choose none.
+
+    Raises:
+        TrackingError: The store has no experiment of that id, or it is another one than the variable of the name says.
+    """
+    name, number = os.environ.get(EXPERIMENT_NAME) or None, os.environ.get(EXPERIMENT_ID)
+    if not number:
+        return name
+    try:
+        found = str(store.call("get_experiment", number).name)
+    except (TrackingError, StoreUnavailable, Rejected) as error:
+        reason = str(error).removesuffix(".")
+        raise TrackingError(f"{EXPERIMENT_ID}: {number}: {reason}. Name an experiment, or unset it.") from None
+    if name not in (None, found):
+        raise TrackingError(
+            f"{EXPERIMENT_ID}: {number} is the experiment {found!r}, but {EXPERIMENT_NAME} is {name!r}. Unset one."
+        )
+    return found
 
 
 def experiments(store: Store) -> dict[str, str]:

@@ -11,8 +11,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,9 @@ _CONNECT_SECONDS = 3.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MADE_BY_A_RUN = 3  # folders below the root of the artifacts: experiment, run, `artifacts`
 _USER, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+_ACCESS = ("TOKEN", "AUTH", "AWS_SIGV4", "INSECURE_TLS", "SERVER_CERT_PATH", "CLIENT_CERT_PATH")
+ACCESS_VARIABLES = [_USER, *(f"MLFLOW_TRACKING_{name}" for name in _ACCESS), "MLFLOW_WORKSPACE"]
+"""Variables with which MLflow's client asks a server."""
 
 # Defaults for variables that the user has not set: no telemetry, and a dead server costs seconds instead of 4 minutes.
 _ENVIRONMENT = {
@@ -155,6 +158,24 @@ class Store:
     uri: str  # absolute
     root: Path  # local folder for locks, and for the database and artifacts of the default store
     artifact_root: Path | None  # None if a server decides
+    reads_only: bool = False  # the database is taken as it is: not made, locked or corrected
+
+    def for_reading(self) -> "Store":
+        """Return the store for what only reads: a database file that this user may not write to is taken as it is.
+
+        Raises:
+            TrackingError: There is no such file, or this user may not read it.
+        """
+        if (file := self._file) is None:
+            return self
+        try:
+            file.open("rb").close()
+        except FileNotFoundError:
+            raise NotInStore(f"there is no store {file}. Train first, or give the folder of another one.") from None
+        except OSError as error:
+            raise TrackingError(f"{file}: {error.strerror}. Give the right to read it, or another store.") from None
+        places = (file, file.parent, *([self.root] if os.path.exists(self.root) else []))
+        return self if all(os.access(place, os.W_OK) for place in places) else replace(self, reads_only=True)
 
     def moved(self, before: Path | str, now: Path) -> "Store":
         """Return the store where it is now if it moved together with the folder ``before``, which is now ``now``."""
@@ -166,7 +187,10 @@ class Store:
     @property
     def is_lost(self) -> bool:
         """Whether the store was a database file that is not there any more. Opening it would make an empty one."""
-        return self._file is not None and not self._file.exists()
+        try:
+            return self._file is not None and not self._file.exists()
+        except OSError:  # in a folder that this user may not enter
+            return False
 
     def is_held_by(self, uri: str) -> bool:
         """Tell whether ``uri``, in a lock of this store's folder, is this store, which may have moved since."""
@@ -221,23 +245,29 @@ class Store:
 
     def client(self) -> "MlflowClient":
         """Open the store. If its database does not exist, create it first, one process at a time."""
+        key = f"{self.uri} as it is" if self.reads_only else self.uri
         with _clients_lock:
-            if self.uri not in _clients:
+            if key not in _clients:
                 prepare_mlflow()
-                self._check_reachable()
+                if not self.reads_only:
+                    self._check_reachable()
                 try:
-                    _clients[self.uri] = self._connect()
+                    _clients[key] = self._connect()
                 except Exception as error:  # drivers raise errors of many types
                     problem = translate_error(error, self.uri)
                     said = str(problem).removesuffix(".")
                     if found := _OTHER_SCHEMA.search(said):
                         problem = self._other_version(found[1] or found[2])
+                    elif self.reads_only and not isinstance(error, TrackingError):
+                        reason = str(error).strip().splitlines()[0]
+                        copy = f"Copy the folder {self.root}, and give the copy with --root."
+                        problem = TrackingError(f"tracking store {self.public_uri}: {reason}. {copy}")
                     elif isinstance(problem, Rejected):
                         problem = TrackingError(f"tracking.uri: {self.public_uri}: {problem}")
                     elif (remedy := _database_remedy(said)) is not None:
                         problem = TrackingError(f"tracking store {said}{remedy}")
                     raise problem from None
-            return _clients[self.uri]
+            return _clients[key]
 
     def _connect(self) -> "MlflowClient":
         from mlflow import MlflowClient
@@ -245,16 +275,16 @@ class Store:
         artifact_uri, file = self._artifact_uri, self._file
         if artifact_uri is None:
             return MlflowClient(self.uri)
-        if file is not None:
+        if file is not None and not self.reads_only:
             _create_database(file, artifact_uri)
         # MLflow's own first start is not safe against a second process: without the lock one of them dies, or leaves
         # a half-made database. The file's existence proves nothing, so every start takes its turn.
-        with FileLock(self.root / ".init.lock"):
+        with nullcontext() if self.reads_only else FileLock(self.root / ".init.lock"):
             if (revision := _incomplete_schema(self.uri)) is not None:
                 raise self._other_version(revision)
             # Places MLflow's "Default" experiment here; otherwise it would be below the working directory.
             database = _open_database(self.uri, artifact_uri)
-            if file is not None:
+            if file is not None and not self.reads_only:
                 if file.parent == self.root:
                     _follow_move(database.engine, artifact_uri)
                 with suppress(OSError, sqlite3.Error):
@@ -277,6 +307,11 @@ class Store:
         if self._file is None:
             upgrade = f"{shell_quote(sys.executable)} -m mlflow db upgrade {shell_quote(self.public_uri)}"
             return TrackingError(f"{place} an older MLflow. Copy the database, then run {upgrade}")
+        if self.reads_only:
+            upgrade = python_command("ui.py", "--root", "COPY", "--upgrade-store")
+            return TrackingError(
+                f"{place} an older MLflow. Copy the folder {self.root}, and upgrade the copy: {upgrade}"
+            )
         own = ["--root", str(self.root)] + ([] if self._file.parent == self.root else ["--uri", self.uri])
         upgrade = python_command("ui.py", *own, "--upgrade-store")
         return TrackingError(f"{place} an older MLflow. To upgrade it, with a copy of it kept, run {upgrade}")
@@ -443,7 +478,7 @@ def _make_folder(path: Path) -> None:
     except OSError as error:
         raise TrackingError(f"{path}: cannot be made ({error.strerror}). Give another folder.") from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise TrackingError(f"{path}: cannot be written to. Give another folder, or the right to write.")
+        raise TrackingError(f"{path}: cannot be written to. Give another tracking.root, or the right to write.")
 
 
 def _open_database(uri: str, artifact_uri: str) -> Any:

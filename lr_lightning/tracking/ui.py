@@ -212,6 +212,7 @@ def serve(root: Path, uri: str | None, port: int, experiment: str | None = None,
     """
     prepare_mlflow()
     store = open_store(root, uri)
+    store = store if store.is_lost else store.for_reading()
     if store.artifact_root is None:
         raise TrackingError(f"--uri: {store.public_uri} is a server already; open it in a browser.")
     shown = _experiments_by_newest_run(store)

@@ -31,8 +31,11 @@ from lr_lightning.training.images import (
     Encoded,
     Images,
     UnreadableImage,
+    first_bytes,
+    is_heic,
     list_images,
     refuse_unreadable,
+    why_unknown,
 )
 
 MAX_PIXELS = 100_000_000
@@ -174,7 +177,7 @@ def _opened(images: Images, index: int, max_pixels: int) -> Iterator[Image.Image
     except _BROKEN as error:
         # Pillow's text for an unidentified image is the memory address of a buffer, which helps nobody.
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = _what_it_is(cast(Encoded, item)) if unknown else f"cannot be read ({error or type(error).__name__})"
+        reason = why_unknown(cast(Encoded, item)) if unknown else f"cannot be read ({error or type(error).__name__})"
         raise UnreadableImage(images.describe(index), reason) from error
 
 
@@ -182,7 +185,7 @@ def _open(item: Encoded) -> Image.Image:
     try:
         return Image.open(item if isinstance(item, Path) else BytesIO(item))
     except UnidentifiedImageError:
-        if not _is_heic(_head(item)) or find_spec("pillow_heif") is None:
+        if not is_heic(first_bytes(item)) or find_spec("pillow_heif") is None:
             raise
         import pillow_heif
 
@@ -198,31 +201,12 @@ def _refuse_misread(image: Image.Image) -> None:
         raise DataError(f"it has a plane of {bits} bits for each colour, which Pillow misreads: convert it")
     if bits == 8 and 2 in tags.get(_SAMPLE_FORMAT, ()):
         raise DataError("its pixels are signed 8 bits, which Pillow misreads: convert it")
-
-
-def _head(item: Encoded) -> bytes:
-    if not isinstance(item, Path):
-        return item[:132]
-    with item.open("rb") as file:
-        return file.read(132)
-
-
-def _is_heic(head: bytes) -> bool:
-    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-
-
-def _what_it_is(item: Encoded) -> str:
-    """Say why Pillow does not know a file, from its first bytes."""
-    head = _head(item)
-    if _is_heic(head):
-        return "is HEIC, which needs `pip install pillow-heif`"
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "is a TIFF of a kind that Pillow does not read, such as 64-bit or complex pixels: convert it"
-    if head[:2] == b"\xff\x0a" or head[4:8] == b"JXL ":
-        return "is JPEG XL, which Pillow does not read: convert it"
-    if head[128:] == b"DICM":
-        return "is DICOM, which Pillow does not read: convert it to 16-bit PNG"
-    return "is not an image" if head else "is not an image, but empty"
+    if image.format == "FITS" and image.mode.startswith("I"):
+        raise DataError("its pixels are FITS integers of more than 8 bits, which Pillow misreads: convert it")
+    codec, arguments = _codec(image)
+    is_plain = codec == "ppm_plain" and image.mode == "RGB" and arguments[1] > 255
+    if codec == "SGI16" or (codec == "sgi_rle" and arguments[2] == 2) or is_plain or "CMYK;16" in arguments[0]:
+        raise DataError("its colours have 16 bits, of which Pillow keeps 8: convert it")
 
 
 def _is_huge(image: Image.Image) -> bool:
@@ -236,12 +220,13 @@ def _orientation(image: Image.Image) -> int:
     return int(image.getexif().get(_ORIENTATION, 1))
 
 
-def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's name of the pixels in the file, such as ``RGB;16B``."""
+def _codec(image: Image.Image) -> tuple[str, tuple[Any, ...]]:
+    """Return Pillow's decoder of the file and its arguments: first the name of the stored pixels, as ``RGB;16B``."""
     if not (tiles := getattr(image, "tile", None)):
-        return ""
-    arguments = tiles[0][3]
-    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+        return "", ("",)
+    codec, *_, arguments = tiles[0]
+    arguments = arguments if isinstance(arguments, tuple) and arguments else (arguments,)
+    return codec, (str(arguments[0]), *arguments[1:])
 
 
 def _depth(image: Image.Image) -> str:
@@ -249,18 +234,28 @@ def _depth(image: Image.Image) -> str:
         return "16-bit"
     if image.mode in ("I", "F"):
         return "32-bit" if image.mode == "I" else "float"
+    codec, (raw, *arguments) = _codec(image)
     is_deep = (
         image.format in ("PNG", "TIFF")
         and image.mode in ("RGB", "RGBA")
-        and _raw_mode(image).startswith((f"{image.mode};16", "RGBX;16"))
-    )
+        and raw.startswith((f"{image.mode};16", "RGBX;16", "LA;16"))
+    ) or (codec == "ppm" and image.mode == "RGB" and arguments[0] > 255)
     return "16-bit" if is_deep else ""
 
 
 def _values(item: Encoded | NDArray[np.uint8], image: Image.Image) -> NDArray[Any]:
     """Return the pixels of an image of more than 8 bits as stored, [H, W] or [H, W, C]."""
-    raw, values = _raw_mode(image), np.asarray(image)
-    if values.ndim == 3:
+    codec, (raw, *_) = _codec(image)
+    if codec == "ppm" and image.mode == "RGB":
+        start, data = image.tile[0].offset, item.read_bytes() if isinstance(item, Path) else cast(bytes, item)  # type: ignore[attr-defined]
+        return np.frombuffer(data, ">u2", image.height * image.width * 3, start).reshape(image.height, image.width, 3)
+    values = np.asarray(image)
+    if raw == "LA;16B":  # read as RGBA: the two bytes of the grey value, and of alpha
+        with _open(cast(Encoded, item)) as plain:
+            plain.tile = [tile._replace(args="RGBA") for tile in plain.tile]  # type: ignore[attr-defined]
+            both = np.asarray(plain).astype(np.uint16)
+        values = (both[..., ::2] << 8 | both[..., 1::2])[..., [0, 0, 0, 1]]
+    elif values.ndim == 3:
         # Pillow keeps the high byte of each colour. Read with the other order of bytes, it keeps the low one.
         with _open(cast(Encoded, item)) as swapped:
             other = raw[:-3] + _OTHER_BYTE[raw[-3:]]

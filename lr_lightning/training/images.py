@@ -38,6 +38,37 @@ class UnreadableImage(DataError):
         return UnreadableImage, (self.what, self.reason)
 
 
+def first_bytes(item: Encoded) -> bytes:
+    """Return the bytes that tell the kind of a file."""
+    if not isinstance(item, Path):
+        return item[:132]
+    with item.open("rb") as file:
+        return file.read(132)
+
+
+def is_heic(head: bytes) -> bool:
+    """Tell whether a file that starts with these bytes is HEIC."""
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+
+
+def why_unknown(item: Encoded) -> str:
+    """Say why Pillow does not know a file, from its first bytes."""
+    head = first_bytes(item)
+    if is_heic(head):
+        return "is HEIC, which needs `pip install pillow-heif`"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "is a TIFF of a kind that Pillow does not read, such as 64-bit or complex pixels: convert it"
+    if head[:2] == b"\xff\x0a" or head[4:8] == b"JXL ":
+        return "is JPEG XL, which Pillow does not read: convert it"
+    if head[128:] == b"DICM":
+        return "is DICOM, which Pillow does not read: convert it to 16-bit PNG"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the image: run `git lfs pull`"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page: download the image again"
+    return "is not an image" if head else "is not an image, but empty"
+
+
 def refuse_unreadable(found: Sequence[UnreadableImage], *, least: int = 1) -> None:
     """Raise one error for all unreadable images of a data set, if there are ``least``.
 

@@ -150,6 +150,25 @@ def test_mlflows_variables_say_what_the_config_does_not(
     assert (node.uri, node.experiment_name) == (uri, experiment)
 
 
+def test_tags_of_mlflows_variable_are_the_runs(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_CONTEXT", '{"team": "a", "round": 7}')
+    assert validate(composed("+tracking.tags.team=b")).tracking.tags == {"team": "b", "round": "7"}
+    monkeypatch.setenv("MLFLOW_RUN_CONTEXT", "team a")
+    with pytest.raises(
+        ConfigError, match=r"MLFLOW_RUN_CONTEXT: 'team a' is no JSON object of tags\. Correct or unset it"
+    ):
+        validate(composed())
+
+
+def test_a_value_of_mlflows_variable_that_is_no_store_names_it(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI: '\./mlruns' is no address of a store"):
+        validate(composed())
+    assert validate(composed("tracking.root=/here")).tracking.uri is None
+
+
 def test_without_them_the_store_is_the_checkouts(composed: Compose) -> None:
     node = validate(composed("tracking.experiment=null")).tracking
     assert (node.uri, node.experiment_name) == (None, "lr_lightning")
@@ -245,6 +264,10 @@ def test_an_option_that_does_not_exist_is_answered_with_the_key(words: list[str]
     with pytest.raises(ConfigError) as refused:
         refuse_options(CONF.parent, words)
     assert str(refused.value) == answer
+
+
+def test_a_command_without_a_word_is_taken() -> None:
+    refuse_options(CONF.parent, [])
 
 
 def test_the_options_of_hydra_are_taken_also_shortened() -> None:

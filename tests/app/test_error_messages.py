@@ -2,7 +2,7 @@
 
 import pytest
 
-from lr_lightning.app.error_messages import causes, config_error, is_out_of_memory
+from lr_lightning.app.error_messages import causes, config_error, explain_path, is_out_of_memory
 from lr_lightning.errors import ArgumentError, DurationError, TotalStepsUnknown
 from lr_lightning.schedules import Cosine
 
@@ -26,6 +26,24 @@ def test_errors_at_the_start_of_a_training_name_the_keys_of_the_schedule() -> No
     assert text.startswith("schedule.total_steps: Cosine needs the number of steps")
     assert "schedule.total_steps=..., trainer.max_epochs=..." in text
     assert str(config_error(ValueError("something else"))) == "something else"
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "key"),
+    [
+        ("/a/b/c", [("data.root", "/a/b"), ("seed", "1")], "data.root"),
+        ("/a/b", [("fork", "'/a/b@last'"), ("x", None)], "fork"),
+        ("/a/b/c", [("output_root", "/a"), ("data.root", "/a/b")], "data.root"),
+        ("/other", [("data.root", "/a/b")], None),
+        (None, [("data.root", "/a/b")], None),
+    ],
+)
+def test_a_path_that_cannot_be_reached_is_named_by_its_key(
+    path: str | None, given: list[tuple[str, object]], key: str | None
+) -> None:
+    said = explain_path(PermissionError(13, "Permission denied", path), given)
+    assert said == (key and f"{key}: {path}: Permission denied. Give another path, or the right to use this one.")
+    assert explain_path(FileNotFoundError(2, "No such file", path), given) is None  # a fault of the program
 
 
 @pytest.mark.parametrize("text", ["CUDA out of memory. Tried to", "DefaultCPUAllocator: can't allocate memory"])

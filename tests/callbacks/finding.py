@@ -188,6 +188,8 @@ def random_states() -> Any:
 class UsedLRs(Callback):
     """Note the lr of every group at every update."""
 
+    reads_weights = False
+
     def __init__(self) -> None:
         self.used: list[list[float]] = []
 

@@ -197,6 +197,17 @@ def test_batches_begin_anew_at_their_end_and_tell_samplers_the_epoch(tmp_path: P
     within(tmp_path, body, DataLoader(data, batch_size=20, sampler=Sampler(data)))
 
 
+def test_an_epoch_ends_at_limit_train_batches(tmp_path: Path) -> None:
+    def body(run: Trainer, module: LightningModule) -> None:
+        batches = Batches(training_loaders(run))
+        taken = [next(batches) for _ in range(5)]
+        batches.close()
+        assert [index for _, index in taken] == [0, 1, 0, 1, 0]
+        assert torch.equal(taken[0][0][0], taken[2][0][0])
+
+    within(tmp_path, body, DataLoader(TensorDataset(X, Y), batch_size=20), limit_train_batches=2)
+
+
 @pytest.mark.parametrize("empty", [[], DataLoader(TensorDataset(X[:5]), batch_size=10, drop_last=True)])
 def test_a_loader_without_batches(tmp_path: Path, empty: Any) -> None:
     def body(run: Trainer, module: LightningModule) -> None:

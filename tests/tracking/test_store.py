@@ -3,7 +3,8 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from sqlalchemy.exc import OperationalError
 from lr_lightning.errors import Rejected, StoreUnavailable, TrackingError
 from lr_lightning.tracking import Store, open_store
 from lr_lightning.tracking import store as database
+from lr_lightning.tracking.query import experiments
 from lr_lightning.tracking.store import translate_error
 from tests.forked import Forked
 from tests.test_commands import in_bash
+
+Foreign = Callable[..., AbstractContextManager[Path]]
 
 
 def test_the_default_store_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +274,37 @@ def test_a_store_that_can_only_be_read_is_an_error_before_training(text: str) ->
     assert isinstance(translate_error(RuntimeError(text), "sqlite:////x/mlflow.db"), TrackingError)
 
 
+def test_a_store_of_another_user_is_read_and_refuses_a_run(store: Store, foreign: Foreign, tmp_path: Path) -> None:
+    store.call("create_run", store.experiment_id("x"))  # and what MLflow imports late is imported
+    with foreign(store.root) as root:
+        theirs = open_store(root)
+        before = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*"))
+        reading = theirs.for_reading()
+        assert reading.reads_only
+        assert set(experiments(reading)) == {"Default", "x"}
+        with pytest.raises(TrackingError, match="cannot be written to"):
+            reading.call("create_experiment", "y")
+        with pytest.raises(TrackingError, match=r"cannot be written to\. Give another tracking\.root"):
+            theirs.client()
+        assert sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*")) == before
+    assert not store.for_reading().reads_only
+
+
+def test_what_cannot_be_read_is_said_and_nothing_is_made(tmp_path: Path, foreign: Foreign, store: Store) -> None:
+    with pytest.raises(TrackingError, match=r"there is no store .*/typo/mlflow\.db\. Train first, or give the folder"):
+        open_store(tmp_path / "typo").for_reading()
+    assert not (tmp_path / "typo").exists()
+    with (
+        foreign(store.root, "mlflow.db") as root,
+        pytest.raises(TrackingError, match=r"mlflow\.db: Permission denied\. Give the right"),
+    ):
+        open_store(root).for_reading()
+    damaged = shutil.copytree(store.root, tmp_path / "damaged")
+    (damaged / "mlflow.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(TrackingError, match=f"file is not a database. Copy the folder {damaged}, and give the copy"):
+        replace(open_store(damaged), reads_only=True).client()
+
+
 def test_an_older_database_is_upgraded_only_when_asked_with_a_copy_kept(tmp_path: Path) -> None:
     from alembic import command
     from mlflow.store.db import utils
@@ -290,6 +325,8 @@ def test_an_older_database_is_upgraded_only_when_asked_with_a_copy_kept(tmp_path
     assert (tmp_path / "my store" / "mlflow.db").read_bytes() == before
     *_, script, root, place, flag = in_bash(str(caught.value).partition(", run ")[2])
     assert (Path(script).name, root, place, flag) == ("ui.py", "--root", str(store.root), "--upgrade-store")
+    with pytest.raises(TrackingError, match=f"Copy the folder {store.root}, and upgrade the copy: .* --upgrade-store"):
+        replace(store, reads_only=True).client()
     with closing(sqlite3.connect(store.upgrade())) as copy:
         assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0584bdc529eb",)]
     assert store.experiment_id("new") == "1"

@@ -28,7 +28,7 @@ def png16(values):
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -57,6 +57,13 @@ def tiff(values, sample_format, compressed=False, black=None, planes=False):
             directory += struct.pack("<HHII", tag, 4, 1, value)
     header = b"II*\0" + struct.pack("<I", start) + data + b"\0" * (len(data) % 2)
     return header + struct.pack("<H", len(entries)) + directory + struct.pack("<I", 0) + extra
+
+
+def fits(bits):
+    """A FITS file of 2 x 2 pixels."""
+    cards = {"SIMPLE": "T", "BITPIX": bits, "NAXIS": 2, "NAXIS1": 2, "NAXIS2": 2}
+    header = "".join(f"{f'{key:8}= {value:>20}':80}" for key, value in cards.items()) + "END"
+    return header.ljust(2880).encode() + bytes(range(bits))
 
 
 GREY = RNG(0).integers(0, 256, (9, 5, 6, 1), dtype=np.uint8)  # with 0 and 255
@@ -95,10 +102,17 @@ def test_the_whole_training_set_chooses_the_scaling(write, said, caplog):
         lambda a: png16(a.astype(np.uint16)),  # of which Pillow keeps the high bytes: black
         lambda a: tiff(a.astype("<u2"), 1),
         lambda a: tiff(a.astype("<u2"), 1, compressed=True),
+        lambda a: b"P6 6 5 65535 " + a.astype(">u2").tobytes(),
     ],
 )
 def test_colours_of_16_bits_keep_their_low_byte(write):
     assert np.array_equal(decoded(labelled(*map(write, COLOUR))), COLOUR.transpose(0, 3, 1, 2))
+
+
+def test_greys_of_16_bits_with_transparency_keep_their_low_byte():
+    opaque = np.full_like(GREY, 65535, np.uint16)
+    got = decoded(labelled(*(png16(np.concatenate([grey, full], 2)) for grey, full in zip(GREY, opaque, strict=True))))
+    assert np.array_equal(got, GREY.repeat(3, 3).transpose(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -154,6 +168,15 @@ def test_test_images_are_scaled_as_training_images_are():
         (tiff(np.ones((2, 2, 1)), 3), "is a TIFF of a kind that Pillow does not read, such as 64-bit or complex"),
         (tiff(np.ones((2, 2, 3), np.uint16), 1, planes=True), "it has a plane of 16 bits for each colour"),
         (tiff(np.ones((2, 2, 1), np.int8), 2), "its pixels are signed 8 bits"),
+        (tiff(np.ones((2, 2, 4), "<u2"), 1, black=5), "its colours have 16 bits, of which Pillow keeps 8: convert it"),
+        (struct.pack(">hBBHHHH500x", 474, 0, 2, 2, 2, 2, 1) + b"\0\1" * 4, "its colours have 16 bits, of which"),
+        (b"P3 1 1 65535 1 2 3\n", "its colours have 16 bits, of which Pillow keeps 8"),
+        (fits(16), "its pixels are FITS integers of more than 8 bits, which Pillow misreads: convert it"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+            "is a pointer of Git LFS, not the image: run `git",
+        ),
+        (b"\n<!DOCTYPE html><title>404</title>", "is a web page: download the image again"),
         (b"\0" * 128 + b"DICM" + b"\0" * 50, "is DICOM, which Pillow does not read: convert it to 16-bit PNG"),
         (b"\xff\x0a" + b"\0" * 50, "is JPEG XL, which Pillow does not read"),
         (b"", "is not an image, but empty"),

@@ -9,14 +9,14 @@ from typing import Any
 
 from lr_lightning._commands import shell_quote
 from lr_lightning.app.config import Config
-from lr_lightning.app.error_messages import BAD_INPUT, FAILED
+from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain_path
 from lr_lightning.errors import CompareError, Rejected, StoreUnavailable, TrackingError
 from lr_lightning.reports import wording
 from lr_lightning.reports.comparison_report import ComparisonReport, ReportRequest, compare
 from lr_lightning.reports.tables import print_comparison
 from lr_lightning.tracking import open_store
 from lr_lightning.tracking.keys import JOB_TAG
-from lr_lightning.tracking.query import experiments
+from lr_lightning.tracking.query import experiment_of_environment, experiments
 
 _EARLIER_RUNS = 300
 _FEWEST_FREE = 3  # degrees of freedom of a spread
@@ -34,7 +34,11 @@ def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, br
     try:
         if asked.get("by") == []:
             raise CompareError("name at least one tag or param, such as schedule.", "by")
-        done = compare(ReportRequest(open_store(root, uri), out.expanduser().absolute(), **asked))
+        store = open_store(root, uri).for_reading()
+        if not asked.get("experiments") and (name := experiment_of_environment(store)):
+            print(f"the experiment is {name}, from MLflow's variables", file=sys.stderr)
+            asked["experiments"] = [name]
+        done = compare(ReportRequest(store, out.expanduser().absolute(), **asked))
     except CompareError as e:
         text = str(e) if after_sweep else e.on_the_command_line
     except TrackingError as e:
@@ -42,7 +46,7 @@ def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, br
     except StoreUnavailable as e:
         status, text = FAILED, f"the store does not answer: {e}"
     except OSError as e:
-        text = str(e) if after_sweep else f"--out: {e}"
+        text = str(e) if after_sweep else explain_path(e, [("--out", out)]) or f"--out: {e}"
     else:
         report(done, brief=brief)
         return 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lr_lightning.app.commands.predict import Predictor, find_run
-from lr_lightning.app.error_messages import BAD_INPUT, print_error
+from lr_lightning.app.error_messages import BAD_INPUT, explain_path, print_error
 from lr_lightning.errors import ConfigError
 from lr_lightning.training.classifier import LitClassifier
 from lr_lightning.training.transforms import Normalizer
@@ -153,9 +153,13 @@ def run(
     """Export a run, by default to ``export/`` in its output folder, and return the exit status."""
     try:
         folder = find_run(root, name, output_root, store, uri)
+        to = to or folder / "export"
         wanted = list(formats) or ["torchscript", "torch_export"]
-        export(folder, to or folder / "export", wanted, checkpoint, trust, averaged=averaged)
-    except (ConfigError, OSError) as e:
-        print_error(f"--to: {e}" if isinstance(e, OSError) else e)
+        export(folder, to, wanted, checkpoint, trust, averaged=averaged)
+    except OSError as e:
+        print_error(explain_path(e, [("RUN", name), ("--to", to)]) or f"--to: {e}")
+        return BAD_INPUT
+    except ConfigError as e:
+        print_error(e)
         return BAD_INPUT
     return 0

@@ -33,7 +33,7 @@ from lr_lightning.app.composition import (
     wants_tracebacks,
 )
 from lr_lightning.app.config import Config
-from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, print_error
+from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, explain_path, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RaceConfig, RangeTestConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
@@ -83,10 +83,14 @@ class Multirun:
 
     def add(self, config: Config, overrides: Sequence[str], name: str, number: int) -> None:
         """Add a run that is about to start to the multirun ``name``; tag, name and colour it by what varies."""
-        if number == 0 and (note := seeds_note(sys.argv[1:], config)):
-            print(note, flush=True)
         name_and_colour = _name_and_colour(config, overrides, sys.argv[1:])
         config.tracking.tags = {"sweep": name, "trial": str(number), **name_and_colour, **config.tracking.tags}
+        if number == 0:
+            from lr_lightning.app.run.messages import places_from_environment
+
+            notes = seeds_note(sys.argv[1:], config), places_from_environment(config.tracking).strip()
+            for note in filter(None, notes):
+                print(note, flush=True)
         self.take(number, config, overrides, name)
 
     def take(self, number: int, config: Config, overrides: Sequence[str], name: str) -> None:
@@ -231,6 +235,13 @@ def main(root: Path, job: Job = "train") -> int:
             raise
         print_error(f"a process of the launcher is gone ({str(e).splitlines()[0]}).")
         status = FAILED
+    except OSError as e:  # the folder of a multirun cannot be made
+        given = (word.partition("=") for word in (f"output_root={root / 'outputs'}", *sys.argv[1:]))
+        message = explain_path(e, ((key, value) for key, _, value in given))
+        if message is None or wants_tracebacks():
+            raise
+        print_error(message)
+        return BAD_INPUT
     except KeyboardInterrupt:
         return 130  # before the run handles signals
     multirun = Multirun()
@@ -308,6 +319,12 @@ class Jobs:
                 raise
             result.message = _message(e)
             result.status = FAILED if isinstance(e, Diverged | RunFailed) else BAD_INPUT
+        except OSError as e:
+            words = (word.lstrip("+").partition("=") for word in sys.argv[1:])
+            result.message = None if wants_tracebacks() else explain_path(e, ((key, value) for key, _, value in words))
+            if result.message is None:
+                raise
+            result.status = BAD_INPUT
 
 
 class _Copy(io.TextIOBase):

@@ -17,7 +17,7 @@ from torch import Tensor
 from lr_lightning._threads import threads_for
 from lr_lightning.app import build
 from lr_lightning.app.composition import compose_config, prepare, validate
-from lr_lightning.app.error_messages import BAD_INPUT, FAILED, print_error
+from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain_path, print_error
 from lr_lightning.app.run.checkpoints import load_weights, read_checkpoint, with_averaged_weights
 from lr_lightning.app.run.messages import quiet
 from lr_lightning.app.run.resume import ALLOWED_TARGETS, RunArgument, read_config, run_folder
@@ -173,7 +173,8 @@ def run(
             with table.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 _write_csv(done, truth, top, file)
     except (ConfigError, DataError, OSError) as e:
-        print_error(f"--csv: {e}" if isinstance(e, OSError) else e)
+        given = [("RUN", name), *(("IMAGES", image) for image in images), ("--csv", table)]
+        print_error((explain_path(e, given) or f"--csv: {e}") if isinstance(e, OSError) else e)
         return BAD_INPUT
     on_terminal = sys.stdout.isatty()
     if on_terminal:

@@ -6,6 +6,7 @@ The other run is the fork's trunk. A fork of a fork has the first run as its tru
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lr_lightning.app.schemas.schedule import CooldownConfig, OneCycleConfig
 from lr_lightning.app.schemas.search import FinderConfig
 from lr_lightning.app.world import is_rank_zero
 from lr_lightning.callbacks.early_stopping import ScheduleAwareStopping
-from lr_lightning.errors import ArgumentError, ConfigError
+from lr_lightning.errors import ArgumentError, ConfigError, TrackingError
 from lr_lightning.schedules import Clock, parse_duration
 from lr_lightning.tracking.local_log import LOG_NAME, SUMMARY, LocalLog, Metric, Tag, UploadState
 from lr_lightning.training.datamodule import ImageDataModule
@@ -76,8 +77,10 @@ class ForkedRun:
 
 
 def _name_in_store(folder: Path) -> str:
-    state = UploadState.load(folder)
-    return (state.run_id if state else None) or folder.name
+    with suppress(TrackingError):  # a run of another user
+        if (state := UploadState.load(folder)) is not None and state.run_id:
+            return state.run_id
+    return folder.name
 
 
 def forked_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, ForkedRun]:

@@ -17,14 +17,16 @@ from lr_lightning.app.config import Config
 from lr_lightning.app.run.fork import ForkedRun
 from lr_lightning.app.run.graceful_stop import CooldownRequest
 from lr_lightning.app.run.predictions import Predictions
-from lr_lightning.app.run.record import RunOutcome
+from lr_lightning.app.run.record import MODEL_ID, RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
 from lr_lightning.app.schemas.schedule import CyclicalConfig, OneCycleConfig
 from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.app.world import effective_batch_size, is_rank_zero, process_batch_size, world_size
 from lr_lightning.callbacks.base_finder import NoSuggestionWarning
 from lr_lightning.diagnosis.verdict import Advice, Change
+from lr_lightning.tracking import query
 from lr_lightning.tracking.keys import hide_password
+from lr_lightning.tracking.store import ACCESS_VARIABLES
 from lr_lightning.training.datamodule import ImageDataModule
 from lr_lightning.training.images import SPLIT_WORDS
 
@@ -45,6 +47,7 @@ _ROWS = (  # of the table at the end: name, key of the summary, format
     ("price", "price", "{:.4g}"),
     ("spikes of the training loss", "spikes", "{:.0f}"),
 )
+_SYSTEM_METRICS = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 _NOT_CHANGES = ("tracking", "output_root", "trainer.progress")
 _MOST_CLASSES = 20
 _JUMP = 2.0  # times the last learning rate, at which a resume is commented
@@ -70,7 +73,7 @@ def print_start(
     one, update = process_batch_size(config.data, config.trainer), effective_batch_size(config.data, config.trainer)
     factors = [one, world_size(config.trainer), config.trainer.accumulate_grad_batches]
     batch = str(one) if update == one else f"{update} ({' × '.join(map(str, factors))}: processes, accumulated)"
-    place = f"output: {folder}{_places_from_environment(config.tracking)}"
+    place = f"output: {folder}{places_from_environment(config.tracking)}"
     if start:
         shown = {key: value for key, value in start.changed.items() if not key.startswith(_NOT_CHANGES)}
         changes = "".join(f", {key}={value}" for key, value in shown.items())
@@ -101,15 +104,25 @@ def _jump(config: Config, resumed: ResumedRun) -> str:
     )
 
 
-def _places_from_environment(node: TrackingConfig) -> str:
-    """Say in a line which of MLflow's variables chose the store, the experiment or the run."""
+def places_from_environment(node: TrackingConfig) -> str:
+    """Say in a line which of MLflow's variables chose the store, the experiment, the run or its tags; "" if none."""
     if node.name != "mlflow":
         return ""
-    chosen = {"MLFLOW_TRACKING_URI": node.uri, "MLFLOW_EXPERIMENT_NAME": node.experiment}
-    obeyed = [name for name, value in chosen.items() if value and os.environ.get(name) == value]
-    obeyed += [name for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID") if os.environ.get(name)]
+    given = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_") and value}
+    chosen = {query.URI: node.uri, query.EXPERIMENT_NAME: node.experiment}
+    obeyed = [name for name, value in chosen.items() if value and given.get(name) == value]
+    own_experiment = any(word.startswith("tracking.experiment=") for word in sys.argv[1:])
+    more = [] if own_experiment else [query.EXPERIMENT_ID]
+    more += ["MLFLOW_RUN_CONTEXT", MODEL_ID] + ([] if "sweep" in node.tags else ["MLFLOW_RUN_ID"])
+    more += ACCESS_VARIABLES if (node.uri or "").startswith("http") else []
+    obeyed += [name for name in more if name in given]
     where = f"{hide_password(node.uri or node.root)}, experiment {node.experiment_name}"
-    return f"\ntracking: {where} (from {', '.join(obeyed)})" if obeyed else ""
+    said = f"\ntracking: {where} (from {', '.join(obeyed)})" if obeyed else ""
+    if query.URI in given and node.uri is None:
+        said += f"\n{query.URI} is not obeyed: tracking.root names the store"
+    if given.get(_SYSTEM_METRICS, "").lower() in ("true", "1"):
+        said += f"\n{_SYSTEM_METRICS} is not obeyed: callbacks.cost records time, memory and energy"
+    return said
 
 
 def _classes(data: ImageDataModule) -> str:
@@ -139,6 +152,8 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
         console.print(f"- {line}", soft_wrap=True)
     if outcome.predictions is not None and config.callbacks.class_accuracy:
         console.print(_class_table(outcome.predictions))
+    if outcome.found_for is not None:
+        console.print(f"peak lr {outcome.found_lr:.3g}, found for {outcome.found_for}", soft_wrap=True)
     console.print(f"MLflow run {run_id}" if run_id else "not in MLflow", f"output {folder}", sep=", ", soft_wrap=True)
     epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
     by_steps = steps > 0 and (epochs < 0 or summary.get("steps", 0.0) >= steps)  # the limit that ended the run

@@ -35,8 +35,8 @@ from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.overfitting import OverfittingMonitor
 from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.diagnosis import History, Verdict
-from lr_lightning.errors import ConfigError, DataError, Diverged, RunFailed, StoreUnavailable
-from lr_lightning.tracking import RunLogger, environment_tags, mark_dead_runs, open_store
+from lr_lightning.errors import ConfigError, DataError, Diverged, Rejected, RunFailed, StoreUnavailable, TrackingError
+from lr_lightning.tracking import RunLogger, Store, environment_tags, mark_dead_runs, open_store
 from lr_lightning.tracking.keys import COLOUR_TAG, LOG_LR, flatten, hide_password
 from lr_lightning.tracking.replay import watchdog
 from lr_lightning.tracking.ui import keep_view
@@ -45,7 +45,7 @@ from lr_lightning.training.datamodule import ImageDataModule
 _BETTER = {"val/loss": min, "val/acc": max}
 _LAST_VALUES = ("probe/loss", "probe/acc", "overfit/gap_loss", "overfit/gap_acc")
 _GROUPS = ("schedule", "optimizer", "model", "data")
-_RUN_ID = "MLFLOW_RUN_ID"
+_RUN_ID, MODEL_ID = "MLFLOW_RUN_ID", "MLFLOW_ACTIVE_MODEL_ID"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
@@ -59,6 +59,7 @@ class RunOutcome:
     output_dir: Path | None = None  # None on ranks other than the first
     run_id: str | None = None  # in MLflow
     found_lr: float | None = None  # the peak learning rate that a finder has set
+    found_for: str | None = None  # the length and the schedule that it was found for
     predictions: Predictions | None = None  # if the config asks for them
 
     @property
@@ -70,6 +71,8 @@ class RunOutcome:
 class Summary(Callback):
     """Keep the best and last validation values and the seconds of a run, across all its resumes."""
 
+    reads_weights = False  # of single steps
+
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
         self._seconds_before = 0.0
@@ -78,9 +81,9 @@ class Summary(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Note that training has begun: from now on an error is not bad input."""
-        if not self.stepped:
-            align_logging_step(trainer)
+        align_logging_step(trainer)
         self.stepped = True
+        self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # not called again
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -238,7 +241,11 @@ def _started_logger(
         store = open_store(Path(node.root), node.uri) if node.name == "mlflow" else None
         if store is not None:
             mark_dead_runs(store)
-            if run_id and store.run(run_id).data.metrics:
+            if model_id := os.environ.get(MODEL_ID):
+                _call(
+                    MODEL_ID, store, "get_logged_model", model_id
+                )  # the store would reject every metric of a wrong one
+            if run_id and _call(_RUN_ID, store, "get_run", run_id).data.metrics:
                 raise ConfigError(f"{_RUN_ID}: run {run_id} has metrics already. Unset it, or give resume={run_id}.")
         csv = node.name == "csv"
         about: dict[str, Any] = {"experiment": node.experiment_name, "run_name": run_name, "tags": tags}
@@ -251,6 +258,15 @@ def _started_logger(
     except (ValueError, StoreUnavailable) as e:
         raise ConfigError(f"tracking: {e}") from e
     return logger
+
+
+def _call(variable: str, store: Store, method: str, value: str) -> Any:
+    """Look up in the store what a variable of MLflow names."""
+    try:
+        return store.call(method, value)
+    except (TrackingError, Rejected) as e:
+        reason = str(e).removesuffix(".")
+        raise ConfigError(f"{variable}: {value}: {reason}. Unset it, or name what that store has.") from e
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Resuming a run: its stored config, what may change about it, what it may name, and the checkpoint to start from."""
 
 import math
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -19,6 +20,7 @@ from lr_lightning.app.composition import validate
 from lr_lightning.app.config import GROUP_BASES, PLACES_OF_DATA, SCHEMAS, Config
 from lr_lightning.app.error_messages import explain
 from lr_lightning.app.run.checkpoints import BEFORE_LAST, LAST, ConfigInCheckpoint, read_checkpoint
+from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.app.world import is_rank_zero
 from lr_lightning.errors import ConfigError, DataError, StoreUnavailable, TrackingError
 from lr_lightning.tracking import open_store
@@ -87,6 +89,10 @@ def stored_config(cfg: DictConfig, overrides: list[str]) -> tuple[Config, Resume
     checkpoint = folder / "checkpoints" / LAST
     if not checkpoint.is_file() and not checkpoint.with_name(BEFORE_LAST).is_file():
         raise ConfigError(f"resume: {folder} has no checkpoint (checkpoints/{LAST}) yet. Start the run anew.")
+    for path in (folder, checkpoint.parent, *folder.glob("metrics.*")):
+        if not os.access(path, os.R_OK | os.W_OK):
+            who = f"this user may not write to {path}. Copy the run's folder"
+            raise ConfigError(f"resume: {who}, without {STATE_NAME} if that cannot be read, and resume the copy.")
     changed = _apply_changes(stored, cfg, overrides)
     suit_machine(stored, changed)
     return validate(stored), ResumedRun(folder, checkpoint, changed)
@@ -98,8 +104,11 @@ def read_run(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> tup
     stored = read_config(folder / "config.yaml", {*ALLOWED_TARGETS, *cfg.trust}, argument)
     _follow_move(stored, cfg, folder)
     stored.resume, stored.ckpt = None, None
+    # Its own experiment, whatever MLflow's variables say today.
+    stored.tracking.experiment = stored.tracking.experiment or TrackingConfig().experiment_name
     if ":***@" in str(stored.tracking.uri):  # stored without its password, which only the run's owner can read
-        stored.tracking.uri = state.uri if (state := UploadState.load(folder)) else None
+        state = UploadState.load(folder) if argument is _RESUME else None
+        stored.tracking.uri = state.uri if state else None
     return folder, stored
 
 
@@ -107,7 +116,7 @@ def suit_machine(stored: DictConfig, changed: dict[str, Any]) -> None:
     """Refuse data that is not where it was, and use no more threads than there are cores; ``changed`` notes that."""
     for key in _PLACES:
         place = OmegaConf.select(stored, key)
-        if isinstance(place, str) and Path(place).is_absolute() and not Path(place).exists():
+        if isinstance(place, str) and Path(place).is_absolute() and not os.path.exists(place):
             raise ConfigError(f"{key}: the run's data is not at {place} any more. Give {key}=NEW, where it is now.")
     if (
         "trainer.threads" not in changed
@@ -134,7 +143,7 @@ def _follow_move(stored: DictConfig, cfg: DictConfig, folder: Path) -> None:
     node, own = stored.tracking, cfg.tracking
     if node.uri is not None and not str(node.uri).startswith("sqlite"):
         root = moved(Path(node.root), before, now)
-        node.root = str(root if root.exists() else own.root)
+        node.root = str(root if os.path.exists(root) else own.root)
         return
     store = open_store(node.root, node.uri).moved(before, now)
     if store.is_lost and (folder / STATE_NAME).is_file():
@@ -160,7 +169,8 @@ def run_folder(name: str, cfg: DictConfig, argument: RunArgument = _RESUME) -> P
                 return run.parent
     if cfg.tracking.name == "mlflow" and _RUN_ID.fullmatch(name):
         try:
-            tag = open_store(Path(cfg.tracking.root), cfg.tracking.uri).run(name).data.tags.get("output_dir")
+            store = open_store(Path(cfg.tracking.root), cfg.tracking.uri).for_reading()
+            tag = store.run(name).data.tags.get("output_dir")
         except (TrackingError, StoreUnavailable) as e:
             raise ConfigError(f"{key}: {e}") from e
         if tag is not None:

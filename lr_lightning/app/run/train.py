@@ -82,7 +82,8 @@ def train(
         Diverged, RunFailed: The run is in the store as FAILED.
         Interrupted: The run was stopped, and is in the store as KILLED.
     """
-    prepare_process(config.trainer, config.output_root, show_notes=report if notes is None else notes)
+    place = str(start.output_dir) if isinstance(start, ResumedRun) else config.output_root
+    prepare_process(config.trainer, place, show_notes=report if notes is None else notes)
     _check_fork_keys(config, start)
     config, scaling = (config, {}) if start else scale_lr(config)  # a stored config is scaled already
     flat = flatten(asdict(config))
@@ -126,7 +127,9 @@ def train(
         return _predict(config, trainer, module, data, outcome, tested=tests)
 
     outcome = run.do(work)
-    outcome = replace(outcome, found_lr=finder.applied) if finder is not None else outcome
+    if finder is not None and finder.applied is not None:
+        planned = getattr(finder.result, "run", None)
+        outcome = replace(outcome, found_lr=finder.applied, found_for=planned and planned.describe())
     if run.folder and report:
         print_outcome(config, run.folder, outcome, idle=start is not None and not record.stepped(trainer))
     return outcome

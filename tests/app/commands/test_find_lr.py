@@ -131,6 +131,22 @@ def test_a_search_that_applies_nothing_leaves_no_trace(composed: Compose, finder
     assert all(torch.equal(mine[key], other[key]) for key in mine)
 
 
+def test_a_run_that_goes_on_from_its_race_is_the_run_of_that_lr(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lr_lightning.callbacks.lr_race.rank_zero_info", said.append)
+    data = ["data.flip=true", "model.kwargs.dropout=0.2", "optimizer=adamw", "schedule=wsd", "schedule.warmup=4"]
+    data += ["trainer.max_epochs=6", "callbacks.cost=null", "callbacks.cooldown_preview=false"]
+    one, _ = run(composed, *data, "finder=race", "finder.keep=true")
+    assert [text.rpartition("It took ")[2] for text in said] == ["5 updates from the race."]
+    two, _ = run(composed, *data, f"optimizer.lr={params(one)['optimizer.lr']}")
+    assert untimed(one) == untimed(two)
+    mine, other = weights(one), weights(two)
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[key], other[key]) for key in mine)
+
+
 def test_multipliers_are_ratios_to_the_optimizers_rate(composed: Compose) -> None:
     config = validate(composed("finder=range_test", "experiment=smith"))
     assert config.optimizer.multipliers
@@ -223,6 +239,16 @@ def test_a_search_that_finds_nothing_names_the_next_one(
         (["finder.metric=val_loss", "trainer.limit_val_batches=0"], "finder.metric: needs validation batches"),
         (["schedule=triangular", "schedule.base_lr=0.01"], "schedule.base_lr: finder=range_test sets both bounds"),
         (["optimizer=prodigy"], "finder: prodigy estimates its learning rate"),
+        (
+            ["finder=race", "finder.keep=true", "schedule=wsd", "callbacks.checkpoint.every=10%"],
+            "finder.keep: repeats the first steps of the run without their weights. Give callbacks.cost=null "
+            "callbacks.cooldown_preview=false callbacks.checkpoint.every=null.",
+        ),
+        (
+            ["finder=race", "finder.keep=true", "finder.apply=false"],
+            "finder.keep: goes on from the race, and finder.apply is false.",
+        ),
+        (["finder=race", "finder.keep=true", "optimizer=schedule_free_sgd"], "averages the weights at each step"),
         (
             ["experiment=lr_effects"],
             "finder: experiment=lr_effects trains given learning rates, so there is none to find.",

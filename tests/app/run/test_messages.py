@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.messages import print_outcome
+from lr_lightning.app.run.messages import places_from_environment, print_outcome
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.diagnosis import Advice, Label, Reason, Verdict
 
@@ -127,6 +127,16 @@ def test_the_run_of_an_advice_keeps_only_the_words_that_fit_it(
         configured(*line.split())  # and it is a config
 
 
+def test_the_summary_says_for_which_run_the_lr_was_found(
+    configured: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = "12 epochs (1,000 steps) of cosine 1 to 0 over 1000 steps"
+    print_outcome(configured(), Path("run"), RunOutcome({"steps": 900.0}, found_lr=0.2134, found_for=planned))
+    assert f"peak lr 0.213, found for {planned}\n" in capsys.readouterr().out
+    print_outcome(configured(), Path("run"), RunOutcome({"steps": 900.0}, found_lr=0.2134))
+    assert "found for" not in capsys.readouterr().out
+
+
 def test_a_run_limited_by_steps_is_shortened_in_steps(
     configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +157,37 @@ def test_a_command_that_is_printed_to_be_copied_shows_no_password(
     assert "--uri postgresql://me:***@db/x" in out
     assert "tracking.uri=postgresql://me:***@db/x" in out
     assert "secret" not in out
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "said"),
+    [
+        ({"TRACKING_URI": "http://s.test", "EXPERIMENT_NAME": "x"}, [], "http://s.test, experiment x (from {0}, {1})"),
+        ({"TRACKING_URI": "http://s.test", "TRACKING_TOKEN": "secret"}, [], "experiment lr_lightning (from {0}, {1})"),
+        ({"TRACKING_TOKEN": "secret"}, [], None),  # of a server
+        ({"RUN_CONTEXT": "{}", "RUN_ID": "1"}, [], "(from {0}, {1})"),
+        ({"RUN_ID": "1"}, ["+tracking.tags.sweep=s"], None),  # of several runs
+        (
+            {"TRACKING_URI": "http://s.test"},
+            ["tracking.root=/here"],
+            "{0} is not obeyed: tracking.root names",
+        ),
+        ({"ENABLE_SYSTEM_METRICS_LOGGING": "true"}, [], "{0} is not obeyed: callbacks.cost records"),
+    ],
+)
+def test_the_variables_that_are_obeyed_are_named(
+    configured: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    words: list[str],
+    said: str | None,
+) -> None:
+    names = [f"MLFLOW_{name}" for name in variables]
+    for name, value in zip(names, variables.values(), strict=True):
+        monkeypatch.setenv(name, value)
+    text = places_from_environment(configured(*words).tracking)
+    assert said.format(*names) in text if said else text == ""
+    assert "secret" not in text
 
 
 @pytest.mark.parametrize("own", [True, False])

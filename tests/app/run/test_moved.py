@@ -2,7 +2,8 @@
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from lr_lightning.app.run.checkpoints import AtomicCheckpointIO
+from lr_lightning.app.run.fork import _name_in_store
 from lr_lightning.app.run.resume import run_folder, stored_config
 from lr_lightning.app.run.train import RunOutcome, train
 from lr_lightning.errors import ConfigError, RunFailed, TrackingError
 from lr_lightning.tracking import RunLogger, replay
+from lr_lightning.tracking.local_log import STATE_NAME
 from tests.app.conftest import Compose, short_run
 
 
@@ -106,6 +109,25 @@ def test_a_folder_alone_goes_on_in_the_store_of_the_checkout_it_came_to(
     outcome = resume(composed, there, f"++data.root={tmp_path}/images")
     assert "the run's store is gone" in capsys.readouterr().err
     check_record(tmp_path, outcome)
+
+
+def test_the_run_of_another_user_is_copied_to_be_resumed_and_can_be_forked(
+    composed: Compose, moved: Path, tmp_path: Path, foreign: Callable[..., AbstractContextManager[Path]]
+) -> None:
+    with foreign(folder_in(moved), STATE_NAME) as folder:
+        with pytest.raises(
+            ConfigError, match=rf"this user may not write to {folder}\. Copy the run's folder, without met"
+        ):
+            resume(composed, folder)
+        with pytest.raises(
+            TrackingError, match=r"metrics\.sent: belongs to another user, and may hold a password\. Copy"
+        ):
+            replay(folder)
+        assert _name_in_store(folder) == folder.name  # so that it can be forked
+    copy = shutil.copytree(folder_in(moved), tmp_path / "copy", ignore=shutil.ignore_patterns(STATE_NAME))
+    words = [f"++data.root='{moved}/pictures'", f"tracking.root='{moved}/mlruns'"]
+    assert resume(composed, copy, *words).summary["steps"] == 6
+    assert query(moved, "SELECT status FROM runs") == [("FINISHED",)]
 
 
 def test_a_resume_with_other_pictures_is_refused(composed: Compose, moved: Path, tmp_path: Path) -> None:

@@ -1,0 +1,248 @@
+"""LRRace(keep=True): the run that goes on from the race is the run that had its lr from the start, bit for bit."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from torch.optim import AdamW
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
+
+from lr_lightning import LRRace, LRSchedule, OverfittingMonitor
+from lr_lightning.callbacks.step_recorder import StepRecorder
+from lr_lightning.errors import ArgumentError, UsageError
+from lr_lightning.schedules import WSD, Constant, Cosine, Linear, Schedule
+from tests.callbacks.finding import Nasty, differences, fit
+from tests.callbacks.tiny import Memory, Tiny, X, Y, loader, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+STEPS = 102
+BUDGET = 82
+LENGTH = 10  # updates of each training of the race
+wsd = WSD(warmup="3 steps", cooldown="20%")
+
+
+class Net(Tiny):
+    """Logs every step's loss, under several param groups of an optimizer with a state."""
+
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__(lr)
+        self.seen = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.seen += 1
+        self.log("train/loss", loss, on_step=True, on_epoch=True)
+        self.log_dict({"train/seen": float(self.seen)}, on_step=True, on_epoch=False)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        first, *others = self.parameters()
+        return AdamW([{"params": [first]}, {"params": others, "lr": self.lr / 2}], lr=self.lr, weight_decay=0.1)
+
+
+class Draws(Callback):
+    """Draws a random number where a dry run does not know of it."""
+
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, lambda *_: torch.rand(1))
+
+
+def data() -> Any:
+    return {"train_dataloaders": loader(), "val_dataloaders": loader(20)}, []
+
+
+def compare(
+    tmp_path: Path,
+    schedule: Schedule = wsd,
+    make: Any = Net,
+    others: Any = list,
+    metric: Any = "val_loss",
+    **options: Any,
+) -> tuple[LRRace, list[str]]:
+    """Race and go on, train with the same lr from the start, and return what differs between the two runs."""
+    found = LRRace(budget=BUDGET, metric=metric, keep=True)
+    run = {"callbacks": lambda: [LRSchedule(schedule), *others()], "data": data, "max_epochs": -1, "max_steps": STEPS}
+    kept = fit(tmp_path, found, make=make, **run, **options)
+    assert found.applied is not None
+    whole = fit(tmp_path, None, make=partial(make, lr=found.applied), **run, **options)
+    # a schedule's state holds the lr that was configured, and a checkpoint's path is another one
+    return found, [key for key in differences(whole, kept) if key not in ("files", "others")]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, LENGTH - 2),  # the first update of each epoch is trained again
+        ({"val_check_interval": 2}, LENGTH - 5),  # and the first one after each validation
+        ({"check_val_every_n_epoch": None, "val_check_interval": 5}, LENGTH - 3),
+        ({"accumulate_grad_batches": 2}, LENGTH - 4),
+        ({"accumulate_grad_batches": 2, "val_check_interval": 3, "gradient_clip_val": 0.5}, LENGTH - 7),
+        ({"limit_train_batches": 4, "check_val_every_n_epoch": 2}, LENGTH - 3),
+    ],
+    ids=str,
+)
+def test_the_run_is_the_one_that_had_its_lr_from_the_start(options: dict[str, Any], kept: int, tmp_path: Path) -> None:
+    found, differing = compare(tmp_path, **options)
+    assert (differing, found.kept) == ([], kept)
+
+
+@pytest.mark.parametrize("schedule", [Constant(), WSD(warmup="1 step", cooldown="30%")], ids=str)
+def test_schedules_that_begin_with_a_plateau(schedule: Schedule, tmp_path: Path) -> None:
+    found, differing = compare(tmp_path, schedule, lambda lr=0.1: Nasty(lr=lr, log=False))
+    assert differing == []
+    assert found.kept == 5  # of the first epoch: the module's on_train_epoch_start does something at the next
+    assert found.applied in found.result.trials[-1].lrs
+
+
+def test_recorders_and_checkpoints_get_what_they_would_have(tmp_path: Path) -> None:
+    saved: list[dict[str, Any]] = []
+
+    def others() -> list[Callback]:
+        folder = tmp_path / f"checkpoints{len(list(tmp_path.glob('checkpoints*')))}"
+        folder.mkdir()
+        every = ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1, save_on_train_epoch_end=False)
+        return [StepRecorder(flush_steps=1), LearningRateMonitor("step"), OverfittingMonitor(), every]
+
+    found, differing = compare(tmp_path, others=others, enable_checkpointing=True)
+    assert (differing, found.kept) == ([], LENGTH - 4)
+    for folder in ("checkpoints0", "checkpoints1"):
+        saved.append(torch.load(tmp_path / folder / "step=8.ckpt", weights_only=False))
+    one, other = ({name: values for name, values in each.items() if name != "callbacks"} for each in saved)
+    assert str(one) == str(other)
+
+
+@pytest.mark.parametrize(("hook", "kept"), [("on_train_start", 0), ("on_train_epoch_end", 5), ("on_validation_end", 5)])
+def test_a_run_that_differs_from_the_race_goes_on_by_itself(hook: str, kept: int, tmp_path: Path) -> None:
+    found, differing = compare(tmp_path, others=lambda: [Draws(hook)])
+    assert (differing, found.kept) == ([], kept)
+
+
+def test_it_says_what_it_took_from_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lr_lightning.callbacks.lr_race.rank_zero_info", said.append)
+    compare(tmp_path)
+    assert said == [f"LRRace: the run trains by itself from update {LENGTH} on. It took 8 updates from the race."]
+
+
+class Saves(Callback):
+    reads_weights = False
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.save_checkpoint(f"{trainer.default_root_dir}/{trainer.global_step}.ckpt")
+
+
+def test_no_checkpoint_gets_the_weights_of_another_step(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"LRRace\(keep=True\) repeats .* weights of step 2 are not known"):
+        compare(tmp_path, others=lambda: [Saves()])
+    assert [path.name for path in tmp_path.rglob("*.ckpt")] == ["1.ckpt"]  # the first step is trained again
+
+
+def test_after_a_kill_the_run_trains_from_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lr_lightning.callbacks.lr_race.rank_zero_info", said.append)
+    with monkeypatch.context() as killed:
+        killed.setattr("lr_lightning.callbacks.lr_race._KeptRace.remove", _die)
+        with pytest.raises(InterruptedError):
+            compare(tmp_path)
+    found, differing = compare(tmp_path)
+    assert (differing, found.kept) == ([], 0)
+    assert said[-1].endswith("since the trainings of a race that was interrupted are not kept.")
+
+
+def _die(self: Any) -> None:
+    raise InterruptedError
+
+
+class AtBatchEnd(Net):
+    def on_train_batch_end(self, *_: Any) -> None:
+        pass
+
+
+class LogsMetric(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = MeanMetric()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.mean(loss)
+        self.log("mean", self.mean)
+        return loss
+
+
+class Writes(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.logger.log_metrics({"own": 1.0})
+        return super().training_step(batch, batch_idx)
+
+
+class Average(Callback):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("module", "callbacks", "options", "message"),
+    [
+        (Net, [LRSchedule(Cosine())], {}, "needs a schedule that begins with a plateau, .* This one is cosine 1 to 0"),
+        (Net, [LRSchedule(Linear(1, 0))], {}, "needs a schedule that begins with a plateau"),
+        (Net, [LRSchedule(WSD(warmup="40%"))], {}, "trainings of 10 updates are too short for a warm-up of 40"),
+        (Net, [LRSchedule(wsd), Average()], {}, "cannot show Average the weights and gradients of every step"),
+        (AtBatchEnd, [LRSchedule(wsd)], {}, r"cannot repeat AtBatchEnd\.on_train_batch_end"),
+        (LogsMetric, [], {}, r"a step that logs a metric object \('mean': MeanMetric\)"),
+        (Writes, [], {}, "a step that uses the logger itself"),
+        (Net, [], {"accumulate_grad_batches": 4}, "4 accumulated batches do not divide its 6 batches"),
+    ],
+    ids=["cosine", "linear", "long warm-up", "callback", "hook", "metric", "logger", "part of an update"],
+)
+def test_it_refuses_what_it_cannot_repeat(
+    module: Any, callbacks: list[Callback], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    net = module()
+    run = trainer(
+        tmp_path, [LRRace(budget=BUDGET, keep=True), *callbacks], Memory(), max_steps=STEPS, max_epochs=-1, **options
+    )
+    with pytest.raises(ArgumentError, match=rf"^LRRace\(keep=True\).*{message}"):
+        run.fit(net, loader(), loader(20))
+    assert len(net.losses) == 0
+
+
+class Unlike(TensorDataset):
+    """Gives other examples each time."""
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return x + torch.rand(1, generator=_own), y
+
+
+_own = torch.Generator()
+
+
+def test_a_loader_that_gives_other_batches_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lr_lightning.callbacks.lr_race.rank_zero_info", said.append)
+    found = LRRace(budget=BUDGET, keep=True)
+    run = trainer(tmp_path, [found, LRSchedule(wsd)], max_steps=STEPS, max_epochs=-1)
+    run.fit(Net(), DataLoader(Unlike(X, Y), 10), loader(20))
+    assert found.kept == 0
+    assert said[-1].endswith("with the lr that was found, since the loader gives other batches each time.")
+
+
+@pytest.mark.parametrize("arguments", [{"keep": "yes"}, {"keep": True, "apply": False}], ids=str)
+def test_wrong_arguments(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=r"^keep must be True or False"):
+        LRRace(**arguments)
+
+
+def test_without_validation_the_training_loss_judges(tmp_path: Path) -> None:
+    class Blind(Net):
+        validation_step = LightningModule.validation_step
+
+    found, differing = compare(tmp_path, make=Blind, metric="loss")
+    assert (differing, found.kept) == ([], LENGTH - 2)
