@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -59,8 +59,11 @@ def _inner(part: Any) -> Iterator[tuple[tuple[Callable[[Any, Any], Any], Any], A
 
 def batch_size_of(loader: object) -> int | None:
     """Return the examples in a full batch of one process; None if the loader does not tell."""
-    sizes = (getattr(place, "batch_size", None) for place in (loader, getattr(loader, "batch_sampler", None)))
-    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+    for place in (loader, getattr(loader, "batch_sampler", None)):
+        size = getattr(place, "batch_size", None)
+        if isinstance(size, int) and size > 0:
+            return size
+    return None
 
 
 # -- the number of examples -------------------------------------------------------------------------------------------
@@ -81,10 +84,8 @@ def count_examples(batch: Any, size: int | None = None) -> int | None:
         >>> count_examples({"atoms": torch.zeros(70, 3), "energy": torch.zeros(4)}, size=8)
         4
     """
-    if isinstance(batch, tuple | list) and all(part is None or (type(part) is Tensor and part.ndim) for part in batch):
-        flat = {len(part) for part in batch if part is not None}  # the most usual batch, quickly
-        if len(flat) == 1 and max(flat) <= (size or math.inf):
-            return flat.pop()
+    if isinstance(batch, tuple | list) and 0 < (length := _common_length(batch)) <= (size or math.inf):
+        return length  # of the most usual batch, quickly
     declared, lengths, lists = set(), set(), set()
     for place, part in parts(batch):
         if isinstance(part, PackedSequence):
@@ -105,6 +106,18 @@ def count_examples(batch: Any, size: int | None = None) -> int | None:
         return size
     smaller = [length for length in every if length < size]
     return smaller[0] if len(smaller) == 1 else None
+
+
+def _common_length(batch: Sequence[Any]) -> int:
+    """Return the length that all tensors in a batch have; -1 if they have several, or there is anything else in it."""
+    length = -1
+    for part in batch:
+        if part is None:
+            continue
+        if type(part) is not Tensor or not part.ndim or length not in (-1, part.shape[0]):
+            return -1
+        length = part.shape[0]
+    return length
 
 
 def _declared(part: Any) -> set[int]:

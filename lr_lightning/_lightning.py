@@ -79,6 +79,7 @@ DataFetcher = _DataFetcher
 set_sampler_epoch = _set_sampler_epoch  # Lightning calls this before it iterates a loader
 
 _T = TypeVar("_T")
+_SCALARS = 1000  # in a tensor
 _SAID: WeakSet[Trainer] = WeakSet()  # the Trainers whose user has been told that results are lost
 
 
@@ -250,6 +251,43 @@ def mean_loss(losses: Sequence[Tensor]) -> Tensor | None:
     return losses[0] if losses else None
 
 
+class Scalars:
+    """Scalars of many steps, side by side on their device.
+
+    The C allocator cannot use the memory of a step's activations as a whole again if a tensor of one element stays in
+    its midst: with a tensor kept from each step, the process would grow.
+    """
+
+    def __init__(self) -> None:
+        self._full: list[Tensor] = []
+        self._values, self._places, self._count = torch.empty(0), list[Tensor](), 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._full)) + self._count
+
+    def append(self, value: Tensor) -> None:
+        """Copy a scalar; nothing is transferred, and nothing waits for the device."""
+        values = self._values
+        if self._count == len(self._places) or value.dtype != values.dtype or value.device != values.device:
+            self._begin(value)
+        self._places[self._count].copy_(value)
+        self._count += 1
+
+    def _begin(self, value: Tensor) -> None:
+        self._full += [self._values[: self._count]] if self._count else []
+        self._values, self._count = torch.empty(_SCALARS, dtype=value.dtype, device=value.device), 0
+        self._places = list(self._values.unbind())
+
+    def stacked(self, device: torch.device | None = None) -> Tensor | None:
+        """Return them in one tensor, on the device of the last one by default; None if there are none."""
+        parts = [*self._full, *([self._values[: self._count]] if self._count else [])]
+        return torch.cat([part.to(device or parts[-1].device) for part in parts]) if parts else None
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._full, self._count = [], 0
+
+
 # -- private: logging and the training loop ---------------------------------------------------------------------------
 
 
@@ -372,7 +410,7 @@ def validate_also(trainer: Trainer, when: Callable[[], bool] | None) -> None:
     vars(loop).pop("_should_check_val_fx", None)
     if when is not None:
         due = loop._should_check_val_fx
-        loop._should_check_val_fx = lambda fetcher: due(fetcher) or (trainer.enable_validation and when())
+        loop._should_check_val_fx = lambda fetcher: due(fetcher) or (when() and trainer.enable_validation)
 
 
 def end_fit_at(trainer: Trainer, steps: int) -> None:

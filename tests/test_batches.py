@@ -45,6 +45,9 @@ def test_a_batch_that_holds_itself_has_an_end() -> None:
         (SimpleNamespace(num_graphs=4, x=torch.ones(70, 3)), None, 4),
         (([torch.ones(3, 8), torch.ones(3, 9)], [{"boxes": torch.ones(7, 4)}, {"boxes": torch.ones(1, 4)}]), 2, 2),
         ((["a", "b", "c"], ["d", "e", "f"]), None, 3),
+        ((torch.ones(0, 8), torch.ones(3)), None, None),  # either may be
+        ((torch.ones(3, 8), None, torch.ones(3)), 8, 3),
+        ((torch.ones(0, 8), torch.ones(0)), 8, 0),
         (["a", "b", "c"], None, None),
         (None, None, None),
     ],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import finder_cost, report
+from benchmarks import finder_cost, pruning_replay, report
 from tests.conftest import docs_module
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,3 +151,13 @@ def test_a_range_test_is_timed_over_as_many_steps_as_the_bare_loop(monkeypatch: 
     images, labels = torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.long)  # nothing to learn: flat to the end
     finder_cost.ours(DataLoader(TensorDataset(images, labels), batch_size=4), 12)
     assert len(made) == 12 + 1  # and the one of the fit
+
+
+@pytest.mark.parametrize(("accuracy", "second"), [(False, 3.0), (True, 0.9)])
+def test_a_replayed_search_prunes_as_the_search_itself(accuracy: bool, second: float) -> None:
+    trials = [
+        {"schedule": schedule, "curve": [[value] * 4] * epochs}
+        for schedule, value, epochs in (("cosine", 0.5, 12), ("wsd", second, 12), ("linear", 0.5, 12), ("linear", 1, 2))
+    ]
+    found = pruning_replay.replay(trials, ["cooled"], preview=True, accuracy=accuracy)
+    assert found == (12 + 3 + 12 + 2, [False, True, False, False])

@@ -94,6 +94,13 @@ def _pruning(found: dict[str, Any]) -> str:
     return "; ".join(saved)
 
 
+def _pruning_replay(found: dict[str, Any]) -> str:
+    arms = {arm: of_arm["figures"] for arm, of_arm in found["loss"].items()}
+    arms = {"cooled, its constants chosen on other problems": found["held_out"]["figures"], "median": arms["median"]}
+    said = (f"{arm}: {row['epochs_saved']:.0%} saved, {row['good_lost']:.1%} lost" for arm, row in arms.items())
+    return f"{'; '.join(said)}; n = {found['held_out']['figures']['n']} problems"
+
+
 def _search_methods(found: dict[str, Any]) -> str:
     methods = ((name, runs) for name, runs in found.items() if name != "machine")
     return "; ".join(f"{name} {of_values([run['best'] for run in runs], '{:.2g}')}" for name, runs in methods)
@@ -184,7 +191,7 @@ def _cooldown_preview(found: dict[str, Any]) -> str:
 
 
 def _advice(found: dict[str, Any]) -> str:
-    rows = found["advice"].values()
+    rows = [row for name, row in found["advice"].items() if not name.endswith("(either)")]  # those count once
     helped = sum(row["better"] * row["followed"] for row in rows)
     worse = sum(row["worse"] * row["followed"] for row in rows)
     count = sum(row["followed"] for row in rows)
@@ -268,6 +275,13 @@ ROWS = (
         result="advice_sealed",
     ),
     Row(
+        "advice",
+        "the same; a second set, sealed until the rules were done",
+        _advice,
+        "--cifar10 FOLDER --set second --unseal",
+        result="advice_second",
+    ),
+    Row(
         "cooldown_preview",
         "the preview of a cooldown against real cooldowns",
         _cooldown_preview,
@@ -283,6 +297,12 @@ ROWS = (
         result="lr_effects_cifar10_cosine",
     ),
     Row("pruning", "epochs that pruning a search saves", _pruning),
+    Row(
+        "pruning_replay",
+        "the same, and the good trials that pruning loses, in replayed searches",
+        _pruning_replay,
+        "--cifar10 FOLDER",
+    ),
     Row("search_methods", "best validation loss of each way of searching", _search_methods),
     Row(
         "search_methods",

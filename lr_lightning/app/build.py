@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 from torch import nn
@@ -333,13 +334,23 @@ def build_trainer(
             enable_model_summary=False,
             enable_checkpointing=enable_checkpointing,
             plugins=[checkpoint_io],
-            **{**node.kwargs, **settings},
+            **{"profiler": NoProfiler(), **node.kwargs, **settings},
         )
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, MisconfigurationException) as e:
         given = f".kwargs ({', '.join(node.kwargs)})" if node.kwargs else ""
         raise ConfigError(f"trainer{given}: {e}") from e
     skip_empty_hooks(callbacks_of(trainer, Callback))
     return trainer
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning's profiler that measures nothing, without a generator for each of a step's fifty sections."""
+
+    _section = nullcontext()
+
+    def profile(self, action_name: str) -> "nullcontext[None]":  # type: ignore[override]  # a context manager as well
+        """Measure nothing."""
+        return self._section
 
 
 STEP_HOOKS = (
@@ -349,15 +360,16 @@ STEP_HOOKS = (
 
 
 def skip_empty_hooks(callbacks: Iterable[Callback]) -> None:
-    """Keep Lightning from calling the hooks of a step that a callback does not implement.
+    """Keep Lightning from calling the hooks of a step that a callback does not implement, or names ``idle_hooks``.
 
     Lightning enters a profiler for each call: six hooks times fifteen callbacks, most of them empty. It skips a hook
     that is not callable. The callbacks' classes are not changed, so ``super()`` finds every hook.
     """
     for callback in callbacks:
+        idle = getattr(callback, "idle_hooks", ())
         for hook in STEP_HOOKS:
             inherited = getattr(type(callback), hook) is getattr(Callback, hook)
-            if inherited and hook not in vars(callback):  # LambdaCallback has its hooks in the instance
+            if hook in idle or (inherited and hook not in vars(callback)):  # LambdaCallback has its own in the instance
                 setattr(callback, hook, None)
 
 
@@ -483,7 +495,7 @@ class MonitorCheck(Callback):
 
     def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:
         self.monitor, self.key = monitor, key
-        self._first_step: int | None = None  # global_step at the start of the fit, until there was an update
+        self._first_step = 0  # global_step at the start of the fit
         self._validated: bool | None = None  # None: not known, as after a checkpoint of an older version
 
     @property
@@ -503,14 +515,17 @@ class MonitorCheck(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the first update, unless the run is resumed: it passed this check before."""
         resumed = trainer.ckpt_path is not None
-        self._first_step = None if resumed or not trainer.enable_validation else trainer.global_step
+        self._first_step = trainer.global_step
+        vars(self).pop("on_train_batch_start", None)
+        if resumed or not trainer.enable_validation:
+            self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # not called again
         self._validated = resumed and self._validated is not False
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """After the first update, compare with the metrics that its steps logged."""
-        if self._first_step is None or trainer.global_step == self._first_step:
+        if trainer.global_step == self._first_step:
             return
-        self._first_step = None
+        self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # not called again
         if self.monitor.startswith("train/") and self.monitor not in trainer.callback_metrics:
             what = (
                 "is not logged by the training steps with on_step=True. The recorded train/loss goes to the record "

@@ -15,6 +15,7 @@ from lr_lightning._lightning import (
     STEP_OUTPUT,
     BaseCallback,
     LightningModule,
+    Scalars,
     Trainer,
     batch_loss,
     callbacks_of,
@@ -32,7 +33,7 @@ from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning._param_groups import first_group_lr, peak_lr
 from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
 from lr_lightning.callbacks import batch_norm, per_example
-from lr_lightning.callbacks.cooldown_preview import LOSS as IF_COOLED
+from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.per_example import (
@@ -142,7 +143,7 @@ class OverfittingMonitor(BaseCallback):
         self._learner = LossLearner()
         self._targets: list[Tensor] = []  # of the probe, if only they tell what a constant guess would reach
         self._collector: SampleCollector | None = None  # of the probe, in this validation
-        self._training_losses: list[Tensor] = []  # since the last validation, if they stand for the probe
+        self._training_losses = Scalars()  # since the last validation, if they stand for the probe
         self._from_logs = self._ended = False
         self._failure: str | None = None
         self._chance, self._regression, self._validations = self.chance, False, 0
@@ -243,9 +244,10 @@ class OverfittingMonitor(BaseCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batch if it will be the probe, and watch the first step if the loss must be learned from it."""
-        if not trainer.enable_validation or self._from_logs or self._ended:
+        keeps = self._kept is not None and self._drawn is None and not self._kept.full
+        if not (keeps or self._learner.waits) or self._from_logs or self._ended or not trainer.enable_validation:
             return
-        if self._kept is not None and self._drawn is None and not self._kept.full:
+        if self._kept is not None and keeps:
             if not self._kept.size:
                 with isolate_rng():
                     self._try_loss(trainer, pl_module, batch)
@@ -307,11 +309,12 @@ class OverfittingMonitor(BaseCallback):
             return
         self._training_losses.append(loss)
         if trainer.fit_loop.total_batch_idx == 0:
-            self._first_training_loss = loss
+            self._first_training_loss = loss.clone()
             if self._from_logs:
-                self._first_loss = loss
-        if len(self._training_losses) >= _MOST_UNSUMMED:
-            self._training_losses = [torch.stack(self._training_losses).mean()]
+                self._first_loss = self._first_training_loss
+        if len(losses := self._training_losses) >= _MOST_UNSUMMED and (stacked := losses.stacked()) is not None:
+            losses.clear()
+            losses.append(stacked.mean())
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the module's forward passes, also in the sanity check, where an unsuitable loss is found."""
@@ -421,7 +424,7 @@ class OverfittingMonitor(BaseCallback):
         if point is None:
             return
         self._points.append(point)
-        self._training_losses = []
+        self._training_losses.clear()
         metrics = {**overfit_metrics(self._points), **metrics}
         if self._from_logs:  # the training loss is no probe's
             metrics = {key: value for key, value in metrics.items() if key in _OF_LOSSES}
@@ -452,8 +455,8 @@ class OverfittingMonitor(BaseCallback):
 
     def _point_of_logs(self, trainer: Trainer) -> Point | None:
         """Return the logged validation loss and the training loss since the last one; None if one is missing."""
-        trained = torch.stack(self._training_losses).mean() if self._training_losses else None
-        train = mean_over_ranks(trainer, trained)
+        trained = self._training_losses.stacked()
+        train = mean_over_ranks(trainer, None if trained is None else trained.mean())
         val, acc = (mean_over_ranks(trainer, logged_by_validation(trainer, k)[1]) for k in ("val_loss", "accuracy"))
         if train is None or val is None:
             self._ended, self._from_logs = True, False
@@ -474,8 +477,10 @@ class OverfittingMonitor(BaseCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what CooldownPreview has found in this validation, and whether a cooldown ends the run early."""
-        if not trainer.sanity_checking and (cooled := trainer.callback_metrics.get(IF_COOLED)) is not None:
-            self._points[-1:] = [replace(point, cooled_loss=float(cooled)) for point in self._points[-1:]]
+        measured = not trainer.sanity_checking and self._points and self._points[-1].step == updates_made(trainer)
+        for preview in callbacks_of(trainer, CooldownPreview) if measured else ():
+            if preview.latest is not None and preview.latest[0] == trainer.global_step:
+                self._points[-1] = replace(self._points[-1], cooled_loss=preview.latest[1])
         for schedule in callbacks_of(trainer, LRSchedule):
             if schedule.is_cooling:
                 self._total_steps = schedule.plan()[1].total

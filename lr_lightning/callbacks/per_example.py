@@ -187,9 +187,14 @@ class LossLearner:
         self.networks: set[str] = set()
         self._step: tuple[ForwardRecord, Any] | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether a training step of interest has not been watched yet."""
+        return bool(self.wanted or self.networks)
+
     def watch(self, module: LightningModule, batch: Any) -> None:
         """Watch a training step from its start, if it is the first one of interest."""
-        if (self.wanted or self.networks) and self._step is None and not is_compiled(module):
+        if self.waits and self._step is None and not is_compiled(module):
             self._step = ForwardRecord(module), batch
 
     def learn(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> tuple[LearnedLoss, float] | str | None:

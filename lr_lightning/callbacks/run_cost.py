@@ -18,6 +18,7 @@ from lr_lightning._lightning import (
     STEP_OUTPUT,
     BaseCallback,
     LightningModule,
+    Scalars,
     Trainer,
     batch_loss,
     gather_numbers,
@@ -84,8 +85,7 @@ class RunCost(BaseCallback):
         self._losses: list[float] = []
         self._norms: list[float] = []
         self._step_seconds: list[float] = []
-        self._pending_losses: list[Tensor] = []  # on the device, not averaged over the ranks yet
-        self._pending_norms: list[Tensor] = []
+        self._pending_losses, self._pending_norms = Scalars(), Scalars()  # on the device, not averaged over ranks yet
         self._micro: list[Tensor] = []  # losses of the current step's micro-batches
         self._norm: Tensor | None = None
         self._stepped = False  # whether the current batch completes a step
@@ -148,9 +148,12 @@ class RunCost(BaseCallback):
             self._step_seconds.append(now - self._step_start)
             self._step_seconds_sum += now - self._step_start
         self._step_start = now
-        self._pending_losses += [] if (loss := mean_loss(self._micro)) is None else [loss]
-        self._pending_norms += [] if self._norm is None else [self._norm]
-        self._micro, self._norm, self._stepped = [], None, False
+        if (loss := mean_loss(self._micro)) is not None:
+            self._pending_losses.append(loss)
+            self._micro.clear()
+        if self._norm is not None:
+            self._pending_norms.append(self._norm)
+        self._norm, self._stepped = None, False
         if max(len(self._pending_losses), len(self._pending_norms)) >= _MOST_PENDING:
             self._fetch(trainer)
 
@@ -168,14 +171,14 @@ class RunCost(BaseCallback):
     def _fetch(self, trainer: Trainer, reduce: bool = True) -> None:
         """Fetch the pending values from the device, in two transfers for any number of steps."""
         device = trainer.strategy.root_device  # those of a checkpoint are on the CPU
-        losses, norms = ([v.to(device) for v in values] for values in (self._pending_losses, self._pending_norms))
-        self._pending_losses, self._pending_norms = [], []
-        if losses:
-            stacked = torch.stack(losses)
+        losses, norms = self._pending_losses.stacked(device), self._pending_norms.stacked(device)
+        self._pending_losses.clear()
+        self._pending_norms.clear()
+        if losses is not None:
             average = reduce and trainer.world_size > 1
-            self._losses += (trainer.strategy.reduce(stacked, reduce_op="mean") if average else stacked).tolist()
-        if norms:
-            self._norms += torch.stack(norms).tolist()
+            self._losses += (trainer.strategy.reduce(losses, reduce_op="mean") if average else losses).tolist()
+        if norms is not None:
+            self._norms += norms.tolist()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop timing steps, and fetch the pending values."""
@@ -266,7 +269,7 @@ class RunCost(BaseCallback):
         """Return the measurements as tensors and plain values."""
         return {
             **{name: torch.tensor(getattr(self, f"_{name}")) for name in _FETCHED},
-            **{name: torch.stack(p).cpu() if (p := getattr(self, f"_{name}")) else None for name in _PENDING},
+            **{name: getattr(self, f"_{name}").stacked(torch.device("cpu")) for name in _PENDING},
             "micro": [float(loss) for loss in self._micro],
             "examples": self._examples,
             "busy": self._step_seconds_sum,
@@ -282,7 +285,10 @@ class RunCost(BaseCallback):
         for name in _FETCHED:
             setattr(self, f"_{name}", state_dict[name].tolist())
         for name in _PENDING:
-            setattr(self, f"_{name}", [] if state_dict[name] is None else list(state_dict[name]))
+            pending = Scalars()
+            for value in () if state_dict[name] is None else state_dict[name]:
+                pending.append(value)
+            setattr(self, f"_{name}", pending)
         self._micro = [torch.tensor(loss) for loss in state_dict["micro"]]
         self._examples, self._step_seconds_sum = state_dict["examples"], state_dict["busy"]
         self._seconds_before, self._joules_before = state_dict["seconds"], state_dict["joules"]
@@ -290,8 +296,8 @@ class RunCost(BaseCallback):
 
 
 def _gradient_norm(optimizer: Optimizer) -> Tensor | None:
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients or any(gradient.is_sparse for gradient in gradients):
+    gradients = [g for group in optimizer.param_groups for p in group["params"] if (g := p.grad) is not None]
+    if not gradients or True in [gradient.is_sparse for gradient in gradients]:
         return None
     total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
     return total.detach()

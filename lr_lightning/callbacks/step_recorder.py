@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Container, Iterable
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ from lr_lightning._lightning import (
     STEP_OUTPUT,
     BaseCallback,
     LightningModule,
+    Scalars,
     Trainer,
     batch_loss,
     logging_step,
@@ -83,10 +85,11 @@ class StepRecorder(BaseCallback):
         check_count("flush_steps", flush_steps, 1)
         self.flush_seconds, self.flush_steps, self.stop_on_divergence = flush_seconds, flush_steps, stop_on_divergence
         self.last_loss: float | None = None
-        self._pending: list[tuple[int, Tensor | None, _Lrs, int]] = []
+        self._pending: list[tuple[int, bool, _Lrs, int]] = []  # step, whether it has a loss, learning rates, time
+        self._losses = Scalars()  # of these steps
         self._micro: list[Tensor] = []  # of the current step
         self._lrs: dict[int, _Lrs] = {}  # of the current step, by the index of the optimizer
-        self._epoch_losses: list[Tensor] = []  # not yet in the sum
+        self._epoch_losses = Scalars()  # not yet in the sum
         self._epoch_sum, self._epoch_batches = 0.0, 0
         self._flushed_at = 0.0
         self._left_out: set[str] = set()  # names under which the module logs a loss itself
@@ -106,10 +109,11 @@ class StepRecorder(BaseCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Note the learning rates of this step: only here are they neither the previous step's nor the next one's."""
         # Lightning passes the optimizer itself, also under manual optimization.
-        index = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
-        groups = ((i, effective_lr(group)) for i, group in enumerate(optimizer.param_groups))
+        known = trainer.optimizers
+        index = 0 if len(known) == 1 else next((i for i, each in enumerate(known) if each is optimizer), 0)
+        names, groups = _numbered(index, len(optimizer.param_groups)), map(effective_lr, optimizer.param_groups)
         # Adafactor chooses its own
-        self._lrs[index] = [(f"{_prefix(index)}group{i}", lr) for i, lr in groups if lr is not None]
+        self._lrs[index] = [(name, lr) for name, lr in zip(names, groups, strict=True) if lr is not None]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -126,7 +130,9 @@ class StepRecorder(BaseCallback):
         if not self._lrs:
             return  # the step is not complete
         lrs = [pair for index in sorted(self._lrs) for pair in self._lrs[index]]
-        self._pending.append((logging_step(trainer), mean_loss(self._micro), lrs, time.time_ns() // 1_000_000))
+        if (mean := mean_loss(self._micro)) is not None:
+            self._losses.append(mean)
+        self._pending.append((logging_step(trainer), mean is not None, lrs, time.time_ns() // 1_000_000))
         self._micro, self._lrs = [], {}
         late = trainer.world_size == 1 and time.monotonic() - self._flushed_at >= self.flush_seconds
         if late or len(self._pending) >= self.flush_steps:
@@ -159,7 +165,7 @@ class StepRecorder(BaseCallback):
         self._flushed_at = time.monotonic()
         if not pending:
             return
-        losses = self._fetch([loss for _, loss, _, _ in pending], trainer, reduce)
+        losses = self._fetch([has_loss for _, has_loss, _, _ in pending], trainer, reduce)
         rows: list[Row] = []
         by_number = all(isinstance(logger, Flushable) for logger in trainer.loggers)  # these never see the names
         named = set() if by_number else {key for key, name in _named_groups(trainer).items() if name != key}
@@ -190,21 +196,21 @@ class StepRecorder(BaseCallback):
 
     def _sum_epoch_losses(self) -> None:
         """Fetch the losses of an epoch's batches and add them one by one, so the sum does not depend on the flushes."""
-        losses, self._epoch_losses = self._epoch_losses, []
-        for loss in torch.stack(losses).tolist() if losses else ():
+        losses = self._epoch_losses.stacked()
+        for loss in () if losses is None else losses.tolist():
             self._epoch_sum += loss
-        self._epoch_batches += len(losses)
+        self._epoch_batches += len(self._epoch_losses)
+        self._epoch_losses.clear()
 
-    @staticmethod
-    def _fetch(losses: list[Tensor | None], trainer: Trainer, reduce: bool) -> list[float | None]:
-        known = [loss for loss in losses if loss is not None]
-        if not known or (trainer.world_size > 1 and not reduce):
-            return [None] * len(losses)  # one rank's loss is not the mean; a resumed run repeats these steps
-        stacked = torch.stack(known)
+    def _fetch(self, have_loss: list[bool], trainer: Trainer, reduce: bool) -> list[float | None]:
+        stacked = self._losses.stacked()
+        self._losses.clear()
+        if stacked is None or (trainer.world_size > 1 and not reduce):
+            return [None] * len(have_loss)  # one rank's loss is not the mean; a resumed run repeats these steps
         if trainer.world_size > 1:
             stacked = trainer.strategy.reduce(stacked, reduce_op="mean")
         values = iter(stacked.tolist())
-        return [None if loss is None else next(values) for loss in losses]
+        return [next(values) if has_loss else None for has_loss in have_loss]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Flush before each validation, so that a diverged run stops before it."""
@@ -233,11 +239,12 @@ class StepRecorder(BaseCallback):
         """Log the rows; a logger that is not :class:`Flushable` sets its own times."""
         if not trainer.is_global_zero:
             return
-        groups = _named_groups(trainer)
         by_step: dict[int, dict[str, float]] = {}
-        for name, value, step, _ in rows:
-            if name not in self._left_out:
-                by_step.setdefault(step, {})[groups.get(name, name)] = value
+        if not all(isinstance(logger, Flushable) for logger in trainer.loggers):
+            groups = _named_groups(trainer)
+            for name, value, step, _ in rows:
+                if name not in self._left_out:
+                    by_step.setdefault(step, {})[groups.get(name, name)] = value
         for logger in trainer.loggers:
             if isinstance(logger, Flushable):
                 logger.log_rows(rows)
@@ -274,7 +281,8 @@ class StepRecorder(BaseCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the running sums."""
-        self._micro, self._epoch_losses = list(state_dict["micro"]), []
+        self._micro = list(state_dict["micro"])
+        self._epoch_losses.clear()
         self._apart = set(state_dict.get("apart", ()))
         self._epoch_sum, self._epoch_batches = float(state_dict["epoch_sum"] or 0.0), state_dict["epoch_batches"]
 
@@ -291,6 +299,12 @@ def _named_groups(trainer: Trainer) -> dict[str, str]:
 
 def _prefix(optimizer_index: int) -> str:
     return f"lr/opt{optimizer_index}_" if optimizer_index else "lr/"
+
+
+@cache
+def _numbered(optimizer_index: int, groups: int) -> list[str]:
+    """Return the numbered names of an optimizer's param groups."""
+    return [f"{_prefix(optimizer_index)}group{i}" for i in range(groups)]
 
 
 def _trained(trainer: Trainer) -> list[Tensor]:

@@ -21,6 +21,7 @@ _LOOKS = 200  # points at which a schedule is evaluated
 _FALL = 0.9  # share of the present learning rate: a later one below it is a fall worth waiting for
 _STEADY = 0.999  # share of the previous learning rate: one above it is not falling
 _NOISES = 3.0  # how many times the noise a run must be behind its peers
+_HALF_A_POINT = 0.005
 
 
 # -- Prechelt's measures ---------------------------------------------------------------------------------------------
@@ -229,4 +230,56 @@ def dominated(own: Sequence[float], peers: Sequence[Sequence[float]], *, higher:
     return (
         f"at {sign * best_own:.4g} after {count} validations, where its {len(reached)} peers had "
         f"{sign * median:.4g} (median) and {sign * best:.4g} (best)"
+    )
+
+
+def out_of_reach(
+    previews: Sequence[float],
+    best_previews: Sequence[float],
+    best: float,
+    progress: float,
+    *,
+    higher: bool,
+    hope: float = 2.0,
+    near: float = 0.05,
+    fewest: int = 3,
+) -> str | None:
+    """Return why a run will not come near the best finished one, by what a cooldown would reach; None if it may.
+
+    Formula: the run is hopeless if ``p - hope * max(P - B, f * log(1 / progress)) > (1 + near) * B``. Here p is its
+    lowest preview, P the lowest that the best run had by then, and B what that one reached; f is the fall of the run's
+    previews, by the logarithm of the updates, since half of them. So in its rest the run may gain twice as much as the
+    best one did, or as its own fall goes on. An accuracy counts as the error, 1 - accuracy, and may miss the best by
+    half a point more. The two constants were chosen in ``benchmarks/pruning_replay.py``.
+
+    Args:
+        previews: The run's previews, oldest first, at equal distances.
+        best_previews: Those of the best finished run, up to the same validation.
+        best: What that run reached.
+        progress: Share of the run that is done, in (0, 1].
+        higher: Whether a higher value is better, as of an accuracy; otherwise it is a loss.
+        hope: How many times as much as expected the run may gain.
+        near: Share of the best loss by which a run may miss it and be as good.
+        fewest: Number of previews before which no run is judged.
+
+    Example:
+        >>> out_of_reach([2.0, 1.6, 1.5, 1.4], [1.2, 0.8, 0.7, 0.6], 0.5, progress=0.33, higher=False)
+        'a cooldown would have reached 1.4, and hardly less than 0.76 at the end, where the best run has 0.5'
+        >>> out_of_reach([2.0, 1.6, 0.9, 0.8], [1.2, 0.8, 0.7, 0.6], 0.5, progress=0.33, higher=False)
+    """
+    own, others = (
+        [1.0 - value if higher else value for value in values if math.isfinite(value)]
+        for values in (previews, best_previews)
+    )
+    if len(own) < fewest or not others:
+        return None
+    goal, lowest, half = 1.0 - best if higher else best, min(own), len(own) // 2
+    fall = (own[half - 1] - lowest) / math.log(len(own) / half)
+    reach = lowest - hope * max(min(others) - goal, fall * math.log(1 / progress))
+    if reach <= goal + near * abs(goal) + (_HALF_A_POINT if higher else 0.0):
+        return None
+    now, end = (1.0 - loss if higher else loss for loss in (lowest, reach))
+    return (
+        f"a cooldown would have reached {now:.4g}, and hardly {'more' if higher else 'less'} than {end:.2g} at the "
+        f"end, where the best run has {best:.4g}"
     )

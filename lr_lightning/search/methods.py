@@ -8,7 +8,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from lr_lightning.diagnosis.early_stopping import dominated
+from lr_lightning.diagnosis.early_stopping import dominated, out_of_reach
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def pruner_of(names: Sequence[str], validations: int | None, patience: float) ->
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """One validation of a trial that runs: the monitored metric, which validation, and which share of the run is done.
+    """One validation of a trial that runs: the compared metric, which validation, and which share of the run is done.
 
     It is comparable if this phase of the schedule can be compared with other runs.
     """
@@ -103,15 +103,30 @@ class TrialPruner:
         self._values[report.validation] = report.value
         if "hyperband" in self._pruners and self._trial.should_prune():
             return "hyperband: its bracket continues with better trials"
-        if report.progress < self._patience or not report.comparable:
+        if report.progress < self._patience:
+            return None
+        own = _until(self._values, report.validation)
+        if "cooled" in self._pruners and (reason := self._out_of_reach(own, report)):
+            return f"cooled: {reason}"
+        if not report.comparable:
             return None
         if "median" in self._pruners and self._trial.should_prune():
             return "median: worse than the median of the trials before it"
-        if "verdict" in self._pruners:
-            own = _until(self._values, report.validation)
-            if reason := dominated(own, self._peers(report.validation), higher=self._higher):
-                return f"dominated: {reason}"
+        if "verdict" in self._pruners and (
+            reason := dominated(own, self._peers(report.validation), higher=self._higher)
+        ):
+            return f"dominated: {reason}"
         return None
+
+    def _out_of_reach(self, own: Sequence[float], report: ValidationReport) -> str | None:
+        """Compare the trial with the best finished one, of any schedule: previews of a cooldown allow that."""
+        trials = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        values = {trial.value: trial for trial in trials if trial.value is not None}
+        if not values:
+            return None
+        best = max(values) if self._higher else min(values)
+        theirs = [self._sign * value for value in _until(values[best].intermediate_values, report.validation)]
+        return out_of_reach(own, theirs, best, report.progress, higher=self._higher)
 
     def _peers(self, validation: int) -> list[list[float]]:
         """Return what other trials with the same schedule and length had reported by this validation, each in order."""

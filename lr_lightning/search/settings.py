@@ -36,7 +36,9 @@ LR_KEYS = ("optimizer.lr", "schedule.max_lr")
 _MOST_POINTS = 10_000
 _MOST_CHECKED = 60
 _NO_IDENTITY = ("tracking.", "output_root=", "trainer.progress=", "trust=")  # where and how, not what
-_PRUNER, _LIMIT = one_of("median", "hyperband", "verdict"), must("be above 0, or null", lambda v: 0 < v < math.inf)
+_PRUNER = one_of("cooled", "median", "hyperband", "verdict")
+_LIMIT = must("be above 0, or null", lambda v: 0 < v < math.inf)
+_PREVIEWED = ("val/loss", "val/acc", "summary/best_val_loss", "summary/best_val_acc")  # objectives
 _RULES = {
     "sampler": one_of(*SAMPLERS),
     "pruners": lambda names: next(filter(None, map(_PRUNER, names)), None),
@@ -176,6 +178,11 @@ class Search:
         return next((metric for part, metric in known.items() if part in name), "val/acc")
 
     @property
+    def compared(self) -> str:
+        """Return the metric that pruners read at each validation: the monitored one, or its preview of a cooldown."""
+        return f"{self.monitor}_if_cooled" if "cooled" in self.node.pruners else self.monitor
+
+    @property
     def monitor_higher(self) -> bool:
         """Tell whether a higher value of the monitored metric is better."""
         return self.higher if self.monitor == self.node.objective else self.monitor.endswith("acc")
@@ -199,6 +206,9 @@ def read_search(root: Path, words: Sequence[str]) -> Search:
         cfg, choices = compose_config(root, [*training, *arguments.search])
         if cfg.search is None:
             raise ConfigError("search: none. Give search=grid, random, bayes or hyperband.")
+        if "cooled" in (cfg.search.pruners or ()):
+            training = (*training, *_preview_words(cfg))
+            cfg.callbacks.cooldown_preview = True
         config = validate(cfg)
     except ConfigError as e:
         hints = [range_hint(word) for word in training if word.split("=")[0].lstrip("+") in str(e)]
@@ -214,6 +224,13 @@ def read_search(root: Path, words: Sequence[str]) -> Search:
     _check_start(search)
     _check_space(search)
     return search
+
+
+def _preview_words(cfg: DictConfig) -> list[str]:
+    """Return the overrides with which every trial logs what a cooldown would reach."""
+    if cfg.callbacks.cooldown_preview is False:
+        raise ConfigError("search.pruners: cooled needs callbacks.cooldown_preview, which is off. Give true.")
+    return [] if cfg.callbacks.cooldown_preview else ["callbacks.cooldown_preview=true"]
 
 
 def _space_of(node: SearchConfig, arguments: Arguments) -> Space:
@@ -236,6 +253,8 @@ def _bad_settings(node: SearchConfig) -> Iterator[str]:
         yield f"search.direction: {node.direction} {node.objective} would look for the worst. Leave it out, or {known}."
     if {"median", "hyperband"} <= set(node.pruners):
         yield "search.pruners: median and hyperband both decide by Optuna's rules. Give one of them."
+    if "cooled" in node.pruners and (other := {"median", "hyperband"} & set(node.pruners)):
+        yield f"search.pruners: cooled reads previews, {other.pop()} the objective itself. Give one of them."
     if node.objective.startswith(("test/", "summary/test")):
         yield (
             f"search.objective: '{node.objective}': the test set must not choose. Give a value of the validation, such "
@@ -278,6 +297,11 @@ def _refuse(search: Search) -> None:
         raise ConfigError("experiment: lr_effects is a sweep already. Leave it out, or use scripts/train.py.")
     if config.resume is not None:
         raise ConfigError("resume: the trials of a search are new runs. Give sweep=NAME to resume a search.")
+    if "cooled" in search.node.pruners and search.node.objective not in _PREVIEWED:
+        raise ConfigError(
+            f"search.pruners: cooled cannot foretell the objective '{search.node.objective}', only "
+            f"{', '.join(_PREVIEWED)}. Give search.pruners=[verdict], or one of these objectives."
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("torchrun: start the search once; it starts the processes of each trial itself.")
     for key in search.space.keys:

@@ -46,7 +46,7 @@ def smoke_test(search: Search, call: Call) -> None:
         config.schedule.warmup = "50%"  # a warmup in steps may be longer than one batch
     config.schedule.total_steps = None
     with tempfile.TemporaryDirectory(prefix="lr_lightning-smoke-test-", ignore_cleanup_errors=True) as folder:
-        task = Task(search.root, config, Path(folder), search.monitor, search.monitor_higher)
+        task = Task(search.root, config, Path(folder), search.monitor, search.compared, search.monitor_higher)
         result: TaskResult = call(_train, task)
     if result.status == TaskStatus.FAILED:
         raise ConfigError(f"a smoke test, a trial of one batch, failed:\n{result.reason}")
@@ -69,9 +69,9 @@ def _check_objective(search: Search, result: TaskResult) -> None:
         raise ConfigError(f"search.objective: no run logs '{name}'. They log: {', '.join(logged)}.{close}")
     if search.node.direction is None and direction_of(name) is None:
         raise ConfigError(f"search.direction: the name {name} does not tell what is better. Give maximize or minimize.")
-    if search.node.pruners and search.monitor not in result.logged:
+    if search.node.pruners and search.compared not in result.logged:
         raise ConfigError(
-            f"search.pruners: need '{search.monitor}' at each validation, but no run logs it. "
+            f"search.pruners: need '{search.compared}' at each validation, but no run logs it. "
             f"They log: {', '.join(sorted(result.logged))}. Give search.pruners=[]."
         )
 

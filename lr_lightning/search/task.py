@@ -47,6 +47,7 @@ class Task:
     config: Config
     folder: Path  # of the output folder and the result
     monitor: str
+    compared: str  # the metric that the search is told at each validation
     higher: bool
     tags: dict[str, str] = field(default_factory=dict)
     may_be_pruned: bool = False  # the search is asked after each validation
@@ -146,6 +147,7 @@ class TrialRuns:
                 config=config,
                 folder=self.folder if seed is None else self.folder / f"seed-{seed}",
                 monitor=search.monitor,
+                compared=search.compared,
                 higher=search.monitor_higher,
                 tags={"sweep": search.name, "trial": str(trial.number), "search": node.name, **self._colour()},
                 may_be_pruned=index == 0 and bool(node.pruners),  # only the first run is compared with other trials

@@ -148,7 +148,8 @@ class TrialWatch(Callback):
             best = value if self.best is None else self.best
             self.best = max(best, value) if self.task.higher else min(best, value)
         progress, comparable = self._progress(trainer)
-        reason = self._reason_to_end(trainer, value, progress, comparable) if trainer.is_global_zero else None
+        compared = self.logged.get(self.task.compared)
+        reason = self._reason_to_end(trainer, compared, progress, comparable) if trainer.is_global_zero else None
         reason = trainer.strategy.broadcast(reason)
         if reason is not None:
             self.reason = reason

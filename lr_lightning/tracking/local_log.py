@@ -16,6 +16,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -37,6 +38,7 @@ _READ_BYTES = 1 << 22
 _FLUSH_ROWS = 2000
 _FLUSH_SECONDS = 5.0
 
+_encode_text = cache(json.JSONEncoder(ensure_ascii=False).encode)  # of the few names that all rows have
 _encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -88,6 +90,8 @@ def encode_record(record: LogEntry) -> str:
     """Encode ``record`` as one line of JSON, without the newline. Floats keep all their bits."""
     match record:
         case Metric(key, value, step, time):
+            if type(value) is float and math.isfinite(value):  # as JSON writes it, in a quarter of the time
+                return f'{{"metric":{_encode_text(key)},"value":{value!r},"step":{step},"time":{time}}}'
             return _encode_json({"metric": key, "value": value, "step": step, "time": time})
         case Param(key, value):
             return _encode_json({"param": key, "value": value})

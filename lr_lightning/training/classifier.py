@@ -1,6 +1,7 @@
 """The app's own LightningModule: a network trained as a classifier."""
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 import lightning as L
@@ -68,6 +69,16 @@ class LitClassifier(L.LightningModule):
         if compile:
             self.net.compile()  # in place: a wrapped network would change the names of the weights in checkpoints
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a plain value of a plain attribute without the search for parameters and submodules.
+
+        Lightning writes the running hook's name forty times a step.
+        """
+        if (value is None or type(value) is str) and name in self.__dict__:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "LitClassifier":
         """Load the weights of a checkpoint into a new module of this network: give the arguments of ``__init__``."""
@@ -109,6 +120,10 @@ class LitClassifier(L.LightningModule):
         accuracy.update(logits, labels)
         self.log(f"{split}/loss", loss, on_step=False, on_epoch=True)
         self.log(f"{split}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+
+
+# Lightning asks for the signature at every step, and inspecting a function takes longer than a small layer.
+LitClassifier.training_step.__signature__ = signature(LitClassifier.training_step)  # type: ignore[attr-defined]
 
 
 def _balanced(sizes: Sequence[int]) -> Tensor:

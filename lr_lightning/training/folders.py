@@ -18,6 +18,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _FILLER_WORDS = {"seg", "set", "data", "dataset", "split", "image", "images", "imgs"}  # as in seg_train, Training Set
+_FUSED = re.compile(rf"^({'|'.join(sum(SPLIT_NAMES.values(), ()))})(?:{'|'.join(_FILLER_WORDS)})$")  # trainset
 _JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".heic", ".jp2", ".pgm", ".ppm"}
 _NOT_IMAGES = {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".html", ".pdf", ".zip", ".mat", ".db"}
@@ -29,7 +30,7 @@ def split_of(name: str) -> str | None:
     """Return the split that a name means, ``train``, ``val`` or ``test``, whatever its case; None for another name.
 
     Example:
-        >>> split_of("Training"), split_of("seg_test"), split_of("val2017"), split_of("bullet_train")
+        >>> split_of("TrainingSet"), split_of("seg_test"), split_of("val2017"), split_of("bullet_train")
         ('train', 'test', 'val', None)
     """
     words = _words(name)
@@ -37,7 +38,8 @@ def split_of(name: str) -> str | None:
 
 
 def _words(name: str) -> list[str]:
-    words = (word.strip("0123456789") for word in re.split(r"[\W_]+", name.casefold()))
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()  # TrainingSet
+    words = (_FUSED.sub(r"\1", word.strip("0123456789")) for word in re.split(r"[\W_]+", apart))
     return [word for word in words if word and word not in _FILLER_WORDS]
 
 
@@ -74,6 +76,12 @@ def find_splits(root: Path) -> dict[str, Classes]:
         named[split].append(path)
     others = [path for path in found if path not in splits_of]
     if _are_classes(folder, named, others):
+        if len(set(splits_of.values())) > 1:
+            names, place = _names(splits_of), folder / "train" / "CLASS"
+            log.warning(
+                f"data.root: {names} and the folders beside them are taken as classes. If they are splits, move the "
+                f"images into folders such as {place}."
+            )
         return {"train": _class_files(folder, training=True)}
     train, *left_out = named["train"]
     splits = {"train": _class_files(_below_wrappers(train), training=True)}
@@ -169,7 +177,7 @@ def _class_files(folder: Path, *, training: bool) -> Classes:
         require(
             not (training and any(split_of(below.name) == "train" for below in inside) and len(inside) > 1),
             f"data.root: the splits {_names(inside)} lie inside the class folder {path}. "
-            f"Put them above the classes: {folder}/train/{path.name}.",
+            f"Put them above the classes: {folder}/train/{path.name}; or give data.root={path}, if it is no class.",
         )
         files = files_below(path)
         require(

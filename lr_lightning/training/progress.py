@@ -35,6 +35,11 @@ class RunProgress(ProgressBar):
         self._first_step = self._total = 0
         self._validated: dict[str, float] = {}
 
+    @property
+    def idle_hooks(self) -> tuple[str, ...]:
+        """The hooks of a step that do nothing."""
+        return () if self.style == "bar" else ("on_train_batch_end",)
+
     def disable(self) -> None:
         """Draw nothing; Lightning calls this on all ranks but the first."""
         self.style = "none"

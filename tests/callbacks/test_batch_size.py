@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.lr_schedule import LRSchedule
-from lr_lightning.callbacks.step_recorder import StepRecorder
+from lr_lightning.callbacks.step_recorder import Row, StepRecorder
 from lr_lightning.schedules import Clock, Constant, Cosine, Join, Linear, MultiStep, Restarts, Schedule, Step
 from lr_lightning.training.decode import MemoryImages
 from lr_lightning.training.loader import BatchLoader
@@ -274,12 +274,11 @@ def test_the_lr_falls_by_the_square_root_of_the_growth(after: bool) -> None:
 
 
 def test_the_recorded_loss_is_the_mean_over_the_update(tmp_path: Path) -> None:
-    rows: list[tuple[str, float, int]] = []
+    kept: list[tuple[int, float]] = []
 
     class Keeps(StepRecorder):
-        def flush(self, trainer: Trainer, reduce: bool = True) -> None:
-            rows.extend((step, float(loss)) for step, loss, _, _ in self._pending)
-            super().flush(trainer, reduce)
+        def _log(self, trainer: Trainer, rows: list[Row]) -> None:
+            kept.extend((step, value) for name, value, step, _ in rows if name == "train/loss")
 
     module, losses = Notes(), []
     forward = module.training_step
@@ -288,8 +287,8 @@ def test_the_recorded_loss_is_the_mean_over_the_update(tmp_path: Path) -> None:
     trainer(callback, Keeps(), max_epochs=2).fit(module, loader())
     values = [float(loss) for loss in losses]
     means = [*values[:10], sum(values[10:12]) / 2, sum(values[12:14]) / 2, values[14]]
-    assert [step for step, _ in rows] == list(range(13))
-    assert [loss for _, loss in rows] == pytest.approx(means)
+    assert [step for step, _ in kept] == list(range(13))
+    assert [loss for _, loss in kept] == pytest.approx(means)
 
 
 # -- resume ----------------------------------------------------------------------------------------------------------

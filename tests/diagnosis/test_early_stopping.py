@@ -8,6 +8,7 @@ from lr_lightning.diagnosis.early_stopping import (
     Phases,
     dominated,
     generalization_loss,
+    out_of_reach,
     progress,
     progress_quotient,
     stop_reason,
@@ -143,3 +144,26 @@ def test_dominated(own: list[float], peers: list[list[float]], ends: bool) -> No
     assert (dominated(own, peers, higher=True) is not None) is ends
     flipped = [[-v for v in peer] for peer in peers]
     assert (dominated([-v for v in own], flipped, higher=False) is not None) is ends
+
+
+@pytest.mark.parametrize(
+    ("previews", "best", "progress", "ends"),
+    [
+        ([1.0, 1.0, 1.0], 0.5, 0.25, True),  # 1.0 - 2 * (0.7 - 0.5) = 0.6 > 0.525
+        ([0.9, 0.9, 0.9], 0.5, 0.25, False),  # 0.9 - 2 * (0.7 - 0.5) = 0.5
+        ([1.0, 1.0], 0.65, 0.5, False),  # too few
+        ([1.0, math.nan, 1.0, 1.0], 0.65, 0.25, True),
+        ([1.2, 1.0, 0.9], 0.69, 0.5, False),  # 0.9 - 2 * 0.3 / log 3 * log 2 = 0.52: its own fall may go on
+        ([1.2, 1.0, 0.9], 0.69, 0.9, True),  # 0.9 - 2 * 0.3 / log 3 * log 1.11 = 0.84: less of the run is left
+        ([0.5, 0.4, 0.4], 0.69, 0.9, False),
+    ],
+)
+def test_out_of_reach(previews: list[float], best: float, progress: float, ends: bool) -> None:
+    assert (out_of_reach(previews, [0.9, 0.7, math.inf], best, progress, higher=False) is not None) is ends
+
+
+def test_an_accuracy_counts_as_its_error_and_may_be_half_a_point_further_away() -> None:
+    said = "a cooldown would have reached 0.98, and hardly more than 0.98 at the end, where the best run has 0.99"
+    assert out_of_reach([0.98] * 4, [0.99], 0.985, 0.5, higher=True) is None
+    assert out_of_reach([0.98] * 4, [0.99], 0.99, 0.5, higher=True) == said
+    assert out_of_reach([0.98] * 4, [], 0.99, 0.5, higher=True) is None

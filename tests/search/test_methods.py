@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -38,6 +39,21 @@ def test_a_resumed_trial_is_compared_at_the_validation_it_is_at(searched: Search
     assert len(pruner._values) == 11
 
 
+def test_a_trial_whose_preview_can_no_longer_reach_the_best_is_pruned_in_any_phase() -> None:
+    study = optuna.create_study(direction="minimize")
+    first = [study.ask() for _ in range(3)]
+    for validation in range(1, 12):
+        first[0].report(0.7, validation)
+    study.tell(first[0], 0.5)
+    study.tell(first[1], state=TrialState.PRUNED)
+    for rest, pruned in ((1.9, True), (0.9, False)):
+        pruner = TrialPruner(study.ask(), ["cooled"], higher=False, patience=0.25, reports={1: 2.0})
+        said = [pruner(ValidationReport(value, v, v / 12, False)) for v, value in enumerate((1.95, rest, rest), 2)]
+        assert said[0] is None
+        assert (said[1] or "").startswith("cooled: a cooldown would have reached ") is pruned
+    assert first[2].study.trials[-1].intermediate_values == {2: 1.95, 3: 0.9, 4: 0.9}
+
+
 def taken(study: Study) -> Trial:
     trial = study.take()
     assert trial is not None
@@ -67,3 +83,13 @@ def test_a_real_search_prunes_what_is_hopeless_and_compares_the_rest(
     assert {r.info.status for r in runs} == {"FINISHED"}
     out = capsys.readouterr().out
     assert "[5/5] trial 4" in out
+
+
+def test_a_real_search_prunes_by_what_a_cooldown_would_reach(run: Run, tmp_path: Path) -> None:
+    words = ["search=grid", "sweep=s", "optimizer.lr=0.15,1e-6", "search.pruners=[cooled]", "schedule=cosine"]
+    assert run(*words, "trainer.max_epochs=5", "data.train_size=400", "test=false", "tracking=csv") == 0
+    good, hopeless = sorted(trials(tmp_path), key=lambda row: float(row["optimizer.lr"]), reverse=True)
+    assert good["state"] == "complete"
+    assert hopeless["state"] == "pruned"
+    assert hopeless["reason"].startswith("cooled: a cooldown would have reached 0.")
+    assert float(hopeless["epochs"]) == 3

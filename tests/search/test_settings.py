@@ -49,6 +49,14 @@ def test_a_key_with_one_value_is_not_searched_and_several_seeds_are_seeds(search
     assert search.composer.config({"schedule": "wsd"}).optimizer.lr == 0.05
 
 
+def test_trials_that_are_compared_by_their_previews_log_them(searched: Searched) -> None:
+    search = searched("search=random", "schedule=cosine", "search.pruners=[cooled]")
+    assert search.compared == "val/acc_if_cooled"
+    assert search.composer.config({"optimizer.lr": 0.1}).callbacks.cooldown_preview is True
+    assert "callbacks.cooldown_preview=true" in search.composer.overrides({})
+    assert searched("search=random", "schedule=cosine").compared == "val/acc"
+
+
 def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) -> None:
     from lr_lightning.app.composition import load_config
 
@@ -82,6 +90,15 @@ def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) ->
         (["search=foo"], "search: unknown choice 'foo'. Choices: bayes, grid, hyperband, random"),
         (["search.sampler=tp"], "Did you mean 'tpe'?"),
         (["search.pruners=[medain]"], "Did you mean 'median'?"),
+        (["search.pruners=[cooled,median]"], "cooled reads previews, median the objective itself. Give one of them."),
+        (
+            ["search.pruners=[cooled]", "callbacks=none"],
+            "search.pruners: cooled needs callbacks.cooldown_preview, which is off. Give true.",
+        ),
+        (
+            ["search.pruners=[cooled]", "search.objective=summary/last_val_acc"],
+            "search.pruners: cooled cannot foretell the objective 'summary/last_val_acc', only val/loss, val/acc, sum",
+        ),
         (["search.direction=up"], "must be maximize or minimize, got 'up'."),
         (
             ["optimizer=sgd,adam", "search.space.optimizer.momentum={linear: [0.5, 0.99]}"],

@@ -26,6 +26,7 @@ from lr_lightning.tracking.local_log import (
 
 RECORDS = [
     Metric("a/b", 0.1 + 0.2, 3, 17),
+    Metric('ü"\\', -5e-324, 0, 17),
     Param("p", "ü\n1"),
     Tag("t", "x"),
     Artifact("/f", None),
@@ -38,6 +39,17 @@ def test_a_record_survives_its_line_bit_for_bit(record: LogEntry) -> None:
     line = encode_record(record)
     assert "\n" not in line
     assert decode_record(line.encode()) == record
+
+
+@pytest.mark.parametrize("value", [0.1 + 0.2, -0.0, 1e22, 1e-7, 123456789.0, 1.7976931348623157e308])
+def test_a_metric_is_written_as_json_writes_it(value: float) -> None:
+    row = {"metric": 'ü"\\', "value": value, "step": 3, "time": 17}
+    assert encode_record(Metric(*row.values())) == json.dumps(row, ensure_ascii=False, separators=(",", ":"))  # type: ignore[arg-type]
+
+
+def test_a_metric_that_is_not_finite_is_not_written() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode_record(Metric("a", math.inf, 0, 0))
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,19 @@ def test_resumed_fit_equals_the_uninterrupted_one(tmp_path: Path) -> None:
         assert torch.equal(expected, found)
 
 
+def test_attributes_are_set_as_in_every_module() -> None:
+    module = LitClassifier(nn.Linear(4, 2), lambda net: torch.optim.SGD(net.parameters(), lr=0.1), 2)
+    module.note = None
+    module.note = "plain"
+    module.net = nn.Linear(8, 2)
+    assert (module.note, dict(module.named_parameters()).keys()) == ("plain", {"net.weight", "net.bias"})
+    assert "net" not in vars(module)
+    with pytest.raises(TypeError, match="cannot assign"):
+        module.net = "no module"
+    module.net = None
+    assert list(module.parameters()) == []
+
+
 def test_compile_keeps_the_names_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Any] = []
 

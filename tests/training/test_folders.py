@@ -59,12 +59,20 @@ ONE_EACH = {"cat": 1, "dog": 1}
         (("train2017", "val2017"), {"train", "val"}),
         (("cars_train", "cars_test"), {"train", "test"}),
         (("training Pets", "validation Pets"), {"train", "val"}),
+        (("trainset", "testset"), {"train", "test"}),
+        (("TrainingSet", "ValidationSet", "TestData"), {"train", "val", "test"}),
     ],
 )
 def test_names_of_splits(tmp_path, names, splits):
     first, *others = names
     tree(tmp_path, **{first: PETS}, **dict.fromkeys(others, ONE_EACH))
     assert counts(tmp_path) == {split: PETS if split == "train" else ONE_EACH for split in splits}
+
+
+def test_classes_that_may_be_splits_are_pointed_at(tmp_path, caplog):
+    tree(tmp_path, trainA=2, trainB=2, testA=1, testB=1)
+    assert set(counts(tmp_path)["train"]) == {"trainA", "trainB", "testA", "testB"}
+    assert "testA, trainA and the folders beside them are taken as classes. If they are splits, move" in said(caplog)
 
 
 def test_what_is_left_over_is_named(tmp_path, caplog):

@@ -157,6 +157,11 @@ class RunCheckpoint(CheckpointCallback):
         """The key of Lightning, computed once: Lightning asks for it at every hook of every step."""
         return super().state_key
 
+    @property
+    def idle_hooks(self) -> tuple[str, ...]:
+        """The hooks of a step that do nothing."""
+        return () if self.every_n_train_steps > 0 else ("on_train_batch_end",)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state with its paths changed to the folder's current path."""
         before, now = str(state_dict.get("dirpath")), str(self.dirpath)

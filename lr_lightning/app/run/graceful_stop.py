@@ -159,6 +159,8 @@ class CoolDownOnRequest(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         """Begin the cooldown between two updates."""
+        if self._decided is None and trainer.world_size == 1 and not self._may_look():
+            return  # the usual case, checked at every batch
         if self._schedule.is_cooling or not is_step_complete(trainer):
             return
         if self._decided is not None:  # the run was resumed from before the start of its cooldown
@@ -177,11 +179,12 @@ class CoolDownOnRequest(Callback):
         if request is not None:
             self._begin(trainer, request)
 
+    def _may_look(self) -> bool:
+        return self.stop.cooldown_asked or time.monotonic() - self._looked >= _SECONDS
+
     def _look(self) -> CooldownRequest | None:
         """Return the request, if there is one and it is time to look for it."""
-        if self.folder is None:
-            return None
-        if not self.stop.cooldown_asked and time.monotonic() - self._looked < _SECONDS:
+        if self.folder is None or not self._may_look():
             return None
         self._looked = time.monotonic()
         request = CooldownRequest.read(self.folder)

@@ -81,9 +81,9 @@ class Summary(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Note that training has begun: from now on an error is not bad input."""
-        if not self.stepped:
-            align_logging_step(trainer)
+        align_logging_step(trainer)
         self.stepped = True
+        self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # not called again
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

@@ -96,7 +96,7 @@ class SearchConfig:
     direction: str | None = None  # maximize | minimize; null: as the objective's name says
     seeds: list[int] = field(default_factory=list)  # train each trial with all of these, the mean counts; []: seed
     start: list[Any] = field(default_factory=list)  # trials to start from: {optimizer.lr: 0.1}; or the value "finder"
-    pruners: list[str] = field(default_factory=list)  # median | hyperband | verdict; any of them can stop a trial
+    pruners: list[str] = field(default_factory=list)  # cooled | median | hyperband | verdict; any can stop a trial
     patience: float = 0.25  # share of a run before which no trial is pruned, unless its loss is not finite
     sweep: str | None = None  # name of the search; the same name resumes it
     n_trials: int | None = 20  # trials of all workers together; null: every point of the grid

@@ -1,11 +1,15 @@
 """The learning rate for a larger batch, hooks of a step that a callback lacks, and batch norm over processes."""
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.profilers import SimpleProfiler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -13,7 +17,8 @@ from lr_lightning import _threads
 from lr_lightning.app import build
 from lr_lightning.app.build import STEP_HOOKS, skip_empty_hooks
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.train import build_run, check_batch_norm
+from lr_lightning.app.run.checkpoints import AtomicCheckpointIO
+from lr_lightning.app.run.train import build_run, check_batch_norm, train
 from lr_lightning.app.world import lr_rule_factor, scale_lr
 from lr_lightning.errors import ConfigError
 from lr_lightning.training.datamodule import ImageDataModule
@@ -89,6 +94,41 @@ def test_what_a_callback_has_is_called_and_the_rest_is_not() -> None:
     assert (own.ended, below.ended, late.ended) == (steps, 101 * steps, steps)
     assert called(none) == []
     assert called(below) == ["on_after_backward", "on_train_batch_end"]
+
+
+class Calls(Callback):
+    """Counts the calls of Python functions in some steps."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step in (20, 40):
+            sys.setprofile(self._count if trainer.global_step == 20 else None)
+
+    def _count(self, frame: FrameType, event: str, argument: object) -> None:
+        self.calls += event == "call"
+
+
+def test_a_step_of_the_app_calls_hardly_more_functions_than_one_of_lightning(
+    configured: Callable[..., Config], tmp_path: Path
+) -> None:
+    alone, app = Calls(), Calls()
+    words = ["trainer=cpu", "trainer.max_steps=41", "trainer.max_epochs=-1", "data.batch_size=32", "test=false"]
+    config = configured(*words, "trainer.progress=none", f"output_root={tmp_path}", "tracking=csv")
+    data, module = build_run(config)
+    trainer = Trainer(max_steps=41, callbacks=[alone], limit_val_batches=0, **QUIET)
+    trainer.fit(module, datamodule=data)
+    train(config, report=False, watching=[app])
+    assert app.calls > 0
+    assert app.calls < 1.15 * alone.calls
+
+
+def test_a_profiler_of_the_users_is_kept(configured: Callable[..., Config], tmp_path: Path) -> None:
+    for words, kind in ([], build.NoProfiler), (["+trainer.kwargs.profiler=simple"], SimpleProfiler):
+        node = configured("trainer=cpu", *words).trainer
+        trainer = build.build_trainer(node, tmp_path, [], AtomicCheckpointIO(tmp_path), enable_checkpointing=False)
+        assert type(trainer.profiler) is kind  # type: ignore[attr-defined]  # set outside the class
 
 
 def test_batch_norm_over_processes_is_refused_on_cpus_before_the_start(
