@@ -328,23 +328,22 @@ _WORDS = {
     "LARGER_OR_LONGER (1)": "two runs to try: twice the epochs",
     "LARGER_OR_LONGER (either)": "the better one of these two",
     "LOWER_LR": "lower the learning rate tenfold until the loss falls",
-    "LOWER_LR_AND_WARM_UP": "lower it tenfold and warm up: nothing was learnt",
+    "LOWER_LR_AND_WARM_UP": "lower the learning rate tenfold and warm up: nothing was learnt",
     "LOWER_LR_TENFOLD": "lower the learning rate tenfold until the loss falls",
     "LOWER_OR_COOL_DOWN": "two runs to try, as the loss swings: a third of the learning rate",
     "LOWER_OR_COOL_DOWN (1)": "two runs to try, as the loss swings: the schedule wsd",
     "LOWER_OR_COOL_DOWN (either)": "the better one of these two",
     "LOWER_UNSTABLE_LR": "lower the learning rate to a third: the loss swings",
     "MEASURE_MORE": "train longer: fewer than 4 validations",
-    "RAISE_CALM_LR": "raise it threefold: the loss falls slowly and smoothly",
-    "RAISE_LR_TENFOLD": "raise the learning rate tenfold until the loss falls fast",
+    "RAISE_CALM_LR": "raise the learning rate threefold: the loss falls slowly and smoothly",
+    "RAISE_LR_TENFOLD": "raise the learning rate tenfold: almost nothing was learnt",
     "REGULARISE": "regularise (dropout 0.3, or weight decay 0.01 for an MLP)",
     "SCALE_LOGITS": "smooth the labels",
     "SHORTEN_AFTER_RISE": "shorten the run to the epoch of the lowest validation loss",
-    "TRAIN_LONGER_PROBE_FALLS": "twice the epochs: the probe loss fell",
 }
 _SHORTER = {Advice.SHORTEN_AFTER_RISE, Advice.COOL_DOWN_EARLIER}
-_LONGER = {Advice.TRAIN_LONGER_PROBE_FALLS, Advice.LARGER_OR_LONGER}
-_UNTIL = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD, Advice.RAISE_LR_TENFOLD}
+_LONGER = {Advice.LARGER_OR_LONGER}
+_UNTIL = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD}
 
 
 def sends_back(before: Config, advice: Advice, new: Config, after: Verdict) -> bool:

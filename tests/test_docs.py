@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import lr_effects, schedules
+from benchmarks import advice, lr_effects, schedules
 from lr_lightning.app.composition import prepare, validate
 from lr_lightning.app.config import SCHEMAS, register
 from lr_lightning.search.settings import read_search
@@ -165,6 +165,15 @@ def test_the_table_of_schedules_is_the_benchmarks() -> None:
 def test_the_table_of_claims_is_the_benchmarks() -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "lr_effects.json").read_text())
     assert lr_effects.table(result) in (ROOT / "docs" / "verdict.md").read_text()
+
+
+@pytest.mark.parametrize("part", ["sealed", "second"])
+def test_the_tables_of_advice_are_the_benchmarks(part: str) -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / f"advice_{part}.json").read_text())
+    page = (ROOT / "docs" / "verdict.md").read_text()
+    assert advice.markdown(result) in page
+    for share in (result["agree"], result["agree_or_near"], result["near"]):
+        assert f"{share:.0%}".replace("%", " %") in page
 
 
 @pytest.fixture

@@ -129,6 +129,11 @@ class CooldownPreview(BaseCallback):
         """The averaged parameters by name; empty before the training."""
         return {} if self._average is None else dict(self._average.values)
 
+    @property
+    def latest(self) -> tuple[int, float] | None:
+        """The global step of the last preview and its loss; None before the first."""
+        return self._losses[-1] if self._losses else None
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; a checkpoint's state is loaded after this."""
         if stage == "fit":

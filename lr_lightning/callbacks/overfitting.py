@@ -33,7 +33,7 @@ from lr_lightning._loggers import log_figure, log_note, log_tags, log_text
 from lr_lightning._param_groups import first_group_lr, peak_lr
 from lr_lightning._plotting import FRAME, GREY, PROBE, VALIDATION, YELLOW, new_figure, style_axes
 from lr_lightning.callbacks import batch_norm, per_example
-from lr_lightning.callbacks.cooldown_preview import LOSS as IF_COOLED
+from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.callbacks.forward_calls import ForwardRecord, silent
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.per_example import (
@@ -477,8 +477,10 @@ class OverfittingMonitor(BaseCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what CooldownPreview has found in this validation, and whether a cooldown ends the run early."""
-        if not trainer.sanity_checking and (cooled := trainer.callback_metrics.get(IF_COOLED)) is not None:
-            self._points[-1:] = [replace(point, cooled_loss=float(cooled)) for point in self._points[-1:]]
+        measured = not trainer.sanity_checking and self._points and self._points[-1].step == updates_made(trainer)
+        for preview in callbacks_of(trainer, CooldownPreview) if measured else ():
+            if preview.latest is not None and preview.latest[0] == trainer.global_step:
+                self._points[-1] = replace(self._points[-1], cooled_loss=preview.latest[1])
         for schedule in callbacks_of(trainer, LRSchedule):
             if schedule.is_cooling:
                 self._total_steps = schedule.plan()[1].total

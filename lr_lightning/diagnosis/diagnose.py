@@ -20,7 +20,6 @@ _WIDE = 0.1  # share of chance: a gap above it is wide
 _LOST = 0.03  # of the validation accuracy: a run that ended that far below its best is not healthy
 _SLOW = 0.35  # share of chance: while a loss above it falls at every validation, a higher learning rate is faster
 _CALM, _STEADY = 0.005, 0.02  # roughness of curves that fall at every validation, and of those that fall on the whole
-_ROUGH = 0.25  # roughness of a curve that swings: of 13 such runs of the benchmark's first set, a third helped in 10
 _AT_BEST = (
     1.02  # times the best validation loss, or the lowest preview of a cooldown: below it, it is still at its best
 )
@@ -270,7 +269,6 @@ def _healthy(curves: Curves) -> Verdict | None:
         "val_fall": curves.points[since].val_loss - curves.every[-1].val_loss,
         "val_fall_noise": fall.noise,
         "val_fall_since_epoch": curves.points[since].epoch,
-        "roughness": curves.roughness,
     }
     del numbers["probe_loss_at_best"]
     return Verdict(Label.HEALTHY, evidence=numbers)
@@ -331,31 +329,22 @@ def _if_underfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     learns = numbers["val_loss"] < min(_AT_BEST * numbers["best_val_loss"], numbers["val_at_half"] / (1 + RISE))
     falls = verdict.reason is Reason.UNDER_TRAINED and numbers["probe_fall"] > 0
     if numbers["roughness"] > _STEADY or not learns or (lr_is_high(numbers) and not falls):
-        return _if_swinging(numbers)  # a longer run may do worse
-    return [Advice.TRAIN_LONGER_PROBE_FALLS if falls else Advice.LARGER_OR_LONGER]
+        return []  # a longer run may do worse
+    return [Advice.LARGER_OR_LONGER]
 
 
 def _if_healthy(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     if numbers.get("planned", 1.0) < _AT_ITS_END:
         return [Advice.FINISH]
-    return [Advice.COOL_DOWN] if _may_gain_by_cooling(numbers) else _if_swinging(numbers)
+    return [Advice.COOL_DOWN] if _may_gain_by_cooling(numbers) else []
 
 
 def _if_inconclusive(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     if verdict.reason is Reason.TOO_FEW:
         return [Advice.MEASURE_MORE]
     if verdict.reason in (Reason.UNSTABLE, Reason.PROBE_NOT_FALLING) and "peak_lr" in numbers:
-        return _lower(numbers)
+        return [Advice.LOWER_OR_COOL_DOWN if _may_gain_by_cooling(numbers) else Advice.LOWER_UNSTABLE_LR]
     return [Advice.GIVE_CHANCE] if verdict.reason is Reason.NO_REFERENCE else []
-
-
-def _if_swinging(numbers: Numbers) -> list[Advice]:
-    swings = _ROUGH < numbers["roughness"] < math.inf and bool(numbers.get("learnt_before"))
-    return _lower(numbers) if swings and "peak_lr" in numbers else []
-
-
-def _lower(numbers: Numbers) -> list[Advice]:
-    return [Advice.LOWER_OR_COOL_DOWN if _may_gain_by_cooling(numbers) else Advice.LOWER_UNSTABLE_LR]
 
 
 def _gains_by_cooling(numbers: Numbers) -> bool:

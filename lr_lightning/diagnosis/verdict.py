@@ -69,14 +69,13 @@ class Advice(Enum):
         "fall to 0 at the end. The loss swings{if_cooled}."
     )
     # a learning rate that is too low
-    RAISE_LR_TENFOLD = "Raise the learning rate from {peak_lr:.3g} tenfold until the loss falls fast: {higher_lrs}, ..."
+    RAISE_LR_TENFOLD = "Raise the learning rate from {peak_lr:.3g} to {tenfold:.3g}: almost nothing was learnt."
     RAISE_CALM_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: the loss falls slowly and smoothly."
     # a learning rate that is still high at the end
     COOL_DOWN = "Cool down: {lr_is_high}{if_cooled}. Let it fall to 0 at the end, with the schedule wsd for instance."
     COOL_DOWN_EARLIER = "Cool down: {lr_is_high}{if_cooled_earlier}. Let it fall to 0 by about epoch {cooled_by:.0f}."
     # the length of the run
     SHORTEN_AFTER_RISE = "{shorten}: the validation loss rose after epoch {onset:.0f} of {epochs:.0f}."
-    TRAIN_LONGER_PROBE_FALLS = "{train_longer}: the probe loss fell by {probe_fall:.2g} {probe_fall_since}."
     FINISH = "Train to the end of the planned run, of which {planned:.0%} are done."
     # the data, the network, the measurement
     CHECK_LABELS = (
@@ -87,7 +86,7 @@ class Advice(Enum):
     ENLARGE = "Use a larger network or regularise less: the probe loss has stopped at {probe_level}."
     NOISY_LABELS = "If the labels are noisy or the classes overlap, the loss may be as low as it can get."
     LARGER_OR_LONGER = (
-        "Two runs to try: a network twice as wide, or {double_epochs:.0f} epochs. The probe loss is high "
+        "Two runs to try: a network twice as wide, or {double_epochs:.0f} epochs{with_wsd}. The probe loss is high "
         "({probe_level}), and its curve does not tell which of the two it needs."
     )
     INSPECT_NETWORK = "If that changes nothing, look at the network: its size, its initialisation, its last layer."
@@ -178,6 +177,7 @@ class Verdict:
     def changes(self, advice: Advice) -> tuple[Change, ...]:
         """Return the settings of each run that an advice asks for; none if it asks for no settings of a run."""
         doubled = 2 * round(self.evidence.get("epochs", 0.0))
+        schedule = "wsd" if lr_is_high(self.evidence) else None
         match advice:
             case Advice.LOWER_LR | Advice.LOWER_LR_TENFOLD:
                 return (Change(lr=0.1),)
@@ -197,12 +197,10 @@ class Verdict:
                 return (Change(schedule="wsd", epochs=max(1, round(self._cooled_by))),)
             case Advice.SHORTEN_AFTER_RISE:
                 return (Change(epochs=round(self.useful_epochs)),)
-            case Advice.TRAIN_LONGER_PROBE_FALLS:
-                return (Change(epochs=doubled, schedule="wsd" if lr_is_high(self.evidence) else None),)
             case Advice.MEASURE_MORE:
                 return (Change(epochs=max(4, doubled)),)
             case Advice.LARGER_OR_LONGER:
-                return Change(width=2), Change(epochs=doubled)
+                return Change(width=2, schedule=schedule), Change(epochs=doubled, schedule=schedule)
             case Advice.ENLARGE:
                 return (Change(width=2),)
             case Advice.REGULARISE:
@@ -225,20 +223,17 @@ class Verdict:
         if "epochs" in n:
             numbers |= {"cooled_by": self._cooled_by, "double_epochs": 2 * n["epochs"]}
             numbers["shorten"] = f"Shorten the schedule to about {self.useful_epochs:.0f} epochs"
-            cooled = ", with the schedule wsd" if lr_is_high(n) else ""
-            numbers["train_longer"] = f"Lengthen the run to {2 * n['epochs']:.0f} epochs{cooled}"
+            numbers["with_wsd"] = ", each with the schedule wsd" if lr_is_high(n) else ""
         if "peak_lr" in n:
             peak = n["peak_lr"]
             numbers |= {
                 "third": peak / 3,
                 "triple": 3 * peak,
                 "lower_lrs": ", ".join(f"{peak / 10**k:.3g}" for k in (1, 2, 3)),
-                "higher_lrs": ", ".join(f"{peak * 10**k:.3g}" for k in (1, 2, 3)),
+                "tenfold": 10 * peak,
                 "lr_is_high": f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak",
                 "to_a_tenth": f" from {peak:.3g} to {peak / 10:.3g}",
             }
-        if "probe_fall_since_epoch" in n:
-            numbers["probe_fall_since"] = f"since epoch {n['probe_fall_since_epoch']:.0f}"
         if "probe_loss" in n:
             share = f", {n['probe_loss'] / n['chance_loss']:.0%} of {self.reference}" if n.get("chance_loss") else ""
             numbers["probe_level"] = f"{n['probe_loss']:.3g}{share}"

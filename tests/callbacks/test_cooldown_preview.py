@@ -191,6 +191,19 @@ def test_every_second_validation() -> None:
     assert len([row for row in memory.rows if row[0] == "val/loss_if_cooled"]) == 3
 
 
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_verdict_knows_the_preview_of_its_validation(order: int) -> None:
+    monitor, memory = OverfittingMonitor(), Memory()
+    callbacks = [CooldownPreview(every_n_validations=2), monitor]
+    fit(*callbacks[:: 1 if order else -1], epochs=4, logger=memory)
+    first, third = (value for name, _, value in memory.rows if name == "val/loss_if_cooled")
+    known = [point.cooled_loss for point in monitor.history.points]
+    assert known == [pytest.approx(first), None, pytest.approx(third), None]
+    other = OverfittingMonitor()
+    other.load_state_dict(monitor.state_dict())
+    assert [point.cooled_loss for point in other.history.points] == known
+
+
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
