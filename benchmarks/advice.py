@@ -334,7 +334,6 @@ _WORDS = {
     "LOWER_OR_COOL_DOWN (1)": "two runs to try, as the loss swings: the schedule wsd",
     "LOWER_OR_COOL_DOWN (either)": "the better one of these two",
     "LOWER_UNSTABLE_LR": "lower the learning rate to a third: the loss swings",
-    "MEASURE_MORE": "train longer: fewer than 4 validations",
     "RAISE_CALM_LR": "raise the learning rate threefold: the loss falls slowly and smoothly",
     "RAISE_LR_TENFOLD": "raise the learning rate tenfold: almost nothing was learnt",
     "REGULARISE": "regularise (dropout 0.3, or weight decay 0.01 for an MLP)",

@@ -90,7 +90,7 @@ class Advice(Enum):
         "({probe_level}), and its curve does not tell which of the two it needs."
     )
     INSPECT_NETWORK = "If that changes nothing, look at the network: its size, its initialisation, its last layer."
-    MEASURE_MORE = "Train longer, or validate more often."
+    MEASURE_MORE = "To get a verdict, validate more often, or train longer."
     GIVE_CHANCE = "Give the loss of a model that knows nothing: OverfittingMonitor(chance=...)."
 
 
@@ -197,8 +197,6 @@ class Verdict:
                 return (Change(schedule="wsd", epochs=max(1, round(self._cooled_by))),)
             case Advice.SHORTEN_AFTER_RISE:
                 return (Change(epochs=round(self.useful_epochs)),)
-            case Advice.MEASURE_MORE:
-                return (Change(epochs=max(4, doubled)),)
             case Advice.LARGER_OR_LONGER:
                 return Change(width=2, schedule=schedule), Change(epochs=doubled, schedule=schedule)
             case Advice.ENLARGE:
