@@ -39,6 +39,7 @@ if TYPE_CHECKING or _MAIN == "lightning.pytorch":
         GradientAccumulationScheduler,
         LearningRateFinder,
         ModelCheckpoint,
+        Timer,
     )
     from lightning.pytorch.loggers.logger import DummyLogger, Logger
     from lightning.pytorch.loops.fetchers import _DataFetcher
@@ -62,6 +63,7 @@ else:
         GradientAccumulationScheduler,
         LearningRateFinder,
         ModelCheckpoint,
+        Timer,
     )
     from pytorch_lightning.loggers.logger import DummyLogger, Logger
     from pytorch_lightning.loops.fetchers import _DataFetcher
@@ -452,6 +454,31 @@ def count_update(trainer: Trainer, batch_idx: int) -> None:
         call = own_module(trainer, "trainer.call")
         call._call_callback_hooks(trainer, "on_before_optimizer_step", trainer.optimizers[0])
         progress.step.increment_completed()
+
+
+_NEVER = sys.maxsize  # steps
+
+
+def hold_stops(trainer: Trainer, own_least: int | None, held: bool) -> None:
+    """Let ``trainer.should_stop`` wait; ``own_least`` is the Trainer's own ``min_steps``, which counts again after."""
+    trainer.fit_loop.epoch_loop.min_steps = _NEVER if held else own_least
+
+
+def least_steps(trainer: Trainer) -> int | None:
+    """Return the Trainer's ``min_steps``."""
+    return trainer.fit_loop.epoch_loop.min_steps
+
+
+def are_stops_held(trainer: Trainer) -> bool:
+    """Return whether the weights are not in place, so that the run can neither stop nor change its course."""
+    return trainer.fit_loop.epoch_loop.min_steps == _NEVER
+
+
+def take_sigterm(trainer: Trainer) -> bool:
+    """Return whether SIGTERM has come, and let Lightning forget it; :func:`stop_after_batch` reminds it."""
+    connector = trainer._signal_connector
+    came, connector.received_sigterm = connector.received_sigterm, False
+    return came
 
 
 def end_epoch_of_dry_run(trainer: Trainer) -> None:

@@ -9,34 +9,33 @@ recorded, it goes on by itself.
 """
 
 import json
-import logging
 import math
-import os
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, RandomSampler
 from torchmetrics import Metric as TorchMetric
 
 from lr_lightning import _lightning
-from lr_lightning._batches import parts
 from lr_lightning._lightning import (
     Callback,
     LightningModule,
+    ModelCheckpoint,
+    Timer,
     Trainer,
     callbacks_of,
     isolate_rng,
     of_both_packages,
     overrides,
     rank_zero_info,
+    rank_zero_warn,
 )
 from lr_lightning.callbacks import set_lr
 from lr_lightning.callbacks.base_finder import Instruments, Metric
@@ -45,20 +44,17 @@ from lr_lightning.callbacks.lr_finder import LRFinder, NoRun, planned_run
 from lr_lightning.callbacks.optimizer_driver import OptimizerDriver
 from lr_lightning.callbacks.random_state import global_random_state, restore_random_state
 from lr_lightning.errors import ArgumentError, UsageError
-from lr_lightning.lr_finder.dry_run import DryRun, validation_loaders
+from lr_lightning.lr_finder.dry_run import DryRun, carried_digest, is_watched, validation_loaders
 from lr_lightning.lr_finder.planned_run import PlannedRun
-from lr_lightning.lr_finder.race import FEWEST_STEPS, FEWEST_UPDATES, RacePlan, RaceTest, plateau, range_steps
-from lr_lightning.lr_finder.snapshot import Snapshot
+from lr_lightning.lr_finder.race import FEWEST_STEPS, FEWEST_UPDATES, KeptRace, RacePlan, RaceTest, plateau, range_steps
+from lr_lightning.lr_finder.snapshot import Snapshot, batch_checksum
 from lr_lightning.schedules import Clock
 from lr_lightning.schedules.clock import DurationLike, parse_duration
 
 __all__ = ["LRRace"]
 
-log = logging.getLogger(__name__)
-
-_SAME_START = 1e-5  # relative difference of two values before any update; another seed differs by far more
 _AFTER_WARMUP = 1.25  # length of the shortest training, if the run goes on from one / length of the warm-up
-_BLIND = {"DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ProgressBar", "ThroughputMonitor", "Timer"}
+_BLIND = {"DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ProgressBar", "ThroughputMonitor"}
 _BATCH_HOOKS = ("on_train_batch_start", "on_train_batch_end")
 _UPDATE_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
@@ -147,6 +143,8 @@ class LRRace(LRFinder):
         self.kept = 0
         self._trunks: dict[float, _Trunk] = {}
         self._replay: _Replay | None = None
+        self._kept_race: KeptRace | None = None
+        self._continued = False  # a race that was interrupted
 
     def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> RaceTest:
         with self._instruments(trainer, module, reference, "LR race", 0, "step") as instruments:
@@ -161,7 +159,7 @@ class LRRace(LRFinder):
                     f"{run.steps} updates is {budget}. Give more, or use LRFinder."
                 )
             steps = range_steps(budget)
-            plan = self._plan(instruments.dry_run, driver, clock, budget - steps - self.keep)
+            plan = self._plan(instruments.dry_run, driver, clock, budget - steps - int(self.keep))  # keep tries a step
             instruments.bar.extend(budget)
             level = None
             if instruments.validation is not None:
@@ -171,9 +169,11 @@ class LRRace(LRFinder):
             values = {field.name: getattr(found, field.name) for field in fields(found)}
             values |= {"run": run, "judged": self.metric, "keep": self.keep}
             values["level"] = found.start if level is None else level
-            kept = _KeptRace(self._file(trainer, module, run), trainer, self.say or rank_zero_info)
-            race = kept.load(RaceTest(**values))
-            plan = replace(plan, budget=budget - min(len(race.runs[0]) + 1, steps) - self.keep)
+            kept = KeptRace(self._file(trainer, module, run), trainer, self.say or rank_zero_info)
+            begun = RaceTest(**values)
+            race = kept.load(begun)
+            self._continued = race is not begun
+            plan = replace(plan, budget=budget - min(len(race.runs[0]) + 1, steps) - int(self.keep))
             instruments.bar.update(sum(len(rung.lrs) * rung.num_steps for rung in race.trials))
             while (trial := race.next_trial(plan)) is not None:
                 (rung, lr), length = trial, plan.rungs[trial[0]].length
@@ -183,7 +183,10 @@ class LRRace(LRFinder):
                     ((losses, final),) = self._trial(instruments, lr, length, driver, clock)
                 race = race.with_trial(rung, length, lr, losses, final)
                 kept.save(race)
-            kept.remove()
+            if self.keep:
+                self._kept_race = kept  # until the run has gone through the steps
+            else:
+                kept.remove()
             return race
 
     def _plan(self, dry_run: DryRun, driver: OptimizerDriver, clock: Clock, budget: int) -> RacePlan:
@@ -204,7 +207,10 @@ class LRRace(LRFinder):
                 f"{flat[0]}. Give a larger budget or a shorter warm-up, or use keep=False."
             )
         with dry_run.run(), _recorded(dry_run) as trunk:  # what one step shows is refused before the others
+            before = dry_run.state()
             dry_run.step(None)
+            if lost := before.restore():
+                trunk.problem = f"changes what cannot be set back ({', '.join(lost)})"
         if trunk.problem:
             raise ArgumentError(f"LRRace(keep=True) cannot repeat a step that {trunk.problem}. Use keep=False.")
         return plan
@@ -235,6 +241,8 @@ class LRRace(LRFinder):
                             for name, parameter in module.named_parameters():
                                 parameter.copy_(average.values[name])
                         final = validation()
+            if dry_run.lost:
+                trunk.problem = f"changes what cannot be set back ({', '.join(dry_run.lost)})"
         bar.update(length)
         return tuple(losses), final
 
@@ -246,9 +254,13 @@ class LRRace(LRFinder):
         trunk = None if self.applied is None else self._trunks.get(self.applied)
         steps = {tuple(micro.batch for micro in trunk.micros) for trunk in self._trunks.values()}
         if self.keep and not self._resumed and self.applied is not None:
-            why = "the trainings of a race that was interrupted are not kept"
-            if trunk is not None:
-                why = "the loader gives other batches each time" if len(steps) > 1 else trunk.problem
+            why = "the lr is not that of one of the longest trainings"
+            if trunk is None and self._continued:
+                why = "the trainings of a race that was interrupted are not kept"
+            elif trunk is not None and len(steps) > 1:
+                why = "the loader gives other batches each time"
+            elif trunk is not None:
+                why = trunk.problem and f"a step that {trunk.problem} cannot be repeated (keep=False spares the memory)"
             if why:
                 (self.say or rank_zero_info)(
                     f"LRRace: the run trains from its start with the lr that was found, since {why}."
@@ -256,6 +268,14 @@ class LRRace(LRFinder):
             elif trunk is not None:
                 self._replay = _Replay(trunk, trainer, pl_module)
         self._trunks = {}
+        if self._replay is None:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Remove the file of the race, as the run no longer depends on it."""
+        if self._kept_race is not None:
+            self._kept_race.remove()
+            self._kept_race = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to go through the steps of the race."""
@@ -267,12 +287,14 @@ class LRRace(LRFinder):
         """Say where the run goes on by itself."""
         if (replay := self._replay) is not None:
             self.kept = replay.kept
+            replay.hold_sigterm()
             if replay.ended:
                 self._replay, why = None, ", since it differs from the race there" if replay.differs else ""
                 (self.say or rank_zero_info)(
                     f"LRRace: the run trains by itself from update {trainer.global_step} on{why}. It took "
                     f"{self.kept} updates from the race."
                 )
+                self._forget()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that nobody gets the weights of another step."""
@@ -289,11 +311,22 @@ class LRRace(LRFinder):
         if self._replay is not None:
             self._replay.check()
             self._replay.end()
+            self._forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return also the number of updates that were kept."""
+        return {**super().state_dict(), "kept": self.kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        super().load_state_dict(state_dict)
+        self.kept = state_dict.get("kept", 0)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let Lightning train again."""
         if self._replay is not None:
             self._replay.end()
+            self._replay.warn()
 
     def _file(self, trainer: Trainer, module: LightningModule, run: PlannedRun) -> Path:
         """Return the file that keeps this race until it is over; another run or another race has another file."""
@@ -309,51 +342,6 @@ class LRRace(LRFinder):
         return Path(self.folder or trainer.default_root_dir) / f".lr_race-{sha256(key.encode()).hexdigest()[:16]}.json"
 
 
-class _KeptRace:
-    """The file in which the first process keeps a race that is not over."""
-
-    def __init__(self, path: Path, trainer: Trainer, say: Callable[[str], None]) -> None:
-        self.path, self.trainer, self.say = path, trainer, say
-
-    def load(self, begun: RaceTest) -> RaceTest:
-        """Return the race that was interrupted, if it began as this one does, else this one."""
-        text = None
-        if self.trainer.is_global_zero:
-            with suppress(OSError):
-                text = self.path.read_text(encoding="utf-8")
-        text = self.trainer.strategy.broadcast(text)
-        if text is None:
-            return begun
-        try:
-            kept = RaceTest.from_state(json.loads(text))
-        except (ValueError, TypeError, KeyError):
-            return begun
-        one, other = ((race.level, *race.runs[0][:1]) for race in (kept, begun))
-        if len(one) != len(other) or not all(map(partial(math.isclose, rel_tol=_SAME_START), one, other)):
-            return begun
-        done = sum(len(rung.lrs) for rung in kept.trials)
-        if self.trainer.is_global_zero:
-            self.say(f"LRRace: continues a race that was interrupted after {done} trainings ({self.path}).")
-        return kept
-
-    def save(self, race: RaceTest) -> None:
-        """Replace the file by one with the race so far, in one step, so that a kill leaves no damaged file."""
-        if not self.trainer.is_global_zero:
-            return
-        try:
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(race.state()), encoding="utf-8")
-            os.replace(temporary, self.path)
-        except OSError as e:
-            log.info("the race is not kept in %s: %s", self.path, e)
-
-    def remove(self) -> None:
-        """Remove the file of a race that is over."""
-        if self.trainer.is_global_zero:
-            with suppress(OSError):
-                self.path.unlink(missing_ok=True)
-
-
 # -- the steps of a training that the run may go on from ---------------------------------------------------------------
 
 
@@ -362,7 +350,7 @@ class _Micro:
     """A batch that was trained on: what the step returned and logged, and the random state after it."""
 
     batch: int  # checksum
-    output: dict[str, Any]
+    output: Any  # held
     logged: list[tuple[Any, ...]]
     random: dict[str, Any]
 
@@ -400,18 +388,22 @@ class _Trunk:
 
     def write(self) -> None:
         """Note what cannot be repeated."""
-        self.problem = "uses the logger itself"
+        self.problem = "uses the logger itself instead of self.log"
 
     def add(self, arguments: Mapping[str, Any], output: Any, updated: bool) -> None:
         """Keep a batch; at a place where the run validates or ends an epoch, the state too."""
         if (dry_run := self.dry_run) is None:
             return
         segment, trainer = self.segments[-1], dry_run.trainer
-        segment.micros.append(_Micro(_checksum(arguments), dict(output), self._logged, global_random_state()))
+        if output.get("loss") is None:
+            self.problem = "returns no loss"
+        segment.micros.append(
+            _Micro(batch_checksum(arguments), _hold(dict(output)), self._logged, global_random_state())
+        )
         self._logged, self._count = [], self._count + 1
         if segment.first is None and updated:
-            segment.first = _state_checksum(dry_run.module, dry_run.optimizer)
-        validates, ends = _is_watched(trainer, self._count)
+            segment.first = carried_digest(trainer, dry_run.module, {"random": global_random_state()})
+        validates, ends = is_watched(trainer, self._count)
         if validates or ends or (updated and _lightning.is_checkpoint_due(trainer)):
             self.close()
             if validates:
@@ -458,17 +450,36 @@ class _Replay:
         self.trainer, self.module = trainer, module
         self.kept = 0  # updates that were not made again
         self.ended = self.differs = False
+        self._told = False  # that SIGTERM has come
         self._index = 0  # of the next batch in the first segment
         self._stale = self._same = False  # whether the weights are not in place; whether the segment is as recorded
 
     def begin(self) -> None:
         """Take the place of Lightning's update."""
         self._update = _lightning.replace_update(self.trainer, self)
+        self._least = _lightning.least_steps(self.trainer)
 
     def end(self) -> None:
         """Let Lightning train."""
         _lightning.replace_update(self.trainer, None)
+        _lightning.hold_stops(self.trainer, self._least, False)
         self.segments, self.ended = [], True
+
+    def hold_sigterm(self) -> None:
+        """Let SIGTERM wait until the weights are in place."""
+        self._told = _lightning.take_sigterm(self.trainer) or self._told
+        if self._told and not self._stale:
+            self._told = False
+            _lightning.stop_after_batch(self.trainer)
+
+    def warn(self) -> None:
+        """Say so if the run has stopped where the weights are not in place."""
+        if self._stale:
+            rank_zero_warn(
+                f"LRRace(keep=True): the run stopped at step {self.trainer.global_step} among the steps that it "
+                "repeated, and the module has the weights of an earlier one. Start the same run again: it trains from "
+                "its start with the lr that was found."
+            )
 
     def check(self) -> None:
         """Refuse to let anything look at weights that are not in place."""
@@ -487,17 +498,20 @@ class _Replay:
         if not self._same:
             output = self._update(optimizer, batch_idx, arguments)
             if _lightning.is_step_complete(self.trainer):
-                self._same = _state_checksum(self.module, optimizer) == segment.first
+                now = carried_digest(self.trainer, self.module, {"random": global_random_state()})
+                self._same = now == segment.first
                 self.differs = not self._same
                 if self.differs:
                     self.end()
                     return output
         else:
-            if _checksum(arguments) != micro.batch:
+            if batch_checksum(arguments) != micro.batch:
                 raise UsageError(
-                    "LRRace(keep=True): the training loader gives other batches than in the race. Use keep=False."
+                    "LRRace(keep=True): the training loader gives other batches than in the race. Start the run again, "
+                    "and it trains from its start with the lr that was found, or use keep=False."
                 )
-            output, self._stale = dict(micro.output), True
+            output, self._stale = _given(micro.output), True
+            _lightning.hold_stops(self.trainer, self._least, True)
             for logged in micro.logged:
                 _lightning.log_in_hook(self.module, *logged)
             self.kept += _lightning.is_step_complete(self.trainer)
@@ -512,50 +526,28 @@ class _Replay:
         if self._stale and segment.end is not None and (lost := segment.end.restore()):
             raise UsageError(f"LRRace(keep=True) cannot carry {', '.join(lost)} into the run. Use keep=False.")
         self._stale, self._same, self._index = False, False, 0
+        _lightning.hold_stops(self.trainer, self._least, False)
         del self.segments[0]
         if not self.segments:
             self.end()
 
 
-def _checksum(arguments: Mapping[str, Any]) -> int:
-    """Return a checksum of the tensors in the arguments of a training step."""
-    found = 0
-    for _, part in parts(list(arguments.values())):
-        if isinstance(part, Tensor):
-            found = _add_bytes(part, found)
-    return found
+@dataclass
+class _Held:
+    """A tensor in host memory, without its graph, and its device."""
+
+    values: Tensor
+    device: torch.device
 
 
-def _state_checksum(module: LightningModule, optimizer: Any) -> int:
-    """Return a checksum of weights, buffers, the optimizer's state and the random state."""
-    values, random = [*module.parameters(), *module.buffers()], global_random_state()
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter, {})
-            values += [value for _, value in sorted(state.items()) if isinstance(value, Tensor)]
-    found = zlib.crc32(repr(random["numpy"][2:]).encode())  # its position in the words
-    for value in (*values, *(part for _, part in parts(random) if isinstance(part, Tensor))):
-        found = _add_bytes(value, found)
-    return found
+def _hold(output: Mapping[str, Any]) -> Any:
+    """Return what a step returned, with its tensors held."""
+    return tree_map(lambda v: _Held(v.detach().to("cpu", copy=True), v.device) if isinstance(v, Tensor) else v, output)
 
 
-def _add_bytes(value: Tensor, found: int) -> int:
-    plain = value.detach().to("cpu").contiguous().reshape(-1)
-    return zlib.crc32(plain.view(torch.uint8).numpy().tobytes(), found)
-
-
-def _is_watched(trainer: Trainer, count: int) -> tuple[bool, bool]:
-    """Return whether the run validates after so many batches, and whether an epoch ends there."""
-    length, every, given = (
-        int(trainer.num_training_batches),
-        trainer.check_val_every_n_epoch,
-        trainer.val_check_interval,
-    )
-    interval = max(1, int(length * given)) if isinstance(given, float) else int(given)
-    in_epoch = (count - 1) % length + 1
-    is_due = (count if every is None else in_epoch) % interval == 0
-    in_turn = every is None or ((count - 1) // length + 1) % every == 0
-    return trainer.enable_validation and is_due and in_turn, in_epoch == length
+def _given(output: Any) -> Any:
+    """Return what :func:`_hold` was given."""
+    return tree_map(lambda v: v.values.to(v.device, copy=True) if isinstance(v, _Held) else v, output)
 
 
 def _sees_steps(callback: Callback) -> bool:
@@ -575,8 +567,13 @@ def _check_keep(dry_run: DryRun) -> None:
     seeing = [type(callback).__name__ for callback in callbacks_of(trainer, Callback) if _sees_steps(callback)]
     with dry_run.with_loaders():
         length = trainer.num_training_batches
+    timed = any(callback._train_time_interval is not None for callback in callbacks_of(trainer, ModelCheckpoint))
     problem = ""
-    if trainer.world_size > 1:
+    if callbacks_of(trainer, Timer):
+        problem = "cannot end after a max_time, when the weights may not be in place. Use max_steps, or keep=False."
+    elif timed:
+        problem = "cannot save after a train_time_interval. Use every_n_train_steps, or keep=False."
+    elif trainer.world_size > 1:
         problem = f"works in one process, and this run has {trainer.world_size}. Use keep=False."
     elif seeing:
         problem = (

@@ -44,7 +44,7 @@ from lr_lightning._lightning import (
 )
 from lr_lightning._param_groups import missing_lr, peak_lr, set_value
 from lr_lightning.errors import ArgumentError, UsageError
-from lr_lightning.lr_finder.snapshot import Snapshot, has_state
+from lr_lightning.lr_finder.snapshot import Snapshot, digest, has_state
 
 __all__ = [
     "LOGGED_NAMES",
@@ -53,7 +53,9 @@ __all__ = [
     "Recorder",
     "Validation",
     "ValidationMetric",
+    "carried_digest",
     "check_optimization",
+    "is_watched",
     "training_loaders",
     "validation_loaders",
 ]
@@ -91,6 +93,20 @@ def check_optimization(trainer: Trainer, module: LightningModule, who: str) -> N
         problem = f"does not support {name}.training_step(dataloader_iter). Take a batch instead."
     if problem:
         raise ArgumentError(f"{who} {problem}")
+
+
+def _carried_roots(trainer: Trainer, module: LightningModule) -> dict[str, object]:
+    return {
+        "module": module,
+        "module parameters": [*module.parameters(), *module.buffers()],
+        "optimizer": trainer.optimizers[0],
+        "precision": trainer.precision_plugin,
+    }
+
+
+def carried_digest(trainer: Trainer, module: LightningModule, more: Mapping[str, object]) -> int:
+    """Return a checksum, by value, of all that :meth:`DryRun.state` carries into a run, and of ``more``."""
+    return digest({**_carried_roots(trainer, module), **more}, _lightning.of_both_packages(*_OPAQUE))
 
 
 class Recorder(Protocol):
@@ -155,6 +171,7 @@ class DryRun:
         self._reference = next((peak_lr(group) / ratio for group, ratio in own if ratio > 0), 1.0)
         self.log: Callable[[str, Any], None] | None = None  # receives what the module logs; None discards it
         self.recorder: Recorder | None = None
+        self.lost: list[str] = []  # what the last steps have changed and could not be set back
         self._stack = ExitStack()
         self._snapshots: list[Snapshot] = []
         self._batches: Batches | None = None
@@ -236,7 +253,7 @@ class DryRun:
             try:
                 yield
             finally:
-                self._restore()
+                self.lost = self._restore()
 
     def _begin(self, number: int) -> None:
         trainer, loop = self.trainer, self.trainer.fit_loop
@@ -274,12 +291,7 @@ class DryRun:
 
     def state(self) -> Snapshot:
         """Return the present state of module and optimizer, to carry it into the run."""
-        roots = {
-            "module": self.module,
-            "module parameters": [*self.module.parameters(), *self.module.buffers()],
-            "optimizer": self.optimizer,
-            "precision": self.trainer.precision_plugin,
-        }
+        roots = _carried_roots(self.trainer, self.module)
         return Snapshot(roots, opaque=_lightning.of_both_packages(*_OPAQUE), before=self._snapshots, carried=True)
 
     def step(self, lr: float | None) -> float:
@@ -362,7 +374,7 @@ class DryRun:
             )
 
     def _note_write(self) -> None:
-        if self.recorder is not None:
+        if self.recorder is not None and self.log is None:  # a validation is not repeated, but made again
             self.recorder.write()
 
     def _receive(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -376,6 +388,20 @@ class DryRun:
     def _receive_all(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
         for name, value in dictionary.items():
             self._receive(name, value, *args, **kwargs)
+
+
+def is_watched(trainer: Trainer, count: int) -> tuple[bool, bool]:
+    """Return whether the run validates after so many batches, and whether an epoch ends there."""
+    length, every, given = (
+        int(trainer.num_training_batches),
+        trainer.check_val_every_n_epoch,
+        trainer.val_check_interval,
+    )
+    interval = max(1, int(length * given)) if isinstance(given, float) else int(given)
+    in_epoch = (count - 1) % length + 1
+    is_due = (count if every is None else in_epoch) % interval == 0
+    in_turn = every is None or ((count - 1) // length + 1) % every == 0
+    return trainer.enable_validation and is_due and in_turn, in_epoch == length
 
 
 # -- batches for a measurement -----------------------------------------------------------------------------------------

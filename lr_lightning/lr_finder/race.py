@@ -1,4 +1,4 @@
-"""A race of learning rates over the planned run, shortened to growing lengths: who trains next, and what it says. Pure.
+"""A race of learning rates over the planned run, shortened to growing lengths: who trains next, and what it says.
 
 The race is successive halving (Jamieson & Talwalkar 2016, 1502.07943) on a ladder of learning rates. Each rung is four
 times as long as the previous rung, and fewer learning rates take part; the ladder moves to where the last rung was
@@ -12,10 +12,16 @@ peak of the run. So two lengths foretell a third. The usual exponent, -0.45, is 
 with other seeds than those of the benchmark's rules.
 """
 
+import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,11 +34,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from lr_lightning._lightning import Trainer
+
 __all__ = [
-    *("FEWEST_STEPS", "FEWEST_UPDATES", "RacePlan", "RaceTest", "Rung"),
+    *("FEWEST_STEPS", "FEWEST_UPDATES", "KeptRace", "RacePlan", "RaceTest", "Rung"),
     *("next_trial", "plateau", "range_steps", "read_race"),
 ]
 
+log = logging.getLogger(__name__)
+
+_SAME_START = 1e-5  # relative difference of two values before any update; another seed differs by far more
 FEWEST_UPDATES = 50
 _LONGER = 4  # length of a rung / length of the one before
 FEWEST_STEPS = 5  # updates of the first of several rungs
@@ -271,3 +282,48 @@ class RaceTest(RangeTest):
             "LR race: " + "\n".join(self._parts(self.reason or "")), x=0.01, ha="left", fontsize=10, wrap=True
         )
         return figure  # type: ignore[no-any-return]
+
+
+class KeptRace:
+    """The file in which the first process keeps a race that is not over."""
+
+    def __init__(self, path: Path, trainer: "Trainer", say: Callable[[str], None]) -> None:
+        self.path, self.trainer, self.say = path, trainer, say
+
+    def load(self, begun: RaceTest) -> RaceTest:
+        """Return the race that was interrupted, if it began as this one does, else this one."""
+        text = None
+        if self.trainer.is_global_zero:
+            with suppress(OSError):
+                text = self.path.read_text(encoding="utf-8")
+        text = self.trainer.strategy.broadcast(text)
+        if text is None:
+            return begun
+        try:
+            kept = RaceTest.from_state(json.loads(text))
+        except (ValueError, TypeError, KeyError):
+            return begun
+        one, other = ((race.level, *race.runs[0][:1]) for race in (kept, begun))
+        if len(one) != len(other) or not all(map(partial(math.isclose, rel_tol=_SAME_START), one, other)):
+            return begun
+        done = sum(len(rung.lrs) for rung in kept.trials)
+        if self.trainer.is_global_zero:
+            self.say(f"LRRace: continues a race that was interrupted after {done} trainings ({self.path}).")
+        return kept
+
+    def save(self, race: RaceTest) -> None:
+        """Replace the file by one with the race so far, in one step, so that a kill leaves no damaged file."""
+        if not self.trainer.is_global_zero:
+            return
+        try:
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(race.state()), encoding="utf-8")
+            os.replace(temporary, self.path)
+        except OSError as e:
+            log.info("the race is not kept in %s: %s", self.path, e)
+
+    def remove(self) -> None:
+        """Remove the file of a race that is over."""
+        if self.trainer.is_global_zero:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import enum
 import functools
 import io
 import logging
+import pickle
 import random
 import sys
 import types
@@ -29,10 +30,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
+from torch.utils.hooks import RemovableHandle
 
+from lr_lightning._batches import parts
 from lr_lightning._lightning import LightningDataModule, of_both_packages
 
-__all__ = ["Snapshot", "has_state"]
+__all__ = ["Snapshot", "batch_checksum", "digest", "has_state"]
 
 log = logging.getLogger(__name__)
 
@@ -502,3 +505,95 @@ def _comparable(value: Any, depth: int = _ARGUMENT_DEPTH) -> Any:
     if isinstance(value, tuple | list) and depth > 0:  # __reduce__ makes them anew each time
         return [_comparable(entry, depth - 1) for entry in value]
     return _Identity(value)
+
+
+# -- comparison by value -----------------------------------------------------------------------------------------------
+
+
+def digest(roots: Mapping[str, object], opaque: tuple[type, ...]) -> int:
+    """Return a checksum of the values that a carried snapshot of ``roots`` would put back or watch."""
+    found, seen = 0, {}
+    stack = list(roots.items())
+    while stack:
+        name, obj = stack.pop()
+        if type(obj) in weakref.ProxyTypes or id(obj) in seen:
+            continue
+        try:
+            if isinstance(obj, (*_ATOMS, RemovableHandle, *opaque)):  # a handle's number is of the process
+                continue
+        except Exception as e:  # another library's proxy that has no object yet
+            log.info("%s is not compared: %s: %s", name, type(e).__name__, e)
+            continue
+        seen[id(obj)] = obj
+        start = zlib.crc32(f"{name} {type(obj).__qualname__} {_plain_values(obj)!r}".encode())
+        found += _add_value(obj, start)  # a sum, as the order does not matter
+        stack += [(name + step, child) for step, child in _children(obj, carried=True)]
+    return found
+
+
+def batch_checksum(arguments: Mapping[str, Any]) -> int:
+    """Return a checksum of the tensors, arrays and plain values in the arguments of a training step."""
+    found = 0
+    for _, part in parts(list(arguments.values())):
+        if isinstance(part, _COMPARABLE):
+            found = zlib.crc32(repr(part).encode(), found)
+        elif isinstance(part, Tensor) or _is_numpy(type(part)):  # type: ignore[arg-type]
+            found = _add_value(part, found)
+    return found
+
+
+def _plain_values(obj: Any) -> list[Any]:
+    """Return the numbers, strings and the like that an object refers to, each with its place."""
+    found: list[Any] = []
+    if isinstance(obj, dict):
+        found = [(key, value) for key, value in obj.items() if issubclass(type(key), _ATOMS)]
+    elif isinstance(obj, set | frozenset):
+        found = [len(obj), *sorted(repr(value) for value in obj if issubclass(type(value), _ATOMS))]
+    elif isinstance(obj, list | tuple | collections.deque):
+        found = [len(obj), *enumerate(obj)]
+    if isinstance(obj, type):
+        found += sorted(_class_attributes(obj).items())
+    elif has_state(obj):
+        own = {**(_instance_dict(obj) or {}), **_slot_values(obj)}
+        found += [(key, own[key]) for key in sorted(own, key=str) if not _is_of_trainer(str(key))]
+    return [
+        (entry[0], entry[1] if issubclass(type(entry[1]), _ATOMS) else type(entry[1]).__qualname__)
+        if isinstance(entry, tuple)
+        else entry
+        for entry in found
+    ]
+
+
+def _add_value(obj: Any, found: int) -> int:
+    """Add what an object holds itself to a checksum."""
+    if isinstance(obj, Tensor):
+        return found if obj.is_meta or is_lazy(obj) else _add_tensor(obj, found)
+    held: Any = None
+    if isinstance(obj, torch.Generator):
+        held = obj.get_state().numpy().tobytes()
+    elif isinstance(obj, random.Random) and not isinstance(obj, random.SystemRandom):
+        held = repr(obj.getstate()).encode()
+    elif _is_numpy(type(obj)):  # type: ignore[arg-type]
+        state = obj.get_state() if hasattr(obj, "get_state") else getattr(obj, "state", None)
+        held = obj.tobytes() if hasattr(obj, "tobytes") else pickle.dumps(state)
+    elif isinstance(obj, array.array | bytearray) or (
+        isinstance(obj, ctypes._SimpleCData | ctypes.Array) and not isinstance(obj, ctypes.py_object)
+    ):
+        held = bytes(obj)
+    elif not has_state(obj) and _has_position(obj):
+        held = repr(_position(obj)).encode()
+    return found if held is None else zlib.crc32(held, found)
+
+
+def _add_tensor(tensor: Tensor, found: int) -> int:
+    found = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}".encode(), found)
+    tensor = tensor.detach()
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce()
+        held = [tensor.indices(), tensor.values()]
+    else:
+        held = [tensor if tensor.layout == torch.strided else tensor.to_dense()]
+    for part in held:
+        plain = part.to("cpu").resolve_conj().resolve_neg().contiguous().reshape(-1)
+        found = zlib.crc32(plain.view(torch.uint8).numpy().tobytes(), found)
+    return found

@@ -1,5 +1,6 @@
 """LRRace(keep=True): the run that goes on from the race is the run that had its lr from the start, bit for bit."""
 
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics import MeanMetric
+from torchmetrics import MaxMetric, MeanMetric
 
 from lr_lightning import LRRace, LRSchedule, OverfittingMonitor
+from lr_lightning._lightning import stop_after_batch
 from lr_lightning.callbacks.step_recorder import StepRecorder
 from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.schedules import WSD, Constant, Cosine, Linear, Schedule
@@ -147,7 +150,7 @@ def test_after_a_kill_the_run_trains_from_its_start(tmp_path: Path, monkeypatch:
     said: list[str] = []
     monkeypatch.setattr("lr_lightning.callbacks.lr_race.rank_zero_info", said.append)
     with monkeypatch.context() as killed:
-        killed.setattr("lr_lightning.callbacks.lr_race._KeptRace.remove", _die)
+        killed.setattr("lr_lightning.lr_finder.race.KeptRace.remove", _die)
         with pytest.raises(InterruptedError):
             compare(tmp_path)
     found, differing = compare(tmp_path)
@@ -182,6 +185,32 @@ class Writes(Net):
         return super().training_step(batch, batch_idx)
 
 
+class Skips(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return None if batch_idx == 0 else loss
+
+
+class SkipsLater(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return None if batch_idx == 2 else loss
+
+
+class Iterates(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.it = (float(n) for n in range(10_000))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) * (1 + next(self.it))
+
+
+class IteratesLater(Iterates):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return Net.training_step(self, batch, batch_idx) * (1 + (next(self.it) if batch_idx == 3 else 0))
+
+
 class Average(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         pass
@@ -197,9 +226,31 @@ class Average(Callback):
         (AtBatchEnd, [LRSchedule(wsd)], {}, r"cannot repeat AtBatchEnd\.on_train_batch_end"),
         (LogsMetric, [], {}, r"a step that logs a metric object \('mean': MeanMetric\)"),
         (Writes, [], {}, "a step that uses the logger itself"),
+        (Skips, [], {}, "a step that returns no loss"),
+        (Iterates, [], {}, r"a step that changes what cannot be set back \(module\.it"),
+        (
+            Net,
+            [ModelCheckpoint(train_time_interval=timedelta(minutes=1))],
+            {},
+            "cannot save after a train_time_interval",
+        ),
+        (Net, [], {"max_time": "00:01:00:00"}, "cannot end after a max_time"),
         (Net, [], {"accumulate_grad_batches": 4}, "4 accumulated batches do not divide its 6 batches"),
     ],
-    ids=["cosine", "linear", "long warm-up", "callback", "hook", "metric", "logger", "part of an update"],
+    ids=[
+        "cosine",
+        "linear",
+        "long warm-up",
+        "callback",
+        "hook",
+        "metric",
+        "logger",
+        "skipped",
+        "iterator",
+        "timed",
+        "max_time",
+        "part",
+    ],
 )
 def test_it_refuses_what_it_cannot_repeat(
     module: Any, callbacks: list[Callback], options: dict[str, Any], message: str, tmp_path: Path
@@ -246,3 +297,193 @@ def test_without_validation_the_training_loss_judges(tmp_path: Path) -> None:
 
     found, differing = compare(tmp_path, make=Blind, metric="loss")
     assert (differing, found.kept) == ([], LENGTH - 2)
+
+
+# -- what happens between the steps ------------------------------------------------------------------------------------
+
+
+class CountsValidations(Net):
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__(lr)
+        self.vals = 0
+
+    def on_validation_epoch_end(self) -> None:
+        self.vals += 1
+        self.log("vals", float(self.vals))
+
+
+class Best(Net):
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__(lr)
+        self.highest = MaxMetric()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.highest.update(self.losses[-1] if self.losses else 0.0)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("highest", self.highest.compute())
+
+
+class CountsElsewhere(Callback):
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.seen += 100
+
+
+@pytest.mark.parametrize(
+    ("make", "others"), [(CountsValidations, list), (Best, list), (Net, lambda: [CountsElsewhere()])], ids=str
+)
+def test_what_a_validation_changes_in_the_module_is_not_undone(make: Any, others: Any, tmp_path: Path) -> None:
+    found, differing = compare(tmp_path, make=make, others=others)
+    assert (differing, found.kept) == ([], 5)  # to the first validation
+
+
+class UsesLoggerInValidation(Net):
+    def on_validation_epoch_end(self) -> None:
+        if self.logger is not None:
+            self.logger.log_metrics({"own": 1.0})
+
+
+class Outputs(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return {"loss": super().training_step(batch, batch_idx), "logits": self.net(batch[0])}
+
+
+class Sparse(Net):
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return [batch[0].to_sparse(), batch[1]] if self.training else batch
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step([batch[0].to_dense(), batch[1]], batch_idx)
+
+
+@pytest.mark.parametrize("make", [UsesLoggerInValidation, Outputs, Sparse])
+def test_modules_whose_steps_can_be_repeated(make: Any, tmp_path: Path) -> None:
+    found, differing = compare(tmp_path, make=make)
+    assert (differing, found.kept) == ([], LENGTH - 2)
+
+
+class TakesOutputs(Callback):
+    reads_weights = False
+
+    def __init__(self) -> None:
+        self.taken: list[Any] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.taken.append(outputs)
+
+
+def test_repeated_outputs_hold_no_graph(tmp_path: Path) -> None:
+    callbacks: list[TakesOutputs] = []
+
+    def others() -> list[Callback]:
+        callbacks.append(TakesOutputs())
+        return [callbacks[-1]]
+
+    compare(tmp_path, make=Outputs, others=others)
+    kept, whole = (callback.taken for callback in callbacks)
+    assert [torch.equal(one["logits"], other["logits"]) for one, other in zip(kept, whole, strict=True)] == [
+        True
+    ] * STEPS
+    assert not any(outputs["logits"].requires_grad for outputs in kept[1:6])
+
+
+@pytest.mark.parametrize(("make", "why"), [(SkipsLater, "returns no loss"), (IteratesLater, "cannot be set back")])
+def test_a_later_step_that_cannot_be_repeated(
+    make: Any, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lr_lightning.callbacks.lr_race.rank_zero_info", said.append)
+    found = LRRace(budget=BUDGET, keep=True)
+    run = trainer(tmp_path, [found, LRSchedule(wsd)], max_steps=STEPS, max_epochs=-1)
+    run.fit(make(), loader(), loader(20))
+    assert (found.kept, run.global_step > 80) == (0, True)
+    assert "trains from its start" in said[-1]
+    assert why in said[-1]
+    assert said[-1].endswith("cannot be repeated (keep=False spares the memory).")
+
+
+class Ends(Callback):
+    """Asks for an end of the run among the steps that are repeated."""
+
+    reads_weights = False
+
+    def __init__(self, ask: Any) -> None:
+        self.ask = ask
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 3:
+            self.ask(trainer)
+
+
+def stopped_at_6(tmp_path: Path, run: Any, found: LRRace, net: Net) -> bool:
+    """Return whether a run under a constant lr is the one that had its lr from the start and ended after 6 steps."""
+    assert found.applied is not None
+    whole = Net(found.applied)
+    whole.load_state_dict(torch.load(tmp_path / "start.pt"))
+    torch.manual_seed(3)
+    trainer(tmp_path, [LRSchedule(Constant())], max_steps=6, max_epochs=-1).fit(whole, loader(), loader(20))
+    same = (torch.equal(one, other) for one, other in zip(net.parameters(), whole.parameters(), strict=True))
+    return run.global_step == 6 and all(same)
+
+
+@pytest.mark.parametrize("how", ["should_stop", "sigterm"])
+def test_a_stop_waits_until_the_weights_are_in_place(how: str, tmp_path: Path) -> None:
+    found, net = LRRace(budget=BUDGET, keep=True), Net()
+    torch.save(net.state_dict(), tmp_path / "start.pt")
+    ask = stop_after_batch if how == "sigterm" else lambda trainer: setattr(trainer, "should_stop", True)
+    run = trainer(tmp_path, [Ends(ask), found, LRSchedule(Constant())], max_steps=STEPS, max_epochs=-1)
+    torch.manual_seed(3)
+    if how == "sigterm":
+        with pytest.raises(SIGTERMException):
+            run.fit(net, loader(), loader(20))
+    else:
+        run.fit(net, loader(), loader(20))
+    assert stopped_at_6(tmp_path, run, found, net)
+    run.save_checkpoint(tmp_path / "stopped.ckpt")
+    saved = torch.load(tmp_path / "stopped.ckpt", weights_only=False)["callbacks"]
+    assert next(state["kept"] for name, state in saved.items() if name.startswith("LRRace")) == 5
+    assert run.fit_loop.epoch_loop.min_steps is None
+
+
+def _interrupt(trainer: Any) -> None:
+    raise InterruptedError
+
+
+def test_a_crash_among_the_repeated_steps_leaves_the_race(tmp_path: Path) -> None:
+    run = trainer(tmp_path, [LRRace(budget=BUDGET, keep=True), Ends(_interrupt)], max_steps=STEPS, max_epochs=-1)
+    torch.manual_seed(3)
+    with pytest.warns(UserWarning, match="stopped at step 3"), pytest.raises(InterruptedError):
+        run.fit(Net(), loader(), loader(20))
+    assert len(list(tmp_path.glob(".lr_race-*.json"))) == 1
+    with pytest.raises(UsageError, match="weights of step 3 are not known"):
+        run.save_checkpoint(tmp_path / "wrong.ckpt")
+    found = LRRace(budget=BUDGET, keep=True)
+    run = trainer(tmp_path, [found], max_steps=STEPS, max_epochs=-1)
+    torch.manual_seed(3)
+    run.fit(Net(), loader(), loader(20))
+    assert (run.global_step, found.kept) == (STEPS, 0)
+    assert list(tmp_path.glob(".lr_race-*.json")) == []
+
+
+class ChangesLater(TensorDataset):
+    """Gives other examples once the run itself has begun, from the third batch on."""
+
+    live = False
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return x + (1.0 if self.live and index >= 20 else 0.0), y
+
+
+def test_another_batch_among_the_repeated_steps_ends_the_run_and_leaves_the_race(tmp_path: Path) -> None:
+    examples = ChangesLater(X, Y)
+
+    class Begins(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            examples.live = True
+
+    run = trainer(tmp_path, [LRRace(budget=BUDGET, keep=True), Begins()], max_steps=STEPS, max_epochs=-1)
+    with pytest.raises(UsageError, match="gives other batches than in the race. Start the run again"):
+        run.fit(Net(), DataLoader(examples, 10), loader(20))
+    assert len(list(tmp_path.glob(".lr_race-*.json"))) == 1

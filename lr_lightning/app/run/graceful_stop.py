@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lr_lightning._lightning import callbacks_of, is_step_complete, stop_after_batch
+from lr_lightning._lightning import are_stops_held, callbacks_of, is_step_complete, stop_after_batch
 from lr_lightning.app.build import validation_follows
 from lr_lightning.app.run.signals import WARNINGS, Interrupted, Signals
 from lr_lightning.app.world import in_batch_job
@@ -69,7 +69,7 @@ class GracefulStop(Signals, Callback):
         """Stop if a signal came and the step is complete; if a validation follows, stop after that one."""
         if self.signum is None and trainer.world_size == 1:
             return  # the usual case, checked at every batch
-        if is_step_complete(trainer) and not validation_follows(trainer):
+        if is_step_complete(trainer) and not validation_follows(trainer) and not are_stops_held(trainer):
             self._stop_if_told(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -161,7 +161,7 @@ class CoolDownOnRequest(Callback):
         """Begin the cooldown between two updates."""
         if self._decided is None and trainer.world_size == 1 and not self._may_look():
             return  # the usual case, checked at every batch
-        if self._schedule.is_cooling or not is_step_complete(trainer):
+        if self._schedule.is_cooling or not is_step_complete(trainer) or are_stops_held(trainer):
             return
         if self._decided is not None:  # the run was resumed from before the start of its cooldown
             if updates_made(trainer) >= (self._decided.start or 0):
