@@ -190,7 +190,8 @@ def _children(obj: Any, carried: bool) -> Iterator[tuple[str, object]]:
 def _is_of_trainer(attribute: str) -> bool:
     """Return whether an attribute of a module or an optimizer is a hook, or is set by the Trainer or a dry run."""
     is_hook = attribute.startswith("_") and "_hooks" in attribute
-    return is_hook or attribute in ("_trainer", "_fabric", "_current_fx_name", "log", "log_dict")
+    own = ("_trainer", "_fabric", "_current_fx_name", "_metric_attributes", "log", "log_dict")
+    return is_hook or attribute in own
 
 
 def _save(obj: Any, data: bool, carried: bool) -> _Restore | None:

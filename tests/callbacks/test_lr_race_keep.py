@@ -1,5 +1,6 @@
 """LRRace(keep=True): the run that goes on from the race is the run that had its lr from the start, bit for bit."""
 
+import signal
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from torchmetrics import MaxMetric, MeanMetric
 
 from lr_lightning import LRRace, LRSchedule, OverfittingMonitor
 from lr_lightning._lightning import stop_after_batch
+from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.callbacks.step_recorder import StepRecorder
 from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.schedules import WSD, Constant, Cosine, Linear, Schedule
@@ -237,20 +239,7 @@ class Average(Callback):
         (Net, [], {"max_time": "00:01:00:00"}, "cannot end after a max_time"),
         (Net, [], {"accumulate_grad_batches": 4}, "4 accumulated batches do not divide its 6 batches"),
     ],
-    ids=[
-        "cosine",
-        "linear",
-        "long_warmup",
-        "callback",
-        "hook",
-        "metric",
-        "logger",
-        "skipped",
-        "iterator",
-        "timed",
-        "max_time",
-        "part",
-    ],
+    ids=str,
 )
 def test_it_refuses_what_it_cannot_repeat(
     module: Any, callbacks: list[Callback], options: dict[str, Any], message: str, tmp_path: Path
@@ -339,6 +328,15 @@ def test_what_a_validation_changes_in_the_module_is_not_undone(
 ) -> None:
     found, differing = compare(tmp_path, make=make, others=others, num_sanity_val_steps=sanity)
     assert (differing, found.kept) == ([], 0 if sanity else 5)  # to the first validation
+
+
+def test_a_graceful_stop_waits_until_the_weights_are_in_place(tmp_path: Path) -> None:
+    found, stop = LRRace(budget=BUDGET, keep=True), GracefulStop(tmp_path / "stopped.ckpt")
+    told = Ends(lambda _: setattr(stop, "signum", signal.SIGTERM))
+    run = trainer(tmp_path, [stop, told, found, LRSchedule(wsd)], max_steps=STEPS, max_epochs=-1)
+    with pytest.raises(SIGTERMException):
+        run.fit(Net(), loader(), loader(20))
+    assert torch.load(tmp_path / "stopped.ckpt", weights_only=False)["global_step"] == 6
 
 
 class UsesLoggerInValidation(Net):
