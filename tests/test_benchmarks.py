@@ -114,6 +114,8 @@ def test_the_tables_of_a_page_are_those_of_the_stored_results(page: str, stored:
     assert text == stored.filled(page, text)  # else run: python docs/_build/stored.py
     assert stored.filled(page, text.replace("n = ", "n of ")) == text  # what was changed by hand goes
     assert stored.filled("other.md", text) == text
+    with pytest.raises(ValueError, match=f"docs/{page}: the lines '<!-- made from"):
+        stored.filled(page, "A page without the lines")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 
 import numpy as np
@@ -155,6 +156,22 @@ def test_the_regrets_of_whole_runs_are_the_benchmarks(rule: str) -> None:
     assert rule.startswith("hyperband") or re.search(
         rf"{shown}`?( missed)? {loss['mean']:.0%}".replace("%", " %"), readme
     )
+
+
+_WAYS = {
+    "noise": "two seeds of the same run",
+    "law": "the law, from trunk and fork",
+    "left out": "the law, from all other schedules too",
+    "preview": "the preview of the trunk",
+    "all alike": "the loss at the end of the fork, for all",
+}
+
+
+@pytest.mark.parametrize("way", _WAYS)
+def test_the_errors_of_forecasts_are_the_benchmarks(way: str) -> None:
+    stored = json.loads((ROOT / "benchmarks" / "results" / "forecast.json").read_text())
+    cells = [fmean(row[way]["mean"] for row in stored[kind].values()) for kind in ("validation", "training")]
+    assert f"| {_WAYS[way]} | {cells[0]:.2f} | {cells[1]:.2f} |" in (ROOT / "docs" / "forks.md").read_text()
 
 
 def test_the_table_of_schedules_is_the_benchmarks() -> None:

@@ -15,6 +15,7 @@ from lr_lightning import (
     BatchSizeSchedule,
     CooldownPreview,
     LRFinder,
+    LRRace,
     LRSchedule,
     OverfittingMonitor,
     RandomState,
@@ -71,7 +72,7 @@ def tensorboard_run(folder: Path, run: Callable[[Any], None], request: pytest.Fi
     lrs = [event.value for event in events.Scalars("lr/head")]
     images = {f"{tag}.png" for tag in tags["images"]}
     texts = {tag.removesuffix("/text_summary") for tag in tags["tensors"]}
-    assert texts == {"verdict", "range_test/curve"}
+    assert texts in ({"verdict", "range_test/curve"}, {"verdict", "lr_race/race"})
     return Kept(lrs, set(tags["scalars"]), images | files_in(Path(logger.log_dir)), None, None)
 
 
@@ -114,7 +115,7 @@ def files_in(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
+every_logger = pytest.mark.parametrize(
     "kind",
     [
         csv_run,
@@ -123,6 +124,9 @@ def files_in(folder: Path) -> set[str]:
         pytest.param(wandb_run, marks=pytest.mark.slow),
     ],
 )
+
+
+@every_logger
 def test_every_callback_with_every_logger(
     kind: Callable[..., Kept], tmp_path: Path, request: pytest.FixtureRequest, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -141,6 +145,23 @@ def test_every_callback_with_every_logger(
     assert kept.files >= FILES
     assert kept.verdict in (None, monitor.verdict.label)
     assert kept.note in (None, monitor.verdict.text())
+    assert not [str(w.message) for w in recwarn if "did not take" in str(w.message)]
+
+
+@every_logger
+def test_a_race_with_every_logger(
+    kind: Callable[..., Kept], tmp_path: Path, request: pytest.FixtureRequest, recwarn: pytest.WarningsRecorder
+) -> None:
+    race, sparse = LRRace(50, apply=False, progress=False), {"log_every_n_steps": 20, "check_val_every_n_epoch": 17}
+    callbacks = [race, LRSchedule(Cosine()), OverfittingMonitor(), StepRecorder()]
+
+    def run(logger: Any) -> None:
+        trainer(tmp_path, callbacks, logger, max_epochs=17, **sparse).fit(Grouped(), loader(), loader(60))
+
+    kept = kind(tmp_path, run, request)
+    assert race.result is not None
+    assert kept.files >= {"lr_race/race.csv", "lr_race/race.png"}
+    assert len(kept.lrs) >= 5
     assert not [str(w.message) for w in recwarn if "did not take" in str(w.message)]
 
 

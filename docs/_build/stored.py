@@ -190,6 +190,13 @@ def _cooldown_preview(found: dict[str, Any]) -> str:
     return f"rank correlation {average['overall']:.3f}, of the raw weights {raw['overall']:.3f}, n = {average['n']}"
 
 
+def _forecast(found: dict[str, Any]) -> str:
+    rows = found["validation"].values()
+    means = {way: statistics.fmean(row[way]["mean"] for row in rows) for way in ("law", "preview", "noise")}
+    said = f"law {means['law']:.0%}, preview {means['preview']:.0%}, two seeds {means['noise']:.0%}"
+    return f"{said}, n = {len(rows)} problems"
+
+
 def _advice(found: dict[str, Any]) -> str:
     rows = [row for name, row in found["advice"].items() if not name.endswith("(either)")]  # those count once
     helped = sum(row["better"] * row["followed"] for row in rows)
@@ -287,6 +294,7 @@ ROWS = (
         _cooldown_preview,
         "--cifar10 FOLDER",
     ),
+    Row("forecast", "a forecast of the validation loss of runs not made: its error, beside that of two seeds", _forecast),
     Row("lr_effects", "which of the textbook's claims about a high and a low learning rate hold", _lr_effects),
     Row("lr_effects", "the same on CIFAR-10", _lr_effects, "--cifar10 FOLDER", result="lr_effects_cifar10"),
     Row(
@@ -477,6 +485,8 @@ def filled(page: str, text: str) -> str:
         return text
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
+    if not (begin and end):
+        raise ValueError(f"docs/{page}: the lines {_BEGIN.strip()!r} and {_END!r} enclose the tables; add them again.")
     return f"{before}{begin}\n{_PAGES[page]().strip()}\n\n{end}{after}"
 
 

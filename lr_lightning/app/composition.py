@@ -27,7 +27,7 @@ from lr_lightning.app.config import PLACES_OF_DATA, SCHEMAS, Config, register, t
 from lr_lightning.app.error_messages import explain, no_such_key
 from lr_lightning.app.schemas import Problem
 from lr_lightning.app.schemas.schedule import CyclicalConfig
-from lr_lightning.errors import ConfigError, TrackingError
+from lr_lightning.errors import ConfigError, StoreUnavailable, TrackingError
 
 _HYDRAS, _OURS = "HYDRA_FULL_ERROR", "LR_LIGHTNING_SET_HYDRA_FULL_ERROR"
 _MOST_PROBLEMS = 5
@@ -311,13 +311,15 @@ def take_places_from_environment(config: Config, *, own_root: bool) -> None:
     if not {_RUN_CONTEXT, URI_VARIABLE, "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & set(os.environ):
         return
     from lr_lightning.tracking import open_store
-    from lr_lightning.tracking.query import experiment_of_environment
+    from lr_lightning.tracking.query import EXPERIMENT_ID, EXPERIMENT_NAME, experiment_of_environment
 
     try:
         store = open_store(node.root, node.uri)
         node.experiment = node.experiment or experiment_of_environment(store)
     except TrackingError as e:
         raise ConfigError(str(e).replace("tracking.uri", key, 1)) from e
+    except StoreUnavailable as e:
+        raise ConfigError(f"{EXPERIMENT_ID}: {e}. Try again when the server answers, or give {EXPERIMENT_NAME}.") from e
     if context := os.environ.get(_RUN_CONTEXT):
         try:
             node.tags = {**{str(name): str(value) for name, value in json.loads(context).items()}, **node.tags}

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 from hydra.errors import OverrideParseException
 
@@ -40,13 +41,21 @@ def explain_path(error: OSError, given: Iterable[tuple[str, object]]) -> str | N
     """
     if error.filename is None or error.errno not in _UNREACHABLE:
         return None
-    path = os.fsdecode(error.filename)
-    places = {os.path.abspath(os.path.expanduser(str(value).strip("'\""))): key for key, value in given if value}
-    around = [place for place in places if place.startswith(path) or path.startswith(place)]
+    path = Path(os.path.abspath(os.fsdecode(error.filename)))
+    words = [(key.lstrip("+"), str(value).strip("'\"")) for key, value in given if value]
+    both = [(key, part) for key, word in words for part in {word, word.rpartition("@")[0]} - {""}]  # RUN@last
+    places = {Path(os.path.abspath(os.path.expanduser(part))): key for key, part in both}
+    around = [place for place in places if place.is_relative_to(path) or path.is_relative_to(place)]
     if not around:
         return None
     remedy = "Give another path, or the right to use this one."
-    return f"{places[max(around, key=len)]}: {path}: {error.strerror}. {remedy}"
+    return f"{places[max(around, key=lambda place: len(place.parts))]}: {path}: {error.strerror}. {remedy}"
+
+
+def explain_path_of(error: OSError, words: Iterable[str]) -> str | None:
+    """Return what :func:`explain_path` says, for words ``key=value`` as on the command line."""
+    given = (word.partition("=") for word in words)
+    return explain_path(error, ((key, value) for key, _, value in given))
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

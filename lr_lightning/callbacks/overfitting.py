@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_MOST_UNSUMMED = 1000  # training losses that stay on the device
 _MOST_TARGETS = 1_000_000  # numbers, from which a constant guess is made
 _OF_LOSSES = frozenset({"overfit/gl", "overfit/pq", "overfit/up"})  # metrics that need no probe
 
@@ -312,9 +311,6 @@ class OverfittingMonitor(BaseCallback):
             self._first_training_loss = loss.clone()
             if self._from_logs:
                 self._first_loss = self._first_training_loss
-        if len(losses := self._training_losses) >= _MOST_UNSUMMED and (stacked := losses.stacked()) is not None:
-            losses.clear()
-            losses.append(stacked.mean())
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the module's forward passes, also in the sanity check, where an unsuitable loss is found."""

@@ -252,7 +252,7 @@ class Curves:
         The error is that of shares of as many examples; if their number is unknown, the jitter of the curve.
         """
         known, size = [p.val_acc for p in self.every if p.val_acc is not None], self.every[-1].val_size
-        if not known:
+        if not known or (size is None and len(known) < 4):
             return 0.0
         best, last = max(known), known[-1]
         variance = 2 * jitter(known) ** 2 if size is None else (best * (1 - best) + last * (1 - last)) / size

@@ -51,7 +51,8 @@ def diagnose(history: History) -> Verdict:
        in the last half it fell by more than 1.5 times the bound, or if single examples hardly changed their losses.
        The learning is the sum of the learning rates of all steps, so a learning rate that has gone to 0 does not look
        like a loss that has stopped. ``limited`` if the loss has stopped below chance; neither if its noise may hide a
-       fall. ``the learning rate is high`` in place of both if a cooldown would lower the validation loss by 5 %.
+       fall. ``the learning rate is high``, unless it is under-trained, if a cooldown would lower the validation loss by
+       5 %.
     4. ``collapsed``: neither loss ever left chance.
     5. ``healthy``: the probe loss is low, the validation loss has not risen, and the validation accuracy is less than 3
        points below its best, or not beyond its error.
@@ -354,7 +355,7 @@ def _gains_by_cooling(numbers: Numbers) -> bool:
 
 
 def _may_gain_by_cooling(numbers: Numbers) -> bool:
-    """Return whether the learning rate is high, and nobody knows that a cooldown would bring nothing."""
+    """Return whether the learning rate is high, and a cooldown may lower the loss, as far as is known."""
     return lr_is_high(numbers) and ("if_cooled" not in numbers or _gains_by_cooling(numbers))
 
 

@@ -249,8 +249,8 @@ def out_of_reach(
     Formula: the run is hopeless if ``p - hope * max(P - B, f * log(1 / progress)) > (1 + near) * B``. Here p is its
     lowest preview, P the lowest that the best run had by then, and B what that one reached; f is the fall of the run's
     previews, by the logarithm of the updates, since half of them. So in its rest the run may gain twice as much as the
-    best one did, or as its own fall goes on. An accuracy counts as the error, 1 - accuracy, and may miss the best by
-    half a point more. The two constants were chosen in ``benchmarks/pruning_replay.py``.
+    best one did, or fall on at twice its own pace. An accuracy counts as the error, 1 - accuracy, and may miss the best
+    by half a point more. The two constants were chosen in ``benchmarks/pruning_replay.py``.
 
     Args:
         previews: The run's previews, oldest first, at equal distances.
@@ -271,7 +271,7 @@ def out_of_reach(
         [1.0 - value if higher else value for value in values if math.isfinite(value)]
         for values in (previews, best_previews)
     )
-    if len(own) < fewest or not others:
+    if len(own) < fewest or not others or progress <= 0:
         return None
     goal, lowest, half = 1.0 - best if higher else best, min(own), len(own) // 2
     fall = (own[half - 1] - lowest) / math.log(len(own) / half)

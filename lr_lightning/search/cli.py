@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lr_lightning.app.composition import choices_help, keys_help, prepare, readable, refuse_options, wants_tracebacks
-from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain_path, print_error
+from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain_path_of, print_error
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.schemas.search import SearchConfig
 from lr_lightning.errors import ConfigError
@@ -53,8 +53,7 @@ def main(root: Path) -> int:
         if isinstance(e, OSError):
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
-            given = (word.lstrip("+").partition("=") for word in words)
-            if (unreachable := explain_path(e, ((key, value) for key, _, value in given))) is not None:
+            if (unreachable := explain_path_of(e, words)) is not None:
                 print_error(unreachable)
                 return BAD_INPUT
             text = f"output_root: {f'{e.filename} ' if e.filename else ''}cannot be written ({e.strerror})."

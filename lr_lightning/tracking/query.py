@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lr_lightning.errors import Rejected, StoreUnavailable, TrackingError
+from lr_lightning.errors import Rejected, TrackingError
 from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.store import Store, translate_error
 
@@ -96,7 +96,7 @@ def experiment_of_environment(store: Store) -> str | None:
         return name
     try:
         found = str(store.call("get_experiment", number).name)
-    except (TrackingError, StoreUnavailable, Rejected) as error:
+    except (TrackingError, Rejected) as error:
         reason = str(error).removesuffix(".")
         raise TrackingError(f"{EXPERIMENT_ID}: {number}: {reason}. Name an experiment, or unset it.") from None
     if name not in (None, found):

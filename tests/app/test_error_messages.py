@@ -46,6 +46,12 @@ def test_a_path_that_cannot_be_reached_is_named_by_its_key(
     assert explain_path(FileNotFoundError(2, "No such file", path), given) is None  # a fault of the program
 
 
+def test_a_path_is_not_inside_another_whose_name_begins_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    for key, value, path in (("data.root", "/data", "/data2/x"), ("seed", "1", "/10/runs")):
+        assert explain_path(PermissionError(13, "Permission denied", path), [(key, value)]) is None
+
+
 @pytest.mark.parametrize("text", ["CUDA out of memory. Tried to", "DefaultCPUAllocator: can't allocate memory"])
 def test_torch_running_out_of_memory_is_known(text: str) -> None:
     assert is_out_of_memory(RuntimeError(text))

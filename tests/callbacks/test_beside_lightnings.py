@@ -9,6 +9,7 @@ import lightning.pytorch.callbacks as lightnings
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import __version__ as lightning_version
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -189,7 +190,9 @@ def test_a_finder_sets_the_peak(
     let_say(monkeypatch, FOUND)
     finder, epochs = OURS[name](), EPOCHS
     if name == "LRRace":  # which needs 100 updates
-        epochs = 51 if lightning == "GradientAccumulationScheduler" else 25
+        epochs = 51 if lightning in ("GradientAccumulationScheduler", "BatchSizeFinder") else 25
+        if lightning == "ThroughputMonitor" and lightning_version.startswith("2.5."):
+            pytest.skip("its clock grows fivefold in each epoch there, until no step can be told from the last")
     found = ran(tmp_path, lightning, finder, first=first, epochs=epochs)
     assert finder.applied == FOUND
     expected = [FOUND] * len(found.lrs)

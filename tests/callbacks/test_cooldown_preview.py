@@ -221,7 +221,7 @@ def test_it_says_where_the_preview_was_lowest_if_it_has_risen(
     def scripted(module: LightningModule, batch: Any) -> Tensor:
         return torch.full((len(batch[1]),), losses[module.current_epoch])
 
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         fit(CooldownPreview(loss=scripted))
     lines = [record.message for record in caplog.records if record.message.startswith("CooldownPreview:")]
     assert [said in line for line in lines] == [True] * bool(said)

@@ -113,6 +113,7 @@ def test_mlflow_logger(tmp_path: Path) -> None:
 
 
 def test_a_logger_of_ours(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")  # the app is made for that package alone
     from lr_lightning.tracking import RunLogger
 
     finder = run(tmp_path, RunLogger(tmp_path / "run", csv=True))

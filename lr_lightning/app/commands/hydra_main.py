@@ -34,7 +34,7 @@ from lr_lightning.app.composition import (
     wants_tracebacks,
 )
 from lr_lightning.app.config import Config
-from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, explain_path, print_error
+from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain, explain_divergence, explain_path_of, print_error
 from lr_lightning.app.schemas.search import LRGridConfig, RaceConfig, RangeTestConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError, Diverged, RunFailed
@@ -258,8 +258,7 @@ def main(root: Path, job: Job = "train") -> int:
         print_error(f"a process of the launcher is gone ({str(e).splitlines()[0]}).")
         status = FAILED
     except OSError as e:  # the folder of a multirun cannot be made
-        given = (word.partition("=") for word in (f"output_root={root / 'outputs'}", *sys.argv[1:]))
-        message = explain_path(e, ((key, value) for key, _, value in given))
+        message = explain_path_of(e, (f"output_root={root / 'outputs'}", *sys.argv[1:]))
         if message is None or wants_tracebacks():
             raise
         print_error(message)
@@ -342,8 +341,7 @@ class Jobs:
             result.message = _message(e)
             result.status = FAILED if isinstance(e, Diverged | RunFailed) else BAD_INPUT
         except OSError as e:
-            words = (word.lstrip("+").partition("=") for word in sys.argv[1:])
-            result.message = None if wants_tracebacks() else explain_path(e, ((key, value) for key, _, value in words))
+            result.message = None if wants_tracebacks() else explain_path_of(e, sys.argv[1:])
             if result.message is None:
                 raise
             result.status = BAD_INPUT

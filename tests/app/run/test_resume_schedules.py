@@ -102,6 +102,7 @@ def test_a_run_stopped_in_mid_epoch_resumes_bit_for_bit(
     shutil.move(middle, last)
     # by way of the stored config, as `resume=` goes: it must name nothing that is not trusted
     again, previous = stored_config(composed(f"resume={folder}", "tracking=none"), [])
+    config.tracking.experiment = config.tracking.experiment_name  # named, so that no variable of today changes it
     assert asdict(again) == asdict(config)
     rest = Watch()
     watched(monkeypatch, rest, again, previous)
