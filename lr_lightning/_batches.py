@@ -1,4 +1,4 @@
-"""What a batch holds: its parts by their place in it, and the number of its examples."""
+"""What a batch holds: its parts by their place in it, and the number of its examples; and the losses of its steps."""
 
 import math
 import operator
@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, IterableDataset
+
+from lr_lightning._lightning import STEP_OUTPUT, LightningModule, Trainer
 
 Place = tuple[tuple[Callable[[Any, Any], Any], Any], ...]
 """The keys, indices and attributes that lead from a batch to a part of it."""
 
 _DEEPEST = 5  # levels of containers that are looked through
+_SCALARS = 1000  # in a tensor
 _MOST = 10_000  # parts: a longer list holds single values
 
 
@@ -156,3 +160,65 @@ def _of_one(loader: Any, batch: Any, index: int) -> int | None:
         return count_examples(batch, batch_size_of(loader))
     except Exception:  # looking through an object of a library may raise anything
         return None
+
+
+def batch_loss(outputs: STEP_OUTPUT, trainer: Trainer, module: LightningModule) -> Tensor | None:
+    """Return the loss that ``training_step`` returned, from the ``outputs`` that ``on_train_batch_end`` receives.
+
+    It is a detached float32 (or float64) scalar on the loss's device, before Lightning divides it by the number of
+    accumulated batches; None if the step returned no loss. Few operations are used, and nothing is transferred.
+    """
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    if not isinstance(loss, Tensor):
+        return None
+    # under manual optimization the module may return a buffer that it overwrites in its next step
+    loss = loss.detach() if module.automatic_optimization else loss.detach().clone()
+    loss = loss if loss.dtype in (torch.float32, torch.float64) else loss.float()
+    loss = loss.mean() if loss.ndim else loss
+    if trainer.accumulate_grad_batches > 1 and module.automatic_optimization:
+        loss = loss * trainer.accumulate_grad_batches
+    return loss
+
+
+def mean_loss(losses: Sequence[Tensor]) -> Tensor | None:
+    """Return the mean over a step's micro-batches, on the device of the last one; a checkpoint's are on the CPU."""
+    if len(losses) > 1:
+        return torch.stack([loss.to(losses[-1].device) for loss in losses]).mean()
+    return losses[0] if losses else None
+
+
+class Scalars:
+    """Scalars of many steps, side by side on their device.
+
+    The C allocator cannot use the memory of a step's activations as a whole again if a tensor of one element stays in
+    its midst: with a tensor kept from each step, the process would grow.
+    """
+
+    def __init__(self) -> None:
+        self._full: list[Tensor] = []
+        self._values, self._places, self._count = torch.empty(0), list[Tensor](), 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._full)) + self._count
+
+    def append(self, value: Tensor) -> None:
+        """Copy a scalar; nothing is transferred, and nothing waits for the device."""
+        values = self._values
+        if self._count == len(self._places) or value.dtype != values.dtype or value.device != values.device:
+            self._begin(value)
+        self._places[self._count].copy_(value)
+        self._count += 1
+
+    def _begin(self, value: Tensor) -> None:
+        self._full += [self._values[: self._count]] if self._count else []
+        self._values, self._count = torch.empty(_SCALARS, dtype=value.dtype, device=value.device), 0
+        self._places = list(self._values.unbind())
+
+    def stacked(self, device: torch.device | None = None) -> Tensor | None:
+        """Return them in one tensor, on the device of the last one by default; None if there are none."""
+        parts = [*self._full, *([self._values[: self._count]] if self._count else [])]
+        return torch.cat([part.to(device or parts[-1].device) for part in parts]) if parts else None
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._full, self._count = [], 0

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lr_lightning._batches import at, batch_size_of, count_examples, loaded_examples
+from lr_lightning._batches import Scalars, at, batch_loss, batch_size_of, count_examples, loaded_examples
 from lr_lightning._checks import check_batches, check_count
 from lr_lightning._lightning import (
     STEP_OUTPUT,
     BaseCallback,
     LightningModule,
-    Scalars,
     Trainer,
-    batch_loss,
     callbacks_of,
     is_last_validation_batch,
     isolate_rng,

@@ -12,18 +12,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lr_lightning._batches import loaded_examples
+from lr_lightning._batches import Scalars, batch_loss, loaded_examples, mean_loss
 from lr_lightning._checks import check_number
 from lr_lightning._lightning import (
     STEP_OUTPUT,
     BaseCallback,
     LightningModule,
-    Scalars,
     Trainer,
-    batch_loss,
     gather_numbers,
     is_missed_in_sanity_check,
-    mean_loss,
     rank_zero_warn,
     warn_if_results_are_lost,
 )

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lr_lightning._batches import Scalars, batch_loss, mean_loss
 from lr_lightning._checks import check_count
 from lr_lightning._lightning import (
     STEP_OUTPUT,
     BaseCallback,
     LightningModule,
-    Scalars,
     Trainer,
-    batch_loss,
     logging_step,
-    mean_loss,
     names_to_loggers,
     rank_zero_warn,
 )
