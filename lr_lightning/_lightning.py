@@ -430,6 +430,11 @@ def is_checkpoint_due(trainer: Trainer) -> bool:
     return any(count > 0 and trainer.global_step % count == 0 for count in every)
 
 
+def saves_by_time(trainer: Trainer) -> bool:
+    """Return whether a ModelCheckpoint saves whenever some time is over."""
+    return any(callback._train_time_interval is not None for callback in callbacks_of(trainer, ModelCheckpoint))
+
+
 def running_hook(module: LightningModule) -> str:
     """Return the name of the module's hook that Lightning is calling, "" for none."""
     return module._current_fx_name or ""

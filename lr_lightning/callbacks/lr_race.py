@@ -27,7 +27,6 @@ from lr_lightning import _lightning
 from lr_lightning._lightning import (
     Callback,
     LightningModule,
-    ModelCheckpoint,
     Timer,
     Trainer,
     callbacks_of,
@@ -453,6 +452,7 @@ class _Replay:
         self.trainer, self.module = trainer, module
         self.kept = 0  # updates that were not made again
         self.ended = self.differs = False
+        self._least = _lightning.least_steps(trainer)
         self._told = False  # that SIGTERM has come
         self._index = 0  # of the next batch in the first segment
         self._stale = self._same = False  # whether the weights are not in place; whether the segment is as recorded
@@ -460,7 +460,6 @@ class _Replay:
     def begin(self) -> None:
         """Take the place of Lightning's update."""
         self._update = _lightning.replace_update(self.trainer, self)
-        self._least = _lightning.least_steps(self.trainer)
 
     def end(self) -> None:
         """Let Lightning train."""
@@ -570,11 +569,10 @@ def _check_keep(dry_run: DryRun) -> None:
     seeing = [type(callback).__name__ for callback in callbacks_of(trainer, Callback) if _sees_steps(callback)]
     with dry_run.with_loaders():
         length = trainer.num_training_batches
-    timed = any(callback._train_time_interval is not None for callback in callbacks_of(trainer, ModelCheckpoint))
     problem = ""
     if callbacks_of(trainer, Timer):
         problem = "cannot end after a max_time, when the weights may not be in place. Use max_steps, or keep=False."
-    elif timed:
+    elif _lightning.saves_by_time(trainer):
         problem = "cannot save after a train_time_interval. Use every_n_train_steps, or keep=False."
     elif trainer.world_size > 1:
         problem = f"works in one process, and this run has {trainer.world_size}. Use keep=False."

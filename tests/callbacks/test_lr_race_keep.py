@@ -506,3 +506,14 @@ def test_another_batch_among_the_repeated_steps_ends_the_run_and_leaves_the_race
     with pytest.raises(UsageError, match=r"gives other batches than in the race\. Start the run again"):
         run.fit(Net(), DataLoader(examples, 10), loader(20))
     assert len(list(tmp_path.glob(".lr_race-*.json"))) == 1
+
+
+def test_a_failure_between_the_race_and_the_first_step_is_the_one_that_is_seen(tmp_path: Path) -> None:
+    class Fails(Callback):
+        def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
+            raise InterruptedError
+
+    run = trainer(tmp_path, [LRRace(budget=BUDGET, keep=True), Fails()], max_steps=STEPS, max_epochs=-1)
+    with pytest.raises(InterruptedError):
+        run.fit(Net(), loader(), loader(20))
+    assert len(list(tmp_path.glob(".lr_race-*.json"))) == 1
