@@ -400,11 +400,6 @@ def hold_stops(trainer: Trainer, own_least: int | None, held: bool) -> None:
     trainer.fit_loop.epoch_loop.min_steps = _NEVER if held else own_least
 
 
-def least_steps(trainer: Trainer) -> int | None:
-    """Return the Trainer's ``min_steps``."""
-    return trainer.fit_loop.epoch_loop.min_steps
-
-
 def are_stops_held(trainer: Trainer) -> bool:
     """Return whether the weights are not in place, so that the run can neither stop nor change its course."""
     return trainer.fit_loop.epoch_loop.min_steps == _NEVER

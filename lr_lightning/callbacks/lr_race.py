@@ -452,7 +452,7 @@ class _Replay:
         self.trainer, self.module = trainer, module
         self.kept = 0  # updates that were not made again
         self.ended = self.differs = False
-        self._least = _lightning.least_steps(trainer)
+        self._least = trainer.min_steps
         self._told = False  # that SIGTERM has come
         self._index = 0  # of the next batch in the first segment
         self._stale = self._same = False  # whether the weights are not in place; whether the segment is as recorded
