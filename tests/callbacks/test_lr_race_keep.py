@@ -239,7 +239,6 @@ class Average(Callback):
         (Net, [], {"max_time": "00:01:00:00"}, "cannot end after a max_time"),
         (Net, [], {"accumulate_grad_batches": 4}, "4 accumulated batches do not divide its 6 batches"),
     ],
-    ids=str,
 )
 def test_it_refuses_what_it_cannot_repeat(
     module: Any, callbacks: list[Callback], options: dict[str, Any], message: str, tmp_path: Path
@@ -321,7 +320,7 @@ class CountsElsewhere(Callback):
 
 @pytest.mark.parametrize("sanity", [0, 1])
 @pytest.mark.parametrize(
-    ("make", "others"), [(CountsValidations, list), (Best, list), (Net, lambda: [CountsElsewhere()])], ids=str
+    ("make", "others"), [(CountsValidations, list), (Best, list), (Net, lambda: [CountsElsewhere()])]
 )
 def test_what_a_validation_changes_in_the_module_is_not_undone(
     make: Any, others: Any, sanity: int, tmp_path: Path
