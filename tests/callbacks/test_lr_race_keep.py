@@ -17,7 +17,6 @@ from torchmetrics import MaxMetric, MeanMetric
 
 from lr_lightning import LRRace, LRSchedule, OverfittingMonitor
 from lr_lightning._lightning import stop_after_batch
-from lr_lightning.app.run.graceful_stop import GracefulStop
 from lr_lightning.callbacks.step_recorder import StepRecorder
 from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.schedules import WSD, Constant, Cosine, Linear, Schedule
@@ -330,6 +329,10 @@ def test_what_a_validation_changes_in_the_module_is_not_undone(
 
 
 def test_a_graceful_stop_waits_until_the_weights_are_in_place(tmp_path: Path) -> None:
+    pytest.importorskip("hydra")
+    pytest.importorskip("lightning")  # the app is made for that package alone
+    from lr_lightning.app.run.graceful_stop import GracefulStop
+
     found, stop = LRRace(budget=BUDGET, keep=True), GracefulStop(tmp_path / "stopped.ckpt")
     told = Ends(lambda _: setattr(stop, "signum", signal.SIGTERM))
     run = trainer(tmp_path, [stop, told, found, LRSchedule(wsd)], max_steps=STEPS, max_epochs=-1)
