@@ -158,10 +158,10 @@ class Store:
     uri: str  # absolute
     root: Path  # local folder for locks, and for the database and artifacts of the default store
     artifact_root: Path | None  # None if a server decides
-    reads_only: bool = False  # the database is taken as it is: not made, locked or corrected
+    reads_only: bool = False  # the database is not made, locked or corrected
 
     def for_reading(self) -> "Store":
-        """Return the store for what only reads: a database file that this user may not write to is taken as it is.
+        """Return the store for reading: a database file that this user may not write to is only read.
 
         Raises:
             TrackingError: There is no such file, or this user may not read it.
