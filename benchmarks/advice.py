@@ -1,15 +1,16 @@
 """Does a verdict's advice help when it is followed?
 
-Run: ``python -m benchmarks.advice --cifar10 FOLDER [--set second] [--jobs 2] [--report] [--unseal] [--quick]``. Every
+Run: ``python -m benchmarks.advice --cifar10 FOLDER [--set NAME] [--jobs 2] [--report] [--unseal] [--quick]``. Every
 configuration of a set of :data:`SETS` is trained with two seeds and judged. Every advice, and every length that the app
 would print as the next command, is followed with the same seed, and the followed run is judged in its turn. Each
 finished training is stored at once, so the same command continues where it stopped, also after a rule has changed: then
 only the trainings of new advice are missing.
 
 The configurations were drawn at random, once, before any was trained. Of the first set every second one is sealed, of
-the second set every one: their results are in the report only with ``--unseal``, and no rule was chosen on them. The
+the others every one: their results are in the report only with ``--unseal``, and no rule was chosen on them. The
 second set was drawn where the first one had brought too little of some advice to judge it: learning rates within a
-decade of the usual one, small networks, and mostly schedules that stay high or end at 0 late.
+decade of the usual one, small networks, and mostly schedules that stay high or end at 0 late. The third set was drawn
+for the same reason: learning rates far too high or too low, and long trainings on few examples.
 
 For each advice the table has: how often it was printed; how often the followed run was better, the same or worse by
 validation loss at the end (3 % of it) and by test accuracy (half a point), each seed for itself; how often it was
@@ -162,10 +163,45 @@ def _drawn_again(count: int) -> list[Config]:
     return found
 
 
+def _drawn_where_rare(high: int, low: int, hot: int) -> list[Config]:
+    """Draw the third set, for the advice that both others brought too rarely.
+
+    Args:
+        high: Configurations whose learning rate is five to a thousand times the usual one.
+        low: Those whose learning rate is a tenth to a 300th of the usual one.
+        hot: Long trainings on few examples, often with wrong labels, at learning rates that stay high.
+    """
+    rng = np.random.default_rng(20261203)
+    found = []
+    for kind in ["high"] * high + ["low"] * low + ["hot"] * hot:
+        data = str(rng.choice(["digits", "digits", "teacher", "teacher", "cifar16"]))
+        optimizer = str(rng.choice(list(_USUAL)))
+        shift = rng.uniform(*{"high": (0.7, 3), "low": (-2.5, -1), "hot": (-0.5, 0.5)}[kind])
+        sizes = {"digits": [200, 600, 1200], "cifar16": [500, 1000], "teacher": [300, 2000]}[data]
+        widths = [16, 64, 256] if data == "teacher" else [4, 8, 16]
+        calm = [name for name in SCHEDULES if name != FORK]
+        epochs = [5, 10, 20, 40] if data != "cifar16" else [5, 10, 20]
+        found.append(
+            Config(
+                data,
+                float(rng.choice([0.0, 0.2, 0.4] if kind == "hot" else [0.0, 0.0, 0.2])),
+                int(sizes[0] if kind == "hot" else rng.choice(sizes)),
+                "mlp" if data == "teacher" else str(rng.choice(["bn", "plain"])),
+                int(rng.choice(widths[1:] if kind == "hot" else widths)),
+                optimizer,
+                float(f"{10 ** (_USUAL[optimizer] + shift):.2g}"),
+                str(rng.choice(["constant", "constant", "wsd", "triangular"] if kind == "hot" else calm)),
+                int(rng.choice(epochs[2:] if kind == "hot" else epochs)),
+            )
+        )
+    return found
+
+
 CONFIGS = {config.key: config for config in _drawn(72)}
 SECOND = {config.key: config for config in _drawn_again(80)}
-SETS = {"first": CONFIGS, "second": SECOND}
-SEALED = frozenset([*list(CONFIGS)[1::2], *SECOND])
+THIRD = {config.key: config for config in _drawn_where_rare(high=30, low=14, hot=28)}
+SETS = {"first": CONFIGS, "second": SECOND, "third": THIRD}
+SEALED = frozenset([*list(CONFIGS)[1::2], *SECOND, *THIRD])
 
 
 # ---------------------------------------------------------------------------------------------------------- training

@@ -97,6 +97,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     checkpoints: Path | None = None,
     checkpoint_every: int = 1000,
+    precision: str = "32-true",
 ) -> Trained:
     """Train what the overrides say on a schedule, and test the last weights.
 
@@ -108,6 +109,7 @@ def train(
         callbacks: Besides LRSchedule.
         checkpoints: A folder for checkpoints. A training that was stopped resumes there, bit for bit; None keeps none.
         checkpoint_every: Updates from one checkpoint to the next.
+        precision: Of the Trainer.
     """
     prepare(ROOT)
     quiet()
@@ -125,6 +127,7 @@ def train(
         max_epochs=epochs,
         accelerator="auto",
         devices=1,
+        precision=precision,  # type: ignore[arg-type]
         callbacks=[*callbacks, LRSchedule(schedule), RandomState(), *kept],
         logger=False,
         enable_checkpointing=bool(kept),
