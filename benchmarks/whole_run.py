@@ -1,9 +1,9 @@
 """Over whole planned runs: how much worse than the best learning rate is the one that a rule suggests?
 
 Run: ``python -m benchmarks.whole_run --cifar10 FOLDER [--jobs 2] [--report] [--rule MODULE:FUNCTION] [--unseal]
-[--quick]``. For every cell of ``benchmarks.whole_run_cells`` a dense sweep trains the whole planned run, schedule
-included, with each learning rate (three a decade over 1e-5..10, two seeds): the truth. Every finished training is
-stored at once, and the same command continues where it stopped. Then every rule of ``benchmarks.whole_run_rules``
+[--fresh] [--quick]``. For every cell of ``benchmarks.whole_run_cells`` a dense sweep trains the whole planned run, its
+schedule included, with each learning rate (three a decade over 1e-5..10, two seeds): the truth. Every finished training
+is stored at once, and the same command continues where it stopped. Then every rule of ``benchmarks.whole_run_rules``
 answers for every cell whose truth is complete, with three other seeds.
 
 The regret of a learning rate is ``(L(lr) − L(best)) / (L(start) − L(best))``, with L the validation loss after the last
@@ -11,7 +11,8 @@ update, the mean over seeds, interpolated in the logarithm of the learning rate.
 learning; a diverged run counts as no learning, and so does an answer outside the sweep that is worse. A rule that gives
 no answer is charged the regret of 1e-3. The same with the share of errors in place of the loss stands beside it.
 
-Sealed cells take part in the report only with ``--unseal``: no rule may have been chosen on them.
+Sealed cells take part in the report only with ``--unseal``: no rule may have been chosen on them. ``--fresh`` takes
+the cells of ``benchmarks.whole_run_fresh`` instead. All of them are sealed; their trainings have a file of their own.
 """
 
 import argparse
@@ -28,12 +29,14 @@ from benchmarks import whole_run_cells
 from benchmarks.pieces import Piece, add_options, finish_or_read
 from benchmarks.report import store
 from benchmarks.whole_run_cells import CELLS, SEALED, Cell
+from benchmarks.whole_run_fresh import FRESH
 from benchmarks.whole_run_rules import RULES, Answer, Rule
 from benchmarks.whole_run_truth import train
 
 LRS = [float(f"{lr:.4g}") for lr in np.geomspace(1e-5, 10, 19)]
 SEEDS, RULE_SEEDS = 2, 3
 FALLBACK = 1e-3
+ALL = CELLS | FRESH
 BEST_BAND = 0.01
 """Learning rates whose regret is at most this count as best, where an interval is asked whether it covers the best."""
 
@@ -79,7 +82,7 @@ def work(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     """Train one piece."""
     if "cifar10" in settings:
         whole_run_cells.CIFAR10 = Path(settings["cifar10"])
-    return train(CELLS[settings["cell"]], settings["lr"], settings["seed"])
+    return train(ALL[settings["cell"]], settings["lr"], settings["seed"])
 
 
 def truth_of(cell: str, records: Mapping[str, dict[str, Any]]) -> Truth | None:
@@ -92,7 +95,7 @@ def truth_of(cell: str, records: Mapping[str, dict[str, Any]]) -> Truth | None:
     found = [[records.get(key(cell, lr, seed)) for seed in range(SEEDS)] for lr in LRS]
     if any(record is None for row in found for record in row):
         return None
-    steps, curves = CELLS[cell].steps, []
+    steps, curves = ALL[cell].steps, []
     for measure in (0, 1):
         start = np.array([[record["result"]["start"][measure] for record in row] for row in found])
         ends = [[_end(record["result"]["curve"], steps, measure) for record in row] for row in found]
@@ -115,7 +118,7 @@ def judge(truths: Mapping[str, Truth], rules: Mapping[str, Rule]) -> dict[str, A
     """
     figures = {}
     for name, rule in rules.items():
-        answers = {cell: [rule(CELLS[cell], seed) for seed in range(RULE_SEEDS)] for cell in truths}
+        answers = {cell: [rule(ALL[cell], seed) for seed in range(RULE_SEEDS)] for cell in truths}
         figures[name] = figures_of(answers, truths)
         print(line(name, figures[name]), flush=True)
     return figures
@@ -135,7 +138,7 @@ def figures_of(answers: Mapping[str, Sequence[Answer]], truths: Mapping[str, Tru
         },
         "unanswered": float(np.mean([answer.lr is None for _, answer in pairs])),
         "coverage": float(np.mean(covered)) if covered else None,
-        "updates": float(np.mean([answer.updates / CELLS[cell].steps for cell, answer in pairs])),
+        "updates": float(np.mean([answer.updates / ALL[cell].steps for cell, answer in pairs])),
         "answers": {cell: [answer.lr for answer in given] for cell, given in answers.items()},
     }
 
@@ -173,21 +176,27 @@ def main() -> None:
     parser.add_argument("--rule", action="append", default=[], metavar="MODULE:FUNCTION", help="one more rule; repeat")
     parser.add_argument("--only", action="store_true", help="the rules of --rule alone; nothing is stored")
     parser.add_argument("--unseal", action="store_true", help="report on the sealed cells in place of the open ones")
+    parser.add_argument("--fresh", action="store_true", help="the second set of cells; all of them are sealed")
     parser.add_argument("--quick", action="store_true", help="a short cell, few rules, nothing stored")
     add_options(parser)
     args = parser.parse_args()
     whole_run_cells.CIFAR10 = args.cifar10
-    cells = {name: cell for name, cell in CELLS.items() if args.cifar10 or not name.startswith("cifar")}
+    pictures = ("cifar", "animals")
+    chosen, sealed = (FRESH, set(FRESH)) if args.fresh else (CELLS, SEALED)
+    cells = {name: cell for name, cell in chosen.items() if args.cifar10 or not name.startswith(pictures)}
     rules = dict(map(named_rule, args.rule)) | ({} if args.only else RULES)
     if args.quick:
         name = "digits MLP SGD 64, 300 constant"
         CELLS[name] = replace(CELLS[name], steps=20)
         cells, rules = {name: CELLS[name]}, {n: rules[n] for n in list(rules)[:4]}
-    records = finish_or_read("whole_run", pieces(cells, args.cifar10), "benchmarks.whole_run:work", args)
-    truths = {name: truth for name in cells if (name in SEALED) == args.unseal and (truth := truth_of(name, records))}
+    store_name = "whole_run_fresh" if args.fresh else "whole_run"
+    records = finish_or_read(store_name, pieces(cells, args.cifar10), "benchmarks.whole_run:work", args)
+    truths = {name: truth for name in cells if (name in sealed) == args.unseal and (truth := truth_of(name, records))}
+    if args.fresh and not args.unseal:
+        raise SystemExit("all of these cells are sealed: --unseal reports on them")
     if not truths:
         raise SystemExit("no cell is complete yet; run the same command without --report to continue")
-    part = "sealed" if args.unseal else "open"
+    part = "fresh" if args.fresh else "sealed" if args.unseal else "open"
     print(f"{len(truths)} {part} cells, {RULE_SEEDS} seeds a rule; regret by validation loss, 95 % interval over cells")
     result = {"cells": list(truths), "truth": {n: t.loss.tolist() for n, t in truths.items()}, "lrs": LRS}
     result["rules"] = judge(truths, rules)
