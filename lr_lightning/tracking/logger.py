@@ -8,6 +8,7 @@ import time
 import uuid
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -118,6 +119,8 @@ class RunLogger(Logger):
         self._log = LocalLog(self.output_dir / local_log.LOG_NAME)
         self._csv = CSVFiles(self.output_dir, run_name or self.output_dir.name) if csv else None
         self._upload: UploadThread | None = None
+        self._painter: ThreadPoolExecutor | None = None
+        self._drawings: list[tuple[Future[None], Artifact]] = []
 
     # ---- start
 
@@ -252,6 +255,7 @@ class RunLogger(Logger):
             return
         disk_is_full = False
         try:
+            self._keep_drawings(wait=True)
             self.flush()
             self._keep_lr_table()
             self._write([Status(status, self._now())])
@@ -343,6 +347,8 @@ class RunLogger(Logger):
     @rank_zero_only
     def flush(self) -> None:
         """Write buffered rows to the local log, where they survive a kill of the process."""
+        if self._active:
+            self._keep_drawings()
         if self._active and (rows := self._buffer.rows):
             self._log.append(rows)
             # Not before the append: an interruption in between writes a row twice, which the store keeps once.
@@ -438,11 +444,27 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_figure(self, figure: "Figure", artifact_file: str) -> None:
-        """Store a matplotlib figure as file ``artifact_file`` of the run's artifacts, such as ``"plots/lr.png"``."""
+        """Store a matplotlib figure as file ``artifact_file`` of the run's artifacts, such as ``"plots/lr.png"``.
+
+        A thread draws it, so do not change the figure afterwards. The run ends after it was drawn.
+        """
         if self._ensure_started():
             path, folder = self._artifact_file(artifact_file)
-            figure.savefig(path, bbox_inches="tight")
-            self._write([self._artifact(path, folder)])
+            if self._painter is None:
+                self._painter = ThreadPoolExecutor(1, "figures")
+            drawn = self._painter.submit(figure.savefig, path, bbox_inches="tight")
+            self._drawings.append((drawn, self._artifact(path, folder)))
+
+    def _keep_drawings(self, *, wait: bool = False) -> None:
+        """Record the figures that have been drawn, in the order in which they were logged."""
+        while self._drawings and (wait or self._drawings[0][0].done()):
+            drawn, artifact = self._drawings.pop(0)
+            try:
+                drawn.result()
+            except Exception as error:  # the run can end without it
+                log.warning("%s could not be drawn: %s: %s", artifact.path, type(error).__name__, error)
+            else:
+                self._write([artifact])
 
     def _artifact_file(self, name: str) -> tuple[Path, str | None]:
         """Return the local path of artifact ``name``, whose folder is created, and its folder in the store."""

@@ -3,6 +3,7 @@ import errno
 import logging
 import pickle
 import shutil
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +217,35 @@ def test_artifacts_from_elsewhere_are_copied_and_all_are_sent(fake_store: Store,
     logger.end("FINISHED")
     assert client.artifacts == [("f.txt", "notes"), ("c.yaml", "config"), ("lr.png", "plots")]
     assert (tmp_path / "out" / "artifacts" / "plots" / "lr.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_that_is_slow_to_draw_holds_up_nothing_but_the_end(
+    fake_store: Store, client: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    may_draw, drawn_in = threading.Event(), []
+
+    class Slow:
+        def savefig(self, path: Path, **kwargs: Any) -> None:
+            assert may_draw.wait(10)
+            drawn_in.append(threading.current_thread())
+            path.write_text("drawn")
+
+    class Bad:
+        def savefig(self, path: Path, **kwargs: Any) -> None:
+            raise ValueError("no such font")
+
+    logger = make("mlflow", fake_store, tmp_path / "out")
+    logger.log_figure(Slow(), "slow.png")  # type: ignore[arg-type]
+    logger.log_figure(Bad(), "bad.png")  # type: ignore[arg-type]
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.flush()
+    assert drawn_in == []
+    may_draw.set()
+    with caplog.at_level(logging.WARNING):
+        logger.end("FINISHED")
+    assert drawn_in != [threading.main_thread()]
+    assert client.artifacts == [("slow.png", None)]
+    assert "bad.png could not be drawn: ValueError: no such font" in caplog.text
 
 
 def test_params_are_long_dotted_and_never_change(fake_store: Store, client: Any, tmp_path: Path) -> None:
