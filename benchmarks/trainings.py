@@ -17,7 +17,7 @@ from benchmarks.pieces import SCRATCH
 from lr_lightning.app.composition import load_config, prepare
 from lr_lightning.app.run.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoint
 from lr_lightning.app.run.messages import quiet
-from lr_lightning.app.run.train import build_run
+from lr_lightning.app.run.train import build_data_and_module
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.random_state import RandomState
 from lr_lightning.diagnosis.statistics import Mean, mean_ci
@@ -114,7 +114,7 @@ def train(
     prepare(ROOT)
     quiet()
     config = load_config(ROOT, [f"trainer.threads={torch.get_num_threads()}", *overrides])  # as the benchmark has set
-    data, module = build_run(config)
+    data, module = build_data_and_module(config)
     kept = (
         []
         if checkpoints is None

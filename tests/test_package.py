@@ -54,7 +54,8 @@ def test_the_command_line_is_read_before_anything_heavy_is_loaded() -> None:
 
 def test_what_a_training_imports_before_its_first_step() -> None:
     loaded = _loaded(
-        "from lr_lightning.app.run.train import build_run\nfrom lr_lightning.training.sources import digits\ndigits()"
+        "from lr_lightning.app.run.train import build_data_and_module\n"
+        "from lr_lightning.training.sources import digits\ndigits()"
     )
     assert "lightning" in loaded
     assert not loaded & {"mlflow", "datasets", "pandas", "plotly", "sklearn", "optuna"}

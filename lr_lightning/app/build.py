@@ -47,6 +47,7 @@ from lr_lightning.callbacks.schedule_free import ScheduleFreeMode
 from lr_lightning.callbacks.step_recorder import StepRecorder
 from lr_lightning.errors import ConfigError, DataError
 from lr_lightning.schedules import Cosine, Join, Linear, Plateau, Schedule, Warmup, parse_duration
+from lr_lightning.schedules.compose import Shifted
 from lr_lightning.training.datamodule import ImageDataModule
 from lr_lightning.training.optimizers import OptimizerFactory
 from lr_lightning.training.progress import RunProgress
@@ -61,6 +62,12 @@ class Schedules:
     lr: Schedule  # the factor of the peak learning rate, with its warm-up
     momentum: Schedule | None = None  # the momentum itself; None leaves the optimizer's alone
     plateau: Plateau | None = None
+    start_step: int = 0  # the update at which they start
+
+    @property
+    def planned(self) -> Schedule:
+        """The schedule of the lr from the run's first step on, as LRSchedule(start=...) follows it."""
+        return Shifted(self.start_step, self.lr) if self.start_step else self.lr
 
 
 class DataShape(Protocol):
@@ -90,7 +97,7 @@ def build_schedules(node: schemas.ScheduleConfig, peak_lr: float) -> Schedules:
         plateau = None
         if isinstance(node, schemas.PlateauConfig):
             plateau = Plateau(**{f.name: getattr(node, f.name) for f in fields(Plateau)})
-        return Schedules(schedule, _momentum(node), plateau)
+        return Schedules(schedule, _momentum(node), plateau, node.start_step or 0)
 
 
 def _schedule_arguments(node: schemas.ScheduleConfig, *, takes_warmup: bool) -> dict[str, Any]:
@@ -201,11 +208,17 @@ def build_module(node: ModuleConfig, optimizer: OptimizerConfig, net: nn.Module,
 
 
 def build_callbacks(
-    config: Config, schedules: Schedules, module: LightningModule, *, new_peak: bool = False
+    config: Config,
+    schedules: Schedules,
+    module: LightningModule,
+    *,
+    progress: str | None = None,
+    new_peak: bool = False,
 ) -> list[Callback]:
     """Build the callbacks of the run, except those for checkpoints, which need the output folder.
 
-    With ``new_peak`` the peak learning rate is the config's, though a checkpoint has another one.
+    With ``new_peak`` the peak learning rate is the config's, though a checkpoint has another one. ``progress`` replaces
+    ``trainer.progress``.
     """
     callbacks: list[Callback] = []
     node, schedule, plateau = config.callbacks, config.schedule, schedules.plateau
@@ -219,12 +232,12 @@ def build_callbacks(
             momentum=schedules.momentum,
             plateau=plateau,
             total_steps=schedule.total_steps,
-            start=schedule.start_step or 0,
+            start=schedules.start_step,
             peak_on_resume="module" if new_peak else "checkpoint",
         ),
         ScheduleFreeMode(),  # does nothing for other optimizers
         StepRecorder(),
-        RunProgress(config.trainer.progress),
+        RunProgress(progress or config.trainer.progress),
     ]
     if node.overfitting is not None and can_measure(module):
         callbacks.append(OverfittingMonitor(**asdict(node.overfitting), seed=config.data.split_seed))

@@ -97,7 +97,7 @@ def _search(root: Path, words: list[str]) -> int:
             smoke_test(search, workers.call)
             return start_points(search, workers.call)
 
-        check_store(search.config)
+        check_store(search.config.tracking)
         study = Study(search, prepared)
         study.fill()
         summary = study.summary()

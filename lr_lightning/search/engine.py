@@ -23,8 +23,8 @@ import psutil
 from optuna.trial import TrialState
 
 from lr_lightning._threads import SHARE
-from lr_lightning.app.config import Config
 from lr_lightning.app.run.signals import Interrupted, Signals
+from lr_lightning.app.schemas.trainer import TrainerConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.search.launch import Launched, launch
@@ -369,7 +369,7 @@ class Engine:
             self._end(runs)
             return
         if runs.worker is None:
-            runs.worker = self._worker_for(task.config)
+            runs.worker = self._worker_for(task.config.trainer)
             self.study.note(trial, phase=runs.phase, folder=runs.folder, worker=runs.worker.identity)
         pruner = None
         if task.may_be_pruned:
@@ -380,9 +380,9 @@ class Engine:
         task.folder.mkdir(parents=True, exist_ok=True)
         runs.worker.start(task, pruner, task.folder / LOG)
 
-    def _worker_for(self, config: Config) -> Any:
+    def _worker_for(self, trainer: TrainerConfig) -> Any:
         """Return a worker with a GPU to itself and its share of the processors."""
-        count, trainer = self.search.node.workers, config.trainer
+        count = self.search.node.workers
         gpu = None
         if count > 1 and str(trainer.devices) in ("auto", "1") and trainer.accelerator != "cpu":
             used = [runs.worker.gpu for runs in self._running if runs.worker is not None]

@@ -162,7 +162,8 @@ def compare_and_record(
     from lr_lightning.app.commands.compare import compare_sweep
     from lr_lightning.app.run.record import sweep_record
 
-    compare_sweep(config, name, experiments=[config.tracking.experiment_name], brief=True, **asked)
+    node = config.tracking
+    compare_sweep(node, config.output_root, name, experiments=[node.experiment_name], brief=True, **asked)
     try:
         with sweep_record(config, folder, name, "search") as logger:
             logger.log_artifact(table)

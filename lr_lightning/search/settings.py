@@ -23,6 +23,7 @@ from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import did_you_mean, explain
 from lr_lightning.app.schemas import AT_LEAST_1, NOT_NEGATIVE, SEED, must, one_of
 from lr_lightning.app.schemas.search import SearchConfig
+from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.reports.run_metrics import is_higher_better
@@ -371,16 +372,16 @@ def _check_conditions(space: Space, groups: Mapping[str, Sequence[str]]) -> None
                     raise ConfigError(f"{where}: '{value}' is never one of its values.{close}")
 
 
-def check_store(config: Config) -> None:
+def check_store(node: TrackingConfig) -> None:
     """Ask an MLflow server once: one that refuses access would fail every trial, one that is down would not."""
     from lr_lightning.errors import StoreUnavailable, TrackingError
     from lr_lightning.tracking import open_store
 
-    if config.tracking.name != "mlflow" or config.tracking.uri is None:
+    if node.name != "mlflow" or node.uri is None:
         return
     try:
         with suppress(StoreUnavailable):
-            store = open_store(Path(config.tracking.root), config.tracking.uri)
-            store.call("get_experiment_by_name", config.tracking.experiment_name)
+            store = open_store(Path(node.root), node.uri)
+            store.call("get_experiment_by_name", node.experiment_name)
     except TrackingError as e:
         raise ConfigError(f"tracking: {e}") from e

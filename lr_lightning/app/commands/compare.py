@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lr_lightning._commands import shell_quote
-from lr_lightning.app.config import Config
 from lr_lightning.app.error_messages import BAD_INPUT, FAILED, explain_path
+from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.errors import CompareError, Rejected, StoreUnavailable, TrackingError
 from lr_lightning.reports import wording
 from lr_lightning.reports.comparison_report import ComparisonReport, ReportRequest, compare
@@ -76,26 +76,24 @@ def report(done: ComparisonReport, *, brief: bool = False) -> None:
     print(f"open it:  xdg-open {shell_quote(str(page))}")
 
 
-def compare_sweep(config: Config, sweep: str, by: Sequence[str], **asked: Any) -> None:
+def compare_sweep(node: TrackingConfig, out: str, sweep: str, by: Sequence[str], **asked: Any) -> None:
     """Compare the runs that share the tag ``sweep``, with arguments of :func:`run`. Never raises: the runs are done."""
     try:
-        places = Path(config.tracking.root), config.tracking.uri, Path(config.output_root)
         runs = f"tags.sweep = '{sweep}'"
-        run(*places, by_varied=by, filter_string=runs, after_sweep=True, **asked)
+        run(Path(node.root), node.uri, Path(out), by_varied=by, filter_string=runs, after_sweep=True, **asked)
     except Exception as e:
         print(f"the runs are not compared: {type(e).__name__}: {e}", file=sys.stderr)
 
 
-def seed_spread(config: Config) -> tuple[float, int] | None:
+def seed_spread(node: TrackingConfig, data: str, model: str) -> tuple[float, int] | None:
     """Return the standard deviation of the best validation accuracy between seeds, and of how many runs it is.
 
     The runs are earlier ones of the same data set and model in the same experiment, pooled over the settings in which
     they agree. It is None without a local store, or if there are fewer than three degrees of freedom.
     """
-    node = config.tracking
     if node.name != "mlflow" or (node.uri or "").startswith("http"):  # one that is down would delay the start
         return None
-    wanted = {JOB_TAG: "train", "data": config.data.name, "model": config.model.name}
+    wanted = {JOB_TAG: "train", "data": data, "model": model}
     where = " and ".join(f"tags.{key} = '{value}'" for key, value in wanted.items())
     options = {"max_results": _EARLIER_RUNS, "order_by": ["attributes.start_time DESC"]}
     try:
@@ -107,9 +105,9 @@ def seed_spread(config: Config) -> tuple[float, int] | None:
     except (TrackingError, StoreUnavailable, Rejected, OSError):
         return None  # the run itself says what is wrong with the store
     of_setting: dict[frozenset[tuple[str, str]], list[float]] = {}
-    for data in (run.data for run in found if _ACCURACY in run.data.metrics):
-        setting = ((name, value) for name, value in data.params.items() if not name.startswith(_OF_A_RUN))
-        of_setting.setdefault(frozenset(setting), []).append(data.metrics[_ACCURACY])
+    for logged in (run.data for run in found if _ACCURACY in run.data.metrics):
+        setting = ((name, value) for name, value in logged.params.items() if not name.startswith(_OF_A_RUN))
+        of_setting.setdefault(frozenset(setting), []).append(logged.metrics[_ACCURACY])
     several = [values for values in of_setting.values() if len(values) > 1]
     free = sum(len(values) - 1 for values in several)
     if free < _FEWEST_FREE:

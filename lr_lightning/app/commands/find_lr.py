@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from lr_lightning._commands import python_command
 from lr_lightning.app import build
 from lr_lightning.app.config import Config
-from lr_lightning.app.run.train import RunOutcome, build_run, open_run, prepare_process
+from lr_lightning.app.run.train import RunOutcome, build_data_and_module, open_run, prepare_process
 from lr_lightning.callbacks.lr_finder import LRFinder
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.errors import ConfigError
@@ -34,7 +34,7 @@ def run_finder(config: Config, overrides: list[str]) -> RunOutcome:
     """
     prepare_process(config.trainer, config.output_root)
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
-    data, module = build_run(config)
+    data, module = build_data_and_module(config)
     finder = build.build_finder(config.finder, module, config.trainer.progress, config.output_root)
     if finder is None:
         raise ConfigError("finder: 'none' finds nothing. Give finder=range_test, finder=race or finder=lr_grid.")
@@ -54,7 +54,7 @@ def run_finder(config: Config, overrides: list[str]) -> RunOutcome:
         lrs = {"suggested_lr": found.suggestion, "base_lr": found.base_lr, "max_lr": found.max_lr}
         return RunOutcome({name: lr for name, lr in lrs.items() if lr is not None})
 
-    outcome = run.do(work)
+    outcome = run.record(work)
     if run.folder:
         found = finder.results[0]
         _print_found(found, f"{config.finder.name}: {config.model.name} on {config.data.name}, {config.optimizer.name}")

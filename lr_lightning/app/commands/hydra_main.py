@@ -111,8 +111,8 @@ class Multirun:
         from lr_lightning.app.commands.compare import compare_sweep
 
         experiments = sorted({config.tracking.experiment_name for config in tracked})
-        sweep = tracked[-1].tracking.tags["sweep"]
-        compare_sweep(tracked[-1], sweep, self._varied_keys(), experiments=experiments)
+        node, out = tracked[-1].tracking, tracked[-1].output_root
+        compare_sweep(node, out, node.tags["sweep"], self._varied_keys(), experiments=experiments)
 
     def _varied_keys(self) -> list[str]:
         """Return the keys that vary, except the seed and the keys of a learning rate that a finder replaces."""
@@ -188,7 +188,7 @@ def seeds_note(words: Sequence[str], config: Config | None = None) -> str:
     if config is not None:
         from lr_lightning.app.commands.compare import seed_spread
 
-        if (spread := seed_spread(config)) is not None:
+        if (spread := seed_spread(config.tracking, config.data.name, config.model.name)) is not None:
             sd, runs = spread
             seen = difference_seen(max(seeds, needed), sqrt(2) * sd, level=0.05 / pairs)
             what += (

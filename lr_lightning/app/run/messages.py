@@ -81,7 +81,7 @@ def print_start(
             begun = f", which starts at step {config.schedule.start_step}" if config.schedule.start_step else ""
             place += f"\nforked at step {start.step} from {start.checkpoint}{changes}{begun}"
         else:
-            place = f"resuming from {start.checkpoint}{changes}{_jump(config, start)}"
+            place = f"resuming from {start.checkpoint}{changes}{_jump(config.schedule.name, start)}"
     Console(soft_wrap=True, highlight=False, markup=False).print(
         f"{config.data.name}: {sizes['train']:,} training, {sizes['val']:,} validation, {sizes.get('test', 0):,} test "
         f"images of {data.in_channels}×{height}×{width}, {data.num_classes} classes\n"
@@ -91,15 +91,15 @@ def print_start(
     )
 
 
-def _jump(config: Config, resumed: ResumedRun) -> str:
+def _jump(schedule: str, resumed: ResumedRun) -> str:
     """Say in a line that the learning rate rises, because its schedule now ends later, and what to do instead."""
     if not resumed.next_lr > _JUMP * resumed.lr:
         return ""
     length = " ".join(f"{key}={value}" for key, value in resumed.changed.items() if key.startswith("trainer.max"))
     fork = shell_quote(override("fork", f"{resumed.output_dir}@last"))
     return (
-        f"\nthe learning rate jumps from {resumed.lr:.2g} to {resumed.next_lr:.2g}, since {config.schedule.name} now "
-        f"ends later. Instead, start a new run of this length, or one from here at a lower learning rate: {fork} "
+        f"\nthe learning rate jumps from {resumed.lr:.2g} to {resumed.next_lr:.2g}, since {schedule} now ends "
+        f"later. Instead, start a new run of this length, or one from here at a lower learning rate: {fork} "
         f"schedule=linear optimizer.lr={resumed.peak_lr / 10:.2g} {length}"
     )
 

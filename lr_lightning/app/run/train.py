@@ -39,25 +39,25 @@ from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, choose_checkpoint, identity, set_damaged_aside
 from lr_lightning.app.run.signals import ParentWatch, is_child
 from lr_lightning.app.schemas.schedule import CooldownConfig
-from lr_lightning.app.schemas.trainer import TrainerConfig
+from lr_lightning.app.schemas.trainer import CallbacksConfig, TrainerConfig
 from lr_lightning.app.world import (
     is_rank_zero,
     local_processes,
     scale_lr,
     world_size,
 )
+from lr_lightning.callbacks.base_finder import BaseLRFinder
 from lr_lightning.callbacks.cooldown_preview import CooldownPreview
 from lr_lightning.errors import ConfigError
 from lr_lightning.schedules import Clock, Schedule
 from lr_lightning.schedules.clock import epoch_clock, updates_per_epoch
-from lr_lightning.schedules.compose import Shifted
 from lr_lightning.tracking import RunLogger
 from lr_lightning.tracking.keys import flatten
 from lr_lightning.training.datamodule import ImageDataModule
 
 _ASSUMED_CLOCK = Clock(1000, steps_per_epoch=100)  # of a run whose length is not known yet
 
-__all__ = ["OpenRun", "RunOutcome", "build_run", "open_run", "prepare_process", "train"]
+__all__ = ["OpenRun", "RunOutcome", "build_data_and_module", "open_run", "prepare_process", "train"]
 
 
 def train(
@@ -82,56 +82,23 @@ def train(
         Diverged, RunFailed: The run is in the store as FAILED.
         Interrupted: The run was stopped, and is in the store as KILLED.
     """
-    place = str(start.output_dir) if isinstance(start, ResumedRun) else config.output_root
-    prepare_process(config.trainer, place, show_notes=report if notes is None else notes)
+    folder = str(start.output_dir) if isinstance(start, ResumedRun) else config.output_root
+    prepare_process(config.trainer, folder, show_notes=report if notes is None else notes)
     _check_fork_keys(config, start)
     config, scaling = (config, {}) if start else scale_lr(config)  # a stored config is scaled already
-    flat = flatten(asdict(config))
 
-    # The data, the module and the schedule.
     schedules = build.build_schedules(config.schedule, config.optimizer.lr)
-    data, module = build_run(config)
-    start_step = config.schedule.start_step
-    schedule = Shifted(start_step, schedules.lr) if start_step else schedules.lr  # as LRSchedule(start=...) makes it
-    clock = _checked_clock(schedule, config.schedule.total_steps, config.trainer, data)
+    data, module = build_data_and_module(config)
+    clock = _checked_clock(schedules.planned, config.schedule.total_steps, config.trainer, data)
+    start = _checked_start(start, config, data, schedules, clock)
+    finder, callbacks = _build_callbacks(config, schedules, module, start, watching, report=report)
+    _check_disk_space(config, module, callbacks, clock, report=report)
 
-    # The checkpoint to start from.
-    if isinstance(start, ResumedRun):
-        followed = schedule if schedules.plateau is None else None
-        start = _resumed_state(choose_checkpoint(start, flat, data), followed, clock)
-    elif start is not None:
-        check_fork(start, flat, data)
-
-    # The callbacks, in the order in which Lightning calls them.
-    fork_callbacks = [ForkState(start)] if isinstance(start, ForkedRun) else []
-    progress = _progress(config.trainer, report=report)
-    finder = build.build_finder(config.finder, module, progress, config.output_root)
-    finder_callbacks = [] if finder is None else [finder, record.FoundLR(config, finder, report=report)]
-    with_progress = replace(config, trainer=replace(config.trainer, progress=progress))
-    new_peak = isinstance(start, ForkedRun) and start.new_peak
-    configured = build.build_callbacks(with_progress, schedules, module, new_peak=new_peak)
-    own_config = checkpoints.ConfigInCheckpoint(identity(flat))
-    callbacks = [*fork_callbacks, own_config, *finder_callbacks, *configured, *watching]
-
-    # The run.
-    _announce_space(config, module, configured, clock, say=report)
     run = open_run(config, data, module, callbacks, start=start, scaling=scaling, report=report)
-    trainer = run.trainer
-
-    def work() -> RunOutcome:
-        path = str(start.checkpoint) if start else None
-        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True if path else None)
-        outcome = record.outcome_of(trainer)  # before the test, which restores the callbacks of the best checkpoint
-        tests = config.test and data.has_test
-        outcome = _test(trainer, module, data, outcome) if tests else outcome
-        return _predict(config, trainer, module, data, outcome, tested=tests)
-
-    outcome = run.do(work)
-    if finder is not None and finder.applied is not None:
-        planned = getattr(finder.result, "run", None)
-        outcome = replace(outcome, found_lr=finder.applied, found_for=planned and planned.describe())
+    outcome = run.record(lambda: _fit_and_evaluate(config, run.trainer, module, data, start))
+    outcome = _with_found_lr(outcome, finder)
     if run.folder and report:
-        print_outcome(config, run.folder, outcome, idle=start is not None and not record.stepped(trainer))
+        print_outcome(config, run.folder, outcome, idle=start is not None and not record.stepped(run.trainer))
     return outcome
 
 
@@ -152,13 +119,6 @@ def prepare_process(node: TrainerConfig, output: str, *, show_notes: bool = True
     make_output_root(output)
 
 
-def _progress(node: TrainerConfig, *, report: bool) -> str:
-    """Return how to show the progress: without a report, ``auto`` prints no lines."""
-    if report or node.progress != "auto":
-        return node.progress
-    return "bar" if sys.stdout.isatty() else "none"
-
-
 @dataclass(frozen=True)
 class OpenRun:
     """A run that is ready to start; only the first rank has a folder and a logger."""
@@ -169,7 +129,7 @@ class OpenRun:
     folder: Path | None
     logger: RunLogger | None
 
-    def do(self, work: Callable[[], RunOutcome]) -> RunOutcome:
+    def record(self, work: Callable[[], RunOutcome]) -> RunOutcome:
         """Do ``work``, the fit and what follows, and record whether it finished, failed or was stopped."""
         outcome = record.record_run(self.config, self.trainer, self.logger, self.stop, work)
         return replace(outcome, output_dir=self.folder, run_id=self.logger.run_id if self.logger else None)
@@ -199,20 +159,12 @@ def open_run(
         parts = config.data.name, config.model.name, what, f"s{config.seed}"
         folder = resumed.output_dir if resumed else new_output_dir(config.output_root, *parts)
     stop = GracefulStop(folder / "checkpoints" / LAST if folder and trains else None)
-    attached: list[Callback] = [stop, *callbacks, record.Summary()]
-    checkpoint_io = checkpoints.AtomicCheckpointIO(folder)
     try:
+        attached = [stop, *callbacks, record.Summary()]
         if trains:
-            node = config.callbacks.checkpoint
-            attached.append(CoolDownOnRequest(stop, folder))
-            attached += checkpoints.checkpoint_callbacks(node, folder)
-            saves = node is not None
-            trainer = build.build_trainer(config.trainer, folder, attached, checkpoint_io, enable_checkpointing=saves)
+            trainer = _trainer_that_trains(config, folder, stop, attached)
         else:
-            untrained = replace(config.trainer, max_steps=0)  # Lightning then ends the fit before its first step
-            trainer = build.build_trainer(
-                untrained, folder, attached, checkpoint_io, enable_checkpointing=False, num_sanity_val_steps=0
-            )
+            trainer = _trainer_without_steps(config.trainer, folder, attached)
         logger = None
         if folder:
             about: dict[str, Any] = {"resume": resumed is not None, "job": job, "scaling": scaling, "forked": forked}
@@ -233,7 +185,21 @@ def open_run(
     return OpenRun(config, trainer, stop, folder, logger)
 
 
-def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
+def _trainer_that_trains(config: Config, folder: Path | None, stop: GracefulStop, callbacks: list[Callback]) -> Trainer:
+    """Return a Trainer that also saves checkpoints, and cools down on request."""
+    node, io = config.callbacks.checkpoint, checkpoints.AtomicCheckpointIO(folder)
+    attached = [*callbacks, CoolDownOnRequest(stop, folder), *checkpoints.checkpoint_callbacks(node, folder)]
+    return build.build_trainer(config.trainer, folder, attached, io, enable_checkpointing=node is not None)
+
+
+def _trainer_without_steps(node: TrainerConfig, folder: Path | None, callbacks: list[Callback]) -> Trainer:
+    """Return a Trainer whose fit ends before its first step, so that only its callbacks work."""
+    untrained, io = replace(node, max_steps=0), checkpoints.AtomicCheckpointIO(folder)
+    off: dict[str, Any] = {"enable_checkpointing": False, "num_sanity_val_steps": 0}
+    return build.build_trainer(untrained, folder, callbacks, io, **off)
+
+
+def build_data_and_module(config: Config) -> tuple[ImageDataModule, LightningModule]:
     """Load the data, and build the module for it; ``config.trainer.threads`` becomes a number, and is used."""
     _use_threads(config.trainer)
     try:
@@ -260,7 +226,7 @@ def build_run(config: Config) -> tuple[ImageDataModule, LightningModule]:
 
 
 def _use_threads(node: TrainerConfig, net: nn.Module | None = None, data: ImageDataModule | None = None) -> None:
-    """Set the number of torch's threads. For a known ``net`` it is final, and recorded: a run's bits depend on it."""
+    """Set the number of torch's threads. Once ``net`` is known, write it into ``node``, for the record."""
     threads, processes = node.threads, local_processes(node)
     if threads == "auto":
         shape = () if data is None else (data.batch_size, data.in_channels, *data.image_size)
@@ -297,13 +263,6 @@ def _check_fork_keys(config: Config, start: ResumedRun | ForkedRun | None) -> No
         )
 
 
-def _resumed_state(resumed: ResumedRun, schedule: Schedule | None, clock: Clock | None) -> ResumedRun:
-    """Return the run with the learning rate of its next step, if its length has changed and that lr is known."""
-    if schedule is None or clock is None or not {"trainer.max_epochs", "trainer.max_steps"} & resumed.changed.keys():
-        return resumed
-    return replace(resumed, next_lr=resumed.peak_lr * schedule(resumed.step, clock))
-
-
 def _checked_clock(
     schedule: Schedule, total_steps: int | None, node: TrainerConfig, data: ImageDataModule
 ) -> Clock | None:
@@ -325,24 +284,94 @@ def _checked_clock(
     return clock
 
 
-def _announce_space(
-    config: Config, module: LightningModule, callbacks: Iterable[Callback], clock: Clock | None, *, say: bool
+def _checked_start(
+    start: ResumedRun | ForkedRun | None,
+    config: Config,
+    data: ImageDataModule,
+    schedules: build.Schedules,
+    clock: Clock | None,
+) -> ResumedRun | ForkedRun | None:
+    """Check the state that the run starts from, and give the data module its part of it."""
+    flat = flatten(asdict(config))
+    if isinstance(start, ResumedRun):
+        known = schedules.planned if schedules.plateau is None else None
+        return _resumed_state(choose_checkpoint(start, flat, data), known, clock)
+    if start is not None:
+        check_fork(start, flat, data)
+    return start
+
+
+def _resumed_state(resumed: ResumedRun, schedule: Schedule | None, clock: Clock | None) -> ResumedRun:
+    """Return the run with the learning rate of its next step, if its length has changed and that lr is known."""
+    if schedule is None or clock is None or not {"trainer.max_epochs", "trainer.max_steps"} & resumed.changed.keys():
+        return resumed
+    return replace(resumed, next_lr=resumed.peak_lr * schedule(resumed.step, clock))
+
+
+def _build_callbacks(
+    config: Config,
+    schedules: build.Schedules,
+    module: LightningModule,
+    start: ResumedRun | ForkedRun | None,
+    watching: Sequence[Callback],
+    *,
+    report: bool,
+) -> tuple[BaseLRFinder[Any] | None, list[Callback]]:
+    """Return the finder, if there is one, and all callbacks, in the order in which Lightning calls them."""
+    forked = start if isinstance(start, ForkedRun) else None
+    progress = _progress(config.trainer, report=report)
+    finder = build.build_finder(config.finder, module, progress, config.output_root)
+    callbacks: list[Callback] = [] if forked is None else [ForkState(forked)]
+    callbacks.append(checkpoints.ConfigInCheckpoint(identity(flatten(asdict(config)))))
+    if finder is not None:
+        callbacks += [finder, record.FoundLR(config, finder, report=report)]
+    new_peak = forked is not None and forked.new_peak
+    callbacks += build.build_callbacks(config, schedules, module, progress=progress, new_peak=new_peak)
+    return finder, [*callbacks, *watching]
+
+
+def _progress(node: TrainerConfig, *, report: bool) -> str:
+    """Return how to show the progress: without a report, ``auto`` prints no lines."""
+    if report or node.progress != "auto":
+        return node.progress
+    return "bar" if sys.stdout.isatty() else "none"
+
+
+def _check_disk_space(
+    config: Config, module: LightningModule, callbacks: Iterable[Callback], clock: Clock | None, *, report: bool
 ) -> None:
-    """Say what the checkpoints along the run will take, or refuse a run whose disk has less."""
+    """Print how much space the checkpoints along the run will need. Raise a ConfigError if the disk has less."""
     node = config.callbacks.checkpoint
     if node is None or node.every is None or not is_rank_zero():
         return
     copies = build.optimizer_copies(config.optimizer) + any(isinstance(each, CooldownPreview) for each in callbacks)
     folder = make_output_root(config.output_root)
     text = checkpoints.trunk_space(node.every, clock or _ASSUMED_CLOCK, module, copies, folder)
-    if say:
+    if report:
         print(text, flush=True)
+
+
+def _fit_and_evaluate(
+    config: Config,
+    trainer: Trainer,
+    module: LightningModule,
+    data: ImageDataModule,
+    start: ResumedRun | ForkedRun | None,
+) -> RunOutcome:
+    """Fit, then test the best checkpoint and report its predictions, as far as the config asks for them."""
+    path = str(start.checkpoint) if start else None
+    trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True if path else None)
+    outcome = record.outcome_of(trainer)  # before the test, which restores the callbacks of the best checkpoint
+    if any(getattr(callback, "skips_test", False) for callback in callbacks_of(trainer, Callback)):
+        return outcome
+    tests = config.test and data.has_test
+    if tests:
+        outcome = _test(trainer, module, data, outcome)
+    return _predict(config.callbacks, trainer, module, data, outcome, tested=tests)
 
 
 def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outcome: RunOutcome) -> RunOutcome:
     """Evaluate the best checkpoint on the test set, and add its numbers to the outcome."""
-    if any(getattr(callback, "skips_test", False) for callback in callbacks_of(trainer, Callback)):
-        return outcome
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     results = trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True if best else None, verbose=False)
     tested = {key.replace("/", "_"): value for key, value in results[0].items() if math.isfinite(value)}
@@ -350,7 +379,7 @@ def _test(trainer: Trainer, module: LightningModule, data: ImageDataModule, outc
 
 
 def _predict(
-    config: Config,
+    node: CallbacksConfig,
     trainer: Trainer,
     module: LightningModule,
     data: ImageDataModule,
@@ -359,9 +388,7 @@ def _predict(
     tested: bool,
 ) -> RunOutcome:
     """Report the predictions of the best checkpoint, if the config asks for any, and add them to the outcome."""
-    node, path = config.callbacks, getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if any(getattr(callback, "skips_test", False) for callback in callbacks_of(trainer, Callback)):
-        return outcome
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if path and not tested and (node.class_accuracy or node.confusion_matrix or node.mistakes):
         checkpoints.load_weights(module, checkpoints.read_checkpoint(Path(path), "ckpt"), path)
     found = report_predictions(node, trainer, module, data, "test" if tested else "validation")
@@ -370,3 +397,11 @@ def _predict(
     by_class = zip(found.class_names, found.class_accuracies, strict=True)
     accuracies = {f"acc_of/{name}": acc for name, acc in by_class if math.isfinite(acc)}
     return replace(outcome, summary=outcome.summary | accuracies, predictions=found)
+
+
+def _with_found_lr(outcome: RunOutcome, finder: BaseLRFinder[Any] | None) -> RunOutcome:
+    """Add the learning rate that the finder has set, and the run that it was found for."""
+    if finder is None or finder.applied is None:
+        return outcome
+    planned = getattr(finder.result, "run", None)
+    return replace(outcome, found_lr=finder.applied, found_for=planned and planned.describe())

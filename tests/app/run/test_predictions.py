@@ -13,7 +13,7 @@ import torch
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.checkpoints import load_weights, read_checkpoint
 from lr_lightning.app.run.predictions import Mistake, Predictions, plot_confusion, plot_mistakes, report_predictions
-from lr_lightning.app.run.train import build_run, train
+from lr_lightning.app.run.train import build_data_and_module, train
 
 SMALL = ("data.train_size=96", "data.batch_size=32", "model.kwargs.width=4", "trainer=cpu", "trainer.max_epochs=1")
 
@@ -52,7 +52,7 @@ def test_a_run_reports_the_predictions_of_its_best_checkpoint(
     outcome = train(config, report=False)
     assert outcome.predictions is not None
     assert outcome.output_dir is not None
-    data, module = build_run(config)
+    data, module = build_data_and_module(config)
     load_weights(module, read_checkpoint(outcome.output_dir / "checkpoints" / "best.ckpt", "ckpt"), "best")
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()
     pairs, wrong = np.zeros((10, 10), int), []
@@ -78,7 +78,7 @@ def test_a_run_reports_the_predictions_of_its_best_checkpoint(
 
 def test_a_module_without_logits_costs_a_warning(found: Predictions, configured: Callable[..., Config]) -> None:
     config = configured(*SMALL, "callbacks.confusion_matrix=true")
-    data, module = build_run(config)
+    data, module = build_data_and_module(config)
 
     class Plugin:
         """As the Trainer's; the module then fails."""

@@ -35,7 +35,7 @@ from lr_lightning.app.run.resume import (
     set_damaged_aside,
     stored_config,
 )
-from lr_lightning.app.run.train import RunOutcome, build_run, train
+from lr_lightning.app.run.train import RunOutcome, build_data_and_module, train
 from lr_lightning.errors import ConfigError
 from lr_lightning.tracking.keys import flatten
 from lr_lightning.training.datamodule import ImageDataModule
@@ -409,7 +409,7 @@ def test_validation_probe_and_test_are_plain_cross_entropies_of_the_average(
 ) -> None:
     """Mixed labels, class weights and label smoothing belong to the training loss alone."""
     config = configured("data.train_size=192", "data.batch_size=16", "model.kwargs.width=4", "trainer=cpu")
-    data, module = build_run(config)
+    data, module = build_data_and_module(config)
     with (mixed[0] / "metrics.csv").open() as file:
         logged = {row["key"]: float(row["value"]) for row in csv.DictReader(file)}  # the last ones
     for checkpoint, names in (("last", ("val", "probe")), ("best", ("test",))):

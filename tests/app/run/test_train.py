@@ -18,7 +18,7 @@ from lr_lightning.app import build
 from lr_lightning.app.build import STEP_HOOKS, skip_empty_hooks
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.checkpoints import AtomicCheckpointIO
-from lr_lightning.app.run.train import build_run, check_batch_norm, train
+from lr_lightning.app.run.train import build_data_and_module, check_batch_norm, train
 from lr_lightning.app.world import lr_rule_factor, scale_lr
 from lr_lightning.errors import ConfigError
 from lr_lightning.training.datamodule import ImageDataModule
@@ -38,7 +38,7 @@ def test_the_threads_are_set_before_the_data_is_loaded_and_recorded(
     os.environ.pop("OMP_NUM_THREADS", None)
     config, before = configured("trainer=cpu", *overrides), torch.get_num_threads()
     try:
-        build_run(config)
+        build_data_and_module(config)
         assert (used, torch.get_num_threads(), config.trainer.threads) == ([during], after, after)
         assert os.environ.get("OMP_NUM_THREADS") == (str(after) if "trainer=ddp" in overrides else None)
     finally:
@@ -116,7 +116,7 @@ def test_a_step_of_the_app_calls_hardly_more_functions_than_one_of_lightning(
     alone, app = Calls(), Calls()
     words = ["trainer=cpu", "trainer.max_steps=41", "trainer.max_epochs=-1", "data.batch_size=32", "test=false"]
     config = configured(*words, "trainer.progress=none", f"output_root={tmp_path}", "tracking=csv")
-    data, module = build_run(config)
+    data, module = build_data_and_module(config)
     trainer = Trainer(max_steps=41, callbacks=[alone], limit_val_batches=0, **QUIET)
     trainer.fit(module, datamodule=data)
     train(config, report=False, watching=[app])
@@ -149,7 +149,7 @@ def test_bad_input_is_not_its_own_cause(configured: Callable[..., Config], monke
 
     monkeypatch.setattr(build, "build_data", build_data)
     with pytest.raises(ConfigError, match=r"^data: bad$") as caught:
-        build_run(configured())
+        build_data_and_module(configured())
     assert caught.value is bad
     assert bad.__cause__ is None
 
