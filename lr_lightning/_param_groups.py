@@ -1,7 +1,7 @@
 """Read and write the values of an optimizer's param groups.
 
 Every lr is written with :func:`set_value`: by the schedule at each step (``callbacks.optimizer_driver``, or
-``torch_schedule``), by a range test that sets the peak (``callbacks.set_lr``), and in its trial steps
+``torch_schedule``), by a range test that sets the peak (``callbacks.found_lr``), and in its trial steps
 (``lr_finder.dry_run``).
 """
 

@@ -133,7 +133,7 @@ def test_in_a_trainer_with_a_resume_and_under_a_finder(tmp_path: Path) -> None:
     finder = LRFinder(num_steps=30)
     found = UsedLRs(module := WithScheduler())
     trainer(tmp_path, [finder]).fit(module, loader())
-    peak = finder.applied or 0.1
+    peak = finder.applied_lr or 0.1
     assert found.lrs[-12:] == pytest.approx([peak * factor for factor in Cosine().factors(12)])
 
 

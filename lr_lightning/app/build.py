@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from lr_lightning._lightning import callbacks_of, is_validation_due, validate_also
+from lr_lightning._lightning import callbacks_of, is_resuming, is_validation_due, validate_also
 from lr_lightning._threads import core_share
 from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.error_messages import causes, config_error, did_you_mean
@@ -509,6 +509,7 @@ class MonitorCheck(Callback):
     def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:
         self.monitor, self.key = monitor, key
         self._first_step = 0  # global_step at the start of the fit
+        self._resumed = False
         self._validated: bool | None = None  # None: not known, as after a checkpoint of an older version
 
     @property
@@ -525,14 +526,17 @@ class MonitorCheck(Callback):
         if not self.monitor.startswith(("overfit/", "probe/", "train/", "cost/")):
             raise ConfigError(self._message("is not logged by the validation. It logs", trainer))
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note whether the run is resumed: it passed this check before."""
+        self._resumed = is_resuming(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for the first update, unless the run is resumed: it passed this check before."""
-        resumed = trainer.ckpt_path is not None
+        """Wait for the first update, unless the run is resumed."""
         self._first_step = trainer.global_step
         vars(self).pop("on_train_batch_start", None)
-        if resumed or not trainer.enable_validation:
+        if self._resumed or not trainer.enable_validation:
             self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # not called again
-        self._validated = resumed and self._validated is not False
+        self._validated = self._resumed and self._validated is not False
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """After the first update, compare with the metrics that its steps logged."""

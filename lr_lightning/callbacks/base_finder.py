@@ -24,7 +24,7 @@ from lr_lightning._lightning import (
     warn_if_results_are_lost,
 )
 from lr_lightning._loggers import for_each_logger, log_figure, log_text
-from lr_lightning.callbacks import set_lr
+from lr_lightning.callbacks import found_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import accumulation
 from lr_lightning.errors import ArgumentError
@@ -127,10 +127,10 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
     def _reset(self) -> None:
         self.results: dict[int, _Result] = {}  # of this fit, by epoch
         self.seconds = 0.0  # wall time of this fit's measurements
-        self.applied: float | None = None  # the peak lr that was found; None if the run trains with the configured one
-        self.applied_base: float | None = None  # the lower bound that was found for the run's cyclical schedule
+        self.applied_lr: float | None = None  # the peak lr that was found; None: the run trains with the configured one
+        self.applied_base_lr: float | None = None  # the lower bound that was found for the run's cyclical schedule
         self._reference = 1.0
-        self._factor: float | None = 1.0  # the run's highest lr, by the module's schedulers, over the configured lr
+        self._scheduler_factor: float | None = 1.0  # the highest lr of the module's schedulers, over the configured lr
         self._resumed = False
 
     @property
@@ -156,26 +156,26 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
             if callable(check := getattr(callback, "check_fit", None)):  # LRSchedule's: refuse before measuring
                 check(trainer, pl_module)
         self._resumed = is_resuming(trainer)
-        self._reference = reference = set_lr.configured_lr(trainer, pl_module, self.attribute)
+        self._reference = reference = found_lr.configured_lr(trainer, pl_module, self.attribute)
         if not self._is_due(trainer):
             return
         found = self._measure(trainer, pl_module, reference, self.artifact)
         if not self.apply or found.suggestion is None:
             return
         lr, base_lr = found.suggestion, None
-        if set_lr.is_cyclical(trainer) and found.base_lr is not None and found.max_lr is not None:
-            lr, base_lr = found.max_lr, found.base_lr
+        if found_lr.is_cyclical(trainer) and found.cycle_base_lr is not None and found.cycle_max_lr is not None:
+            lr, base_lr = found.cycle_max_lr, found.cycle_base_lr
         run = found.run if isinstance(found, RangeTest) else None
         per_epoch = run.steps / run.epochs if run is not None and run.epochs else None
-        factor = 1.0 if self._factor is None else self._factor
-        decay = set_lr.decay_message(trainer.optimizers[0], reference * factor, lr, per_epoch)
-        set_lr.set_peak(trainer, pl_module, lr / factor, base_lr, self.attribute)
-        self.applied, self.applied_base = lr, base_lr
+        factor = 1.0 if self._scheduler_factor is None else self._scheduler_factor
+        decay = found_lr.decay_message(trainer.optimizers[0], reference * factor, lr, per_epoch)
+        found_lr.set_peak(trainer, pl_module, lr / factor, base_lr, self.attribute)
+        self.applied_lr, self.applied_base_lr = lr, base_lr
         bounds = "" if base_lr is None else f" and a base lr of {base_lr:.3g}"
         if factor != 1.0:
             bounds += f" ({lr / factor:.3g}, which the module's lr_scheduler multiplies by {factor:.3g})"
         text = f"{name}: training with a peak lr of {lr:.3g}{bounds}, instead of {reference * factor:.3g}.{decay}"
-        if self._factor is None:
+        if self._scheduler_factor is None:
             schedulers = " and ".join(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)
             rank_zero_warn(
                 f"{text} {schedulers} may change this lr, and the finder cannot tell by what factor. Use LRSchedule "
@@ -204,24 +204,25 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the found lr where no checkpoint holds it: in the module and the default for later param groups."""
         if any(callback.peak_on_resume == "module" for callback in callbacks_of(trainer, LRSchedule)):
-            self.applied = self.applied if not self._resumed else None
-        if self._resumed and self.applied is not None:
-            lr = self.applied / (self._factor or 1.0)
-            set_lr.set_default_lr(trainer.optimizers[0], self._reference, lr)
-            set_lr.set_module_lr(pl_module, lr, self.attribute)
-            rank_zero_info(f"{type(self).__name__}: the resumed run keeps the lr that was found, {self.applied:.3g}.")
+            self.applied_lr = self.applied_lr if not self._resumed else None
+        if self._resumed and self.applied_lr is not None:
+            lr = self.applied_lr / (self._scheduler_factor or 1.0)
+            found_lr.set_default_lr(trainer.optimizers[0], self._reference, lr)
+            found_lr.set_module_lr(pl_module, lr, self.attribute)
+            name = type(self).__name__
+            rank_zero_info(f"{name}: the resumed run keeps the lr that was found, {self.applied_lr:.3g}.")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the points of every measurement as plain values, and the lr that was applied."""
         results = [found.state() for found in self.results.values()]
-        applied = {"applied": self.applied, "applied_base": self.applied_base, "factor": self._factor}
+        applied = {"applied": self.applied_lr, "applied_base": self.applied_base_lr, "factor": self._scheduler_factor}
         return {"results": results, **applied}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.results = {found.epoch: found for found in map(self.kind.from_state, state_dict["results"])}
-        self.applied, self.applied_base = state_dict["applied"], state_dict["applied_base"]
-        self._factor = state_dict.get("factor", 1.0)
+        self.applied_lr, self.applied_base_lr = state_dict["applied"], state_dict["applied_base"]
+        self._scheduler_factor = state_dict.get("factor", 1.0)
 
     def _measure(self, trainer: Trainer, module: LightningModule, reference: float, name: str) -> _Result:
         """Measure, report the result in one line, and give every logger its figure and points under a name."""
@@ -268,7 +269,7 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
         self, trainer: Trainer, module: LightningModule, reference: float, work: str, total: int, unit: str
     ) -> Iterator[Instruments]:
         """Prepare a measurement, and undo everything at its end."""
-        ratios, accumulate = set_lr.lr_ratios(trainer, reference), accumulation(trainer)[0](trainer.current_epoch)
+        ratios, accumulate = found_lr.lr_ratios(trainer, reference), accumulation(trainer)[0](trainer.current_epoch)
         drawn = self.progress and trainer.is_global_zero and trainer.progress_bar_callback is not None
         say = self.say if trainer.is_global_zero else None
         with (
@@ -279,7 +280,7 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
                 with dry_run.with_loaders():
                     for callback in callbacks_of(trainer, LRSchedule):
                         callback.planned_driver(trainer, module)  # refuses what does not fit the run
-                    self._factor = set_lr.scheduler_factor(trainer, reference)
+                    self._scheduler_factor = found_lr.scheduler_factor(trainer, reference)
             validation = None
             if self.metric != "loss":
                 validation = Validation(dry_run, self.metric, batches=self.val_batches, monitor=self.monitor)

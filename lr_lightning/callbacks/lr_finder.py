@@ -26,9 +26,9 @@ from lr_lightning._lightning import (
 )
 from lr_lightning._loggers import for_each_logger
 from lr_lightning.callbacks.base_finder import BaseLRFinder, Instruments, Metric
+from lr_lightning.callbacks.found_lr import configured_lr
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.optimizer_driver import OptimizerDriver
-from lr_lightning.callbacks.set_lr import configured_lr
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.curve import DivergenceStop
 from lr_lightning.lr_finder.dry_run import DryRun
@@ -184,17 +184,17 @@ class LRFinder(BaseLRFinder[RangeTest]):
         """Restore the found lr where no checkpoint holds it; say what it becomes if the schedule is another one now."""
         super().on_train_start(trainer, pl_module)
         found, schedule = self.result, next(iter(callbacks_of(trainer, LRSchedule)), None)
-        if trainer.ckpt_path is None or self.applied is None or found is None or found.run is None or schedule is None:
+        if not self._resumed or self.applied_lr is None or found is None or found.run is None or schedule is None:
             return
         driver, clock = schedule.planned_driver(trainer, pl_module)
         if clock.total is None:
             return
         run = PlannedRun.of(driver.schedule, clock)
-        lr = found.run.equivalent_lr(self.applied, run)
-        if abs(math.log(lr / self.applied)) > _ANOTHER_SCHEDULE:
+        lr = found.run.equivalent_lr(self.applied_lr, run)
+        if abs(math.log(lr / self.applied_lr)) > _ANOTHER_SCHEDULE:
             rank_zero_info(
-                f"{type(self).__name__}: the lr of {self.applied:.3g} was found for {found.run.describe()}. For "
-                f"{run.describe()} it becomes {lr:.2g}; the resumed run keeps {self.applied:.3g}."
+                f"{type(self).__name__}: the lr of {self.applied_lr:.3g} was found for {found.run.describe()}. For "
+                f"{run.describe()} it becomes {lr:.2g}; the resumed run keeps {self.applied_lr:.3g}."
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,7 +202,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         if self.at_epochs is not None and trainer.current_epoch in self.at_epochs:
             reference, step = configured_lr(trainer, pl_module, self.attribute), trainer.global_step
             result = self._measure(trainer, pl_module, reference, f"range_test/epoch_{trainer.current_epoch}")
-            values = {"lr": result.suggestion, "base_lr": result.base_lr, "max_lr": result.max_lr}
+            values = {"lr": result.suggestion, "base_lr": result.cycle_base_lr, "max_lr": result.cycle_max_lr}
             found = {f"lr_finder/{name}": value for name, value in values.items() if value is not None}
             if found:
                 for_each_logger(trainer, "what LRFinder found", lambda logger: logger.log_metrics(found, step=step))

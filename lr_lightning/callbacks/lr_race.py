@@ -36,7 +36,7 @@ from lr_lightning._lightning import (
     rank_zero_info,
     rank_zero_warn,
 )
-from lr_lightning.callbacks import set_lr
+from lr_lightning.callbacks import found_lr
 from lr_lightning.callbacks.base_finder import Instruments, Metric
 from lr_lightning.callbacks.cooldown_preview import RunningAverage
 from lr_lightning.callbacks.lr_finder import LRFinder, NoRun, planned_run
@@ -224,7 +224,7 @@ class LRRace(LRFinder):
         dry_run, validation, bar = instruments
         module, losses, final = dry_run.module, [], math.nan
         with dry_run.undo():
-            set_lr.set_peak(dry_run.trainer, module, lr, None, self.attribute)
+            found_lr.set_peak(dry_run.trainer, module, lr, None, self.attribute)
             with dry_run.run(), _recorded(dry_run, last) as trunk:
                 average = RunningAverage(module.named_parameters())
                 for step in range(length):
@@ -253,9 +253,9 @@ class LRRace(LRFinder):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Race and apply; of the trainings, only the one that the run goes on from is still needed."""
         super().on_fit_start(trainer, pl_module)
-        trunk = None if self.applied is None else self._trunks.get(self.applied)
+        trunk = None if self.applied_lr is None else self._trunks.get(self.applied_lr)
         steps = {tuple(micro.batch for micro in trunk.micros) for trunk in self._trunks.values()}
-        if self.keep and not self._resumed and self.applied is not None:
+        if self.keep and not self._resumed and self.applied_lr is not None:
             why = "the lr is not that of one of the longest trainings"
             if trunk is None and self._continued:
                 why = "the trainings of a race that was interrupted are not kept"

@@ -115,8 +115,8 @@ class Reading:
         abstention: Why there is no suggestion; None if there is one.
         interval: Where a fresh range test (other weights, other batches) is expected to put its suggestion in nine of
             ten cases. It says nothing about how good the suggestion is.
-        base_lr: Lower bound of a cyclical schedule: where the loss starts to fall, at most a third of ``max_lr``.
-        max_lr: Upper bound of a cyclical schedule: half the learning rate at the edge.
+        cycle_base_lr: Lower bound of a cyclical schedule: where the loss starts to fall, at most a third of the upper.
+        cycle_max_lr: Upper bound of a cyclical schedule: half the learning rate at the edge.
         smoothed: The mean curve, capped and smoothed, in the units of the input, as long as the shortest run.
         rules: What other rules say about the same sweep, or None: ``steepest`` (the steepest fall of ``smoothed`` on a
             logarithmic axis), ``valley`` and ``minimum/10`` (fastai's, of the first run; for losses only) and ``smith``
@@ -128,8 +128,8 @@ class Reading:
     suggestion: float | None
     abstention: Abstention | None
     interval: tuple[float, float] | None
-    base_lr: float | None
-    max_lr: float | None
+    cycle_base_lr: float | None
+    cycle_max_lr: float | None
     smoothed: Floats
     rules: dict[str, float | None]
     capped: Floats = field(default_factory=lambda: np.empty(0))
@@ -354,8 +354,8 @@ def read_curve(
         silent,
         suggestion=suggestion,
         interval=(suggestion * math.exp(-half), suggestion * math.exp(half)),
-        base_lr=min(float(grid[_passed(smoothed, lowest, 0.1)]), max_lr / 3),
-        max_lr=max_lr,
+        cycle_base_lr=min(float(grid[_passed(smoothed, lowest, 0.1)]), max_lr / 3),
+        cycle_max_lr=max_lr,
     )
 
 

@@ -156,14 +156,14 @@ class RangeTest(_Result):
         return self._answer.interval
 
     @property
-    def base_lr(self) -> float | None:
+    def cycle_base_lr(self) -> float | None:
         """The lower bound of a cyclical schedule (Smith 2017)."""
-        return self.reading.base_lr
+        return self.reading.cycle_base_lr
 
     @property
-    def max_lr(self) -> float | None:
+    def cycle_max_lr(self) -> float | None:
         """The upper bound of a cyclical schedule (Smith 2017)."""
-        return self.reading.max_lr
+        return self.reading.cycle_max_lr
 
     @property
     def rules(self) -> dict[str, float | None]:
@@ -217,8 +217,8 @@ class RangeTest(_Result):
             if not self._answer.learned:
                 length = self.trials[-1].num_steps
                 parts.append(f"no trial of {length} steps learned, so this is a guess, below where the loss rises")
-        elif self.base_lr is not None and self.max_lr is not None:
-            parts.append(f"for a cyclical schedule base_lr = {self.base_lr:.3g}, max_lr = {self.max_lr:.3g}")
+        elif (base := self.cycle_base_lr) is not None and (top := self.cycle_max_lr) is not None:
+            parts.append(f"for a cyclical schedule base_lr = {base:.3g}, max_lr = {top:.3g}")
         return parts
 
     def to_csv(self) -> str:
@@ -246,8 +246,8 @@ class RangeTest(_Result):
             axes.set_xscale("log")
         axes.set_xlim(self.grid[0], self.grid[-1])
         self._limit_losses(axes)
-        if self.base_lr is not None and self.max_lr is not None:
-            for value, name, line in ((self.base_lr, "base_lr", ":"), (self.max_lr, "max_lr", "--")):
+        if self.cycle_base_lr is not None and self.cycle_max_lr is not None:
+            for value, name, line in ((self.cycle_base_lr, "base_lr", ":"), (self.cycle_max_lr, "max_lr", "--")):
                 axes.axvline(value, color=GREEN, linestyle=line, linewidth=1.5, label=f"{name} {value:.3g}")
         mark_lr(axes, self.suggestion, self.interval, "suggestion")
         for trials, shape in zip(self.trials, ("s:", "D-"), strict=False):
@@ -382,12 +382,12 @@ class GridTest(_Result):
         return abs(self.losses[index] - self.losses[best]) <= 2 * self.errors[best]
 
     @property
-    def base_lr(self) -> float | None:
+    def cycle_base_lr(self) -> float | None:
         """The lower bound of a cyclical schedule: a quarter of the upper one (Smith 2017, section 3.3)."""
-        return None if self.max_lr is None else self.max_lr / 4
+        return None if self.cycle_max_lr is None else self.cycle_max_lr / 4
 
     @property
-    def max_lr(self) -> float | None:
+    def cycle_max_lr(self) -> float | None:
         """The upper bound of a cyclical schedule: the highest learning rate that is as good as the best."""
         return None if self.interval is None else self.interval[1]
 

@@ -34,7 +34,7 @@ from lr_lightning.reports.plots import Plot, Styles, Trace, make_plots, save_png
 from lr_lightning.reports.run_metrics import AXES, RunResult, find_metric, group_name
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
-from lr_lightning.tracking.keys import JOB_TAG
+from lr_lightning.tracking.keys import JOB_TAG, LR_EFFECTS_TAG
 from lr_lightning.tracking.query import BadFilter, Run, experiments, read_curves, read_runs
 from lr_lightning.tracking.ui import REPORT_NAME, chart_link, run_page
 
@@ -203,9 +203,8 @@ def _select_runs(request: ReportRequest, chosen: Mapping[str, str]) -> tuple[lis
     for run in found:
         if run.job != "train":
             excluded.append((run, f"a run of the job {run.job!r}, not a training"))
-        elif "study" in run.tags and not request.filter_string:  # its learning rates are bad on purpose
-            study = run.tags["study"]
-            excluded.append((run, f"It belongs to study {study!r}. Studies are included only with --filter."))
+        elif LR_EFFECTS_TAG in run.tags and not request.filter_string:  # its learning rates are bad on purpose
+            excluded.append((run, "a run of experiment=lr_effects. Such runs are included only with --filter"))
         else:
             runs.append(run)
     if runs:

@@ -22,6 +22,8 @@ JOB_TAG = "job"
 """Tag that says what a run did, such as ``train``, ``find_lr`` or ``compare``. A run without the tag trained."""
 LOG_LR = "summary/log10_peak_lr"
 """Metric of the highest learning rate of a run, found or given: the x axis of charts of a sweep."""
+LR_EFFECTS_TAG = "study"
+"""Tag of the runs of ``experiment=lr_effects``."""
 RUN_KEY_TAG = "lr_lightning.run_key"
 """Tag of a run, in its local log and in the store, that links the two: the ``key`` of its ``UploadState``."""
 

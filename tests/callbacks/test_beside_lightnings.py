@@ -194,7 +194,7 @@ def test_a_finder_sets_the_peak(
         if lightning == "ThroughputMonitor" and lightning_version.startswith("2.5."):
             pytest.skip("its clock grows fivefold in each epoch there, until no step can be told from the last")
     found = ran(tmp_path, lightning, finder, first=first, epochs=epochs)
-    assert finder.applied == FOUND
+    assert finder.applied_lr == FOUND
     expected = [FOUND] * len(found.lrs)
     if lightning == "StochasticWeightAveraging":
         expected[8:] = [0.01] * (len(expected) - 8)

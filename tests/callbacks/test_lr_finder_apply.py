@@ -309,7 +309,7 @@ def test_nothing_is_applied_unasked(tmp_path: Path, where: dict[str, Any]) -> No
     finder = LRFinder(num_steps=10, **where)
     trainer(tmp_path, [finder, lrs], logger, max_epochs=3).fit(module, loader())
     close(lrs, train(tmp_path, Net(make=SCHEDULERS["cosine"]), finder=False))
-    assert (module.lr, module.hparams["lr"], finder.applied) == (CONFIGURED, CONFIGURED, None)
+    assert (module.lr, module.hparams["lr"], finder.applied_lr) == (CONFIGURED, CONFIGURED, None)
     assert not [given for given in logger.given if "lr_finder.lr" in given]
     expected = [("lr_finder/lr", step, FOUND) for step in (0, 6)] if where != {"apply": False} else []
     assert [row for row in logger.rows if row[0] == "lr_finder/lr"] == expected
@@ -387,11 +387,11 @@ def test_a_resumed_finder_has_its_results(tmp_path: Path) -> None:
     run.save_checkpoint(tmp_path / "a.ckpt")
     trainer(tmp_path, [second], max_epochs=2).fit(Net(), loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert second.result == first.result
-    assert second.applied == FOUND
+    assert second.applied_lr == FOUND
     third = LRFinder(num_steps=10)
     trainer(tmp_path, [third], max_epochs=1).fit(Net(), loader())
     third.setup(run, Net(), "fit")
-    assert (third.result, third.applied) == (None, None)
+    assert (third.result, third.applied_lr) == (None, None)
 
 
 def test_a_finder_for_the_start_and_one_for_later(tmp_path: Path) -> None:

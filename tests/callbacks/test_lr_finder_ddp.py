@@ -36,7 +36,7 @@ class Leaves(Callback):
             "lrs": self.lrs.used,
             "losses": pl_module.losses,
             "result": None if result is None else result.state(),
-            "applied": None if self.finder is None else self.finder.applied,
+            "applied": None if self.finder is None else self.finder.applied_lr,
             "points": [
                 (point.val_loss, point.val_size, point.probe_loss, point.probe_size)
                 for callback in trainer.callbacks

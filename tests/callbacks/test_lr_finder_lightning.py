@@ -81,7 +81,7 @@ def test_modes_and_optimizers(tmp_path: Path, optimizer: str, mode: Any) -> None
     trainer(tmp_path, finder, max_epochs=2).fit(module)
     assert finder.result.lrs[0] == 1e-5
     assert all(a < b for a, b in zip(finder.result.lrs, finder.result.lrs[1:], strict=False))
-    assert finder.applied is None or finder.applied == module.lr
+    assert finder.applied_lr is None or finder.applied_lr == module.lr
 
 
 def test_datamodule(tmp_path: Path, suggests: float) -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, lr_scheduler
 
 from lr_lightning import LRFinder, LRSchedule
-from lr_lightning.callbacks.set_lr import decay_message
+from lr_lightning.callbacks.found_lr import decay_message
 from lr_lightning.errors import ArgumentError
 from lr_lightning.lr_finder.planned_run import trial_steps
 from lr_lightning.lr_finder.results import RangeTest

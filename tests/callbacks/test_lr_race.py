@@ -167,7 +167,7 @@ def test_a_kept_race_of_another_run_is_not_used(tmp_path: Path, other: str) -> N
 
 def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert race(tmp_path, folder=tmp_path / "file")[0].applied is not None
+    assert race(tmp_path, folder=tmp_path / "file")[0].applied_lr is not None
 
 
 def test_a_resumed_run_keeps_the_lr_and_does_not_race_again(tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_a_resumed_run_keeps_the_lr_and_does_not_race_again(tmp_path: Path) -> N
     run = trainer(tmp_path, [again, LRSchedule(Cosine())], max_steps=STEPS + 5, max_epochs=-1)
     run.fit(module, loader(), loader(20), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert len(module.calls()) == 5
-    assert (again.applied, again.result) == (found.applied, found.result)
-    assert module.lr == found.applied
+    assert (again.applied_lr, again.result) == (found.applied_lr, found.result)
+    assert module.lr == found.applied_lr
 
 
 @pytest.mark.parametrize(

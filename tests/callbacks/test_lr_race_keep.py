@@ -73,8 +73,8 @@ def compare(
     found = LRRace(budget=BUDGET, metric=metric, keep=True)
     run = {"callbacks": lambda: [LRSchedule(schedule), *others()], "data": data, "max_epochs": -1, "max_steps": STEPS}
     kept = fit(tmp_path, found, make=make, **run, **options)
-    assert found.applied is not None
-    whole = fit(tmp_path, None, make=partial(make, lr=found.applied), **run, **options)
+    assert found.applied_lr is not None
+    whole = fit(tmp_path, None, make=partial(make, lr=found.applied_lr), **run, **options)
     # a schedule's state holds the lr that was configured, and a checkpoint's path is another one
     return found, [key for key in differences(whole, kept) if key not in ("files", "others")]
 
@@ -101,7 +101,7 @@ def test_schedules_that_begin_with_a_plateau(schedule: Schedule, tmp_path: Path)
     found, differing = compare(tmp_path, schedule, lambda lr=0.1: Nasty(lr=lr, log=False))
     assert differing == []
     assert found.kept == 5  # of the first epoch: the module's on_train_epoch_start does something at the next
-    assert found.applied in found.result.trials[-1].lrs
+    assert found.applied_lr in found.result.trials[-1].lrs
 
 
 def test_recorders_and_checkpoints_get_what_they_would_have(tmp_path: Path) -> None:
@@ -439,8 +439,8 @@ class Ends(Callback):
 
 def stopped_at_6(tmp_path: Path, run: Any, found: LRRace, net: Net) -> bool:
     """Return whether a run under a constant lr is the one that had its lr from the start and ended after 6 steps."""
-    assert found.applied is not None
-    whole = Net(found.applied)
+    assert found.applied_lr is not None
+    whole = Net(found.applied_lr)
     whole.load_state_dict(torch.load(tmp_path / "start.pt"))
     torch.manual_seed(3)
     trainer(tmp_path, [LRSchedule(Constant())], max_steps=6, max_epochs=-1).fit(whole, loader(), loader(20))

@@ -52,11 +52,11 @@ def test_all_fields_fit_together() -> None:
     found = read_curve(lrs, [sweep(lrs).tolist()])
     assert found.suggestion is not None
     assert found.interval is not None
-    assert found.base_lr is not None
-    assert found.max_lr is not None
+    assert found.cycle_base_lr is not None
+    assert found.cycle_max_lr is not None
     assert found.interval[0] < found.suggestion < found.interval[1]
-    assert lrs[0] <= found.base_lr <= found.max_lr / 3
-    assert found.base_lr < found.suggestion < found.max_lr <= lrs[-1] / 2
+    assert lrs[0] <= found.cycle_base_lr <= found.cycle_max_lr / 3
+    assert found.cycle_base_lr < found.suggestion < found.cycle_max_lr <= lrs[-1] / 2
     assert found.smoothed.shape == (100,)
     assert set(found.rules) == set(RULES)
     assert all(lr is not None and lrs[0] / 10 <= lr <= lrs[-1] for lr in found.rules.values())
@@ -111,7 +111,7 @@ def test_a_curve_that_falls_until_it_blows_up_has_its_edge_there() -> None:
     falling = sweep(lrs, edge=100.0)
     found = read_curve(lrs, [[*falling[:80].tolist(), math.inf]])
     # step 79 is the last with a finite value, which shows the update with the lr of step 78
-    assert found.max_lr == pytest.approx(lrs[78] / 2)
+    assert found.cycle_max_lr == pytest.approx(lrs[78] / 2)
     one_step = (lrs[1] / lrs[0]) ** 0.4  # smoothing may move the middle of the fall by one
     assert found.suggestion == pytest.approx(by_hand(lrs, sweep(lrs, edge=100.0, noise=0.0), 79), rel=one_step - 1)
 
@@ -122,7 +122,7 @@ def test_the_edge_is_where_a_fifth_of_the_fall_is_lost() -> None:
     values = 2.3 - np.clip((x + 5) * 2 / 3, 0, 2) + np.maximum(x + 2, 0) * 2 / 3  # 2.0 down in 3 decades, then up again
     found = read_curve(lrs, [values.tolist()])
     edge = 10 ** (-2 + 3 / 5)  # a fifth of three decades above the lowest
-    assert found.max_lr == pytest.approx(edge / 2, rel=0.25)
+    assert found.cycle_max_lr == pytest.approx(edge / 2, rel=0.25)
     assert found.suggestion == pytest.approx((edge / 2) ** 0.6 * (10**-3.5 / 2) ** 0.4, rel=0.25)
 
 
@@ -133,7 +133,7 @@ def test_an_earlier_fall_before_the_same_edge_lowers_the_suggestion_by_two_fifth
     early, late = (read_curve(lrs, [(2.3 - 2 / (1 + (at / x) ** 2) + blown_up).tolist()]) for at in (1e-4, 1e-2))
     assert early.suggestion is not None
     assert late.suggestion is not None
-    assert early.max_lr == pytest.approx(late.max_lr, rel=0.2)
+    assert early.cycle_max_lr == pytest.approx(late.cycle_max_lr, rel=0.2)
     assert late.suggestion / early.suggestion == pytest.approx(100**0.4, rel=0.15)
 
 
@@ -154,8 +154,8 @@ def test_after_a_sustained_rise_nothing_counts() -> None:
     values[over : over + 5] += 1.6
     values[-10:] -= 0.4
     found = read_curve(lrs, [values.tolist()])
-    assert found.max_lr is not None
-    assert found.max_lr < 0.1
+    assert found.cycle_max_lr is not None
+    assert found.cycle_max_lr < 0.1
 
 
 def test_one_outlier_is_no_sustained_rise() -> None:
@@ -201,8 +201,8 @@ def test_the_interval_depends_on_the_seed_alone() -> None:
 def assert_silent(found: Reading, cause: Cause, reason: str, advice: str) -> None:
     assert found.suggestion is None
     assert found.interval is None
-    assert found.base_lr is None
-    assert found.max_lr is None
+    assert found.cycle_base_lr is None
+    assert found.cycle_max_lr is None
     assert found.abstention is not None
     assert found.abstention.cause is cause
     assert reason in found.abstention.reason
@@ -330,8 +330,8 @@ def test_a_shift_or_a_positive_factor_changes_nothing(
     after = read_curve(lrs, [(scale * values + shift).tolist()])
     assert before.abstention == after.abstention
     assert before.suggestion == (None if after.suggestion is None else pytest.approx(after.suggestion))
-    assert before.max_lr == (None if after.max_lr is None else pytest.approx(after.max_lr))
-    assert before.base_lr == (None if after.base_lr is None else pytest.approx(after.base_lr))
+    assert before.cycle_max_lr == (None if after.cycle_max_lr is None else pytest.approx(after.cycle_max_lr))
+    assert before.cycle_base_lr == (None if after.cycle_base_lr is None else pytest.approx(after.cycle_base_lr))
     assert np.allclose(scale * before.smoothed + shift, after.smoothed, atol=1e-6 * scale + 1e-9)
     assert stop_index((scale * values + shift).tolist()) == stop_index(values.tolist())
 
@@ -343,9 +343,9 @@ def test_any_finite_curve_gets_an_answer_or_a_reason(values: list[float]) -> Non
     assert (found.suggestion is None) == (found.abstention is not None)
     if found.suggestion is not None:
         assert found.interval is not None
-        assert found.max_lr is not None
+        assert found.cycle_max_lr is not None
         assert 0 < found.interval[0] <= found.suggestion <= found.interval[1]
-        assert found.suggestion <= found.max_lr * (1 + 1e-12)
+        assert found.suggestion <= found.cycle_max_lr * (1 + 1e-12)
 
 
 # ------------------------------------------------------------------------------------------------ the end of a sweep

@@ -235,11 +235,11 @@ def test_a_store_without_an_experiment_asks_for_a_training(store: Store, compari
     assert caught.value.option == ""
 
 
-def test_a_study_is_left_out_and_a_filter_lets_it_in(runs: Runs, comparison: Compare) -> None:
+def test_runs_of_lr_effects_are_left_out_and_a_filter_lets_them_in(runs: Runs, comparison: Compare) -> None:
     runs.train("cosine", 0, 0.9)
     runs.train("cosine", 1, 0.9, tags={"study": "lr"})
     done = comparison(log_run=False)
-    assert "It belongs to study &#39;lr&#39;. Studies are included only with --filter." in page(done)
+    assert "a run of experiment=lr_effects. Such runs are included only with --filter" in page(done)
     assert len(csv_rows(done)) == 1
     assert len(csv_rows(comparison(log_run=False, filter_string="tags.study = 'lr'"))) == 1
 

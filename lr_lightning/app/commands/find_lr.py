@@ -51,7 +51,7 @@ def run_finder(config: Config, overrides: list[str]) -> RunOutcome:
         if not finder.results:
             raise ConfigError("trainer.kwargs.fast_dev_run: a development run does not search. Leave it out.")
         found = finder.results[0]
-        lrs = {"suggested_lr": found.suggestion, "base_lr": found.base_lr, "max_lr": found.max_lr}
+        lrs = {"suggested_lr": found.suggestion, "base_lr": found.cycle_base_lr, "max_lr": found.cycle_max_lr}
         return RunOutcome({name: lr for name, lr in lrs.items() if lr is not None})
 
     outcome = run.record(work)
@@ -77,8 +77,9 @@ def _next_commands(found: RangeTest | GridTest, overrides: list[str]) -> list[tu
         commands.append(("train with it", python_command(train, *own, f"optimizer.lr={found.suggestion:.3g}")))
     elif isinstance(found, RangeTest):  # a grid needs no rule to read a curve
         commands.append(("try each learning rate of a grid", python_command(script, *own, "finder=lr_grid")))
-    if found.base_lr is not None and found.max_lr is not None:
-        bounds = ["schedule=triangular", f"schedule.base_lr={found.base_lr:.3g}", f"schedule.max_lr={found.max_lr:.3g}"]
+    low, high = found.cycle_base_lr, found.cycle_max_lr
+    if low is not None and high is not None:
+        bounds = ["schedule=triangular", f"schedule.base_lr={low:.3g}", f"schedule.max_lr={high:.3g}"]
         others = [word for word in own if not word.lstrip("+").startswith("schedule")]
         commands.append(("in cycles", python_command(train, *others, *bounds)))
     return commands
@@ -103,8 +104,8 @@ def _print_found(found: RangeTest | GridTest, title: str) -> None:
             "suggestion": found.suggestion,
             **({"suggestion, if the lr is constant": found.if_constant} if found.if_constant else {}),
             **({"from the range test alone": found.reading.suggestion} if found.trials else {}),
-            "base_lr, for a cyclical schedule": found.base_lr,
-            "max_lr, for a cyclical schedule": found.max_lr,
+            "base_lr, for a cyclical schedule": found.cycle_base_lr,
+            "max_lr, for a cyclical schedule": found.cycle_max_lr,
             **{f"for comparison: {name}": lr for name, lr in found.rules.items()},
         }
         plausible = "" if found.interval is None else f"{found.interval[0]:.2g} to {found.interval[1]:.2g}"

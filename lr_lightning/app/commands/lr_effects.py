@@ -25,6 +25,7 @@ from lr_lightning.diagnosis import Label
 from lr_lightning.diagnosis.lr_claims import Claim, Finding, GridRun, Row, claims, matched_gap, matched_level, table
 from lr_lightning.errors import Diverged
 from lr_lightning.tracking.files import write_atomically
+from lr_lightning.tracking.keys import LR_EFFECTS_TAG
 
 __all__ = ["results_as_text", "run_grid", "train_one"]
 
@@ -63,7 +64,7 @@ def run_grid(config: Config) -> list[GridRun]:
     began = time.monotonic()
     folder = make_output_root(config.output_root) / name
     for number, (lr, seed) in enumerate(grid, 1):
-        trial = train_one(config, lr, seed, {"study": "lr_effects", "sweep": name, "trial": str(number - 1)})
+        trial = train_one(config, lr, seed, {LR_EFFECTS_TAG: "lr_effects", "sweep": name, "trial": str(number - 1)})
         folder.mkdir(exist_ok=True)  # only after a first run: bad input leaves no folder
         trials.append(trial)
         kept = [f.name for f in fields(GridRun) if f.name not in ("label", "curve")]

@@ -153,7 +153,7 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
     if outcome.predictions is not None and config.callbacks.class_accuracy:
         console.print(_class_table(outcome.predictions))
     if outcome.found_for is not None:
-        console.print(f"peak lr {outcome.found_lr:.3g}, found for {outcome.found_for}", soft_wrap=True)
+        console.print(f"peak lr {outcome.applied_lr:.3g}, found for {outcome.found_for}", soft_wrap=True)
     console.print(f"MLflow run {run_id}" if run_id else "not in MLflow", f"output {folder}", sep=", ", soft_wrap=True)
     epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
     by_steps = steps > 0 and (epochs < 0 or summary.get("steps", 0.0) >= steps)  # the limit that ended the run
@@ -203,7 +203,7 @@ def outcome_line(outcome: RunOutcome) -> str:
         "best_val_loss": "best val/loss {:.4g}",
         "seconds": "{:.3g} s",
     }
-    parts = [f"lr {outcome.found_lr:.3g}"] if outcome.found_lr is not None else []
+    parts = [f"lr {outcome.applied_lr:.3g}"] if outcome.applied_lr is not None else []
     parts += [form.format(summary[key]) for key, form in forms.items() if key in summary]
     return ", ".join([*parts, *([verdict.headline] if verdict is not None else [])])
 
@@ -236,7 +236,8 @@ def _training(config: Config, outcome: RunOutcome, key: str, limit: int, resume:
         return commands  # the overrides of a multirun or a resume do not start this run
     for advice in verdict.advice:
         for change in verdict.changes(advice):
-            given = _overrides(config, change, key, limit / verdict.evidence.get("epochs", math.nan), outcome.found_lr)
+            per_epoch = limit / verdict.evidence.get("epochs", math.nan)
+            given = _overrides(config, change, key, per_epoch, outcome.applied_lr)
             if given:
                 # another schedule has other keys, and a finder would replace the learning rate
                 groups = [group for group in ("schedule", "finder") if group in given]
@@ -248,11 +249,11 @@ def _training(config: Config, outcome: RunOutcome, key: str, limit: int, resume:
 
 
 def _overrides(
-    config: Config, change: Change, key: str, per_epoch: float, found_lr: float | None = None
+    config: Config, change: Change, key: str, per_epoch: float, applied_lr: float | None = None
 ) -> dict[str, str]:
     """Return the keys and values of the run that an advice asks for; empty if a setting has no key here.
 
-    The learning rate that a finder has set, ``found_lr``, is the one that is changed, and the run needs no finder then.
+    A learning rate that a finder has set, ``applied_lr``, is the one that is changed; the new run needs no finder.
     """
     lr_key = "optimizer.lr"
     if isinstance(config.schedule, CyclicalConfig) and config.schedule.max_lr is not None:
@@ -260,8 +261,8 @@ def _overrides(
     dropout, width = config.model.kwargs.get("dropout"), config.model.kwargs.get("width")
     values: dict[str, str | None] = {}
     if change.lr is not None:
-        values[lr_key] = f"{(found_lr or config.optimizer.lr) * change.lr:.3g}"
-        if found_lr is not None:
+        values[lr_key] = f"{(applied_lr or config.optimizer.lr) * change.lr:.3g}"
+        if applied_lr is not None:
             values["finder"] = "none"
         if (
             isinstance(config.schedule, CyclicalConfig) and config.schedule.base_lr is not None

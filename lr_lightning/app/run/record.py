@@ -19,7 +19,7 @@ from rich.console import Console
 from torch.distributed import DistBackendError, DistNetworkError
 
 from lr_lightning._commands import python_command, resume_argument
-from lr_lightning._lightning import align_logging_step, callbacks_of
+from lr_lightning._lightning import align_logging_step, callbacks_of, is_resuming
 from lr_lightning._plotting import style
 from lr_lightning.app.config import PLACES_OF_DATA, Config
 from lr_lightning.app.error_messages import config_error, is_out_of_memory
@@ -37,7 +37,7 @@ from lr_lightning.callbacks.run_cost import RunCost
 from lr_lightning.diagnosis import History, Verdict
 from lr_lightning.errors import ConfigError, DataError, Diverged, Rejected, RunFailed, StoreUnavailable, TrackingError
 from lr_lightning.tracking import RunLogger, Store, environment_tags, mark_dead_runs, open_store
-from lr_lightning.tracking.keys import COLOUR_TAG, LOG_LR, flatten, hide_password
+from lr_lightning.tracking.keys import COLOUR_TAG, LOG_LR, LR_EFFECTS_TAG, flatten, hide_password
 from lr_lightning.tracking.replay import watchdog
 from lr_lightning.tracking.ui import keep_view
 from lr_lightning.training.datamodule import ImageDataModule
@@ -58,7 +58,7 @@ class RunOutcome:
     verdict: Verdict | None = None
     output_dir: Path | None = None  # None on ranks other than the first
     run_id: str | None = None  # in MLflow
-    found_lr: float | None = None  # the peak learning rate that a finder has set
+    applied_lr: float | None = None  # the peak learning rate that a finder has set
     found_for: str | None = None  # the length and the schedule that it was found for
     predictions: Predictions | None = None  # if the config asks for them
 
@@ -191,8 +191,8 @@ def open_logger(
 def sweep_record(config: Config, folder: Path, sweep: str, job: str) -> Iterator[RunLogger]:
     """Open the record of a sweep itself, which holds its table. It is closed at the end, with its true status."""
     container = _public(config)
-    study = {"study": job} if job == "lr_effects" else {}
-    tags = _tags(container, job) | study | config.tracking.tags | {"sweep": sweep}
+    group = {LR_EFFECTS_TAG: job} if job == "lr_effects" else {}
+    tags = _tags(container, job) | group | config.tracking.tags | {"sweep": sweep}
     with _disk_errors_as_input(folder):
         name = f"{job} {config.model.name} {config.data.name}"
         logger = _started_logger(config.tracking, folder, name, tags, resume=False)
@@ -304,11 +304,11 @@ class FoundLR(Callback):
         """Log the learning rate; print it unless the run is resumed."""
         if not is_rank_zero():
             return
-        node, finder, resumed = self.config, self.finder, trainer.ckpt_path is not None
-        lr = node.optimizer.lr if finder.applied is None else finder.applied
+        node, finder, resumed = self.config, self.finder, is_resuming(trainer)
+        lr = node.optimizer.lr if finder.applied_lr is None else finder.applied_lr
         lrs = dict.fromkeys(node.keys_set_by_finder() - {"schedule.base_lr"}, lr)
-        if finder.applied_base is not None:
-            lrs["schedule.base_lr"] = finder.applied_base
+        if finder.applied_base_lr is not None:
+            lrs["schedule.base_lr"] = finder.applied_base_lr
         for logger in (logger for logger in trainer.loggers if isinstance(logger, RunLogger)):
             logger.log_hyperparams(lrs)
             if not resumed:
@@ -323,7 +323,7 @@ class FoundLR(Callback):
         console = Console(soft_wrap=True, highlight=False, markup=False)
         console.print(f"{node.finder.name}: {found.describe().removesuffix('.')}")
         if finder.apply:
-            how = "found" if finder.applied is not None else "as configured"
+            how = "found" if finder.applied_lr is not None else "as configured"
             console.print(f"training with a peak lr of {lr:.4g} ({how})")
 
 

@@ -96,7 +96,7 @@ def train(
 
     run = open_run(config, data, module, callbacks, start=start, scaling=scaling, report=report)
     outcome = run.record(lambda: _fit_and_evaluate(config, run.trainer, module, data, start))
-    outcome = _with_found_lr(outcome, finder)
+    outcome = _with_applied_lr(outcome, finder)
     if run.folder and report:
         print_outcome(config, run.folder, outcome, idle=start is not None and not record.stepped(run.trainer))
     return outcome
@@ -399,9 +399,9 @@ def _predict(
     return replace(outcome, summary=outcome.summary | accuracies, predictions=found)
 
 
-def _with_found_lr(outcome: RunOutcome, finder: BaseLRFinder[Any] | None) -> RunOutcome:
+def _with_applied_lr(outcome: RunOutcome, finder: BaseLRFinder[Any] | None) -> RunOutcome:
     """Add the learning rate that the finder has set, and the run that it was found for."""
-    if finder is None or finder.applied is None:
+    if finder is None or finder.applied_lr is None:
         return outcome
     planned = getattr(finder.result, "run", None)
-    return replace(outcome, found_lr=finder.applied, found_for=planned and planned.describe())
+    return replace(outcome, applied_lr=finder.applied_lr, found_for=planned and planned.describe())

@@ -150,7 +150,7 @@ def test_a_run_that_goes_on_from_its_race_is_the_run_of_that_lr(
 def test_multipliers_are_ratios_to_the_optimizers_rate(composed: Compose) -> None:
     config = validate(composed("finder=range_test", "experiment=smith"))
     assert config.optimizer.multipliers
-    from lr_lightning.callbacks.set_lr import configured_lr, lr_ratios
+    from lr_lightning.callbacks.found_lr import configured_lr, lr_ratios
 
     data = build.build_data(config)
     data.prepare()

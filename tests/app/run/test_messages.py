@@ -120,7 +120,7 @@ def test_the_run_of_an_advice_keeps_only_the_words_that_fit_it(
 ) -> None:
     monkeypatch.delenv("MAKELEVEL", raising=False)
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    outcome = RunOutcome({"steps": 900.0}, verdict=advising(Label.HEALTHY, advice), found_lr=found_lr)
+    outcome = RunOutcome({"steps": 900.0}, verdict=advising(Label.HEALTHY, advice), applied_lr=found_lr)
     print_outcome(configured(*words), Path("run"), outcome)
     assert proposed(capsys) == [f"try:  python train.py {line}" for line in expected]
     for line in expected:
@@ -131,9 +131,9 @@ def test_the_summary_says_for_which_run_the_lr_was_found(
     configured: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     planned = "12 epochs (1,000 steps) of cosine 1 to 0 over 1000 steps"
-    print_outcome(configured(), Path("run"), RunOutcome({"steps": 900.0}, found_lr=0.2134, found_for=planned))
+    print_outcome(configured(), Path("run"), RunOutcome({"steps": 900.0}, applied_lr=0.2134, found_for=planned))
     assert f"peak lr 0.213, found for {planned}\n" in capsys.readouterr().out
-    print_outcome(configured(), Path("run"), RunOutcome({"steps": 900.0}, found_lr=0.2134))
+    print_outcome(configured(), Path("run"), RunOutcome({"steps": 900.0}, applied_lr=0.2134))
     assert "found for" not in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
 
 from lr_lightning import LRSchedule
-from lr_lightning.callbacks.set_lr import configured_lr, is_cyclical, lr_ratios, set_module_lr, set_peak
+from lr_lightning.callbacks.found_lr import configured_lr, is_cyclical, lr_ratios, set_module_lr, set_peak
 from lr_lightning.schedules import Cosine, Triangular, Warmup
 
 
