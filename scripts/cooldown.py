@@ -23,7 +23,7 @@ def main() -> int:
     given = _arguments()
     with installed():
         from lr_lightning.app.commands.cooldown import run
-    return run(ROOT, given.run, given.over, output_root=given.outputs, store=given.root, uri=uri_of(given))
+    return run(ROOT, given.run, given.over, output_root=given.outputs, store_root=given.root, uri=uri_of(given))
 
 
 if __name__ == "__main__":

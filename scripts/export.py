@@ -43,7 +43,7 @@ def main() -> int:
         averaged=given.weights == "averaged",
         trust=given.trust,
         output_root=given.outputs,
-        store=given.root,
+        store_root=given.root,
         uri=uri_of(given),
     )
 

@@ -32,7 +32,7 @@ def main() -> int:
         top=max(1, given.top),
         trust=given.trust,
         output_root=given.outputs,
-        store=given.root,
+        store_root=given.root,
         uri=uri_of(given),
     )
 

@@ -298,11 +298,11 @@ def _extra_callbacks(extra: Mapping[str, Any]) -> Iterator[Callback]:
 
 
 def build_finder(
-    node: FinderConfig, module: LightningModule, progress: str, root: str | None = None
+    node: FinderConfig, module: LightningModule, progress: str, output_root: str | None = None
 ) -> BaseLRFinder[Any] | None:
     """Build the search for a learning rate that precedes training; None without one.
 
-    A race that is not over is kept in ``root``, because the next start of its run has another folder.
+    A race that is not over is kept in ``output_root``, because the next start of its run has another folder.
     """
     if node._target_ is None:
         return None
@@ -312,7 +312,7 @@ def build_finder(
     finder: BaseLRFinder[Any] = _build_target("finder", node, BaseLRFinder, _target_arguments("finder", node))
     finder.progress = progress in ("auto", "bar")
     if isinstance(finder, LRRace):
-        finder.folder = finder.folder or root
+        finder.folder = finder.folder or output_root
     finder.say = partial(print, flush=True) if progress in ("auto", "lines") else None
     return finder
 

@@ -88,21 +88,21 @@ def wants_tracebacks() -> bool:
     return _HYDRAS in os.environ and _OURS not in os.environ
 
 
-def prepare(root: Path) -> None:
+def prepare(checkout: Path) -> None:
     """Register the checkout's config with Hydra, and make the user's modules importable. It can be repeated."""
     if not wants_tracebacks():
         # Without the first variable Hydra would print its errors and exit; here they are translated. The second one
         # tells child processes that the first was not set by the user.
         os.environ |= {_HYDRAS: "1", _OURS: "1"}
-    OmegaConf.register_new_resolver("checkout", lambda: str(root), replace=True)
+    OmegaConf.register_new_resolver("checkout", lambda: str(checkout), replace=True)
     register()
     # A user's module=... lies in the working directory. Python has put the scripts' folder first, where a script of the
     # same name would hide it.
     here = os.getcwd()
-    sys.path[:] = [path for path in sys.path if path not in (str(root / "scripts"), here)] + [here]
+    sys.path[:] = [path for path in sys.path if path not in (str(checkout / "scripts"), here)] + [here]
 
 
-def compose_config(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+def compose_config(checkout: Path, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """Compose a config from the checkout's `conf/` and a command line's overrides, without Hydra's command line.
 
     Returns:
@@ -112,9 +112,9 @@ def compose_config(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, di
         ConfigError: The overrides cannot be composed.
     """
     try:
-        cfg = _composed(root, overrides)
+        cfg = _composed(checkout, overrides)
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
-        raise ConfigError(explain_overrides(root, overrides, e)) from e
+        raise ConfigError(explain_overrides(checkout, overrides, e)) from e
     HydraConfig.instance().set_config(cfg)  # a check looks for optimizer.lr among the overrides
     choices = {str(k): str(v) for k, v in cfg.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
     with open_dict(cfg):
@@ -122,20 +122,20 @@ def compose_config(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, di
     return cfg, choices
 
 
-def _composed(root: Path, overrides: Sequence[str]) -> DictConfig:
+def _composed(checkout: Path, overrides: Sequence[str]) -> DictConfig:
     outer = GlobalHydra.instance().hydra  # of a caller that is a Hydra app itself
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(checkout / "conf"), version_base="1.3"):
             return compose("config", list(overrides), return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer
 
 
-def load_config(root: Path, overrides: Sequence[str]) -> Config:
+def load_config(checkout: Path, overrides: Sequence[str]) -> Config:
     """Compose and check a config without Hydra's command line; a ConfigError tells what is bad."""
     try:
-        return validate(compose_config(root, overrides)[0])
+        return validate(compose_config(checkout, overrides)[0])
     except OmegaConfBaseException as e:
         raise ConfigError(explain(e)) from e
 
@@ -179,7 +179,7 @@ def _readable(word: str, *, several: bool) -> str:
     return override(key, value) if is_plain and read != value else word
 
 
-def refuse_options(root: Path, words: Sequence[str]) -> None:
+def refuse_options(checkout: Path, words: Sequence[str]) -> None:
     """Refuse options that Hydra does not have, such as ``--lr 0.1``, with the key to type."""
     for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
@@ -188,17 +188,17 @@ def refuse_options(root: Path, words: Sequence[str]) -> None:
             continue
         if not equals and following and "=" not in following and not following.startswith("-"):
             value = following
-        meant = _remedy(_composed(root, []), f"{name.strip('-').replace('-', '_')}={value or 'VALUE'}")
+        meant = _remedy(_composed(checkout, []), f"{name.strip('-').replace('-', '_')}={value or 'VALUE'}")
         raise ConfigError(f"{name}: there is no such option. {meant or 'A key is set with key=value; see `--help`.'}")
 
 
-def explain_overrides(root: Path, words: Sequence[str], error: Exception) -> str:
+def explain_overrides(checkout: Path, words: Sequence[str], error: Exception) -> str:
     """Return the message for a command line that Hydra cannot compose: for keys that do not exist, the ones to type."""
-    groups = choices_of(root)
+    groups = choices_of(checkout)
     overrides = [word for word in words if not word.startswith(("-", "~"))]
     chosen = [word.split(",")[0] for word in overrides if word.lstrip("+").partition("=")[0] in groups]
     try:
-        cfg = _composed(root, chosen)
+        cfg = _composed(checkout, chosen)
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError):
         return explain(error)
     problems = []
@@ -285,7 +285,7 @@ def validate(cfg: DictConfig) -> Config:
     _raise_for(config.problems())
     take_peak_from_schedule(config)
     if config.tracking.name == "mlflow":
-        take_places_from_environment(config, own_root=not OmegaConf.is_interpolation(cfg.tracking, "root"))
+        take_places_from_environment(config, root_given=not OmegaConf.is_interpolation(cfg.tracking, "root"))
     return config
 
 
@@ -300,12 +300,12 @@ def take_peak_from_schedule(config: Config) -> None:
         config.optimizer.lr = float(config.schedule.max_lr)
 
 
-def take_places_from_environment(config: Config, *, own_root: bool) -> None:
-    """Take store, experiment and tags from MLflow's variables if the config has none; ``own_root`` is a store too."""
+def take_places_from_environment(config: Config, *, root_given: bool) -> None:
+    """Take store, experiment and tags from MLflow's variables where the config, or a given root, names none."""
     node, key = config.tracking, "tracking.uri"
-    if node.uri is None and not own_root and (uri := os.environ.get(URI_VARIABLE)):
+    if node.uri is None and not root_given and (uri := os.environ.get(URI_VARIABLE)):
         node.uri, key = uri, URI_VARIABLE
-    if node.uri and not own_root and not _can_be_written(Path(node.root)):
+    if node.uri and not root_given and not _can_be_written(Path(node.root)):
         # It only holds locks, and the artifacts of a database, and the checkout may be another user's.
         node.root = str(Path(config.output_root, "mlruns"))
     if not {_RUN_CONTEXT, URI_VARIABLE, "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & set(os.environ):
@@ -352,19 +352,19 @@ def _bad_keys(cfg: DictConfig, node: DictConfig, prefix: str = "") -> Iterator[P
         yield from (Problem(key, f"needs a value; give {key}=...") for key in sorted(OmegaConf.missing_keys(node)))
 
 
-def choices_of(root: Path) -> dict[str, list[str]]:
+def choices_of(checkout: Path) -> dict[str, list[str]]:
     """Return the choices of each config group in `conf/`."""
-    folders = sorted(folder for folder in (root / "conf").iterdir() if folder.is_dir())
+    folders = sorted(folder for folder in (checkout / "conf").iterdir() if folder.is_dir())
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-def choices_help(root: Path) -> str:
+def choices_help(checkout: Path) -> str:
     """Return the part of `--help` that lists the choices of each group, a line and a sentence for each."""
-    groups = choices_of(root)
+    groups = choices_of(checkout)
     width = max(len(choice) for choices in groups.values() for choice in choices)
     lines: list[str] = []
     for group, choices in groups.items():
-        texts = {choice: first_sentence(root / "conf" / group / f"{choice}.yaml") for choice in choices}
+        texts = {choice: first_sentence(checkout / "conf" / group / f"{choice}.yaml") for choice in choices}
         lines += [f"{group}=", *(f"  {choice:<{width}}  {text}".rstrip() for choice, text in texts.items())]
     return "\n".join(lines)
 

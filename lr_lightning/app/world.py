@@ -44,20 +44,20 @@ def external_launch() -> ExternalLaunch | None:
         local = int(env["LOCAL_WORLD_SIZE"])
         return ExternalLaunch("torchrun", local, int(env["WORLD_SIZE"]) // local)
     if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in _INTERACTIVE_JOBS and "LOCAL_RANK" not in env:
-        nodes = int(env.get("SLURM_NNODES", "1"))
-        per_node = int(env.get("SLURM_NTASKS_PER_NODE") or int(env["SLURM_NTASKS"]) // nodes)
-        return ExternalLaunch("SLURM", per_node, nodes)
+        machines = int(env.get("SLURM_NNODES", "1"))
+        per_node = int(env.get("SLURM_NTASKS_PER_NODE") or int(env["SLURM_NTASKS"]) // machines)
+        return ExternalLaunch("SLURM", per_node, machines)
     return None
 
 
-def devices_and_nodes(trainer: TrainerConfig) -> tuple[int | str, int]:
+def devices_and_nodes(node: TrainerConfig) -> tuple[int | str, int]:
     """Return the devices and nodes for Lightning's Trainer: from an external launch, or else from the config."""
     launch = external_launch()
     if launch is None:
-        return trainer.devices, trainer.num_nodes
+        return node.devices, node.num_nodes
     for key, given, started, unit in (
-        ("devices", _device_count(trainer), launch.devices, "processes a node"),
-        ("num_nodes", trainer.num_nodes if trainer.num_nodes > 1 else None, launch.num_nodes, "nodes"),
+        ("devices", _device_count(node), launch.devices, "processes a node"),
+        ("num_nodes", node.num_nodes if node.num_nodes > 1 else None, launch.num_nodes, "nodes"),
     ):
         if given not in (None, started):
             raise ConfigError(
@@ -67,30 +67,30 @@ def devices_and_nodes(trainer: TrainerConfig) -> tuple[int | str, int]:
     return launch.devices, launch.num_nodes
 
 
-def world_size(trainer: TrainerConfig) -> int:
+def world_size(node: TrainerConfig) -> int:
     """Return the number of processes of the run."""
-    devices, nodes = devices_and_nodes(trainer)
+    devices, machines = devices_and_nodes(node)
     if external_launch() is not None:
-        return int(devices) * nodes
-    count = _device_count(trainer)
+        return int(devices) * machines
+    count = _device_count(node)
     if count is None:
         import torch
 
-        count = 1 if trainer.accelerator == "cpu" else max(1, torch.cuda.device_count())
-    return count * nodes
+        count = 1 if node.accelerator == "cpu" else max(1, torch.cuda.device_count())
+    return count * machines
 
 
-def local_processes(trainer: TrainerConfig) -> int:
+def local_processes(node: TrainerConfig) -> int:
     """Return the number of processes of the run on this machine."""
-    return max(1, world_size(trainer) // devices_and_nodes(trainer)[1])
+    return max(1, world_size(node) // devices_and_nodes(node)[1])
 
 
-def process_batch_size(data: DataConfig, trainer: TrainerConfig) -> int:
+def process_batch_size(data: DataConfig, node: TrainerConfig) -> int:
     """Return the number of training examples in a batch of one process, which the config may give for all together."""
     size = data.batch_size
     if data.batch_size_is == "per_process":
         return size
-    world = world_size(trainer)
+    world = world_size(node)
     if size % world:
         wrong = (
             f"{size} is the batch of all processes (data.batch_size_is=global) and cannot be shared equally by {world}"
@@ -100,14 +100,14 @@ def process_batch_size(data: DataConfig, trainer: TrainerConfig) -> int:
     return size // world
 
 
-def effective_batch_size(data: DataConfig, trainer: TrainerConfig) -> int:
+def effective_batch_size(data: DataConfig, node: TrainerConfig) -> int:
     """Return the number of training examples in an update: of all processes, over all accumulated batches."""
-    return process_batch_size(data, trainer) * world_size(trainer) * trainer.accumulate_grad_batches
+    return process_batch_size(data, node) * world_size(node) * node.accumulate_grad_batches
 
 
-def _device_count(trainer: TrainerConfig) -> int | None:
+def _device_count(node: TrainerConfig) -> int | None:
     """Return the number of devices that the config asks for; None for all that there are."""
-    devices = str(trainer.devices)
+    devices = str(node.devices)
     if devices in ("auto", "-1"):
         return None
     return sum(bool(part.strip()) for part in devices.split(",")) if "," in devices else int(devices)

@@ -35,19 +35,19 @@ Keys of the search:
 """
 
 
-def main(root: Path) -> int:
+def main(checkout: Path) -> int:
     """Return the exit status: 0; 1 if no trial is complete; 2 for bad input; 143 and 130 after SIGTERM and Ctrl-C."""
     words = sys.argv[1:]
     if any(word in ("-h", "--help") for word in words):
-        print(HELP.format(choices=choices_help(root), keys=keys_help("search", SearchConfig)))
+        print(HELP.format(choices=choices_help(checkout), keys=keys_help("search", SearchConfig)))
         return 0
-    prepare(root)
+    prepare(checkout)
     from lr_lightning.search.study import StorageGone
 
     try:
-        refuse_options(root, words)
+        refuse_options(checkout, words)
         sys.argv[1:] = words = readable(["-m", *words])[1:]  # of several values each is searched
-        return _search(root, words)
+        return _search(checkout, words)
     except (StorageGone, OSError) as e:
         text = f"{e}."
         if isinstance(e, OSError):
@@ -68,7 +68,7 @@ def main(root: Path) -> int:
         return 130  # before a trial handles it
 
 
-def _search(root: Path, words: list[str]) -> int:
+def _search(checkout: Path, words: list[str]) -> int:
     in_process = bool({"workers=0", "search.workers=0"} & set(words))
     fork_server = None if in_process else launch("fork_server", {PRELOAD: preloaded(words)})
     from lr_lightning.search.engine import Engine, Workers
@@ -87,7 +87,7 @@ def _search(root: Path, words: list[str]) -> int:
         from lr_lightning.search.smoke_test import smoke_test, start_points
         from lr_lightning.search.study import Study
 
-        search = read_search(root, words)
+        search = read_search(checkout, words)
         workers.share = max(1, search.node.workers)
 
         def prepared() -> list[Mapping[str, Value]]:

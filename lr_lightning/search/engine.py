@@ -380,17 +380,17 @@ class Engine:
         task.folder.mkdir(parents=True, exist_ok=True)
         runs.worker.start(task, pruner, task.folder / LOG)
 
-    def _worker_for(self, trainer: TrainerConfig) -> Any:
+    def _worker_for(self, node: TrainerConfig) -> Any:
         """Return a worker with a GPU to itself and its share of the processors."""
         count = self.search.node.workers
         gpu = None
-        if count > 1 and str(trainer.devices) in ("auto", "1") and trainer.accelerator != "cpu":
+        if count > 1 and str(node.devices) in ("auto", "1") and node.accelerator != "cpu":
             used = [runs.worker.gpu for runs in self._running if runs.worker is not None]
             gpu = min(
                 self._call_once(_gpus), key=lambda gpu: (used.count(gpu), not self.workers.has_idle(gpu)), default=None
             )
-        alone = str(trainer.devices) == "1" and trainer.num_nodes == 1
-        if count > 0 and gpu is None and not alone and self._call_once(world_size, trainer) > 1:
+        alone = str(node.devices) == "1" and node.num_nodes == 1
+        if count > 0 and gpu is None and not alone and self._call_once(world_size, node) > 1:
             return self.workers.launch()
         return self.workers.get(gpu)
 

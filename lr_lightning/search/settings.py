@@ -62,7 +62,7 @@ _RULES = {
 class Composer:
     """Composes the config of a trial; Hydra, which takes a fifth of a second, runs once for each choice of groups."""
 
-    root: Path
+    checkout: Path
     training: tuple[str, ...]
     _cache: dict[tuple[str, ...], DictConfig] = field(default_factory=dict, repr=False)
 
@@ -85,12 +85,12 @@ class Composer:
     @cached_property
     def groups(self) -> dict[str, list[str]]:
         """Return the config groups and their choices."""
-        return choices_of(self.root)
+        return choices_of(self.checkout)
 
     def _of_groups(self, point: Mapping[str, Value]) -> DictConfig:
         words = tuple(override(key, value) for key, value in point.items() if key in self.groups)
         if words not in self._cache:
-            self._cache[words] = compose_config(self.root, [*self.training, *words])[0]
+            self._cache[words] = compose_config(self.checkout, [*self.training, *words])[0]
         return deepcopy(self._cache[words])
 
     def _set(self, cfg: DictConfig, key: str, value: Value) -> None:
@@ -126,7 +126,7 @@ def _remedy(key: str, node: Any) -> str:
 class Search:
     """A checked search."""
 
-    root: Path
+    checkout: Path
     node: SearchConfig  # the config's `search`, without the space
     space: Space
     training: tuple[str, ...]  # overrides for every trial
@@ -197,14 +197,14 @@ class Search:
         return max(1, -(-node.max_epochs // node.check_val_every_n_epoch))
 
 
-def read_search(root: Path, words: Sequence[str]) -> Search:
+def read_search(checkout: Path, words: Sequence[str]) -> Search:
     """Read a search from the arguments of its command, and check it."""
     if not any(word.startswith("search=") for word in words):
         words = ["search=bayes", *words]
     arguments = parse_arguments(words)
     training = tuple(str(given.input_line) for given in arguments.training)
     try:
-        cfg, choices = compose_config(root, [*training, *arguments.search])
+        cfg, choices = compose_config(checkout, [*training, *arguments.search])
         if cfg.search is None:
             raise ConfigError("search: none. Give search=grid, random, bayes or hyperband.")
         if "cooled" in (cfg.search.pruners or ()):
@@ -220,7 +220,8 @@ def read_search(root: Path, words: Sequence[str]) -> Search:
     space = _space_of(node, arguments)
     base = {key: _base_value(key, cfg, choices, space.keys) for key in space.condition_keys}
     name = node.sweep or f"{node.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    search = Search(root, replace(node, space={}), space, training, config, base, name, Composer(root, training))
+    composer = Composer(checkout, training)
+    search = Search(checkout, replace(node, space={}), space, training, config, base, name, composer)
     _refuse(search)
     _check_start(search)
     _check_space(search)

@@ -46,7 +46,7 @@ def smoke_test(search: Search, call: Call) -> None:
         config.schedule.warmup = "50%"  # a warmup in steps may be longer than one batch
     config.schedule.total_steps = None
     with tempfile.TemporaryDirectory(prefix="lr_lightning-smoke-test-", ignore_cleanup_errors=True) as folder:
-        task = Task(search.root, config, Path(folder), search.monitor, search.compared, search.monitor_higher)
+        task = Task(search.checkout, config, Path(folder), search.monitor, search.compared, search.monitor_higher)
         result: TaskResult = call(_train, task)
     if result.status == TaskStatus.FAILED:
         raise ConfigError(f"a smoke test, a trial of one batch, failed:\n{result.reason}")
@@ -57,7 +57,7 @@ def smoke_test(search: Search, call: Call) -> None:
 def _train(task: Task) -> TaskResult:
     from lr_lightning.search.worker import run_task
 
-    prepare(task.root)
+    prepare(task.checkout)
     return run_task(task)
 
 
@@ -100,16 +100,16 @@ def suggested_lr(search: Search, call: Call) -> float | None:
     words = search.composer.overrides(
         {k: v for k, v in search.space.middle(search.base).items() if not k.endswith("_lr")}
     )
-    config = load_config(search.root, [*words, "finder=range_test"])
+    config = load_config(search.checkout, [*words, "finder=range_test"])
     config.output_root = str(search.folder)
     config.trainer = replace(config.trainer, progress="none", **_ONE_PROCESS)
     config.tracking.tags = {"sweep": search.name, **config.tracking.tags}
-    found: float | None = call(_find, search.root, config, words)
+    found: float | None = call(_find, search.checkout, config, words)
     return found
 
 
-def _find(root: Path, config: Config, words: list[str]) -> float | None:
+def _find(checkout: Path, config: Config, words: list[str]) -> float | None:
     from lr_lightning.app.commands.find_lr import run_finder
 
-    prepare(root)
+    prepare(checkout)
     return run_finder(config, words).summary.get("suggested_lr")

@@ -43,7 +43,7 @@ _FINAL = (TaskStatus.FINISHED, TaskStatus.PRUNED, TaskStatus.DIVERGED)
 class Task:
     """A training run to do."""
 
-    root: Path
+    checkout: Path
     config: Config
     folder: Path  # of the output folder and the result
     monitor: str
@@ -143,7 +143,7 @@ class TrialRuns:
                 [*words, *[f"s{seed}"] * (seed is not None)]
             )
             yield Task(
-                root=search.root,
+                checkout=search.checkout,
                 config=config,
                 folder=self.folder if seed is None else self.folder / f"seed-{seed}",
                 monitor=search.monitor,

@@ -100,7 +100,7 @@ def _resumed(task: Task) -> tuple[Config, ResumedRun] | None:
         return None
     words = [override("resume", folder), *task.resume]
     try:
-        return stored_config(compose_config(task.root, words)[0], words)
+        return stored_config(compose_config(task.checkout, words)[0], words)
     except ConfigError as e:
         print(f"cannot resume {folder}, so the run starts anew: {e}", file=sys.stderr)
         return None
@@ -202,9 +202,9 @@ def serve(search: Connection) -> None:
             with _printing_to(log):
                 try:
                     if isinstance(job, Task):
-                        if job.root != ready:
-                            prepare(job.root)
-                            ready = job.root
+                        if job.checkout != ready:
+                            prepare(job.checkout)
+                            ready = job.checkout
                         answer = Answer(_train(job, search))
                     else:
                         function, *arguments = job
@@ -320,7 +320,7 @@ def main(role: str, socket: int, parent: int) -> None:
     """Be a fork server, a worker, or one of the other ranks of a worker's run."""
     if "LOCAL_RANK" in os.environ and role == "worker":
         task: Task = pickle.loads(Path(os.environ[_RANK_TASK]).read_bytes())
-        prepare(task.root)
+        prepare(task.checkout)
         run_task(task)
         return
     gc.freeze()

@@ -195,13 +195,13 @@ def run_page(server: str, experiment_id: str, run_id: str, artifact: str = "") -
 # ---- the server
 
 
-def serve(root: Path, uri: str | None, port: int, experiment: str | None = None, *, show: bool = False) -> int:
+def serve(store_root: Path, uri: str | None, port: int, experiment: str | None = None, *, show: bool = False) -> int:
     """Run MLflow's server on a store until it is stopped.
 
     It listens on the loopback interface only, starts no job workers and sends no telemetry.
 
     Args:
-        root: Folder of the default store.
+        store_root: Folder of the default store.
         uri: Another store, or None.
         port: The port to try first.
         experiment: The experiment whose charts are linked; None for the five with the newest runs.
@@ -211,7 +211,7 @@ def serve(root: Path, uri: str | None, port: int, experiment: str | None = None,
         The server's exit status; 0 if it was stopped by Ctrl-C.
     """
     prepare_mlflow()
-    store = open_store(root, uri)
+    store = open_store(store_root, uri)
     store = store if store.is_lost else store.for_reading()
     if store.artifact_root is None:
         raise TrackingError(f"--uri: {store.public_uri} is a server already; open it in a browser.")

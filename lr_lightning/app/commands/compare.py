@@ -24,7 +24,9 @@ _ACCURACY = "summary/best_val_acc"
 _OF_A_RUN = ("seed", "tracking.", "output_root", "data.split_seed")
 
 
-def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, brief: bool = False, **asked: Any) -> int:
+def run(
+    store_root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, brief: bool = False, **asked: Any
+) -> int:
     """Compare runs, print the result, and return the exit status; every input error is one message.
 
     A comparison ``after_sweep`` ends a multirun, whose user gave no options, so no message names one. A ``brief`` one
@@ -34,7 +36,7 @@ def run(root: Path, uri: str | None, out: Path, *, after_sweep: bool = False, br
     try:
         if asked.get("by") == []:
             raise CompareError("name at least one tag or param, such as schedule.", "by")
-        store = open_store(root, uri).for_reading()
+        store = open_store(store_root, uri).for_reading()
         if not asked.get("experiments") and (name := experiment_of_environment(store)):
             print(f"the experiment is {name}, from MLflow's variables", file=sys.stderr)
             asked["experiments"] = [name]

@@ -12,10 +12,12 @@ from lr_lightning.tracking.local_log import LOCK_NAME
 from lr_lightning.tracking.locks import is_held
 
 
-def run(root: Path, name: str, over: str, *, output_root: Path | None, store: Path | None, uri: str | None) -> int:
+def run(
+    checkout: Path, name: str, over: str, *, output_root: Path | None, store_root: Path | None, uri: str | None
+) -> int:
     """Ask the run for a cooldown, and return the exit status; every input error is one message."""
     try:
-        folder = find_run(root, name, output_root, store, uri)
+        folder = find_run(checkout, name, output_root, store_root, uri)
         request = CooldownRequest(str(parse_duration(over, "--over", positive=True)))
         _check(folder)
         request.write(folder)

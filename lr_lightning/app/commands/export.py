@@ -138,7 +138,7 @@ def export(
 
 
 def run(
-    root: Path,
+    checkout: Path,
     name: str,
     *,
     to: Path | None = None,
@@ -147,12 +147,12 @@ def run(
     averaged: bool = False,
     trust: Sequence[str] = (),
     output_root: Path | None = None,
-    store: Path | None = None,
+    store_root: Path | None = None,
     uri: str | None = None,
 ) -> int:
     """Export a run, by default to ``export/`` in its output folder, and return the exit status."""
     try:
-        folder = find_run(root, name, output_root, store, uri)
+        folder = find_run(checkout, name, output_root, store_root, uri)
         to = to or folder / "export"
         wanted = list(formats) or ["torchscript", "torch_export"]
         export(folder, to, wanted, checkpoint, trust, averaged=averaged)

@@ -204,7 +204,7 @@ def seeds_note(words: Sequence[str], config: Config | None = None) -> str:
 
 
 @contextmanager
-def _composing_once(root: Path, words: Sequence[str]) -> Iterator[None]:
+def _composing_once(checkout: Path, words: Sequence[str]) -> Iterator[None]:
     """Keep Hydra from composing the config once more, for a quarter of a second, to read a mode that nothing sets.
 
     ``hydra.mode`` may be set by an override, by a config of another place, or by a file of `conf/`.
@@ -212,7 +212,7 @@ def _composing_once(root: Path, words: Sequence[str]) -> Iterator[None]:
     from hydra._internal.hydra import Hydra
 
     elsewhere = any(re.match(r"[+~]*hydra|-(?!m$|-multirun$)", word) for word in words)
-    files = (file for file in sorted((root / "conf").rglob("*.yaml")) if file.is_file())
+    files = (file for file in sorted((checkout / "conf").rglob("*.yaml")) if file.is_file())
     texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
     ask = Hydra.get_mode
     if not elsewhere and not any("hydra" in text and re.search(r"\bmode:|searchpath", text) for text in texts):
@@ -223,34 +223,34 @@ def _composing_once(root: Path, words: Sequence[str]) -> Iterator[None]:
         Hydra.get_mode = ask  # type: ignore[method-assign]
 
 
-def main(root: Path, job: Job = "train") -> int:
+def main(checkout: Path, job: Job = "train") -> int:
     """Run the command line and return the exit status.
 
     It is 0; 1 if a run diverged, or lost memory, its disk or a process; 2 for bad input. Any other failure raises;
-    SIGTERM, Ctrl-C and SIGHUP exit with 143, 130 and 129. ``root`` is the checkout: it holds `conf/`, and `mlruns/` and
-    `outputs/` go there, whatever the working directory.
+    SIGTERM, Ctrl-C and SIGHUP exit with 143, 130 and 129. `conf/` lies in ``checkout``; `mlruns/`
+    and `outputs/` go there, whatever the working directory.
     """
     if job == "find_lr" and not any(word.startswith("finder=") for word in sys.argv[1:]):
         sys.argv.append("finder=range_test")
     if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own composes its config once for each of its groups: seconds
-        print(f"{_PURPOSES[job]}\n\nGroups and their choices:\n{choices_help(root)}\n\n{_usage(job)}")
+        print(f"{_PURPOSES[job]}\n\nGroups and their choices:\n{choices_help(checkout)}\n\n{_usage(job)}")
         return 0
-    prepare(root)
+    prepare(checkout)
     try:
-        refuse_options(root, sys.argv[1:])
+        refuse_options(checkout, sys.argv[1:])
         sys.argv[1:] = readable(sys.argv[1:])
     except ConfigError as e:
         print_error(e)
         return BAD_INPUT
-    jobs, status = Jobs(root, job), 0
+    jobs, status = Jobs(checkout, job), 0
     _results.clear()
     try:
-        with _composing_once(root, sys.argv[1:]):
-            hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(jobs.run)()
+        with _composing_once(checkout, sys.argv[1:]):
+            hydra.main(version_base="1.3", config_path=str(checkout / "conf"), config_name="config")(jobs.run)()
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as e:
         if wants_tracebacks() or _results:
             raise
-        print_error(explain_overrides(root, sys.argv[1:], e))
+        print_error(explain_overrides(checkout, sys.argv[1:], e))
         return BAD_INPUT
     except RuntimeError as e:  # joblib's, if a process of it was killed
         if not type(e).__module__.startswith(("joblib.", "submitit.")):
@@ -258,7 +258,7 @@ def main(root: Path, job: Job = "train") -> int:
         print_error(f"a process of the launcher is gone ({str(e).splitlines()[0]}).")
         status = FAILED
     except OSError as e:  # the folder of a multirun cannot be made
-        message = explain_path_of(e, (f"output_root={root / 'outputs'}", *sys.argv[1:]))
+        message = explain_path_of(e, (f"output_root={checkout / 'outputs'}", *sys.argv[1:]))
         if message is None or wants_tracebacks():
             raise
         print_error(message)
@@ -309,8 +309,8 @@ def _received(*values: Any) -> float | None:
 class Jobs:
     """The task function of Hydra: runs one job, in this process or in one of the launcher's."""
 
-    def __init__(self, root: Path, job: Job) -> None:
-        self.root, self.job, self.argv = root, job, list(sys.argv)
+    def __init__(self, checkout: Path, job: Job) -> None:
+        self.checkout, self.job, self.argv = checkout, job, list(sys.argv)
         self._pid, self._stdout = os.getpid(), _identity_of_stdout()
 
     def run(self, cfg: DictConfig) -> Any:
@@ -322,7 +322,7 @@ class Jobs:
             self._do(cfg, result)
             return result.value
         sys.argv = list(self.argv)  # for the commands that are printed
-        prepare(self.root)
+        prepare(self.checkout)
         shown = _Copy(sys.stdout)
         with nullcontext() if _identity_of_stdout() == self._stdout else redirect_stdout(shown):
             try:

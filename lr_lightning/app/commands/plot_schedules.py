@@ -32,14 +32,14 @@ class SchedulePreview:
 
 
 def preview(
-    words: Sequence[str], root: Path, *, steps: int, epochs: float, peak: float | None = None
+    words: Sequence[str], checkout: Path, *, steps: int, epochs: float, peak: float | None = None
 ) -> list[SchedulePreview]:
     """Compose, build and evaluate schedules: absolute learning rates for a ``peak``, else shares of the peak.
 
     ``words`` are choices of the group `schedule`, and overrides. An override after a choice is for that choice, one
     before the first choice is for all. Without a choice, all choices are taken.
     """
-    prepare(root)
+    prepare(checkout)
     lr = [] if peak is None else [f"optimizer.lr={peak!r}"]
     clock = Clock(steps, steps_per_epoch=steps / epochs)
     common: list[str] = []
@@ -51,8 +51,8 @@ def preview(
         else:
             (asked[-1][1] if asked else common).append(word)
     found = []
-    for name, own in asked or [(choice, []) for choice in choices_of(root)["schedule"]]:
-        config = load_config(root, [f"schedule={name}", *lr, *common, *own])
+    for name, own in asked or [(choice, []) for choice in choices_of(checkout)["schedule"]]:
+        config = load_config(checkout, [f"schedule={name}", *lr, *common, *own])
         built = build_schedules(config.schedule, config.optimizer.lr)
         unit = 1.0 if peak is None else config.optimizer.lr
         label = " ".join([name, *(override.removeprefix("schedule.") for override in own)])

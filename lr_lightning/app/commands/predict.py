@@ -126,21 +126,21 @@ class Predictor:
         ]
 
 
-def find_run(root: Path, name: str, output_root: Path | None, store: Path | None, uri: str | None) -> Path:
+def find_run(checkout: Path, name: str, output_root: Path | None, store_root: Path | None, uri: str | None) -> Path:
     """Return the output folder of a run, named by that folder or by its id in a store.
 
-    ``root`` is the checkout, whose output folder and store are used if no others are given.
+    The output folder and the store of ``checkout`` are used if no others are given.
     """
     quiet()
-    prepare(root)
-    cfg, _ = compose_config(root, [])
+    prepare(checkout)
+    cfg, _ = compose_config(checkout, [])
     cfg.output_root = str(output_root or cfg.output_root)
-    cfg.tracking.root, cfg.tracking.uri = str(store or cfg.tracking.root), uri
+    cfg.tracking.root, cfg.tracking.uri = str(store_root or cfg.tracking.root), uri
     return run_folder(name, cfg, RUN)
 
 
 def run(
-    root: Path,
+    checkout: Path,
     name: str,
     images: Sequence[str],
     *,
@@ -149,7 +149,7 @@ def run(
     top: int = 1,
     trust: Sequence[str] = (),
     output_root: Path | None = None,  # if it is not the checkout's
-    store: Path | None = None,  # folder of the default store, if it is not the checkout's
+    store_root: Path | None = None,  # folder of the default store, if it is not the checkout's
     uri: str | None = None,  # of another store
 ) -> int:
     """Predict, print a table on a terminal or CSV into a pipe, and return the exit status; ``table`` is a CSV file.
@@ -158,7 +158,7 @@ def run(
     confusion matrix and the worst mistakes follow, on stderr if stdout is a pipe.
     """
     try:
-        predictor = Predictor(find_run(root, name, output_root, store, uri), checkpoint, trust)
+        predictor = Predictor(find_run(checkout, name, output_root, store_root, uri), checkpoint, trust)
         truth = {
             path: name for given in images for path, name in _true_classes(Path(given), predictor.data.class_names)
         }
