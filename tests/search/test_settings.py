@@ -62,7 +62,7 @@ def test_a_trial_has_the_config_that_its_command_line_has(searched: Searched) ->
 
     search = searched("search=random", "schedule=cosine,wsd", "trainer.max_epochs=3", "optimizer.weight_decay=0.001")
     point = {"optimizer.lr": 0.0123, "schedule": "wsd"}
-    assert search.composer.config(point) == load_config(search.root, search.composer.overrides(point))
+    assert search.composer.config(point) == load_config(search.checkout, search.composer.overrides(point))
 
 
 @pytest.mark.parametrize(
