@@ -1,7 +1,7 @@
 """What callbacks share, and the only file that touches what is private in Lightning or differs between its versions.
 
-Lightning comes as two packages, ``lightning.pytorch`` and ``pytorch_lightning``, with the same code: a class of one is
-no class of the other, and a project may use either or both. The rest of the plugin imports Lightning's names from here.
+Lightning comes as two packages, ``lightning.pytorch`` and ``pytorch_lightning``, with the same code, but isinstance()
+fails across them, and a project may use either or both. The rest of the plugin imports Lightning's names from here.
 """
 
 import copy
@@ -401,7 +401,7 @@ def hold_stops(trainer: Trainer, own_least: int | None, held: bool) -> None:
 
 
 def are_stops_held(trainer: Trainer) -> bool:
-    """Return whether the weights are not in place, so that the run can neither stop nor change its course."""
+    """Return whether :func:`hold_stops` holds: the module has the weights of another step, so the run must not stop."""
     return trainer.fit_loop.epoch_loop.min_steps == _NEVER
 
 
@@ -420,7 +420,7 @@ def end_epoch_of_dry_run(trainer: Trainer) -> None:
 
 
 def is_checkpoint_due(trainer: Trainer) -> bool:
-    """Return whether a ModelCheckpoint may save after this update, because of their number."""
+    """Return whether a ModelCheckpoint saves after this update, because it saves after every n updates."""
     every = [callback._every_n_train_steps for callback in callbacks_of(trainer, ModelCheckpoint)]
     return any(count > 0 and trainer.global_step % count == 0 for count in every)
 

@@ -92,7 +92,7 @@ def multiply_adds(net: "nn.Module", shape: Sequence[int], limit: float = math.in
 
 
 def threads_for(net: "nn.Module | None" = None, shape: Sequence[int] = (), processes: int = 1, helpers: int = 0) -> int:
-    """Return the number of threads that pay: this process's share of the cores, and one for a small network.
+    """Return how many threads to use: 1 for a small network, else this process's share of the cores.
 
     Args:
         net: The network that is trained; None if it is not known yet.

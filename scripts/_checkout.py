@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-# Importing torch and MLflow makes a million objects that live to the end. Without this, a third of a short run's CPU
-# time goes into collecting among them: on the way, and once more when the interpreter ends.
+# Importing torch and MLflow makes a million objects that live to the end. Without this, the garbage collector searches
+# them for a third of a short run's CPU time: on the way, and once more when the interpreter ends.
 gc.set_threshold(50_000, 20, 100)
 atexit.register(gc.freeze)
 

@@ -240,7 +240,7 @@ def _remedy(cfg: DictConfig, word: str) -> str:
 
 
 def _meant(key: str, keys: Sequence[str]) -> list[str]:
-    """Return the existing keys that an unknown dotted key may mean: of that name, or of which it is another name."""
+    """Return the existing keys that an unknown key may mean: those with its last part, or with it as an alias."""
     group, _, name = key.rpartition(".")
     if (full := _FULL_KEYS.get(name, "")) in keys:
         return [full]

@@ -56,7 +56,7 @@ class Config(Schema):
         return frozenset({"optimizer.lr"} | bounds)
 
     def _conflicts(self) -> Iterator[Problem]:
-        """Find what one group requires of another and does not get."""
+        """Find groups of keys that do not fit each other."""
         schedule = self.schedule
         if isinstance(schedule, CyclicalConfig):
             yield from self._peak_lr_conflicts(schedule)
@@ -148,7 +148,7 @@ class Config(Schema):
             yield Problem("finder", text)
 
     def _keep_conflicts(self) -> Iterator[Problem]:
-        """Find what would have to see the steps that a race has made already."""
+        """Find callbacks that need the weights of the steps that a race has trained already."""
         callbacks, preview = self.callbacks, self.callbacks.cooldown_preview
         off = {
             "callbacks.cost=null": callbacks.cost is not None,
@@ -159,8 +159,8 @@ class Config(Schema):
         if not getattr(self.finder, "apply", True):
             yield Problem("finder.keep", "goes on from the race, and finder.apply is false. Leave one of them out.")
         if seeing := [key for key, given in off.items() if given]:
-            text = f"repeats the first steps of the run without their weights. Give {' '.join(seeing)}."
-            yield Problem("finder.keep", text)
+            text = "skips the training of the first steps, and these callbacks need their weights."
+            yield Problem("finder.keep", f"{text} Give {' '.join(seeing)}.")
         if self.optimizer.averages_weights:
             text = f"{self.optimizer.name} averages the weights at each step. Take another optimizer, or leave it out."
             yield Problem("finder.keep", text)

@@ -137,7 +137,10 @@ def _of_composition(text: str) -> str | None:
     if found := re.search(r"Ambiguous value for argument '(.*?)'", text):
         return f"{found[1]}: several values need -m, which runs one after another. A list is written key=[a,b]."
     if "Unexpected type for root: NoneType" in text:  # OmegaConf's assertion does not name the key
-        return "a key was given of something that is off (null), such as callbacks.cost.target with callbacks=none."
+        return (
+            "a key belongs to something that is switched off (null), as callbacks.cost.target does with "
+            "callbacks=none. Leave the key out."
+        )
     return None
 
 

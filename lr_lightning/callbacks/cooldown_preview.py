@@ -67,8 +67,8 @@ class CooldownPreview(BaseCallback):
     bring them. A running average of the weights lies near that point. This callback keeps such an average
     (:class:`RunningAverage`), evaluates it on the validation batches, and logs ``val/loss_if_cooled`` and
     ``val/acc_if_cooled``, which EarlyStopping and ModelCheckpoint may monitor. So runs with different learning rates
-    can be compared before any of them has cooled down. Less can be said of a run that overfits, since a cooldown fits
-    the training data more than the average does.
+    can be compared before any of them has cooled down. For a run that overfits the preview is too low: a real
+    cooldown fits the training data more closely than the average does.
 
     The run does not change: its weights are the same, bit for bit, with and without the callback. The cost is one copy
     of the parameters, one more forward pass of each validation batch, and ``num_batches`` forward passes a validation
@@ -245,8 +245,8 @@ class CooldownPreview(BaseCallback):
             if last > _RISEN * lowest:
                 rank_zero_info(
                     f"CooldownPreview: {LOSS} was {lowest:.4g} at step {step} and is {last:.4g} now. A cooldown "
-                    f"from here would end no lower than {last:.4g}, and one from step {step} near {lowest:.4g}, as "
-                    "in a run that overfits."
+                    f"from here would end at {last:.4g} or higher. A cooldown from step {step} would have ended near "
+                    f"{lowest:.4g}. The run probably overfits."
                 )
 
     @contextmanager

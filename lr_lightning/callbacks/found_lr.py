@@ -99,8 +99,9 @@ def decay_message(optimizer: Optimizer, old: float, new: float, steps_per_epoch:
         decoupled = isinstance(optimizer, AdamW) or group.get("decoupled_weight_decay", False)
         if decoupled and decay > 0 and lr > 0 and not math.isclose(old, new):
             return (
-                f" The weight decay of {decay:g} now averages over 1 / (lr · decay) = {time_scale(lr * new / old)}, "
-                f"instead of {time_scale(lr)}; weight_decay={decay * old / new:.2g} would keep that."
+                f" With this lr the weight decay of {decay:g} averages over 1 / (lr · decay) = "
+                f"{time_scale(lr * new / old)}. Before, it was {time_scale(lr)}; weight_decay={decay * old / new:.2g} "
+                "would keep it so."
             )
     return ""
 

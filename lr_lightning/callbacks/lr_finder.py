@@ -48,7 +48,7 @@ _Training = tuple[tuple[float, ...], float]  # its losses, and the metric at its
 
 
 class NoRun(enum.Enum):
-    """Why there is no planned run that trainings in short could try."""
+    """The reason why no short runs follow the range test."""
 
     NOT_ASKED = "is given no budget"
     SCHEDULER = (

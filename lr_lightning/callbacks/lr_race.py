@@ -1,4 +1,4 @@
-"""A race of learning rates before training: whole trainings in short, judged by validation, without a trace.
+"""Race learning rates before training. Each trains a shortened run, is judged by validation, and is undone.
 
 With ``keep`` the trainings are the run's own first steps, and the run goes on from the state of one of them. Then the
 Trainer's loop goes through these steps once more, as it would have: it loads the batches, calls the callbacks, logs and
@@ -64,8 +64,8 @@ class LRRace(LRFinder):
     A short range test says where to begin. Then five or more learning rates train the run's own schedule, shortened,
     from the same weights and over the same batches, and are judged by the validation. The best learning rates then
     train four times as long, and so on, as far as ``budget`` goes. If the best learning rate is the lowest or highest
-    one, the race goes beyond it. How the best learning rate changed with the length of the trainings foretells the best
-    one for the length of the run (:func:`~lr_lightning.lr_finder.race.read_race`).
+    one, the race goes beyond it. The best learning rate changes with the length of the training. This trend is
+    extrapolated to the length of the run (:func:`~lr_lightning.lr_finder.race.read_race`).
 
     As with LRFinder, the schedule is taken from ``LRSchedule``, or else constant, and nothing but the peak differs
     afterwards, bit for bit. If a race was killed, it continues when the same run is started again: until the race is
@@ -212,7 +212,7 @@ class LRRace(LRFinder):
             before = dry_run.state()
             dry_run.step(None)
             if lost := before.restore():
-                trunk.problem = f"changes what cannot be set back ({', '.join(lost)})"
+                trunk.problem = f"changes objects that cannot be restored ({', '.join(lost)})"
         if trunk.problem:
             raise ArgumentError(f"LRRace(keep=True) cannot repeat a step that {trunk.problem}. Use keep=False.")
         return plan
@@ -244,7 +244,7 @@ class LRRace(LRFinder):
                                 parameter.copy_(average.values[name])
                         final = validation()
             if dry_run.lost:
-                trunk.problem = f"changes what cannot be set back ({', '.join(dry_run.lost)})"
+                trunk.problem = f"changes objects that cannot be restored ({', '.join(dry_run.lost)})"
         bar.update(length)
         return tuple(losses), final
 

@@ -461,7 +461,7 @@ class LRSchedule(BaseCallback):
         return drivers
 
     def _started(self, schedule: Schedule, index: int, *, hold: bool = False) -> Schedule:
-        """Return a schedule from where this optimizer's start to where they are left, as far as that is known."""
+        """Return the schedule as this optimizer follows it: from its start step on, with a cooldown if there is one."""
         if index < len(self._starts) and (start := self._starts[index]):
             schedule = Shifted(start, schedule)
         return schedule if self._cooldown is None else self._cooldown.applied_to(schedule, index, hold=hold)

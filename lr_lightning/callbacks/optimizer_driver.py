@@ -110,7 +110,7 @@ class Cooldown:
     clocks: list[Clock]  # that the schedules followed until then
 
     def applied_to(self, schedule: Schedule, index: int, *, hold: bool = False) -> Schedule:
-        """Return a schedule of an optimizer with the line at its end; with ``hold`` it stays where it is instead."""
+        """Return an optimizer's schedule with the cooldown at its end. With ``hold``, the last value stays instead."""
         length = None if hold else self.length
         return LeftForCooldown(schedule, self.starts[index], length, self.clocks[index])
 

@@ -317,7 +317,7 @@ class OverfittingMonitor(BaseCallback):
         self._agree(trainer)
         due = trainer.sanity_checking or self._validations % self.every_n_validations == 0
         if self._learner.wanted and not trainer.sanity_checking:
-            self._fail(trainer, "no training step had a loss from which the examples' could be told")
+            self._fail(trainer, "the losses of single examples cannot be computed from any training step")
         self._val_examples, self._collector = 0, None
         if due and not self._from_logs and not self._ended and not self._learner.wanted:
             self._val.start(pl_module)

@@ -59,9 +59,8 @@ class StepRecorder(BaseCallback):
     every earlier step and then raises :class:`~lr_lightning.errors.Diverged`, so no checkpoint of a diverged run is
     ever saved.
 
-    A loss that the module logs itself under one of these names is the module's: StepRecorder then leaves its own out,
-    with one warning. A :class:`Flushable` logger takes the recorder's alone, and keeps the groups' numbers, which its
-    charts and reports know.
+    If the module logs one of these names itself, StepRecorder leaves its own value out and warns once. A
+    :class:`Flushable` logger is different: it takes only StepRecorder's values, and groups keep their numbers there.
 
     Args:
         flush_seconds: Longest time between two flushes of a single process, in seconds, > 0.

@@ -19,9 +19,9 @@ _MOST_BYTES = 256e6  # of batches that are kept
 def used_indices(trainer: Trainer, loader: Any, limited: bool = True) -> Indices | None:
     """Return the places in the loader's data set of the examples that training uses.
 
-    None if they cannot be known before they are used: the loader is no map-style torch DataLoader, its sampler does not
-    tell, or, unless ``limited`` is False, an epoch ends before the shuffled data set does. The loader is not iterated,
-    so its order does not change.
+    None where only the training can show it: the loader is no map-style torch DataLoader, its sampler is unknown, or
+    (with ``limited``) an epoch uses only a part of shuffled data. The loader is not iterated, so its order does not
+    change.
     """
     if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
         return None

@@ -20,12 +20,10 @@ _WIDE = 0.1  # share of chance: a gap above it is wide
 _LOST = 0.03  # of the validation accuracy: a run that ended that far below its best is not healthy
 _SLOW = 0.35  # share of chance: while a loss above it falls at every validation, a higher learning rate is faster
 _CALM, _STEADY = 0.005, 0.02  # roughness of curves that fall at every validation, and of those that fall on the whole
-_AT_BEST = (
-    1.02  # times the best validation loss, or the lowest preview of a cooldown: below it, it is still at its best
-)
+_AT_BEST = 1.02  # a loss below this many times its best value, or its best preview, still counts as its best
 _AT_ITS_END = 0.98  # share of the planned steps: a run that made as many counts as complete
 _MOST_ADVICE = 3
-_BORDER = 0.1  # share of the losses by which another seed may end elsewhere: a label that it changes is near
+_BORDER = 0.1  # another seed may change the losses by this share; a label that this would give is near
 
 
 def diagnose(history: History) -> Verdict:

@@ -201,8 +201,8 @@ def claims(trials: Sequence[GridRun], reference: float, alpha: float = 0.05) -> 
         trials: The runs of the grid.
         reference: A learning rate of the runs that was chosen before they were seen. The best of them would be best by
             luck as well, and every other one would look worse than it is.
-        alpha: The chance of any false finding at all: a claim, or its opposite, held if its adjusted p is below it. A
-            claim that no run can test counts in the correction too, since that is known only afterwards.
+        alpha: Family-wise error rate. A claim (or its opposite) holds if its adjusted p is below it. Claims without
+            runs also count in the correction.
 
     Raises:
         ArgumentError: No run has the reference learning rate.

@@ -169,8 +169,8 @@ def evidence(values: Floats) -> tuple[float, float]:
     """Measure how much better a curve that falls and rises explains the values than one that only rises or only falls.
 
     Return evidence for the fall (against a curve that only rises) and for the rise (against one that only falls), >= 0;
-    both are 0 if all values are equal. Both are differences of squared errors over the variance, of ranks: so neither
-    the distribution of the noise nor a few wild values matter.
+    both are 0 if all values are equal. Both are computed from ranks: the difference of the squared errors, divided by
+    the variance. So outliers and the distribution of the noise do not matter.
     """
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts + 1) / 2)[inverse]  # ties share their mean rank

@@ -90,8 +90,9 @@ def find_data_sets(
     """Find out whether results come from runs of several data sets, whose means and winners would mean nothing.
 
     The result is None if there is one data set, or if the runs are to be compared by it: if ``asked``, the part of
-    ``by`` that the user asked for, names the data set. A multirun that varied it did not ask for it. A run that does
-    not state its data set is taken to be of the others' data set, if it is one. ``filter_string`` is in use already.
+    ``by`` that the user asked for, names the data set. A multirun may vary the data set without asking for this
+    comparison. If all other runs have one data set, a run that states none counts as one of them. ``filter_string`` is
+    in use already.
     """
     sets = {r.run.id: tuple(r.run.params.get(key, "") for key in _DATA_KEYS) for r in results}
     known = [r.run for r in results if _has_results(r) and any(sets[r.run.id])]

@@ -320,8 +320,8 @@ def plot_cost(compared: ComparedGroups, style_of: Styles) -> Plot | None:
         "cost",
         f"Best {compared.objective} against cost",
         "Small: runs. Large: means of groups, with 95 % t intervals. The dotted line joins the best trade-offs: no "
-        f"group{' of its data set' * bool(compared.data_sets)} is cheaper and better than one of them. For the share "
-        "of the budget, seconds are shown.",
+        f"group{' of its data set' * bool(compared.data_sets)} is cheaper and better than one of them. This plot "
+        'shows seconds where the axis "share of the budget" is chosen.',
         [compared.objective],
         error_bars=True,
         is_cost=True,

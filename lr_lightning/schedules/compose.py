@@ -322,11 +322,11 @@ class Shifted(Schedule):
 
 @dataclass(frozen=True)
 class LeftForCooldown(Schedule):
-    """A schedule that is left at a step, for a straight line to zero.
+    """Follow a schedule, and from one step on a straight line to zero.
 
     Formula: the schedule for t < ``start``; from then on its value at ``start``, times ``1 - (t - start) / length``, or
-    unchanged if ``length`` is None. The schedule is asked by the clock that was ``planned``, whose total no longer
-    holds.
+    unchanged if ``length`` is None. Before that step the schedule reads the clock ``planned``. The run now ends earlier
+    than that clock says.
 
     Example:
         >>> LeftForCooldown(WSD(0, "25%"), 2, 4, Clock(100)).factors(6)

@@ -139,9 +139,10 @@ class Worker:
 
 
 class Workers:
-    """Starts workers, `share` of which use this machine, and keeps those that wait for a job; ends them on exit.
+    """Start workers, keep the idle ones for the next job, and end all on exit.
 
-    ``fork_server`` is the process that forks them, if it has been started already.
+    ``share`` is the number of workers on this machine. ``fork_server`` is the process that forks them, if it has been
+    started already.
     """
 
     def __init__(self, fork_server: Launched | None = None, *, in_process: bool = False) -> None:

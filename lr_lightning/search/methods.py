@@ -60,7 +60,7 @@ def pruner_of(names: Sequence[str], validations: int | None, patience: float) ->
 class ValidationReport:
     """One validation of a trial that runs: the compared metric, which validation, and which share of the run is done.
 
-    It is comparable if this phase of the schedule can be compared with other runs.
+    ``comparable``: whether other runs are at the same phase of the schedule.
     """
 
     value: float

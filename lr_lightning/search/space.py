@@ -56,7 +56,7 @@ class Range:
         return min(self.high, max(self.low, value))
 
     def short(self, value: float) -> float:
-        """Return a sampled value with four digits, to be read and pasted; one of at most eight digits was given."""
+        """Round a sampled value to four digits. Values with up to eight digits were given by the user and stay."""
         return value if value == float(f"{value:.8g}") else self.clip(float(f"{value:.4g}"))
 
     def _at(self, share: float) -> float:

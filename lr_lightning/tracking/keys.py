@@ -71,7 +71,7 @@ def short_number(text: str, digits: int = 4) -> str:
 
 
 def name_values(values: Mapping[str, str], digits: int = 4) -> list[str]:
-    """Return what runs are called that have these values, part by part; a missing value is shown as missing.
+    """Return the parts of the name of a run with these values. A missing value becomes –.
 
     The first key is left out unless its value says nothing without it: ``trial=1``, ``nesterov=true``.
 

@@ -193,7 +193,7 @@ class Store:
             return False
 
     def is_held_by(self, uri: str) -> bool:
-        """Tell whether ``uri``, in a lock of this store's folder, is this store, which may have moved since."""
+        """Tell whether a lock that names ``uri`` belongs to this store. The store may have moved since."""
         file = self._file
         is_inside = file is not None and file.parent == self.root
         return uri == self.public_uri or bool(is_inside and file and unquote(uri).endswith(f"/{file.name}"))

@@ -59,7 +59,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B"}
-_NO_RANGE = {"16-bit": (0.0, 65535.0)}  # of images whose depth no training image has
+_NO_RANGE = {"16-bit": (0.0, 65535.0)}  # range of a depth that no training image has
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,15 @@ def read_values(images: Images, index: int, max_pixels: int) -> tuple[str, NDArr
             return depth, (values[..., :3] if values.ndim == 3 else values).ravel()
 
 
-def choose_range(depth: str, low: float, high: float, central: tuple[float, float], alone: bool) -> tuple[float, float]:
+def choose_range(
+    depth: str, low: float, high: float, central: tuple[float, float], only_depth: bool
+) -> tuple[float, float]:
     """Choose the two values that become 0 and 255, from the lowest and the highest value of the training images.
 
     If the values fill at least a quarter of a usual range (0..1, -1..1, 0..255, of 10, 12, 14, 16 bits, and so on), the
     range's ends are chosen, else the lowest and the highest value, or, if these are outliers, the ends of the
-    ``central`` 99.8 %. If there are 8-bit images too (not ``alone``), a usual range is kept, so that both kinds of
-    images are comparable.
+    ``central`` 99.8 %. If images have other depths too (not ``only_depth``), a usual range is kept, so that all of them
+    are comparable.
     """
     width = central[1] - central[0] or high - low
     bits = [(0.0, 2.0**n - 1) for n in (8, 10, 12, 14, 16, 20, 24, 32)]
@@ -150,7 +152,7 @@ def choose_range(depth: str, low: float, high: float, central: tuple[float, floa
     for first, last in usual:
         slack = 0.01 * (last - first) if depth == "float" else 0
         if first - slack <= low and high <= last + slack:
-            if 4 * width >= last - first or not alone:
+            if 4 * width >= last - first or not only_depth:
                 return first, last
             break
     low, high = (low, high) if high - low <= 4 * width else central
@@ -429,7 +431,7 @@ def _measure_ranges(images: Images, depths: set[str], max_pixels: int) -> dict[s
     for depth, parts in seen.items():
         values = np.concatenate(parts)
         central = np.quantile(values, (0.001, 0.999)).tolist()
-        low, high = choose_range(depth, float(values.min()), float(values.max()), central, alone=len(depths) == 1)
+        low, high = choose_range(depth, float(values.min()), float(values.max()), central, only_depth=len(depths) == 1)
         ranges[depth] = (low, high)
         log.info(
             f"Pixels are {depth}, in training from {values.min():g} to {values.max():g}: {low:g} to {high:g} becomes "

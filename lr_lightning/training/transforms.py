@@ -54,8 +54,8 @@ def draw_augmentation(
 
     ``padding`` is in pixels on each side; ``flip`` mirrors half of the images; ``erasing`` is the share of images that
     lose a box. ``mixup`` and ``cutmix`` are the parameters of the Beta distributions of the partner's share; if both
-    are on, each image is mixed in one of the two ways. ``operations`` is the number of operations to choose from. None
-    of them changes the numbers of those before it.
+    are on, each image is mixed in one of the two ways. ``operations`` is the number of operations to choose from.
+    Turning one augmentation on changes no random number of those listed before it.
 
     Sources: Zhong et al. 2020 (arXiv 1708.04896), boxes of 2 to 33 % of the image with sides of 0.3 to 3.3; Zhang et
     al. 2018 (1710.09412); Yun et al. 2019 (1905.04899).

@@ -228,7 +228,7 @@ class Average(Callback):
         (LogsMetric, [], {}, r"a step that logs a metric object \('mean': MeanMetric\)"),
         (Writes, [], {}, "a step that uses the logger itself"),
         (Skips, [], {}, "a step that returns no loss"),
-        (Iterates, [], {}, r"a step that changes what cannot be set back \(module\.it"),
+        (Iterates, [], {}, r"a step that changes objects that cannot be restored \(module\.it"),
         (
             Net,
             [ModelCheckpoint(train_time_interval=timedelta(1))],
@@ -409,7 +409,7 @@ def test_repeated_outputs_hold_no_graph(tmp_path: Path) -> None:
     assert not any(outputs["logits"].requires_grad for outputs in kept[1:6])
 
 
-@pytest.mark.parametrize(("make", "why"), [(SkipsLater, "returns no loss"), (IteratesLater, "cannot be set back")])
+@pytest.mark.parametrize(("make", "why"), [(SkipsLater, "returns no loss"), (IteratesLater, "cannot be restored")])
 def test_a_later_step_that_cannot_be_repeated(
     make: Any, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,7 +129,7 @@ def test_transparent_colours_of_16_bits_become_white():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "central", "alone", "expected"),
+    ("low", "high", "central", "only_depth", "expected"),
     [
         (0, 3900, (10, 3500), True, (0, 4095)),
         (0, 65535, (10, 900), True, (10, 900)),  # one hot pixel
@@ -139,8 +139,8 @@ def test_transparent_colours_of_16_bits_become_white():
         (7, 7, (7, 7), True, (7, 8)),
     ],
 )
-def test_a_range(low, high, central, alone, expected):
-    assert choose_range("16-bit", low, high, central, alone) == expected
+def test_a_range(low, high, central, only_depth, expected):
+    assert choose_range("16-bit", low, high, central, only_depth) == expected
 
 
 def test_test_images_are_scaled_as_training_images_are():

@@ -141,7 +141,7 @@ def _varied_values(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _name_and_colour(config: Config, overrides: Sequence[str], words: Sequence[str]) -> dict[str, str]:
-    """Name a run of a multirun by what ``words``, the command line, vary, and return the tag of its group's colour."""
+    """Name a run after the keys that the command line ``words`` varies. Return the tag with its group's colour."""
     from lr_lightning._plotting import style, styles
     from lr_lightning.tracking.keys import COLOUR_TAG, name_values
 
@@ -160,7 +160,7 @@ def _name_and_colour(config: Config, overrides: Sequence[str], words: Sequence[s
 
 
 def _short_value(key: str, value: str) -> str:
-    """Return a value as runs are named by it: of a fork its point, since the other run's path is long.
+    """Shorten a value for the name of a run. A fork keeps only its point, because its path is long.
 
     >>> _short_value("fork", "outputs/20261129-digits@50%"), _short_value("schedule", "wsd")
     ('fork@50%', 'wsd')
@@ -205,9 +205,9 @@ def seeds_note(words: Sequence[str], config: Config | None = None) -> str:
 
 @contextmanager
 def _composing_once(checkout: Path, words: Sequence[str]) -> Iterator[None]:
-    """Keep Hydra from composing the config once more, for a quarter of a second, to read a mode that nothing sets.
+    """Stop Hydra from composing the config a second time, which takes 0.25 s, to read a ``hydra.mode`` that is not set.
 
-    ``hydra.mode`` may be set by an override, by a config of another place, or by a file of `conf/`.
+    The mode may be set by an override, by a config of another place, or by a file of `conf/`.
     """
     from hydra._internal.hydra import Hydra
 
@@ -431,7 +431,7 @@ def _run_job(cfg: DictConfig, job: Job, result: JobResult) -> Any:
     if not several_jobs:
         return train(config, start).objective
     if len(_results) == 1:
-        gc.freeze()  # so that what was imported is not collected among after every run
+        gc.freeze()  # the collector then skips the imported objects after each run
     try:
         return _run_in_a_line(config, start, _place_in_multirun(hydra_config, overrides)).objective
     except ConfigError:

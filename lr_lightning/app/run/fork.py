@@ -37,7 +37,7 @@ _LIMITS = {"trainer.max_epochs", "trainer.max_steps"}
 _WHOLE_GROUPS = ("schedule", "callbacks", "tracking")  # that a fork takes from its own command line
 _FREE_GROUPS = tuple(f"{group}." for group in (*_WHOLE_GROUPS, "trainer"))
 _FREE = {*("optimizer.lr", "optimizer.weight_decay", "test", "output_root"), *resume.CHANGEABLE}
-_FIXED = {"trainer.accumulate_grad_batches", "trainer.limit_train_batches"}  # which batch is the next depends on them
+_FIXED = {"trainer.accumulate_grad_batches", "trainer.limit_train_batches"}  # they decide which batch comes next
 _OF_STATE = ("data.", "model.", "module.", "seed")  # keys that a checkpoint must share with its run
 RUN_TAG, TRUNK_TAG, STEP_TAG, POINT_TAG = "fork.run", "fork.trunk", "fork.step", "fork.point"
 
@@ -60,7 +60,7 @@ class ForkedRun:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Where the run comes from: the run that was forked, and the run that this one was forked from, and so on."""
+        """The tags that name the forked run, its trunk, the point and the step."""
         name, trunk = _name_in_store(self.origin), None
         for record in LocalLog(self.origin / LOG_NAME).records():
             if isinstance(record, Metric):  # the tags of a start come first
@@ -159,7 +159,7 @@ def _update(stored: DictConfig, key: str, value: Any) -> None:
 
 
 def _settle_peak(stored: DictConfig, changed: dict[str, Any]) -> None:
-    """Let a peak that was given replace the finder's, the scaled one and the other name of the peak."""
+    """Use the peak that the command line gives. Drop the trunk's finder, lr_rule and schedule.max_lr."""
     if changed.get("schedule.max_lr") is not None and "optimizer.lr" not in changed:
         changed["optimizer.lr"] = stored.optimizer.lr = float(changed["schedule.max_lr"])
     if "optimizer.lr" not in changed:

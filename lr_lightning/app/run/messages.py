@@ -50,7 +50,7 @@ _ROWS = (  # of the table at the end: name, key of the summary, format
 _SYSTEM_METRICS = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 _NOT_CHANGES = ("tracking", "output_root", "trainer.progress")
 _MOST_CLASSES = 20
-_JUMP = 2.0  # times the last learning rate, at which a resume is commented
+_JUMP = 2.0  # a resume that raises the lr by more than this factor gets a warning
 _BY_MAKE = "MAKELEVEL"  # a variable of make: the virtual environment may not be active
 _DEFAULT_STORE = Path(__file__).resolve().parents[3] / "mlruns"
 

@@ -69,7 +69,7 @@ class ResumedRun:
     step: int = 0  # optimizer steps made
     lr: float = math.nan  # of the last of them, and its peak
     peak_lr: float = math.nan
-    next_lr: float = math.nan  # with which training continues; unknown, or as before: nan
+    next_lr: float = math.nan  # of the next step; nan if it is unknown or has not changed
 
 
 def identity(flat: Mapping[str, Any]) -> dict[str, Any]:

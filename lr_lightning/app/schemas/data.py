@@ -54,7 +54,8 @@ class DataConfig(Schema):
     cutmix: Annotated[float, NOT_NEGATIVE] = 0.0
     image_size: _CountOrNone = None  # resize to this square; default: keep the size, or 64 if sizes differ
     in_memory_limit: str = "2 GB"  # larger data sets are decoded by DataLoader workers
-    num_workers: Annotated[int | None, AT_LEAST_0] = None  # DataLoader workers; default: half of the usable cores
+    # DataLoader workers; default: half of this process's cores, with a GPU all but one
+    num_workers: Annotated[int | None, AT_LEAST_0] = None
     drop_last: bool = True  # leave out an epoch's last, smaller batch
     train_size: _CountOrNone = None  # keep only this many training images, stratified; default: all
     # share of the training labels that are replaced by another class: noise to memorise

@@ -241,8 +241,8 @@ def test_a_search_that_finds_nothing_names_the_next_one(
         (["optimizer=prodigy"], "finder: prodigy estimates its learning rate"),
         (
             ["finder=race", "finder.keep=true", "schedule=wsd", "callbacks.checkpoint.every=10%"],
-            "finder.keep: repeats the first steps of the run without their weights. Give callbacks.cost=null "
-            "callbacks.cooldown_preview=false callbacks.checkpoint.every=null.",
+            "finder.keep: skips the training of the first steps, and these callbacks need their weights. "
+            "Give callbacks.cost=null callbacks.cooldown_preview=false callbacks.checkpoint.every=null.",
         ),
         (
             ["finder=race", "finder.keep=true", "finder.apply=false"],
