@@ -48,7 +48,7 @@ class Blocks(Callback):
 
 
 class Counted(Callback):
-    """Counts the waits for the device in the steps after the warm-up. The first of the callbacks."""
+    """Counts the waits for the device in the steps after the warmup. The first of the callbacks."""
 
     def __init__(self, setting: Setting, waits: Synchronizations) -> None:
         self.first, self.last, self.waits = setting.warmup, setting.warmup + setting.block, waits

@@ -2,7 +2,7 @@
 
 Run: ``python -m benchmarks.lr_schedule_cost [--quick]``. Each row is the median over 20 repeats of the time that
 ``on_train_batch_start`` takes, in a run of 100,000 steps, AdamW with two param groups. On a GPU, rates are tensors and
-any synchronisation is an error.
+any synchronization is an error.
 """
 
 import argparse

@@ -58,7 +58,7 @@ class Clock(Callback):
 
 
 def durations(ends: list[float]) -> list[float]:
-    """Milliseconds of each step after the warm-up."""
+    """Milliseconds of each step after the warmup."""
     return [1000 * (b - a) for a, b in zip(ends[WARMUP - 1 :], ends[WARMUP:], strict=False)]
 
 

@@ -102,7 +102,7 @@ def effective_lr(group: Mapping[str, Any]) -> float | Tensor | None:
 
     Most optimizers use ``group["lr"]`` unchanged. Prodigy and D-Adaptation multiply it by their estimate ``d`` of the
     distance to the solution (Defazio & Mishchenko 2023, Mishchenko & Defazio 2023). Schedule-free optimizers multiply
-    it by their own warm-up, ``min(1, (k + 1) / warmup_steps)`` at step k. If the lr or ``d`` is a tensor, the result is
+    it by their own warmup, ``min(1, (k + 1) / warmup_steps)`` at step k. If the lr or ``d`` is a tensor, the result is
     a new tensor, so that nothing waits for the device.
     """
     lr: float | Tensor | None = group.get("lr")

@@ -42,7 +42,7 @@ def test_plain_script(example: Any, tmp_path: Path) -> None:
     found = callback(trainer, LRFinder).result.suggestion
     lrs = rates(tmp_path / "logs", "lr/group0")
     assert len(lrs) == trainer.global_step == 40
-    assert max(lrs) == pytest.approx(found)  # a warm-up of two steps to the found rate, then down
+    assert max(lrs) == pytest.approx(found)  # a warmup of two steps to the found rate, then down
     assert lrs[-1] < 0.01 * found
     assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
     assert callback(trainer, OverfittingMonitor).history.points

@@ -59,7 +59,7 @@ logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs every err
 class Schedules:
     """All schedules of a run, without a Trainer."""
 
-    lr: Schedule  # the factor of the peak learning rate, with its warm-up
+    lr: Schedule  # the factor of the peak learning rate, with its warmup
     momentum: Schedule | None = None  # the momentum itself; None leaves the optimizer's alone
     plateau: Plateau | None = None
     start_step: int = 0  # the update at which they start
@@ -114,7 +114,7 @@ def _schedule_arguments(node: schemas.ScheduleConfig, *, takes_warmup: bool) -> 
         arguments["start"] = 1.0 if node.start is None else node.start
     if takes_warmup:
         if node.warmup_shape != "linear":
-            why = f"but the warm-up that is part of {node._target_} has no shape to choose. Leave it out."
+            why = f"but the warmup that is part of {node._target_} has no shape to choose. Leave it out."
             raise ConfigError(f"schedule.warmup_shape: '{node.warmup_shape}', {why}")
         arguments["warmup"] = node.warmup
     return arguments | dict(node.kwargs)

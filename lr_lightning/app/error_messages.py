@@ -97,7 +97,7 @@ def causes(error: BaseException, *, contexts: bool = False) -> list[BaseExceptio
 
 def explain_divergence(error: Diverged) -> str:
     """Return the message of a diverged run, with advice in the app's keys."""
-    advice = "Try a tenth of optimizer.lr, a warm-up, or trainer.gradient_clip_val=1."
+    advice = "Try a tenth of optimizer.lr, a warmup, or trainer.gradient_clip_val=1."
     return f"{error.headline}. {advice}"
 
 

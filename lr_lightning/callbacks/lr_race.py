@@ -52,7 +52,7 @@ from lr_lightning.schedules.clock import DurationLike, parse_duration
 
 __all__ = ["LRRace"]
 
-_AFTER_WARMUP = 1.25  # length of the shortest training, if the run goes on from one / length of the warm-up
+_AFTER_WARMUP = 1.25  # length of the shortest training, if the run goes on from one / length of the warmup
 _BLIND = {"DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ProgressBar", "ThroughputMonitor"}
 _BATCH_HOOKS = ("on_train_batch_start", "on_train_batch_end")
 _UPDATE_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
@@ -78,7 +78,7 @@ class LRRace(LRFinder):
         apply: Whether to train with the lr that was found.
         keep: Whether the run goes on from the state of the training that the race has chosen. It then equals, bit for
             bit, a run that had this lr from the start, and these updates are not made twice. The schedule must begin
-            with a plateau, after a warm-up at most, as WSD and Constant do. The race then trains the run's own first
+            with a plateau, after a warmup at most, as WSD and Constant do. The race then trains the run's own first
             steps, and judges a running average of the weights.
         min_lr: The first lr of the range test, > 0.
         max_lr: The last lr of the range test, > ``min_lr``. The race may go beyond both.
@@ -199,14 +199,14 @@ class LRRace(LRFinder):
         factors = [driver.schedule(step, clock) for step in range(total)]
         if (flat := plateau(factors)) is None:
             raise ArgumentError(
-                "LRRace(keep=True) needs a schedule that begins with a plateau, after a warm-up at most, such as WSD "
+                "LRRace(keep=True) needs a schedule that begins with a plateau, after a warmup at most, such as WSD "
                 f"or Constant. This one is {driver.schedule.describe(clock)}. Use another schedule, or keep=False."
             )
         plan = RacePlan.of(budget, flat[1], max(FEWEST_STEPS, math.ceil(_AFTER_WARMUP * flat[0])))
         if plan.rungs[0].length < _AFTER_WARMUP * flat[0]:
             raise ArgumentError(
-                f"LRRace(keep=True): trainings of {plan.rungs[0].length} updates are too short for a warm-up of "
-                f"{flat[0]}. Give a larger budget or a shorter warm-up, or use keep=False."
+                f"LRRace(keep=True): trainings of {plan.rungs[0].length} updates are too short for a warmup of "
+                f"{flat[0]}. Give a larger budget or a shorter warmup, or use keep=False."
             )
         with dry_run.run(), _recorded(dry_run) as trunk:  # what one step shows is refused before the others
             before = dry_run.state()

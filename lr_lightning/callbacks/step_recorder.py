@@ -1,4 +1,4 @@
-"""The learning rate and the loss of every optimizer step, without a device synchronisation at each step."""
+"""The learning rate and the loss of every optimizer step, without a device synchronization at each step."""
 
 import math
 import time

@@ -158,7 +158,7 @@ class Curves:
     probe: Track
     best: int  # index of the lowest level of the validation loss
     learning: Floats  # share of the run's learning that was done at each validation, shape [T]
-    reference: float | None  # loss of a model that has learnt nothing
+    reference: float | None  # loss of a model that has learned nothing
     start: float | None  # training loss of the initial weights
 
     @staticmethod
@@ -217,12 +217,12 @@ class Curves:
         before = max([v for v in (self.reference, self.start) if v is not None] or [float(self.probe.values[0])])
         if self.reference is not None:
             before = min(before, 2 * self.reference)
-        learnt = before - self.probe_end
+        learned = before - self.probe_end
         distance = self.learning[self.probe.window(self.end)].mean() - self.learning[self.probe.window(since)].mean()
         scale = 0.25 / max(distance, 0.05)
-        if learnt <= 0:
+        if learned <= 0:
             return Fall(size, float(size.value > 0) * scale)
-        return Fall(size, float(size.value / learnt * scale))
+        return Fall(size, float(size.value / learned * scale))
 
     @property
     def first_at_best(self) -> int:
@@ -350,7 +350,7 @@ def finite(point: Point) -> bool:
 
 
 def reference_of(history: History) -> tuple[Reference, float] | None:
-    """Return the model that has learnt nothing and its loss: chance, else the start; None if both are unknown."""
+    """Return the model that has learned nothing and its loss: chance, else the start; None if both are unknown."""
     chance = Reference.CONSTANT if history.regression else Reference.CHANCE
     losses = ((chance, history.chance), (Reference.START, history.start))
     return next(((kind, v) for kind, v in losses if v is not None and math.isfinite(v) and v > 0), None)

@@ -14,7 +14,7 @@ from lr_lightning.diagnosis.verdict import Advice, Label, Numbers, Reason, Verdi
 
 _FEWEST = 4  # validations; fewer show only a divergence
 _DIVERGED = 1.5  # times the larger of start and chance
-_STILL = 0.1  # share of all that was learnt: a smaller fall in the last quarter of the learning has stopped
+_STILL = 0.1  # share of all that was learned: a smaller fall in the last quarter of the learning has stopped
 _MEMORIZED = 0.02  # share of chance: a probe loss below it means that the network has memorized the examples
 _WIDE = 0.1  # share of chance: a gap above it is wide
 _LOST = 0.03  # of the validation accuracy: a run that ended that far below its best is not healthy
@@ -35,13 +35,13 @@ def diagnose(history: History) -> Verdict:
     the shares of the classes, or the mean of a regression's targets, or else the loss at the start.
 
     1. ``diverged``: a loss is not finite at the end; or both losses are above a limit, at the last validations (up to
-       three), or, if the run has never learnt, at any in its second half. The limit is 1.5 times the larger of start
+       three), or, if the run has never learned, at any in its second half. The limit is 1.5 times the larger of start
        and chance; if neither is known, 4.5 times the lower of the two losses at the first validation. A probe loss that
        fell at every one of at least four validations has not diverged.
     2. ``overfitting``: the validation loss is above its best, by 5 % of it and beyond its noise, and the probe loss
        fell beyond its noise since then. ``memorised``: the validation is no better than chance, and the probe is.
        ``receding``: the validation loss is falling again. Also where the hump of a high learning rate hides the
-       minimum (see :attr:`~lr_lightning.diagnosis.curves.Curves.hidden_minimum`). ``gap``: the probe is learnt by heart
+       minimum (see :attr:`~lr_lightning.diagnosis.curves.Curves.hidden_minimum`). ``gap``: the probe is known by heart
        (below 2 % of chance), the validation loss is far above it (by 10 % of chance), and at least half the run brought
        the validation nothing.
     3. ``underfitting``: the probe loss is high, above 15 % of chance. ``under-trained`` if in the last quarter of the
@@ -104,8 +104,8 @@ def _background(history: History) -> dict[str, float]:
     if lrs := [point.lr for point in points if point.lr is not None and math.isfinite(point.lr)]:
         numbers |= {"lr": lrs[-1], "peak_lr": max(lrs) if history.peak_lr is None else history.peak_lr}
     if (reference := reference_of(history)) is not None:
-        learnt = any(point.probe_loss < AT_CHANCE * reference[1] for point in points)
-        numbers |= {"chance_loss": reference[1], "learnt_before": float(learnt)}
+        learned = any(point.probe_loss < AT_CHANCE * reference[1] for point in points)
+        numbers |= {"chance_loss": reference[1], "learnt_before": float(learned)}
     if history.total_steps:
         numbers["planned"] = points[-1].step / history.total_steps
     numbers |= _previewed(points)
@@ -141,9 +141,9 @@ def _diverged(history: History) -> Verdict | None:
     limit = _DIVERGED * max(known) if known else 3 * _DIVERGED * min(points[0].val_loss, points[0].probe_loss)
     above = [point.probe_loss > limit and point.val_loss > limit for point in points]
     at_the_end = all(above[-max(1, min(3, len(above) // 2)) :])
-    learnt = min(point.probe_loss for point in points if finite(point)) < AT_CHANCE * limit / _DIVERGED
-    # A run that has never learnt, and exceeds the limit anywhere in its second half, is not at rest at chance.
-    jumps = not learnt and any(above[len(above) // 2 :])
+    learned = min(point.probe_loss for point in points if finite(point)) < AT_CHANCE * limit / _DIVERGED
+    # A run that has never learned, and exceeds the limit anywhere in its second half, is not at rest at chance.
+    jumps = not learned and any(above[len(above) // 2 :])
     # A run that leaves a bad start, so that its probe loss fell at every validation, has not diverged.
     recovers = len(points) >= _FEWEST and all(b.probe_loss < a.probe_loss for a, b in pairwise(points))
     has_limit = limit > 0  # False for NaN as well, which the first validation may hold
@@ -181,12 +181,12 @@ def _overfitting(curves: Curves) -> Verdict | None:
     numbers = _recorded(curves)
     numbers |= {"probe_fall": numbers["probe_loss_at_best"] - numbers["probe_loss"], "probe_fall_noise": fell.noise}
     chance = curves.reference
-    learnt = chance is not None and curves.probe_end < 0.8 * chance and curves.probe.difference(0, curves.end).above()
-    memorised = learnt and curves.guesses
+    learned = chance is not None and curves.probe_end < 0.8 * chance and curves.probe.difference(0, curves.end).above()
+    memorized = learned and curves.guesses
     if rise.risen and fell.above():
-        reason = Reason.RECEDING if _recedes(curves) else Reason.MEMORISED if memorised else None
+        reason = Reason.RECEDING if _recedes(curves) else Reason.MEMORISED if memorized else None
         return Verdict(Label.OVERFITTING, reason, _onset(curves), numbers)
-    if memorised:
+    if memorized:
         return Verdict(Label.OVERFITTING, Reason.MEMORISED, _onset(curves), numbers)
     if (lowest := curves.hidden_minimum) is not None:
         return Verdict(Label.OVERFITTING, None, curves.points[lowest].epoch, numbers)

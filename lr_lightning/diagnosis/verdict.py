@@ -58,9 +58,9 @@ class Advice(Enum):
     # a learning rate that is too high
     LOWER_LR_TENFOLD = "Lower the learning rate from {peak_lr:.3g} tenfold until the loss falls: {lower_lrs}, ..."
     LOWER_LR = "Lower the learning rate tenfold at a time until the loss falls."
-    WARM_UP_OR_CLIP = "The run had learnt before: a longer warmup or gradient clipping may allow this learning rate."
+    WARM_UP_OR_CLIP = "The run had learned before: a longer warmup or gradient clipping may allow this learning rate."
     LOWER_LR_AND_WARM_UP = (
-        "Lower the learning rate{to_a_tenth}, and warm up: nothing was learnt, and a learning rate that is too high "
+        "Lower the learning rate{to_a_tenth}, and warm up: nothing was learned, and a learning rate that is too high "
         "kills a network's units."
     )
     LOWER_UNSTABLE_LR = "Lower the learning rate from {peak_lr:.3g} to {third:.3g}: the loss swings."
@@ -69,7 +69,7 @@ class Advice(Enum):
         "fall to 0 at the end. The loss swings{if_cooled}."
     )
     # a learning rate that is too low
-    RAISE_LR_TENFOLD = "Raise the learning rate from {peak_lr:.3g} to {tenfold:.3g}: almost nothing was learnt."
+    RAISE_LR_TENFOLD = "Raise the learning rate from {peak_lr:.3g} to {tenfold:.3g}: almost nothing was learned."
     RAISE_CALM_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: the loss falls slowly and smoothly."
     # a learning rate that is still high at the end
     COOL_DOWN = "Cool down: {lr_is_high}{if_cooled}. Let it fall to 0 at the end, with the schedule wsd for instance."
@@ -89,7 +89,7 @@ class Advice(Enum):
         "Two runs to try: a network twice as wide, or {double_epochs:.0f} epochs{with_wsd}. The probe loss is high "
         "({probe_level}), and its curve does not tell which of the two it needs."
     )
-    INSPECT_NETWORK = "If that changes nothing, look at the network: its size, its initialisation, its last layer."
+    INSPECT_NETWORK = "If that changes nothing, look at the network: its size, its initialization, its last layer."
     MEASURE_MORE = "To get a verdict, validate more often, or train longer."
     GIVE_CHANCE = "Give the loss of a model that knows nothing: OverfittingMonitor(chance=...)."
 

@@ -88,7 +88,7 @@ def mirror_multiples(schedule: Schedule, epochs: int, updates: int) -> tuple[flo
     """Return the batch size of each epoch as a multiple of the first one, growing as the schedule would lower the lr.
 
     Formula: ``highest factor so far / factor at the epoch's start``, both for a run with ``updates`` in every epoch. So
-    a warm-up does not change the batch. The multiple is inf if the schedule is at 0.
+    a warmup does not change the batch. The multiple is inf if the schedule is at 0.
 
     >>> from lr_lightning.schedules import Step
     >>> mirror_multiples(Step("2 epochs", gamma=0.2), epochs=5, updates=391)

@@ -15,7 +15,7 @@ __all__ = ["WSD", "Join", "LeftForCooldown", "Product", "Shifted", "Warmup"]
 _WarmupShape = Literal["linear", "cosine", "exponential"]
 _CooldownShape = Literal["1-sqrt", "linear", "cosine"]
 _Piece = tuple[ScheduleLike, DurationLike | None]
-_EXPONENTIAL_LOW = 0.01  # where an exponential warm-up starts, as a share of its end
+_EXPONENTIAL_LOW = 0.01  # where an exponential warmup starts, as a share of its end
 _COOLDOWNS: dict[str, Callable[[float], float]] = {
     "1-sqrt": lambda progress: 1.0 - math.sqrt(progress),
     "linear": lambda progress: 1.0 - progress,

@@ -215,7 +215,7 @@ class Restarts(Schedule):
 class OneCycle(Schedule):
     """Up once, down once, and further down.
 
-    Formula, with n = the warm-up in steps: from ``start`` at t = 0 to 1 at t = n, then to ``end`` at t = T, each in
+    Formula, with n = the warmup in steps: from ``start`` at t = 0 to 1 at t = n, then to ``end`` at t = T, each in
     ``shape``. Source: Smith & Topin 2018, "Super-convergence" (arXiv 1708.07120), section 3, with the cosine of
     fastai. The momentum that moves the other way is a separate schedule: ``LRSchedule(OneCycle(), momentum=...)``.
 

@@ -196,7 +196,7 @@ class InverseSqrt(Schedule):
     """A decay that needs no known end.
 
     Formula: ``sqrt(timescale / (t + timescale))``, with a duration ``timescale`` > 0, after which the factor is
-    1 / sqrt(2). After a warm-up of ``timescale`` steps this is the rule of Vaswani et al. 2017, "Attention is all you
+    1 / sqrt(2). After a warmup of ``timescale`` steps this is the rule of Vaswani et al. 2017, "Attention is all you
     need" (arXiv 1706.03762), equation 3, relative to its peak.
 
     Example:

@@ -269,7 +269,7 @@ def validation_warning(raw: RawSplits, splits: Mapping[str, SplitIndices]) -> st
     why = "" if raw.val is not None else " (a class of one image keeps it for training)"
     return (
         f"data: the validation split has no image of class {missing}{why}. It is trained on, but nothing "
-        "measures how well it is learnt. Add images of it, or remove the class from the data."
+        "measures how well it is learned. Add images of it, or remove the class from the data."
     )
 
 

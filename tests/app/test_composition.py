@@ -42,7 +42,7 @@ def test_the_help_has_a_line_for_every_choice() -> None:
     assert {choice for _, choice in CHOICES} <= set(said)
     assert [choice for choice, text in said.items() if not text] == []
     assert max(map(len, lines)) <= 160
-    assert "  cosine               Half a cosine to zero after a warm-up" in lines  # the first sentence, no source
+    assert "  cosine               Half a cosine to zero after a warmup" in lines  # the first sentence, no source
 
 
 def test_the_help_of_find_lr_is_its_own(composed: Compose) -> None:

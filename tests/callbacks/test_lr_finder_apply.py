@@ -101,7 +101,7 @@ SCHEDULERS: dict[str, Make] = {
     "cosine": lambda o, lr, base: lr_scheduler.CosineAnnealingLR(o, 18),
     "cosine with a floor": lambda o, lr, base: lr_scheduler.CosineAnnealingLR(o, 18, eta_min=1e-3),
     "restarts": lambda o, lr, base: lr_scheduler.CosineAnnealingWarmRestarts(o, 5),
-    "warm-up and cosine": lambda o, lr, base: lr_scheduler.SequentialLR(
+    "warmup and cosine": lambda o, lr, base: lr_scheduler.SequentialLR(
         o, [lr_scheduler.LinearLR(o, 0.01, total_iters=5), lr_scheduler.CosineAnnealingLR(o, 13)], [5]
     ),
     "chained": lambda o, lr, base: lr_scheduler.ChainedScheduler(
@@ -350,7 +350,7 @@ class Late(Callback):
 RESUMED: dict[str, tuple[Make | None, Callable[[], list[Any]]]] = {
     "plain": (None, list),
     "late group": (None, lambda: [Late()]),
-    "warm-up and cosine": (SCHEDULERS["warm-up and cosine"], list),
+    "warmup and cosine": (SCHEDULERS["warmup and cosine"], list),
     "lambda": (SCHEDULERS["lambda"], list),
     "onecycle": (SCHEDULERS["onecycle"], list),
     "cyclic": (lambda o, lr, base: lr_scheduler.CyclicLR(o, base, lr, step_size_up=4), list),

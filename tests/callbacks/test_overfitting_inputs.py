@@ -266,7 +266,7 @@ class Forecast(Plain):
         return functional.mse_loss(self(x)["prediction"], y[..., None])
 
 
-def test_a_regression_that_gives_the_mean_of_its_targets_has_learnt_nothing(tmp_path: Path) -> None:
+def test_a_regression_that_gives_the_mean_of_its_targets_has_learned_nothing(tmp_path: Path) -> None:
     """Its loss falls to a hundredth of that at the start, and is still that of a constant guess."""
     collate = packed(lambda x, y: ({"encoder_cont": x}, (20 + x, None)))
     _, monitor, _ = fit(tmp_path, Forecast, rows(collate), rows(collate, 20), max_epochs=10)

@@ -309,9 +309,9 @@ def test_a_rise_of_both_losses_is_no_overfitting() -> None:
 def test_a_cycles_rising_half_is_no_overfitting_and_its_low_ends_are_compared() -> None:
     epochs = 80
     lr = [0.01 + 0.09 * (1 - abs((t % 8) - 4) / 4) for t in range(1, epochs + 1)]
-    learnt = [2 * math.exp(-t / 10) for t in range(1, epochs + 1)]
-    val = [0.2 + a + 3 * x for a, x in zip(learnt, lr, strict=True)]
-    probe = [0.02 + a + 1.5 * x for a, x in zip(learnt, lr, strict=True)]
+    learned = [2 * math.exp(-t / 10) for t in range(1, epochs + 1)]
+    val = [0.2 + a + 3 * x for a, x in zip(learned, lr, strict=True)]
+    probe = [0.02 + a + 1.5 * x for a, x in zip(learned, lr, strict=True)]
     for end in (76, 78, 80):  # on the rise, at a peak's other side, at a low end
         history = History.of_curves(val[:end], probe[:end], chance=CHANCE, lr=lr[:end])
         assert diagnose(history).label == "healthy"
@@ -334,13 +334,13 @@ def test_a_run_made_longer_once_its_learning_rate_was_zero_is_judged_as_a_whole(
 def test_a_learning_rate_that_went_to_zero_does_not_hide_that_it_was_too_small() -> None:
     epochs = 30
     lr = [1e-4 * (1 + math.cos(math.pi * t / epochs)) / 2 for t in range(epochs)]
-    learnt = np.cumsum(lr) / 1e-3
-    loss = (2.3 - 0.6 * learnt).tolist()
+    learned = np.cumsum(lr) / 1e-3
+    loss = (2.3 - 0.6 * learned).tolist()
     verdict = diagnose(History.of_curves(loss, loss, chance=CHANCE, lr=lr))
     assert (verdict.label, verdict.detail) == ("underfitting", "under-trained")
 
 
-def test_a_gap_to_a_probe_learnt_by_heart_is_overfitting_even_where_the_validation_only_stays() -> None:
+def test_a_gap_to_a_probe_learned_by_heart_is_overfitting_even_where_the_validation_only_stays() -> None:
     t = np.arange(1, 101)
     val = 0.8 + 1.5 * np.exp(-t / 8)
     probe = 0.001 + 2.3 * np.exp(-t / 8)

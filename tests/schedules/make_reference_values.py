@@ -22,7 +22,7 @@ jax.config.update("jax_enable_x64", True)
 
 import optax  # noqa: E402  (double precision has to be chosen first)
 
-TOTAL, WARMUP = 48, 6  # three cycles of 14 after the warm-up
+TOTAL, WARMUP = 48, 6  # three cycles of 14 after the warmup
 
 
 def transformers_formulas() -> dict[str, Callable[..., float]]:

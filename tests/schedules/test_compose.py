@@ -1,4 +1,4 @@
-"""Warm-ups, joins and products."""
+"""Warmups, joins and products."""
 
 from typing import Any
 

@@ -55,7 +55,7 @@ def plain(data, image):
 
 
 @pytest.mark.parametrize("in_memory_limit", ["1 GB", "0 B"])
-def test_standard_normalisation_is_of_the_training_split_alone(in_memory_limit):
+def test_standard_normalization_is_of_the_training_split_alone(in_memory_limit):
     data = module(in_memory_limit=in_memory_limit, num_workers=0)
     pixels = training_pixels(data)
     values = pixels.double() / 255
@@ -91,7 +91,7 @@ def test_training_batches_are_augmented_and_others_are_not():
     assert torch.equal(plain(data, image), image * torch.tensor(1 / 255))
 
 
-def test_a_training_batch_is_erased_and_mixed_after_its_normalisation_and_others_are_not():
+def test_a_training_batch_is_erased_and_mixed_after_its_normalization_and_others_are_not():
     data = module(flip=True, random_erasing=0.5, mixup=0.4, cutmix=1.0)
     batch = next(iter(data.train_dataloader()))
     x, y = data.on_after_batch_transfer(batch, 0)
@@ -133,7 +133,7 @@ def test_images_beyond_the_memory_limit_give_the_same_batches():
             assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
-def test_the_state_is_plain_and_recognises_other_data(tmp_path):
+def test_the_state_is_plain_and_recognizes_other_data(tmp_path):
     torch.save(module().state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     module().load_state_dict(state)

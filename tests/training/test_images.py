@@ -101,7 +101,7 @@ def test_flipped_labels_are_those_of_another_class_in_the_training_split_alone()
     changed = {key for key, label in plain["train"].items() if flipped["train"][key] != label}
     assert len(changed) == 12
     assert all(0 <= label < 3 for label in flipped["train"].values())
-    assert all(flipped["train"][key] == label for key, label in flipped["probe"].items())  # memorised noise shows there
+    assert all(flipped["train"][key] == label for key, label in flipped["probe"].items())  # memorized noise shows there
     again = labels_of(module(drop_last=False, flip_labels=0.25, seed=5))
     assert again == flipped
     assert labels_of(module(drop_last=False, flip_labels=0.25, split_seed=5)) != flipped

@@ -26,7 +26,7 @@ _PREPROCESSING = (
     "transparent: put it on white",
     "convert it to `channels`: 1 is greyscale, 3 is RGB",
     "scale it (bilinear) until it just covers height × width, and cut the centre",
-    "give the values 0..255 as [batch, channels, height, width]: the network normalises them itself",
+    "give the values 0..255 as [batch, channels, height, width]: the network normalizes them itself",
 )
 
 

@@ -67,7 +67,7 @@ class _TrainingData(NamedTuple):
 
 
 class Predictor:
-    """A trained run's network, with the normalisation and the class names of its training data.
+    """A trained run's network, with the normalization and the class names of its training data.
 
     Nothing but the run's folder is needed: neither its data nor the weights that it started from. ``trust`` are the
     targets outside this project that the run's config may name. With ``averaged``, the weights are the average that

@@ -64,7 +64,7 @@ class RunOutcome:
 
     @property
     def objective(self) -> float | None:
-        """The best validation accuracy, which a search maximises."""
+        """The best validation accuracy, which a search maximizes."""
         return self.summary.get("best_val_acc")
 
 

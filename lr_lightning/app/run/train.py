@@ -240,13 +240,13 @@ def _use_threads(node: TrainerConfig, net: nn.Module | None = None, data: ImageD
 
 
 def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
-    """Refuse synchronised batch norm over several processes on CPUs, before torch refuses it in each process."""
+    """Refuse synchronized batch norm over several processes on CPUs, before torch refuses it in each process."""
     on_cpu = node.accelerator == "cpu" or not torch.cuda.is_available()
-    normalises = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in net.modules())
-    if node.sync_batchnorm and on_cpu and normalises and world_size(node) > 1:
+    normalizes = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in net.modules())
+    if node.sync_batchnorm and on_cpu and normalizes and world_size(node) > 1:
         raise ConfigError(
-            "trainer.sync_batchnorm: true, but torch synchronises batch norm on GPUs only, and these processes have "
-            "none. Set it to false: each process then normalises with its own batch."
+            "trainer.sync_batchnorm: true, but torch synchronizes batch norm on GPUs only, and these processes have "
+            "none. Set it to false: each process then normalizes with its own batch."
         )
 
 

@@ -58,7 +58,7 @@ class DataConfig(Schema):
     num_workers: Annotated[int | None, AT_LEAST_0] = None
     drop_last: bool = True  # leave out an epoch's last, smaller batch
     train_size: _CountOrNone = None  # keep only this many training images, stratified; default: all
-    # share of the training labels that are replaced by another class: noise to memorise
+    # share of the training labels that are replaced by another class: noise to memorize
     flip_labels: Annotated[float, _FLIPPED] = 0.0
     on_bad_image: Annotated[str, one_of("error", "skip")] = "error"  # an image that cannot be read: error | skip
     max_megapixels: Annotated[float, positive("such as 100")] = 100.0  # a larger image is not read

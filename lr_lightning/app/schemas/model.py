@@ -22,7 +22,7 @@ OPTIMIZER_PACKAGES = ("schedulefree", "prodigyopt", "dadaptation")
 
 _Momentum = Annotated[float, below_one("for instance 0.9")]
 _NotNegative = Annotated[float, NOT_NEGATIVE]
-_Steps = Annotated[int, must("be 0 (no warm-up) or more steps", lambda v: v >= 0)]
+_Steps = Annotated[int, must("be 0 (no warmup) or more steps", lambda v: v >= 0)]
 _BETAS = must("be two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v))
 _GROWTH = must("be above 1, for instance 1.02, or .inf for no limit", lambda v: v > 1)
 
@@ -74,7 +74,7 @@ class OptimizerConfig(Schema):
     # the batch of an update that lr is for; required by lr_rule
     lr_reference_batch: Annotated[int | None, AT_LEAST_1] = None
     weight_decay: _NotNegative = 0.0
-    decay_bias_and_norm: bool = False  # also decay biases and the parameters of normalisation layers
+    decay_bias_and_norm: bool = False  # also decay biases and the parameters of normalization layers
     # a pattern of parameter names -> {lr: factor, weight_decay: factor} on lr and weight_decay
     multipliers: dict[str, dict[str, float]] = field(default_factory=dict)
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -186,7 +186,7 @@ class ScheduleFreeSGDConfig(OptimizerConfig):
     lr: float = 1.0  # about ten times that of SGD with momentum
     momentum: _Momentum = 0.9  # share of the average in the weights at which gradients are taken
     weight_decay: float = 5e-4
-    warmup_steps: _Steps = 0  # the optimizer's linear warm-up, in addition to the schedule's
+    warmup_steps: _Steps = 0  # the optimizer's linear warmup, in addition to the schedule's
     r: _NotNegative = 0.0  # weights the average by step ** r
     weight_lr_power: _NotNegative = 2.0  # and by (largest learning rate so far) ** this
 
@@ -225,5 +225,5 @@ class ProdigyConfig(DAdaptAdamConfig):
     # for the averages of the estimate; default: the root of the second of betas
     beta3: Annotated[float | None, below_one("or null for the root of the second of optimizer.betas")] = None
     decouple: bool = True
-    safeguard_warmup: bool = True  # keeps a schedule's warm-up out of the estimate
+    safeguard_warmup: bool = True  # keeps a schedule's warmup out of the estimate
     d_coef: Annotated[float, positive("for instance 0.5, 1 or 2")] = 1.0  # multiplies the estimate; 0.5 or 2 to tune

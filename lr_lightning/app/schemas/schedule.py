@@ -11,7 +11,7 @@ from lr_lightning.app.schemas import AT_LEAST_0, AT_LEAST_1, Problem, Schema, be
 
 @dataclass
 class ScheduleConfig(Schema):
-    """A shape over the whole run, as a factor of the peak learning rate, after an optional warm-up.
+    """A shape over the whole run, as a factor of the peak learning rate, after an optional warmup.
 
     The constructors in `lr_lightning.schedules` check the arguments that are theirs.
     """
@@ -36,7 +36,7 @@ class ConstantConfig(ScheduleConfig):
 
 @dataclass
 class WarmupConstantConfig(ConstantConfig):
-    """A linear warm-up to the peak learning rate, then the peak."""
+    """A linear warmup to the peak learning rate, then the peak."""
 
     name: str = "warmup_constant"
     warmup: int | str = "5%"
@@ -131,7 +131,7 @@ class InverseSqrtConfig(ScheduleConfig):
     name: str = "inverse_sqrt"
     _target_: str = "lr_lightning.schedules.InverseSqrt"
     warmup: int | str = "5%"
-    timescale: int | str = "5%"  # steps after the warm-up at which the factor is 1 / sqrt(2)
+    timescale: int | str = "5%"  # steps after the warmup at which the factor is 1 / sqrt(2)
 
 
 @dataclass

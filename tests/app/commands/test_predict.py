@@ -1,4 +1,4 @@
-"""Predictions of new images: the network, normalisation and class names of the run, and what is left out."""
+"""Predictions of new images: the network, normalization and class names of the run, and what is left out."""
 
 import csv
 import os
