@@ -1,4 +1,4 @@
-"""Check arguments: numbers, counts, choices and batches. A wrong one is an ArgumentError."""
+"""Check arguments: numbers, counts, flags, choices and batches. A wrong one is an ArgumentError."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +18,12 @@ def check_count(name: str, value: int, least: int) -> None:
     """Check that a value is a whole number >= ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ArgumentError(f"must be a whole number >= {least}, got {value!r}", name)
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Check that a value is True or False."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"must be True or False, got {value!r}", name)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -80,6 +80,7 @@ else:
 set_sampler_epoch = _set_sampler_epoch  # Lightning calls this before it iterates a loader
 
 _T = TypeVar("_T")
+LATE_PREFIXES = ("overfit/", "probe/", "train/", "cost/")  # of metrics that callbacks log in real validations only
 _SAID: WeakSet[Trainer] = WeakSet()  # the Trainers whose user has been told that results are lost
 
 
@@ -252,8 +253,7 @@ class FreshMetric:
 
 def is_missed_in_sanity_check(trainer: Trainer, name: str) -> bool:
     """Return whether the sanity check has logged metrics but not this one, so that no validation will log it either."""
-    late = name.startswith(("overfit/", "probe/", "train/", "cost/"))  # which callbacks log in real validations only
-    return bool(trainer.callback_metrics) and name not in trainer.callback_metrics and not late
+    return bool(logged := trainer.callback_metrics) and name not in logged and not name.startswith(LATE_PREFIXES)
 
 
 def names_to_loggers(trainer: Trainer) -> set[str]:

@@ -58,6 +58,10 @@ def set_value(group: dict[str, Any], name: str, value: float) -> None:
         group[name] = value
 
 
+MOST_SCHEDULER_STEPS = 20_000
+"""How far a scheduler is followed to find its highest lr."""
+
+
 def scheduler_lrs(scheduler: Any, groups: list[dict[str, Any]], steps: int) -> list[list[float]] | None:
     """Return the lr of each group at the next ``steps`` steps, the present one first; None if it cannot be known.
 

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from lr_lightning._lightning import callbacks_of, is_resuming, is_validation_due, validate_also
+from lr_lightning._lightning import LATE_PREFIXES, callbacks_of, is_resuming, is_validation_due, validate_also
 from lr_lightning._threads import core_share
 from lr_lightning.app.config import GROUP_BASES, Config
 from lr_lightning.app.error_messages import causes, config_error, did_you_mean
@@ -504,7 +504,7 @@ class MonitorCheck(Callback):
     those that monitor the metric.
     """
 
-    reads_weights = False  # of single steps
+    reads_weights_at_steps = False
 
     def __init__(self, monitor: str, key: str = "callbacks.checkpoint.monitor") -> None:
         self.monitor, self.key = monitor, key
@@ -523,7 +523,7 @@ class MonitorCheck(Callback):
             return
         if any(self.monitor in monitor.unmeasured for monitor in callbacks_of(trainer, OverfittingMonitor)):
             raise ConfigError(f"{self.key}: '{self.monitor}' {_requirement(self.monitor)}")
-        if not self.monitor.startswith(("overfit/", "probe/", "train/", "cost/")):
+        if not self.monitor.startswith(LATE_PREFIXES):
             raise ConfigError(self._message("is not logged by the validation. It logs", trainer))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

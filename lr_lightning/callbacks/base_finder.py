@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, get_args
 
 from tqdm.auto import tqdm
 
-from lr_lightning._checks import check_choice, check_count, check_number
+from lr_lightning._checks import check_choice, check_count, check_flag, check_number
 from lr_lightning._lightning import (
     BaseCallback,
     Callback,
@@ -116,8 +116,7 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
         check_choice("metric", metric, get_args(Metric))
         check_count("repeats", repeats, 1)
         check_count("val_batches", val_batches, 1)
-        if not isinstance(apply, bool):
-            raise ArgumentError(f"must be True or False, got {apply!r}", "apply")
+        check_flag("apply", apply)
         self.min_lr, self.max_lr, self.metric, self.repeats = float(min_lr), float(max_lr), metric, repeats
         self.val_batches, self.monitor = val_batches, monitor
         self.apply, self.attribute, self.progress = apply, attribute, progress

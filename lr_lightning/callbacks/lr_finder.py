@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from lr_lightning._checks import check_choice, check_count
+from lr_lightning._checks import check_choice, check_count, check_flag
 from lr_lightning._lightning import (
     BaseCallback,
     BatchSizeFinder,
@@ -146,8 +146,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         super().__init__(min_lr, max_lr, metric, repeats, apply, val_batches, monitor, attribute, progress)
         check_count("num_steps", num_steps, _FEWEST_STEPS)
         check_choice("mode", mode, get_args(_Mode))
-        if not isinstance(retry, bool):
-            raise ArgumentError(f"must be True or False, got {retry!r}", "retry")
+        check_flag("retry", retry)
         if budget is not None:
             parse_duration(budget, "budget", positive=True)
         if isinstance(at_epochs, int):

@@ -106,7 +106,7 @@ class LRRace(LRFinder):
     """
 
     kind = RaceTest
-    reads_weights = False  # of single steps
+    reads_weights_at_steps = False
     artifact = "lr_race/race"
 
     def __init__(
@@ -554,7 +554,7 @@ def _given(output: Any) -> Any:
 
 def _sees_steps(callback: Callback) -> bool:
     """Return whether a callback may read the weights or the gradients after single steps."""
-    known: Any = getattr(callback, "reads_weights", None)
+    known: Any = getattr(callback, "reads_weights_at_steps", None)
     if known is None:
         kinds = {kind.__name__ for kind in type(callback).__mro__ if "lightning" in kind.__module__.split(".")[0]}
         known = not kinds & _BLIND
@@ -579,7 +579,7 @@ def _check_keep(dry_run: DryRun) -> None:
     elif seeing:
         problem = (
             f"cannot show {' and '.join(seeing)} the weights and gradients of every step. Remove it, set its attribute "
-            "reads_weights = False if it does not read them, or use keep=False."
+            "reads_weights_at_steps = False if it does not read them, or use keep=False."
         )
     elif hasattr(dry_run.optimizer, "train"):
         problem = f"cannot go on with {type(dry_run.optimizer).__name__}: it averages the weights. Use keep=False."

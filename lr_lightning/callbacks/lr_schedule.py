@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from torch.utils.hooks import RemovableHandle
 
-from lr_lightning._checks import check_choice, check_count
+from lr_lightning._checks import check_choice, check_count, check_flag
 from lr_lightning._lightning import (
     BaseCallback,
     FreshMetric,
@@ -26,7 +26,13 @@ from lr_lightning._lightning import (
     rank_zero_info,
     rank_zero_warn,
 )
-from lr_lightning._param_groups import missing_lr, peak_lr, restart_without_scheduler, scheduler_lrs
+from lr_lightning._param_groups import (
+    MOST_SCHEDULER_STEPS,
+    missing_lr,
+    peak_lr,
+    restart_without_scheduler,
+    scheduler_lrs,
+)
 from lr_lightning._threads import ThreadWatch
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.optimizer_driver import Cooldown, OptimizerDriver, plain_clock
@@ -45,7 +51,6 @@ _PeakOnResume = Literal["checkpoint", "module"]
 _Peaks = list[list[float]]  # of each optimizer's param groups
 _FEW = 2  # updates by which a plan may be wrong
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function
-_MOST_SCHEDULER_STEPS = 20_000  # how far a replaced scheduler is followed to find its highest lr
 
 
 class LRSchedule(BaseCallback):
@@ -85,7 +90,7 @@ class LRSchedule(BaseCallback):
         >>> callback = LRSchedule(Warmup("5%", then=Cosine()))
     """
 
-    reads_weights = False  # of single steps, which LRRace(keep=True) cannot show
+    reads_weights_at_steps = False
 
     def __init__(
         self,
@@ -119,8 +124,7 @@ class LRSchedule(BaseCallback):
         self.start = start
         check_choice("on_resume", on_resume, get_args(_OnResume))
         check_choice("peak_on_resume", peak_on_resume, get_args(_PeakOnResume))
-        if not isinstance(replace, bool):
-            raise ArgumentError(f"must be True or False, got {replace!r}", "replace")
+        check_flag("replace", replace)
         self.on_resume, self.peak_on_resume, self.replace = on_resume, peak_on_resume, replace
         self._drivers: list[OptimizerDriver] = []
         self._clocks: list[Clock] = []
@@ -416,7 +420,7 @@ class LRSchedule(BaseCallback):
         for config in configs:
             optimizer = getattr(config.scheduler, "optimizer", trainer.optimizers[0])
             run = trainer.max_steps if config.interval == "step" else trainer.max_epochs or -1
-            steps = _MOST_SCHEDULER_STEPS if run < 0 else min(run, _MOST_SCHEDULER_STEPS)
+            steps = MOST_SCHEDULER_STEPS if run < 0 else min(run, MOST_SCHEDULER_STEPS)
             lrs = scheduler_lrs(config.scheduler, optimizer.param_groups, -(-steps // config.frequency))
             peaks = [max(own) for own in zip(*lrs, strict=True)] if lrs else map(peak_lr, optimizer.param_groups)
             restart_without_scheduler(optimizer, list(peaks))

@@ -112,7 +112,7 @@ class OverfittingMonitor(BaseCallback):
             one loss for each example.
     """
 
-    reads_weights = False  # of single steps but the first
+    reads_weights_at_steps = False  # but the first
 
     def __init__(
         self,

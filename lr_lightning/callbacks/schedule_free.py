@@ -66,7 +66,7 @@ class ScheduleFreeMode(BaseCallback):
         >>> callback = ScheduleFreeMode(num_batches=50)
     """
 
-    reads_weights = False  # of single steps, unless the optimizer is schedule-free
+    reads_weights_at_steps = False  # unless the optimizer is schedule-free
 
     def __init__(
         self, num_batches: int = 50, batches: Iterable[Any] | None = None, forward: Forward | None = None, seed: int = 0

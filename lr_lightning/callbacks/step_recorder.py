@@ -74,7 +74,7 @@ class StepRecorder(BaseCallback):
         ArgumentError: An argument is out of range.
     """
 
-    reads_weights = False  # of single steps, which LRRace(keep=True) cannot show
+    reads_weights_at_steps = False
 
     def __init__(self, flush_seconds: float = 5.0, flush_steps: int = 500, stop_on_divergence: bool = True) -> None:
         if not flush_seconds > 0:  # infinity is allowed: then only flush_steps counts

@@ -49,7 +49,7 @@ Floats = NDArray[np.float64]
 
 RULES = ("steepest", "valley", "minimum/10", "smith")  # the other rules that a reading lists for comparison
 _MIN_POINTS = 10
-_HEAD = 10  # values at the start, where the learning rate is still too small to matter: their median is the start level
+HEAD = 10  # values at the start, where the learning rate is still too small to matter: their median is the start level
 _BACK = 0.2  # share of the fall by which the loss has risen again just after the edge
 _SAFETY = 2.0  # learning rate at the edge / max_lr
 _CAUTION = 0.4  # share of the way from max_lr down to half the lr in the middle of the fall, on a logarithmic scale
@@ -62,7 +62,7 @@ _RESAMPLES = 100
 _SWEEP_SPREAD = 0.3  # of log(suggestion) from seed to seed; the interval then holds 91 % on the 39 problems tuned on
 _Z90 = 1.645
 _TOO_WIDE = 100.0  # upper / lower end of the 90 % interval of the resamples alone: above it there is no suggestion
-_TAIL = 10  # DivergenceStop takes the median of this many last values
+_LAST = 10  # DivergenceStop takes the median of this many last values
 _FAR = 20.0  # DivergenceStop: times the noise; a median less far above the start does not end the sweep
 _LOWER, _RAISE, _REPEAT = "Lower min_lr.", "Raise max_lr.", "Give num_steps=300 or repeats=3."
 
@@ -189,7 +189,7 @@ def _noise(values: Floats) -> float:
 
 def _running_best(values: Floats) -> tuple[Floats, float]:
     """Return the lowest median of three so far, capped at the start level, shape [n]; and the start level."""
-    start = float(np.median(values[:_HEAD]))
+    start = float(np.median(values[:HEAD]))
     medians = np.median(sliding_window_view(values, 3), axis=1)
     best = np.minimum.accumulate(np.concatenate([[start, start], medians]))
     return np.minimum(best, start), start
@@ -210,7 +210,7 @@ def _shape(values: Floats) -> _Shape:
     best, start = _running_best(values)
     fall = start - best[-1]
     lowest = int(np.argmax(best == best[-1]))
-    noise = _noise(values[: max(lowest, _HEAD) + 1])
+    noise = _noise(values[: max(lowest, HEAD) + 1])
     before = np.concatenate([[math.inf], best[:-1]])
     limit = before + _SUSTAINED * fall + _NOISE * noise
     ahead = np.concatenate([values, [-math.inf, -math.inf]])
@@ -240,14 +240,14 @@ def _edge(smoothed: Floats, rises_at: int) -> tuple[int, bool]:
     If it never does, the step is the last one.
     """
     lowest = int(np.argmin(smoothed[:rises_at]))
-    fall = float(np.median(smoothed[:_HEAD])) - smoothed[lowest]
+    fall = float(np.median(smoothed[:HEAD])) - smoothed[lowest]
     over = np.flatnonzero(smoothed[lowest:] > smoothed[lowest] + _BACK * fall)
     return (max(lowest + int(over[0]) - 1, 0), True) if len(over) else (len(smoothed) - 1, False)
 
 
 def _passed(smoothed: Floats, lowest: int, share: float) -> int:
     """Return the first step from which on the curve has made this share of its fall."""
-    start = float(np.median(smoothed[:_HEAD]))
+    start = float(np.median(smoothed[:HEAD]))
     high = np.flatnonzero(smoothed[: lowest + 1] > start - share * (start - smoothed[lowest]))
     return min(int(high[-1]) + 1, lowest) if len(high) else 0
 
@@ -391,12 +391,12 @@ class DivergenceStop:
         if not math.isfinite(value):
             return True
         self._values.append(self._sign * value)
-        if len(self._values) < _HEAD + _TAIL:
+        if len(self._values) < HEAD + _LAST:
             return False
         values = np.asarray(self._values, dtype=np.float64)
         best, start = _running_best(values)
-        above = float(np.median(values[-_TAIL:])) - start
-        recent = _noise(values[-2 * _TAIL :])
+        above = float(np.median(values[-_LAST:])) - start
+        recent = _noise(values[-2 * _LAST :])
         if above <= max(2 * (start - float(best[-1])), _FAR * _noise(values), 3 * recent):
             return False
         return evidence(values)[1] > _EVIDENCE * math.log(len(values))

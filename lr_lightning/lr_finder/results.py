@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from lr_lightning._plotting import BLACK, BLUE, GREEN, GREY, ORANGE, axes_of, new_figure, style_axes
-from lr_lightning.lr_finder.curve import Abstention, Cause, Reading, read_curve
+from lr_lightning.lr_finder.curve import HEAD, Abstention, Cause, Reading, read_curve
 from lr_lightning.lr_finder.planned_run import PlannedRun, TrialReading, Trials, first_lr, read_trials
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["LABELS", "GridTest", "RangeTest", "mark_lr", "write_csv"]
 
 LABELS = {"loss": "training loss", "val_loss": "validation loss", "accuracy": "validation accuracy"}
-_HEAD = 10  # values of a range test whose median is the level before any learning
 _RISES = (Cause.RISES_AT_ONCE, Cause.WITHIN_NOISE, Cause.TOO_NOISY)  # no suggestion, but the loss rises somewhere
 _TAIL = 0.2  # share of a training's last steps whose mean loss is its score, as the loss of one batch is too noisy
 
@@ -106,7 +105,7 @@ class RangeTest(_Result):
     @property
     def start(self) -> float:
         """The level of the metric before any learning."""
-        return float(np.median(self.losses[:_HEAD])) if self.losses else math.nan
+        return float(np.median(self.losses[:HEAD])) if self.losses else math.nan
 
     @property
     def _sign(self) -> float:
@@ -449,7 +448,7 @@ class GridTest(_Result):
         figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, label="learning rate")
 
 
-def write_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def write_csv(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """Return a header and rows as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])

@@ -46,6 +46,9 @@ SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
 
 # -- pruners ---------------------------------------------------------------------------------------------------------
 
+PRUNERS = ("cooled", "median", "hyperband", "verdict")
+"""Names of the pruners: those of Optuna, from `pruner_of`, and those that `TrialPruner` decides by itself."""
+
 
 def pruner_of(names: Sequence[str], validations: int | None, patience: float) -> optuna.pruners.BasePruner:
     """Return the one of Optuna's pruners that is named, or one that prunes nothing; a whole run has `validations`."""

@@ -27,7 +27,7 @@ from lr_lightning.app.schemas.trainer import TrackingConfig
 from lr_lightning.app.world import world_size
 from lr_lightning.errors import ConfigError
 from lr_lightning.reports.run_metrics import is_higher_better
-from lr_lightning.search.methods import SAMPLERS
+from lr_lightning.search.methods import PRUNERS, SAMPLERS
 from lr_lightning.search.space import KINDS, Arguments, Choice, Space, Value, parse_arguments, range_hint
 
 FINDER = "finder"
@@ -37,7 +37,7 @@ LR_KEYS = ("optimizer.lr", "schedule.max_lr")
 _MOST_POINTS = 10_000
 _MOST_CHECKED = 60
 _NO_IDENTITY = ("tracking.", "output_root=", "trainer.progress=", "trust=")  # where and how, not what
-_PRUNER = one_of("cooled", "median", "hyperband", "verdict")
+_PRUNER = one_of(*PRUNERS)
 _LIMIT = must("be above 0, or null", lambda v: 0 < v < math.inf)
 _PREVIEWED = ("val/loss", "val/acc", "summary/best_val_loss", "summary/best_val_acc")  # objectives
 _RULES = {

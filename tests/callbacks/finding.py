@@ -188,7 +188,7 @@ def random_states() -> Any:
 class UsedLRs(Callback):
     """Note the lr of every group at every update."""
 
-    reads_weights = False
+    reads_weights_at_steps = False
 
     def __init__(self) -> None:
         self.used: list[list[float]] = []

@@ -135,7 +135,7 @@ def test_it_says_what_it_took_from_the_race(tmp_path: Path, monkeypatch: pytest.
 
 
 class Saves(Callback):
-    reads_weights = False
+    reads_weights_at_steps = False
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         trainer.save_checkpoint(f"{trainer.default_root_dir}/{trainer.global_step}.ckpt")
@@ -385,7 +385,7 @@ def test_modules_whose_steps_can_be_repeated(make: Any, tmp_path: Path) -> None:
 
 
 class TakesOutputs(Callback):
-    reads_weights = False
+    reads_weights_at_steps = False
 
     def __init__(self) -> None:
         self.taken: list[Any] = []
@@ -427,7 +427,7 @@ def test_a_later_step_that_cannot_be_repeated(
 class Ends(Callback):
     """Asks for an end of the run among the steps that are repeated."""
 
-    reads_weights = False
+    reads_weights_at_steps = False
 
     def __init__(self, ask: Any) -> None:
         self.ask = ask

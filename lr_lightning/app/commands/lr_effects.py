@@ -1,11 +1,9 @@
 """`experiment=lr_effects`: train a grid of learning rates and seeds, and tabulate what the learning rate does."""
 
-import csv
-import io
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import fields
 from datetime import datetime
@@ -24,6 +22,7 @@ from lr_lightning.app.schemas.search import LREffectsConfig
 from lr_lightning.diagnosis import Label
 from lr_lightning.diagnosis.lr_claims import Claim, Finding, GridRun, Row, claims, matched_gap, matched_level, table
 from lr_lightning.errors import Diverged
+from lr_lightning.lr_finder.results import write_csv
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import LR_EFFECTS_TAG
 
@@ -68,7 +67,8 @@ def run_grid(config: Config) -> list[GridRun]:
         folder.mkdir(exist_ok=True)  # only after a first run: bad input leaves no folder
         trials.append(trial)
         kept = [f.name for f in fields(GridRun) if f.name not in ("label", "curve")]
-        write_atomically(folder / "trials.csv", _csv([{k: getattr(trial, k) for k in kept} for trial in trials]))
+        cells = [[getattr(each, key) for key in kept] for each in trials]
+        write_atomically(folder / "trials.csv", write_csv(kept, cells))
         left = (time.monotonic() - began) / number * (len(grid) - number)
         steps = trial.steps_to_target
         reached = f"target at step {steps:.0f}" if steps < math.inf else "target not reached"
@@ -124,7 +124,8 @@ def _conclude(config: Config, node: LREffectsConfig, folder: Path, trials: list[
     rows, tested = table(trials, node.level), claims(trials, node.reference_lr())
     origin = "the middle of the grid" if node.reference is None else "lr_effects.reference"
     text = results_as_text(rows, tested, trials, node.level, str(target), (node.reference_lr(), origin))
-    write_atomically(folder / "table.csv", _csv([_cells(row) for row in rows]))
+    named = [_cells(row) for row in rows]
+    write_atomically(folder / "table.csv", write_csv(list(named[0]), [each.values() for each in named]))
     write_atomically(folder / "table.txt", text)
     files = ["trials.csv", "table.csv", "table.txt"]
     try:
@@ -202,14 +203,6 @@ def _cells(row: Row) -> dict[str, object]:
         value = getattr(row, name)
         cells |= {name: value[0], f"{name}_ci": value[1]} if name in _MEASURES else {name: value}
     return cells | {"verdicts": "; ".join(f"{label}: {count}" for label, count in row.verdicts)}
-
-
-def _csv(rows: Sequence[Mapping[str, object]]) -> str:
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
 
 
 def _draw(trials: Sequence[GridRun], rows: Sequence[Row]) -> Any:

@@ -35,7 +35,7 @@ class GracefulStop(Signals, Callback):
     warned by it.
     """
 
-    reads_weights = False  # of single steps
+    reads_weights_at_steps = False
 
     def __init__(self, checkpoint: Path | None = None) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class CoolDownOnRequest(Callback):
         folder: The run's folder; None on ranks other than the first.
     """
 
-    reads_weights = False  # of single steps
+    reads_weights_at_steps = False
 
     def __init__(self, stop: GracefulStop, folder: Path | None) -> None:
         self.stop, self.folder = stop, folder

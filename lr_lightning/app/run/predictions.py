@@ -17,6 +17,7 @@ from lr_lightning._loggers import log_figure, log_text
 from lr_lightning._plotting import FRAME, new_figure
 from lr_lightning.app.schemas.trainer import CallbacksConfig
 from lr_lightning.errors import ConfigError
+from lr_lightning.lr_finder.results import write_csv
 from lr_lightning.training.datamodule import ImageDataModule
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Predictions:
     def table(self) -> str:
         """Return the accuracy of each class as CSV."""
         rows = zip(self.class_names, self.confusion.sum(1), self.class_accuracies, strict=True)
-        return "class,images,accuracy\n" + "".join(f'"{name}",{size},{acc:.4f}\n' for name, size, acc in rows)
+        return write_csv(["class", "images", "accuracy"], [(name, size, f"{acc:.4f}") for name, size, acc in rows])
 
 
 def report_predictions(

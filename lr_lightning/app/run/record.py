@@ -71,7 +71,7 @@ class RunOutcome:
 class Summary(Callback):
     """Keep the best and last validation values and the seconds of a run, across all its resumes."""
 
-    reads_weights = False  # of single steps
+    reads_weights_at_steps = False
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}

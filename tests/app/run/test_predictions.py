@@ -1,8 +1,10 @@
 """What a trained run gets right and wrong: numbers by hand, figures, and that nothing of it ends a run."""
 
 import csv
+import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,13 @@ def found() -> Predictions:
 def test_the_accuracy_of_a_class_is_of_its_own_images(found: Predictions) -> None:
     assert found.class_accuracies[:2] == [0.75, 0.5]
     assert math.isnan(found.class_accuracies[2])
-    assert found.table() == 'class,images,accuracy\n"cat",4,0.7500\n"dog",4,0.5000\n"none",0,nan\n'
+    assert found.table() == "class,images,accuracy\ncat,4,0.7500\ndog,4,0.5000\nnone,0,nan\n"
+
+
+def test_the_table_holds_class_names_with_quotes_and_commas(found: Predictions) -> None:
+    names = ['a "big" cat', "dog, small", "two\nlines"]
+    rows = [*csv.reader(io.StringIO(replace(found, class_names=names).table()))]
+    assert [row[0] for row in rows] == ["class", *names]
 
 
 def test_the_figures_name_classes_numbers_and_mistakes(found: Predictions) -> None:
