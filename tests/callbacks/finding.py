@@ -199,7 +199,7 @@ class UsedLRs(Callback):
 
 def let_say(monkeypatch: pytest.MonkeyPatch, suggestion: float | None, **values: Any) -> None:
     """Every curve says the same."""
-    silent = {"base_lr": None, "max_lr": None, "interval": None, "reason": None, "smoothed": []}
+    silent = {"cycle_base_lr": None, "cycle_max_lr": None, "interval": None, "reason": None, "smoothed": []}
     for name, value in {**silent, "suggestion": suggestion, **values}.items():
         monkeypatch.setattr(RangeTest, name, property(lambda self, value=value: value))
 

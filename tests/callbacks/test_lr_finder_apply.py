@@ -28,7 +28,7 @@ lr_scheduler = torch.optim.lr_scheduler
 @pytest.fixture(autouse=True)
 def found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every curve says the same."""
-    let_say(monkeypatch, FOUND, base_lr=BASE, max_lr=MAX)
+    let_say(monkeypatch, FOUND, cycle_base_lr=BASE, cycle_max_lr=MAX)
 
 
 class Net(LightningModule):
@@ -316,7 +316,7 @@ def test_nothing_is_applied_unasked(tmp_path: Path, where: dict[str, Any]) -> No
 
 
 def test_without_a_suggestion_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"suggestion": None, "base_lr": None, "max_lr": None}.items():
+    for name, value in {"suggestion": None, "cycle_base_lr": None, "cycle_max_lr": None}.items():
         monkeypatch.setattr(RangeTest, name, property(lambda self, value=value: value))
     monkeypatch.setattr(RangeTest, "describe", lambda self: "no suggestion: Wait.")
     module, logger = Net(make=SCHEDULERS["onecycle"]), Hyperparameters()
