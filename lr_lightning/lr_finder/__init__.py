@@ -1,1 +1,1 @@
-"""The learning-rate range test: what a curve says, and the sweep that records it."""
+"""What a finder needs besides Lightning's hooks: undoable steps, the curve's reading, short runs, the race, results."""

@@ -4,8 +4,8 @@ Before training, the configured lr can change in four places:
 
 - `composition.take_peak_from_schedule` lets ``schedule.max_lr`` replace ``optimizer.lr``;
 - `fork` lets a fork's own ``optimizer.lr`` replace that of its trunk, and then drops the trunk's finder and lr_rule;
-- `train` applies ``optimizer.lr_rule``, with `scale_lr`;
-- in the fit, before its first step, a finder puts the lr that it found into the optimizer, with `set_peak`.
+- `train` applies ``optimizer.lr_rule``, with `world.scale_lr`;
+- in the fit, before its first step, a finder puts the lr that it found into the optimizer, with `found_lr.set_peak`.
 
 From then on only `LRSchedule` writes it, at every step, through its `OptimizerDriver`.
 """
