@@ -149,7 +149,7 @@ def test_a_terminal_without_utf_8_gets_a_question_mark_and_no_traceback() -> Non
 
 def test_the_way_of_a_learning_rate_is_as_described_and_never_turns_back() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text().partition("**The way of a learning rate**")[2]
-    text = text.partition("\n\nThree")[0]
+    text = text.partition("\n\n`trainer_clock`")[0]
     stops = re.findall(r"^\d+\. `(\S+\.py)`([^:\n]*)", text, re.MULTILINE)
     assert len(stops) == 13
     above = ""
