@@ -42,7 +42,8 @@ FEWEST_SHORT, FEWEST_LONG = 5, 3
 _MOST_MORE = 2  # trials of one length beyond the fewest
 _SHARP = 0.05  # share of the fall; a trial that misses this much of the best one's fall weighs 1/e of it
 _DRIFT, _ADAPTIVE_DRIFT = -0.25, -0.05  # d log(best peak) / d log(length of the run); convex theory says -0.5
-_SPREAD, _DRIFT_SPREAD = 0.6, 0.2  # standard deviations of log lr and of the drift: they cover 92 % on those cells
+_SPREAD, _DRIFT_SPREAD = 0.6, 0.2  # standard deviations of log lr and of the drift
+_MAY_OVERFIT = 0.2  # the interval reaches further down by this power of (length of the run / length of a trial)
 _Z90 = 1.645
 _BELOW_EDGE = 10.0
 
@@ -215,7 +216,8 @@ class TrialReading:
 def read_trials(trials: Trials, start: float, run: PlannedRun, second: float | None = None) -> TrialReading:
     """Extrapolate the centre of the good learning rates to the length of the run; average it with another rule's lr.
 
-    Adding a constant to all values, or multiplying them by a positive number, changes nothing.
+    Adding a constant to all values, or multiplying them by a positive number, changes nothing. The interval reaches
+    further down than up: a long run may overfit, and then a lower learning rate is best. No trial shows that.
 
     Args:
         trials: The longest trials.
@@ -239,7 +241,7 @@ def read_trials(trials: Trials, start: float, run: PlannedRun, second: float | N
     below, above = (math.log(RATIO) if is_open else 0.0 for is_open in trials.open_ends)
     low, middle, high = (
         float(f"{math.exp(log_lr):.12g}")  # the logarithm and back cost the last digits
-        for log_lr in (centre - half - below, centre, centre + half + above)
+        for log_lr in (centre - half - below - _MAY_OVERFIT * growth, centre, centre + half + above)
     )
     return TrialReading(middle, (low, high))
 

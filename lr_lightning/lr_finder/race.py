@@ -53,6 +53,7 @@ _MOST = 8  # learning rates of the last rung, however much of the budget is left
 _MOST_RANGE_STEPS, _FEWEST_RANGE_STEPS, _RANGE_SHARE = 100, 20, 1 / 5
 _FASTER = -0.2  # the best peak by validation falls faster with the length than that by training loss
 _SPREAD, _DRIFT_SPREAD = 0.25, 0.35  # standard deviations: of a rung's best log lr, and of the drift
+_MAY_OVERFIT = 0.4  # the interval reaches further down by this power of (length of the run / of the longest trainings)
 _Z90 = 1.645
 
 
@@ -153,9 +154,12 @@ def read_race(rungs: Sequence[Trials], start: float, run: PlannedRun) -> TrialRe
     """Fit a line to the best log lr of every rung against the log of its length, and read it at the run's length.
 
     Its slope is drawn towards the usual drift: the less, the more rungs there are. Rungs that lie further from the line
-    than usual widen the interval. The answer is never above what the longest trainings found best: where the line
-    rises, it is their mean over the rungs instead. A longer run needs no higher peak; the best one seems to rise where
-    the short trainings had hardly begun to learn, as those of a transformer under AdamW.
+    than usual widen the interval. It reaches further down than up, since a longer run may overfit, as that of
+    :func:`~lr_lightning.lr_finder.planned_run.read_trials` does.
+
+    The answer is never above what the longest trainings found best: where the line rises, it is their mean over the
+    rungs instead. A longer run needs no higher peak; the best one seems to rise where the short trainings had hardly
+    begun to learn, as those of a transformer under AdamW.
 
     Args:
         rungs: The trainings of each length.
@@ -182,6 +186,7 @@ def read_race(rungs: Sequence[Trials], start: float, run: PlannedRun) -> TrialRe
     middle = min(float(fitted[0]) if fitted[1] <= 0 else sum(centres) / len(centres), centres[-1])
     half = _Z90 * max(scatter, 1.0) * math.sqrt(covariance[0, 0])
     below, above = (math.log(RATIO) if is_open else 0.0 for is_open in rungs[-1].open_ends)
+    below += _MAY_OVERFIT * math.log(max(run.steps / rungs[-1].length, 1.0))
     low, answer, high = (
         float(f"{math.exp(log_lr):.12g}") for log_lr in (middle - half - below, middle, middle + half + above)
     )
