@@ -8,16 +8,9 @@ The rule, in steps:
 3. Take half the learning rate in the middle of the fall as the lower limit. The suggestion lies two fifths of the way
    from ``max_lr`` down to it, on a logarithmic scale; if that limit is above ``max_lr``, it is ``max_lr``.
 
-How the rule was chosen: by the regret against the best constant learning rate over 300 steps, on small problems
-(``benchmarks/finder_regret.py``). A first rule, tuned on 13 problems, did not hold on 13 others. A second rule, a third
-of the learning rate at the edge, was chosen on those 26 and lost to fastai's minimum/10 on 13 fresh problems: 0.057
-against 0.042 on the sweeps that it answered. Today's rule was chosen on all 39: 0.041 (minimum/10: 0.062). On 13 more
-problems, written before any of them was run and read once after the rule was fixed, it has 0.018 on the sweeps that it
-answers (minimum/10: 0.033, a difference that only just stands out from chance; valley 0.083; ignite, torch-lr-finder
-and Lightning 0.18 to 0.54). But it leaves 29 % of those sweeps unanswered. If 1e-3 is used for them, it is worse than
-two other rules: 0.152 on all sweeps against 0.085 of minimum/10 and 0.074 of valley. If its advice is followed once,
-which costs more sweeps, it is 0.067. Its advantage is that it says when it cannot tell, and that neither a shift nor
-the sign of the loss nor an outlier matters.
+The constants were chosen on 39 small problems, by the regret against the best constant learning rate over 300 steps.
+``docs/lr_finder.md`` tells how good the rule is on 13 others, and ``benchmarks/finder_regret.py`` measures it. The rule
+says when it cannot tell, and neither a shift nor the sign of the loss nor an outlier changes its answer.
 """
 
 import math
@@ -59,11 +52,11 @@ _NOISE = 4.0  # ... plus this many times the noise
 _EVIDENCE = 3.5  # times log n; pure noise passes for a fall in about 1 of 30 curves, for any distribution
 _LARGE_RISE = 40.0  # times the squared noise: a rise this large counts even if it lasts only a few steps
 _RESAMPLES = 100
-_SWEEP_SPREAD = 0.3  # of log(suggestion) from seed to seed; the interval then holds 91 % on the 39 problems tuned on
+_TEST_SPREAD = 0.3  # of log(suggestion) from seed to seed; the interval then holds 91 % on the 39 problems tuned on
 _Z90 = 1.645
 _TOO_WIDE = 100.0  # upper / lower end of the 90 % interval of the resamples alone: above it there is no suggestion
 _LAST = 10  # DivergenceStop takes the median of this many last values
-_FAR = 20.0  # DivergenceStop: times the noise; a median less far above the start does not end the sweep
+_FAR = 20.0  # DivergenceStop: times the noise; a median less far above the start does not end the test
 _LOWER, _RAISE, _REPEAT = "Lower min_lr.", "Raise max_lr.", "Give num_steps=300 or repeats=3."
 
 
@@ -117,10 +110,10 @@ class Reading:
             ten cases. It says nothing about how good the suggestion is.
         cycle_base_lr: Lower bound of a cyclical schedule: where the loss starts to fall, at most a third of the upper.
         cycle_max_lr: Upper bound of a cyclical schedule: half the learning rate at the edge.
-        smoothed: The mean curve, capped and smoothed, in the units of the input, as long as the shortest run.
-        rules: What other rules say about the same sweep, or None: ``steepest`` (the steepest fall of ``smoothed`` on a
-            logarithmic axis), ``valley`` and ``minimum/10`` (fastai's, of the first run; for losses only) and ``smith``
-            (Smith's upper bound, of the first run).
+        smoothed: The mean curve, capped and smoothed, in the units of the input, as long as the shortest of its curves.
+        rules: What other rules say about the same test, or None: ``steepest`` (the steepest fall of ``smoothed`` on a
+            logarithmic axis), ``valley`` and ``minimum/10`` (fastai's, for losses only) and ``smith`` (Smith's upper
+            bound), these three of the first curve.
         capped: The mean curve before smoothing, in the units of the input: cut at a cap, and at the cap from the first
             lasting rise on. Empty if it was not read.
     """
@@ -270,17 +263,17 @@ def _resampled(shape: _Shape, smoother: Floats, smoothed: Floats, log_lrs: Float
     return np.asarray([_log_lrs(curve, shape.rises_at, log_lrs)[0] for curve in curves])
 
 
-def _clean(lrs: Floats, runs: Sequence[Sequence[float]], sign: float) -> tuple[list[Floats], bool]:
-    """Check the input; return each run up to its first non-finite value, lower is better, and if any ended early."""
+def _clean(lrs: Floats, curves: Sequence[Sequence[float]], sign: float) -> tuple[list[Floats], bool]:
+    """Check the input; return each curve up to its first non-finite value, lower is better, and if any ended early."""
     if lrs.ndim != 1 or len(lrs) == 0 or not np.all(np.isfinite(lrs)) or lrs[0] <= 0 or np.any(np.diff(lrs) <= 0):
         raise ArgumentError(f"lrs must be finite, > 0 and strictly rising, got {lrs.tolist()}")
-    if len(runs) == 0:
-        raise ArgumentError("runs must hold at least one sweep, got none")
+    if len(curves) == 0:
+        raise ArgumentError("curves must hold at least one curve, got none")
     clean = []
-    for index, run in enumerate(runs):
-        values = np.asarray(run, dtype=np.float64)
+    for index, curve in enumerate(curves):
+        values = np.asarray(curve, dtype=np.float64)
         if values.ndim != 1 or len(values) > len(lrs):
-            raise ArgumentError(f"runs[{index}] must have at most {len(lrs)} values, one per lr, got {values.shape}")
+            raise ArgumentError(f"curves[{index}] must have at most {len(lrs)} values, one per lr, got {values.shape}")
         bad = np.flatnonzero(~np.isfinite(values))
         clean.append(sign * values[: bad[0] if len(bad) else len(values)])
     return clean, any(len(values) < len(lrs) for values in clean)
@@ -304,12 +297,12 @@ def _why_none(shape: _Shape, crosses: bool, lowest: int, ended_early: bool) -> C
 
 def _interval(log_lrs: Floats, samples: Floats, single: Sequence[Floats]) -> tuple[float, float]:
     """Return two 90 % half widths in log lr: of all noise, and of the resampling part."""
-    spread, runs = _SWEEP_SPREAD**2, len(single)
-    if runs >= 3:
+    spread, count = _TEST_SPREAD**2, len(single)
+    if count >= 3:
         shapes = map(_shape, single)
         own = [_log_lrs(_smoother(len(each.values)) @ each.values, each.rises_at, log_lrs)[0] for each in shapes]
-        # A few runs say little about their own spread, so the usual spread counts as four more runs.
-        spread = (4 * spread + (runs - 1) * float(np.var(own, ddof=1))) / (4 + runs - 1)
+        # A few tests say little about their own spread, so the usual spread counts as four more tests.
+        spread = (4 * spread + (count - 1) * float(np.var(own, ddof=1))) / (4 + count - 1)
     # Some resamples may lose the fall and land anywhere, so take the spread from the middle half.
     low, high = np.quantile(samples, [0.25, 0.75])
     noise = float(high - low) / 1.349
@@ -317,7 +310,7 @@ def _interval(log_lrs: Floats, samples: Floats, single: Sequence[Floats]) -> tup
 
 
 def read_curve(
-    lrs: Sequence[float], runs: Sequence[Sequence[float]], *, higher_is_better: bool = False, seed: int = 0
+    lrs: Sequence[float], curves: Sequence[Sequence[float]], *, higher_is_better: bool = False, seed: int = 0
 ) -> Reading:
     """Read a range test.
 
@@ -325,14 +318,14 @@ def read_curve(
 
     Args:
         lrs: The planned learning rates, strictly rising from above 0, on a geometric or linear grid, shape [N].
-        runs: One or more sweeps from the same start. Value k of a sweep was measured *before* the update with
-            ``lrs[k]``; at most N values. A sweep ends at its first non-finite value, and one that is shorter than
+        curves: The values of one or more tests from the same start. Value k was measured *before* the update with
+            ``lrs[k]``; at most N values. A curve ends at its first non-finite value, and one that is shorter than
             ``lrs`` counts as diverged there.
         higher_is_better: True for accuracies, say.
         seed: Seed of the resampling, >= 0; nothing else is random.
     """
     grid, sign = np.asarray(lrs, dtype=np.float64), -1.0 if higher_is_better else 1.0
-    clean, ended_early = _clean(grid, runs, sign)
+    clean, ended_early = _clean(grid, curves, sign)
     n = min(map(len, clean))
     mean = np.sum([values[:n] / len(clean) for values in clean], axis=0)  # divided first, as large values may overflow
     silent = Reading(None, None, None, None, None, sign * mean, dict.fromkeys(RULES))
@@ -359,9 +352,9 @@ def read_curve(
     )
 
 
-def _other_rules(grid: Floats, run: Floats, smoothed: Floats, lowest: int, loss: bool) -> dict[str, float | None]:
+def _other_rules(grid: Floats, curve: Floats, smoothed: Floats, lowest: int, loss: bool) -> dict[str, float | None]:
     slope = np.gradient(smoothed, np.log(grid[: len(smoothed)]))
-    lrs, values = grid.tolist(), run.tolist()
+    lrs, values = grid.tolist(), curve.tolist()
     pair = smith(lrs, values)
     return {
         "steepest": float(grid[int(np.argmin(slope[: lowest + 1]))]),
@@ -372,14 +365,14 @@ def _other_rules(grid: Floats, run: Floats, smoothed: Floats, lowest: int, loss:
 
 
 class DivergenceStop:
-    """Decides when a sweep in progress may end: when the median of its last ten values is far above the start.
+    """Decides when a test in progress may end: when the median of its last ten values is far above the start.
 
     Far means twice as high above the start as the best so far is below it, and at least twenty times the noise. As
     noise may grow with the learning rate, it also means three times the noise of the last twenty values, and the rise
     must stand out by its length. Four outliers cannot move a median of ten. Adding a constant to the values, or
     multiplying them by a positive number, changes nothing.
 
-    The rule is careful rather than cheap: a sweep that is cut before its edge misleads more than a long one costs.
+    The rule is careful rather than cheap: a test that is cut before its edge misleads more than a long one costs.
     """
 
     def __init__(self, *, higher_is_better: bool = False) -> None:
@@ -387,7 +380,7 @@ class DivergenceStop:
         self._values: list[float] = []
 
     def __call__(self, value: float) -> bool:
-        """Take the next value; return True if the sweep may end now. A non-finite value ends it."""
+        """Take the next value; return True if the test may end now. A non-finite value ends it."""
         if not math.isfinite(value):
             return True
         self._values.append(self._sign * value)
@@ -404,7 +397,7 @@ class DivergenceStop:
 
 # -- other rules, for comparison: fastai's two and Smith's -----------------------------------------------------------
 #
-# Each takes the learning rates of the whole planned sweep, shape [N], and the raw losses, shape [n], n <= N; loss k was
+# Each takes the learning rates of the whole planned test, shape [N], and the raw losses, shape [n], n <= N; loss k was
 # measured before the update with learning rate k. fastai's rules repeat what fastai does: its smoothing, its early
 # stop, its margins at both ends (the first tenth of the learning rates is left out). They are None if no point is left.
 

@@ -295,19 +295,19 @@ def test_a_few_resamples_that_lose_the_fall_do_not_count(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("lrs", "runs", "message"),
+    ("lrs", "curves", "message"),
     [
         ([], [[1.0]], "lrs must be finite, > 0 and strictly rising"),
         ([1e-3, 1e-3], [[1.0]], "lrs must be finite, > 0 and strictly rising"),
         ([0.0, 1e-3], [[1.0]], "lrs must be finite, > 0 and strictly rising"),
         ([1e-3, math.nan], [[1.0]], "lrs must be finite, > 0 and strictly rising"),
-        ([1e-3, 1e-2], [], "runs must hold at least one sweep"),
-        ([1e-3, 1e-2], [[1.0], [1.0, 2.0, 3.0]], r"runs\[1\] must have at most 2 values"),
+        ([1e-3, 1e-2], [], "curves must hold at least one curve"),
+        ([1e-3, 1e-2], [[1.0], [1.0, 2.0, 3.0]], r"curves\[1\] must have at most 2 values"),
     ],
 )
-def test_bad_input(lrs: list[float], runs: list[list[float]], message: str) -> None:
+def test_bad_input(lrs: list[float], curves: list[list[float]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_curve(lrs, runs)
+        read_curve(lrs, curves)
 
 
 # ------------------------------------------------------------------------------------------------------ invariance
