@@ -110,7 +110,7 @@ def ours(data: DataLoader[Any], steps: int) -> float:
         MIN_LR, MAX_LR, steps, early_stop=False, retry=False, budget=None
     )  # one test, as in the other arms
     taken = _timed(finder, data)
-    _all_made(len(finder.result.losses) if finder.result else 0, steps)
+    _all_made(len(finder.result.values) if finder.result else 0, steps)
     return taken
 
 

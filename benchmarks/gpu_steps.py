@@ -257,7 +257,7 @@ def finder(setting: Setting) -> Iterator[dict[str, Any]]:
         if number == 0:
             continue  # CUDA's start and cuDNN's choice of kernels
         tests.append(after.came - before.went)
-        (sweep,) = search.results[0].runs
+        (sweep,) = search.results[0].curves
         made.append(min(steps, len(sweep) + 1))  # the value that ended it early is not kept
         training = (after.ended - after.started) * setting.epochs
         shares.append(tests[-1] / training)

@@ -164,7 +164,7 @@ class BaseLRFinder(BaseCallback, Generic[_Result]):
         lr, base_lr = found.suggestion, None
         if found_lr.is_cyclical(trainer) and found.cycle_base_lr is not None and found.cycle_max_lr is not None:
             lr, base_lr = found.cycle_max_lr, found.cycle_base_lr
-        run = found.run if isinstance(found, RangeTest) else None
+        run = found.planned if isinstance(found, RangeTest) else None
         per_epoch = run.steps / run.epochs if run is not None and run.epochs else None
         factor = 1.0 if self._scheduler_factor is None else self._scheduler_factor
         decay = found_lr.decay_message(trainer.optimizers[0], reference * factor, lr, per_epoch)

@@ -183,16 +183,16 @@ class LRFinder(BaseLRFinder[RangeTest]):
         """Restore the found lr where no checkpoint holds it; say what it becomes if the schedule is another one now."""
         super().on_train_start(trainer, pl_module)
         found, schedule = self.result, next(iter(callbacks_of(trainer, LRSchedule)), None)
-        if not self._resumed or self.applied_lr is None or found is None or found.run is None or schedule is None:
+        if not self._resumed or self.applied_lr is None or found is None or found.planned is None or schedule is None:
             return
         driver, clock = schedule.planned_driver(trainer, pl_module)
         if clock.total is None:
             return
         run = PlannedRun.of(driver.schedule, clock)
-        lr = found.run.equivalent_lr(self.applied_lr, run)
+        lr = found.planned.equivalent_lr(self.applied_lr, run)
         if abs(math.log(lr / self.applied_lr)) > _ANOTHER_SCHEDULE:
             rank_zero_info(
-                f"{type(self).__name__}: the lr of {self.applied_lr:.3g} was found for {found.run.describe()}. For "
+                f"{type(self).__name__}: the lr of {self.applied_lr:.3g} was found for {found.planned.describe()}. For "
                 f"{run.describe()} it becomes {lr:.2g}; the resumed run keeps {self.applied_lr:.3g}."
             )
 
@@ -224,13 +224,13 @@ class LRFinder(BaseLRFinder[RangeTest]):
     def _test(self, instruments: Instruments, grid: tuple[float, ...]) -> RangeTest:
         """Test one range, ``repeats`` times."""
         dry_run, _, bar = instruments
-        runs, begun = [], bar.n
+        curves, begun = [], bar.n
         for number in range(self.repeats):
             with dry_run.run(number):
-                runs.append(self._sweep(instruments, grid))
+                curves.append(self._record_curve(instruments, grid))
             bar.update(begun + (number + 1) * len(grid) - bar.n)  # the steps that an early stop has left out
         metric = "loss" if instruments.validation is None else self.metric
-        return RangeTest(grid, tuple(runs), metric=metric, mode=self.mode, epoch=dry_run.trainer.current_epoch)
+        return RangeTest(grid, tuple(curves), metric=metric, mode=self.mode, epoch=dry_run.trainer.current_epoch)
 
     def _planned(self, dry_run: DryRun) -> tuple[OptimizerDriver, Clock] | NoRun:
         """Return what will drive the planned run, and its clock, or why there is no such run to try."""
@@ -263,11 +263,11 @@ class LRFinder(BaseLRFinder[RangeTest]):
             while (lr := next_lr(scores, first, start, fewest)) is not None:
                 instruments.bar.extend(self.repeats * length)
                 trained[lr] = self._trial(instruments, lr, length, driver, clock)
-                scores[lr] = sign * _grid_test({lr: trained[lr]}, length, self.metric, found.epoch).losses[0]
+                scores[lr] = sign * _grid_test({lr: trained[lr]}, length, self.metric, found.epoch).mean_scores[0]
             trials.append(_grid_test(trained, length, self.metric, found.epoch))
             finite = {lr: value for lr, value in scores.items() if math.isfinite(value)}
             first = min(finite, key=lambda lr: finite[lr], default=min(scores))
-        return replace(found, run=run, trials=tuple(trials))
+        return replace(found, planned=run, trials=tuple(trials))
 
     def _trial(
         self, instruments: Instruments, lr: float, length: int, driver: OptimizerDriver, clock: Clock
@@ -292,7 +292,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         length = int(left / (FEWEST_SHORT * SHORT + FEWEST_LONG + 1))
         return min(max(length, _SHORTEST_TRIAL), total // 4)
 
-    def _sweep(self, instruments: Instruments, grid: tuple[float, ...]) -> tuple[float, ...]:
+    def _record_curve(self, instruments: Instruments, grid: tuple[float, ...]) -> tuple[float, ...]:
         """Return the value before each update, until it diverges or is not finite."""
         dry_run, validation, bar = instruments
         diverged = DivergenceStop(higher_is_better=validation is not None and self.metric == "accuracy")

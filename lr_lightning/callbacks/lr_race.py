@@ -45,7 +45,15 @@ from lr_lightning.callbacks.random_state import global_random_state, restore_ran
 from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.lr_finder.dry_run import DryRun, carried_digest, is_watched, validation_loaders
 from lr_lightning.lr_finder.planned_run import PlannedRun
-from lr_lightning.lr_finder.race import FEWEST_STEPS, FEWEST_UPDATES, KeptRace, RacePlan, RaceTest, plateau, range_steps
+from lr_lightning.lr_finder.race import (
+    FEWEST_STEPS,
+    FEWEST_UPDATES,
+    KeptRace,
+    RacePlan,
+    RaceTest,
+    constant_stretch,
+    range_steps,
+)
 from lr_lightning.lr_finder.snapshot import Snapshot, batch_checksum
 from lr_lightning.schedules import Clock
 from lr_lightning.schedules.clock import DurationLike, parse_duration
@@ -77,8 +85,8 @@ class LRRace(LRFinder):
             the last fifth of the updates.
         apply: Whether to train with the lr that was found.
         keep: Whether the run goes on from the state of the training that the race has chosen. It then equals, bit for
-            bit, a run that had this lr from the start, and these updates are not made twice. The schedule must begin
-            with a plateau, after a warmup at most, as WSD and Constant do. The race then trains the run's own first
+            bit, a run that had this lr from the start, and these updates are not made twice. The schedule must stay
+            constant at first, or after its warmup, as WSD and Constant do. The race then trains the run's own first
             steps, and judges a running average of the weights.
         min_lr: The first lr of the range test, > 0.
         max_lr: The last lr of the range test, > ``min_lr``. The race may go beyond both.
@@ -96,7 +104,7 @@ class LRRace(LRFinder):
         ArgumentError: An argument is out of range. At the start of a fit, before anything trains: as LRFinder, or there
             is no validation, the length of the run is not known, the budget is below 50 updates, or the schedule is
             cyclical above a base_lr or comes from ``configure_optimizers``; with ``keep`` also: the schedule does not
-            begin with a plateau, there are several processes, or a callback would have to see the weights of each step.
+            stay constant at first, there are several processes, or a callback would have to see the weights of each step.
         UsageError: With ``keep``, among the steps that are repeated: something saves or validates where the weights are
             not in place, or the loader gives a batch that it has not given in the race. Another start of the same run
             then trains from its start with the lr that was found.
@@ -169,13 +177,13 @@ class LRRace(LRFinder):
                     level = instruments.validation()
             found = self._test(instruments._replace(validation=None), self._grid(self.min_lr, self.max_lr, steps))
             values = {field.name: getattr(found, field.name) for field in fields(found)}
-            values |= {"run": run, "judged": self.metric, "keep": self.keep}
+            values |= {"planned": run, "judged": self.metric, "keep": self.keep}
             values["level"] = found.start if level is None else level
             kept = KeptRace(self._file(trainer, module, run), trainer, self.say or rank_zero_info)
             begun = RaceTest(**values)
             race = kept.load(begun)
             self._continued = race is not begun
-            plan = replace(plan, budget=budget - min(len(race.runs[0]) + 1, steps) - int(self.keep))
+            plan = replace(plan, budget=budget - min(len(race.curves[0]) + 1, steps) - int(self.keep))
             instruments.bar.update(sum(len(rung.lrs) * rung.num_steps for rung in race.trials))
             while (trial := race.next_trial(plan)) is not None:
                 (rung, lr), length = trial, plan.rungs[trial[0]].length
@@ -197,10 +205,10 @@ class LRRace(LRFinder):
             return RacePlan.of(budget, total)
         _check_keep(dry_run)
         factors = [driver.schedule(step, clock) for step in range(total)]
-        if (flat := plateau(factors)) is None:
+        if (flat := constant_stretch(factors)) is None:
             raise ArgumentError(
-                "LRRace(keep=True) needs a schedule that begins with a plateau, after a warmup at most, such as WSD "
-                f"or Constant. This one is {driver.schedule.describe(clock)}. Use another schedule, or keep=False."
+                "LRRace(keep=True) needs a schedule that is constant at first, or after its warmup, such as WSD or "
+                f"Constant. This one is {driver.schedule.describe(clock)}. Use another schedule, or keep=False."
             )
         plan = RacePlan.of(budget, flat[1], max(FEWEST_STEPS, math.ceil(_AFTER_WARMUP * flat[0])))
         if plan.rungs[0].length < _AFTER_WARMUP * flat[0]:

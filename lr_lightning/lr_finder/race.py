@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("FEWEST_STEPS", "FEWEST_UPDATES", "KeptRace", "RacePlan", "RaceTest", "Rung"),
-    *("next_trial", "plateau", "range_steps", "read_race"),
+    *("constant_stretch", "next_trial", "range_steps", "read_race"),
 ]
 
 log = logging.getLogger(__name__)
@@ -100,10 +100,10 @@ class RacePlan:
         return cls(tuple(Rung(max(1, int(last * share)), n) for share, n in zip(shares, fewest, strict=True)), budget)
 
 
-def plateau(factors: Sequence[float]) -> tuple[int, int] | None:
-    """Return where the plateau with which a schedule begins, at most after a warm-up, starts and ends; None without it.
+def constant_stretch(factors: Sequence[float]) -> tuple[int, int] | None:
+    """Return start and end of the constant peak at the beginning of a schedule, after a warmup at most; None without.
 
-    >>> plateau([0.5, 1.0, 1.0, 1.0, 0.5]), plateau([1.0, 0.9, 0.8])
+    >>> constant_stretch([0.5, 1.0, 1.0, 1.0, 0.5]), constant_stretch([1.0, 0.9, 0.8])
     ((1, 4), None)
     """
     top = max(factors)
@@ -213,8 +213,8 @@ class RaceTest(RangeTest):
 
     def next_trial(self, plan: RacePlan) -> tuple[int, float] | None:
         """Return the rung and the learning rate of the next training; None at the end of the race."""
-        sign, drift = self._judged_sign, _FASTER + (0.0 if self.run is None else self.run.drift)
-        scores = [dict(zip(rung.lrs, (sign * v for v in rung.losses), strict=True)) for rung in self.trials]
+        sign, drift = self._judged_sign, _FASTER + (0.0 if self.planned is None else self.planned.drift)
+        scores = [dict(zip(rung.lrs, (sign * v for v in rung.mean_scores), strict=True)) for rung in self.trials]
         return next_trial(plan, scores, self.first_trial, sign * self.level, drift)
 
     def with_trial(self, rung: int, num_steps: int, lr: float, losses: Sequence[float], final: float) -> "RaceTest":
@@ -231,7 +231,7 @@ class RaceTest(RangeTest):
 
     def _read_trials(self, run: PlannedRun) -> TrialReading:
         sign = self._judged_sign
-        rungs = [Trials(r.lrs, [sign * value for value in r.losses], r.noise, r.num_steps) for r in self.trials]
+        rungs = [Trials(r.lrs, [sign * value for value in r.mean_scores], r.noise, r.num_steps) for r in self.trials]
         read = read_race(rungs, sign * self.level, replace(run, drift=run.drift + _FASTER))
         ended = [lr for lr, value in zip(rungs[-1].lrs, rungs[-1].scores, strict=True) if math.isfinite(value)]
         if not self.keep or read.suggestion is None or read.interval is None or not ended:
@@ -244,7 +244,7 @@ class RaceTest(RangeTest):
         rows = [
             [str(rung.num_steps), repr(lr), repr(value), repr(runs[0][-1]) if runs[0] else ""]
             for rung in self.trials
-            for lr, value, runs in zip(rung.lrs, rung.losses, rung.curves, strict=True)
+            for lr, value, runs in zip(rung.lrs, rung.mean_scores, rung.curves, strict=True)
         ]
         return write_csv(["updates", "lr", self.judged, "last_training_loss"], rows)
 
@@ -258,11 +258,11 @@ class RaceTest(RangeTest):
         import matplotlib
         from matplotlib.colors import LogNorm
 
-        known = [value for rung in self.trials for value in rung.losses if math.isfinite(value)]
+        known = [value for rung in self.trials for value in rung.mean_scores if math.isfinite(value)]
         for number, rung in enumerate(self.trials):
             shade = 0.75 * (1 - (number + 1) / len(self.trials))
             label = f"after {rung.num_steps} updates"
-            ends.plot(rung.lrs, rung.losses, "o-", color=(shade,) * 3, markersize=4, linewidth=1, label=label)
+            ends.plot(rung.lrs, rung.mean_scores, "o-", color=(shade,) * 3, markersize=4, linewidth=1, label=label)
         mark_lr(ends, self.suggestion, self.interval, "answer")
         ends.set_xscale("log")
         if self.judged != "accuracy" and known:
@@ -277,7 +277,7 @@ class RaceTest(RangeTest):
         for rung in self.trials:
             for lr, runs in zip(rung.lrs, rung.curves, strict=True):
                 curves.plot(range(1, len(runs[0]) + 1), runs[0], color=colours(norm(lr)), linewidth=1)
-        low, top = min(self.losses, default=0.0), self.start
+        low, top = min(self.values, default=0.0), self.start
         low = min([low, *(value for rung in self.trials for runs in rung.curves for value in runs[0])])
         curves.set_ylim(low - 0.05 * (top - low), top + 0.5 * (top - low))
         curves.set_xscale("log")
@@ -308,7 +308,7 @@ class KeptRace:
             kept = RaceTest.from_state(json.loads(text))
         except (ValueError, TypeError, KeyError):
             return begun
-        one, other = ((race.level, *race.runs[0][:1]) for race in (kept, begun))
+        one, other = ((race.level, *race.curves[0][:1]) for race in (kept, begun))
         if len(one) != len(other) or not all(map(partial(math.isclose, rel_tol=_SAME_START), one, other)):
             return begun
         done = sum(len(rung.lrs) for rung in kept.trials)

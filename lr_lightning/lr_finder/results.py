@@ -60,41 +60,43 @@ class RangeTest(_Result):
 
     Attributes:
         grid: The planned learning rates, rising.
-        runs: For each repeat, the values recorded at ``grid[0]``, ``grid[1]``, ...; shorter if it ended early. Value k
-            was recorded before the update with ``grid[k]``.
+        curves: For each repeat, the values recorded at ``grid[0]``, ``grid[1]``, ...; shorter if it ended early.
+            Value k was recorded before the update with ``grid[k]``.
         metric: What was recorded: ``"loss"``, ``"val_loss"`` or ``"accuracy"``.
         mode: ``"exponential"`` (a geometric grid) or ``"linear"``.
         epoch: The epoch at whose start the test was made.
-        run: The run that the suggestion is for; None if nothing but a range was tested.
+        planned: The run that the suggestion is for; None if nothing but a range was tested.
         trials: Short trainings on the schedule of that run, of two lengths: a search, and what is read; () if none.
     """
 
     grid: tuple[float, ...]
-    runs: tuple[tuple[float, ...], ...]
+    curves: tuple[tuple[float, ...], ...]
     metric: str = "loss"
     mode: str = "exponential"
     epoch: int = 0
     seed: int = field(default=0, repr=False)
-    run: PlannedRun | None = None
+    planned: PlannedRun | None = None
     trials: "tuple[GridTest, ...]" = ()
 
     def state(self) -> dict[str, Any]:
         """Return lists and plain values, for :meth:`from_state`."""
-        run, trials = self.run and asdict(self.run), [trials.state() for trials in self.trials]
-        return {**super().state(), "run": run, "trials": trials}
+        plain, planned = super().state(), self.planned and asdict(self.planned)
+        del plain["planned"]  # checkpoints keep the names of earlier versions
+        trials = [trials.state() for trials in self.trials]
+        return {**plain, "runs": plain.pop("curves"), "run": planned, "trials": trials}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """Make the result whose :meth:`state` this is."""
-        own = {name: value for name, value in state.items() if name not in ("run", "trials")}
-        found, run = super().from_state(own), state.get("run")
+        own = {name: value for name, value in state.items() if name not in ("runs", "run", "trials")}
+        found, run = super().from_state({**own, "curves": state["runs"]}), state.get("run")
         trials = tuple(map(GridTest.from_state, state.get("trials", ())))
-        return replace(found, run=run and PlannedRun(**run), trials=trials)
+        return replace(found, planned=run and PlannedRun(**run), trials=trials)
 
     @cached_property
     def reading(self) -> Reading:
         """The reading of the curve."""
-        return read_curve(self.grid, self.runs, higher_is_better=self.metric == "accuracy", seed=self.seed)
+        return read_curve(self.grid, self.curves, higher_is_better=self.metric == "accuracy", seed=self.seed)
 
     @property
     def first_trial(self) -> float:
@@ -105,7 +107,7 @@ class RangeTest(_Result):
     @property
     def start(self) -> float:
         """The level of the metric before any learning."""
-        return float(np.median(self.losses[:HEAD])) if self.losses else math.nan
+        return float(np.median(self.values[:HEAD])) if self.values else math.nan
 
     @property
     def _sign(self) -> float:
@@ -115,10 +117,10 @@ class RangeTest(_Result):
     def _answer(self) -> TrialReading:
         """The answer of the range test and the trials together."""
         reading = self.reading
-        if not self.trials or self.run is None:
+        if not self.trials or self.planned is None:
             return TrialReading(reading.suggestion, reading.interval)
-        last, read = self.trials[-1], self._read_trials(self.run)
-        if read.suggestion is not None or not any(map(math.isfinite, last.losses)):
+        last, read = self.trials[-1], self._read_trials(self.planned)
+        if read.suggestion is not None or not any(map(math.isfinite, last.mean_scores)):
             return read
         rises = reading.abstention is None or reading.abstention.cause in _RISES
         lr = self.first_trial
@@ -126,18 +128,18 @@ class RangeTest(_Result):
 
     def _read_trials(self, run: PlannedRun) -> TrialReading:
         last = self.trials[-1]
-        trials = Trials(last.lrs, [self._sign * value for value in last.losses], last.noise, last.num_steps)
+        trials = Trials(last.lrs, [self._sign * value for value in last.mean_scores], last.noise, last.num_steps)
         return read_trials(trials, self._sign * self.start, run, self.reading.rules.get("minimum/10"))
 
     @property
     def lrs(self) -> list[float]:
-        """The learning rates of :attr:`losses`."""
-        return list(self.grid[: len(self.losses)])
+        """The learning rates of the mean :attr:`values`."""
+        return list(self.grid[: len(self.values)])
 
     @cached_property
-    def losses(self) -> list[float]:
+    def values(self) -> list[float]:
         """The mean of the repeats at each step that all of them reached, in the units of ``metric``."""
-        return [float(np.mean(values)) for values in zip(*self.runs, strict=False)]
+        return [float(np.mean(values)) for values in zip(*self.curves, strict=False)]
 
     @property
     def smoothed(self) -> list[float]:
@@ -176,15 +178,15 @@ class RangeTest(_Result):
             return self.reading.abstention
         if self.suggestion is not None:
             return None
-        diverged = not any(map(math.isfinite, self.trials[-1].losses))
+        diverged = not any(map(math.isfinite, self.trials[-1].mean_scores))
         return Abstention(Cause.ALL_DIVERGED if diverged else Cause.NO_PROGRESS)
 
     @property
     def if_constant(self) -> float | None:
         """The suggestion for a run with a constant lr; None if the planned run is constant, or not known."""
-        if self.suggestion is None or self.run is None or self.run.is_constant:
+        if self.suggestion is None or self.planned is None or self.planned.is_constant:
             return None
-        return self.suggestion * self.run.constant
+        return self.suggestion * self.planned.constant
 
     def wider(self, factor: float = 10.0) -> tuple[float, float] | None:
         """Return the first and last learning rate of a second test, or None if another range would not help.
@@ -210,8 +212,8 @@ class RangeTest(_Result):
         low, high = (f"{end:.2g}" for end in self.interval or (self.suggestion, self.suggestion))
         interval = f" (plausible: {low} to {high})" if low != high else ""
         parts = [f"suggests lr = {self.suggestion:.3g}{interval}"]
-        if self.run is not None:
-            parts[0] += f" for {self.run.describe()}"
+        if self.planned is not None:
+            parts[0] += f" for {self.planned.describe()}"
             parts += [] if self.if_constant is None else [f"{self.if_constant:.2g} if constant"]
             if not self._answer.learned:
                 length = self.trials[-1].num_steps
@@ -222,9 +224,9 @@ class RangeTest(_Result):
 
     def to_csv(self) -> str:
         """Return the points as CSV: ``lr``, the mean, the smoothed mean, and every repeat."""
-        columns = (self.grid, self.losses, self.smoothed, *self.runs)
-        rows = [[repr(column[k]) if k < len(column) else "" for column in columns] for k in range(len(self.losses))]
-        repeats = [f"{self.metric}_{i}" for i in range(len(self.runs))]
+        columns = (self.grid, self.values, self.smoothed, *self.curves)
+        rows = [[repr(column[k]) if k < len(column) else "" for column in columns] for k in range(len(self.values))]
+        repeats = [f"{self.metric}_{i}" for i in range(len(self.curves))]
         return write_csv(["lr", self.metric, "smoothed", *repeats], rows)
 
     def plot(self, ax: "Axes | None" = None) -> "Figure":
@@ -234,9 +236,9 @@ class RangeTest(_Result):
         default is a new figure. Without matplotlib, this is an ImportError.
         """
         figure, axes = axes_of(ax)
-        for i, run in enumerate(self.runs):
-            label = None if i else "recorded" if len(self.runs) == 1 else "each repeat"
-            axes.plot(self.grid[: len(run)], run, ".", color=GREY, markersize=4, alpha=0.8, label=label)
+        for i, curve in enumerate(self.curves):
+            label = None if i else "recorded" if len(self.curves) == 1 else "each repeat"
+            axes.plot(self.grid[: len(curve)], curve, ".", color=GREY, markersize=4, alpha=0.8, label=label)
         if capped := self._capped():
             axes.plot(*zip(*capped, strict=True), "o", color=BLUE, mfc="none", markersize=4, label="capped")
         if len(self.smoothed):
@@ -251,7 +253,7 @@ class RangeTest(_Result):
         mark_lr(axes, self.suggestion, self.interval, "suggestion")
         for trials, shape in zip(self.trials, ("s:", "D-"), strict=False):
             label = f"ends of trials of {trials.num_steps} steps"
-            axes.plot(trials.lrs, trials.losses, shape, color=BLACK, markersize=4, linewidth=1, label=label)
+            axes.plot(trials.lrs, trials.mean_scores, shape, color=BLACK, markersize=4, linewidth=1, label=label)
         style_axes(axes, x="learning rate", y=LABELS[self.metric])
         when = f" at epoch {self.epoch}" if self.epoch else ""
         text = "\n".join(self._parts(self.reason or ""))
@@ -264,15 +266,15 @@ class RangeTest(_Result):
 
     def _capped(self) -> list[tuple[float, float]]:
         """Return the learning rate and the cap of each point that was cut off before smoothing."""
-        points = zip(self.lrs, self.losses, map(float, self.reading.capped), strict=False)
+        points = zip(self.lrs, self.values, map(float, self.reading.capped), strict=False)
         return [(lr, cap) for lr, loss, cap in points if not math.isclose(loss, cap, rel_tol=1e-9)]
 
     def _limit_losses(self, axes: Any) -> None:
         """End the axis a little above the start of the test and the cap, or diverged losses would flatten the rest."""
-        points = [value for run in self.runs for value in run]
+        points = [value for curve in self.curves for value in curve]
         if self.metric == "accuracy" or not points:
             return
-        low, start = min(points), max(max(run[: len(run) // 4 or 1]) for run in self.runs if run)
+        low, start = min(points), max(max(curve[: len(curve) // 4 or 1]) for curve in self.curves if curve)
         room = (start - low) or abs(start) or 1.0
         axes.set_ylim(low - 0.05 * room, max([start + 0.35 * room, *(cap + 0.1 * room for _, cap in self._capped())]))
 
@@ -313,7 +315,7 @@ class GridTest(_Result):
         ]
 
     @cached_property
-    def losses(self) -> list[float]:
+    def mean_scores(self) -> list[float]:
         """For each learning rate, the mean of its scores; nan if a repeat diverged."""
         return [float(np.mean(each)) for each in self.scores]
 
@@ -329,7 +331,7 @@ class GridTest(_Result):
     @property
     def noise(self) -> float:
         """The median standard error of the scores of trainings that did not diverge."""
-        known = [e for e, v in zip(self.errors, self.losses, strict=True) if math.isfinite(v)]
+        known = [e for e, v in zip(self.errors, self.mean_scores, strict=True) if math.isfinite(v)]
         return float(np.median(known)) if known else 0.0
 
     @property
@@ -340,7 +342,7 @@ class GridTest(_Result):
     @property
     def _best(self) -> int | None:
         sign = -1.0 if self.metric == "accuracy" else 1.0
-        known = [(sign * value, index) for index, value in enumerate(self.losses) if math.isfinite(value)]
+        known = [(sign * value, index) for index, value in enumerate(self.mean_scores) if math.isfinite(value)]
         return min(known)[1] if known else None
 
     @property
@@ -353,7 +355,7 @@ class GridTest(_Result):
             return Abstention(Cause.LOWEST_IS_BEST, self.lrs[0])
         if best == len(self.lrs) - 1:
             return Abstention(Cause.HIGHEST_IS_BEST, self.lrs[-1])
-        if self.metric == "loss" and self.losses[best] + 2 * self.errors[best] >= self.start:
+        if self.metric == "loss" and self.mean_scores[best] + 2 * self.errors[best] >= self.start:
             return Abstention(Cause.NO_PROGRESS)
         return None
 
@@ -378,7 +380,7 @@ class GridTest(_Result):
 
     def _as_good(self, index: int, best: int) -> bool:
         # The best one's error only: the error of an unstable training would excuse any loss. False for nan.
-        return abs(self.losses[index] - self.losses[best]) <= 2 * self.errors[best]
+        return abs(self.mean_scores[index] - self.mean_scores[best]) <= 2 * self.errors[best]
 
     @property
     def cycle_base_lr(self) -> float | None:
@@ -402,7 +404,7 @@ class GridTest(_Result):
         """Return CSV with a row for each learning rate: mean score, standard error, and the score of every repeat."""
         rows = [
             [repr(lr), repr(mean), repr(error), *map(repr, each)]
-            for lr, mean, error, each in zip(self.lrs, self.losses, self.errors, self.scores, strict=True)
+            for lr, mean, error, each in zip(self.lrs, self.mean_scores, self.errors, self.scores, strict=True)
         ]
         repeats = [f"{self.metric}_{i}" for i in range(len(self.scores[0]))]
         return write_csv(["lr", self.metric, "standard_error", *repeats], rows)
@@ -415,7 +417,7 @@ class GridTest(_Result):
         figure: Any = new_figure(8, 4.8, dpi=120) if ax is None else ax.figure
         panels: Any = figure.subplots(1, 2) if ax is None else (ax, None)
         finals, curves = panels
-        means, errors = self.losses, [2 * error for error in self.errors]
+        means, errors = self.mean_scores, [2 * error for error in self.errors]
         label = "± 2 standard errors"
         finals.errorbar(self.lrs, means, errors, fmt="o-", label=label, color=BLUE, markersize=4, capsize=2)
         gone = [lr for lr, mean in zip(self.lrs, means, strict=True) if math.isnan(mean)]

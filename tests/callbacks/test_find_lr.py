@@ -55,7 +55,7 @@ def test_a_trainer_that_is_given_is_as_before(tmp_path: Path) -> None:
 
 def test_a_datamodule_and_a_module_with_no_validation() -> None:
     found = find_lr(BoringModel(), datamodule=BoringDataModule(), num_steps=12, metric="loss", progress=False)
-    assert len(found.runs) == 1
+    assert len(found.curves) == 1
 
 
 @pytest.mark.parametrize(

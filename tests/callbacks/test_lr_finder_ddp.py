@@ -111,11 +111,11 @@ def test_two_processes(tmp_path: Path, arguments: dict[str, Any], options: dict[
             assert one[part] == other[part], part
     results = [RangeTest.from_state(each["result"]) for each in searched]
     assert results[0] == results[1]
-    assert len(results[0].losses) == 12
+    assert len(results[0].values) == 12
     if arguments == {}:
         ranks = [[float(line) for line in (tmp_path / f"with/losses{rank}.txt").read_text().split()] for rank in (0, 1)]
         means = torch.tensor(ranks).sum(0) / 2
-        assert results[0].losses == means.tolist()
+        assert results[0].values == means.tolist()
         assert ranks[0] != ranks[1]
 
 

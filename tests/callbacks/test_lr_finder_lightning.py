@@ -96,8 +96,8 @@ def test_accumulation(tmp_path: Path) -> None:
     trainer(tmp_path, one, accumulate_grad_batches=1).fit(Rated())
     seed_everything(1)
     trainer(tmp_path, two, accumulate_grad_batches=2).fit(Rated())
-    assert len(one.result.losses) == len(two.result.losses) == 20
-    assert one.result.losses != two.result.losses
+    assert len(one.result.values) == len(two.result.values) == 20
+    assert one.result.values != two.result.values
 
 
 def test_multiple_calls_give_the_same_result(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_ends_after_num_steps_under_every_option_of_the_run(tmp_path: Path, opti
     finder = LRFinder(num_steps=50, early_stop=False, max_lr=0.1, apply=False)
     run = trainer(tmp_path, finder, **options)
     run.fit(Rated())
-    assert len(finder.result.losses) == 50
+    assert len(finder.result.values) == 50
     assert run.global_step == (0 if "max_epochs" in options else 1)
 
 
@@ -123,7 +123,7 @@ def test_lr_candidates_lie_between_min_and_max(tmp_path: Path) -> None:
     finder = LRFinder(num_steps=100, min_lr=1e-8, max_lr=1.0, retry=False)
     trainer(tmp_path, finder).fit(Rated())
     assert all(1e-8 <= lr <= 1.0 for lr in finder.result.lrs)
-    assert len(finder.result.lrs) == len(finder.result.losses) <= 100
+    assert len(finder.result.lrs) == len(finder.result.values) <= 100
 
 
 def test_early_stopping_and_checkpoints_beside_it(tmp_path: Path) -> None:

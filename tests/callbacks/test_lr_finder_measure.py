@@ -89,14 +89,14 @@ def by_hand(optimizer: str, lrs: tuple[float, ...], accumulate: int = 1) -> list
 @pytest.mark.parametrize("accumulate", [1, 3, 7])
 def test_the_curve_is_that_of_a_plain_loop(tmp_path: Path, optimizer: str, accumulate: int) -> None:
     finder = search(tmp_path, Net(optimizer), max_lr=1.0, accumulate_grad_batches=accumulate)
-    assert finder.result.losses == by_hand(optimizer, finder.grid, accumulate)
+    assert finder.result.values == by_hand(optimizer, finder.grid, accumulate)
     assert finder.result.lrs == list(finder.grid)
 
 
 def test_a_module_that_returns_double_precision_is_measured_in_it(tmp_path: Path) -> None:
     module = Net().double()
     data = DataLoader(TensorDataset(X.double(), Y), batch_size=10)
-    losses = search(tmp_path, module, data, precision="64-true").result.losses
+    losses = search(tmp_path, module, data, precision="64-true").result.values
     assert losses != [float(np.float32(loss)) for loss in losses]
 
 
@@ -117,10 +117,10 @@ def test_repeats_use_the_grid_again_and_other_batches(tmp_path: Path) -> None:
     data = DataLoader(TensorDataset(X, Y), batch_size=10, shuffle=True)
     finder = search(tmp_path, module, data, repeats=3, max_lr=1.0)
     assert module.read() == [[lr] for lr in finder.grid] * 3
-    runs = finder.result.runs
+    runs = finder.result.curves
     assert len(runs) == 3
     assert len(set(runs)) == 3
-    assert finder.result.losses == [float(np.mean(values)) for values in zip(*runs, strict=True)]
+    assert finder.result.values == [float(np.mean(values)) for values in zip(*runs, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_wider_range_is_tested_once_where_the_curve_asks_for_it(
     assert (len(finder.results), grid[0], grid[-1]) == (1, *(pytest.approx(end) for end in ranges[-1]))
     # from the same start and over the same batches: what a test of that range alone would find
     alone = search(tmp_path, Net(), min_lr=grid[0], max_lr=grid[-1])
-    assert alone.result.runs == finder.result.runs
+    assert alone.result.curves == finder.result.curves
 
 
 def test_the_first_run_sees_what_training_is_about_to_see(tmp_path: Path) -> None:
@@ -208,8 +208,8 @@ class Planted(Net):
 @pytest.mark.parametrize("at", [1, 7])
 def test_what_is_not_finite_ends_the_test_and_is_no_point(tmp_path: Path, value: float, at: int) -> None:
     finder = search(tmp_path, Planted(value, at), max_lr=0.1)
-    assert len(finder.result.losses) == at - 1
-    assert finder.result.losses == search(tmp_path, Net(), max_lr=0.1).result.losses[: at - 1]
+    assert len(finder.result.values) == at - 1
+    assert finder.result.values == search(tmp_path, Net(), max_lr=0.1).result.values[: at - 1]
     if at == 1:
         assert finder.result.suggestion is None
         assert finder.result.to_csv().count("\n") == 1
@@ -224,8 +224,8 @@ def test_one_repeat_that_ends_early_shortens_the_mean_only(tmp_path: Path) -> No
             return super().loss(batch) + (math.nan if calls[0] == STEPS + 5 else 0.0)
 
     result = search(tmp_path, Once(), repeats=3).result
-    assert [len(run) for run in result.runs] == [STEPS, 4, STEPS]
-    assert len(result.losses) == len(result.lrs) == 4
+    assert [len(run) for run in result.curves] == [STEPS, 4, STEPS]
+    assert len(result.values) == len(result.lrs) == 4
 
 
 def test_negative_losses(tmp_path: Path) -> None:
@@ -234,8 +234,8 @@ def test_negative_losses(tmp_path: Path) -> None:
             return super().loss(batch) - 1000.0
 
     finder = search(tmp_path, Negative(), max_lr=0.1, early_stop=True)
-    assert len(finder.result.losses) == STEPS
-    assert max(finder.result.losses) < -990
+    assert len(finder.result.values) == STEPS
+    assert max(finder.result.values) < -990
 
 
 def test_no_validation_for_the_training_loss(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ class Skips(Net):
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_batches_without_a_loss(tmp_path: Path, accumulate: int) -> None:
     finder = search(tmp_path, Skips(), max_lr=1.0, accumulate_grad_batches=accumulate)
-    assert len(finder.result.losses) == STEPS
+    assert len(finder.result.values) == STEPS
     # as Lightning: such a batch counts for the accumulation
     module, batches = Net(), list(loader())
     made, number, expected = make_optimizer("sgd", module.parameters(), 0.1), 0, []
@@ -287,7 +287,7 @@ def test_batches_without_a_loss(tmp_path: Path, accumulate: int) -> None:
                     (micro[-1] / accumulate).backward()
             made.step()
         expected.append(float(torch.stack(micro).detach().mean()))
-    assert finder.result.losses == expected
+    assert finder.result.values == expected
 
 
 def test_a_module_that_never_gives_a_loss(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_batches_that_are_none_are_passed_over(tmp_path: Path) -> None:
                 yield batch
 
     assert (
-        search(tmp_path, Net(), Gaps(), max_lr=1.0).result.losses == search(tmp_path, Net(), max_lr=1.0).result.losses
+        search(tmp_path, Net(), Gaps(), max_lr=1.0).result.values == search(tmp_path, Net(), max_lr=1.0).result.values
     )
 
 
@@ -326,7 +326,7 @@ def test_an_epoch_that_the_module_cuts_short(tmp_path: Path) -> None:
         loss.backward()
         made.step()
         expected.append(loss.item())
-    assert finder.result.losses == expected
+    assert finder.result.values == expected
 
 
 def test_an_optimizer_that_asks_more_than_once_gives_the_loss_at_its_start(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_an_optimizer_that_asks_more_than_once_gives_the_loss_at_its_start(tmp_p
 
         made.step(closure)  # type: ignore[arg-type]
         expected.append(asked[0])
-    assert finder.result.losses == expected
+    assert finder.result.values == expected
 
 
 def test_hooks_are_called_as_in_a_fit(tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_validation_loss_before_each_update(tmp_path: Path, how: str) -> None:
     val = DataLoader(TensorDataset(X, Y), batch_size=25)
     monitor = "mine" if how == "own" else None
     finder = search(tmp_path, Validated(how), val=val, metric="val_loss", max_lr=1.0, val_batches=3, monitor=monitor)
-    assert finder.result.losses == pytest.approx(validated_by_hand(finder.grid, "val_loss", list(val)), rel=1e-6)
+    assert finder.result.values == pytest.approx(validated_by_hand(finder.grid, "val_loss", list(val)), rel=1e-6)
     assert finder.result.metric == "val_loss"
 
 
@@ -465,12 +465,12 @@ def test_accuracy_before_each_update(tmp_path: Path, how: str, batches: int) -> 
     val = DataLoader(TensorDataset(X, Y), batch_size=25)
     finder = search(tmp_path, Validated(how), val=val, metric="accuracy", max_lr=1.0, val_batches=batches)
     expected = validated_by_hand(finder.grid, "accuracy", list(val)[:batches])
-    assert finder.result.losses == pytest.approx(expected, rel=1e-6)
+    assert finder.result.values == pytest.approx(expected, rel=1e-6)
 
 
 def test_validation_batches_of_one_example_with_batch_norm(tmp_path: Path) -> None:
     val = DataLoader(TensorDataset(X, Y), batch_size=1)
-    assert len(search(tmp_path, Validated(), val=val, metric="val_loss").result.losses) == STEPS
+    assert len(search(tmp_path, Validated(), val=val, metric="val_loss").result.values) == STEPS
 
 
 def test_several_validation_loaders(tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def test_several_validation_loaders(tmp_path: Path) -> None:
 
     val = DataLoader(TensorDataset(X, Y), batch_size=25)
     finder = search(tmp_path, Two(), val=[val, loader()], metric="val_loss", max_lr=1.0)
-    assert finder.result.losses == pytest.approx(validated_by_hand(finder.grid, "val_loss", list(val)), rel=1e-6)
+    assert finder.result.values == pytest.approx(validated_by_hand(finder.grid, "val_loss", list(val)), rel=1e-6)
 
 
 @pytest.mark.parametrize(

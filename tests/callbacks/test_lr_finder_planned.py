@@ -71,7 +71,7 @@ def test_trials_take_the_runs_own_schedule_from_the_start(tmp_path: Path) -> Non
     assert any([lr for lr, _ in last] == pytest.approx([peak * whole[step] for step in steps]) for peak in peaks)
     assert [value for _, value in last] == pytest.approx([momentum.factors(STEPS)[step] for step in steps])
     (losses,) = result.trials[1].curves[0]
-    assert losses[0] == result.runs[0][0]  # the same weights and the same first batch
+    assert losses[0] == result.curves[0][0]  # the same weights and the same first batch
     assert module.used()[-STEPS:] == [
         (pytest.approx(0.05 * factor), pytest.approx(momentum.factors(STEPS)[step]))
         for step, factor in enumerate(whole)
@@ -83,7 +83,7 @@ def test_it_says_for_which_run_it_answers(tmp_path: Path) -> None:
     assert result is not None
     assert result.suggestion is not None
     assert "for 20 epochs (120 steps) of linear 1 to 0 over 120 steps" in result.describe()
-    assert result.if_constant == pytest.approx(result.suggestion * result.run.constant)
+    assert result.if_constant == pytest.approx(result.suggestion * result.planned.constant)
     assert f"; {result.if_constant:.2g} if constant" in result.describe()
     assert RangeTest.from_state(json.loads(json.dumps(result.state()))) == result
     assert result.plot() is not None
@@ -104,13 +104,13 @@ def test_without_a_run_to_try_the_range_test_answers(
     tmp_path: Path, callbacks: list[Any], arguments: dict[str, Any]
 ) -> None:
     result = found(tmp_path, *callbacks, **arguments).result
-    assert (result.trials, result.run, result.suggestion) == ((), None, result.reading.suggestion)
+    assert (result.trials, result.planned, result.suggestion) == ((), None, result.reading.suggestion)
 
 
 def test_an_unknown_length(tmp_path: Path) -> None:
     finder = LRFinder(num_steps=RANGE, apply=False, retry=False)
     trainer(tmp_path, [finder], max_time={"seconds": 0}, max_epochs=-1).fit(Net(), loader())
-    assert finder.result.run is None
+    assert finder.result.planned is None
 
 
 @pytest.mark.parametrize(("budget", "lengths"), [("10%", [11, 44]), (500, [23, 92]), ("100%", [56, 226])])
@@ -119,7 +119,7 @@ def test_the_budget_sets_the_length_of_trials(budget: Any, lengths: list[int], t
     finder.answer_for(LRSchedule(Constant()), 1200, -1)
     trainer(tmp_path, [finder], max_steps=0).fit(Net(), loader())  # a Trainer that only searches
     assert [trials.num_steps for trials in finder.result.trials] == lengths
-    assert finder.result.run.steps == 1200
+    assert finder.result.planned.steps == 1200
 
 
 @pytest.mark.parametrize(("budget", "message"), [(0.1, "budget must have a unit"), (0, "budget must be > 0")])

@@ -38,7 +38,7 @@ def test_every_result_can_be_shown_and_kept(name: str, tmp_path: Path) -> None:
     own = Figure().add_subplot()
     assert result.plot(own) is own.figure
     rows = result.to_csv().splitlines()
-    assert len(rows) == 1 + len(result.losses)
+    assert len(rows) == 1 + len(result.values)
     assert RangeTest.from_state(result.state()) == result
     assert result.describe()
     assert "\n" not in result.describe()

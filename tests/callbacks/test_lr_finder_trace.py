@@ -53,7 +53,7 @@ def same(tmp_path: Path, *finders: LRFinder, **run: Any) -> None:
         assert differences(bare, fit(tmp_path, each, **run)) == []
         assert each.results
         for result in each.results.values():
-            assert [len(values) for values in result.runs] == [each.num_steps] * each.repeats
+            assert [len(values) for values in result.curves] == [each.num_steps] * each.repeats
 
 
 # -- optimizers and options of the Trainer -----------------------------------------------------------------------------

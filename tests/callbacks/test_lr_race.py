@@ -96,7 +96,7 @@ def test_every_training_starts_alike_and_takes_the_runs_schedule(tmp_path: Path)
     result = race(tmp_path, module, LRSchedule(schedule))[0].result
     assert isinstance(result, RaceTest)
     first = {curve[0] for rung in result.trials for (curve,) in rung.curves}
-    assert first == {result.runs[0][0]}  # the same weights and the same first batch
+    assert first == {result.curves[0][0]}  # the same weights and the same first batch
     whole, last = schedule.factors(STEPS), result.trials[-1]
     used = module.used()[:-STEPS][-last.num_steps :]
     assert any(

@@ -220,8 +220,8 @@ class Average(Callback):
 @pytest.mark.parametrize(
     ("module", "callbacks", "options", "message"),
     [
-        (Net, [LRSchedule(Cosine())], {}, "needs a schedule that begins with a plateau, .* This one is cosine 1 to 0"),
-        (Net, [LRSchedule(Linear(1, 0))], {}, "needs a schedule that begins with a plateau"),
+        (Net, [LRSchedule(Cosine())], {}, "needs a schedule that is constant at first, .* This one is cosine 1 to 0"),
+        (Net, [LRSchedule(Linear(1, 0))], {}, "needs a schedule that is constant at first"),
         (Net, [LRSchedule(WSD(warmup="40%"))], {}, "trainings of 10 updates are too short for a warmup of 40"),
         (Net, [LRSchedule(wsd), Average()], {}, "cannot show Average the weights and gradients of every step"),
         (AtBatchEnd, [LRSchedule(wsd)], {}, r"cannot repeat AtBatchEnd\.on_train_batch_end"),

@@ -87,7 +87,7 @@ def _next_commands(found: RangeTest | GridTest, overrides: list[str]) -> list[tu
 
 def _other_schedules(found: RangeTest | GridTest, configured: str) -> str:
     """Say what the suggestion becomes on other schedules of the same length; "" if its run is not known."""
-    run = found.run if isinstance(found, RangeTest) else None
+    run = found.planned if isinstance(found, RangeTest) else None
     if run is None or found.suggestion is None:
         return ""
     clock = Clock(run.steps)
@@ -115,7 +115,7 @@ def _print_found(found: RangeTest | GridTest, title: str) -> None:
     else:
         names = "lr", f"{found.metric} after {found.num_steps} steps", "± s.e."
         table = Table(*(Column(name, justify="right") for name in names))
-        for lr, mean, error in zip(found.lrs, found.losses, found.errors, strict=True):
+        for lr, mean, error in zip(found.lrs, found.mean_scores, found.errors, strict=True):
             best = "  ← best" if lr == found.suggestion else ""
             score = "diverged" if math.isnan(mean) else f"{mean:.4g}{best}"
             table.add_row(f"{lr:.3g}", score, f"{error:.2g}" if error else "")

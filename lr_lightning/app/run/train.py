@@ -403,5 +403,5 @@ def _with_applied_lr(outcome: RunOutcome, finder: BaseLRFinder[Any] | None) -> R
     """Add the learning rate that the finder has set, and the run that it was found for."""
     if finder is None or finder.applied_lr is None:
         return outcome
-    planned = getattr(finder.result, "run", None)
+    planned = getattr(finder.result, "planned", None)
     return replace(outcome, applied_lr=finder.applied_lr, found_for=planned and planned.describe())

@@ -81,7 +81,7 @@ class RaceConfig(FinderConfig):
     min_lr: _MinLR = 1e-6  # the first learning rate of the range test
     max_lr: _MaxLR = 10.0  # the last learning rate of the range test
     apply: bool = True  # train with the learning rate that is found
-    keep: bool = False  # go on from the race's own steps; needs a schedule with a plateau, such as schedule=wsd
+    keep: bool = False  # go on from the race's own steps; needs a schedule such as wsd, constant after its warmup
     val_batches: _Count = 50  # validation batches for each training, if the metric needs them
 
 
