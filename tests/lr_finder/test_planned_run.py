@@ -184,8 +184,11 @@ def test_a_second_rule_counts_only_where_it_does_not_contradict_the_trials() -> 
 def test_the_interval_reaches_further_down_the_longer_the_run() -> None:
     trials = Trials([0.01, 0.02, 0.04], [1.0, 0.5, 1.0], noise=0.01, length=30)
     same, longer = (read_trials(trials, 2.3, PlannedRun(steps, "constant", drift=0.0)) for steps in (30, 3000))
-    assert same.suggestion is not None and same.interval is not None and longer.interval is not None
+    assert same.suggestion is not None
+    assert same.interval is not None
+    assert longer.interval is not None
     (low, high), (longer_low, longer_high) = same.interval, longer.interval
     assert low * high == pytest.approx(same.suggestion**2)  # even
-    assert longer_low < low and longer_high > high
+    assert longer_low < low
+    assert longer_high > high
     assert math.log(longer_low * longer_high / same.suggestion**2) == pytest.approx(-0.2 * math.log(100))
