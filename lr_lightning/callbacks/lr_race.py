@@ -104,7 +104,7 @@ class LRRace(LRFinder):
         ArgumentError: An argument is out of range. At the start of a fit, before anything trains: as LRFinder, or there
             is no validation, the length of the run is not known, the budget is below 50 updates, or the schedule is
             cyclical above a base_lr or comes from ``configure_optimizers``; with ``keep`` also: the schedule does not
-            stay constant at first, there are several processes, or a callback would have to see the weights of each step.
+            stay constant at first, there are several processes, or a callback would have to see each step's weights.
         UsageError: With ``keep``, among the steps that are repeated: something saves or validates where the weights are
             not in place, or the loader gives a batch that it has not given in the race. Another start of the same run
             then trains from its start with the lr that was found.

@@ -302,12 +302,13 @@ def _if_overfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     advice = [Advice.CHECK_LABELS] if verdict.reason is Reason.MEMORISED else []
     if _gains_by_cooling(numbers) and "cooled_best" not in numbers:
         return [*advice, Advice.COOL_DOWN]  # the validation loss rose, but what a cooldown would reach did not
-    if lr_is_high(numbers):
-        advice.append(Advice.COOL_DOWN_EARLIER)
-    elif verdict.reason not in (Reason.RECEDING, Reason.GAP) and verdict.useful_epochs < numbers["epochs"]:
-        advice.append(Advice.SHORTEN_AFTER_RISE)
-    if verdict.reason is not Reason.GAP:  # where the validation loss has not risen, dropout only slows the learning
-        advice.append(Advice.REGULARISE)
+    if verdict.reason is not Reason.GAP:  # where the validation loss has not risen, less training or dropout costs
+        if lr_is_high(numbers):
+            advice.append(Advice.COOL_DOWN_EARLIER)  # and nothing else: at a high lr, dropout often made it worse
+        else:
+            if verdict.reason is not Reason.RECEDING and verdict.useful_epochs < numbers["epochs"]:
+                advice.append(Advice.SHORTEN_AFTER_RISE)
+            advice.append(Advice.REGULARISE)
     return [*advice, *([Advice.SCALE_LOGITS] if numbers.get("overconfident") else [])]
 
 
@@ -320,7 +321,7 @@ def _if_underfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
         return [Advice.COOL_DOWN]
     limited = verdict.reason is Reason.LIMITED
     if "peak_lr" in numbers and numbers["too_slow"] and lowest > _SLOW * chance and not limited:
-        return [Advice.RAISE_LR_TENFOLD if lowest > AT_CHANCE * chance else Advice.RAISE_CALM_LR]
+        return [Advice.RAISE_LR_BY_TENS if lowest > AT_CHANCE * chance else Advice.RAISE_CALM_LR]
     if limited:
         return [Advice.ENLARGE, Advice.NOISY_LABELS]
     if _gains_by_cooling(numbers):
@@ -341,8 +342,9 @@ def _if_healthy(verdict: Verdict, numbers: Numbers) -> list[Advice]:
 def _if_inconclusive(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     if verdict.reason is Reason.TOO_FEW:
         return [Advice.MEASURE_MORE]
-    if verdict.reason in (Reason.UNSTABLE, Reason.PROBE_NOT_FALLING) and "peak_lr" in numbers:
-        return [Advice.LOWER_OR_COOL_DOWN if _may_gain_by_cooling(numbers) else Advice.LOWER_UNSTABLE_LR]
+    swings = verdict.reason in (Reason.UNSTABLE, Reason.PROBE_NOT_FALLING)
+    if swings and _may_gain_by_cooling(numbers):
+        return [Advice.LOWER_OR_COOL_DOWN]
     return [Advice.GIVE_CHANCE] if verdict.reason is Reason.NO_REFERENCE else []
 
 

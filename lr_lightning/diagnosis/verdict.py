@@ -60,16 +60,18 @@ class Advice(Enum):
     LOWER_LR = "Lower the learning rate tenfold at a time until the loss falls."
     WARM_UP_OR_CLIP = "The run had learned before: a longer warmup or gradient clipping may allow this learning rate."
     LOWER_LR_AND_WARM_UP = (
-        "Lower the learning rate{to_a_tenth}, and warm up: nothing was learned, and a learning rate that is too high "
-        "kills a network's units."
+        "Two runs to try, each with a warmup: a tenth or a hundredth of the learning rate{lower_two}. Nothing was "
+        "learned, and a learning rate that is too high kills a network's units."
     )
-    LOWER_UNSTABLE_LR = "Lower the learning rate from {peak_lr:.3g} to {third:.3g}: the loss swings."
     LOWER_OR_COOL_DOWN = (
         "Two runs to try: the learning rate {third:.3g} instead of {peak_lr:.3g}, or the schedule wsd, which lets it "
         "fall to 0 at the end. The loss swings{if_cooled}."
     )
     # a learning rate that is too low
-    RAISE_LR_TENFOLD = "Raise the learning rate from {peak_lr:.3g} to {tenfold:.3g}: almost nothing was learned."
+    RAISE_LR_BY_TENS = (
+        "Two runs to try: the learning rate {tenfold:.3g} or {hundredfold:.3g} instead of {peak_lr:.3g}. Almost "
+        "nothing was learned, and the curve does not tell how much too low it is."
+    )
     RAISE_CALM_LR = "Raise the learning rate from {peak_lr:.3g} to {triple:.3g}: the loss falls slowly and smoothly."
     # a learning rate that is still high at the end
     COOL_DOWN = "Cool down: {lr_is_high}{if_cooled}. Let it fall to 0 at the end, with the schedule wsd for instance."
@@ -182,13 +184,11 @@ class Verdict:
             case Advice.LOWER_LR | Advice.LOWER_LR_TENFOLD:
                 return (Change(lr=0.1),)
             case Advice.LOWER_LR_AND_WARM_UP:
-                return (Change(lr=0.1, warmup="10%"),)
-            case Advice.LOWER_UNSTABLE_LR:
-                return (Change(lr=1 / 3),)
+                return Change(lr=0.1, warmup="10%"), Change(lr=0.01, warmup="10%")
             case Advice.LOWER_OR_COOL_DOWN:
                 return Change(lr=1 / 3), Change(schedule="wsd")
-            case Advice.RAISE_LR_TENFOLD:
-                return (Change(lr=10),)
+            case Advice.RAISE_LR_BY_TENS:
+                return Change(lr=10), Change(lr=100)
             case Advice.RAISE_CALM_LR:
                 return (Change(lr=3),)
             case Advice.COOL_DOWN:
@@ -215,7 +215,7 @@ class Verdict:
     def _open_numbers(self) -> dict[str, float | str]:
         """Return every number and phrase that a sentence of :class:`Advice` may leave open."""
         n = self.evidence
-        open_now: dict[str, float | str] = {"onset": self._onset, "to_a_tenth": "", "reference": self.reference}
+        open_now: dict[str, float | str] = {"onset": self._onset, "lower_two": "", "reference": self.reference}
         open_now |= {"if_cooled": self._if_cooled, "if_cooled_earlier": self._if_cooled_earlier}
         numbers = {"planned": 1.0, **n, **open_now}
         if "epochs" in n:
@@ -229,8 +229,9 @@ class Verdict:
                 "triple": 3 * peak,
                 "lower_lrs": ", ".join(f"{peak / 10**k:.3g}" for k in (1, 2, 3)),
                 "tenfold": 10 * peak,
+                "hundredfold": 100 * peak,
                 "lr_is_high": f"the learning rate is still {n['lr'] / (peak or 1.0):.0%} of its peak",
-                "to_a_tenth": f" from {peak:.3g} to {peak / 10:.3g}",
+                "lower_two": f", {peak / 10:.3g} or {peak / 100:.3g}",
             }
         if "probe_loss" in n:
             share = f", {n['probe_loss'] / n['chance_loss']:.0%} of {self.reference}" if n.get("chance_loss") else ""

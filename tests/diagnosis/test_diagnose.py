@@ -204,7 +204,7 @@ def test_a_loss_that_stops_as_the_learning_rate_goes_to_zero_may_need_a_longer_r
 def test_coming_down_to_chance_after_a_blow_up_is_no_learning(blown: float) -> None:
     curve = [2.25, blown, *(2.3 + (blown - 2.3) * 0.6**k for k in range(1, 9))]
     verdict = diagnose(History.of_curves(curve, curve, chance=CHANCE, start=2.3, lr=[10.0] * 10))
-    assert not {Advice.RAISE_LR_TENFOLD, Advice.RAISE_CALM_LR} & set(verdict.advice)
+    assert not {Advice.RAISE_LR_BY_TENS, Advice.RAISE_CALM_LR} & set(verdict.advice)
     assert verdict.reason is not Reason.UNDER_TRAINED
 
 
@@ -220,7 +220,7 @@ def test_a_run_that_began_far_above_chance_does_not_need_more_epochs_or_a_wider_
 def test_one_spike_does_not_raise_a_learning_rate_that_is_too_high() -> None:
     probe = [2.0, 1.2, 0.6, 0.3, 0.2, 0.12, 0.15, 1.9]  # it had been at 5 % of chance
     verdict = diagnose(History.of_curves(probe, probe, chance=CHANCE, lr=[1.0] * 8))
-    assert not {Advice.RAISE_LR_TENFOLD, Advice.RAISE_CALM_LR} & set(verdict.advice)
+    assert not {Advice.RAISE_LR_BY_TENS, Advice.RAISE_CALM_LR} & set(verdict.advice)
 
 
 def test_the_hump_of_a_high_learning_rate_does_not_hide_overfitting() -> None:
@@ -281,7 +281,7 @@ def test_the_peak_is_the_schedules_own() -> None:
     loss = [2.29, 2.28, 2.27, 2.26, 2.25, 2.24]
     lr = [9.47e-6, 8e-6, 5e-6, 3e-6, 1e-6, 1e-9]
     history = replace(History.of_curves(loss, loss, chance=CHANCE, lr=lr), peak_lr=1e-5)
-    assert "from 1e-05 to 0.0001" in diagnose(history).sentences()[0]
+    assert "0.0001 or 0.001 instead of 1e-05" in diagnose(history).sentences()[0]
 
 
 def test_an_uncooled_run_is_told_to_cool_down_and_not_to_go_on_as_it_is() -> None:
@@ -303,7 +303,7 @@ def test_a_rise_of_both_losses_is_no_overfitting() -> None:
     ]
     assert verdict.changes(verdict.advice[0]) == (Change(lr=1 / 3), Change(schedule="wsd"))
     cooled = diagnose(History.of_curves(curve, curve, chance=CHANCE, lr=[0.3] * 9 + [0.0]))
-    assert cooled.sentences() == ["Lower the learning rate from 0.3 to 0.1: the loss swings."]
+    assert cooled.sentences() == []  # a third of the learning rate made such runs worse
 
 
 def test_a_cycles_rising_half_is_no_overfitting_and_its_low_ends_are_compared() -> None:
@@ -394,7 +394,8 @@ def test_no_verdict_sends_to_and_fro(name: str) -> None:
     history = load(name)
     verdict = diagnose(history)
     changes = [change for advice in verdict.advice for change in verdict.changes(advice)]
-    assert sum(change.lr is not None for change in changes) <= 1  # one advice for one divergence
+    about_lr = [advice for advice in verdict.advice if any(c.lr is not None for c in verdict.changes(advice))]
+    assert len(about_lr) <= 1  # one advice for one divergence
     lengths = {change.epochs > verdict.evidence["epochs"] for change in changes if change.epochs is not None}
     assert len(lengths) <= 1
     if verdict.label is Label.OVERFITTING:  # a run that ended where this one was best is not told to go on

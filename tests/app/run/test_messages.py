@@ -41,14 +41,20 @@ def proposed(capsys: pytest.CaptureFixture[str]) -> list[str]:
         ),
         (advising(Label.UNDERFITTING, Advice.FINISH), STARTED, ["train on:  python train.py resume=run"]),
         (
-            advising(Label.UNDERFITTING, Advice.RAISE_LR_TENFOLD),
+            advising(Label.UNDERFITTING, Advice.RAISE_LR_BY_TENS),
             [*STARTED, "optimizer.lr=0.1"],
-            ["try:  python train.py schedule=constant trainer.max_epochs=30 optimizer.lr=1"],
+            [
+                "try:  python train.py schedule=constant trainer.max_epochs=30 optimizer.lr=1",
+                "try:  python train.py schedule=constant trainer.max_epochs=30 optimizer.lr=10",
+            ],
         ),
         (
             advising(Label.COLLAPSED, Advice.LOWER_LR_AND_WARM_UP, Advice.INSPECT_NETWORK),
             STARTED,
-            ["try:  python train.py schedule=constant trainer.max_epochs=30 optimizer.lr=0.01 schedule.warmup=10%"],
+            [
+                "try:  python train.py schedule=constant trainer.max_epochs=30 optimizer.lr=0.01 schedule.warmup=10%",
+                "try:  python train.py schedule=constant trainer.max_epochs=30 optimizer.lr=0.001 schedule.warmup=10%",
+            ],
         ),
         (
             advising(Label.UNDERFITTING, Advice.LARGER_OR_LONGER),
@@ -99,7 +105,10 @@ def test_the_run_of_each_advice_is_a_command_that_starts_it(
             Advice.LOWER_LR_AND_WARM_UP,  # 1cycle rises for 30 % of the run; its base stays the same share of its peak
             ["schedule=one_cycle", "schedule.max_lr=1", "schedule.base_lr=0.5"],
             None,
-            ["schedule=one_cycle schedule.max_lr=0.1 schedule.base_lr=0.05"],
+            [
+                "schedule=one_cycle schedule.max_lr=0.1 schedule.base_lr=0.05",
+                "schedule=one_cycle schedule.max_lr=0.01 schedule.base_lr=0.005",
+            ],
         ),
         (
             Advice.LOWER_OR_COOL_DOWN,
