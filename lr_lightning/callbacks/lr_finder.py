@@ -37,7 +37,7 @@ from lr_lightning.lr_finder.results import GridTest, RangeTest
 from lr_lightning.schedules import Clock, Constant
 from lr_lightning.schedules.clock import DurationLike, parse_duration
 
-__all__ = ["LRFinder", "LRGrid", "NoRun", "find_lr", "planned_run"]
+__all__ = ["LRFinder", "LRGrid", "NoShortRuns", "find_lr", "planned_run"]
 
 _Mode = Literal["exponential", "linear"]
 _FEWEST_STEPS = 10
@@ -47,7 +47,7 @@ _SHORTEST_TRIAL = 44  # updates of a long one
 _Training = tuple[tuple[float, ...], float]  # its losses, and the metric at its end
 
 
-class NoRun(enum.Enum):
+class NoShortRuns(enum.Enum):
     """The reason why no short runs follow the range test."""
 
     NOT_ASKED = "is given no budget"
@@ -210,7 +210,7 @@ class LRFinder(BaseLRFinder[RangeTest]):
         total = self.repeats * self.num_steps
         with self._instruments(trainer, module, reference, "LR range test", total, "step") as instruments:
             found = self._test(instruments, self.grid)
-            if not isinstance(planned := self._planned(instruments.dry_run), NoRun):
+            if not isinstance(planned := self._planned(instruments.dry_run), NoShortRuns):
                 return self._try(instruments, found, *planned)
             if not self.retry or (wider := found.wider()) is None:
                 return found
@@ -232,23 +232,23 @@ class LRFinder(BaseLRFinder[RangeTest]):
         metric = "loss" if instruments.validation is None else self.metric
         return RangeTest(grid, tuple(curves), metric=metric, mode=self.mode, epoch=dry_run.trainer.current_epoch)
 
-    def _planned(self, dry_run: DryRun) -> tuple[OptimizerDriver, Clock] | NoRun:
+    def _planned(self, dry_run: DryRun) -> tuple[OptimizerDriver, Clock] | NoShortRuns:
         """Return what will drive the planned run, and its clock, or why there is no such run to try."""
         trainer, module = dry_run.trainer, dry_run.module
         if self.budget is None or self.at_epochs is not None:
-            return NoRun.NOT_ASKED
+            return NoShortRuns.NOT_ASKED
         if trainer.lr_scheduler_configs:
-            return NoRun.SCHEDULER
+            return NoShortRuns.SCHEDULER
         schedule = next(iter(callbacks_of(trainer, LRSchedule)), None) or LRSchedule(Constant())
         with dry_run.with_loaders():
             if self._instead is not None:
                 schedule, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self._instead
             if schedule.has_base:  # the range test gives both bounds
-                return NoRun.CYCLE
+                return NoShortRuns.CYCLE
             driver, clock = schedule.planned_driver(trainer, module)
         if clock.total is None:
-            return NoRun.UNKNOWN_LENGTH
-        return (driver, clock) if clock.total >= _SHORTEST_RUN else NoRun.SHORT
+            return NoShortRuns.UNKNOWN_LENGTH
+        return (driver, clock) if clock.total >= _SHORTEST_RUN else NoShortRuns.SHORT
 
     def _try(self, instruments: Instruments, found: RangeTest, driver: OptimizerDriver, clock: Clock) -> RangeTest:
         """Train on the planned schedule, shortened, with a few learning rates; return what was found with the range."""

@@ -39,7 +39,7 @@ from lr_lightning._lightning import (
 from lr_lightning.callbacks import found_lr
 from lr_lightning.callbacks.base_finder import Instruments, Metric
 from lr_lightning.callbacks.cooldown_preview import RunningAverage
-from lr_lightning.callbacks.lr_finder import LRFinder, NoRun, planned_run
+from lr_lightning.callbacks.lr_finder import LRFinder, NoShortRuns, planned_run
 from lr_lightning.callbacks.optimizer_driver import OptimizerDriver
 from lr_lightning.callbacks.random_state import global_random_state, restore_random_state
 from lr_lightning.errors import ArgumentError, UsageError
@@ -159,7 +159,7 @@ class LRRace(LRFinder):
     def _find(self, trainer: Trainer, module: LightningModule, reference: float) -> RaceTest:
         with self._instruments(trainer, module, reference, "LR race", 0, "step") as instruments:
             planned = self._planned(instruments.dry_run)
-            if isinstance(planned, NoRun):
+            if isinstance(planned, NoShortRuns):
                 raise ArgumentError(f"LRRace {planned.value}")
             driver, clock = planned
             run, budget = planned_run(driver, clock), clock.steps(self.budget or 0)

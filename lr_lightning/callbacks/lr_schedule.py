@@ -35,7 +35,7 @@ from lr_lightning._param_groups import (
 )
 from lr_lightning._threads import ThreadWatch
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
-from lr_lightning.callbacks.optimizer_driver import Cooldown, OptimizerDriver, plain_clock
+from lr_lightning.callbacks.optimizer_driver import OptimizerDriver, PlannedCooldown, plain_clock
 from lr_lightning.callbacks.trainer_clock import longer_clock, trainer_clock
 from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.schedules import Clock, Plateau, Schedule
@@ -130,7 +130,7 @@ class LRSchedule(BaseCallback):
         self._clocks: list[Clock] = []
         self._steps: list[int] = []  # updates of each optimizer; used under manual optimization only
         self._starts: list[int] = []  # the update at which each optimizer's schedules start
-        self._cooldown: Cooldown | None = None
+        self._cooldown: PlannedCooldown | None = None
         self._history: list[float] = []
         self._scale = 1.0
         self._growing: list[BatchSizeSchedule] = []
@@ -232,12 +232,12 @@ class LRSchedule(BaseCallback):
             left = [clock.total - start for clock, start in zip(self._clocks, starts, strict=True) if clock.total]
             length = max(1, min([updates, *left]))
             end = int(trainer.global_step) + length * len(starts)
-            self._cooldown = Cooldown(starts, length, end, list(self._clocks))
+            self._cooldown = PlannedCooldown(starts, length, end, list(self._clocks))
             self._drivers = self._make_drivers(trainer)
             self._follow(trainer, self._cooldown)
         return self._cooldown.length
 
-    def _follow(self, trainer: Trainer, cooldown: Cooldown) -> None:
+    def _follow(self, trainer: Trainer, cooldown: PlannedCooldown) -> None:
         end_fit_at(trainer, cooldown.end)
         self._clocks = cooldown.clocks_to_end()
 
@@ -390,7 +390,7 @@ class LRSchedule(BaseCallback):
             return
         self._starts = list(state_dict.get("starts", []))
         if (left := state_dict.get("cooldown")) is not None:
-            self._cooldown = Cooldown.from_state(left)
+            self._cooldown = PlannedCooldown.from_state(left)
         if state_dict.get("base") is not None:
             self.set_base(state_dict["base"])
 

@@ -12,9 +12,9 @@ from lr_lightning._lightning import rank_zero_warn
 from lr_lightning._param_groups import initial_value, set_value
 from lr_lightning.errors import ArgumentError, TotalStepsUnknown
 from lr_lightning.schedules import Clock, Schedule
-from lr_lightning.schedules.compose import LeftForCooldown
+from lr_lightning.schedules.compose import WithCooldown
 
-__all__ = ["Cooldown", "OptimizerDriver", "plain_clock"]
+__all__ = ["OptimizerDriver", "PlannedCooldown", "plain_clock"]
 
 
 @dataclass(eq=False)
@@ -101,7 +101,7 @@ def _set_momentum(group: dict[str, Any], value: float) -> None:
 
 
 @dataclass(frozen=True)
-class Cooldown:
+class PlannedCooldown:
     """A cooldown in a line to zero: the update at which each optimizer leaves its schedules, and where the fit ends."""
 
     starts: list[int]
@@ -112,7 +112,7 @@ class Cooldown:
     def applied_to(self, schedule: Schedule, index: int, *, hold: bool = False) -> Schedule:
         """Return an optimizer's schedule with the cooldown at its end. With ``hold``, the last value stays instead."""
         length = None if hold else self.length
-        return LeftForCooldown(schedule, self.starts[index], length, self.clocks[index])
+        return WithCooldown(schedule, self.starts[index], length, self.clocks[index])
 
     def clocks_to_end(self) -> list[Clock]:
         """Return the clock of each optimizer, which ends with the line."""
@@ -124,7 +124,7 @@ class Cooldown:
         return [self.starts, self.length, self.end, list(map(plain_clock, self.clocks))]
 
     @classmethod
-    def from_state(cls, state: list[Any]) -> "Cooldown":
+    def from_state(cls, state: list[Any]) -> "PlannedCooldown":
         """Restore what ``state`` returned."""
         starts, length, end, clocks = state
         return cls(starts, length, end, [Clock(*each) for each in clocks])

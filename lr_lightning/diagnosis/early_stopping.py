@@ -43,7 +43,7 @@ def generalization_loss(validation: Sequence[float]) -> float:
     return 100.0 * (validation[-1] / lowest - 1.0) if lowest > 0 and math.isfinite(validation[-1]) else math.nan
 
 
-def progress(training: Sequence[float], strip: int = STRIP) -> float:
+def training_progress(training: Sequence[float], strip: int = STRIP) -> float:
     """Return P_k: how far the mean training loss of the last strip lies above its minimum, in per mille.
 
     Formula: ``1000 * (mean of the last k / min of the last k - 1)``.
@@ -52,7 +52,7 @@ def progress(training: Sequence[float], strip: int = STRIP) -> float:
         A number >= 0; nan before the first whole strip, and if a loss is not finite or not positive.
 
     Example:
-        >>> progress([1.0, 1.5, 1.0], strip=2)
+        >>> training_progress([1.0, 1.5, 1.0], strip=2)
         250.0
     """
     last = training[-strip:]
@@ -71,7 +71,7 @@ def progress_quotient(validation: Sequence[float], training: Sequence[float], st
         >>> progress_quotient([1.0, 1.0, 1.5], [1.0, 1.5, 1.0], strip=2)
         0.2
     """
-    loss, made = generalization_loss(validation), progress(training, strip)
+    loss, made = generalization_loss(validation), training_progress(training, strip)
     if made == 0.0:
         return math.inf if loss > 0.0 else math.nan
     return loss / made

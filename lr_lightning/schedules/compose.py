@@ -10,7 +10,7 @@ from lr_lightning.errors import ArgumentError
 from lr_lightning.schedules.base import Schedule, ScheduleLike, as_schedule, blend, ramp, set_fields
 from lr_lightning.schedules.clock import Clock, DurationLike, fit_pieces, is_share, parse_duration
 
-__all__ = ["WSD", "Join", "LeftForCooldown", "Product", "Shifted", "Warmup"]
+__all__ = ["WSD", "Join", "Product", "Shifted", "Warmup", "WithCooldown"]
 
 _WarmupShape = Literal["linear", "cosine", "exponential"]
 _CooldownShape = Literal["1-sqrt", "linear", "cosine"]
@@ -321,7 +321,7 @@ class Shifted(Schedule):
 
 
 @dataclass(frozen=True)
-class LeftForCooldown(Schedule):
+class WithCooldown(Schedule):
     """Follow a schedule, and from one step on a straight line to zero.
 
     Formula: the schedule for t < ``start``; from then on its value at ``start``, times ``1 - (t - start) / length``, or
@@ -329,7 +329,7 @@ class LeftForCooldown(Schedule):
     than that clock says.
 
     Example:
-        >>> LeftForCooldown(WSD(0, "25%"), 2, 4, Clock(100)).factors(6)
+        >>> WithCooldown(WSD(0, "25%"), 2, 4, Clock(100)).factors(6)
         [1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
 

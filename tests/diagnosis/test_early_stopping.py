@@ -9,10 +9,10 @@ from lr_lightning.diagnosis.early_stopping import (
     dominated,
     generalization_loss,
     out_of_reach,
-    progress,
     progress_quotient,
     stop_reason,
     successive_rises,
+    training_progress,
 )
 from lr_lightning.schedules import (
     WSD,
@@ -93,10 +93,10 @@ def test_generalization_loss_is_percent_above_the_lowest() -> None:
 
 
 def test_progress_compares_a_strips_mean_with_its_minimum() -> None:
-    assert progress([9.0, 2.0, 1.0, 1.5], strip=3) == pytest.approx(1000 * (1.5 / 1.0 - 1))
-    assert progress([1.0] * 5) == 0.0
-    assert math.isnan(progress([1.0] * 4))
-    assert math.isnan(progress([1.0, 2.0, 3.0, 4.0, math.inf]))
+    assert training_progress([9.0, 2.0, 1.0, 1.5], strip=3) == pytest.approx(1000 * (1.5 / 1.0 - 1))
+    assert training_progress([1.0] * 5) == 0.0
+    assert math.isnan(training_progress([1.0] * 4))
+    assert math.isnan(training_progress([1.0, 2.0, 3.0, 4.0, math.inf]))
 
 
 def test_progress_quotient() -> None:

@@ -16,7 +16,7 @@ from lr_lightning._commands import override, python_command, shell_quote
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.fork import ForkedRun
 from lr_lightning.app.run.graceful_stop import CooldownRequest
-from lr_lightning.app.run.predictions import Predictions
+from lr_lightning.app.run.predictions import SplitPredictions
 from lr_lightning.app.run.record import MODEL_ID, RunOutcome
 from lr_lightning.app.run.resume import ResumedRun, resume_arguments
 from lr_lightning.app.schemas.schedule import CyclicalConfig, OneCycleConfig
@@ -176,7 +176,7 @@ def print_outcome(config: Config, folder: Path, outcome: RunOutcome, *, idle: bo
         console.print(f"{name}:  {hide_password(command)}", soft_wrap=True)
 
 
-def _class_table(found: Predictions) -> Table:
+def _class_table(found: SplitPredictions) -> Table:
     """Return the accuracy of each class, or of the worst ones if there are many, with what it is taken for most."""
     accuracies = found.class_accuracies
     order = list(range(len(accuracies)))

@@ -38,7 +38,7 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class SplitPredictions:
     """The predictions for a whole split."""
 
     split: str
@@ -60,7 +60,7 @@ class Predictions:
 
 def report_predictions(
     node: CallbacksConfig, trainer: Trainer, module: LightningModule, data: ImageDataModule, split: str
-) -> Predictions | None:
+) -> SplitPredictions | None:
     """Predict a split with the module's weights, and log what the keys ask for, on the first rank; never raises.
 
     Returns:
@@ -85,7 +85,7 @@ def report_predictions(
 @torch.no_grad()
 def predict(
     trainer: Trainer, module: LightningModule, data: ImageDataModule, split: str, most_mistakes: int
-) -> Predictions:
+) -> SplitPredictions:
     """Predict all images of a split in one process."""
     unshared = copy.copy(data)
     unshared.trainer = None  # no part of a rank
@@ -106,10 +106,10 @@ def predict(
             Mistake(image[i].cpu().numpy(), int(label[i]), int(predicted[i]), float(probability[i])) for i in wrong
         ]
         mistakes = sorted(mistakes, key=lambda mistake: -mistake.probability)[:most_mistakes]
-    return Predictions(split, names, confusion, mistakes)
+    return SplitPredictions(split, names, confusion, mistakes)
 
 
-def plot_confusion(found: Predictions) -> "Figure":
+def plot_confusion(found: SplitPredictions) -> "Figure":
     """Draw the confusion matrix: the shade is the share of a class's images, a number their count."""
     names, count = found.class_names, len(found.class_names)
     side = min(14.0, max(4.5, 2.0 + 0.42 * count))
@@ -137,7 +137,7 @@ def plot_confusion(found: Predictions) -> "Figure":
     return figure
 
 
-def plot_mistakes(found: Predictions) -> "Figure":
+def plot_mistakes(found: SplitPredictions) -> "Figure":
     """Draw the most confident mistakes, each with its class, the predicted one and the probability of that."""
     columns = min(6, len(found.mistakes))
     rows = -(-len(found.mistakes) // columns)

@@ -26,7 +26,7 @@ from lr_lightning.app.error_messages import config_error, is_out_of_memory
 from lr_lightning.app.run.checkpoints import LAST, folder_gone, write_config
 from lr_lightning.app.run.fork import ForkedRun
 from lr_lightning.app.run.graceful_stop import GracefulStop
-from lr_lightning.app.run.predictions import Predictions
+from lr_lightning.app.run.predictions import SplitPredictions
 from lr_lightning.app.run.resume import resume_arguments
 from lr_lightning.app.run.signals import Interrupted
 from lr_lightning.app.schemas.trainer import TrackingConfig
@@ -60,7 +60,7 @@ class RunOutcome:
     run_id: str | None = None  # in MLflow
     applied_lr: float | None = None  # the peak learning rate that a finder has set
     found_for: str | None = None  # the length and the schedule that it was found for
-    predictions: Predictions | None = None  # if the config asks for them
+    predictions: SplitPredictions | None = None  # if the config asks for them
 
     @property
     def objective(self) -> float | None:

@@ -14,32 +14,38 @@ import torch
 
 from lr_lightning.app.config import Config
 from lr_lightning.app.run.checkpoints import load_weights, read_checkpoint
-from lr_lightning.app.run.predictions import Mistake, Predictions, plot_confusion, plot_mistakes, report_predictions
+from lr_lightning.app.run.predictions import (
+    Mistake,
+    SplitPredictions,
+    plot_confusion,
+    plot_mistakes,
+    report_predictions,
+)
 from lr_lightning.app.run.train import build_data_and_module, train
 
 SMALL = ("data.train_size=96", "data.batch_size=32", "model.kwargs.width=4", "trainer=cpu", "trainer.max_epochs=1")
 
 
 @pytest.fixture
-def found() -> Predictions:
+def found() -> SplitPredictions:
     image = np.full((3, 4, 4), 7, np.uint8)
     mistakes = [Mistake(image, 0, 1, 0.9), Mistake(image[:1], 1, 0, 0.6)]
-    return Predictions("test", ["cat", "dog", "none"], np.array([[3, 1, 0], [2, 2, 0], [0, 0, 0]]), mistakes)
+    return SplitPredictions("test", ["cat", "dog", "none"], np.array([[3, 1, 0], [2, 2, 0], [0, 0, 0]]), mistakes)
 
 
-def test_the_accuracy_of_a_class_is_of_its_own_images(found: Predictions) -> None:
+def test_the_accuracy_of_a_class_is_of_its_own_images(found: SplitPredictions) -> None:
     assert found.class_accuracies[:2] == [0.75, 0.5]
     assert math.isnan(found.class_accuracies[2])
     assert found.table() == "class,images,accuracy\ncat,4,0.7500\ndog,4,0.5000\nnone,0,nan\n"
 
 
-def test_the_table_holds_class_names_with_quotes_and_commas(found: Predictions) -> None:
+def test_the_table_holds_class_names_with_quotes_and_commas(found: SplitPredictions) -> None:
     names = ['a "big" cat', "dog, small", "two\nlines"]
     rows = [*csv.reader(io.StringIO(replace(found, class_names=names).table()))]
     assert [row[0] for row in rows] == ["class", *names]
 
 
-def test_the_figures_name_classes_numbers_and_mistakes(found: Predictions) -> None:
+def test_the_figures_name_classes_numbers_and_mistakes(found: SplitPredictions) -> None:
     axes = plot_confusion(found).axes[0]
     assert axes.get_title(loc="left") == "test images: 62.50% of 8 right"
     assert {(text.get_text(), text.get_position()) for text in axes.texts} == {
@@ -84,7 +90,7 @@ def test_a_run_reports_the_predictions_of_its_best_checkpoint(
             assert {"summary/acc_of/0"} <= {row["key"] for row in csv.DictReader(file)}
 
 
-def test_a_module_without_logits_costs_a_warning(found: Predictions, configured: Callable[..., Config]) -> None:
+def test_a_module_without_logits_costs_a_warning(found: SplitPredictions, configured: Callable[..., Config]) -> None:
     config = configured(*SMALL, "callbacks.confusion_matrix=true")
     data, module = build_data_and_module(config)
 
