@@ -140,7 +140,7 @@ def test_in_a_trainer_with_a_resume_and_under_a_finder(tmp_path: Path) -> None:
 def test_a_finder_sets_both_bounds_of_a_cycle_and_a_resume_keeps_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_say(monkeypatch, 0.05, base_lr=0.02, max_lr=0.08)
+    let_say(monkeypatch, 0.05, cycle_base_lr=0.02, cycle_max_lr=0.08)
     monkeypatch.setattr(WithScheduler, "schedule", Triangular(0.1, "25%"))
     expected = [0.08 * factor for factor in Triangular(0.25, "25%").factors(12)]
     found = UsedLRs(module := WithScheduler())

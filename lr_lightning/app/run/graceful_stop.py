@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lr_lightning._lightning import are_stops_held, callbacks_of, is_step_complete, stop_after_batch
-from lr_lightning.app.build import validation_follows
+from lr_lightning.app.run.checkpoints import validation_follows
 from lr_lightning.app.run.signals import WARNINGS, Interrupted, Signals
 from lr_lightning.app.world import in_batch_job
 from lr_lightning.callbacks.lr_schedule import LRSchedule

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lr_lightning import OverfittingMonitor
-from lr_lightning.app.build import FinalValidation, MonitorCheck
-from lr_lightning.app.run.checkpoints import RunCheckpoint
+from lr_lightning.app.run.checkpoints import FinalValidation, MonitorCheck, RunCheckpoint
 from lr_lightning.errors import ConfigError
 from tests.callbacks.tiny import Tiny, loader, trainer
 
