@@ -18,6 +18,7 @@ from lr_lightning.callbacks.training_examples import first_loader, used_indices
 
 Norms = dict[str, _BatchNorm]
 Statistics = dict[str, list[Tensor]]
+UNREADABLE = "cannot read batches from this training loader without disturbing it"
 
 
 def tracking_norms(module: nn.Module) -> Norms:
@@ -99,12 +100,16 @@ def average_over_ranks(trainer: Trainer, norms: Norms) -> None:
         buffer.copy_(value.view_as(buffer))
 
 
-def calibration_batches(trainer: Trainer, count: int, seed: int) -> Iterable[Any] | None:
-    """Return training batches of this process, or None if they cannot be read without disturbing the training loader.
+def calibration_batches(
+    trainer: Trainer, count: int, seed: int, given: Iterable[Any] | None = None
+) -> Iterable[Any] | None:
+    """Return the ``given`` batches, or else training batches of this process; None where :data:`UNREADABLE` holds.
 
     For a torch DataLoader these are batches of the loader's size from random examples of its data set, the same each
     time. Any other loader is iterated through a shallow copy.
     """
+    if given is not None:
+        return given
     loader: Any = first_loader(trainer.train_dataloader)
     if not isinstance(loader, data.DataLoader):
         several_or_spent = isinstance(loader, (Mapping, Sequence, Iterator, *of_both_packages(CombinedLoader)))

@@ -270,14 +270,11 @@ class CooldownPreview(BaseCallback):
 
     def _estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimate the statistics of the BatchNorm layers for the average."""
-        batches = self.batches
-        if batches is None:
-            batches = batch_norm.calibration_batches(trainer, self.num_batches, self.seed)
+        batches = batch_norm.calibration_batches(trainer, self.num_batches, self.seed, self.batches)
         if batches is None:
             rank_zero_warn(
-                "CooldownPreview cannot read batches from this training loader without disturbing it, so BatchNorm "
-                "layers are evaluated with statistics of other weights. Give it training batches with "
-                "CooldownPreview(batches=...)."
+                f"CooldownPreview {batch_norm.UNREADABLE}, so BatchNorm layers are evaluated with statistics of other "
+                "weights. Give it training batches with CooldownPreview(batches=...)."
             )
             return
         forward = _forward if per_example.is_default(self._loss, pl_module) else self._loss

@@ -148,8 +148,8 @@ class ScheduleFreeMode(BaseCallback):
         self._estimates = bool(self._active) and self.num_batches > 0
         if not self._estimates:
             return
-        if self.batches is None and batch_norm.calibration_batches(trainer, self.num_batches, self.seed) is None:
-            self._give_up("cannot read batches from this training loader without disturbing it", "batches=...")
+        if batch_norm.calibration_batches(trainer, self.num_batches, self.seed, self.batches) is None:
+            self._give_up(batch_norm.UNREADABLE, "batches=...")
         elif self.forward is None and is_compiled(pl_module):
             self._passes = lambda module, batch: module(batch[0])
         elif self.forward is None:
@@ -220,17 +220,12 @@ class ScheduleFreeMode(BaseCallback):
             self._training = False
             if self._active and self._estimates and self._passes is not None:
                 try:
-                    self._estimate(trainer, pl_module, self._passes)
+                    batches = batch_norm.calibration_batches(trainer, self.num_batches, self.seed, self.batches)
+                    size, norms = self.num_batches, self._active
+                    batch_norm.estimate(trainer, pl_module, norms, batches or (), size, self._passes)
                 except Exception as e:
                     batch_norm.set_statistics(self._norms, self._statistics)
                     self._give_up(f"fails in its estimate ({type(e).__name__}: {e})", "batches=..., forward=...")
-
-    def _estimate(self, trainer: Trainer, pl_module: LightningModule, forward: Forward) -> None:
-        """Estimate the statistics of the BatchNorm layers for the averages."""
-        batches = self.batches
-        if batches is None:
-            batches = batch_norm.calibration_batches(trainer, self.num_batches, self.seed)
-        batch_norm.estimate(trainer, pl_module, self._active, batches or (), self.num_batches, forward)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the averages in the checkpoint's ``state_dict``, and the training's weights in this callback's state."""

@@ -393,10 +393,8 @@ class UploadThread(threading.Thread):
                 return
             except StoreUnavailable as error:
                 self._count_failure(error)
-                if time.monotonic() + min(wait, self._first_wait) > self._deadline:
+                if not self._may_retry_after(wait):
                     return
-                if self._closing.wait(wait):  # then there is a deadline: wait only the shortest time
-                    time.sleep(min(wait, self._first_wait))
                 wait = min(2 * wait, self._longest_wait)
                 continue
             except (TrackingError, Rejected, OSError) as error:
@@ -426,10 +424,8 @@ class UploadThread(threading.Thread):
                 return
             except StoreUnavailable as error:
                 self._note_artifact_error(error, "at the moment")
-                if time.monotonic() + min(wait, self._first_wait) > self._deadline:
+                if not self._may_retry_after(wait):
                     return
-                if self._closing.wait(wait):
-                    time.sleep(min(wait, self._first_wait))
                 wait = min(2 * wait, self._longest_wait)
                 continue
             except (TrackingError, Rejected, OSError) as error:
@@ -438,6 +434,15 @@ class UploadThread(threading.Thread):
             if ended:
                 return
             self._artifact_work.wait()
+
+    def _may_retry_after(self, wait: float) -> bool:
+        """Wait, and return whether to try again: not if the deadline comes first."""
+        shortest = min(wait, self._first_wait)
+        if time.monotonic() + shortest > self._deadline:
+            return False
+        if self._closing.wait(wait):  # then there is a deadline: wait only the shortest time
+            time.sleep(shortest)
+        return True
 
     def _note_artifact_error(self, error: Exception, when: str) -> None:
         if self.artifact_error is None:
