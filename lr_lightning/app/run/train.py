@@ -226,7 +226,7 @@ def build_data_and_module(config: Config) -> tuple[ImageDataModule, LightningMod
 
 
 def _use_threads(node: TrainerConfig, net: nn.Module | None = None, data: ImageDataModule | None = None) -> None:
-    """Set the number of torch's threads. Once ``net`` is known, write it into ``node``, for the record."""
+    """Set the number of torch's threads. Once ``net`` is known, note it in ``node``: a run's bits depend on it."""
     threads, processes = node.threads, local_processes(node)
     if threads == "auto":
         shape = () if data is None else (data.batch_size, data.in_channels, *data.image_size)
