@@ -50,8 +50,8 @@ def thin(values: ArrayLike, limit: int) -> NDArray[np.int64]:
         keep.update((int(start + stretch.argmin()), int(start + stretch.argmax())))
     bend = np.abs(np.diff(finite, 2))
     sharpest = np.argpartition(bend, -buckets)[-buckets:] if bend.size > buckets else np.arange(bend.size)
-    # A bend of mere rounding is not worth a point.
-    keep.update(int(i) + 1 for i in sharpest if bend[i] > 1e-9 * (np.ptp(finite) or 1.0))
+    rounding = 1e-9 * (np.ptp(finite) or 1.0)  # a bend no larger than that is not worth a point
+    keep.update((sharpest[bend[sharpest] > rounding] + 1).tolist())
     return np.array(sorted(keep), np.int64)
 
 
