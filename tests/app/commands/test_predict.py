@@ -222,5 +222,5 @@ def test_an_empty_folder_and_an_unknown_run_are_errors(
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no files in it"):
         images_of([str(tmp_path / "empty")])
-    assert predict.run(ROOT, "no-such-run", [str(images)], output_root=tmp_path, store=tmp_path / "mlruns") == 2
+    assert predict.run(ROOT, "no-such-run", [str(images)], output_root=tmp_path, store_root=tmp_path / "mlruns") == 2
     assert "RUN: no run 'no-such-run'" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_the_command_asks_a_live_run_alone(tmp_path: Path, capsys: pytest.Captur
     (folder / "config.yaml").write_text("seed: 0\n")
 
     def ask(over: str = "10%") -> tuple[int, str]:
-        status = cooldown.run(ROOT, str(folder), over, output_root=tmp_path, store=tmp_path, uri=None)
+        status = cooldown.run(ROOT, str(folder), over, output_root=tmp_path, store_root=tmp_path, uri=None)
         printed = capsys.readouterr()
         return status, printed.out + printed.err
 
