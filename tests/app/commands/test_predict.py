@@ -65,7 +65,7 @@ def test_the_classes_are_those_of_training_and_what_is_no_image_is_named(
     trained: Path, images: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     table = tmp_path / "predictions.csv"
-    places = {"output_root": trained.parent, "store": tmp_path / "mlruns"}
+    places = {"output_root": trained.parent, "store_root": tmp_path / "mlruns"}
     missing = str(images / "new" / "none.png")
     assert predict.run(ROOT, str(trained), [str(images / "new"), missing], table=table, **places) == 0
     out, err = capsys.readouterr()
