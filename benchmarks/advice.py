@@ -11,7 +11,7 @@ the others every one: their results are in the report only with ``--unseal``, an
 second set was drawn where the first one had brought too little of some advice to judge it: learning rates within a
 decade of the usual one, small networks, and mostly schedules that stay high or end at 0 late. The third set was drawn
 for the same reason: learning rates far too high or too low, and long trainings on few examples. Rules were changed
-after it had been opened, and the fourth set, drawn alike, judges those.
+after it had been opened; the fourth set, drawn alike, judges those, and the fifth what was changed after the fourth.
 
 For each advice the table has: how often it was printed; how often the followed run was better, the same or worse by
 validation loss at the end (3 % of it) and by test accuracy (half a point), each seed for itself; how often it was
@@ -203,8 +203,9 @@ CONFIGS = {config.key: config for config in _drawn(72)}
 SECOND = {config.key: config for config in _drawn_again(80)}
 THIRD = {config.key: config for config in _drawn_where_rare(20261203, high=30, low=14, hot=28)}
 FOURTH = {config.key: config for config in _drawn_where_rare(20261204, high=24, low=24, hot=24)}
-SETS = {"first": CONFIGS, "second": SECOND, "third": THIRD, "fourth": FOURTH}
-SEALED = frozenset([*list(CONFIGS)[1::2], *SECOND, *THIRD, *FOURTH])
+FIFTH = {config.key: config for config in _drawn_where_rare(20261205, high=12, low=12, hot=36)}
+SETS = {"first": CONFIGS, "second": SECOND, "third": THIRD, "fourth": FOURTH, "fifth": FIFTH}
+SEALED = frozenset([*list(CONFIGS)[1::2], *SECOND, *THIRD, *FOURTH, *FIFTH])
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -362,7 +363,6 @@ _WORDS = {
     "COOL_DOWN": "cool down: the schedule wsd",
     "COOL_DOWN (fork)": "cool down: a fork of the run, a fifth longer",
     "COOL_DOWN_EARLIER": "cool down where the validation loss was lowest: the schedule wsd",
-    "ENLARGE": "twice the width: the probe loss has stopped",
     "LARGER_OR_LONGER": "two runs to try: twice the width",
     "LARGER_OR_LONGER (1)": "two runs to try: twice the epochs",
     "LARGER_OR_LONGER (either)": "the better one of these two",

@@ -17,6 +17,7 @@ _DIVERGED = 1.5  # times the larger of start and chance
 _STILL = 0.1  # share of all that was learned: a smaller fall in the last quarter of the learning has stopped
 _MEMORIZED = 0.02  # share of chance: a probe loss below it means that the network has memorized the examples
 _WIDE = 0.1  # share of chance: a gap above it is wide
+_FITS = 0.55  # share of the validation loss: a run whose probe loss lies below it would memorize with more training
 _LOST = 0.03  # of the validation accuracy: a run that ended that far below its best is not healthy
 _SLOW = 0.35  # share of chance: while a loss above it falls at every validation, a higher learning rate is faster
 _CALM, _STEADY = 0.005, 0.02  # roughness of curves that fall at every validation, and of those that fall on the whole
@@ -323,11 +324,13 @@ def _if_underfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     if "peak_lr" in numbers and numbers["too_slow"] and lowest > _SLOW * chance and not limited:
         return [Advice.RAISE_LR_BY_TENS if lowest > AT_CHANCE * chance else Advice.RAISE_CALM_LR]
     if limited:
-        return [Advice.ENLARGE, Advice.NOISY_LABELS]
+        return [Advice.AT_ITS_LIMIT]
     if _gains_by_cooling(numbers):
         return [Advice.COOL_DOWN]
     learns = numbers["val_loss"] < min(_AT_BEST * numbers["best_val_loss"], numbers["val_at_half"] / (1 + RISE))
     falls = verdict.reason is Reason.UNDER_TRAINED and numbers["probe_fall"] > 0
+    if numbers["probe_loss"] < _FITS * numbers["val_loss"]:
+        return []  # it fits its own examples best, so a larger or longer run would memorize them
     if numbers["roughness"] > _STEADY or not learns or (lr_is_high(numbers) and not falls):
         return []  # a longer run may do worse
     return [Advice.LARGER_OR_LONGER]

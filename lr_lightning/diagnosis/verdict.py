@@ -85,8 +85,10 @@ class Advice(Enum):
     )
     REGULARISE = "Regularise: more or augmented data, dropout, weight decay."
     SCALE_LOGITS = "Scale the logits by one temperature, or smooth the labels: the gap is overconfidence."
-    ENLARGE = "Use a larger network or regularise less: the probe loss has stopped at {probe_level}."
-    NOISY_LABELS = "If the labels are noisy or the classes overlap, the loss may be as low as it can get."
+    AT_ITS_LIMIT = (
+        "The probe loss has stopped at {probe_level}: the network may be too small or too strongly regularised. If the "
+        "labels are noisy or the classes overlap, the loss may be as low as it can get."
+    )
     LARGER_OR_LONGER = (
         "Two runs to try: a network twice as wide, or {double_epochs:.0f} epochs{with_wsd}. The probe loss is high "
         "({probe_level}), and its curve does not tell which of the two it needs."
@@ -199,8 +201,6 @@ class Verdict:
                 return (Change(epochs=round(self.useful_epochs)),)
             case Advice.LARGER_OR_LONGER:
                 return Change(width=2, schedule=schedule), Change(epochs=doubled, schedule=schedule)
-            case Advice.ENLARGE:
-                return (Change(width=2),)
             case Advice.REGULARISE:
                 return (Change(regularise=True),)
             case Advice.SCALE_LOGITS:

@@ -102,14 +102,14 @@ def test_a_raise_needs_curves_that_fall_at_every_validation(swing: float, calm: 
     assert verdict.label == "underfitting"
     assert (Advice.RAISE_CALM_LR in verdict.advice) is calm
     assert not calm or verdict.advice == (Advice.RAISE_CALM_LR,)  # and not to lengthen it as well
-    assert Advice.ENLARGE not in verdict.advice
+    assert Advice.AT_ITS_LIMIT not in verdict.advice
 
 
 def test_a_high_loss_that_stopped_at_a_high_learning_rate_is_limited() -> None:
     probe = (1.2 + np.exp(-np.arange(1, 31) / 2)).tolist()
     verdict = diagnose(History.of_curves(probe, probe, chance=CHANCE, lr=[0.1] * 29 + [0.001]))
     assert (verdict.label, verdict.detail) == ("underfitting", "limited")
-    assert verdict.advice[0] is Advice.ENLARGE
+    assert verdict.advice == (Advice.AT_ITS_LIMIT,)
 
 
 def _cooled(history: History, *cooled: float) -> History:
@@ -143,7 +143,7 @@ def test_a_loss_has_not_stopped_while_the_preview_of_a_cooldown_falls() -> None:
         cooled = [1.19 * (1 - fall * i / 8) for i in range(9)]  # over the last quarter and one validation more
         verdict = diagnose(_cooled(history, *cooled))
         assert (verdict.reason is Reason.LIMITED) is limited
-        assert (Advice.ENLARGE in verdict.advice) is limited
+        assert (Advice.AT_ITS_LIMIT in verdict.advice) is limited
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,8 @@ def test_a_loss_that_stops_as_the_learning_rate_goes_to_zero_may_need_a_longer_r
     assert verdict.label == "underfitting"
     assert verdict.reason is not Reason.LIMITED
     assert verdict.advice == (Advice.LARGER_OR_LONGER,)
+    memorizes = diagnose(History.of_curves([1 + 0.6 * loss for loss in probe], probe, chance=CHANCE, lr=lr))
+    assert (memorizes.label, memorizes.advice) == ("underfitting", ())  # its gap says that it would overfit
 
 
 @pytest.mark.parametrize("blown", [9.0, 4.0])
