@@ -58,7 +58,7 @@ def set_value(group: dict[str, Any], name: str, value: float) -> None:
         group[name] = value
 
 
-MOST_SCHEDULER_STEPS = 20_000
+MOST_STEPS = 20_000
 """How far a scheduler is followed to find its highest lr."""
 
 

@@ -16,7 +16,7 @@ from lr_lightning._lightning import (
     planned_epochs,
     rank_zero_warn,
 )
-from lr_lightning._param_groups import MOST_SCHEDULER_STEPS, peak_lr, scheduler_lrs, set_value
+from lr_lightning._param_groups import MOST_STEPS, peak_lr, scheduler_lrs, set_value
 from lr_lightning.callbacks.lr_schedule import LRSchedule
 from lr_lightning.callbacks.trainer_clock import trainer_clock
 from lr_lightning.errors import ArgumentError
@@ -175,7 +175,7 @@ def scheduler_factor(trainer: Trainer, reference: float) -> float | None:
     factor, index = 1.0, _reference_group(trainer, reference)
     for config in trainer.lr_scheduler_configs:
         total = planned_epochs(trainer) if config.interval == "epoch" else trainer_clock(trainer).total
-        steps = MOST_SCHEDULER_STEPS if total is None or total < 0 else min(total, MOST_SCHEDULER_STEPS)
+        steps = MOST_STEPS if total is None or total < 0 else min(total, MOST_STEPS)
         groups = trainer.optimizers[0].param_groups
         peak = _peaks(trainer)[index]
         lrs = scheduler_lrs(config.scheduler, groups, -(-steps // config.frequency))

@@ -45,15 +45,7 @@ from lr_lightning.callbacks.random_state import global_random_state, restore_ran
 from lr_lightning.errors import ArgumentError, UsageError
 from lr_lightning.lr_finder.dry_run import DryRun, carried_digest, is_watched, validation_loaders
 from lr_lightning.lr_finder.planned_run import PlannedRun
-from lr_lightning.lr_finder.race import (
-    FEWEST_STEPS,
-    FEWEST_UPDATES,
-    KeptRace,
-    RacePlan,
-    RaceTest,
-    constant_stretch,
-    range_steps,
-)
+from lr_lightning.lr_finder.race import FEWEST_STEPS, FEWEST_UPDATES, KeptRace, RacePlan, RaceTest, at_peak, range_steps
 from lr_lightning.lr_finder.snapshot import Snapshot, batch_checksum
 from lr_lightning.schedules import Clock
 from lr_lightning.schedules.clock import DurationLike, parse_duration
@@ -205,7 +197,7 @@ class LRRace(LRFinder):
             return RacePlan.of(budget, total)
         _check_keep(dry_run)
         factors = [driver.schedule(step, clock) for step in range(total)]
-        if (flat := constant_stretch(factors)) is None:
+        if (flat := at_peak(factors)) is None:
             raise ArgumentError(
                 "LRRace(keep=True) needs a schedule that is constant at first, or after its warmup, such as WSD or "
                 f"Constant. This one is {driver.schedule.describe(clock)}. Use another schedule, or keep=False."

@@ -26,13 +26,7 @@ from lr_lightning._lightning import (
     rank_zero_info,
     rank_zero_warn,
 )
-from lr_lightning._param_groups import (
-    MOST_SCHEDULER_STEPS,
-    missing_lr,
-    peak_lr,
-    restart_without_scheduler,
-    scheduler_lrs,
-)
+from lr_lightning._param_groups import MOST_STEPS, missing_lr, peak_lr, restart_without_scheduler, scheduler_lrs
 from lr_lightning._threads import ThreadWatch
 from lr_lightning.callbacks.batch_size import BatchSizeSchedule
 from lr_lightning.callbacks.optimizer_driver import OptimizerDriver, PlannedCooldown, plain_clock
@@ -420,7 +414,7 @@ class LRSchedule(BaseCallback):
         for config in configs:
             optimizer = getattr(config.scheduler, "optimizer", trainer.optimizers[0])
             run = trainer.max_steps if config.interval == "step" else trainer.max_epochs or -1
-            steps = MOST_SCHEDULER_STEPS if run < 0 else min(run, MOST_SCHEDULER_STEPS)
+            steps = MOST_STEPS if run < 0 else min(run, MOST_STEPS)
             lrs = scheduler_lrs(config.scheduler, optimizer.param_groups, -(-steps // config.frequency))
             peaks = [max(own) for own in zip(*lrs, strict=True)] if lrs else map(peak_lr, optimizer.param_groups)
             restart_without_scheduler(optimizer, list(peaks))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("FEWEST_STEPS", "FEWEST_UPDATES", "KeptRace", "RacePlan", "RaceTest", "Rung"),
-    *("constant_stretch", "next_trial", "range_steps", "read_race"),
+    *("at_peak", "next_trial", "range_steps", "read_race"),
 ]
 
 log = logging.getLogger(__name__)
@@ -100,10 +100,10 @@ class RacePlan:
         return cls(tuple(Rung(max(1, int(last * share)), n) for share, n in zip(shares, fewest, strict=True)), budget)
 
 
-def constant_stretch(factors: Sequence[float]) -> tuple[int, int] | None:
+def at_peak(factors: Sequence[float]) -> tuple[int, int] | None:
     """Return start and end of the constant peak at the beginning of a schedule, after a warmup at most; None without.
 
-    >>> constant_stretch([0.5, 1.0, 1.0, 1.0, 0.5]), constant_stretch([1.0, 0.9, 0.8])
+    >>> at_peak([0.5, 1.0, 1.0, 1.0, 0.5]), at_peak([1.0, 0.9, 0.8])
     ((1, 4), None)
     """
     top = max(factors)
