@@ -55,6 +55,7 @@ from lr_lightning.tracking import RunLogger
 from lr_lightning.tracking.keys import flatten
 from lr_lightning.training.datamodule import ImageDataModule
 
+Start = ResumedRun | ForkedRun | None  # the state from which a run starts; None: from none
 _ASSUMED_CLOCK = Clock(1000, steps_per_epoch=100)  # of a run whose length is not known yet
 
 __all__ = ["OpenRun", "RunOutcome", "build_data_and_module", "open_run", "prepare_process", "train"]
@@ -62,7 +63,7 @@ __all__ = ["OpenRun", "RunOutcome", "build_data_and_module", "open_run", "prepar
 
 def train(
     config: Config,
-    start: ResumedRun | ForkedRun | None = None,
+    start: Start = None,
     *,
     report: bool = True,
     notes: bool | None = None,
@@ -91,10 +92,10 @@ def train(
     data, module = build_data_and_module(config)
     clock = _checked_clock(schedules.planned, config.schedule.total_steps, config.trainer, data)
     start = _checked_start(start, config, data, schedules, clock)
-    finder, callbacks = _build_callbacks(config, schedules, module, start, watching, report=report)
+    finder, callbacks = _build_callbacks(config, schedules, module, start, report=report)
     _check_disk_space(config, module, callbacks, clock, report=report)
 
-    run = open_run(config, data, module, callbacks, start=start, scaling=scaling, report=report)
+    run = open_run(config, data, module, [*callbacks, *watching], start=start, scaling=scaling, report=report)
     outcome = run.record(lambda: _fit_and_evaluate(config, run.trainer, module, data, start))
     outcome = _with_applied_lr(outcome, finder)
     if run.folder and report:
@@ -142,7 +143,7 @@ def open_run(
     callbacks: Iterable[Callback],
     *,
     job: str = "train",
-    start: ResumedRun | ForkedRun | None = None,
+    start: Start = None,
     scaling: Mapping[str, Any] = MappingProxyType({}),
     report: bool = True,
 ) -> OpenRun:
@@ -250,7 +251,7 @@ def check_batch_norm(node: TrainerConfig, net: nn.Module) -> None:
         )
 
 
-def _check_fork_keys(config: Config, start: ResumedRun | ForkedRun | None) -> None:
+def _check_fork_keys(config: Config, start: Start) -> None:
     """Refuse the keys that mean something only where a run starts from a state of another."""
     if start is not None:
         return
@@ -285,12 +286,8 @@ def _checked_clock(
 
 
 def _checked_start(
-    start: ResumedRun | ForkedRun | None,
-    config: Config,
-    data: ImageDataModule,
-    schedules: build.Schedules,
-    clock: Clock | None,
-) -> ResumedRun | ForkedRun | None:
+    start: Start, config: Config, data: ImageDataModule, schedules: build.Schedules, clock: Clock | None
+) -> Start:
     """Check the state that the run starts from, and give the data module its part of it."""
     flat = flatten(asdict(config))
     if isinstance(start, ResumedRun):
@@ -309,15 +306,9 @@ def _resumed_state(resumed: ResumedRun, schedule: Schedule | None, clock: Clock 
 
 
 def _build_callbacks(
-    config: Config,
-    schedules: build.Schedules,
-    module: LightningModule,
-    start: ResumedRun | ForkedRun | None,
-    watching: Sequence[Callback],
-    *,
-    report: bool,
+    config: Config, schedules: build.Schedules, module: LightningModule, start: Start, *, report: bool
 ) -> tuple[BaseLRFinder[Any] | None, list[Callback]]:
-    """Return the finder, if there is one, and all callbacks, in the order in which Lightning calls them."""
+    """Return the finder, if there is one, and the callbacks, in the order in which Lightning calls them."""
     forked = start if isinstance(start, ForkedRun) else None
     progress = _progress(config.trainer, report=report)
     finder = build.build_finder(config.finder, module, progress, config.output_root)
@@ -327,7 +318,7 @@ def _build_callbacks(
         callbacks += [finder, record.FoundLR(config, finder, report=report)]
     new_peak = forked is not None and forked.new_peak
     callbacks += build.build_callbacks(config, schedules, module, progress=progress, new_peak=new_peak)
-    return finder, [*callbacks, *watching]
+    return finder, callbacks
 
 
 def _progress(node: TrainerConfig, *, report: bool) -> str:
@@ -352,11 +343,7 @@ def _check_disk_space(
 
 
 def _fit_and_evaluate(
-    config: Config,
-    trainer: Trainer,
-    module: LightningModule,
-    data: ImageDataModule,
-    start: ResumedRun | ForkedRun | None,
+    config: Config, trainer: Trainer, module: LightningModule, data: ImageDataModule, start: Start
 ) -> RunOutcome:
     """Fit, then test the best checkpoint and report its predictions, as far as the config asks for them."""
     path = str(start.checkpoint) if start else None
