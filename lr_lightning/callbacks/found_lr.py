@@ -99,8 +99,8 @@ def decay_message(optimizer: Optimizer, old: float, new: float, steps_per_epoch:
         if decoupled and decay > 0 and lr > 0 and not math.isclose(old, new):
             return (
                 f" With this lr the weight decay of {decay:g} averages over 1 / (lr · decay) = "
-                f"{time_scale(lr * new / old)}. Before, it was {time_scale(lr)}; weight_decay={decay * old / new:.2g} "
-                "would keep it so."
+                f"{time_scale(lr * new / old)}. Before, it was {time_scale(lr)}, which "
+                f"weight_decay={decay * old / new:.2g} would restore."
             )
     return ""
 

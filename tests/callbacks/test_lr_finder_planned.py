@@ -169,7 +169,7 @@ def test_adamw_is_told_what_becomes_of_its_decay() -> None:
     text = decay_message(AdamW(parts, lr=0.001, weight_decay=0.1), old=0.001, new=0.01, steps_per_epoch=100)
     assert text == (
         " With this lr the weight decay of 0.1 averages over 1 / (lr · decay) = 1,000 updates (10 epochs). Before, it "
-        "was 10,000 updates (100 epochs); weight_decay=0.01 would keep it so."
+        "was 10,000 updates (100 epochs), which weight_decay=0.01 would restore."
     )
     assert decay_message(SGD(parts, lr=0.001, weight_decay=0.1), 0.001, 0.01) == ""
     assert decay_message(AdamW(parts, lr=0.001, weight_decay=0.0), 0.001, 0.01) == ""
