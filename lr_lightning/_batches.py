@@ -196,7 +196,7 @@ class Scalars:
 
     def __init__(self) -> None:
         self._full: list[Tensor] = []
-        self._values, self._places, self._count = torch.empty(0), list[Tensor](), 0
+        self._values, self._count = torch.empty(0), 0
 
     def __len__(self) -> int:
         return sum(map(len, self._full)) + self._count
@@ -204,15 +204,14 @@ class Scalars:
     def append(self, value: Tensor) -> None:
         """Copy a scalar; nothing is transferred, and nothing waits for the device."""
         values = self._values
-        if self._count == len(self._places) or value.dtype != values.dtype or value.device != values.device:
+        if self._count == len(values) or value.dtype != values.dtype or value.device != values.device:
             self._begin(value)
-        self._places[self._count].copy_(value)
+        self._values[self._count].copy_(value)
         self._count += 1
 
     def _begin(self, value: Tensor) -> None:
         self._full += [self._values[: self._count]] if self._count else []
         self._values, self._count = torch.empty(_SCALARS, dtype=value.dtype, device=value.device), 0
-        self._places = list(self._values.unbind())
 
     def stacked(self, device: torch.device | None = None) -> Tensor | None:
         """Return them in one tensor, on the device of the last one by default; None if there are none."""
