@@ -209,7 +209,7 @@ def test_a_verdict_knows_the_preview_of_its_validation(order: int) -> None:
     [
         (
             [1.0, 0.5, 0.8, 0.9],
-            "val/loss_if_cooled was 0.5 at step 6 and is 0.9 now. A cooldown from here would end no",
+            "val/loss_if_cooled was 0.5 at step 6 and is 0.9 now. A cooldown from here would end at 0.9 or",
         ),
         ([1.0, 0.5, 0.4, 0.405], ""),
         ([float("nan"), 0.5, 0.4, float("nan")], ""),
