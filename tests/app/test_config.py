@@ -135,7 +135,7 @@ def test_sgd_takes_the_models_lr_and_a_given_one_wins(composed: Compose) -> None
             ["callbacks=early_stopping", "schedule=plateau", "schedule.patience=5"],
             ["callbacks.early_stopping.patience: 5 ", "schedule.patience, 5,", "patience=6 or more"],
         ),
-        (["callbacks=none", "callbacks.cost.target=a"], ["is off (null)", "callbacks.cost.target"]),
+        (["callbacks=none", "callbacks.cost.target=a"], ["is switched off (null)", "callbacks.cost.target"]),
         (
             ["callbacks.checkpoint.monitor=cost/second"],
             ["callbacks.checkpoint.monitor:", "Did you mean 'cost/seconds'?"],
