@@ -205,6 +205,7 @@ THIRD = {config.key: config for config in _drawn_where_rare(20261203, high=30, l
 FOURTH = {config.key: config for config in _drawn_where_rare(20261204, high=24, low=24, hot=24)}
 FIFTH = {config.key: config for config in _drawn_where_rare(20261205, high=12, low=12, hot=36)}
 SETS = {"first": CONFIGS, "second": SECOND, "third": THIRD, "fourth": FOURTH, "fifth": FIFTH}
+SETS["all"] = {key: config for configs in SETS.values() for key, config in configs.items()}
 SEALED = frozenset([*list(CONFIGS)[1::2], *SECOND, *THIRD, *FOURTH, *FIFTH])
 
 
@@ -380,9 +381,11 @@ _WORDS = {
     "RAISE_LR_BY_TENS (either)": "the better one of these two",
     "REGULARISE": "regularise (dropout 0.3, or weight decay 0.01 for an MLP)",
     "SCALE_LOGITS": "smooth the labels",
-    "SHORTEN_AFTER_RISE": "shorten the run to the epoch of the lowest validation loss",
+    "SHORTEN_OR_REGULARISE": "two runs to try: shortened to the epoch of the lowest validation loss",
+    "SHORTEN_OR_REGULARISE (1)": "two runs to try: regularised (dropout 0.3, or weight decay 0.01 for an MLP)",
+    "SHORTEN_OR_REGULARISE (either)": "the better one of these two",
 }
-_SHORTER = {Advice.SHORTEN_AFTER_RISE, Advice.COOL_DOWN_EARLIER}
+_SHORTER = {Advice.SHORTEN_OR_REGULARISE, Advice.COOL_DOWN_EARLIER}
 _LONGER = {Advice.LARGER_OR_LONGER}
 _UNTIL = {Advice.LOWER_LR, Advice.LOWER_LR_TENFOLD}
 
@@ -403,7 +406,8 @@ def sends_back(before: Config, advice: Advice, new: Config, after: Verdict) -> b
     step = math.log(new.lr / before.lr)
     over = [step != 0 and (step + math.log(factor)) * step <= 1e-6 for factor in changes]
     given = set(after.advice)
-    return any(over) or (advice in _SHORTER and bool(given & _LONGER)) or (advice in _LONGER and bool(given & _SHORTER))
+    shorter = advice in _SHORTER and new.epochs < before.epochs
+    return any(over) or (shorter and bool(given & _LONGER)) or (advice in _LONGER and bool(given & _SHORTER))
 
 
 def steps_of(config: Config, verdict: Verdict) -> dict[str, list[Config]]:
@@ -550,14 +554,13 @@ def main() -> None:
     """Train what is not stored yet, follow every advice, print and store the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, metavar="FOLDER", help="with train.parquet; adds CIFAR-10")
-    parser.add_argument("--set", choices=SETS, default="first", help="of configurations")
+    parser.add_argument("--set", choices=SETS, default="all", help="of configurations")
     parser.add_argument("--unseal", action="store_true", help="report on the sealed ones in place of the open ones")
     parser.add_argument("--quick", action="store_true", help="two short configurations, nothing stored")
     add_options(parser)
     args = parser.parse_args()
     cells.CIFAR10 = args.cifar10
     configs = {key: c for key, c in SETS[args.set].items() if args.cifar10 or c.data != "cifar16"}
-    store_name = "advice" if args.set == "first" else f"advice_{args.set}"
     if args.quick:
         short = [replace(c, epochs=4, size=200) for c in configs.values() if c.data == "teacher"][:2]
         configs = {config.key: config for config in short}
@@ -567,8 +570,8 @@ def main() -> None:
                 records[piece(config, seed, None).key] = {"result": train(config, seed)}
     else:
         own = [piece(config, seed, args.cifar10) for config in configs.values() for seed in range(SEEDS)]
-        train_all = partial(finish, store_name, work="benchmarks.advice:work", jobs=args.jobs)
-        records = stored(store_name) if args.report else train_all(own)
+        train_all = partial(finish, "advice", work="benchmarks.advice:work", jobs=args.jobs)
+        records = stored("advice") if args.report else train_all(own)
     nexts = _next_pieces(configs, records, args.cifar10)
     if args.quick:
         records |= {p.key: {"result": work(p.settings)} for p in nexts}
@@ -578,7 +581,7 @@ def main() -> None:
     if not chosen:
         print("All of these configurations are sealed: --unseal reports on them.")
         return
-    part = args.set if args.set != "first" else "sealed" if args.unseal else "open"
+    part = args.set if args.unseal else "open"
     store(f"advice_{part}", _report(chosen, records, args.cifar10), args.quick)
 
 

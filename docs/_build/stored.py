@@ -276,17 +276,17 @@ ROWS = (
     ),
     Row(
         "advice",
-        "the same; trainings that were sealed until then",
+        "the same; trainings that were sealed when they were made",
         _advice,
         "--cifar10 FOLDER --unseal",
-        result="advice_sealed",
+        result="advice_all",
     ),
     Row(
         "advice",
-        "the same; a second set, sealed until the rules were done",
+        "the same; the last set of these, after which no rule was changed",
         _advice,
-        "--cifar10 FOLDER --set second --unseal",
-        result="advice_second",
+        "--cifar10 FOLDER --set fifth --unseal",
+        result="advice_fifth",
     ),
     Row(
         "cooldown_preview",

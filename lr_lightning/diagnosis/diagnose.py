@@ -307,9 +307,8 @@ def _if_overfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
         if lr_is_high(numbers):
             advice.append(Advice.COOL_DOWN_EARLIER)  # and nothing else: at a high lr, dropout often made it worse
         else:
-            if verdict.reason is not Reason.RECEDING and verdict.useful_epochs < numbers["epochs"]:
-                advice.append(Advice.SHORTEN_AFTER_RISE)
-            advice.append(Advice.REGULARISE)
+            shorter = verdict.reason is not Reason.RECEDING and verdict.useful_epochs < numbers["epochs"]
+            advice.append(Advice.SHORTEN_OR_REGULARISE if shorter else Advice.REGULARISE)
     return [*advice, *([Advice.SCALE_LOGITS] if numbers.get("overconfident") else [])]
 
 

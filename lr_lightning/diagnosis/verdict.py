@@ -77,7 +77,10 @@ class Advice(Enum):
     COOL_DOWN = "Cool down: {lr_is_high}{if_cooled}. Let it fall to 0 at the end, with the schedule wsd for instance."
     COOL_DOWN_EARLIER = "Cool down: {lr_is_high}{if_cooled_earlier}. Let it fall to 0 by about epoch {cooled_by:.0f}."
     # the length of the run
-    SHORTEN_AFTER_RISE = "{shorten}: the validation loss rose after epoch {onset:.0f} of {epochs:.0f}."
+    SHORTEN_OR_REGULARISE = (
+        "Two runs to try: the schedule shortened to about {useful_epochs:.0f} epochs, or more regularisation "
+        "(augmented data, dropout, weight decay). The validation loss rose after epoch {onset:.0f} of {epochs:.0f}."
+    )
     FINISH = "Train to the end of the planned run, of which {planned:.0%} are done."
     # the data, the network, the measurement
     CHECK_LABELS = (
@@ -197,8 +200,8 @@ class Verdict:
                 return (Change(schedule="wsd"),)
             case Advice.COOL_DOWN_EARLIER:
                 return (Change(schedule="wsd", epochs=max(1, round(self._cooled_by))),)
-            case Advice.SHORTEN_AFTER_RISE:
-                return (Change(epochs=round(self.useful_epochs)),)
+            case Advice.SHORTEN_OR_REGULARISE:
+                return Change(epochs=round(self.useful_epochs)), Change(regularise=True)
             case Advice.LARGER_OR_LONGER:
                 return Change(width=2, schedule=schedule), Change(epochs=doubled, schedule=schedule)
             case Advice.REGULARISE:
@@ -220,7 +223,7 @@ class Verdict:
         numbers = {"planned": 1.0, **n, **open_now}
         if "epochs" in n:
             numbers |= {"cooled_by": self._cooled_by, "double_epochs": 2 * n["epochs"]}
-            numbers["shorten"] = f"Shorten the schedule to about {self.useful_epochs:.0f} epochs"
+            numbers["useful_epochs"] = self.useful_epochs
             numbers["with_wsd"] = ", each with the schedule wsd" if lr_is_high(n) else ""
         if "peak_lr" in n:
             peak = n["peak_lr"]

@@ -357,7 +357,7 @@ def test_a_double_descent_is_told_and_not_answered_with_a_shorter_run() -> None:
     probe = 0.001 + 2 * np.exp(-t / 8)
     verdict = diagnose(History.of_curves(val[:70].tolist(), probe[:70].tolist(), chance=CHANCE))
     assert (verdict.label, verdict.detail) == ("overfitting", "receding")
-    assert Advice.SHORTEN_AFTER_RISE not in verdict.advice
+    assert Advice.SHORTEN_OR_REGULARISE not in verdict.advice
     assert diagnose(History.of_curves(val.tolist(), probe.tolist(), chance=CHANCE)).label == "healthy"
 
 

@@ -11,7 +11,9 @@ from lr_lightning.app.run.messages import places_from_environment, print_outcome
 from lr_lightning.app.run.record import RunOutcome
 from lr_lightning.diagnosis import Advice, Label, Reason, Verdict
 
-OVER = Verdict(Label.OVERFITTING, None, 7.0, {"epochs": 30.0, "lr": 0.0, "peak_lr": 0.1}, (Advice.SHORTEN_AFTER_RISE,))
+OVER = Verdict(
+    Label.OVERFITTING, None, 7.0, {"epochs": 30.0, "lr": 0.0, "peak_lr": 0.1}, (Advice.SHORTEN_OR_REGULARISE,)
+)
 STARTED = ["schedule=constant", "trainer.max_epochs=30"]
 
 
@@ -31,7 +33,14 @@ def proposed(capsys: pytest.CaptureFixture[str]) -> list[str]:
     [
         (None, STARTED, ["train on:  python train.py resume=run trainer.max_epochs=60"]),
         (Verdict(Label.HEALTHY), STARTED, []),
-        (OVER, STARTED, ["try:  python train.py schedule=constant trainer.max_epochs=7"]),
+        (
+            OVER,
+            STARTED,
+            [
+                "try:  python train.py schedule=constant trainer.max_epochs=7",
+                "try:  python train.py schedule=constant trainer.max_epochs=30 model.kwargs.dropout=0.3",
+            ],
+        ),
         (OVER, ["-m", *STARTED], []),  # the overrides are those of several runs
         (OVER, ["resume=run"], []),
         (
@@ -152,7 +161,7 @@ def test_a_run_limited_by_steps_is_shortened_in_steps(
     monkeypatch.setenv("MAKELEVEL", "1")
     monkeypatch.setattr(sys, "argv", ["train.py", "trainer.max_steps=900"])
     print_outcome(configured("trainer.max_steps=900"), Path("run"), RunOutcome({"steps": 900.0}, verdict=OVER))
-    assert proposed(capsys) == ['try:  make train ARGS="trainer.max_steps=210"']
+    assert proposed(capsys)[0] == 'try:  make train ARGS="trainer.max_steps=210"'
 
 
 def test_a_command_that_is_printed_to_be_copied_shows_no_password(
