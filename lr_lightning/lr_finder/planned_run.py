@@ -24,6 +24,7 @@ __all__ = [
     "FEWEST_LONG",
     "FEWEST_SHORT",
     "SHORT",
+    "WIDTH",
     "PlannedRun",
     "TrialReading",
     "Trials",
@@ -43,8 +44,10 @@ _MOST_MORE = 2  # trials of one length beyond the fewest
 _SHARP = 0.05  # share of the fall; a trial that misses this much of the best one's fall weighs 1/e of it
 _DRIFT, _ADAPTIVE_DRIFT = -0.25, -0.05  # d log(best peak) / d log(length of the run); convex theory says -0.5
 _SPREAD, _DRIFT_SPREAD = 0.6, 0.2  # standard deviations of log lr and of the drift
-_MAY_OVERFIT = 0.2  # the interval reaches further down by this power of (length of the run / length of a trial)
-_Z90 = 1.645
+WIDTH = 2.05  # standard deviations on either side of an answer; 1.645 of a normal distribution covered too little
+_MAY_OVERFIT = 0.25  # the interval reaches further down by this power of (length of the run / length of a trial)
+_HARDLY = 0.05  # share of the value at the start: trials that fall by less have hardly begun to learn
+_APART = 3.29  # standard deviations between two rules, from which on one of them is wrong
 _BELOW_EDGE = 10.0
 
 
@@ -191,6 +194,14 @@ class Trials:
         weights = np.exp(-(values - values.min()) / (_SHARP * fall))
         return float((weights * np.log(self.lrs)).sum() / weights.sum())
 
+    def hardly_learned(self, start: float) -> bool:
+        """Return whether the best trial improved on the start by less than a twentieth of it.
+
+        Then the short trials tell little: the loss falls late, and often at a much higher learning rate.
+        """
+        best = min((value for value in self.scores if math.isfinite(value)), default=start)
+        return start - best < _HARDLY * abs(start)
+
     @property
     def open_ends(self) -> tuple[bool, bool]:
         """Whether the best trial is the lowest, and whether it is the highest of the grid."""
@@ -216,8 +227,10 @@ class TrialReading:
 def read_trials(trials: Trials, start: float, run: PlannedRun, second: float | None = None) -> TrialReading:
     """Extrapolate the centre of the good learning rates to the length of the run; average it with another rule's lr.
 
-    Adding a constant to all values, or multiplying them by a positive number, changes nothing. The interval reaches
-    further down than up: a long run may overfit, and then a lower learning rate is best. No trial shows that.
+    Adding a constant to all values, or multiplying them by a positive number, does not change the suggestion.
+
+    The interval reaches further down than up: a long run may overfit, and then a lower learning rate is best, which no
+    trial shows. Where the trials have hardly learned, it reaches ten times higher.
 
     Args:
         trials: The longest trials.
@@ -235,10 +248,12 @@ def read_trials(trials: Trials, start: float, run: PlannedRun, second: float | N
         return TrialReading(learned=False)
     growth = math.log(max(run.steps / trials.length, 1.0))
     centre += run.drift * growth
-    half = _Z90 * math.hypot(_SPREAD, _DRIFT_SPREAD * growth)
-    if second is not None and abs(centre - math.log(second)) < 2 * half:  # else one is wrong, and trials were measured
+    spread = math.hypot(_SPREAD, _DRIFT_SPREAD * growth)
+    if second is not None and abs(centre - math.log(second)) < _APART * spread:  # else trust the trials: they measured
         centre = (centre + math.log(second)) / 2
+    half = WIDTH * spread
     below, above = (math.log(RATIO) if is_open else 0.0 for is_open in trials.open_ends)
+    above += math.log(10) if trials.hardly_learned(start) else 0.0
     low, middle, high = (
         float(f"{math.exp(log_lr):.12g}")  # the logarithm and back cost the last digits
         for log_lr in (centre - half - below - _MAY_OVERFIT * growth, centre, centre + half + above)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lr_lightning._plotting import new_figure, style_axes
-from lr_lightning.lr_finder.planned_run import RATIO, PlannedRun, TrialReading, Trials, next_lr
+from lr_lightning.lr_finder.planned_run import RATIO, WIDTH, PlannedRun, TrialReading, Trials, next_lr
 from lr_lightning.lr_finder.results import LABELS, GridTest, RangeTest, mark_lr, write_csv
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ _MOST = 8  # learning rates of the last rung, however much of the budget is left
 _MOST_RANGE_STEPS, _FEWEST_RANGE_STEPS, _RANGE_SHARE = 100, 20, 1 / 5
 _FASTER = -0.2  # the best peak by validation falls faster with the length than that by training loss
 _SPREAD, _DRIFT_SPREAD = 0.25, 0.35  # standard deviations: of a rung's best log lr, and of the drift
-_MAY_OVERFIT = 0.4  # the interval reaches further down by this power of (length of the run / of the longest trainings)
-_Z90 = 1.645
+_MAY_OVERFIT = 0.5  # the interval reaches further down by this power of (length of the run / of the longest trainings)
 
 
 def range_steps(budget: int) -> int:
@@ -184,9 +183,10 @@ def read_race(rungs: Sequence[Trials], start: float, run: PlannedRun) -> TrialRe
     scatter = math.sqrt(float(np.sum((seen - factors @ fitted) ** 2)) / max(len(rows) - 2, 1))
     centres = [centre for _, centre in found]
     middle = min(float(fitted[0]) if fitted[1] <= 0 else sum(centres) / len(centres), centres[-1])
-    half = _Z90 * max(scatter, 1.0) * math.sqrt(covariance[0, 0])
+    half = WIDTH * max(scatter, 1.0) * math.sqrt(covariance[0, 0])
     below, above = (math.log(RATIO) if is_open else 0.0 for is_open in rungs[-1].open_ends)
     below += _MAY_OVERFIT * math.log(max(run.steps / rungs[-1].length, 1.0))
+    above += math.log(10) if rungs[-1].hardly_learned(start) else 0.0
     low, answer, high = (
         float(f"{math.exp(log_lr):.12g}") for log_lr in (middle - half - below, middle, middle + half + above)
     )

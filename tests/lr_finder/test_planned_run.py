@@ -191,4 +191,16 @@ def test_the_interval_reaches_further_down_the_longer_the_run() -> None:
     assert low * high == pytest.approx(same.suggestion**2)  # even
     assert longer_low < low
     assert longer_high > high
-    assert math.log(longer_low * longer_high / same.suggestion**2) == pytest.approx(-0.2 * math.log(100))
+    assert math.log(longer_low * longer_high / same.suggestion**2) == pytest.approx(-0.25 * math.log(100))
+
+
+def test_trials_that_hardly_learned_leave_the_upper_end_open() -> None:
+    values = {1.0: 0.5, 0.99: 0.96}  # the best of a fall by half, and by 4 %
+    found = [
+        read_trials(
+            Trials([0.01, 0.02, 0.04], [worst, best, worst], 0.001, 30), 1.0, PlannedRun(30, "constant", drift=0.0)
+        )
+        for worst, best in values.items()
+    ]
+    (low, high), (same_low, higher) = (each.interval for each in found)  # type: ignore[misc]
+    assert (same_low, higher) == pytest.approx((low, 10 * high))
