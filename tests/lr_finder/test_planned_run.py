@@ -194,7 +194,7 @@ def test_the_interval_reaches_further_down_the_longer_the_run() -> None:
     assert math.log(longer_low * longer_high / same.suggestion**2) == pytest.approx(-0.25 * math.log(100))
 
 
-def test_trials_that_hardly_learned_leave_the_upper_end_open() -> None:
+def test_trials_that_hardly_learned_raise_the_answer_and_leave_the_upper_end_open() -> None:
     values = {1.0: 0.5, 0.99: 0.96}  # the best of a fall by half, and by 4 %
     found = [
         read_trials(
@@ -203,4 +203,5 @@ def test_trials_that_hardly_learned_leave_the_upper_end_open() -> None:
         for worst, best in values.items()
     ]
     (low, high), (same_low, higher) = (each.interval for each in found)  # type: ignore[misc]
-    assert (same_low, higher) == pytest.approx((low, 10 * high))
+    assert [each.suggestion for each in found] == pytest.approx([0.02, math.sqrt(0.02 * 0.04)])  # 0.04 was stable
+    assert (same_low, higher) == pytest.approx((math.sqrt(2) * low, math.sqrt(2) * 10 * high))

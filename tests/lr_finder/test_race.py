@@ -96,3 +96,11 @@ def test_a_race_in_which_nothing_learns_says_so() -> None:
 @pytest.mark.parametrize(("budget", "steps"), [(50, 20), (150, 30), (5000, 100)])
 def test_the_range_test_takes_a_part_of_the_budget(budget: int, steps: int) -> None:
     assert range_steps(budget) == steps
+
+
+def test_a_race_that_hardly_learned_answers_with_the_highest_stable_lr() -> None:
+    rungs = [Trials([0.01, 0.1, 1.0], [0.99, 0.985, 1.2], 0.0, length) for length in (10, 40)]
+    read = read_race(rungs, 1.0, PlannedRun(400, "constant"))
+    assert read.suggestion == pytest.approx(0.1)  # and not far below the 0.01 to 0.1 that did best
+    assert read.interval is not None
+    assert read.interval[1] > 1.0
