@@ -158,6 +158,17 @@ def test_the_regrets_of_whole_runs_are_the_benchmarks(rule: str) -> None:
     )
 
 
+@pytest.mark.parametrize("rule", _RULES)
+def test_the_regrets_on_the_harder_cells_are_the_benchmarks(rule: str) -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "whole_run_fresh.json").read_text())["rules"][rule]
+    loss = found["loss"]
+    row = (
+        f"| {_RULES[rule]} | {loss['mean']:.3f} ({loss['low']:.3f} to {loss['high']:.3f}) "
+        f"| {found['error']['mean']:.3f} | {found['updates']:.0%} |"
+    )
+    assert row.replace("%", " %") in (ROOT / "docs" / "lr_finder.md").read_text()
+
+
 _WAYS = {
     "noise": "two seeds of the same run",
     "law": "the law, from trunk and fork",

@@ -268,6 +268,13 @@ ROWS = (
         result="whole_run_sealed",
     ),
     Row(
+        "whole_run",
+        "the same, on twenty harder cells that were drawn and sealed later",
+        _whole_run,
+        "--cifar10 FOLDER --fresh --unseal",
+        result="whole_run_fresh",
+    ),
+    Row(
         "advice",
         "a verdict's advice, followed: the validation loss at the end; trainings on which rules were chosen",
         _advice,

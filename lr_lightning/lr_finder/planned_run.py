@@ -2,12 +2,9 @@
 
 The answer is the geometric mean of two learning rates: what the trials say, extrapolated to the length of the run, and
 a tenth of the lr at the range test's minimum (fastai's rule). Their errors differ. Where they contradict each other,
-the trials alone decide. On 15 open cells of ``benchmarks.whole_run``, on which the constants were chosen, the mean
-regret is 0.030 (worst 0.13); of the trials alone 0.035 (0.28), of minimum / 10 alone 0.035 (0.17). On the 18 sealed
-cells it is 0.126: 0.033 on the nine with right labels, 0.220 on those with wrong ones, where long runs overfit and no
-trial shows it. The drift measured between trials of 12 and 48 updates did not help: it is noisy. Nor did it help to
-judge the trials by validation loss: on five open cells with right labels and three seeds the mean regret was 0.033
-instead of 0.030. Of the open cells with wrong labels only one has a truth, and there no rule finds the best peak.
+the trials alone decide. The constants were chosen on the open cells of ``benchmarks.whole_run``; docs/lr_finder.md says
+how good the answers are there and elsewhere. The drift measured between trials of 12 and 48 updates did not help: it is
+noisy. Nor did it help to judge the trials by validation loss.
 """
 
 import math
