@@ -415,9 +415,10 @@ def _smith_rows(found: dict[str, Any]) -> str:
     ]
     claims = [[text.replace("(claim", "(the paper"), _points(claim)] for text, claim in found["claims"].items()]
     where = _where(found["machine"])
+    bfloat16 = " in bfloat16" if found.get("precision", "").startswith("bf16") else ""
     return (
-        f"Smith 2017, table 1, at {found['scale']:g} of the paper's lengths: test accuracy in percent, mean ± 95 % t "
-        f"interval over seeds, and updates. {where}.\n\n"
+        f"Smith 2017, table 1, at {found['scale']:g} of the paper's lengths{bfloat16}: test accuracy in percent, mean ± "
+        f"95 % t interval over seeds, and updates. {where}.\n\n"
         + _table(("schedule", "the paper", "here"), rows)
         + "\n\n"
         + _table(("claim", "difference here, paired by seed, 95 % bootstrap interval"), claims)
