@@ -2,7 +2,7 @@
 
 Run: ``python -m benchmarks.smith_table --cifar10 FOLDER [--scale 1.0] [--seeds 6] [--precision bf16-mixed] [--jobs 2]
 [--report] [--quick]``.
-Every finished training is stored at once, and the same command continues where it stopped. Network, initialisation,
+Every finished training is stored at once, and the same command continues where it stopped. Network, initialization,
 multipliers, batch and inputs are those of Caffe's cifar10_full (``experiment=smith``), no augmentation, batch 100.
 ``--scale`` shortens all lengths alike, the steps of a schedule with them: 1.0 are the 232,000 steps a seed of the
 paper's table, 0.02 a first look on a CPU. The figure is the test accuracy of the last weights. ``--precision

@@ -193,7 +193,8 @@ def main() -> None:
     records = finish_or_read(store_name, pieces(cells, args.cifar10), "benchmarks.whole_run:work", args)
     truths = {name: truth for name in cells if (name in sealed) == args.unseal and (truth := truth_of(name, records))}
     if args.fresh and not args.unseal:
-        raise SystemExit("all of these cells are sealed: --unseal reports on them")
+        print("All of these cells are sealed: --unseal reports on them.")
+        return
     if not truths:
         raise SystemExit("no cell is complete yet; run the same command without --report to continue")
     part = "fresh" if args.fresh else "sealed" if args.unseal else "open"

@@ -1,8 +1,9 @@
-"""A second set of cells for ``benchmarks.whole_run``, all sealed: networks, data and lengths that the first has not.
+"""A second set of cells for ``benchmarks.whole_run``, all sealed: other data, other networks, fewer examples.
 
 They were drawn at random, and committed before any was trained, after the first set had been opened: what was then
-changed with the whole first set in view is judged here. Sequences of letters, of rows and of wave forms, other images
-of CIFAR-10, two and five classes, 300 to 3,000 examples, 10 and 30 % of wrong labels, Adam and Nesterov's momentum.
+changed with the whole first set in view is judged here. Wave forms, rows of digits, spirals and other images of
+CIFAR-10; two to ten classes, 300 to 3,000 examples, 10 and 30 % of wrong labels; recurrent and residual networks,
+group norm, Adam and Nesterov's momentum.
 """
 
 import math

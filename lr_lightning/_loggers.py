@@ -5,6 +5,7 @@ Only this file knows how each kind of logger takes them. Lightning is imported o
 
 import io
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import indent
@@ -18,12 +19,20 @@ if TYPE_CHECKING:
 NOTE_TAG = "mlflow.note.content"
 """Tag that MLflow shows as a run's description."""
 
+DRAWING = threading.RLock()
+"""Held while a figure is drawn: two threads that draw the same one spoil both pictures."""
+
 log = logging.getLogger(__name__)
 
 
 def log_figure(trainer: "Trainer", figure: "Figure", artifact_file: str) -> None:
     """Log a matplotlib figure to every logger that accepts one; a logger without artifacts uses the name as a tag."""
-    for_each_logger(trainer, artifact_file, lambda logger: _figure(logger, figure, artifact_file, trainer.global_step))
+
+    def action(logger: Any) -> None:
+        with DRAWING:
+            _figure(logger, figure, artifact_file, trainer.global_step)
+
+    for_each_logger(trainer, artifact_file, action)
 
 
 def log_text(trainer: "Trainer", text: str, artifact_file: str) -> None:

@@ -290,7 +290,7 @@ ROWS = (
     ),
     Row(
         "advice",
-        "the same; the last set of these, after which no rule was changed",
+        "the same; the last set of these, after which one rule was changed",
         _advice,
         "--cifar10 FOLDER --set fifth --unseal",
         result="advice_fifth",

@@ -188,6 +188,7 @@ def _overfitting(curves: Curves) -> Verdict | None:
         reason = Reason.RECEDING if _recedes(curves) else Reason.MEMORISED if memorized else None
         return Verdict(Label.OVERFITTING, reason, _onset(curves), numbers)
     if memorized:
+        numbers["risen"] = float(rise.risen)
         return Verdict(Label.OVERFITTING, Reason.MEMORISED, _onset(curves), numbers)
     if (lowest := curves.hidden_minimum) is not None:
         return Verdict(Label.OVERFITTING, None, curves.points[lowest].epoch, numbers)
@@ -303,12 +304,13 @@ def _if_overfitting(verdict: Verdict, numbers: Numbers) -> list[Advice]:
     advice = [Advice.CHECK_LABELS] if verdict.reason is Reason.MEMORISED else []
     if _gains_by_cooling(numbers) and "cooled_best" not in numbers:
         return [*advice, Advice.COOL_DOWN]  # the validation loss rose, but what a cooldown would reach did not
-    if verdict.reason is not Reason.GAP:  # where the validation loss has not risen, less training or dropout costs
-        if lr_is_high(numbers):
-            advice.append(Advice.COOL_DOWN_EARLIER)  # and nothing else: at a high lr, dropout often made it worse
-        else:
-            shorter = verdict.reason is not Reason.RECEDING and verdict.useful_epochs < numbers["epochs"]
-            advice.append(Advice.SHORTEN_OR_REGULARISE if shorter else Advice.REGULARISE)
+    risen = verdict.reason is not Reason.GAP and bool(numbers.get("risen", 1.0))
+    if risen and lr_is_high(numbers):
+        advice.append(Advice.COOL_DOWN_EARLIER)  # and nothing else: at a high lr, dropout often made it worse
+    elif risen and verdict.reason is not Reason.RECEDING and verdict.useful_epochs < numbers["epochs"]:
+        advice.append(Advice.SHORTEN_OR_REGULARISE)
+    elif verdict.reason is not Reason.GAP:  # a gap without a rise: dropout only slows the learning
+        advice.append(Advice.REGULARISE)
     return [*advice, *([Advice.SCALE_LOGITS] if numbers.get("overconfident") else [])]
 
 

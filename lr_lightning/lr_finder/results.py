@@ -81,9 +81,9 @@ class RangeTest(_Result):
     def state(self) -> dict[str, Any]:
         """Return lists and plain values, for :meth:`from_state`."""
         plain, planned = super().state(), self.planned and asdict(self.planned)
+        curves = plain.pop("curves")
         del plain["planned"]  # checkpoints keep the names of earlier versions
-        trials = [trials.state() for trials in self.trials]
-        return {**plain, "runs": plain.pop("curves"), "run": planned, "trials": trials}
+        return {**plain, "runs": curves, "run": planned, "trials": [trials.state() for trials in self.trials]}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:

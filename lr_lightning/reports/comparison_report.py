@@ -203,7 +203,9 @@ def _select_runs(request: ReportRequest, chosen: Mapping[str, str]) -> tuple[lis
     for run in found:
         if run.job != "train":
             excluded.append((run, f"a run of the job {run.job!r}, not a training"))
-        elif LR_EFFECTS_TAG in run.tags and not request.filter_string:  # its learning rates are bad on purpose
+        elif (
+            run.tags.get(LR_EFFECTS_TAG) == "lr_effects" and not request.filter_string
+        ):  # its learning rates are bad on purpose
             excluded.append((run, "a run of experiment=lr_effects. Such runs are included only with --filter"))
         else:
             runs.append(run)

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.loggers.mlflow import MLFlowLogger
 
 from lr_lightning._checks import check_choice
-from lr_lightning._loggers import NOTE_TAG
+from lr_lightning._loggers import DRAWING, NOTE_TAG
 from lr_lightning.errors import ArgumentError, TrackingError
 from lr_lightning.tracking import local_log
 from lr_lightning.tracking.keys import JOB_TAG, MAX_PARAM, MAX_TAG, RUN_KEY_TAG, clean_key, clip, flatten
@@ -46,6 +46,25 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
+
+_painters: dict[int, ThreadPoolExecutor] = {}  # by process, since a forked one has no threads
+
+
+def _draw_in_thread(figure: "Figure", path: Path) -> "Future[None]":
+    """Draw a figure into a file after those that wait already; at once where the interpreter is about to end."""
+
+    def draw() -> None:
+        with DRAWING:
+            figure.savefig(path, bbox_inches="tight")
+
+    painter = _painters.setdefault(os.getpid(), ThreadPoolExecutor(1, "figures"))
+    try:
+        return painter.submit(draw)
+    except RuntimeError:
+        drawn: Future[None] = Future()
+        draw()
+        drawn.set_result(None)
+        return drawn
 
 
 class RunLogger(Logger):
@@ -119,7 +138,6 @@ class RunLogger(Logger):
         self._log = LocalLog(self.output_dir / local_log.LOG_NAME)
         self._csv = CSVFiles(self.output_dir, run_name or self.output_dir.name) if csv else None
         self._upload: UploadThread | None = None
-        self._painter: ThreadPoolExecutor | None = None
         self._drawings: list[tuple[Future[None], Artifact]] = []
 
     # ---- start
@@ -255,8 +273,8 @@ class RunLogger(Logger):
             return
         disk_is_full = False
         try:
-            self._keep_drawings(wait=True)
             self.flush()
+            self._keep_drawings(wait=True)
             self._keep_lr_table()
             self._write([Status(status, self._now())])
             self._log.sync()
@@ -313,6 +331,7 @@ class RunLogger(Logger):
         """
         if self._ensure_started():
             self._buffer.add_metrics(metrics, 0 if step is None else int(step), self._now())
+            self._keep_drawings()
             if self._buffer.is_due():
                 self.flush()
 
@@ -322,6 +341,7 @@ class RunLogger(Logger):
         if self._ensure_started():
             for key, value, step, at in rows:
                 self._buffer.add(key, value, step, at)
+            self._keep_drawings()
             if self._buffer.is_due():
                 self.flush()
 
@@ -446,14 +466,12 @@ class RunLogger(Logger):
     def log_figure(self, figure: "Figure", artifact_file: str) -> None:
         """Store a matplotlib figure as file ``artifact_file`` of the run's artifacts, such as ``"plots/lr.png"``.
 
-        A thread draws it, so do not change the figure afterwards. The run ends after it was drawn.
+        A thread draws it, so do not change the figure, or matplotlib's ``rcParams`` for it, afterwards. The end of the
+        run waits for it.
         """
         if self._ensure_started():
             path, folder = self._artifact_file(artifact_file)
-            if self._painter is None:
-                self._painter = ThreadPoolExecutor(1, "figures")
-            drawn = self._painter.submit(figure.savefig, path, bbox_inches="tight")
-            self._drawings.append((drawn, self._artifact(path, folder)))
+            self._drawings.append((_draw_in_thread(figure, path), self._artifact(path, folder)))
 
     def _keep_drawings(self, *, wait: bool = False) -> None:
         """Record the figures that have been drawn, in the order in which they were logged."""

@@ -447,3 +447,12 @@ def test_a_mid_run_verdict_says_go_on() -> None:
 def test_curves_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="lr must have one value for each of the 2 of val_loss, got 1"):
         History.of_curves([1.0, 1.0], [1.0, 1.0], lr=[0.1])
+
+
+@pytest.mark.parametrize("last_lr", [0.1, 0.001])
+def test_memorized_labels_without_a_rise_are_no_reason_to_shorten(last_lr: float) -> None:
+    probe = (2.3 * 0.6 ** np.arange(30)).tolist()
+    val = (2.31 + 0.005 * np.cos(np.arange(30))).tolist()
+    verdict = diagnose(History.of_curves(val, probe, chance=CHANCE, lr=[0.1] * 29 + [last_lr]))
+    assert (verdict.label, verdict.reason) == ("overfitting", Reason.MEMORISED)
+    assert verdict.advice == (Advice.CHECK_LABELS, Advice.REGULARISE)

@@ -195,13 +195,22 @@ def test_the_interval_reaches_further_down_the_longer_the_run() -> None:
 
 
 def test_trials_that_hardly_learned_raise_the_answer_and_leave_the_upper_end_open() -> None:
-    values = {1.0: 0.5, 0.99: 0.96}  # the best of a fall by half, and by 4 %
+    run, lrs = PlannedRun(30, "constant", drift=0.0), [0.01, 0.02, 0.04, 0.08]
     found = [
-        read_trials(
-            Trials([0.01, 0.02, 0.04], [worst, best, worst], 0.001, 30), 1.0, PlannedRun(30, "constant", drift=0.0)
-        )
-        for worst, best in values.items()
+        read_trials(Trials(lrs, [1 - fall, 1 - fall, 1 - 0.6 * fall, 1.0], 0.001, 30), 1.0, run)
+        for fall in (0.5, 0.04)  # by half, and by 4 %
     ]
-    (low, high), (same_low, higher) = (each.interval for each in found)  # type: ignore[misc]
-    assert [each.suggestion for each in found] == pytest.approx([0.02, math.sqrt(0.02 * 0.04)])  # 0.04 was stable
-    assert (same_low, higher) == pytest.approx((math.sqrt(2) * low, math.sqrt(2) * 10 * high))
+    learned, hardly = (each.suggestion for each in found)
+    assert learned == pytest.approx(math.sqrt(0.01 * 0.02), rel=0.01)
+    assert hardly == pytest.approx(0.04)  # half of the best fall, and not the 0.08 that learned nothing
+    assert found[0].interval is not None
+    assert found[1].interval is not None
+    ratios = [end / (each.suggestion or 1.0) for each in found for end in each.interval or ()]
+    assert ratios[2:] == pytest.approx([ratios[0], 10 * ratios[1]])
+
+
+def test_a_constant_that_is_added_to_all_values_changes_nothing_where_the_trials_learned() -> None:
+    for shift in (-30.0, 5.0):
+        assert read(0.1, PlannedRun(3000, "cosine"), shift=shift) == pytest.approx(
+            read(0.1, PlannedRun(3000, "cosine"))
+        )

@@ -98,9 +98,16 @@ def test_the_range_test_takes_a_part_of_the_budget(budget: int, steps: int) -> N
     assert range_steps(budget) == steps
 
 
-def test_a_race_that_hardly_learned_answers_with_the_highest_stable_lr() -> None:
-    rungs = [Trials([0.01, 0.1, 1.0], [0.99, 0.985, 1.2], 0.0, length) for length in (10, 40)]
+def test_a_race_that_hardly_learned_answers_with_the_highest_lr_that_learned_as_well() -> None:
+    rungs = [Trials([0.01, 0.1, 1.0], [0.985, 0.986, 1.2], 0.0, length) for length in (10, 40)]
     read = read_race(rungs, 1.0, PlannedRun(400, "constant"))
     assert read.suggestion == pytest.approx(0.1)  # and not far below the 0.01 to 0.1 that did best
     assert read.interval is not None
     assert read.interval[1] > 1.0
+
+
+def test_a_race_of_a_network_that_needs_little_does_not_ruin_it() -> None:
+    lrs, ends = [2.2e-5, 2.2e-4, 2.2e-3], [0.293, 0.288, 0.3012]  # pretrained: the highest ends above the start
+    read = read_race([Trials(lrs, ends, 0.0, length) for length in (10, 40)], 0.3, PlannedRun(400, "constant"))
+    assert read.suggestion is not None
+    assert read.suggestion < 3e-4

@@ -237,11 +237,12 @@ def test_a_store_without_an_experiment_asks_for_a_training(store: Store, compari
 
 def test_runs_of_lr_effects_are_left_out_and_a_filter_lets_them_in(runs: Runs, comparison: Compare) -> None:
     runs.train("cosine", 0, 0.9)
-    runs.train("cosine", 1, 0.9, tags={"study": "lr"})
+    runs.train("cosine", 1, 0.9, tags={"study": "lr_effects"})
+    runs.train("cosine", 2, 0.9, tags={"study": "a user's own"})
     done = comparison(log_run=False)
     assert "a run of experiment=lr_effects. Such runs are included only with --filter" in page(done)
-    assert len(csv_rows(done)) == 1
-    assert len(csv_rows(comparison(log_run=False, filter_string="tags.study = 'lr'"))) == 1
+    assert len(csv_rows(done)) == 2
+    assert len(csv_rows(comparison(log_run=False, filter_string="tags.study = 'lr_effects'"))) == 1
 
 
 def test_a_metric_whose_direction_is_not_known_is_asked_for(

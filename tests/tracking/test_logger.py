@@ -17,9 +17,10 @@ from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lr_lightning._commands import replay_command
+from lr_lightning._loggers import DRAWING
 from lr_lightning.errors import ArgumentError, RunInUse, TrackingError
 from lr_lightning.tracking import RunLogger, Store, local_log, replay, uploader
-from lr_lightning.tracking.local_log import LocalLog, Metric, Status, UploadState
+from lr_lightning.tracking.local_log import Artifact, LocalLog, Metric, Status, UploadState
 
 KINDS = ["mlflow", "csv", "none"]
 
@@ -246,6 +247,34 @@ def test_a_figure_that_is_slow_to_draw_holds_up_nothing_but_the_end(
     assert drawn_in != [threading.main_thread()]
     assert client.artifacts == [("slow.png", None)]
     assert "bad.png could not be drawn: ValueError: no such font" in caplog.text
+
+
+def test_one_figure_is_drawn_by_one_thread_at_a_time(tmp_path: Path) -> None:
+    inside, most = [0], [0]
+
+    class Watched:
+        def savefig(self, path: Path, **kwargs: Any) -> None:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.1)
+            inside[0] -= 1
+            path.write_text("drawn")
+
+    loggers = [RunLogger(tmp_path / name, end_on_finalize=False) for name in ("a", "b")]
+    with DRAWING:  # as another logger has it while it draws
+        for logger in loggers:
+            logger.log_figure(Watched(), "same.png")  # type: ignore[arg-type]
+        time.sleep(0.2)
+        assert most == [0]
+    while not all((logger.output_dir / "artifacts" / "same.png").exists() for logger in loggers):
+        time.sleep(0.01)
+    assert most == [1]
+    time.sleep(0.05)
+    loggers[0].log_metrics({"a": 1.0}, 0)  # from here on a kill does not lose the figure
+    assert any(isinstance(record, Artifact) for record in LocalLog(tmp_path / "a" / "metrics.jsonl").records())
+    for logger in loggers:
+        logger.end("FINISHED")
+        pickle.dumps(logger._drawings)
 
 
 def test_params_are_long_dotted_and_never_change(fake_store: Store, client: Any, tmp_path: Path) -> None:
