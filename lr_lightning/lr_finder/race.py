@@ -158,8 +158,8 @@ def read_race(rungs: Sequence[Trials], start: float, run: PlannedRun) -> TrialRe
 
     The answer is not above what the longest trainings found best: where the line rises, it is their mean over the
     rungs instead. A longer run needs no higher peak; the best one seems to rise where the short trainings had hardly
-    begun to learn, as those of a transformer under AdamW. The exception: where even the longest have hardly learned, the
-    answer is raised, because a loss that falls late falls at high learning rates
+    begun to learn, as those of a transformer under AdamW. The exception: where even the longest have hardly learned,
+    the answer is raised, because a loss that falls late falls at high learning rates
     (:meth:`~lr_lightning.lr_finder.planned_run.Trials.raised`). On 52 cells of ``benchmarks.whole_run``, on which this
     was chosen, the mean regret fell from 0.188 to 0.180.
 
