@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -133,16 +134,19 @@ def test_a_trial_with_two_processes_is_a_process_group_that_ends_with_it(search_
     words += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=2"]
     search = search_command(*words)
 
-    def launched() -> list[psutil.Process]:
-        return [p for p in psutil.Process(search.pid).children() if "worker" in p.cmdline()]
+    pairs: list[tuple[psutil.Process, psutil.Process]] = []  # each leader with its rank, seen at one moment
+    groups: set[tuple[int, int, int]] = set()
 
-    def ranks() -> list[psutil.Process]:
-        return [rank for process in launched() for rank in process.children()]
+    def seen() -> bool:
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # one that has just ended
+            for leader in psutil.Process(search.pid).children():
+                for rank in leader.children() if "worker" in leader.cmdline() else ():
+                    groups.add((leader.pid, os.getpgid(leader.pid), os.getpgid(rank.pid)))
+                    pairs.append((leader, rank))
+        return bool(pairs)
 
-    wait_for(ranks)
-    (leader,), (rank,) = launched(), ranks()
-    assert os.getpgid(leader.pid) == os.getpgid(rank.pid) == leader.pid
+    wait_for(seen)
+    assert all(leader == group == rank for leader, group, rank in groups)
     out, _ = search.communicate(timeout=240)
     assert [row["state"] for row in trials(tmp_path)] == ["complete"], out
-    assert is_gone(leader)
-    assert is_gone(rank)
+    assert all(map(is_gone, pairs[0]))
