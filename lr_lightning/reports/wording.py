@@ -63,14 +63,14 @@ def finding(d: GroupDifference) -> str:
     won = f"better in {d.wins} of {d.n} seeds, " if d.paired and d.wins > 0 and d.n > 1 else ""
     what = "seeds" if d.paired else "runs each"
     now = f"{d.n} {what}" if d.n > 1 else "1 seed" if d.paired else "1 run"
-    more = "" if math.isnan(d.more_seeds) else f"; about {_count(d.more_seeds)} more {what} would decide"
+    more = "" if math.isnan(d.more_seeds) else f"; {_count(d.more_seeds)} more {what} would decide"
     if not d.enough_seeds:
         return f"{won}unproven: {now}, {d.seeds_needed} can prove it{by_rank}{more}"
     return f"{won}not significant (n = {d.n}){by_rank}{more}"
 
 
 def _count(seeds: float) -> str:
-    return f"{seeds:.0f}" if seeds < 500 else "hundreds of"
+    return f"about {seeds:.0f}" if seeds < 500 else "hundreds"
 
 
 def not_compared(compared: ComparedGroups) -> str:
