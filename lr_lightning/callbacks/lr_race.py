@@ -582,7 +582,7 @@ def _check_keep(dry_run: DryRun) -> None:
             "reads_weights_at_steps = False if it does not read them, or use keep=False."
         )
     elif hasattr(dry_run.optimizer, "train"):
-        problem = f"cannot go on with {type(dry_run.optimizer).__name__}: it averages the weights. Use keep=False."
+        problem = f"cannot continue with {type(dry_run.optimizer).__name__}: it averages the weights. Use keep=False."
     elif hooks := [hook for hook in _BATCH_HOOKS if overrides(hook, module)]:
         problem = f"cannot repeat {type(module).__name__}.{' and '.join(hooks)}. Use keep=False."
     elif not math.isfinite(length):

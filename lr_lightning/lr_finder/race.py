@@ -153,8 +153,8 @@ def read_race(rungs: Sequence[Trials], start: float, run: PlannedRun) -> TrialRe
     """Fit a line to the best log lr of every rung against the log of its length, and read it at the run's length.
 
     Its slope is drawn towards the usual drift: the less, the more rungs there are. Rungs that lie further from the line
-    than usual widen the interval. It reaches further down than up, since a longer run may overfit, as that of
-    :func:`~lr_lightning.lr_finder.planned_run.read_trials` does.
+    than usual widen the interval. Like that of :func:`~lr_lightning.lr_finder.planned_run.read_trials`, the interval
+    reaches further down than up, since a longer run may overfit.
 
     The answer is not above what the longest trainings found best: where the line rises, it is their mean over the
     rungs instead. A longer run needs no higher peak; the best one seems to rise where the short trainings had hardly

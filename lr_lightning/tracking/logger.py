@@ -57,10 +57,11 @@ def _draw_in_thread(figure: "Figure", path: Path) -> "Future[None]":
         with DRAWING:
             figure.savefig(path, bbox_inches="tight")
 
-    painter = _painters.setdefault(os.getpid(), ThreadPoolExecutor(1, "figures"))
+    if (process := os.getpid()) not in _painters:
+        _painters[process] = ThreadPoolExecutor(1, "figures")
     try:
-        return painter.submit(draw)
-    except RuntimeError:
+        return _painters[process].submit(draw)
+    except RuntimeError:  # the interpreter takes no new work
         drawn: Future[None] = Future()
         draw()
         drawn.set_result(None)
