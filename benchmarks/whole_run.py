@@ -1,18 +1,19 @@
 """Over whole planned runs: how much worse than the best learning rate is the one that a rule suggests?
 
 Run: ``python -m benchmarks.whole_run --cifar10 FOLDER [--jobs 2] [--report] [--rule MODULE:FUNCTION] [--unseal]
-[--fresh] [--quick]``. For every cell of ``benchmarks.whole_run_cells`` a dense sweep trains the whole planned run, its
-schedule included, with each learning rate (three a decade over 1e-5..10, two seeds): the truth. Every finished training
-is stored at once, and the same command continues where it stopped. Then every rule of ``benchmarks.whole_run_rules``
-answers for every cell whose truth is complete, with three other seeds.
+[--set first] [--quick]``. For every cell of ``benchmarks.whole_run_cells`` a dense sweep trains the whole planned run,
+its schedule included, with each learning rate (three a decade over 1e-5..10, two seeds): the truth. Every finished
+training is stored at once, and the same command continues where it stopped. Then every rule of
+``benchmarks.whole_run_rules`` answers for every cell whose truth is complete, with three other seeds.
 
 The regret of a learning rate is ``(L(lr) − L(best)) / (L(start) − L(best))``, with L the validation loss after the last
 update, the mean over seeds, interpolated in the logarithm of the learning rate. 0 is the best swept one, 1 is no
 learning; a diverged run counts as no learning, and so does an answer outside the sweep that is worse. A rule that gives
 no answer is charged the regret of 1e-3. The same with the share of errors in place of the loss stands beside it.
 
-Sealed cells take part in the report only with ``--unseal``: no rule may have been chosen on them. ``--fresh`` takes
-the cells of ``benchmarks.whole_run_fresh`` instead. All of them are sealed; their trainings have a file of their own.
+Sealed cells take part in the report only with ``--unseal``: no rule may have been chosen on them. ``--set second`` and
+``--set third`` take the cells of ``benchmarks.whole_run_fresh``. All of them are sealed; their trainings have files of
+their own.
 """
 
 import argparse
@@ -29,14 +30,15 @@ from benchmarks import whole_run_cells
 from benchmarks.pieces import Piece, add_options, finish_or_read
 from benchmarks.report import store
 from benchmarks.whole_run_cells import CELLS, SEALED, Cell
-from benchmarks.whole_run_fresh import FRESH
+from benchmarks.whole_run_fresh import SECOND, THIRD
 from benchmarks.whole_run_rules import RULES, Answer, Rule
 from benchmarks.whole_run_truth import train
 
 LRS = [float(f"{lr:.4g}") for lr in np.geomspace(1e-5, 10, 19)]
 SEEDS, RULE_SEEDS = 2, 3
 FALLBACK = 1e-3
-ALL = CELLS | FRESH
+SETS = {"first": ("whole_run", CELLS), "second": ("whole_run_fresh", SECOND), "third": ("whole_run_third", THIRD)}
+ALL = CELLS | SECOND | THIRD
 BEST_BAND = 0.01
 """Learning rates whose regret is at most this count as best, where an interval is asked whether it covers the best."""
 
@@ -176,28 +178,28 @@ def main() -> None:
     parser.add_argument("--rule", action="append", default=[], metavar="MODULE:FUNCTION", help="one more rule; repeat")
     parser.add_argument("--only", action="store_true", help="the rules of --rule alone; nothing is stored")
     parser.add_argument("--unseal", action="store_true", help="report on the sealed cells in place of the open ones")
-    parser.add_argument("--fresh", action="store_true", help="the second set of cells; all of them are sealed")
+    parser.add_argument("--set", choices=SETS, default="first", help="of cells; of the later ones all are sealed")
     parser.add_argument("--quick", action="store_true", help="a short cell, few rules, nothing stored")
     add_options(parser)
     args = parser.parse_args()
     whole_run_cells.CIFAR10 = args.cifar10
     pictures = ("cifar", "animals")
-    chosen, sealed = (FRESH, set(FRESH)) if args.fresh else (CELLS, SEALED)
+    store_name, chosen = SETS[args.set]
+    sealed = SEALED if args.set == "first" else set(chosen)
     cells = {name: cell for name, cell in chosen.items() if args.cifar10 or not name.startswith(pictures)}
     rules = dict(map(named_rule, args.rule)) | ({} if args.only else RULES)
     if args.quick:
         name = "digits MLP SGD 64, 300 constant"
         CELLS[name] = replace(CELLS[name], steps=20)
         cells, rules = {name: CELLS[name]}, {n: rules[n] for n in list(rules)[:4]}
-    store_name = "whole_run_fresh" if args.fresh else "whole_run"
     records = finish_or_read(store_name, pieces(cells, args.cifar10), "benchmarks.whole_run:work", args)
     truths = {name: truth for name in cells if (name in sealed) == args.unseal and (truth := truth_of(name, records))}
-    if args.fresh and not args.unseal:
+    if args.set != "first" and not args.unseal:
         print("All of these cells are sealed: --unseal reports on them.")
         return
     if not truths:
         raise SystemExit("no cell is complete yet; run the same command without --report to continue")
-    part = "fresh" if args.fresh else "sealed" if args.unseal else "open"
+    part = ("sealed" if args.unseal else "open") if args.set == "first" else store_name.removeprefix("whole_run_")
     print(f"{len(truths)} {part} cells, {RULE_SEEDS} seeds a rule; regret by validation loss, 95 % interval over cells")
     result = {"cells": list(truths), "truth": {n: t.loss.tolist() for n, t in truths.items()}, "lrs": LRS}
     result["rules"] = judge(truths, rules)

@@ -1,13 +1,14 @@
-"""A second set of cells for ``benchmarks.whole_run``, all sealed: other data, other networks, fewer examples.
+"""A second and a third set of cells for ``benchmarks.whole_run``, all sealed: other data, other networks.
 
-They were drawn at random, and committed before any was trained, after the first set had been opened: what was then
-changed with the whole first set in view is judged here. Wave forms, rows of digits, spirals and other images of
-CIFAR-10; two to ten classes, 300 to 3,000 examples, 10 and 30 % of wrong labels; recurrent and residual networks,
-group norm, Adam and Nesterov's momentum.
+Each was drawn at random, and committed before any of it was trained, after the sets before it had been opened: what was
+then changed with those in view is judged here. The second set is harder: wave forms, rows of digits, spirals and other
+images of CIFAR-10; two to ten classes, 300 to 3,000 examples, 10 and 30 % of wrong labels; recurrent and residual
+networks, group norm, Adam and Nesterov's momentum. Half of the kinds of data of the third set are new ones, with the
+networks of the first: images of CIFAR-10 that no other cell has, all digits, another teacher, sequences.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from itertools import pairwise
 
@@ -17,8 +18,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
-from benchmarks.finder_problems import mlp, plain_cnn
-from benchmarks.whole_run_cells import Cell, Split, _pixels, _split, digits
+from benchmarks.finder_held_out import Patches, depthwise
+from benchmarks.finder_problems import Transformer, mlp, plain_cnn
+from benchmarks.whole_run_cells import (
+    Attention,
+    Cell,
+    Split,
+    _pixels,
+    _split,
+    bn8,
+    bn16,
+    digits,
+    plain8,
+    plain16,
+    residual,
+    sequences,
+)
 from lr_lightning.schedules import WSD, Constant, Cosine, Linear, OneCycle, Polynomial, Schedule, Warmup
 from lr_lightning.training.models import SmallCNN
 
@@ -30,6 +45,22 @@ def cifar8(noise: float) -> Split:
     """3,000 and 1,000 pictures of CIFAR-10, quartered to 8 x 8; none of them is in another cell."""
     x, y = _pixels(13_000)
     return _split(F.avg_pool2d(x[9000:], 4), y[9000:], 3000, noise, 10)
+
+
+@cache
+def cifar16_other(noise: float) -> Split:
+    """4,000 and 1,000 pictures of CIFAR-10 at 16 x 16; none of them is in another cell."""
+    x, y = _pixels(20_000)
+    return _split(F.avg_pool2d(x[15_000:], 2), y[15_000:], 4000, noise, 10)
+
+
+@cache
+def other_teacher(noise: float) -> Split:
+    """2,500 and 500 normal vectors of 16, labelled by the largest of six outputs of a random ReLU net."""
+    random = torch.Generator().manual_seed(5)
+    x = torch.randn(3000, 16, generator=random)
+    first, second = torch.randn(16, 64, generator=random) / 2, torch.randn(64, 6, generator=random)
+    return _split(x, (torch.relu(x @ first) @ second).argmax(1), 2500, noise, 6)
 
 
 @cache
@@ -188,22 +219,49 @@ _SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def _drawn(count: int) -> list[Cell]:
-    """Draw cells: each kind of data equally often, everything else evenly, at most 60,000 examples a training."""
-    rng = np.random.default_rng(20261130)
-    found = []
+_MORE_DATA: dict[str, tuple[Callable[[float], Split], dict[str, Net]]] = {
+    "cifar16 other": (
+        cifar16_other,
+        {"CNN": plain16, "BN-CNN": bn16, "ResNet-8": partial(residual, 3, 16), "attention": Attention},
+    ),
+    "all digits": (
+        digits,
+        {"CNN": plain8, "BN-CNN": bn8, "attention": Patches, "depthwise": lambda: depthwise(1, 12)},
+    ),
+    "other teacher": (
+        other_teacher,
+        {"MLP": lambda: mlp(16, 96, 6), "BN-MLP": lambda: mlp(16, 64, 64, 6, norm=True)},
+    ),
+    "sequences": (sequences, {"transformer": Transformer}),
+}
+
+
+def _drawn(
+    count: int, seed: int, data: Mapping[str, tuple[Callable[[float], Split], dict[str, Net]]], lengths: Sequence[int]
+) -> dict[str, Cell]:
+    """Draw cells: each kind of data equally often, everything else evenly, at most 60,000 examples a training.
+
+    Args:
+        count: Of cells.
+        seed: Of the draw.
+        data: Kinds of data, each with its networks.
+        lengths: To choose from, in updates.
+    """
+    rng = np.random.default_rng(seed)
+    found = {}
     for index in range(count):
-        data = list(_DATA)[index % len(_DATA)]
-        make, nets = _DATA[data]
+        kind = list(data)[index % len(data)]
+        make, nets = data[kind]
         net = str(rng.choice(list(nets)))
         optimizer, schedule = str(rng.choice(list(_OPTIMIZERS))), str(rng.choice(list(_SCHEDULES)))
         batch = int(rng.choice([16, 24, 48, 96, 192]))
-        steps = int(rng.choice([steps for steps in (200, 500, 1000, 1500, 2500) if steps * batch <= 60_000]))
+        steps = int(rng.choice([steps for steps in lengths if steps * batch <= 60_000]))
         noise = float(rng.choice([0.0, 0.0, 0.1, 0.3]))
         wrong = f", noise {noise:.0%}".replace("%", " %") if noise else ""
-        name = f"{data} {net} {optimizer} {batch}, {steps} {schedule}{wrong}"
-        found.append(Cell(name, make, nets[net], _OPTIMIZERS[optimizer], batch, steps, _SCHEDULES[schedule], noise))
+        name = f"{kind} {net} {optimizer} {batch}, {steps} {schedule}{wrong}"
+        found[name] = Cell(name, make, nets[net], _OPTIMIZERS[optimizer], batch, steps, _SCHEDULES[schedule], noise)
     return found
 
 
-FRESH = {cell.name: cell for cell in _drawn(20)}
+SECOND = _drawn(20, 20261130, _DATA, (200, 500, 1000, 1500, 2500))
+THIRD = _drawn(18, 20261201, _MORE_DATA | _DATA, (300, 700, 1200, 2000))

@@ -271,7 +271,7 @@ ROWS = (
         "whole_run",
         "the same, on twenty harder cells that were drawn and sealed later",
         _whole_run,
-        "--cifar10 FOLDER --fresh --unseal",
+        "--cifar10 FOLDER --set second --unseal",
         result="whole_run_fresh",
     ),
     Row(
