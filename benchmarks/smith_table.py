@@ -71,7 +71,7 @@ def rows(scale: float) -> dict[str, tuple[float, int, Schedule]]:
 def pieces(data: Sequence[str], scale: float, seeds: int, precision: str = FLOAT32) -> list[Piece]:
     """Return one training for each row and seed.
 
-    At scale 1 a row is finished before the next one begins, in the order of ``ORDER``; else a seed is.
+    The rows that the claims need come first, a seed of all of them after the other.
 
     Args:
         data: Overrides that choose the data.
@@ -80,9 +80,7 @@ def pieces(data: Sequence[str], scale: float, seeds: int, precision: str = FLOAT
         precision: Of the Trainer.
     """
     lengths = {name: steps for name, (_, steps, _) in rows(scale).items()}
-    pairs = [(name, seed) for seed in range(seeds) for name in ORDER]
-    if scale == 1:
-        pairs = [(name, seed) for part in (ORDER[:4], ORDER[4:]) for seed in range(seeds) for name in part]
+    pairs = [(name, seed) for part in (ORDER[:4], ORDER[4:]) for seed in range(seeds) for name in part]
     return [
         Piece(
             key(scale, name, seed, precision),
