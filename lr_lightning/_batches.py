@@ -17,7 +17,7 @@ Place = tuple[tuple[Callable[[Any, Any], Any], Any], ...]
 """The keys, indices and attributes that lead from a batch to a part of it."""
 
 _DEEPEST = 5  # levels of containers that are looked through
-_SCALARS = 1000  # in a tensor
+_LATEST, _BLOCK = 64, 1024  # scalars with a view of their own, and in one tensor
 _MOST = 10_000  # parts: a longer list holds single values
 
 
@@ -191,33 +191,54 @@ class Scalars:
     """Scalars of many steps, side by side on their device.
 
     The C allocator cannot use the memory of a step's activations as a whole again if a tensor of one element stays in
-    its midst: with a tensor kept from each step, the process would grow.
+    its midst: with a tensor kept from each step, the process would grow. A scalar is copied into one of a few views,
+    which are made once: to index a tensor takes longer than the copy.
     """
 
     def __init__(self) -> None:
-        self._full: list[Tensor] = []
-        self._values, self._count = torch.empty(0), 0
+        self._blocks: list[Tensor] = []  # all but the latest
+        self._filled = _BLOCK  # of the last block
+        self._latest = torch.empty(0)
+        self._views: Sequence[Tensor] = ()  # of each of the latest
+        self._count, self._length = 0, 0  # of the latest, of all
 
     def __len__(self) -> int:
-        return sum(map(len, self._full)) + self._count
+        return self._length
 
     def append(self, value: Tensor) -> None:
         """Copy a scalar; nothing is transferred, and nothing waits for the device."""
-        values = self._values
-        if self._count == len(values) or value.dtype != values.dtype or value.device != values.device:
+        latest = self._latest
+        if self._count == len(self._views) or value.dtype != latest.dtype or value.device != latest.device:
             self._begin(value)
-        self._values[self._count].copy_(value)
+        self._views[self._count].copy_(value)
         self._count += 1
+        self._length += 1
 
     def _begin(self, value: Tensor) -> None:
-        self._full += [self._values[: self._count]] if self._count else []
-        self._values, self._count = torch.empty(_SCALARS, dtype=value.dtype, device=value.device), 0
+        """Put the latest into a block, and make room for further ones of this value's dtype and device."""
+        if self._count:
+            if self._filled + self._count > _BLOCK or not _alike(self._blocks[-1], self._latest):
+                self._blocks = [*self._whole_blocks(), self._latest.new_empty(_BLOCK)]
+                self._filled = 0
+            self._blocks[-1][self._filled : self._filled + self._count] = self._latest[: self._count]
+            self._filled += self._count
+        if not self._views or not _alike(self._latest, value):
+            self._latest = torch.empty(_LATEST, dtype=value.dtype, device=value.device)
+            self._views = self._latest.unbind()
+        self._count = 0
+
+    def _whole_blocks(self) -> list[Tensor]:
+        return [*self._blocks[:-1], self._blocks[-1][: self._filled]] if self._blocks else []
 
     def stacked(self, device: torch.device | None = None) -> Tensor | None:
         """Return them in one tensor, on the device of the last one by default; None if there are none."""
-        parts = [*self._full, *([self._values[: self._count]] if self._count else [])]
+        parts = [*self._whole_blocks(), *([self._latest[: self._count]] if self._count else [])]
         return torch.cat([part.to(device or parts[-1].device) for part in parts]) if parts else None
 
     def clear(self) -> None:
         """Forget them."""
-        self._full, self._count = [], 0
+        self._blocks, self._filled, self._count, self._length = [], _BLOCK, 0, 0
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and first.device == second.device

@@ -46,10 +46,9 @@ def test_the_run_is_the_same_with_and_without_and_its_numbers_are_right(tmp_path
     module, memory = _fit(tmp_path, cost, **options)
     assert all(torch.equal(plain.state_dict()[key], module.state_dict()[key]) for key in plain.state_dict())
     summary = cost.summary
-    assert cost._norms == pytest.approx(module.norms, rel=1e-5)  # before clipping
-    assert summary["grad_norm_p50"] == pytest.approx(
-        float(torch.tensor(module.norms, dtype=torch.float64).quantile(0.5))
-    )
+    measured = module.norms[::5]
+    assert cost._norms == pytest.approx(measured, rel=1e-5)  # before clipping
+    assert summary["grad_norm_p50"] == pytest.approx(float(torch.tensor(measured, dtype=torch.float64).quantile(0.5)))
     steps = torch.tensor(module.losses).split(options.get("accumulate_grad_batches", 1))
     if "accumulate_grad_batches" not in options:
         assert cost._losses == pytest.approx([s.mean().item() for s in steps], rel=1e-5)

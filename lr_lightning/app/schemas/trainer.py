@@ -116,7 +116,7 @@ class CostConfig(Schema):
     target: Annotated[str | None, _target_rule] = None
     # in any currency; the price of a CPU hour if there is no GPU
     price_per_gpu_hour: Annotated[float | None, NOT_NEGATIVE] = None
-    gradient_norms: bool = True  # measure the gradient norm of every step, for percentiles
+    gradient_norms: bool = True  # measure the gradient norm of one step in five, for percentiles
 
 
 @dataclass
