@@ -169,7 +169,9 @@ def _threads(found: dict[str, Any]) -> str:
 
 def _throughput(found: dict[str, Any]) -> str:
     problems = (item for item in found.items() if item[0] != "machine")
-    return "; ".join(f"{name} {spread(each['ratio_to_lightning']['app'])}" for name, each in problems)
+    ratios = {name: each["ratio_to_lightning"]["app"] for name, each in problems}
+    form = "{} {median:.3f}, 95 % interval {low:.3f} to {high:.3f}, n = {n}"
+    return "; ".join(form.format(name, **ratio) for name, ratio in ratios.items())
 
 
 def _lr_effects(found: dict[str, Any]) -> str:
