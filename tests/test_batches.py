@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lr_lightning._batches import at, count_examples, loaded_examples, parts, written
+from lr_lightning._batches import Scalars, at, count_examples, loaded_examples, parts, written
 
 
 @dataclass
@@ -64,3 +64,31 @@ def test_a_class_that_raises_when_it_is_looked_through_counts_nothing() -> None:
 
     assert loaded_examples(None, Broken(), 0) is None
     assert loaded_examples(DataLoader(range(10), 4), Broken(), 2) == 2  # type: ignore[arg-type]  # the loader tells
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1024, 1025, 2500])
+def test_scalars_keep_every_value_in_its_order(count: int) -> None:
+    kept = Scalars()
+    for _ in range(2):  # they can be used again
+        value = torch.zeros(())
+        for number in range(count):
+            value.fill_(number)  # what the caller does with its tensor does not matter
+            kept.append(value)
+        assert len(kept) == count
+        stacked = kept.stacked()
+        assert stacked is None if count == 0 else stacked is not None and stacked.tolist() == list(range(count))
+        kept.clear()
+        assert len(kept) == 0
+        assert kept.stacked() is None
+
+
+def test_scalars_of_several_dtypes_keep_their_digits() -> None:
+    """A loss may change its precision in a run: as after a resume, or where autocast begins."""
+    kept, dtypes = Scalars(), (torch.float32, torch.float64)
+    values = [torch.tensor(0.1 * i, dtype=dtypes[i // 70 % 2]) for i in range(300)]
+    for value in values:
+        kept.append(value)
+    stacked = kept.stacked()
+    assert stacked is not None
+    assert stacked.dtype == torch.float64
+    assert stacked.tolist() == [float(value) for value in values]
