@@ -71,7 +71,7 @@ def rows(scale: float) -> dict[str, tuple[float, int, Schedule]]:
 def pieces(data: Sequence[str], scale: float, seeds: int, precision: str = FLOAT32) -> list[Piece]:
     """Return one training for each row and seed.
 
-    The rows that the claims need come first, a seed of all of them after the other.
+    The rows that the claims need come first. In each part, all rows of a seed come before those of the next one.
 
     Args:
         data: Overrides that choose the data.
@@ -113,7 +113,7 @@ def train_row(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any
 def summary(
     records: Mapping[str, dict[str, Any]], scale: float, seeds: int, precision: str = FLOAT32
 ) -> dict[str, Any]:
-    """Return the table's numbers: accuracies by row, and the two claims on those seeds that both sides have.
+    """Return the table's numbers: accuracies by row, and the claims on those seeds that both sides have.
 
     Args:
         records: The finished trainings, as ``benchmarks.pieces.stored`` gives them.
@@ -144,7 +144,7 @@ def summary(
 
 
 def show_table(result: dict[str, Any]) -> None:
-    """Print the rows beside the paper's, and the two claims."""
+    """Print the rows beside the paper's, and the claims."""
     print(f"\nscale {result['scale']:g}, {result['precision']}")
     print("test accuracy in percent, mean ± 95 % t interval over n seeds")
     print(f"{'schedule':<18} {'steps':>7} {'n':>3} {'here':>14} {'paper (at scale 1)':>20}")

@@ -1,7 +1,7 @@
 """Over whole planned runs: how much worse than the best learning rate is the one that a rule suggests?
 
 Run: ``python -m benchmarks.whole_run --cifar10 FOLDER [--jobs 2] [--report] [--rule MODULE:FUNCTION] [--unseal]
-[--set first] [--quick]``. For every cell of ``benchmarks.whole_run_cells`` a dense sweep trains the whole planned run,
+[--set second] [--quick]``. For every cell of ``benchmarks.whole_run_cells`` a dense sweep trains the whole planned run,
 its schedule included, with each learning rate (three a decade over 1e-5..10, two seeds): the truth. Every finished
 training is stored at once, and the same command continues where it stopped. Then every rule of
 ``benchmarks.whole_run_rules`` answers for every cell whose truth is complete, with three other seeds.
@@ -12,7 +12,7 @@ learning; a diverged run counts as no learning, and so does an answer outside th
 no answer is charged the regret of 1e-3. The same with the share of errors in place of the loss stands beside it.
 
 Sealed cells take part in the report only with ``--unseal``: no rule may have been chosen on them. ``--set second`` and
-``--set third`` take the cells of ``benchmarks.whole_run_fresh``. All of them are sealed; their trainings have files of
+``--set third`` take the cells of ``benchmarks.whole_run_later``. All of them are sealed; their trainings have files of
 their own.
 """
 
@@ -30,14 +30,14 @@ from benchmarks import whole_run_cells
 from benchmarks.pieces import Piece, add_options, finish_or_read
 from benchmarks.report import store
 from benchmarks.whole_run_cells import CELLS, SEALED, Cell
-from benchmarks.whole_run_fresh import SECOND, THIRD
+from benchmarks.whole_run_later import SECOND, THIRD
 from benchmarks.whole_run_rules import RULES, Answer, Rule
 from benchmarks.whole_run_truth import train
 
 LRS = [float(f"{lr:.4g}") for lr in np.geomspace(1e-5, 10, 19)]
 SEEDS, RULE_SEEDS = 2, 3
 FALLBACK = 1e-3
-SETS = {"first": ("whole_run", CELLS), "second": ("whole_run_fresh", SECOND), "third": ("whole_run_third", THIRD)}
+SETS = {"first": ("whole_run", CELLS), "second": ("whole_run_second", SECOND), "third": ("whole_run_third", THIRD)}
 ALL = CELLS | SECOND | THIRD
 BEST_BAND = 0.01
 """Learning rates whose regret is at most this count as best, where an interval is asked whether it covers the best."""
@@ -199,7 +199,7 @@ def main() -> None:
         return
     if not truths:
         raise SystemExit("no cell is complete yet; run the same command without --report to continue")
-    part = ("sealed" if args.unseal else "open") if args.set == "first" else store_name.removeprefix("whole_run_")
+    part = args.set if args.set != "first" else "sealed" if args.unseal else "open"
     print(f"{len(truths)} {part} cells, {RULE_SEEDS} seeds a rule; regret by validation loss, 95 % interval over cells")
     result = {"cells": list(truths), "truth": {n: t.loss.tolist() for n, t in truths.items()}, "lrs": LRS}
     result["rules"] = judge(truths, rules)

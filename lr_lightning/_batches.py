@@ -205,10 +205,14 @@ class Scalars:
     def __len__(self) -> int:
         return self._length
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the views out: a copy's would be tensors of their own."""
+        return {**self.__dict__, "_views": ()}
+
     def append(self, value: Tensor) -> None:
         """Copy a scalar; nothing is transferred, and nothing waits for the device."""
         latest = self._latest
-        if self._count == len(self._views) or value.dtype != latest.dtype or value.device != latest.device:
+        if self._count >= len(self._views) or value.dtype != latest.dtype or value.device != latest.device:
             self._begin(value)
         self._views[self._count].copy_(value)
         self._count += 1
@@ -216,13 +220,15 @@ class Scalars:
 
     def _begin(self, value: Tensor) -> None:
         """Put the latest into a block, and make room for further ones of this value's dtype and device."""
-        if self._count:
-            if self._filled + self._count > _BLOCK or not _alike(self._blocks[-1], self._latest):
-                self._blocks = [*self._whole_blocks(), self._latest.new_empty(_BLOCK)]
-                self._filled = 0
-            self._blocks[-1][self._filled : self._filled + self._count] = self._latest[: self._count]
+        latest, alike = self._latest[: self._count], _alike(self._latest, value)
+        if self._count and not alike:
+            self._blocks, self._filled = [*self._whole_blocks(), latest.clone()], _BLOCK
+        elif self._count:
+            if self._filled + self._count > _BLOCK:
+                self._blocks, self._filled = [*self._whole_blocks(), self._latest.new_empty(_BLOCK)], 0
+            self._blocks[-1][self._filled : self._filled + self._count] = latest
             self._filled += self._count
-        if not self._views or not _alike(self._latest, value):
+        if not self._views or not alike:
             self._latest = torch.empty(_LATEST, dtype=value.dtype, device=value.device)
             self._views = self._latest.unbind()
         self._count = 0

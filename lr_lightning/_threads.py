@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 SMALL = 50e6
 """Multiply-adds of a batch's forward pass up to which one thread is used.
 
-The default run, `small_cnn` on batches of 64 digits, has 29.5 million. On two quiet cores a second thread saves it 2 to
-14 % of the time; beside two busy processes it takes 3 to 25 times as long with two. `benchmarks.threads` measures it.
+The default run, `small_cnn` on batches of 64 digits, has 29.5 million. On two quiet cores a second thread makes it 1.2
+times as fast (0.94 to 1.82); beside two busy processes it takes 3 to 25 times as long with two. `benchmarks.threads`
+measures the former.
 """
 
 SHARE = "LR_LIGHTNING_SHARE"

@@ -1,5 +1,7 @@
 """What a batch holds: its parts, and its examples."""
 
+import copy
+import pickle
 from collections import UserDict
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -7,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from lr_lightning._batches import Scalars, at, count_examples, loaded_examples, parts, written
@@ -82,13 +86,28 @@ def test_scalars_keep_every_value_in_its_order(count: int) -> None:
         assert kept.stacked() is None
 
 
-def test_scalars_of_several_dtypes_keep_their_digits() -> None:
+_ACTIONS = st.one_of(
+    st.tuples(st.just("append"), st.integers(1, 200), st.sampled_from([torch.float32, torch.float64])),
+    st.sampled_from([("clear",), ("read",), ("copy",), ("pickle",)]),
+)
+
+
+@given(st.lists(_ACTIONS, max_size=12))
+def test_scalars_are_a_list_whatever_is_done_with_them(actions: list[Any]) -> None:
     """A loss may change its precision in a run: as after a resume, or where autocast begins."""
-    kept, dtypes = Scalars(), (torch.float32, torch.float64)
-    values = [torch.tensor(0.1 * i, dtype=dtypes[i // 70 % 2]) for i in range(300)]
-    for value in values:
-        kept.append(value)
-    stacked = kept.stacked()
-    assert stacked is not None
-    assert stacked.dtype == torch.float64
-    assert stacked.tolist() == [float(value) for value in values]
+    kept, expected = Scalars(), []
+    for action, *how in actions:
+        if action == "append":
+            for _ in range(how[0]):
+                kept.append(torch.tensor(0.1 * len(expected), dtype=how[1]))
+                expected.append(float(torch.tensor(0.1 * len(expected), dtype=how[1])))
+        elif action == "clear":
+            kept.clear()
+            expected.clear()
+        elif action == "copy":
+            kept = copy.deepcopy(kept)
+        elif action == "pickle":
+            kept = pickle.loads(pickle.dumps(kept))
+        stacked = kept.stacked(torch.device("cpu"))
+        assert len(kept) == len(expected)
+        assert ([] if stacked is None else stacked.tolist()) == expected

@@ -2,6 +2,9 @@
 
 import ast
 import json
+from collections import Counter
+from functools import partial
+from itertools import pairwise, permutations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import finder_cost, pruning_replay, report
+from benchmarks import finder_cost, pruning_replay, report, smith_table, throughput
 from tests.conftest import docs_module
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,3 +166,25 @@ def test_a_replayed_search_prunes_as_the_search_itself(accuracy: bool, second: f
     ]
     found = pruning_replay.replay(trials, ["cooled"], preview=True, accuracy=accuracy)
     assert found == (12 + 3 + 12 + 2, [False, True, False, False])
+
+
+def test_trainings_in_turns_make_the_same_steps_and_follow_each_other_alike() -> None:
+    order: list[str] = []
+
+    def training(name: str, steps: throughput.Steps) -> None:
+        for made in range(1, throughput.WARMUP + 3 * 8 + 1):
+            order.append(name)
+            steps.step(made)
+
+    arms = {name: partial(training, name) for name in "abcd"}
+    found = throughput.in_turns(arms, 3, 8)
+    assert {name: steps.shape for name, steps in found.items()} == dict.fromkeys("abcd", (8, 3))
+    turns = order[4 * throughput.WARMUP :: 3]
+    assert [sorted(turns[i : i + 4]) for i in range(0, 32, 4)] == [list("abcd")] * 8
+    followed = Counter(pairwise(turns))
+    assert set(followed) == set(permutations("abcd", 2))
+
+
+def test_the_rows_of_smiths_claims_come_first() -> None:
+    rows = [piece.settings["row"] for piece in smith_table.pieces([], 0.25, 2)]
+    assert rows == [*smith_table.ORDER[:4], *smith_table.ORDER[:4], *smith_table.ORDER[4:], *smith_table.ORDER[4:]]

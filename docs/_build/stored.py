@@ -274,7 +274,14 @@ ROWS = (
         "the same, on twenty harder cells that were drawn and sealed later",
         _whole_run,
         "--cifar10 FOLDER --set second --unseal",
-        result="whole_run_fresh",
+        result="whole_run_second",
+    ),
+    Row(
+        "whole_run",
+        "the same, on eighteen cells that were drawn and sealed after the rules were changed",
+        _whole_run,
+        "--cifar10 FOLDER --set third --unseal",
+        result="whole_run_third",
     ),
     Row(
         "advice",

@@ -30,7 +30,7 @@ class GridRun:
     steps: int
     device_seconds: float  # seconds times devices
     spikes: int  # jumps of the training loss above its smoothed course
-    grad_ratio: float  # 95th percentile of the gradient norm over its median; nan if unknown
+    grad_ratio: float  # 95th percentile of the gradient norm over its median, as RunCost measures; nan if unknown
     steps_to_target: float  # inf if the run never reached it
     device_seconds_to_target: float
     val_loss: float  # nan if not finite

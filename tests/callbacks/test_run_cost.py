@@ -65,6 +65,38 @@ def test_the_run_is_the_same_with_and_without_and_its_numbers_are_right(tmp_path
     assert memory.of("summary/train_seconds")[0][1] == summary["train_seconds"]
 
 
+class ByHand(Norms):
+    """Two optimizers, each of which makes so many updates in a batch."""
+
+    def __init__(self, updates: int) -> None:
+        super().__init__()
+        self.updates, self.automatic_optimization = updates, False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        for _ in range(self.updates):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                loss = super().training_step(batch, batch_idx)
+                self.manual_backward(loss)
+                optimizer.step()
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.norms.append(torch.cat(grads).norm().item())
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(self.net[place].parameters(), lr=0.1) for place in (0, 3)]
+
+
+@pytest.mark.parametrize("updates", [1, 5])
+def test_one_batch_in_five_has_its_norm_over_all_updates_measured(tmp_path: Path, updates: int) -> None:
+    module, cost = ByHand(updates), RunCost()
+    trainer(tmp_path, [cost], max_epochs=2).fit(module, loader(), loader(20))
+    of_batches = torch.tensor(module.norms, dtype=torch.float64).view(12, 2 * updates).square().sum(1).sqrt()
+    assert cost._norms == pytest.approx(of_batches[::5].tolist(), rel=1e-5)
+
+
 def test_the_target_is_reached_in_a_validation_or_censored(tmp_path: Path) -> None:
     cost = RunCost(target="val/loss<=100")
     _fit(tmp_path, cost)

@@ -3,8 +3,9 @@
 Each was drawn at random, and committed before any of it was trained, after the sets before it had been opened: what was
 then changed with those in view is judged here. The second set is harder: wave forms, rows of digits, spirals and other
 images of CIFAR-10; two to ten classes, 300 to 3,000 examples, 10 and 30 % of wrong labels; recurrent and residual
-networks, group norm, Adam and Nesterov's momentum. Half of the kinds of data of the third set are new ones, with the
-networks of the first: images of CIFAR-10 that no other cell has, all digits, another teacher, sequences.
+networks, group norm, Adam and Nesterov's momentum. Of the nine kinds of data of the third set, five are the second's
+and two the first's (all digits, sequences). Two are new: images of CIFAR-10 that no other cell has, another teacher.
+These four have networks of the first set.
 """
 
 import math
