@@ -209,15 +209,15 @@ def measure(config: Config, length: int, rounds: int, pairs: int) -> dict[str, A
         config: The run.
         length: Steps of a turn.
         rounds: Turns of each arm.
-        pairs: Of runs one at a time; each takes as many steps as twenty turns have.
+        pairs: Of runs one at a time, each of as many steps as all turns have, so that the log is sent meanwhile.
     """
     data = build.build_data(config)
     data.prepare()
-    count = WARMUP + length * rounds
+    count, alone = WARMUP + length * rounds, length * rounds
     arms = {name: partial(arm, config, copy(data), count) for name, arm in ARMS.items()}
     with patch.object(build, "build_data", lambda config: copy(data)):  # decoded once for all arms
         steps = in_turns(arms, length, rounds)
-        means = [one_at_a_time(config, data, WARMUP + 20 * length, number % 2 == 1) for number in range(pairs)]
+        means = [one_at_a_time(config, data, WARMUP + alone, number % 2 == 1) for number in range(pairs)]
     medians = {name: np.median(values, axis=1) for name, values in steps.items()}
     ratios = {under: {name: of_median(medians[name] / medians[under]) for name in ARMS} for under in ARMS}
     return {
@@ -226,7 +226,7 @@ def measure(config: Config, length: int, rounds: int, pairs: int) -> dict[str, A
         "ms_per_step": {name: spread(values.tolist()) for name, values in medians.items()},
         "ratio_to_loop": ratios["loop"],
         "ratio_to_lightning": ratios["lightning"],
-        "of_means_app_to_lightning": of_median(np.array(means)),
+        "of_means_app_to_lightning": {**of_median(np.array(means)), "steps": alone},
     }
 
 
@@ -283,10 +283,10 @@ def main() -> None:
     quiet()
     warnings.filterwarnings("ignore", message=".*could not find the monitored key")  # the arms have no validation
     prepare(ROOT)
-    problems: dict[str, tuple[list[str], int, int, int]] = {"digits/small_cnn": (["data=digits"], 25, 16, 10)}
+    problems: dict[str, tuple[list[str], int, int, int]] = {"digits/small_cnn": (["data=digits"], 25, 20, 10)}
     if arguments.cifar10:
         files = [f"data.{split}={arguments.cifar10.absolute()}/{split}.parquet" for split in ("train", "test")]
-        problems["cifar10/smith_cnn"] = (["data=parquet", *files, "model=smith_cnn"], 5, 8, 1)
+        problems["cifar10/smith_cnn"] = (["data=parquet", *files, "model=smith_cnn"], 5, 6, 1)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         places = [f"output_root={folder}/outputs", f"tracking.root={folder}/mlruns"]
