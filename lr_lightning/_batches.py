@@ -17,7 +17,7 @@ Place = tuple[tuple[Callable[[Any, Any], Any], Any], ...]
 """The keys, indices and attributes that lead from a batch to a part of it."""
 
 _DEEPEST = 5  # levels of containers that are looked through
-_LATEST, _BLOCK = 64, 1024  # scalars with a view of their own, and in one tensor
+_LATEST, _BLOCK = 64, 1024  # scalars that have a view each, and those in one tensor
 _MOST = 10_000  # parts: a longer list holds single values
 
 
@@ -206,7 +206,7 @@ class Scalars:
         return self._length
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the views out: a copy's would be tensors of their own."""
+        """Leave the views out: those of a copy would be no views of its tensor."""
         return {**self.__dict__, "_views": ()}
 
     def append(self, value: Tensor) -> None:
