@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lr_lightning.errors import Rejected, TrackingError
 from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.store import Store, translate_error
+from lr_lightning.tracking.tables import Rows, TablesDiffer, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,6 @@ _BULK_MAX_ROWS = 25_000
 _BULK_MAX_RUNS = 50  # the server allows 100; their ids are part of the address
 _BULK_ROWS = 5_000  # aim of one request; more would keep a small server busy beyond a proxy's patience
 _BULK_TIMEOUT = 60.0  # seconds; all threads may wait for one worker of the server
-
-_TABLE_ROW = np.dtype([("step", np.int64), ("value", np.float64), ("time", np.int64), ("is_nan", np.bool_)])
-Rows = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]
-"""Step, value and time of the rows of one metric."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,38 +180,13 @@ def read_curves(store: Store, runs: Sequence[Run], keys: Iterable[str]) -> None:
             return
 
 
-class TablesDiffer(Exception):
-    """The database has other tables than the MLflow versions that this module knows."""
-
-
 def _read_tables(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> Iterator[tuple[Run, str, Rows]]:
     """Read the rows of each metric that a run has from the tables of a database, or raise :class:`TablesDiffer`."""
-    import sqlalchemy as sql
-
-    c = sql.table("metrics", *map(sql.column, ("run_uuid", "key", "step", "value", "timestamp", "is_nan"))).c
-    # With this order SQLite chooses the right index: 30 times faster than without.
-    query = (
-        sql.select(c.step, c.value, c.timestamp, c.is_nan)
-        .where(c.run_uuid == sql.bindparam("run"), c.key == sql.bindparam("key"))
-        .order_by(c.step)
-    )
-    engine = sql.create_engine(store.uri)
-    try:
-        with engine.connect() as connection:
-            for run, key in ((run, key) for run in runs for key in keys if key in run.last):
-                result: Any = connection.execute(query, {"run": run.id, "key": key})
-                rows = np.fromiter(result.cursor, _TABLE_ROW)  # the driver's own rows: millions of objects less
-                result.close()
-                rows["value"][rows["is_nan"]] = np.nan
-                if len(rows):
-                    yield run, key, (rows["step"], rows["value"], rows["time"])
-    except sql.exc.SQLAlchemyError as error:
-        is_missing = any(words in str(error) for words in ("no such", "does not exist", "nknown column"))
-        if is_missing and isinstance(error, (sql.exc.ProgrammingError, sql.exc.OperationalError)):
-            raise TablesDiffer(str(error)) from None
-        raise translate_error(error, store.uri) from None
-    finally:
-        engine.dispose()
+    wanted = [(run, key) for run in runs for key in keys if key in run.last]
+    rows = read_rows(store, [(run.id, key) for run, key in wanted])
+    for (run, key), found in zip(wanted, rows, strict=True):
+        if len(found[0]):
+            yield run, key, found
 
 
 def _read_by_requests(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> Iterator[tuple[Run, str, Rows]]:

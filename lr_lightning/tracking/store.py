@@ -166,7 +166,7 @@ class Store:
         Raises:
             TrackingError: There is no such file, or this user may not read it.
         """
-        if (file := self._file) is None:
+        if (file := self.file) is None:
             return self
         try:
             file.open("rb").close()
@@ -179,7 +179,7 @@ class Store:
 
     def moved(self, before: Path | str, now: Path) -> "Store":
         """Return the store where it is now if it moved together with the folder ``before``, which is now ``now``."""
-        file = self._file
+        file = self.file
         if file is None or (there := moved(file, before, now)) == file:
             return self
         return open_store(moved(self.root, before, now), _sqlite_uri(there))
@@ -188,13 +188,13 @@ class Store:
     def is_lost(self) -> bool:
         """Whether the store was a database file that is not there any more. Opening it would make an empty one."""
         try:
-            return self._file is not None and not self._file.exists()
+            return self.file is not None and not self.file.exists()
         except OSError:  # in a folder that this user may not enter
             return False
 
     def is_held_by(self, uri: str) -> bool:
         """Tell whether a lock that names ``uri`` belongs to this store. The store may have moved since."""
-        file = self._file
+        file = self.file
         is_inside = file is not None and file.parent == self.root
         return uri == self.public_uri or bool(is_inside and file and unquote(uri).endswith(f"/{file.name}"))
 
@@ -211,10 +211,11 @@ class Store:
     @property
     def is_local(self) -> bool:
         """Whether the store is a database file on this machine."""
-        return self._file is not None
+        return self.file is not None
 
     @property
-    def _file(self) -> Path | None:
+    def file(self) -> Path | None:
+        """The database file on this machine; None if the store is on a server."""
         prefix = "sqlite:///"
         return Path(unquote(self.uri.removeprefix(prefix))) if self.uri.startswith(prefix) else None
 
@@ -227,7 +228,7 @@ class Store:
 
     def is_ready(self, experiment: str) -> bool:
         """Tell, without MLflow, whether this MLflow has opened this local store before, and the experiment is there."""
-        file = self._file
+        file = self.file
         if file is None or not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
             return False
         try:
@@ -272,7 +273,7 @@ class Store:
     def _connect(self) -> "MlflowClient":
         from mlflow import MlflowClient
 
-        artifact_uri, file = self._artifact_uri, self._file
+        artifact_uri, file = self._artifact_uri, self.file
         if artifact_uri is None:
             return MlflowClient(self.uri)
         if file is not None and not self.reads_only:
@@ -304,7 +305,7 @@ class Store:
                 f"{place} a newer MLflow than this environment's. Run {shell_quote(sys.executable)} -m pip install "
                 "--upgrade mlflow, or give another tracking.root."
             )
-        if self._file is None:
+        if self.file is None:
             upgrade = f"{shell_quote(sys.executable)} -m mlflow db upgrade {shell_quote(self.public_uri)}"
             return TrackingError(f"{place} an older MLflow. Copy the database, then run {upgrade}")
         if self.reads_only:
@@ -312,7 +313,7 @@ class Store:
             return TrackingError(
                 f"{place} an older MLflow. Copy the folder {self.root}, and upgrade the copy: {upgrade}"
             )
-        own = ["--root", str(self.root)] + ([] if self._file.parent == self.root else ["--uri", self.uri])
+        own = ["--root", str(self.root)] + ([] if self.file.parent == self.root else ["--uri", self.uri])
         upgrade = python_command("ui.py", *own, "--upgrade-store")
         return TrackingError(f"{place} an older MLflow. To upgrade it, with a copy of it kept, run {upgrade}")
 
@@ -325,7 +326,7 @@ class Store:
         prepare_mlflow()
         from mlflow.store.db import utils
 
-        file = self._file
+        file = self.file
         if file is None or not file.is_file():
             raise TrackingError(f"--upgrade-store: {self.public_uri} is no database file. Upgrade it where it is kept.")
         copy = file.with_name(f"{file.stem}-{time.strftime('%Y%m%d-%H%M%S')}-before-upgrade{file.suffix}")
@@ -345,8 +346,8 @@ class Store:
         """Make local folders, and test the port: MLflow retries a dead database for minutes and prints pages."""
         if self.artifact_root is not None:
             _make_folder(self.root)
-        if self._file is not None:
-            _make_folder(self._file.parent)
+        if self.file is not None:
+            _make_folder(self.file.parent)
         parts = urlsplit(self.uri)
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme.split("+")[0])
         if not parts.hostname or port is None:
