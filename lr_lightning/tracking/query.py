@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr_lightning.errors import Rejected, TrackingError
+from lr_lightning.tracking import database
+from lr_lightning.tracking.database import Rows, TablesDiffer
 from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.store import Store, translate_error
-from lr_lightning.tracking.tables import Rows, TablesDiffer, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,9 @@ def read_runs(store: Store, experiment_ids: Sequence[str], filter_string: str = 
 
     ``filter_string`` is in MLflow's search language; one that the store does not understand raises :class:`BadFilter`.
     """
+    if not filter_string and store.artifact_root is not None:
+        with suppress(TablesDiffer):
+            return [_run_of_row(row) for row in database.read_runs(store, experiment_ids)]
     options = {"experiment_ids": list(experiment_ids), "filter_string": filter_string}
     try:
         with _without_collections():
@@ -125,6 +130,20 @@ def read_runs(store: Store, experiment_ids: Sequence[str], filter_string: str = 
             f"{filter_string!r} is not understood: {error} Write it in MLflow's search language, such as "
             "\"tags.schedule = 'cosine' and params.`optimizer.lr` = '0.1'\"."
         ) from None
+
+
+def _run_of_row(row: database.RunRow) -> Run:
+    return Run(
+        id=row.id,
+        name=row.name or row.tags.get("mlflow.runName") or row.id,
+        experiment_id=str(row.experiment_id),
+        status=row.status,
+        start=row.start or 0,
+        end=row.end or None,
+        params=row.params,
+        tags=row.tags,
+        last={key: math.nan if value is None else value for key, value in row.last.items()},
+    )
 
 
 @contextmanager
@@ -183,7 +202,7 @@ def read_curves(store: Store, runs: Sequence[Run], keys: Iterable[str]) -> None:
 def _read_tables(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> Iterator[tuple[Run, str, Rows]]:
     """Read the rows of each metric that a run has from the tables of a database, or raise :class:`TablesDiffer`."""
     wanted = [(run, key) for run in runs for key in keys if key in run.last]
-    rows = read_rows(store, [(run.id, key) for run, key in wanted])
+    rows = database.read_rows(store, [(run.id, key) for run, key in wanted])
     for (run, key), found in zip(wanted, rows, strict=True):
         if len(found[0]):
             yield run, key, found

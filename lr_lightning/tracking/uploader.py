@@ -218,7 +218,7 @@ class Uploader:
     def _send_batch(self, run_id: str, batch: Sequence[LogEntry]) -> None:
         from mlflow import entities
 
-        from lr_lightning.tracking.tables import insert_rows
+        from lr_lightning.tracking.database import insert_rows
 
         # Of two tags with one key the later holds; of two params the first, since MLflow never changes one.
         tags = {r.key: r.value for r in batch if isinstance(r, local_log.Tag)}

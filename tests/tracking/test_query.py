@@ -62,6 +62,36 @@ def test_mlflows_client_gives_the_same(filled: Store, monkeypatch: pytest.Monkey
     assert curves(read(filled)) == fast
 
 
+def test_mlflows_client_gives_the_same_runs(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.entities import Metric
+
+    other, third = (filled.experiment_id(name) for name in ("other", "third"))
+    late, early, same, gone, _ = (
+        filled.call("create_run", experiment, start_time=start).info.run_id
+        for experiment, start in ((other, 900), (other, 800), (other, 800), (other, 700), (third, 1))
+    )
+    filled.call("log_metric", late, "broken", float("nan"))
+    filled.call("log_batch", early, metrics=[Metric("a", float("-inf"), 1, 0), Metric("a", 2.0, 1, 7)])
+    filled.call("set_terminated", same, "FAILED", 12345)
+    filled.call("set_tag", late, "mlflow.runName", "renamed: a, 'b' % ü")
+    filled.call("delete_run", gone)
+    asked = [experiments(filled)["x"], other]
+    calls: list[str] = []
+    call = Store.call
+    monkeypatch.setattr(Store, "call", lambda self, name, *a, **o: (calls.append(name), call(self, name, *a, **o))[1])
+    fast = read_runs(filled, asked)
+    assert calls == []
+
+    def differ(*args: object) -> None:
+        raise query.TablesDiffer("another MLflow")
+
+    monkeypatch.setattr(query.database, "read_runs", differ)
+    by_client = read_runs(filled, asked)
+    assert calls == ["search_runs"]
+    assert len(fast) == 6
+    assert repr([vars(run) for run in fast]) == repr([vars(run) for run in by_client])  # where nan equals nan
+
+
 @pytest.fixture
 def served(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """The filled store behind MLflow's server, in this process."""
@@ -124,6 +154,8 @@ def test_missing_tables_are_noticed(filled: Store, tmp_path: Path) -> None:
     other = open_store(tmp_path / "other", f"sqlite:///{tmp_path}/empty.db")
     with pytest.raises(query.TablesDiffer):
         list(query._read_tables(other, runs, KEYS))
+    with pytest.raises(query.TablesDiffer):
+        query.database.read_runs(other, ["1"])
 
 
 def test_an_invalid_filter_is_named(filled: Store) -> None:
@@ -145,5 +177,6 @@ def test_more_runs_than_a_page(make_store: Callable[[str], Store], monkeypatch: 
     experiment = store.experiment_id("x")
     for i in range(5):
         store.call("create_run", experiment, run_name=f"r{i}", start_time=i + 1)
-    assert [run.name for run in read_runs(store, [experiment])] == [f"r{i}" for i in range(5)]
+    client = read_runs(store, [experiment], "attributes.start_time > 0")  # a filter is the client's work
+    assert [run.name for run in client] == [f"r{i}" for i in range(5)]
     store_module._clients.pop(store.uri, None)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.tracking import Store, tables
+from lr_lightning.tracking import Store, database
+from lr_lightning.tracking.database import insert_rows
 from lr_lightning.tracking.local_log import LocalLog, Metric, UploadState
-from lr_lightning.tracking.tables import insert_rows
 from lr_lightning.tracking.uploader import Uploader
 
 # Steps in disorder, a value that repeats, a later value of a step, one row of its own, and values of every size.
@@ -25,8 +25,8 @@ ROWS = [
 
 def execute(store: Store, *statement: Any) -> list[Any]:
     assert store.file is not None
-    with closing(sqlite3.connect(store.file)) as database, database:
-        return database.execute(*statement).fetchall()
+    with closing(sqlite3.connect(store.file)) as opened, opened:
+        return opened.execute(*statement).fetchall()
 
 
 def stored(store: Store, run_id: str) -> list[list[Any]]:
@@ -102,7 +102,7 @@ def test_a_database_that_is_held_or_gone_is_left_to_the_client(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = store.call("create_run", store.experiment_id("x")).info.run_id
-    monkeypatch.setattr(tables, "_BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.1)
     assert store.file is not None
     with closing(sqlite3.connect(store.file)) as other:
         other.execute("BEGIN EXCLUSIVE")
