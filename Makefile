@@ -42,7 +42,7 @@ compat:  ## the callbacks' tests with Lightning 2.6, 2.5 and pytorch_lightning, 
 
 bench: $(STAMP)  ## the small form of every benchmark that needs no data of yours: a few minutes, nothing stored
 	@for name in lr_schedule_cost monitor_cost logging finder_cost throughput finder_regret finder_retry schedules \
-		batch_growth super_convergence smith_table pruning pruning_replay forecast search_methods many_ranks store_scale lr_effects whole_run cooldown_preview advice threads growth peers gpu; do \
+		batch_growth super_convergence smith_table pruning pruning_replay forecast search_methods many_ranks store_scale lr_effects whole_run cooldown_preview advice threads growth peers start gpu; do \
 		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick $(ARGS) || exit 1; done
 
 soak: $(STAMP)  ## kill one run a hundred times and compare it with one that never stopped; 20 minutes

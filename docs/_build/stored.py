@@ -339,6 +339,11 @@ ROWS = (
     Row("store_scale", "a store of many runs", _store_scale),
     Row("growth", "how time grows with rows, callbacks, groups, examples, ranks and runs", _growth),
     Row("peers", "a fit that logs every step, over one without callbacks, here and elsewhere", _peers),
+    Row(
+        "start",
+        "from the command to the first step, over the import of Lightning",
+        lambda found: spread(found["first_step_to_import"]),
+    ),
     Row("threads", "how many times faster all cores are than one thread", _threads),
     Row("soak", "one run killed a hundred times, beside one that was not", _soak),
     Row(
