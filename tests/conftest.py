@@ -3,9 +3,12 @@
 import importlib.util
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -179,3 +182,41 @@ def docs_module(name: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a database on a PostgreSQL server of this session's own, which also has a database `runs`."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    found = shutil.which("initdb") or (str(binaries[-1]) if binaries else None)
+    if found is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    pytest.importorskip("psycopg", reason="psycopg is not installed (the [postgres] extra)")
+    folder = Path(found).resolve().parent
+    # The server refuses to run as root; below pytest's folder another user could not even pass.
+    user = "postgres" if os.geteuid() == 0 else None
+    home = Path(f"/tmp/lr_lightning-postgres-{os.getpid()}")
+    home.mkdir()
+    if user:
+        shutil.chown(home, user)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    call = {"user": user, "cwd": home, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    data = ["-D", str(home / "data")]
+    subprocess.run([folder / "initdb", *data, "-A", "trust", "-U", "lr", "-N"], check=True, **call)
+    options = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
+    server = subprocess.Popen([folder / "postgres", *data, *options], **call)
+    try:
+        create = [folder / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "lr", "search"]
+        until = time.monotonic() + 30
+        while subprocess.run(create, **call).returncode:
+            if time.monotonic() > until:
+                pytest.fail("PostgreSQL did not start within 30 s")
+            time.sleep(0.2)
+        subprocess.run([*create[:-1], "runs"], check=True, **call)
+        yield f"postgresql://lr@127.0.0.1:{port}/search"
+    finally:
+        server.send_signal(signal.SIGINT)  # at once: on SIGTERM it would wait for open connections
+        server.wait()
+        shutil.rmtree(home, ignore_errors=True)

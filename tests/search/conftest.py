@@ -1,12 +1,8 @@
-"""Searches in a store of their own, and a PostgreSQL server on loopback."""
+"""Searches in a store of their own."""
 
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -89,40 +85,3 @@ def search_command(tmp_path: Path, places: list[str]) -> Iterator[SearchCommand]
         if process.poll() is None:
             process.kill()
         process.communicate()
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a database on a PostgreSQL server of this session's own."""
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    found = shutil.which("initdb") or (str(binaries[-1]) if binaries else None)
-    if found is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    pytest.importorskip("psycopg", reason="psycopg is not installed (the [postgres] extra)")
-    folder = Path(found).resolve().parent
-    # The server refuses to run as root; below pytest's folder another user could not even pass.
-    user = "postgres" if os.geteuid() == 0 else None
-    home = Path(f"/tmp/lr_lightning-postgres-{os.getpid()}")
-    home.mkdir()
-    if user:
-        shutil.chown(home, user)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    call = {"user": user, "cwd": home, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-    data = ["-D", str(home / "data")]
-    subprocess.run([folder / "initdb", *data, "-A", "trust", "-U", "lr", "-N"], check=True, **call)
-    options = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
-    server = subprocess.Popen([folder / "postgres", *data, *options], **call)
-    try:
-        create = [folder / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "lr", "search"]
-        until = time.monotonic() + 30
-        while subprocess.run(create, **call).returncode:
-            if time.monotonic() > until:
-                pytest.fail("PostgreSQL did not start within 30 s")
-            time.sleep(0.2)
-        yield f"postgresql://lr@127.0.0.1:{port}/search"
-    finally:
-        server.send_signal(signal.SIGINT)  # at once: on SIGTERM it would wait for open connections
-        server.wait()
-        shutil.rmtree(home, ignore_errors=True)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from lr_lightning.tracking import Store, database
+from lr_lightning.tracking import Store, database, open_store, query
 from lr_lightning.tracking.database import insert_rows
 from lr_lightning.tracking.local_log import LocalLog, Metric, UploadState
+from lr_lightning.tracking.query import read_curves, read_runs
 from lr_lightning.tracking.uploader import Uploader
 
 # Steps in disorder, a value that repeats, a later value of a step, one row of its own, and values of every size.
@@ -110,3 +111,27 @@ def test_a_database_that_is_held_or_gone_is_left_to_the_client(
     store.file.rename(tmp_path / "away.db")
     assert not insert_rows(store, run_id, ROWS)
     assert not store.file.exists()
+
+
+def test_a_database_on_a_server_is_read_as_by_the_client(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients_rows: list[int]
+) -> None:
+    store = open_store(tmp_path, postgres.replace("postgresql:", "postgresql+psycopg:").replace("/search", "/runs"))
+    run_id = upload(store, tmp_path)
+    assert clients_rows == [len(ROWS)] * 2  # all of them by the client
+    store.call("log_metric", run_id, "broken", float("nan"), step=3)
+    read = []
+    for differ in (False, True):
+        if differ:
+            monkeypatch.setattr(query, "_read_tables", _differ)
+            monkeypatch.setattr(database, "read_runs", _differ)
+        (run,) = read_runs(store, [store.experiment_id("sql")])
+        read_curves(store, [run], ["loss", "lr/some group", "broken"])
+        read.append(repr(vars(run) | {"curves": {key: vars(curve) for key, curve in run.curves.items()}}))
+    assert read[0] == read[1]
+    assert "nan" in read[0]
+    assert len(run.curves) == 3
+
+
+def _differ(*args: object) -> None:
+    raise database.TablesDiffer("another MLflow")
