@@ -472,7 +472,8 @@ def _draw_plot(plot: Plot, groups: Sequence[str]) -> Any:
                 bundled[look] = _draw_lines(axis, trace.style, bundles[look], many=many)
             handle = bundled[look]
         else:
-            handle = _draw_trace(axis, trace, series, error_bars=plot.error_bars, log=trace.panel in plot.log_panels)
+            log = trace.panel in plot.log_panels
+            handle = _draw_trace(axis, trace, series, error_bars=plot.error_bars, many=many, log=log)
         # The runs of a group are listed once, under its name.
         label = trace.name if trace.group < 0 else groups[trace.group]
         if label and trace.kind != "range":
@@ -487,7 +488,7 @@ def _draw_plot(plot: Plot, groups: Sequence[str]) -> Any:
             axis.xaxis.set_major_formatter("{x:g}")  # 0.02, not 2 x 10^-2
             axis.xaxis.set_minor_formatter("{x:g}")
             axis.tick_params(which="minor", colors=FRAME, length=3.5)
-        axis.autoscale_view()
+        axis.autoscale_view()  # which a line asks for by itself, and a collection of lines does not
     axes[-1].set_xlabel(plot.x_title or x_axis)
     labels = [label for _, label in legend][:_LEGEND_ENTRIES]
     figure.legend(
@@ -505,13 +506,18 @@ def _draw_lines(axis: Any, style: Style, lines: list[Floats], *, many: bool) -> 
     """Draw lines of one look, each [points, 2], as one artist: one for each of a thousand runs takes seconds."""
     from matplotlib.collections import LineCollection
 
-    width, alpha = (0.8, 0.4) if many else (1.5, 0.85)
+    width, alpha = _weight(many)
     return axis.add_collection(
         LineCollection(lines, colors=style.colour, linestyles=style.linestyle, linewidths=width, alpha=alpha, zorder=2)
     )
 
 
-def _draw_trace(axis: Any, trace: Trace, series: Series, *, error_bars: bool, log: bool) -> Any:
+def _weight(many: bool) -> tuple[float, float]:
+    """Return the width and the alpha of a line."""
+    return (0.8, 0.4) if many else (1.5, 0.85)
+
+
+def _draw_trace(axis: Any, trace: Trace, series: Series, *, error_bars: bool, many: bool, log: bool) -> Any:
     colour, marker = trace.style.colour, trace.style.marker
     line = {"color": colour, "linestyle": trace.style.linestyle}
     x, y = series.x, series.y
@@ -520,7 +526,8 @@ def _draw_trace(axis: Any, trace: Trace, series: Series, *, error_bars: bool, lo
     if trace.kind == "range":
         return axis.plot(x, y, color=colour, linewidth=7, alpha=0.4, solid_capstyle="butt")[0]
     if trace.kind in ("curve", "front"):
-        return axis.plot(x, y, linewidth=1.5, alpha=0.85, marker="." if x.size < 2 else "", **line)[0]
+        width, alpha = _weight(many)
+        return axis.plot(x, y, linewidth=width, alpha=alpha, marker="." if x.size < 2 else "", **line)[0]
     if error_bars:
         error = None if series.high is None else np.nan_to_num(series.high - y)
         return axis.errorbar(x, y, yerr=error, marker=marker, markersize=10 if x.size == 1 else 6, capsize=3, **line)

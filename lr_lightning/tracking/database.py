@@ -1,13 +1,14 @@
 """The tables of an MLflow database, read and written by SQL: many times faster than MLflow's client.
 
-MLflow's client makes objects of every row: 70 microseconds a row in Python, here 5. A training shares its interpreter
-with the upload, so that time is taken from its steps.
+MLflow's client spends 70 microseconds of Python on each row, this module 5. The upload shares the interpreter with the
+training, whose steps wait for it meanwhile.
 """
 
 import logging
 import math
+import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lr_lightning.tracking.keys import clean_key
 from lr_lightning.tracking.local_log import Metric
-from lr_lightning.tracking.store import Store, translate_error
+from lr_lightning.tracking.store import Store
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -29,11 +31,14 @@ Rows = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]
 _COLUMNS = ("run_uuid", "key", "step", "value", "timestamp", "is_nan")
 _ROW = np.dtype([("step", np.int64), ("value", np.float64), ("time", np.int64)])
 _INSERT = f"INSERT INTO metrics ({', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING"
+_IS_ACTIVE = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
 _BUSY_SECONDS = 5.0  # how long another program may hold the database
+# With one of these set, MLflow's client also adds the rows to a model.
+_MODEL_VARIABLES = ("MLFLOW_ACTIVE_MODEL_ID", "_MLFLOW_ACTIVE_MODEL_ID")
 
 
-class TablesDiffer(Exception):
-    """The database has other tables than the MLflow versions that this module knows."""
+class SQLFailed(Exception):
+    """The database cannot be read by SQL. MLflow's client may be able to read it, or says why it cannot be read."""
 
 
 @dataclass
@@ -53,23 +58,26 @@ class RunRow:
 
 @contextmanager
 def _connected(store: Store) -> "Iterator[Connection]":
-    """Connect to the store's database.
+    """Connect to the store's database as MLflow does, with its certificates and patience.
 
     Raises:
-        TablesDiffer: A table or a column is missing: read through MLflow's client.
-        TrackingError, StoreUnavailable: The database cannot be read.
+        SQLFailed: It cannot be opened or read, or has other tables than the MLflow versions that this module knows.
     """
     import sqlalchemy as sql
 
-    engine = sql.create_engine(store.uri)
+    try:
+        from mlflow.store.db.utils import create_sqlalchemy_engine
+
+        create_engine: Callable[..., Any] = create_sqlalchemy_engine
+        engine = create_engine(store.uri)
+    except Exception as error:  # another MLflow, a driver that is missing, a variable of MLflow's that is wrong
+        raise SQLFailed(str(error)) from None
     try:
         with engine.connect() as connection:
             yield connection
-    except sql.exc.SQLAlchemyError as error:
-        is_missing = any(words in str(error) for words in ("no such", "does not exist", "nknown column"))
-        if is_missing and isinstance(error, (sql.exc.ProgrammingError, sql.exc.OperationalError)):
-            raise TablesDiffer(str(error)) from None
-        raise translate_error(error, store.uri) from None
+    except (sql.exc.SQLAlchemyError, engine.dialect.loaded_dbapi.Error) as error:  # rows come from the driver itself
+        log.debug("%s is read by MLflow's client: %s", store.public_uri, error)
+        raise SQLFailed(str(error)) from None
     finally:
         engine.dispose()
 
@@ -79,20 +87,19 @@ def read_runs(store: Store, experiment_ids: Sequence[str]) -> list[RunRow]:
     import sqlalchemy as sql
 
     runs = _table("runs", "run_uuid", "name", "experiment_id", "status", "start_time", "end_time", "lifecycle_stage")
-    chosen = runs.c.experiment_id.in_([int(number) for number in experiment_ids]) & (runs.c.lifecycle_stage == "active")
-    order = runs.c.start_time.is_(None), runs.c.start_time, runs.c.run_uuid
+    chosen = runs.c.experiment_id.in_([int(number) for number in experiment_ids])
     with _connected(store) as connection:
-        rows = connection.execute(sql.select(*list(runs.c)[:-1]).where(chosen).order_by(*order))
-        found = {row[0]: RunRow(*row) for row in rows}
+        query = sql.select(*list(runs.c)[:-1]).where(chosen, runs.c.lifecycle_stage == "active")
+        found = {row[0]: RunRow(*row) for row in connection.execute(query)}
         for name, into in (("params", "params"), ("tags", "tags"), ("latest_metrics", "last")):
             table = _table(name, "run_uuid", "key", "value", *(["is_nan"] if into == "last" else []))
             value = _value(table) if into == "last" else table.c.value
             query = sql.select(table.c.run_uuid, table.c.key, value).join(runs, runs.c.run_uuid == table.c.run_uuid)
             of_run = {run_id: getattr(run, into) for run_id, run in found.items()}
             for run_id, key, given in connection.execute(query.where(chosen)):
-                if run_id in of_run:  # else the run has come since
+                if run_id in of_run:  # else it is deleted, or has come since
                     of_run[run_id][key] = given
-    return list(found.values())
+    return sorted(found.values(), key=lambda run: (run.start is None, run.start, run.id))
 
 
 def _table(name: str, *columns: str) -> Any:
@@ -102,10 +109,10 @@ def _table(name: str, *columns: str) -> Any:
 
 
 def _value(table: Any) -> Any:
-    """Return the value of a metric in SQL, which is NULL in place of nan."""
+    """Return the value of a metric in SQL: NULL if it is nan."""
     import sqlalchemy as sql
 
-    return sql.case((table.c.is_nan, sql.null()), else_=table.c.value)
+    return sql.case((table.c.is_nan == sql.true(), sql.null()), else_=table.c.value)
 
 
 def read_rows(store: Store, wanted: Iterable[tuple[str, str]]) -> Iterator[Rows]:
@@ -127,28 +134,47 @@ def read_rows(store: Store, wanted: Iterable[tuple[str, str]]) -> Iterator[Rows]
             yield rows["step"], rows["value"], rows["time"]
 
 
-def insert_rows(store: Store, run_id: str, rows: Sequence[Metric]) -> bool:
-    """Insert rows of a run into a database file, all or none; a row that is stored already is left out.
+def insert_rows(store: Store, run_id: str, rows: Sequence[Metric]) -> Sequence[Metric]:
+    """Insert rows of a run into a database file, and return those that are still to be logged by MLflow's client.
 
-    The table of newest values, which MLflow shows, is not touched: log the newest row of each metric by MLflow's
-    client, which also checks the run and the names.
+    The newest row of each metric is left to the client, which keeps the table of newest values that MLflow shows. It
+    comes last, so that a run whose newest rows are stored has all rows before them. A row that is stored already is
+    not stored again.
 
     Returns:
-        False if nothing was inserted, since the store is no such file, has other tables, or refuses. MLflow's client
-        may be able to, or says why not.
+        The newest row of each metric; or all rows, with nothing inserted, if the store is not a file or has other
+        tables, if the run is gone, or if there is a row that the client would change or reject.
     """
-    if store.file is None or not all(math.isfinite(row.value) for row in rows):
-        return False
+    newest = _newest(rows)
+    others = [row for row in rows if row != newest[row.key]]
+    if store.file is None or not others or any(map(os.environ.get, _MODEL_VARIABLES)):
+        return rows
+    if not all(map(_is_plain, rows)) or any(clean_key(key) != key for key in newest):
+        return rows
     try:
         # Mode rw: a file that is gone is not made anew.
         connection = sqlite3.connect(f"{store.file.as_uri()}?mode=rw", _BUSY_SECONDS, uri=True)
         with closing(connection) as database, database:
-            database.execute("PRAGMA foreign_keys = ON")  # as MLflow does: no rows of a run that is gone
             columns = {name for _, name, *_ in database.execute("PRAGMA table_info(metrics)")}
-            if columns != set(_COLUMNS):
-                return False
-            database.executemany(_INSERT, ((run_id, r.key, r.step, r.value, r.time) for r in rows))
+            database.execute("BEGIN IMMEDIATE")
+            if columns != set(_COLUMNS) or not database.execute(_IS_ACTIVE, (run_id,)).fetchone():
+                return rows
+            database.executemany(_INSERT, ((run_id, r.key, r.step, r.value, r.time) for r in others))
     except (sqlite3.Error, OverflowError) as error:
-        log.debug("rows go through MLflow's client: %s", error)
-        return False
-    return True
+        log.debug("rows are written by MLflow's client: %s", error)
+        return rows
+    return [*newest.values()]
+
+
+def _newest(rows: Iterable[Metric]) -> dict[str, Metric]:
+    """Return the row of each metric that MLflow shows: of the last step, then of the latest time."""
+    newest: dict[str, Metric] = {}
+    for row in rows:
+        last = newest.setdefault(row.key, row)
+        if (row.step, row.time, row.value) > (last.step, last.time, last.value):
+            newest[row.key] = row
+    return newest
+
+
+def _is_plain(row: Metric) -> bool:
+    return math.isfinite(row.value) and row.time >= 0

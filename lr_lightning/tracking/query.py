@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lr_lightning.errors import Rejected, TrackingError
 from lr_lightning.tracking import database
-from lr_lightning.tracking.database import Rows, TablesDiffer
+from lr_lightning.tracking.database import Rows, SQLFailed
 from lr_lightning.tracking.keys import JOB_TAG
 from lr_lightning.tracking.store import Store, translate_error
 
@@ -116,7 +116,7 @@ def read_runs(store: Store, experiment_ids: Sequence[str], filter_string: str = 
     ``filter_string`` is in MLflow's search language; one that the store does not understand raises :class:`BadFilter`.
     """
     if not filter_string and store.artifact_root is not None:
-        with suppress(TablesDiffer):
+        with suppress(SQLFailed):
             return [_run_of_row(row) for row in database.read_runs(store, experiment_ids)]
     options = {"experiment_ids": list(experiment_ids), "filter_string": filter_string}
     try:
@@ -193,14 +193,14 @@ def read_curves(store: Store, runs: Sequence[Run], keys: Iterable[str]) -> None:
         return
     readers = [_read_by_requests] if store.artifact_root is None else [_read_tables, _read_by_requests]
     for read in readers:
-        with suppress(TablesDiffer):
+        with suppress(SQLFailed):
             for run, key, rows in read(store, runs, wanted):
                 run.curves[key] = MetricCurve.of(*rows)
             return
 
 
 def _read_tables(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> Iterator[tuple[Run, str, Rows]]:
-    """Read the rows of each metric that a run has from the tables of a database, or raise :class:`TablesDiffer`."""
+    """Read the rows of each metric that a run has from the tables of a database, or raise :class:`SQLFailed`."""
     wanted = [(run, key) for run in runs for key in keys if key in run.last]
     rows = database.read_rows(store, [(run.id, key) for run, key in wanted])
     for (run, key), found in zip(wanted, rows, strict=True):

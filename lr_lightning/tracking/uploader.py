@@ -4,7 +4,7 @@ Artifacts follow on their own: one that the store does not take never holds a ro
 
 The log is read from the store's last confirmation on, so the uploader keeps nothing in memory, continues where a dead
 process stopped, and is the same for a live run and for a replay. A row that is sent twice (after a crash between
-sending and confirming) is stored once: MLflow drops a row that equals a stored one in key, step, time and value.
+sending and confirming) is stored once: a row that equals a stored one in key, step, time and value is dropped.
 """
 
 import logging
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -223,25 +223,15 @@ class Uploader:
         # Of two tags with one key the later holds; of two params the first, since MLflow never changes one.
         tags = {r.key: r.value for r in batch if isinstance(r, local_log.Tag)}
         params = {r.key: r.value for r in reversed(batch) if isinstance(r, Param)}
-        rows = [r for r in batch if isinstance(r, Metric)]
-        newest: dict[str, Metric] = {}
-        for r in rows if self._store.is_local else ():
-            last = newest.setdefault(r.key, r)
-            if (r.step, r.time, r.value) > (last.step, last.time, last.value):
-                newest[r.key] = r
-        others = [r for r in rows if newest.get(r.key) is not r] if newest else []
-
-        def log_metrics(rows: Iterable[Metric], **other: Sequence[object]) -> None:
-            metrics = [entities.Metric(r.key, r.value, r.time, r.step) for r in rows]
-            self._store.call("log_batch", run_id, metrics=metrics, synchronous=True, **other)
-
-        log_metrics(
-            newest.values() if others else rows,
+        rows = insert_rows(self._store, run_id, [r for r in batch if isinstance(r, Metric)])
+        self._store.call(
+            "log_batch",
+            run_id,
+            metrics=[entities.Metric(r.key, r.value, r.time, r.step) for r in rows],
             params=[entities.Param(key, value) for key, value in params.items()],
             tags=[entities.RunTag(key, value) for key, value in tags.items()],
+            synchronous=True,
         )
-        if others and not insert_rows(self._store, run_id, others):
-            log_metrics(others)
 
     def _warn_once(self, about: str, text: str) -> None:
         if about not in self._warned:

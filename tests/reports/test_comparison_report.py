@@ -15,7 +15,7 @@ from lr_lightning.app.commands import compare as app_compare
 from lr_lightning.errors import CompareError, Rejected, TrackingError
 from lr_lightning.reports import wording
 from lr_lightning.tracking import Store
-from lr_lightning.tracking.database import TablesDiffer
+from lr_lightning.tracking.database import SQLFailed
 
 from .conftest import BEST, Compare, Runs, csv_rows, page, table
 
@@ -218,7 +218,7 @@ def test_the_filter_is_blamed_only_for_its_own_faults(
         monkeypatch.setattr(Store, "call", answer)
 
     def differ(*args: object) -> None:
-        raise TablesDiffer("as on a server")
+        raise SQLFailed("as on a server")
 
     monkeypatch.setattr("lr_lightning.tracking.database.read_runs", differ)
     for error, filter_string in (
