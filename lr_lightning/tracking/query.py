@@ -116,7 +116,7 @@ def read_runs(store: Store, experiment_ids: Sequence[str], filter_string: str = 
     ``filter_string`` is in MLflow's search language; one that the store does not understand raises :class:`BadFilter`.
     """
     if not filter_string and store.artifact_root is not None:
-        with suppress(SQLFailed):
+        with suppress(SQLFailed), _without_collections():
             return [_run_of_row(row) for row in database.read_runs(store, experiment_ids)]
     options = {"experiment_ids": list(experiment_ids), "filter_string": filter_string}
     try:
