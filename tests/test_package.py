@@ -19,7 +19,7 @@ import lr_lightning
 from lr_lightning import errors
 
 ROOT = Path(__file__).resolve().parent.parent
-CAUGHT_INSIDE = {"Abandoned", "StorageGone", "TablesDiffer", "NotRecordedError"}  # the package catches these itself
+CAUGHT_INSIDE = {"Abandoned", "StorageGone", "SQLFailed", "NotRecordedError"}  # the package catches these itself
 
 
 def _loaded(code: str) -> set[str]:
