@@ -127,6 +127,11 @@ def summary(
             record = records.get(key(scale, name, seed, precision))
             if record:
                 runs[seed] = record["result"]
+    whole: dict[str, list[dict[str, Any]]] = {}  # of another scale: what there is at the paper's own lengths
+    for name in ORDER if scale != 1 else ():
+        made = [records.get(key(1.0, name, seed, precision)) for seed in range(seeds)]
+        if any(made):
+            whole[name] = [record["result"] for record in made if record]
     claims = {}
     for first, second, text in CLAIMS:
         both = sorted(found[first].keys() & found[second].keys())
@@ -140,6 +145,7 @@ def summary(
         "steps": {name: next(iter(runs.values()))["steps"] for name, runs in found.items() if runs},
         "test_accuracy": {n: [run["test_accuracy"] for run in runs.values()] for n, runs in found.items() if runs},
         "claims": claims,
+        "whole": whole,
     }
 
 
@@ -153,6 +159,8 @@ def show_table(result: dict[str, Any]) -> None:
         print(f"{name:<18} {result['steps'][name]:>7,} {len(values):>3} {percent(values):>14} {paper:>20}")
     for text, claim in result["claims"].items():
         print(f"{text}: {in_words(claim)}")
+    for name, runs in result["whole"].items():
+        print(f"scale 1, {name}: {percent([run['test_accuracy'] for run in runs])}, n {len(runs)}")
 
 
 def main() -> None:

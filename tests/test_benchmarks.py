@@ -189,3 +189,20 @@ def test_trainings_in_turns_make_the_same_steps_and_follow_each_other_alike() ->
 def test_the_rows_of_smiths_claims_come_first() -> None:
     rows = [piece.settings["row"] for piece in smith_table.pieces([], 0.25, 2)]
     assert rows == [*smith_table.ORDER[:4], *smith_table.ORDER[:4], *smith_table.ORDER[4:], *smith_table.ORDER[4:]]
+
+
+def test_smiths_table_of_a_scale_tells_what_there_is_at_full_length(stored: ModuleType) -> None:
+    results = {(0.25, "fixed", 0): 0.7, (0.25, "decay", 0): 0.6, (1.0, "fixed", 0): 0.8, (1.0, "fixed", 1): 0.9}
+    records = {
+        smith_table.key(scale, row, seed): {"result": {"steps": int(70_000 * scale), "test_accuracy": accuracy}}
+        for (scale, row, seed), accuracy in results.items()
+    }
+    found = smith_table.summary(records, 0.25, 6)
+    assert found["test_accuracy"] == {"fixed": [0.7], "decay": [0.6]}
+    assert list(found["whole"]) == ["fixed"]
+    text = stored._smith_rows({"machine": report.machine(), **found})
+    assert "At the paper's own lengths, so far: fixed 85.0" in text
+    assert "(n = 2) at 70,000 updates." in text
+    whole = smith_table.summary(records, 1.0, 6)
+    assert whole["test_accuracy"] == {"fixed": [0.8, 0.9]}
+    assert whole["whole"] == {}

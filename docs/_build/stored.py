@@ -310,7 +310,9 @@ ROWS = (
         _cooldown_preview,
         "--cifar10 FOLDER",
     ),
-    Row("forecast", "a forecast of the validation loss of runs not made: its error, beside that of two seeds", _forecast),
+    Row(
+        "forecast", "a forecast of the validation loss of runs not made: its error, beside that of two seeds", _forecast
+    ),
     Row("lr_effects", "which of the textbook's claims about a high and a low learning rate hold", _lr_effects),
     Row("lr_effects", "the same on CIFAR-10", _lr_effects, "--cifar10 FOLDER", result="lr_effects_cifar10"),
     Row(
@@ -430,10 +432,15 @@ def _smith_rows(found: dict[str, Any]) -> str:
     claims = [[text.replace("(claim", "(the paper"), _points(claim)] for text, claim in found["claims"].items()]
     where = _where(found["machine"])
     bfloat16 = " in bfloat16" if found.get("precision", "").startswith("bf16") else ""
+    whole = [
+        f"{name} {_accuracy([run['test_accuracy'] for run in runs])} at {runs[0]['steps']:,}"
+        for name, runs in found.get("whole", {}).items()
+    ]
     return (
         f"Smith 2017, table 1, at {found['scale']:g} of the paper's lengths{bfloat16}: test accuracy in percent, mean ± "
         f"95 % t interval over seeds, and updates. {where}.\n\n"
         + _table(("schedule", "the paper", "here"), rows)
+        + (f"\n\nAt the paper's own lengths, so far: {'; '.join(whole)} updates." if whole else "")
         + "\n\n"
         + _table(("claim", "difference here, paired by seed, 95 % bootstrap interval"), claims)
     )
