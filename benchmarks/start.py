@@ -37,14 +37,21 @@ class FirstStep(Callback):
             path.write_text(repr(time.time()), encoding="utf-8")
 
 
-def seconds(command: list[str], folder: Path) -> float:
-    """Return the wall time of a command until its mark, or until its end if it makes none."""
+def seconds(command: list[str], folder: Path, *, to_mark: bool) -> float:
+    """Return the wall time of a command until its mark, or until its end.
+
+    Raises:
+        SystemExit: The command failed, or made no mark; with what it said.
+    """
     mark = folder / "mark"
     mark.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), _MARK: str(mark)}
     began = time.time()
-    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    return (float(mark.read_text(encoding="utf-8")) if mark.exists() else time.time()) - began
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    ended = time.time()
+    if done.returncode or (to_mark and not mark.exists()):
+        raise SystemExit(f"{' '.join(command)}: failed, or trained no batch\n{done.stdout}{done.stderr}")
+    return (float(mark.read_text(encoding="utf-8")) if to_mark else ended) - began
 
 
 def main() -> None:
@@ -68,7 +75,7 @@ def main() -> None:
         taken: dict[str, list[float]] = {name: [] for name in commands}
         for number in range(1 + (1 if args.quick else args.rounds)):
             for name, command in list(commands.items())[:: 1 if number % 2 == 0 else -1]:
-                found = seconds(command, folder)
+                found = seconds(command, folder, to_mark=name == "first step")
                 if number > 0:
                     taken[name].append(found)
     for name, own in taken.items():

@@ -310,9 +310,7 @@ ROWS = (
         _cooldown_preview,
         "--cifar10 FOLDER",
     ),
-    Row(
-        "forecast", "a forecast of the validation loss of runs not made: its error, beside that of two seeds", _forecast
-    ),
+    Row("forecast", "a forecast of the validation loss of runs not made: its error, beside that of two seeds", _forecast),
     Row("lr_effects", "which of the textbook's claims about a high and a low learning rate hold", _lr_effects),
     Row("lr_effects", "the same on CIFAR-10", _lr_effects, "--cifar10 FOLDER", result="lr_effects_cifar10"),
     Row(

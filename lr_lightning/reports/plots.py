@@ -459,21 +459,18 @@ def _draw_plot(plot: Plot, groups: Sequence[str]) -> Any:
     x_axis = "seconds" if plot.is_cost else "step"
     found = [(trace, trace.by_axis.get("") or trace.by_axis.get(x_axis)) for trace in plot.traces]
     shown = [(trace, series) for trace, series in found if series is not None]
-    bundles: defaultdict[tuple[int, Style], list[Floats]] = defaultdict(list)  # lines of one look, drawn at once
+    curves: defaultdict[tuple[int, Style], list[Floats]] = defaultdict(list)  # by panel and look
     for trace, series in shown:
         if trace.kind == "curve" and series.x.size > 1:
-            bundles[trace.panel, trace.style].append(np.column_stack([series.x, series.y]))
-    bundled: dict[tuple[int, Style], Any] = {}
+            curves[trace.panel, trace.style].append(np.column_stack([series.x, series.y]))
+    drawn = {look: _draw_lines(axes[look[0]], look[1], lines, many=many) for look, lines in curves.items()}
     legend: dict[tuple[int, str], Any] = {}
     for trace, series in shown:
-        axis, look = axes[trace.panel], (trace.panel, trace.style)
         if trace.kind == "curve" and series.x.size > 1:
-            if look not in bundled:
-                bundled[look] = _draw_lines(axis, trace.style, bundles[look], many=many)
-            handle = bundled[look]
+            handle = drawn[trace.panel, trace.style]
         else:
             log = trace.panel in plot.log_panels
-            handle = _draw_trace(axis, trace, series, error_bars=plot.error_bars, many=many, log=log)
+            handle = _draw_trace(axes[trace.panel], trace, series, error_bars=plot.error_bars, many=many, log=log)
         # The runs of a group are listed once, under its name.
         label = trace.name if trace.group < 0 else groups[trace.group]
         if label and trace.kind != "range":

@@ -70,7 +70,7 @@ def _connected(store: Store) -> "Iterator[Connection]":
 
         create_engine: Callable[..., Any] = create_sqlalchemy_engine
         engine = create_engine(store.uri)
-    except Exception as error:  # another MLflow, a driver that is missing, a variable of MLflow's that is wrong
+    except (ImportError, ValueError, sql.exc.SQLAlchemyError) as error:  # another MLflow, no driver, a wrong variable
         raise SQLFailed(str(error)) from None
     try:
         with engine.connect() as connection:
@@ -146,11 +146,11 @@ def insert_rows(store: Store, run_id: str, rows: Sequence[Metric]) -> Sequence[M
         The newest row of each metric; or all rows, with nothing inserted, if the store is not a file or has other
         tables, if the run is gone, or if there is a row that the client would change or reject.
     """
+    if store.file is None or any(map(os.environ.get, _MODEL_VARIABLES)) or not all(map(_is_plain, rows)):
+        return rows
     newest = _newest(rows)
     others = [row for row in rows if row != newest[row.key]]
-    if store.file is None or not others or any(map(os.environ.get, _MODEL_VARIABLES)):
-        return rows
-    if not all(map(_is_plain, rows)) or any(clean_key(key) != key for key in newest):
+    if not others or any(clean_key(key) != key for key in newest):
         return rows
     try:
         # Mode rw: a file that is gone is not made anew.
