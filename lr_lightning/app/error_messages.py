@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from hydra.errors import OverrideParseException
-
 from lr_lightning import _commands
 from lr_lightning.errors import ArgumentError, ConfigError, Diverged, DurationError, TotalStepsUnknown
 
@@ -107,6 +105,8 @@ def explain(error: BaseException, override: str | None = None) -> str:
     The message leaves out Hydra's advice, which is wrong here: ``+key=value`` is refused as well. Neither library has a
     type for each of its errors, so this reads the texts of the errors and of their causes.
     """
+    from hydra.errors import OverrideParseException  # a command that composes no config does not import Hydra
+
     chain = causes(error, contexts=True)
     text = "\n".join(str(e) for e in chain)
     if message := _of_composition(text):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import ArrayLike
 
 from lr_lightning._commands import python_command
 from lr_lightning._loggers import NOTE_TAG
@@ -35,7 +36,7 @@ from lr_lightning.reports.run_metrics import AXES, RunResult, find_metric, group
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import JOB_TAG, LR_EFFECTS_TAG
-from lr_lightning.tracking.query import BadFilter, Run, experiments, read_curves, read_runs
+from lr_lightning.tracking.query import BadFilter, Run, experiments, read_curves, read_runs, without_collections
 from lr_lightning.tracking.ui import REPORT_NAME, chart_link, run_page
 
 COMPARE_JOB = "compare"  # the tag ``job`` of a report's own run, which excludes it from later comparisons
@@ -104,9 +105,10 @@ def compare(request: ReportRequest) -> ComparisonReport:
     If something that was asked for does not exist, the error is a CompareError that names it.
     """
     started = time.monotonic()
-    measured = _read(request)
-    compared, keys = _compare_results(request, measured)
-    report = _write(request, measured, compared, keys)
+    with without_collections():
+        measured = _read(request)
+        compared, keys = _compare_results(request, measured)
+        report = _write(request, measured, compared, keys)
     log.debug("compared %d runs in %.1f s", len(measured.results), time.monotonic() - started)
     return report
 
@@ -248,10 +250,9 @@ def _read_curves_by_own_names(store: Store, runs: Sequence[Run], keys: Sequence[
     """Read the curves by the names that each run has for them, which may be another program's."""
     by_names: dict[frozenset[str], list[Run]] = {}
     for run in runs:
-        own = frozenset(found for key in keys if (found := find_metric(key, run.last)) is not None)
-        by_names.setdefault(own, []).append(run)
-    for own, some in by_names.items():
-        read_curves(store, some, own)
+        by_names.setdefault(frozenset(run.last), []).append(run)
+    for names, some in by_names.items():
+        read_curves(store, some, {found for key in keys if (found := find_metric(key, names)) is not None})
 
 
 def _compare_results(request: ReportRequest, measured: _Measured) -> tuple[ComparedGroups, Sequence[str]]:
@@ -354,7 +355,7 @@ def _render_page(
         warnings=compared.warnings,
         css=Markup(css),
         js=Markup(js),
-        plotly=Markup(_base64(gzip.compress(plotly.encode("utf-8"), mtime=0))),  # which the browser unpacks
+        plotly=Markup(_base64(gzip.compress(plotly.encode("utf-8"), 6, mtime=0))),  # which the browser unpacks
         hashes=Markup(" ".join(f"'sha256-{_hash(script)}'" for script in (plotly, js))),
         data=Markup(_safe_json({"axes": AXES, "plots": [_plot_data(plot) for plot in plots]})),
         axes=AXES,
@@ -398,22 +399,28 @@ def _plot_data(plot: Plot) -> dict[str, object]:
 
 
 def _trace_data(trace: Trace) -> dict[str, object]:
-    series = {axis: _fields(one, "x", "y", "low", "high") for axis, one in trace.by_axis.items()}
+    """Return what the page draws; values that an axis shares with the axis before it are left out."""
+    by_axis: dict[str, dict[str, str | None]] = {}
+    before: dict[str, Any] = {}
+    for axis, series in trace.by_axis.items():
+        arrays = _fields(series, "x", "y", "low", "high")
+        changed = {key: values for key, values in arrays.items() if values is not before.get(key)}
+        by_axis[axis] = {key: None if one is None else _floats(one) for key, one in changed.items()}
+        before = arrays
     return {
         "name": wording.printable(trace.name),
         **_fields(trace, "group", "panel", "kind"),
         **_fields(trace.style, "colour", "dash", "symbol"),
-        "by_axis": {
-            axis: {
-                key: _base64(np.asarray(values, "<f4").tobytes()) for key, values in one.items() if values is not None
-            }
-            for axis, one in series.items()
-        },
+        "by_axis": by_axis,
     }
 
 
 def _fields(value: object, *names: str) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
+
+
+def _floats(values: ArrayLike) -> str:
+    return _base64(np.asarray(values, "<f4").tobytes())
 
 
 def _base64(content: bytes) -> str:

@@ -71,7 +71,7 @@ def _by_seed(values: Iterable[tuple[RunResult, float]]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for result, value in values:
         found.setdefault(result.seed or f"run {result.trunk or result.run.id}", []).append(value)
-    return {seed: float(np.mean(several)) for seed, several in found.items()}
+    return {seed: several[0] if len(several) == 1 else float(np.mean(several)) for seed, several in found.items()}
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ Styles = dict[str, Style]  # by a group's name
 LR_PARAMS = ("optimizer.lr", "lr")
 _FRONT_STYLE = Style(GREY, "dot", "circle")
 _POINTS = 60_000  # at most, of all curves of a plot: a page of 200 runs stays small enough for a phone
-_BAND_POINTS = 300
+_BAND_POINTS, _FEWEST_POINTS = 300, 60  # of a curve
 _LONG_LABEL, _LEGEND_ENTRIES = 40, 24  # of a PNG
 
 
@@ -205,7 +205,7 @@ def plot_run_curves(compared: ComparedGroups, style_of: Styles) -> Plot | None:
         log_panels=tuple(i for i, key in enumerate(panels) if "loss" in key),
         lr_panel=panels.index(run_metrics.LR) if run_metrics.LR in panels else -1,
     )
-    limit = max(60, min(1000, _POINTS // (len(runs) * len(panels))))
+    limit = max(_FEWEST_POINTS, min(1000, _POINTS // (len(runs) * len(panels))))
     for panel, key in enumerate(panels):
         for index, name, r in runs:
             if curve := r.curve(key):
@@ -222,8 +222,8 @@ def plot_run_curves(compared: ComparedGroups, style_of: Styles) -> Plot | None:
 def _on_all_axes(r: RunResult, curve: MetricCurve, limit: int) -> dict[str, Series]:
     """Return a run's curve, thinned, on each x axis that the run recorded."""
     keep = thin(curve.value, limit)
-    xs = {axis: r.axes.at(axis, curve.step[keep]) for axis in AXES}
-    return {axis: Series(x, curve.value[keep]) for axis, x in xs.items() if x is not None}
+    step, y = curve.step[keep], curve.value[keep]
+    return {axis: Series(x, y) for axis in AXES if (x := r.axes.at(axis, step)) is not None}
 
 
 def plot_seed_means(compared: ComparedGroups, style_of: Styles) -> Plot | None:
@@ -289,16 +289,19 @@ def plot_loss_against_lr(compared: ComparedGroups, style_of: Styles) -> Plot | N
         log_x=True,
         log_panels=(0,),
     )
+    lines: list[tuple[int, str, Floats, Floats]] = []
     for index, group in enumerate(compared.groups):
         pairs = [*_lr_and_loss(group)]
         if len(pairs) > 1 and all(np.array_equal(lr, pairs[0][0]) for lr, _ in pairs[1:]):
             pairs = [(pairs[0][0], np.mean([loss for _, loss in pairs], axis=0))]
-        for lr, loss in pairs:
-            keep = thin(loss, _BAND_POINTS)
-            keep = keep[lr[keep] > 0]
-            if keep.size:
-                series = {"": Series(lr[keep], loss[keep])}
-                plot.traces.append(Trace(group.name, index, style_of[group.name], "curve", series))
+        lines += [(index, group.name, lr, loss) for lr, loss in pairs]
+    limit = max(_FEWEST_POINTS, min(_BAND_POINTS, _POINTS // max(1, len(lines))))
+    for index, name, lr, loss in lines:
+        keep = thin(loss, limit)
+        keep = keep[lr[keep] > 0]
+        if keep.size:
+            series = {"": Series(lr[keep], loss[keep])}
+            plot.traces.append(Trace(name, index, style_of[name], "curve", series))
     return plot if plot.traces else None
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,6 +54,7 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
 _KEYS_LISTED = 40
 
 
+@lru_cache(10_000)
 def canonical_metric(name: str) -> str:
     """Return this project's name for another program's metric, or the name in a uniform spelling.
 

@@ -58,7 +58,7 @@ class RunRow:
 
 @contextmanager
 def _connected(store: Store) -> "Iterator[Connection]":
-    """Connect to the store's database as MLflow does, with its certificates and patience.
+    """Connect to the store's database: to a file only for reading, to a server as MLflow does, with its certificates.
 
     Raises:
         SQLFailed: It cannot be opened or read, or has other tables than the MLflow versions that this module knows.
@@ -66,10 +66,14 @@ def _connected(store: Store) -> "Iterator[Connection]":
     import sqlalchemy as sql
 
     try:
-        from mlflow.store.db.utils import create_sqlalchemy_engine
+        if (file := store.file) is not None:  # without MLflow, whose import takes seconds
+            only_reading = f"{file.as_uri()}?mode=ro"
+            engine = sql.create_engine("sqlite://", creator=lambda: sqlite3.connect(only_reading, uri=True))
+        else:
+            from mlflow.store.db.utils import create_sqlalchemy_engine
 
-        create_engine: Callable[..., Any] = create_sqlalchemy_engine
-        engine = create_engine(store.uri)
+            create_engine: Callable[..., Any] = create_sqlalchemy_engine
+            engine = create_engine(store.uri)
     except (ImportError, ValueError, sql.exc.SQLAlchemyError) as error:  # another MLflow, no driver, a wrong variable
         raise SQLFailed(str(error)) from None
     try:
@@ -80,6 +84,16 @@ def _connected(store: Store) -> "Iterator[Connection]":
         raise SQLFailed(str(error)) from None
     finally:
         engine.dispose()
+
+
+def read_experiments(store: Store) -> dict[str, str]:
+    """Read name and id of the experiments that are not deleted. Errors: see :func:`_connected`."""
+    import sqlalchemy as sql
+
+    table = _table("experiments", "name", "experiment_id", "lifecycle_stage")
+    query = sql.select(table.c.name, table.c.experiment_id).where(table.c.lifecycle_stage == "active")
+    with _connected(store) as connection:
+        return {name: str(number) for name, number in connection.execute(query)}
 
 
 def read_runs(store: Store, experiment_ids: Sequence[str]) -> list[RunRow]:
@@ -128,10 +142,13 @@ def read_rows(store: Store, wanted: Iterable[tuple[str, str]]) -> Iterator[Rows]
         .order_by(table.c.step)
     )
     with _connected(store) as connection:
+        compiled = query.compile(connection)
+        # The driver's own cursor and rows: a tenth of a millisecond for each curve, and millions of objects less.
+        cursor: Any = connection.connection.cursor()
         for run_id, key in wanted:
-            result: Any = connection.execute(query, {"run": run_id, "key": key})
-            rows = np.fromiter(result.cursor, _ROW)  # the driver's own rows: millions of objects less
-            result.close()
+            values = compiled.construct_params({"run": run_id, "key": key})
+            cursor.execute(compiled.string, [values[name] for name in compiled.positiontup or ()] or values)
+            rows = np.fromiter(cursor, _ROW)
             yield rows["step"], rows["value"], rows["time"]
 
 

@@ -47,13 +47,16 @@ class MetricCurve:
     @classmethod
     def of(cls, step: NDArray[np.int64], value: NDArray[np.float64], time: NDArray[np.int64]) -> "MetricCurve":
         """Sort rows and drop nonfinite ones. Of the rows of one step, keep the newest: a resumed run repeats steps."""
-        finite = np.isfinite(value) & (np.abs(value) < _HUGE)
-        nonfinite = int(value.size - finite.sum())
-        step, value, time = step[finite], value[finite], time[finite]
-        order = np.lexsort((time, step))
-        step, value, time = step[order], value[order], time[order]
-        newest = np.append(step[1:] != step[:-1], True) if step.size else np.zeros(0, bool)
-        return cls(step[newest], value[newest], time[newest], nonfinite)
+        finite = np.abs(value) < _HUGE  # nan is not
+        nonfinite = int(value.size - np.count_nonzero(finite))
+        if nonfinite:
+            step, value, time = step[finite], value[finite], time[finite]
+        if not (step[1:] > step[:-1]).all():
+            order = np.lexsort((time, step))
+            step, value, time = step[order], value[order], time[order]
+            newest = np.append(step[1:] != step[:-1], True)
+            step, value, time = step[newest], value[newest], time[newest]
+        return cls(step, value, time, nonfinite)
 
 
 @dataclass(eq=False)
@@ -107,6 +110,9 @@ def experiment_of_environment(store: Store) -> str | None:
 
 def experiments(store: Store) -> dict[str, str]:
     """Return name and id of every experiment that is not deleted."""
+    if store.is_known:
+        with suppress(SQLFailed):
+            return database.read_experiments(store)
     return {e.name: str(e.experiment_id) for e in _pages(store, "search_experiments")}
 
 
@@ -116,11 +122,11 @@ def read_runs(store: Store, experiment_ids: Sequence[str], filter_string: str = 
     ``filter_string`` is in MLflow's search language; one that the store does not understand raises :class:`BadFilter`.
     """
     if not filter_string and store.artifact_root is not None:
-        with suppress(SQLFailed), _without_collections():
+        with suppress(SQLFailed), without_collections():
             return [_run_of_row(row) for row in database.read_runs(store, experiment_ids)]
     options = {"experiment_ids": list(experiment_ids), "filter_string": filter_string}
     try:
-        with _without_collections():
+        with without_collections():
             found = _pages(store, "search_runs", order_by=["attributes.start_time ASC"], **options)
             return [_run(item) for item in found]
     except Rejected as error:
@@ -147,8 +153,11 @@ def _run_of_row(row: database.RunRow) -> Run:
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
-    """Pause the garbage collector: looking for cycles in a thousand runs of MLflow's doubles the time to read them."""
+def without_collections() -> Iterator[None]:
+    """Pause the garbage collector: looking for cycles in a thousand runs of MLflow's doubles the time to read them.
+
+    Nothing large that is made meanwhile may have cycles: it would stay in memory until the end.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:

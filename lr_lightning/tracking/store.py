@@ -226,14 +226,20 @@ class Store:
     def _mlflow(self, command: str, name: str) -> str:
         return f"MLFLOW_TRACKING_URI={shell_quote(self.public_uri)} mlflow {command} {shell_quote(name)}"
 
+    @property
+    def is_known(self) -> bool:
+        """Whether this MLflow has opened this database file before, in this place, so that it need not check it."""
+        try:
+            return self.file is not None and self._stamp.read_text(encoding="utf-8") == _opened_by(self.file)
+        except (OSError, ValueError, sqlite3.Error):
+            return False
+
     def is_ready(self, experiment: str) -> bool:
         """Tell, without MLflow, whether this MLflow has opened this local store before, and the experiment is there."""
         file = self.file
-        if file is None or not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
+        if file is None or not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK) or not self.is_known:
             return False
         try:
-            if self._stamp.read_text(encoding="utf-8") != _opened_by(file):
-                return False
             with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
                 found = database.execute("SELECT lifecycle_stage FROM experiments WHERE name = ?", (experiment,))
                 return bool(found.fetchall() == [("active",)])

@@ -96,11 +96,15 @@ def test_the_report_opens_without_a_network_and_answers_clicks(browser: Any, rep
     opened = Opened(browser, offline=True, viewport={"width": 1280, "height": 900})
     page = opened.open(report)
     assert max(max(x) for x in xs(page)) == 39
+    values = "['curves', 'means'].map(f => document.getElementById(`figure-${f}`).data.map(t => Array.from(t.y)))"
+    on_steps = page.evaluate(values)
+    assert all(0.0 < y < 10.0 for trace in on_steps[0] for y in trace)
     for axis, last in (("epochs", 4.0), ("examples", 2560.0), ("seconds", 0.78), ("fraction", 1.0)):
         page.check(f"input[name=axis][value={axis}]")
         page.wait_for_selector(f"body[data-drawn={axis}]")
         for figure in ("curves", "means"):
             assert max(max(x) for x in xs(page, figure)) == pytest.approx(last, rel=1e-5)
+        assert page.evaluate(values) == on_steps
     label = page.locator("label:has(input[data-group])").filter(has_text="constant")
     before = names(page)
     assert "constant seed=0" in before

@@ -4,6 +4,8 @@ import itertools
 import math
 import re
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,19 @@ def database(store: Store, query: str) -> list[Any]:
         return connection.execute(query).fetchall()
     finally:
         connection.close()
+
+
+def test_a_comparison_that_is_not_logged_imports_neither_mlflow_nor_hydra(sweep: Runs, store: Store) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom lr_lightning.app.commands.compare import run\n"
+        f"status = run(Path({str(store.root)!r}), None, Path({str(store.root / 'out')!r}), log_run=False)\n"
+        "print(status, *sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    status, *loaded = done.stderr.split()
+    assert (status, "report.html" in done.stdout) == ("0", True)
+    assert "sqlalchemy" in loaded
+    assert not {"mlflow", "hydra", "lightning", "torch", "pandas"} & {*loaded}
 
 
 def test_every_number_again_from_the_database(sweep: Runs, store: Store, comparison: Compare) -> None:

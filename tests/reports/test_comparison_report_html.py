@@ -3,13 +3,19 @@
 import base64
 import gzip
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
+import numpy as np
+import pytest
 from plotly.offline import get_plotlyjs
 
+from lr_lightning._plotting import Style, styles
+from lr_lightning.reports import comparison_report, plots
 from lr_lightning.reports.comparison_report import ComparisonReport
+from lr_lightning.reports.plots import Series, Trace
 
 from .conftest import BREAKOUT, IMAGE, SCRIPT, Runs
 
@@ -66,6 +72,35 @@ def test_only_the_pages_own_scripts_may_run(hostile: Runs, comparison: Callable[
     assert plotly.decode() == get_plotlyjs()
     assert base64.b64encode(hashlib.sha256(plotly).digest()).decode() in policy  # so the browser runs what it unpacks
     assert len(text) < 2.5e6
+
+
+def test_values_that_axes_share_are_on_the_page_once() -> None:
+    x, y = np.arange(3.0), np.array([1.0, math.nan, 3.0])
+    by_axis = {"step": Series(x, y, y - 1, y + 1), "epochs": Series(x / 3, y), "fraction": Series(x / 3, y)}
+    trace = Trace("a", 0, Style("#000000", "solid", "circle"), "mean", by_axis)
+    found = comparison_report._trace_data(trace)["by_axis"]
+    assert {axis: [*own] for axis, own in found.items()} == {
+        "step": ["x", "y", "low", "high"], "epochs": ["x", "low", "high"], "fraction": ["x"],
+    }  # fmt: skip
+    assert found["epochs"]["low"] is found["epochs"]["high"] is None  # not those of the axis before
+    shown = np.frombuffer(base64.b64decode(found["step"]["y"]), "<f4")
+    assert np.array_equal(shown, y.astype("<f4"), equal_nan=True)
+
+
+def test_many_runs_share_the_points_of_a_plot(
+    runs: Runs, comparison: Callable[..., ComparisonReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, lr in enumerate((0.1, 0.2, 0.3, 0.4)):  # different rates: a line for each run
+        runs.train("cosine", number, 0.9, lr=lr, rows={"lr/group0": [(s, lr / (s + 1)) for s in range(40)]})
+    compared = comparison(log_run=False).compared
+    style_of = styles(group.name for group in compared.groups)
+    monkeypatch.setattr(plots, "_FEWEST_POINTS", 8)
+    monkeypatch.setattr(plots, "_POINTS", 48)
+    for draw in (plots.plot_loss_against_lr, plots.plot_run_curves):
+        plot = draw(compared, style_of)
+        assert plot is not None
+        assert len(plot.traces) >= 4
+        assert max(series.x.size for trace in plot.traces for series in trace.by_axis.values()) in range(5, 13)
 
 
 def test_a_name_of_an_experiment_leads_nowhere_else(runs: Runs, comparison: Callable[..., ComparisonReport]) -> None:

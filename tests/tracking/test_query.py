@@ -63,6 +63,18 @@ def test_mlflows_client_gives_the_same(filled: Store, monkeypatch: pytest.Monkey
     assert curves(read(filled)) == fast
 
 
+def test_a_known_file_tells_its_experiments_without_mlflow(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled.call("delete_experiment", filled.experiment_id("deleted"))
+    filled.experiment_id("it's 100 % ü")
+    calls: list[str] = []
+    call = Store.call
+    monkeypatch.setattr(Store, "call", lambda self, name, *a, **o: (calls.append(name), call(self, name, *a, **o))[1])
+    fast = experiments(filled)
+    assert (calls, {*fast}) == ([], {"Default", "x", "it's 100 % ü"})
+    (filled.root / ".opened").write_text("another version of MLflow")  # whose tables may be others
+    assert (experiments(filled), calls) == (fast, ["search_experiments"])
+
+
 def test_mlflows_client_gives_the_same_runs(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.entities import Metric
 

@@ -9,14 +9,19 @@
   const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const faded = (hex, alpha) => `rgba(${[1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",")},${alpha})`;
   const decode = (text) => {
-    if (text === undefined) return undefined;
+    if (text === null) return undefined;
     const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
     return Array.from(new Float32Array(bytes.buffer), (v) => (Number.isNaN(v) ? null : v));
   };
   for (const plot of data.plots)
-    for (const trace of plot.traces)
-      for (const series of Object.values(trace.by_axis))
-        for (const key of ["x", "y", "low", "high"]) series[key] = decode(series[key]);
+    for (const trace of plot.traces) {
+      let before = {};
+      for (const series of Object.values(trace.by_axis)) {
+        // What an axis does not have, it shares with the axis before it.
+        for (const key of ["x", "y", "low", "high"]) series[key] = key in series ? decode(series[key]) : before[key];
+        before = series;
+      }
+    }
 
   function drawn(trace, series, errorBars, many, log) {
     const axis = { xaxis: "x", yaxis: trace.panel ? `y${trace.panel + 1}` : "y" };
