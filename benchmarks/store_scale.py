@@ -216,9 +216,9 @@ def main() -> None:
                     copy(database, prototype, number * 10**6 + have, number * 10**6 + size // 2, noise=0.01)
             have = size // 2
             found = compared[str(size)] = {}
-            for name, options in (("logged", ()), ("not logged", ("--no-log",))):
-                taken = [compare(path.parent, *options) for _ in range(rounds)]
-                cpu, memory = (spread(one) for one in zip(*taken, strict=True))
+            taken = [(compare(path.parent), compare(path.parent, "--no-log")) for _ in range(rounds)]
+            for name, own in zip(("logged", "not logged"), zip(*taken, strict=True), strict=True):
+                cpu, memory = (spread(one) for one in zip(*own, strict=True))
                 found[name] = {"cpu_seconds": cpu, "peak_mb": memory}
                 print(f"{size} long runs compared, {name}: {show(cpu)} CPU s, {show(memory, '{:.0f}')} MB", flush=True)
         with served(store, Path(place)) as server:

@@ -130,6 +130,7 @@ def served(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     ("limits", "client_calls"),
     [
         ({}, 0),  # all runs of a metric in one request, after the first
+        ({"_PAGE_OF_A_SERVER": 2}, 0),  # the runs in two answers
         ({"_BULK_ROWS": 1}, 0),  # one request per run
         ({"_BULK_MAX_ROWS": 10}, 0),  # an answer that may be cut is requested again in halves
         ({"_BULK_MAX_ROWS": 7}, 3),  # even that of one run is cut, so the client reads page by page
