@@ -73,6 +73,10 @@ def test_results_that_are_still_to_come_have_their_line(stored: ModuleType, tmp_
         "growth": {"curves": {"rows": {"exponent": 1.0}, "ranks": {"exponent": 1.25}}},
         "peers": {"ratio_to_no_callback": {"no callback": RATIO, "here": RATIO}},
         "start": {"first_step_to_import": RATIO},
+        "store_scale": {
+            "runs": {"10": {"read_all_runs_seconds": RATIO}, "3000": {"read_all_runs_seconds": RATIO}},
+            "compare": {"10": {"logged": {"cpu_seconds": RATIO}}, "1000": {"logged": {"cpu_seconds": RATIO}}},
+        },
         "threads": {"nets": {"small_cnn": {"faster": RATIO}}},
         "schedules": {"rows": [{"epochs": 2, "schedule": "cosine", "held_out": [0.8, 0.9]}]},
     }
@@ -86,6 +90,7 @@ def test_results_that_are_still_to_come_have_their_line(stored: ModuleType, tmp_
     assert "the steepest of 2 curves: ranks, exponent 1.25, n = 3" in table
     assert "| here 1.2 (1.1 to 1.3), n = 3" in table
     assert "small_cnn 1.2 (1.1 to 1.3), n = 3" in table
+    assert f"seconds to read 3,000 runs: {said}; CPU seconds to compare 1,000 long ones: {said}" in table
     assert "100 kills, 0 of 9 rows changed" in table
     assert "2 epochs, the best: cosine 85.0% (80.0% to 90.0%), n = 2" in table
 

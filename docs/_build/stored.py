@@ -146,7 +146,10 @@ def _gpu_part(name: str, part: dict[str, Any]) -> Iterator[str]:
 
 def _store_scale(found: dict[str, Any]) -> str:
     runs, cost = max(found["runs"].items(), key=lambda item: int(item[0]))
-    return f"{runs} runs read in {cost['read_all_runs_seconds']:.0f} s, {cost['database_mb']:.0f} MB, n = 1"
+    compared, by_way = max(found["compare"].items(), key=lambda item: int(item[0]))
+    cpu = spread(by_way["logged"]["cpu_seconds"])
+    read = spread(cost["read_all_runs_seconds"])
+    return f"seconds to read {int(runs):,} runs: {read}; CPU seconds to compare {int(compared):,} long ones: {cpu}"
 
 
 def _many_ranks(found: dict[str, Any]) -> str:

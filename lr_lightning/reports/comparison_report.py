@@ -36,7 +36,7 @@ from lr_lightning.reports.run_metrics import AXES, RunResult, find_metric, group
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.files import write_atomically
 from lr_lightning.tracking.keys import JOB_TAG, LR_EFFECTS_TAG
-from lr_lightning.tracking.query import BadFilter, Run, experiments, read_curves, read_runs, without_collections
+from lr_lightning.tracking.query import BadFilter, Run, experiments, garbage_collector_paused, read_curves, read_runs
 from lr_lightning.tracking.ui import REPORT_NAME, chart_link, run_page
 
 COMPARE_JOB = "compare"  # the tag ``job`` of a report's own run, which excludes it from later comparisons
@@ -105,7 +105,7 @@ def compare(request: ReportRequest) -> ComparisonReport:
     If something that was asked for does not exist, the error is a CompareError that names it.
     """
     started = time.monotonic()
-    with without_collections():
+    with garbage_collector_paused():
         measured = _read(request)
         compared, keys = _compare_results(request, measured)
         report = _write(request, measured, compared, keys)
@@ -248,11 +248,15 @@ def _check_metric(metric: str, runs: Sequence[Run], argument: str) -> None:
 
 def _read_curves_by_own_names(store: Store, runs: Sequence[Run], keys: Sequence[str]) -> None:
     """Read the curves by the names that each run has for them, which may be another program's."""
+    own: dict[frozenset[str], frozenset[str]] = {}  # the names that a run has, and those of them that are read
     by_names: dict[frozenset[str], list[Run]] = {}
     for run in runs:
-        by_names.setdefault(frozenset(run.last), []).append(run)
+        names = frozenset(run.last)
+        if names not in own:
+            own[names] = frozenset(found for key in keys if (found := find_metric(key, names)) is not None)
+        by_names.setdefault(own[names], []).append(run)
     for names, some in by_names.items():
-        read_curves(store, some, {found for key in keys if (found := find_metric(key, names)) is not None})
+        read_curves(store, some, names)
 
 
 def _compare_results(request: ReportRequest, measured: _Measured) -> tuple[ComparedGroups, Sequence[str]]:

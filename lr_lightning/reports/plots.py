@@ -87,8 +87,8 @@ Styles = dict[str, Style]  # by a group's name
 
 LR_PARAMS = ("optimizer.lr", "lr")
 _FRONT_STYLE = Style(GREY, "dot", "circle")
-_POINTS = 60_000  # at most, of all curves of a plot: a page of 200 runs stays small enough for a phone
 _BAND_POINTS, _FEWEST_POINTS = 300, 60  # of a curve
+_POINTS = 60_000  # of all curves of a plot, unless a curve would have fewer than the fewest; a page for a phone
 _LONG_LABEL, _LEGEND_ENTRIES = 40, 24  # of a PNG
 
 
@@ -294,7 +294,9 @@ def plot_loss_against_lr(compared: ComparedGroups, style_of: Styles) -> Plot | N
         pairs = [*_lr_and_loss(group)]
         if len(pairs) > 1 and all(np.array_equal(lr, pairs[0][0]) for lr, _ in pairs[1:]):
             pairs = [(pairs[0][0], np.mean([loss for _, loss in pairs], axis=0))]
-        lines += [(index, group.name, lr, loss) for lr, loss in pairs]
+        for lr, loss in pairs:
+            keep = thin(loss, _BAND_POINTS)
+            lines.append((index, group.name, lr[keep], loss[keep]))
     limit = max(_FEWEST_POINTS, min(_BAND_POINTS, _POINTS // max(1, len(lines))))
     for index, name, lr, loss in lines:
         keep = thin(loss, limit)

@@ -227,8 +227,8 @@ class Store:
         return f"MLFLOW_TRACKING_URI={shell_quote(self.public_uri)} mlflow {command} {shell_quote(name)}"
 
     @property
-    def is_known(self) -> bool:
-        """Whether this MLflow has opened this database file before, in this place, so that it need not check it."""
+    def opened_before(self) -> bool:
+        """Whether this version of MLflow has opened this file before, at this path: its tables need no other check."""
         try:
             return self.file is not None and self._stamp.read_text(encoding="utf-8") == _opened_by(self.file)
         except (OSError, ValueError, sqlite3.Error):
@@ -237,7 +237,7 @@ class Store:
     def is_ready(self, experiment: str) -> bool:
         """Tell, without MLflow, whether this MLflow has opened this local store before, and the experiment is there."""
         file = self.file
-        if file is None or not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK) or not self.is_known:
+        if file is None or not self.opened_before or not all(os.access(p, os.W_OK) for p in (file, file.parent)):
             return False
         try:
             with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:

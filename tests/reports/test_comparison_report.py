@@ -15,7 +15,7 @@ from scipy import stats
 
 from lr_lightning.app.commands import compare as app_compare
 from lr_lightning.errors import CompareError, Rejected, TrackingError
-from lr_lightning.reports import wording
+from lr_lightning.reports import comparison_report, wording
 from lr_lightning.tracking import Store
 from lr_lightning.tracking.database import SQLFailed
 
@@ -41,6 +41,22 @@ def test_a_comparison_that_is_not_logged_imports_neither_mlflow_nor_hydra(sweep:
     assert (status, "report.html" in done.stdout) == ("0", True)
     assert "sqlalchemy" in loaded
     assert not {"mlflow", "hydra", "lightning", "torch", "pandas"} & {*loaded}
+
+
+def test_metrics_that_nobody_asked_for_do_not_split_the_reading(
+    runs: Runs, comparison: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(4):
+        runs.train("cosine", seed, 0.9, rows={f"trial_{seed}/loss": [(0, 1.0)]})
+    asked: list[int] = []
+    read_curves = comparison_report.read_curves
+    monkeypatch.setattr(
+        comparison_report,
+        "read_curves",
+        lambda store, some, keys: (asked.append(len(some)), read_curves(store, some, keys)),
+    )
+    comparison(log_run=False)
+    assert asked == [4]
 
 
 def test_every_number_again_from_the_database(sweep: Runs, store: Store, comparison: Compare) -> None:

@@ -1,9 +1,12 @@
 """Reading of runs: the fast ways return the same rows as MLflow's client."""
 
 import math
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,8 +74,16 @@ def test_a_known_file_tells_its_experiments_without_mlflow(filled: Store, monkey
     monkeypatch.setattr(Store, "call", lambda self, name, *a, **o: (calls.append(name), call(self, name, *a, **o))[1])
     fast = experiments(filled)
     assert (calls, {*fast}) == ([], {"Default", "x", "it's 100 % ü"})
-    (filled.root / ".opened").write_text("another version of MLflow")  # whose tables may be others
+    stamp = filled.root / ".opened"
+    known = stamp.read_text()
+    stamp.write_text("another version of MLflow")  # whose tables may be others
     assert (experiments(filled), calls) == (fast, ["search_experiments"])
+    stamp.write_text(known)
+    with closing(sqlite3.connect(filled.root / "mlflow.db")) as database, database:
+        columns = "name, artifact_location, lifecycle_stage, workspace"
+        database.execute(f"INSERT INTO experiments ({columns}) VALUES ('x', '', 'active', 'of another team')")
+    with pytest.raises(query.SQLFailed):
+        query.database.read_experiments(filled)
 
 
 def test_mlflows_client_gives_the_same_runs(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +141,6 @@ def served(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     ("limits", "client_calls"),
     [
         ({}, 0),  # all runs of a metric in one request, after the first
-        ({"_PAGE_OF_A_SERVER": 2}, 0),  # the runs in two answers
         ({"_BULK_ROWS": 1}, 0),  # one request per run
         ({"_BULK_MAX_ROWS": 10}, 0),  # an answer that may be cut is requested again in halves
         ({"_BULK_MAX_ROWS": 7}, 3),  # even that of one run is cut, so the client reads page by page
@@ -173,6 +183,20 @@ def test_missing_tables_are_noticed(filled: Store, tmp_path: Path) -> None:
         list(query._read_tables(other, runs, KEYS))
     with pytest.raises(query.SQLFailed):
         query.database.read_runs(other, ["1"])
+
+
+def test_runs_come_from_a_server_in_small_pages(filled: Store, served: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "_SERVER_PAGE", 2)
+    pages: list[int] = []
+    call = Store.call
+
+    def counted(store: Store, name: str, *given: object, **options: Any) -> object:
+        pages.append(options["max_results"])
+        return call(store, name, *given, **options)
+
+    monkeypatch.setattr(Store, "call", counted)
+    assert [run.name for run in read_runs(served, ["1"])] == ["r0", "r1", "r2"]
+    assert pages == [2, 2]
 
 
 def test_an_invalid_filter_is_named(filled: Store) -> None:
