@@ -96,8 +96,9 @@ def sign_flip_p(differences: ArrayLike) -> float:
     if 2**d.size <= _MOST_EXACT:
         return _exact_p((d,), np.mean, "samples")
     rng = np.random.default_rng(0)
-    null = (rng.choice(np.array([-1.0, 1.0]), (rows, d.size)) @ d for rows in _chunks())
-    return _sampled_p(float(d.sum()), null, float(np.abs(d).sum()))
+    total = float(d.sum())
+    null = (2.0 * (rng.integers(0, 2, (rows, d.size), np.int8) @ d) - total for rows in _chunks())  # chosen: +
+    return _sampled_p(total, null, float(np.abs(d).sum()))
 
 
 def permutation_p(first: ArrayLike, second: ArrayLike) -> float:
