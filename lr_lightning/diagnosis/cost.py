@@ -19,6 +19,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
+_WINDOWS = 10_000  # at a time
 _TARGET = re.compile(r"\s*([^<>=]*[^<>=\s])\s*(>=|<=|>|<)\s*(\S+)\s*")
 
 
@@ -89,12 +90,16 @@ def spikes(losses: ArrayLike, window: int = 50, height: float = 6.0) -> NDArray[
     if len(curve) <= window:
         return np.flatnonzero(~np.isfinite(curve))
     bounded = np.where(np.isfinite(curve), curve, np.inf)
-    before = np.lib.stride_tricks.sliding_window_view(bounded, window)[:-1]
-    course = np.median(before, axis=1)
     least = 0.1 * abs(float(np.median(bounded[:window])))
-    with np.errstate(invalid="ignore"):
-        spread = 1.4826 * np.median(np.abs(before - course[:, None]), axis=1)
-        jumps = bounded[window:] > course + np.maximum(height * spread, least)
+    jumps = np.zeros(len(curve) - window, bool)
+    every = np.lib.stride_tricks.sliding_window_view(bounded, window)[:-1]
+    for start in range(0, len(every), _WINDOWS):  # the medians copy the windows: a long run has gigabytes of them
+        before = every[start : start + _WINDOWS]
+        course = np.median(before, axis=1)
+        with np.errstate(invalid="ignore"):
+            spread = 1.4826 * np.median(np.abs(before - course[:, None]), axis=1)
+            limit = course + np.maximum(height * spread, least)
+        jumps[start : start + _WINDOWS] = bounded[window:][start : start + _WINDOWS] > limit
     high = np.concatenate([~np.isfinite(curve[:window]), jumps | ~np.isfinite(curve[window:])])
     return np.flatnonzero(high & ~np.concatenate([[False], high[:-1]]))
 

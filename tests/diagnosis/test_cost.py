@@ -1,10 +1,12 @@
 """Targets are read, spikes found, percentiles taken."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from lr_lightning.diagnosis import cost
 from lr_lightning.diagnosis.cost import Reach, Target, median_time, parse_target, percentiles, spikes, time_to
 
 
@@ -40,6 +42,22 @@ def test_a_target_is_read_and_prints_as_it_is_written(text: str, target: Target)
 def test_a_bad_target_says_what_one_looks_like(text: str) -> None:
     with pytest.raises(ValueError, match=r"one of >= <= > <, and a number, such as val/acc>=0\.97"):
         parse_target(text)
+
+
+def test_spikes_of_a_long_run_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = np.random.default_rng(0).normal(2.0, 0.3, 30_000) ** 2
+    losses[[5, 20_000]] = np.inf, np.nan
+    tracemalloc.start()
+    try:
+        found = spikes(losses)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 12e6  # all windows at once take 24 MB
+    assert {5, 20_000} < set(found.tolist())
+    for windows in (7, 30_000):
+        monkeypatch.setattr(cost, "_WINDOWS", windows)
+        assert np.array_equal(spikes(losses), found)
 
 
 def test_spikes_are_found_where_they_were_put_and_nowhere_else() -> None:
