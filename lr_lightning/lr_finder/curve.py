@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -42,6 +43,7 @@ Floats = NDArray[np.float64]
 
 RULES = ("steepest", "valley", "minimum/10", "smith")  # the other rules that a reading lists for comparison
 _MIN_POINTS = 10
+_MATRIX = 1000  # values up to which they are smoothed by a matrix
 HEAD = 10  # values at the start, where the learning rate is still too small to matter: their median is the start level
 _BACK = 0.2  # share of the fall by which the loss has risen again just after the edge
 _SAFETY = 2.0  # learning rate at the edge / max_lr
@@ -218,8 +220,28 @@ def _shape(values: Floats) -> _Shape:
     return _Shape(capped, rises_at, noise)
 
 
+def _smooth(values: Floats) -> Floats:
+    """Fit local straight lines along the last axis, with Gaussian weights of 3 steps or n / 50."""
+    n = values.shape[-1]
+    if n <= _MATRIX:
+        return np.asarray(_smoother(n) @ values if values.ndim == 1 else values @ _smoother(n).T, np.float64)
+    offset = np.arange(1.0 - n, n)
+    weight = np.exp(-0.5 * (offset / (n / 50)) ** 2)
+
+    def summed(weights: Floats, what: Floats) -> Floats:
+        """Sum over the neighbours of each value, by the fast Fourier transform."""
+        size = 3 * n
+        product = np.fft.rfft(weights[::-1], size) * np.fft.rfft(what, size)
+        return np.fft.irfft(product, size)[..., n - 1 : 2 * n - 1]
+
+    s0, s1, s2 = (summed(weight * offset**k, np.ones(n)) for k in range(3))
+    fitted = s2 * summed(weight, values) - s1 * summed(weight * offset, values)
+    return np.asarray(fitted / (s0 * s2 - s1**2), np.float64)
+
+
+@lru_cache(1)
 def _smoother(n: int) -> Floats:
-    """Return the matrix that fits local straight lines, with Gaussian weights of 3 steps or n / 50, shape [n, n]."""
+    """Return the matrix of :func:`_smooth`, shape [n, n]: exact, and too large for long tests."""
     offset = np.arange(n)[None, :] - np.arange(n)[:, None]
     weight = np.exp(-0.5 * (offset / max(3.0, n / 50)) ** 2)
     s0, s1, s2 = weight.sum(1), (weight * offset).sum(1), (weight * offset**2).sum(1)
@@ -254,12 +276,12 @@ def _log_lrs(smoothed: Floats, rises_at: int, log_lrs: Floats) -> tuple[float, f
     return top + _CAUTION * min(middle - top, 0.0), top
 
 
-def _resampled(shape: _Shape, smoother: Floats, smoothed: Floats, log_lrs: Floats, seed: int) -> Floats:
+def _resampled(shape: _Shape, smoothed: Floats, log_lrs: Floats, seed: int) -> Floats:
     """Return log suggestions of curves with random signs of the residuals, which keeps their size at each step."""
     residuals = shape.values - smoothed
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     signs = rng.choice([-1.0, 1.0], size=(_RESAMPLES, len(smoothed)))
-    curves = (smoothed + residuals * signs) @ smoother.T
+    curves = _smooth(smoothed + residuals * signs)
     return np.asarray([_log_lrs(curve, shape.rises_at, log_lrs)[0] for curve in curves])
 
 
@@ -300,7 +322,7 @@ def _interval(log_lrs: Floats, samples: Floats, single: Sequence[Floats]) -> tup
     spread, count = _TEST_SPREAD**2, len(single)
     if count >= 3:
         shapes = map(_shape, single)
-        own = [_log_lrs(_smoother(len(each.values)) @ each.values, each.rises_at, log_lrs)[0] for each in shapes]
+        own = [_log_lrs(_smooth(each.values), each.rises_at, log_lrs)[0] for each in shapes]
         # A few tests say little about their own spread, so the usual spread counts as four more tests.
         spread = (4 * spread + (count - 1) * float(np.var(own, ddof=1))) / (4 + count - 1)
     # Some resamples may lose the fall and land anywhere, so take the spread from the middle half.
@@ -331,15 +353,15 @@ def read_curve(
     silent = Reading(None, None, None, None, None, sign * mean, dict.fromkeys(RULES))
     if n < _MIN_POINTS:
         return replace(silent, abstention=Abstention(Cause.TOO_FEW_POINTS, n))
-    shape, smoother, log_lrs = _shape(mean), _smoother(n), np.log(grid)
-    smoothed = smoother @ shape.values
+    shape, log_lrs = _shape(mean), np.log(grid)
+    smoothed = _smooth(shape.values)
     lowest = int(np.argmin(smoothed[: shape.rises_at]))
     _, crosses = _edge(smoothed, shape.rises_at)
     rules = _other_rules(grid, clean[0], smoothed, lowest, loss=not higher_is_better)
     silent = replace(silent, smoothed=sign * smoothed, rules=rules, capped=sign * shape.values)
     if cause := _why_none(shape, crosses, lowest, ended_early):
         return replace(silent, abstention=Abstention(cause))
-    half, noise = _interval(log_lrs, _resampled(shape, smoother, smoothed, log_lrs, seed), clean)
+    half, noise = _interval(log_lrs, _resampled(shape, smoothed, log_lrs, seed), clean)
     if noise > math.log(_TOO_WIDE) / 2:
         return replace(silent, abstention=Abstention(Cause.TOO_NOISY, math.exp(2 * noise)))
     suggestion, max_lr = map(math.exp, _log_lrs(smoothed, shape.rises_at, log_lrs))

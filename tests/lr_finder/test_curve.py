@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -68,6 +69,27 @@ def test_the_smoothed_curve_follows_the_loss_in_its_units_and_is_capped() -> Non
     below = np.asarray(lrs) < 0.05
     assert np.abs(smoothed - clean)[below].max() < 0.15
     assert smoothed.max() < 2.3 + 2.0 + 0.5
+
+
+@pytest.mark.parametrize("shape", [(300,), (4, 301), (1500,)])
+def test_a_long_test_is_smoothed_as_a_short_one(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=shape).cumsum(-1)
+    monkeypatch.setattr(module, "_MATRIX", 10_000)
+    by_matrix = module._smooth(values)
+    monkeypatch.setattr(module, "_MATRIX", 0)
+    assert np.allclose(module._smooth(values), by_matrix, rtol=0, atol=1e-9)
+
+
+def test_a_long_test_takes_little_memory() -> None:
+    lrs = grid(6000)
+    tracemalloc.start()
+    try:
+        found = read_curve(lrs, [sweep(lrs, growth=1.01).tolist()])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 150e6  # a matrix of weights alone would have 288 MB
+    assert found.suggestion is not None
 
 
 def test_a_linear_grid() -> None:
