@@ -6,8 +6,8 @@ through MLflow and copied in the database, so that filling it takes no hours:
 * a page of a search, all runs without their curves, and two curves of 100 runs, for up to 3,000 short runs: wall time;
 * ``scripts/compare.py`` over up to 1,000 runs of 5,000 rows each, with all that it writes: CPU time and memory, on one
   thread;
-* the curves of some of these through MLflow's server: wall time, beside MLflow's client, which asks for one curve after
-  the other. The server has one process. Here several requests are under way, for many runs each.
+* the curves of some of these through MLflow's server, in one process: wall time, beside MLflow's client, which asks for
+  one curve after the other. This project sends several requests at once, for two or more runs each.
 """
 
 import argparse

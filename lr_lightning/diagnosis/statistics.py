@@ -96,9 +96,8 @@ def sign_flip_p(differences: ArrayLike) -> float:
     if 2**d.size <= _MOST_EXACT:
         return _exact_p((d,), np.mean, "samples")
     rng = np.random.default_rng(0)
-    total = float(d.sum())
-    null = (2.0 * (rng.integers(0, 2, (rows, d.size), np.int8) @ d) - total for rows in _chunks())  # chosen: +
-    return _sampled_p(total, null, float(np.abs(d).sum()))
+    null = (_random_signs(rng, rows, d) for rows in _chunks())
+    return _sampled_p(float(d.sum()), null, float(np.abs(d).sum()))
 
 
 def permutation_p(first: ArrayLike, second: ArrayLike) -> float:
@@ -125,6 +124,12 @@ def permutation_p(first: ArrayLike, second: ArrayLike) -> float:
 
 def _chunks() -> Iterator[int]:
     return (_CHUNK for _ in range(_MOST_EXACT // _CHUNK))
+
+
+def _random_signs(rng: np.random.Generator, rows: int, terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return sums of the terms, each with a random sign, shape [rows]."""
+    positive = rng.integers(0, 2, (rows, terms.size), np.int8)
+    return np.asarray(2.0 * (positive @ terms) - terms.sum(), np.float64)
 
 
 def _sampled_p(observed: float, null: Iterator[NDArray[np.float64]], size: float) -> float:
@@ -185,10 +190,10 @@ def _one_sided_p(x: NDArray[np.float64], y: NDArray[np.float64] | None, sign: fl
     rng, count = np.random.default_rng(0), 1
     for rows in _chunks():
         if y is None:
-            drawn = rng.choice(np.array([-1.0, 1.0]), (rows, n)) * weights
+            values = _random_signs(rng, rows, weights * pool)
         else:
-            drawn = rng.permuted(np.tile(weights, (rows, 1)), axis=1)
-        count += int((drawn @ pool >= observed).sum())
+            values = rng.permuted(np.tile(weights, (rows, 1)), axis=1) @ pool
+        count += int((values >= observed).sum())
     return count / (_MOST_EXACT + 1)
 
 

@@ -229,7 +229,7 @@ def _smooth(values: Floats) -> Floats:
     weight = np.exp(-0.5 * (offset / (n / 50)) ** 2)
 
     def summed(weights: Floats, what: Floats) -> Floats:
-        """Sum over the neighbours of each value, by the fast Fourier transform."""
+        """Sum over the neighbours of each value, by the fast Fourier transform; rounds by the largest value of all."""
         size = 3 * n
         product = np.fft.rfft(weights[::-1], size) * np.fft.rfft(what, size)
         return np.fft.irfft(product, size)[..., n - 1 : 2 * n - 1]

@@ -88,7 +88,7 @@ Styles = dict[str, Style]  # by a group's name
 LR_PARAMS = ("optimizer.lr", "lr")
 _FRONT_STYLE = Style(GREY, "dot", "circle")
 _BAND_POINTS, _FEWEST_POINTS = 300, 60  # of a curve
-_POINTS = 60_000  # of all curves of a plot, unless a curve would have fewer than the fewest; a page for a phone
+_POINTS = 60_000  # of all curves of a plot, so that a phone can open the page; but each keeps _FEWEST_POINTS
 _LONG_LABEL, _LEGEND_ENTRIES = 40, 24  # of a PNG
 
 
@@ -295,7 +295,7 @@ def plot_loss_against_lr(compared: ComparedGroups, style_of: Styles) -> Plot | N
         if len(pairs) > 1 and all(np.array_equal(lr, pairs[0][0]) for lr, _ in pairs[1:]):
             pairs = [(pairs[0][0], np.mean([loss for _, loss in pairs], axis=0))]
         for lr, loss in pairs:
-            keep = thin(loss, _BAND_POINTS)
+            keep = thin(loss, _BAND_POINTS)  # at once, so that not all curves are in memory; again for many lines
             lines.append((index, group.name, lr[keep], loss[keep]))
     limit = max(_FEWEST_POINTS, min(_BAND_POINTS, _POINTS // max(1, len(lines))))
     for index, name, lr, loss in lines:

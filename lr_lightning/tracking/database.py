@@ -90,13 +90,13 @@ def read_experiments(store: Store) -> dict[str, str]:
     """Read name and id of the experiments that are not deleted. Errors: see :func:`_connected`."""
     import sqlalchemy as sql
 
-    table = _table("experiments", "name", "experiment_id", "lifecycle_stage")
-    query = sql.select(table.c.name, table.c.experiment_id).where(table.c.lifecycle_stage == "active")
+    table = _table("experiments", "name", "experiment_id", "workspace", "lifecycle_stage")
+    query = sql.select(*list(table.c)[:-1]).where(table.c.lifecycle_stage == "active")
     with _connected(store) as connection:
         rows = connection.execute(query).all()
-    if len({name for name, _ in rows}) < len(rows):
-        raise SQLFailed("experiments of several workspaces have the same name")
-    return {name: str(number) for name, number in rows}
+    if any(workspace not in (None, "default") for _, _, workspace in rows):
+        raise SQLFailed("there are experiments outside the default workspace, which MLflow may refuse")
+    return {name: str(number) for name, number, _ in rows}
 
 
 def read_runs(store: Store, experiment_ids: Sequence[str]) -> list[RunRow]:

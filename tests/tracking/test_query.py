@@ -81,7 +81,7 @@ def test_a_known_file_tells_its_experiments_without_mlflow(filled: Store, monkey
     stamp.write_text(known)
     with closing(sqlite3.connect(filled.root / "mlflow.db")) as database, database:
         columns = "name, artifact_location, lifecycle_stage, workspace"
-        database.execute(f"INSERT INTO experiments ({columns}) VALUES ('x', '', 'active', 'of another team')")
+        database.execute(f"INSERT INTO experiments ({columns}) VALUES ('theirs', '', 'active', 'of another team')")
     with pytest.raises(query.SQLFailed):
         query.database.read_experiments(filled)
 
