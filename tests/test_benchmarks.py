@@ -70,7 +70,7 @@ def test_results_that_are_still_to_come_have_their_line(stored: ModuleType, tmp_
             }
         },
         "soak": {"kills": 100, "metric_rows": 9, "rows_missing_or_changed": 0, "rows_added_or_changed": 0},
-        "growth": {"curves": {"rows": {"exponent": 1.0}, "ranks": {"exponent": 1.25}}},
+        "growth": {"repeats": 3, "curves": {"rows": {"exponent": 1.0}, "ranks": {"exponent": 1.25}}},
         "peers": {"ratio_to_no_callback": {"no callback": RATIO, "here": RATIO}},
         "start": {"first_step_to_import": RATIO},
         "store_scale": {

@@ -159,7 +159,7 @@ def _many_ranks(found: dict[str, Any]) -> str:
 
 def _growth(found: dict[str, Any]) -> str:
     name, worst = max(found["curves"].items(), key=lambda item: float(item[1]["exponent"]))
-    return f"the steepest of {len(found['curves'])} curves: {name}, exponent {worst['exponent']:.2f}, n = 3"
+    return f"the steepest of {len(found['curves'])} curves: {name}, exponent {worst['exponent']:.2f}, n = {found['repeats']}"
 
 
 def _peers(found: dict[str, Any]) -> str:
