@@ -37,6 +37,7 @@ _OF_AN_EPOCH = ("val/loss", "val/acc", "probe/loss", "overfit/gap_loss", "train/
 _OTHERS = 12  # metrics of an epoch: with the rest, 5,000 rows
 _CURVES = (*DENSE, *_OF_AN_EPOCH)
 ROOT = Path(__file__).parent.parent
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # The program itself tells its peak of memory: `ru_maxrss` of a child is at least that of its parent.
 _MEASURED = """
 import atexit, runpy, sys
@@ -47,12 +48,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def one_run(store: Store, steps: int = 300) -> str:
-    """Log a short run: 35 params, 30 tags, 17 metrics with one row and three with ``steps``. Return its id."""
+def one_run(store: Store) -> str:
+    """Log a short run: 35 params, 30 tags, 17 metrics with one row and three with 300. Return its id."""
     from mlflow.entities import Metric
 
     rows = [Metric(f"m{i}", 0.5, 1, 10) for i in range(17)]
-    rows += [Metric(key, 0.5, step, step) for key in (*DENSE, "lr/group1") for step in range(steps)]
+    rows += [Metric(key, 0.5, step, step) for key in (*DENSE, "lr/group1") for step in range(300)]
     return _log(store, rows, {f"tag{i}": "value" for i in range(30)})
 
 
@@ -150,9 +151,6 @@ def compare(root: Path, *options: str) -> tuple[float, float]:
     return usage.ru_utime + usage.ru_stime, int(peak[1]) * 1024 / 1e6
 
 
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
 @contextmanager
 def served(store: Store, place: Path) -> Iterator[Store]:
     """Serve a store by MLflow's server, in a process of its own.
@@ -214,7 +212,6 @@ def main() -> None:
     random.seed(0)
     of_size: dict[str, Any] = {}
     compared: dict[str, dict[str, Any]] = {}
-    through: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="store-scale-") as place:
         store, path = open_store(Path(place) / "short"), Path(place) / "short" / "mlflow.db"
         prototype, have = one_run(store), 1
